@@ -1,0 +1,93 @@
+/*
+ * Purpose: the output of each token.
+ * Formula: y = residual + output_bias + sigmoid(gate) * shared + sum over the token's pairs, in the
+ *          order of k, of w * ye[slot] (w = 1 when the expert applied it), or w * x for identity
+ *          experts. A masked token gets its residual, or 0.
+ * Arrays: ye [S,D], weights [pairs], slot_of [pairs], x [T,D] or NULL, token_mask [T] or NULL,
+ *         token_offsets [T+1] or NULL, shared [T,D] or NULL, shared_gate [T] or NULL, output_bias
+ *         [D] or NULL, residual [T,D] or NULL -> y [T,D]; f32.
+ * NDRange: (segments of SEGMENT columns, T); GROUP work-items along D, V columns each at a time.
+ * Limits: V is 1, 4, 8 or 16.
+ * Repeatability: one work-item adds an element's terms, in the order above.
+ */
+#define SEGMENT 1024
+
+#define JOIN_(a, b)  a##b
+#define JOIN(a, b)   JOIN_(a, b)
+#define FLOATV       JOIN(float, V)
+#define LOADV(p)     JOIN(vload, V)(0, p)
+#define STOREV(v, p) JOIN(vstore, V)(v, 0, p)
+
+typedef struct token_row {
+    __global const float *ye, *weights, *x, *shared, *residual, *output_bias;
+    __global const int *slot_of;
+    int pairs, weight_in_expert;
+    uint dim;
+    float gate;
+} token_row;
+
+/* V, or one, columns from d on. */
+#define DEFINE_COMBINE(name, type, load)                                                           \
+    inline type name(const token_row *row, uint d) {                                               \
+        type sum = row->residual ? load(row->residual + d) : (type)(0.0f);                         \
+        if (row->output_bias)                                                                      \
+            sum += load(row->output_bias + d);                                                     \
+        if (row->shared)                                                                           \
+            sum += row->gate * load(row->shared + d);                                              \
+        for (int k = 0; k < row->pairs; k++) {                                                     \
+            int slot = row->slot_of[k];                                                            \
+            if (slot >= 0)                                                                         \
+                sum += (row->weight_in_expert ? 1.0f : row->weights[k]) *                          \
+                       load(row->ye + (ulong)slot * row->dim + d);                                 \
+            else if (slot == SLOT_IDENTITY)                                                        \
+                sum += row->weights[k] * load(row->x + d);                                         \
+        }                                                                                          \
+        return sum;                                                                                \
+    }
+
+#define LOAD1(p) (*(p))
+DEFINE_COMBINE(combine_columns, FLOATV, LOADV)
+DEFINE_COMBINE(combine_column, float, LOAD1)
+
+KERNEL(GROUP, 1, 1)
+void combine_rows(__global const float *ye, ulong ye_off, __global const float *weights,
+                  ulong weights_off, __global const int *slot_of, ulong slot_of_off,
+                  __global const float *x, ulong x_off, __global const uchar *token_mask,
+                  ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
+                  __global const float *shared, ulong shared_off,
+                  __global const float *shared_gate, ulong shared_gate_off,
+                  __global const float *output_bias, ulong output_bias_off,
+                  __global const float *residual, ulong residual_off, __global float *y,
+                  ulong y_off, uint dim, int top_k, int weight_in_expert) {
+    ulong token = get_group_id(1), first = token * top_k;
+    token_row row = {ye + ye_off, 0, 0, 0, 0, 0, 0, top_k, weight_in_expert, dim, 1.0f};
+    uint begin = get_group_id(0) * SEGMENT, end = min(begin + SEGMENT, dim);
+    if (token_offsets) {
+        first = (ulong)token_offsets[token_offsets_off + token];
+        row.pairs = token_offsets[token_offsets_off + token + 1] - (int)first;
+    }
+    row.weights = weights + weights_off + first;
+    row.slot_of = slot_of + slot_of_off + first;
+    if (x)
+        row.x = x + x_off + token * dim;
+    if (shared)
+        row.shared = shared + shared_off + token * dim;
+    if (shared_gate)
+        row.gate = 1.0f / (1.0f + exp(-shared_gate[shared_gate_off + token]));
+    if (output_bias)
+        row.output_bias = output_bias + output_bias_off;
+    if (residual)
+        row.residual = residual + residual_off + token * dim;
+    if (token_mask && !token_mask[token_mask_off + token]) {
+        row.pairs = 0;
+        row.shared = 0;
+        row.output_bias = 0;
+    }
+    y += y_off + token * dim;
+
+    uint whole = begin + (end - begin) / V * V;
+    for (uint d = begin + get_local_id(0) * V; d < whole; d += GROUP * V)
+        STOREV(combine_columns(&row, d), y + d);
+    for (uint d = whole + get_local_id(0); d < end; d += GROUP)
+        y[d] = combine_column(&row, d);
+}

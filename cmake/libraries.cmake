@@ -1,0 +1,54 @@
+# libclmoe.so and libclmoe.a from clmoe_objects, and what an application needs to find them.
+include(CMakePackageConfigHelpers)
+
+add_library(clmoe SHARED $<TARGET_OBJECTS:clmoe_objects>)
+set_target_properties(clmoe PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0 LINKER_LANGUAGE C)
+target_link_libraries(clmoe PUBLIC OpenCL::OpenCL PRIVATE PkgConfig::jansson Threads::Threads m)
+
+# An archive has no hidden names: join its objects into one and make their hidden names local.
+set(archive_object ${PROJECT_BINARY_DIR}/clmoe_archive.o)
+add_custom_command(
+    OUTPUT ${archive_object}
+    COMMAND ${CMAKE_C_COMPILER} -r -nostdlib -o ${archive_object} $<TARGET_OBJECTS:clmoe_objects>
+    COMMAND ${CMAKE_OBJCOPY} --localize-hidden ${archive_object}
+    DEPENDS clmoe_objects $<TARGET_OBJECTS:clmoe_objects>
+    COMMENT "Joining the objects of libclmoe.a"
+    COMMAND_EXPAND_LISTS VERBATIM)
+add_library(clmoe_static STATIC ${archive_object})
+set_target_properties(clmoe_static PROPERTIES OUTPUT_NAME clmoe LINKER_LANGUAGE C)
+target_link_libraries(clmoe_static INTERFACE OpenCL::OpenCL Threads::Threads jansson m)
+
+set(pc_requires_private jansson)
+if(CLMOE_WITH_CLBLAST)
+    target_link_libraries(clmoe PRIVATE clblast)
+    target_link_libraries(clmoe_static INTERFACE $<BUILD_INTERFACE:clblast>
+                          $<INSTALL_INTERFACE:clblast>)
+    string(APPEND pc_requires_private " clblast")
+endif()
+
+foreach(library IN ITEMS clmoe clmoe_static)
+    add_library(clmoe::${library} ALIAS ${library})
+    target_include_directories(${library} INTERFACE
+        $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
+        $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+endforeach()
+
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/clmoe)
+install(TARGETS clmoe clmoe_static EXPORT clmoeTargets
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY include/clmoe DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(EXPORT clmoeTargets NAMESPACE clmoe:: DESTINATION ${package_dir})
+
+configure_package_config_file(cmake/clmoeConfig.cmake.in ${PROJECT_BINARY_DIR}/clmoeConfig.cmake
+                              INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/clmoeConfigVersion.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/clmoeConfig.cmake ${PROJECT_BINARY_DIR}/clmoeConfigVersion.cmake
+        DESTINATION ${package_dir})
+
+# The prefix of clmoe.pc follows from where the file lies, so that an installed tree can be moved.
+set(pc_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+file(RELATIVE_PATH pc_to_prefix ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+configure_file(clmoe.pc.in clmoe.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/clmoe.pc DESTINATION ${pc_dir})

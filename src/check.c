@@ -1,0 +1,349 @@
+/* Arguments of the public calls. */
+#include "check.h"
+#include "workspace.h"
+
+/* Bytes of rows x columns elements; saturates, and no buffer is that large. */
+static size_t bytes_of(size_t rows, size_t columns, size_t element) {
+    size_t elements, bytes;
+    return size_mul(rows, columns, &elements) && size_mul(elements, element, &bytes) ? bytes
+                                                                                     : SIZE_MAX;
+}
+
+/* One buffer argument: what it must hold. */
+typedef struct buffer_need {
+    const char *name;
+    const clmoe_buf *buf;
+    size_t bytes;
+    size_t element;
+    bool required;
+} buffer_need;
+
+static clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *need) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t size = 0, end;
+    cl_context context = NULL;
+    const clmoe_buf *buf = need->buf;
+    if (need->bytes == 0)
+        return CLMOE_SUCCESS;
+    if (!buf->mem) {
+        if (need->required)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is not given, but needs %zu bytes", need->name,
+                        need->bytes);
+        return CLMOE_SUCCESS;
+    }
+    TRY(CL(clGetMemObjectInfo(buf->mem, CL_MEM_SIZE, sizeof size, &size, NULL)));
+    TRY(CL(clGetMemObjectInfo(buf->mem, CL_MEM_CONTEXT, sizeof context, (void *)&context, NULL)));
+    if (context != layer->context->cl)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s belongs to another OpenCL context", need->name);
+    if (buf->offset % need->element != 0)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s.offset is %zu, but must be a multiple of %zu",
+                    need->name, buf->offset, need->element);
+    if (!size_add(buf->offset, need->bytes, &end) || end > size)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s has %zu bytes, but needs %zu from offset %zu",
+                    need->name, size, need->bytes, buf->offset);
+done:
+    if (status < 0)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is not a valid OpenCL buffer: %s", need->name,
+                    clmoe_status_string(status));
+    return status;
+}
+
+static clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs,
+                                  size_t count) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t i = 0; i < count; i++)
+        TRY(check_buffer(layer, &needs[i]));
+done:
+    return status;
+}
+
+#define CHECK_BUFFERS(layer, needs)                                                                \
+    check_buffers((layer), (needs), sizeof(needs) / sizeof(needs)[0])
+
+/* What every argument struct begins with, and the sizes that follow from its tokens. */
+static clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
+                               workspace_layout *ws) {
+    if (!layer || !args)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
+    const struct {
+        size_t struct_size;
+        uint32_t tokens;
+    } *head = args;
+    if (head->struct_size != expected)
+        return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
+                    head->struct_size, expected);
+    return workspace_layout_get(layer, head->tokens, ws);
+}
+
+static clmoe_status check_weights_given(const clmoe_weights *weights) {
+    return weights ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
+}
+
+static clmoe_status check_router(const clmoe_layer *layer, const clmoe_weights *weights) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    const buffer_need needs[] = {
+        {"weights.router", &weights->router, bytes_of(layer->columns, layer->desc.dim, 4), 4, true},
+        {"weights.router_bias", &weights->router_bias,
+         router->bias ? bytes_of(layer->columns, 1, 4) : 0, 4, true},
+    };
+    return CHECK_BUFFERS(layer, needs);
+}
+
+static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *weights) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    size_t bytes = bytes_of(layer->columns, 1, 4);
+    const buffer_need needs[] = {
+        {"weights.select_bias", &weights->select_bias, router->select_bias ? bytes : 0, 4, true},
+        {"weights.expert_scale", &weights->expert_scale, router->expert_scale ? bytes : 0, 4, true},
+    };
+    return CHECK_BUFFERS(layer, needs);
+}
+
+/* Names of an MLP's buffers in messages. */
+typedef struct mlp_names {
+    const char *gate, *up, *down, *gate_bias, *up_bias, *down_bias;
+} mlp_names;
+
+static const mlp_names experts_names = {"weights.experts.gate",    "weights.experts.up",
+                                        "weights.experts.down",    "weights.experts.gate_bias",
+                                        "weights.experts.up_bias", "weights.experts.down_bias"};
+static const mlp_names shared_names = {"weights.shared.gate",    "weights.shared.up",
+                                       "weights.shared.down",    "weights.shared.gate_bias",
+                                       "weights.shared.up_bias", "weights.shared.down_bias"};
+
+static clmoe_status check_mlp(const clmoe_layer *layer, const clmoe_mlp_desc *mlp, size_t experts,
+                              const clmoe_mlp_weights *weights, const mlp_names *names) {
+    bool fused =
+        mlp->gate_layout == CLMOE_GATE_CONCAT || mlp->gate_layout == CLMOE_GATE_INTERLEAVED;
+    size_t rows = experts * mlp->hidden_dim, dim = layer->desc.dim;
+    size_t gate_rows = fused ? 2 * rows : (mlp->gate_layout == CLMOE_GATE_SEPARATE ? rows : 0);
+    size_t up_rows = fused ? 0 : rows;
+    const buffer_need needs[] = {
+        {names->gate, &weights->gate, bytes_of(gate_rows, dim, 4), 4, true},
+        {names->up, &weights->up, bytes_of(up_rows, dim, 4), 4, true},
+        {names->down, &weights->down, bytes_of(rows, dim, 4), 4, true},
+        {names->gate_bias, &weights->gate_bias, mlp->gate_up_bias ? gate_rows * 4 : 0, 4, true},
+        {names->up_bias, &weights->up_bias, mlp->gate_up_bias ? up_rows * 4 : 0, 4, true},
+        {names->down_bias, &weights->down_bias, mlp->down_bias ? bytes_of(experts, dim, 4) : 0, 4,
+         true},
+    };
+    return CHECK_BUFFERS(layer, needs);
+}
+
+static clmoe_status check_experts_weights(const clmoe_layer *layer, const clmoe_weights *weights) {
+    return check_mlp(layer, &layer->desc.experts, layer->desc.num_experts, &weights->experts,
+                     &experts_names);
+}
+
+static clmoe_status check_dense_weights(const clmoe_layer *layer, const clmoe_weights *weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t row = bytes_of(layer->desc.dim, 1, 4);
+    if (layer->desc.shared.hidden_dim)
+        TRY(check_mlp(layer, &layer->desc.shared, 1, &weights->shared, &shared_names));
+    const buffer_need needs[] = {
+        {"weights.shared_gate", &weights->shared_gate, layer->desc.shared_gate ? row : 0, 4, true},
+        {"weights.output_bias", &weights->output_bias, layer->desc.output_bias ? row : 0, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+done:
+    return status;
+}
+
+static clmoe_status check_forward_weights(const clmoe_layer *layer,
+                                          const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_weights_given(args->weights));
+    if (!args->ids_in.mem) {
+        if (!args->logits_in.mem)
+            TRY(check_router(layer, args->weights));
+        TRY(check_choice(layer, args->weights));
+    }
+    TRY(check_experts_weights(layer, args->weights));
+    TRY(check_dense_weights(layer, args->weights));
+done:
+    return status;
+}
+
+clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    if (!args->ids_in.mem != !args->weights_in.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is given without %s",
+                    args->ids_in.mem ? "ids_in" : "weights_in",
+                    args->ids_in.mem ? "weights_in" : "ids_in");
+    if (args->ids_in.mem && (args->logits_in.mem || args->logits.mem))
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is given together with ids_in",
+                    args->logits_in.mem ? "logits_in" : "logits");
+    size_t rows = bytes_of(args->tokens, layer->desc.dim, 4);
+    size_t columns = bytes_of(args->tokens, layer->columns, 4);
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
+    const buffer_need needs[] = {
+        {"x", &args->x, rows, 4, true},
+        {"token_mask", &args->token_mask, args->tokens, 1, false},
+        {"residual", &args->residual, rows, 4, false},
+        {"logits_in", &args->logits_in, columns, 4, false},
+        {"ids_in", &args->ids_in, pairs, 4, false},
+        {"weights_in", &args->weights_in, pairs, 4, false},
+        {"saved", &args->saved, ws.saved_bytes, 4, true},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
+        {"y", &args->y, rows, 4, true},
+        {"logits", &args->logits, columns, 4, false},
+        {"ids", &args->ids, pairs, 4, false},
+        {"weights_out", &args->weights_out, pairs, 4, false},
+        {"stats", &args->stats, clmoe_stats_size(layer), 4, false},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_forward_weights(layer, args));
+done:
+    return status;
+}
+
+clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    bool external = args->logits_in.mem != NULL;
+    size_t columns = bytes_of(args->tokens, layer->columns, 4);
+    const buffer_need needs[] = {
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, 4), 4, !external},
+        {"logits_in", &args->logits_in, columns, 4, false},
+        {"logits", &args->logits, columns, 4, !external},
+        {"scores", &args->scores, columns, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    if (!external) {
+        TRY(check_weights_given(args->weights));
+        TRY(check_router(layer, args->weights));
+    }
+done:
+    return status;
+}
+
+clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
+    const buffer_need needs[] = {
+        {"scores", &args->scores, bytes_of(args->tokens, layer->columns, 4), 4, true},
+        {"ids", &args->ids, pairs, 4, true},
+        {"weights_out", &args->weights_out, pairs, 4, true},
+        {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    if (layer->desc.router.select_bias || layer->desc.router.expert_scale) {
+        TRY(check_weights_given(args->weights));
+        TRY(check_choice(layer, args->weights));
+    }
+done:
+    return status;
+}
+
+/* With token_offsets only the device knows how many pairs there are: at least one element then. */
+static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
+    size_t pairs = token_offsets.mem && ws->plan.pairs > 0 ? 1 : ws->plan.pairs;
+    return bytes_of(pairs, 1, 4);
+}
+
+clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    const buffer_need needs[] = {
+        {"ids", &args->ids, pairs, 4, true},
+        {"pair_weights", &args->pair_weights, pairs, 4, false},
+        {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
+        {"token_mask", &args->token_mask, tokens, 1, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    if (layer_sorts(layer) && !args->pair_weights.mem && pairs > 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "pair_weights is not given, but the capacity's keep rule ranks by weight");
+done:
+    return status;
+}
+
+clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    const buffer_need needs[] = {
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, 4), 4, true},
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+        {"xe", &args->xe, bytes_of(ws.plan.slots, layer->desc.dim, 4), 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+done:
+    return status;
+}
+
+clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    bool gathers = layer->experts.engine->gathers;
+    bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
+    size_t slot_rows = bytes_of(ws.plan.slots, layer->desc.dim, 4);
+    const buffer_need needs[] = {
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, 4), 4, gathers && !args->xe.mem},
+        {"xe", &args->xe, slot_rows, 4, !gathers},
+        {"pair_weights", &args->pair_weights, bytes_of(ws.plan.pairs, 1, 4), 4, weighted},
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
+        {"ye", &args->ye, slot_rows, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_weights_given(args->weights));
+    TRY(check_experts_weights(layer, args->weights));
+done:
+    return status;
+}
+
+clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    size_t rows = bytes_of(args->tokens, layer->desc.dim, 4), tokens = args->tokens;
+    bool gated = layer->desc.shared_gate && args->shared.mem;
+    const buffer_need needs[] = {
+        {"x", &args->x, rows, 4, layer->desc.num_identity_experts > 0},
+        {"ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, 4), 4, true},
+        {"pair_weights", &args->pair_weights, pairs_bytes(&ws, args->token_offsets), 4, true},
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+        {"token_mask", &args->token_mask, tokens, 1, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"shared", &args->shared, rows, 4, false},
+        {"shared_gate", &args->shared_gate, bytes_of(tokens, 1, 4), 4, gated},
+        {"residual", &args->residual, rows, 4, false},
+        {"y", &args->y, rows, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    if (layer->desc.output_bias) {
+        TRY(check_weights_given(args->weights));
+        const buffer_need bias = {"weights.output_bias", &args->weights->output_bias,
+                                  bytes_of(layer->desc.dim, 1, 4), 4, true};
+        TRY(check_buffer(layer, &bias));
+    }
+done:
+    return status;
+}
+
+clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    const buffer_need needs[] = {
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+        {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, false},
+        {"token_mask", &args->token_mask, args->tokens, 1, false},
+        {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+done:
+    return status;
+}

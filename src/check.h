@@ -1,0 +1,19 @@
+/* Argument checks of the public calls: everything that can be known before anything is enqueued. */
+#ifndef CLMOE_CHECK_H
+#define CLMOE_CHECK_H
+
+#include "layer.h"
+
+/* The descriptor alone; context and device are not asked. */
+clmoe_status check_layer_desc(const clmoe_layer_desc *desc);
+
+clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args);
+clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args);
+clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args);
+clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args);
+clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args);
+clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args);
+clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args);
+clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);
+
+#endif

@@ -1,0 +1,180 @@
+/* The layer descriptor: every field's range, and the pairs of fields that contradict each other. */
+#include "check.h"
+
+#include <math.h>
+
+enum { MAX_COLUMNS = 4096, MAX_TOP_K = 256, MAX_GROUPS = 256, MAX_DIM = 1 << 24 };
+
+static clmoe_status in_range(const char *name, uint32_t value, uint32_t low, uint32_t high) {
+    if (value >= low && value <= high)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_DESC, "%s is %u, but must be from %u to %u", name, value, low, high);
+}
+
+static clmoe_status is_flag(const char *name, uint32_t value) {
+    return in_range(name, value, 0, 1);
+}
+
+/* Enums start at 0 and end at `last`. */
+static clmoe_status is_enum(const char *name, int value, int last) {
+    if (value >= 0 && value <= last)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_DESC, "%s is %d, but must be from 0 to %d", name, value, last);
+}
+
+static clmoe_status is_at_least(const char *name, double value, double low) {
+    if (isfinite(value) && value >= low)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_DESC, "%s is %g, but must be finite and at least %g", name, value,
+                low);
+}
+
+static clmoe_status is_f32(const char *name, clmoe_type type) {
+    if ((int)type < CLMOE_F32 || type > CLMOE_BF16)
+        return fail(CLMOE_INVALID_DESC, "%s is %d, but must be from 0 to %d", name, (int)type,
+                    CLMOE_BF16);
+    if (type != CLMOE_F32)
+        return fail(CLMOE_UNSUPPORTED, "%s is %s, but only f32 is supported", name,
+                    type == CLMOE_F16 ? "f16" : "bf16");
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint32_t experts = desc->num_experts, identity = desc->num_identity_experts;
+    TRY(in_range("dim", desc->dim, 1, MAX_DIM));
+    TRY(in_range("num_experts", experts, 1, MAX_COLUMNS));
+    TRY(in_range("num_identity_experts", identity, 0, MAX_COLUMNS));
+    if (experts + identity > MAX_COLUMNS)
+        return fail(CLMOE_INVALID_DESC,
+                    "num_experts %u and num_identity_experts %u are together more than %d", experts,
+                    identity, MAX_COLUMNS);
+    TRY(in_range("top_k", desc->top_k, 1, MAX_TOP_K));
+    if (desc->top_k > experts + identity)
+        return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts is %u", desc->top_k,
+                    experts + identity);
+    TRY(is_f32("type", desc->type));
+    TRY(is_f32("weight_type", desc->weight_type));
+    TRY(is_flag("training", desc->training));
+    TRY(is_flag("normalize_experts", desc->normalize_experts));
+    TRY(is_flag("shared_gate", desc->shared_gate));
+    TRY(is_flag("output_bias", desc->output_bias));
+    if (desc->shared_gate && desc->shared.hidden_dim == 0)
+        return fail(CLMOE_INVALID_DESC, "shared_gate is 1, but shared.hidden_dim is 0");
+done:
+    return status;
+}
+
+static clmoe_status check_groups(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &desc->router;
+    uint32_t columns = desc->num_experts + desc->num_identity_experts;
+    TRY(is_enum("router.group_score", (int)router->group_score, CLMOE_GROUP_TOP2_SUM));
+    TRY(in_range("router.num_groups", router->num_groups, 0, MAX_GROUPS));
+    if (router->num_groups <= 1)
+        return CLMOE_SUCCESS;
+    if (columns % router->num_groups != 0)
+        return fail(CLMOE_INVALID_DESC, "router.num_groups is %u, but does not divide %u experts",
+                    router->num_groups, columns);
+    TRY(in_range("router.topk_groups", router->topk_groups, 1, router->num_groups));
+    uint32_t choices = router->topk_groups * (columns / router->num_groups);
+    if (choices < desc->top_k)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.topk_groups is %u: its groups hold %u experts, but top_k is %u",
+                    router->topk_groups, choices, desc->top_k);
+done:
+    return status;
+}
+
+static clmoe_status check_router(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &desc->router;
+    TRY(is_enum("router.score", (int)router->score, CLMOE_SCORE_SPARSEMIXER));
+    TRY(is_enum("router.order", (int)router->order, CLMOE_ORDER_TOPK_THEN_SCORE));
+    TRY(is_enum("router.renorm", (int)router->renorm, CLMOE_RENORM_PNORM));
+    TRY(is_enum("router.weight_at", (int)router->weight_at, CLMOE_WEIGHT_AT_ACTIVATION));
+    TRY(is_f32("router.weight_type", router->weight_type));
+    TRY(is_flag("router.bias", router->bias));
+    TRY(is_flag("router.select_bias", router->select_bias));
+    TRY(is_flag("router.renorm_after_drop", router->renorm_after_drop));
+    TRY(is_flag("router.expert_scale", router->expert_scale));
+    TRY(is_at_least("router.softcap", router->softcap, 0));
+    TRY(is_at_least("router.renorm_eps", router->renorm_eps, 0));
+    TRY(is_at_least("router.renorm_p", router->renorm_p, 1));
+    TRY(is_at_least("router.sparsemixer_eps", router->sparsemixer_eps, 0));
+    TRY(is_at_least("router.temperature", router->temperature, 0));
+    if (router->temperature == 0)
+        return fail(CLMOE_INVALID_DESC, "router.temperature is 0, but must be more");
+    if (!isfinite(router->scale))
+        return fail(CLMOE_INVALID_DESC, "router.scale is %g, but must be finite",
+                    (double)router->scale);
+    if (router->score == CLMOE_SCORE_SPARSEMIXER && router->order != CLMOE_ORDER_TOPK_THEN_SCORE)
+        return fail(CLMOE_INVALID_DESC, "router.order is %d, but sparsemixer needs topk-then-score",
+                    (int)router->order);
+    TRY(check_groups(desc));
+done:
+    return status;
+}
+
+static clmoe_status check_capacity(const clmoe_capacity_desc *capacity) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(is_at_least("capacity.factor", capacity->factor, 0));
+    TRY(is_enum("capacity.rounding", (int)capacity->rounding, CLMOE_ROUND_NEAREST));
+    TRY(is_enum("capacity.keep", (int)capacity->keep, CLMOE_KEEP_WEIGHT));
+    if (capacity->rows > 0 && capacity->factor > 0)
+        return fail(CLMOE_INVALID_DESC, "capacity.rows is %u and capacity.factor is %g: give one",
+                    capacity->rows, capacity->factor);
+done:
+    return status;
+}
+
+/* Names of an MLP's fields in messages. */
+typedef struct mlp_fields {
+    const char *hidden_dim, *activation, *gate_layout, *gate_up_transposed, *down_transposed;
+    const char *gate_up_bias, *down_bias, *limit, *alpha, *up_shift;
+} mlp_fields;
+
+#define MLP_FIELDS(of)                                                                             \
+    {                                                                                              \
+        of ".hidden_dim", of ".activation", of ".gate_layout", of ".gate_up_transposed",           \
+            of ".down_transposed", of ".gate_up_bias", of ".down_bias", of ".limit", of ".alpha",  \
+            of ".up_shift"                                                                         \
+    }
+
+static const mlp_fields experts_fields = MLP_FIELDS("experts");
+static const mlp_fields shared_fields = MLP_FIELDS("shared");
+
+static clmoe_status check_mlp(const clmoe_mlp_desc *mlp, const mlp_fields *fields) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(in_range(fields->hidden_dim, mlp->hidden_dim, 1, MAX_DIM));
+    TRY(is_enum(fields->activation, (int)mlp->activation, CLMOE_ACT_RELU2));
+    TRY(is_enum(fields->gate_layout, (int)mlp->gate_layout, CLMOE_GATE_NONE));
+    TRY(is_flag(fields->gate_up_transposed, mlp->gate_up_transposed));
+    TRY(is_flag(fields->down_transposed, mlp->down_transposed));
+    TRY(is_flag(fields->gate_up_bias, mlp->gate_up_bias));
+    TRY(is_flag(fields->down_bias, mlp->down_bias));
+    TRY(is_at_least(fields->limit, mlp->limit, 0));
+    if (!isfinite(mlp->alpha))
+        return fail(CLMOE_INVALID_DESC, "%s is %g, but must be finite", fields->alpha,
+                    (double)mlp->alpha);
+    if (!isfinite(mlp->up_shift))
+        return fail(CLMOE_INVALID_DESC, "%s is %g, but must be finite", fields->up_shift,
+                    (double)mlp->up_shift);
+done:
+    return status;
+}
+
+clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (desc->struct_size != sizeof *desc)
+        return fail(CLMOE_INVALID_DESC, "struct_size is %zu, but this library knows %zu",
+                    desc->struct_size, sizeof *desc);
+    TRY(check_sizes(desc));
+    TRY(check_router(desc));
+    TRY(check_capacity(&desc->capacity));
+    TRY(check_mlp(&desc->experts, &experts_fields));
+    if (desc->shared.hidden_dim)
+        TRY(check_mlp(&desc->shared, &shared_fields));
+done:
+    return status;
+}

@@ -1,0 +1,105 @@
+/* Creation and destruction of contexts. */
+#include "context.h"
+#include "program.h"
+
+#include <stdlib.h>
+
+enum { MAX_GROUP = 256 };
+
+void clmoe_context_options_init(clmoe_context_options *options) {
+    *options = (clmoe_context_options){.struct_size = sizeof *options};
+}
+
+static clmoe_status check_options(const clmoe_context_options *options) {
+    if (options->struct_size != sizeof *options)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "options.struct_size is %zu, but this library knows %zu", options->struct_size,
+                    sizeof *options);
+    uint32_t group = options->group_size;
+    if (group > MAX_GROUP || (group & (group - 1)) != 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "options.group_size is %u, but must be 0 or a power of two up to %d", group,
+                    MAX_GROUP);
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_device(cl_context context, cl_device_id device) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t bytes = 0;
+    cl_device_id *devices = NULL;
+    TRY(CL(clGetContextInfo(context, CL_CONTEXT_DEVICES, 0, NULL, &bytes)));
+    devices = malloc(bytes);
+    if (!devices)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the device list");
+    TRY(CL(clGetContextInfo(context, CL_CONTEXT_DEVICES, bytes, devices, NULL)));
+    status = fail(CLMOE_INVALID_ARGUMENT, "device is not one of the OpenCL context's devices");
+    for (size_t i = 0; i < bytes / sizeof *devices; i++)
+        if (devices[i] == device)
+            status = CLMOE_SUCCESS;
+done:
+    free(devices);
+    return status;
+}
+
+/* Barriers are slow where a work-group is a loop of one thread: one work-item per group there. */
+static uint32_t choose_group(const clmoe_context *context) {
+    if (context->options.group_size)
+        return context->options.group_size;
+    if (device_is_cpu(&context->info))
+        return 1;
+    uint32_t group = MAX_GROUP;
+    while (group > context->info.max_group)
+        group /= 2;
+    return group;
+}
+
+clmoe_status clmoe_context_create(cl_context cl, cl_device_id device,
+                                  const clmoe_context_options *options, clmoe_context **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_context *context = NULL;
+    if (!out)
+        return fail(CLMOE_INVALID_ARGUMENT, "out is NULL");
+    *out = NULL;
+    if (!cl || !device)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", cl ? "device" : "context");
+    if (options)
+        TRY(check_options(options));
+    TRY(check_device(cl, device));
+
+    context = calloc(1, sizeof *context);
+    if (!context)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the context");
+    if (pthread_mutex_init(&context->lock, NULL) != 0) {
+        free(context);
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the context's lock");
+    }
+    clmoe_context_options_init(&context->options);
+    if (options)
+        context->options = *options;
+    context->device = device;
+    TRY(device_info_read(device, &context->info));
+    context->group = choose_group(context);
+    if (context->group > context->info.max_group) {
+        status = fail(CLMOE_INVALID_ARGUMENT,
+                      "options.group_size is %u, but the device allows %zu work-items per group",
+                      context->group, context->info.max_group);
+        goto done;
+    }
+    TRY(CL(clRetainContext(cl)));
+    context->cl = cl;
+    *out = context;
+done:
+    if (status != CLMOE_SUCCESS)
+        clmoe_context_destroy(context);
+    return status;
+}
+
+void clmoe_context_destroy(clmoe_context *context) {
+    if (!context)
+        return;
+    programs_release(context);
+    if (context->cl)
+        clReleaseContext(context->cl);
+    pthread_mutex_destroy(&context->lock);
+    free(context);
+}

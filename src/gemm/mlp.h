@@ -1,0 +1,26 @@
+/* What the layer makes of an engine: a dense linear map, and a whole MLP over buckets. */
+#ifndef CLMOE_MLP_H
+#define CLMOE_MLP_H
+
+#include "gemm.h"
+
+/* An engine and what it compiled for one use. */
+typedef struct gemm_use {
+    const gemm_engine *engine;
+    gemm_shape shape;
+    void *state;
+} gemm_use;
+
+/* out [rows,n] = a [rows,k] weight [n,k]^T + bias [n], bias optional. */
+clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
+                        clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out);
+
+/*
+ * out [slots,dim] = down(h), h [slots,H] = activation of gate and up. `rows` describes the buckets,
+ * A and the row weights: the first part of a gemm_problem; hidden and engine are scratch.
+ */
+clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
+                      const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
+                      clmoe_buf hidden, clmoe_buf engine, clmoe_buf out);
+
+#endif

@@ -1,0 +1,201 @@
+/* Kernel arguments and the chain of commands. */
+#include "launch.h"
+
+#include <string.h>
+
+enum { MAX_DIMS = 3 };
+
+kernel_arg arg_buf(clmoe_buf buf, size_t element_bytes) {
+    return (kernel_arg){
+        .is_buffer = true, .mem = buf.mem, .number = buf.mem ? buf.offset / element_bytes : 0};
+}
+
+kernel_arg arg_u32(uint32_t value) {
+    return (kernel_arg){.size = sizeof(cl_uint), .number = value};
+}
+
+kernel_arg arg_u64(uint64_t value) {
+    return (kernel_arg){.size = sizeof(cl_ulong), .number = value};
+}
+
+kernel_arg arg_f32(float value) {
+    kernel_arg arg = {.size = sizeof(cl_float)};
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    arg.number = bits;
+    return arg;
+}
+
+kernel_arg arg_struct(const void *value, size_t bytes) {
+    return (kernel_arg){.size = bytes, .bytes = value};
+}
+
+static clmoe_status set_buffer(cl_kernel kernel, cl_uint index, const kernel_arg *arg) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_ulong offset = arg->number;
+    TRY(CL(clSetKernelArg(kernel, index, sizeof arg->mem, arg->mem ? &arg->mem : NULL)));
+    TRY(CL(clSetKernelArg(kernel, index + 1, sizeof offset, &offset)));
+done:
+    return status;
+}
+
+static clmoe_status set_number(cl_kernel kernel, cl_uint index, const kernel_arg *arg) {
+    cl_uint u32 = (cl_uint)arg->number;
+    cl_ulong u64 = arg->number;
+    const void *value = arg->size == sizeof u64 ? (const void *)&u64 : (const void *)&u32;
+    if (arg->bytes)
+        value = arg->bytes;
+    return CL(clSetKernelArg(kernel, index, arg->size, value));
+}
+
+clmoe_status kernel_set(cl_kernel kernel, size_t count, const kernel_arg *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_uint index = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (args[i].is_buffer) {
+            TRY(set_buffer(kernel, index, &args[i]));
+            index += 2;
+        } else {
+            TRY(set_number(kernel, index, &args[i]));
+            index += 1;
+        }
+    }
+done:
+    return status;
+}
+
+static clmoe_status check_queue(const clmoe_context *context, cl_command_queue queue) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_context cl = NULL;
+    cl_device_id device = NULL;
+    if (!queue)
+        return fail(CLMOE_INVALID_ARGUMENT, "queue is NULL");
+    TRY(CL(clGetCommandQueueInfo(queue, CL_QUEUE_CONTEXT, sizeof cl, &cl, NULL)));
+    TRY(CL(clGetCommandQueueInfo(queue, CL_QUEUE_DEVICE, sizeof device, &device, NULL)));
+    if (cl != context->cl || device != context->device)
+        return fail(CLMOE_INVALID_ARGUMENT, "queue belongs to another OpenCL %s than the context",
+                    cl != context->cl ? "context" : "device");
+done:
+    return status;
+}
+
+clmoe_status launch_begin(launch *chain, const clmoe_context *context, cl_command_queue queue,
+                          cl_uint num_wait, const cl_event *wait) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_command_queue_properties properties = 0;
+    *chain = (launch){.queue = queue, .num_wait = num_wait, .wait = wait};
+    TRY(check_queue(context, queue));
+    if ((num_wait == 0) != (wait == NULL))
+        return fail(CLMOE_INVALID_ARGUMENT, "num_wait is %u, but wait is %s", num_wait,
+                    wait ? "given" : "NULL");
+    TRY(CL(
+        clGetCommandQueueInfo(queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL)));
+    chain->out_of_order = (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0;
+done:
+    return status;
+}
+
+/* What the next command waits for: the caller's list first, then on any queue the one before. */
+static cl_uint wait_count(const launch *chain) {
+    if (!chain->last)
+        return chain->num_wait;
+    return chain->out_of_order ? 1 : 0;
+}
+
+static const cl_event *wait_list(const launch *chain) {
+    if (wait_count(chain) == 0)
+        return NULL;
+    return chain->last ? &chain->last : chain->wait;
+}
+
+static void advance(launch *chain, cl_event event) {
+    if (chain->last)
+        clReleaseEvent(chain->last);
+    chain->last = event;
+}
+
+clmoe_status launch_kernel(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
+                           const size_t *local) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t global[MAX_DIMS];
+    cl_event event = NULL;
+    for (cl_uint i = 0; i < dims; i++) {
+        if (groups[i] == 0)
+            return CLMOE_SUCCESS;
+        global[i] = groups[i] * local[i];
+    }
+    TRY(CL(clEnqueueNDRangeKernel(chain->queue, kernel, dims, NULL, global, local,
+                                  wait_count(chain), wait_list(chain), &event)));
+    advance(chain, event);
+done:
+    return status;
+}
+
+clmoe_status launch_1d(launch *chain, cl_kernel kernel, size_t groups, size_t local) {
+    return launch_kernel(chain, kernel, 1, &groups, &local);
+}
+
+clmoe_status launch_copy(launch *chain, clmoe_buf from, clmoe_buf to, size_t bytes) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event event = NULL;
+    if (!to.mem || bytes == 0)
+        return CLMOE_SUCCESS;
+    TRY(CL(clEnqueueCopyBuffer(chain->queue, from.mem, to.mem, from.offset, to.offset, bytes,
+                               wait_count(chain), wait_list(chain), &event)));
+    advance(chain, event);
+done:
+    return status;
+}
+
+clmoe_status launch_read(launch *chain, clmoe_buf from, size_t bytes, void *to) {
+    return CL(clEnqueueReadBuffer(chain->queue, from.mem, CL_TRUE, from.offset, bytes, to,
+                                  wait_count(chain), wait_list(chain), NULL));
+}
+
+static clmoe_status launch_marker(launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event event = NULL;
+    TRY(CL(clEnqueueMarkerWithWaitList(chain->queue, wait_count(chain), wait_list(chain), &event)));
+    advance(chain, event);
+done:
+    return status;
+}
+
+clmoe_status launch_leave(launch *chain, cl_command_queue queue) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (queue == chain->queue)
+        return CLMOE_SUCCESS;
+    if (!chain->last)
+        TRY(launch_marker(chain));
+    TRY(CL(clEnqueueBarrierWithWaitList(queue, 1, &chain->last, NULL)));
+    TRY(CL(clFlush(chain->queue)));
+done:
+    return status;
+}
+
+clmoe_status launch_return(launch *chain, cl_command_queue queue) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event event = NULL;
+    TRY(CL(clEnqueueMarkerWithWaitList(queue, 0, NULL, &event)));
+    advance(chain, event);
+    TRY(CL(clFlush(queue)));
+    if (!chain->out_of_order && queue != chain->queue)
+        TRY(CL(clEnqueueBarrierWithWaitList(chain->queue, 1, &chain->last, NULL)));
+done:
+    return status;
+}
+
+clmoe_status launch_end(launch *chain, clmoe_status status, cl_event *event) {
+    if (event)
+        *event = NULL;
+    if (status == CLMOE_SUCCESS && !chain->last)
+        status = launch_marker(chain);
+    if (status == CLMOE_SUCCESS && event) {
+        *event = chain->last;
+        chain->last = NULL;
+    }
+    if (chain->last)
+        clReleaseEvent(chain->last);
+    chain->last = NULL;
+    return status;
+}

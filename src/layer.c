@@ -1,0 +1,253 @@
+/* From a descriptor to an immutable layer. */
+#include "layer.h"
+#include "check.h"
+#include "program.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MAX_TOPK_CHUNK = 1024, MIN_SCORE_GROUP = 32 };
+
+/* cl/router.clh has the same numbers; types.clh's device code relies on them. */
+_Static_assert((int)CLMOE_SCORE_SPARSEMIXER == (int)SCORE_SPARSEMIXER, "scores differ");
+_Static_assert((int)CLMOE_RENORM_PNORM == (int)RENORM_PNORM, "renorms differ");
+_Static_assert((int)CLMOE_KEEP_WEIGHT == (int)KEEP_WEIGHT, "keep rules differ");
+
+void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
+    *desc = (clmoe_layer_desc){
+        .struct_size = sizeof *desc,
+        .router = {.temperature = 1, .renorm_p = 1, .scale = 1, .sparsemixer_eps = 0.01F},
+        .experts = {.alpha = 1},
+        .shared = {.alpha = 1},
+    };
+}
+
+void clmoe_forward_args_init(clmoe_forward_args *args) {
+    *args = (clmoe_forward_args){.struct_size = sizeof *args};
+}
+
+static double round_capacity(double rows, clmoe_rounding rounding) {
+    switch (rounding) {
+    case CLMOE_ROUND_DOWN:
+        return floor(rows);
+    case CLMOE_ROUND_NEAREST:
+        return round(rows);
+    case CLMOE_ROUND_UP:
+        break;
+    }
+    return ceil(rows);
+}
+
+uint32_t layer_capacity(const clmoe_layer *layer, uint32_t tokens) {
+    const clmoe_capacity_desc *capacity = &layer->desc.capacity;
+    double rows = capacity->rows;
+    if (capacity->rows == 0)
+        rows = round_capacity((double)tokens * layer->desc.top_k * capacity->factor /
+                                  layer->desc.num_experts,
+                              capacity->rounding);
+    if (rows < capacity->min_rows)
+        rows = capacity->min_rows;
+    if (capacity->multiple > 1)
+        rows = ceil(rows / capacity->multiple) * capacity->multiple;
+    return rows < tokens ? (uint32_t)rows : tokens;
+}
+
+static router_switches switches_of(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    return (router_switches){
+        .columns = (int)(desc->num_experts + desc->num_identity_experts),
+        .top_k = (int)desc->top_k,
+        .score = (int)router->score,
+        .topk_first = router->order == CLMOE_ORDER_TOPK_THEN_SCORE,
+        .num_groups = router->num_groups > 1 ? (int)router->num_groups : 0,
+        .topk_groups = (int)router->topk_groups,
+        .group_top2 = router->group_score == CLMOE_GROUP_TOP2_SUM,
+        .renorm = (int)router->renorm,
+        .renorm_late = (int)router->renorm_after_drop,
+        .temperature = router->temperature,
+        .softcap = router->softcap,
+        .renorm_eps = router->renorm_eps,
+        .renorm_p = router->renorm_p,
+        .scale = router->scale,
+        .sparsemixer_eps = router->sparsemixer_eps,
+    };
+}
+
+static uint32_t power_of_two(uint32_t at_least, uint32_t at_most) {
+    uint32_t power = 1;
+    while (power < at_least && power < at_most)
+        power *= 2;
+    return power;
+}
+
+static gemm_shape shape_of(const clmoe_mlp_desc *mlp, uint32_t experts, uint32_t dim) {
+    return (gemm_shape){
+        .experts = experts,
+        .dim = dim,
+        .hidden_dim = mlp->hidden_dim,
+        .form = mlp->gate_layout == CLMOE_GATE_NONE ? GEMM_PLAIN : GEMM_GATED,
+        .gate_up_transposed = mlp->gate_up_transposed != 0,
+        .down_transposed = mlp->down_transposed != 0,
+        .interleaved = mlp->gate_layout == CLMOE_GATE_INTERLEAVED,
+    };
+}
+
+static clmoe_status use_engine(clmoe_context *context, const gemm_engine *engine, gemm_shape shape,
+                               gemm_use *use) {
+    use->engine = engine;
+    use->shape = shape;
+    return engine->create(context, &shape, &use->state);
+}
+
+static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_context *context = layer->context;
+    const clmoe_layer_desc *desc = &layer->desc;
+    const gemm_engine *engine = NULL, *by_device = NULL;
+    gemm_shape dense = {
+        .experts = 1, .dim = desc->dim, .hidden_dim = layer->columns, .form = GEMM_LINEAR};
+    TRY(gemm_engine_pick(context, NULL, &by_device));
+    TRY(gemm_engine_pick(context, name, &engine));
+    TRY(use_engine(context, by_device, dense, &layer->dense));
+    TRY(use_engine(context, engine, shape_of(&desc->experts, desc->num_experts, desc->dim),
+                   &layer->experts));
+    if (desc->shared.hidden_dim)
+        TRY(use_engine(context, engine, shape_of(&desc->shared, 1, desc->dim), &layer->shared));
+done:
+    return status;
+}
+
+/* A kernel of cl/STEP.cl, with the routing group size. */
+static clmoe_status create_kernel(clmoe_layer *layer, kernel_id id, const char *step,
+                                  const char *name) {
+    char options[64];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    return program_kernel(layer->context, step, options, name, &layer->kernels[id]);
+}
+
+static clmoe_status create_score(clmoe_layer *layer) {
+    char options[64];
+    uint32_t wanted = layer->columns > MIN_SCORE_GROUP ? layer->columns : MIN_SCORE_GROUP;
+    layer->score_group = power_of_two(wanted, layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->score_group);
+    return program_kernel(layer->context, "score", options, "score_rows",
+                          &layer->kernels[KERNEL_SCORE]);
+}
+
+/* Small rows share a group: each token needs half a work-item per key. */
+static clmoe_status create_topk(clmoe_layer *layer) {
+    char options[128];
+    uint32_t group = layer->context->group;
+    uint32_t groups = (uint32_t)layer->router.num_groups;
+    uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
+    uint32_t chunk = power_of_two(layer->columns > 2 ? layer->columns : 2, MAX_TOPK_CHUNK);
+    bool bitonic = group > 1;
+    layer->topk_tokens = bitonic && group > chunk / 2 ? group / (chunk / 2) : 1;
+    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%u -DGROUPS=%u", group, keep, groups);
+    if (bitonic)
+        snprintf(options, sizeof options,
+                 "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DCHUNK=%u -DTOKENS=%u", group, keep,
+                 groups, chunk, layer->topk_tokens);
+    return program_kernel(layer->context, "topk", options, bitonic ? "topk_bitonic" : "topk_select",
+                          &layer->kernels[KERNEL_TOPK]);
+}
+
+/* Work-items that walk a row alone take wide vectors; lanes side by side, 16 bytes each. */
+static clmoe_status create_combine(clmoe_layer *layer) {
+    char options[64];
+    uint32_t group = layer->context->group;
+    snprintf(options, sizeof options, "-DGROUP=%u -DV=%d", group, group == 1 ? 16 : 4);
+    return program_kernel(layer->context, "combine", options, "combine_rows",
+                          &layer->kernels[KERNEL_COMBINE]);
+}
+
+static clmoe_status create_sort(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(create_kernel(layer, KERNEL_SORT_KEYS, "sort", "sort_keys"));
+    TRY(create_kernel(layer, KERNEL_SORT_HISTOGRAM, "sort", "sort_histogram"));
+    TRY(create_kernel(layer, KERNEL_SORT_SCAN, "sort", "sort_scan"));
+    TRY(create_kernel(layer, KERNEL_SORT_SCATTER, "sort", "sort_scatter"));
+done:
+    return status;
+}
+
+static clmoe_status create_kernels(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(create_score(layer));
+    TRY(create_topk(layer));
+    TRY(create_kernel(layer, KERNEL_PLAN_HISTOGRAM, "plan", "plan_histogram"));
+    TRY(create_kernel(layer, KERNEL_PLAN_SCAN, "plan", "plan_scan"));
+    TRY(create_kernel(layer, KERNEL_PLAN_OFFSETS, "plan", "plan_offsets"));
+    TRY(create_kernel(layer, KERNEL_PLAN_SCATTER, "plan", "plan_scatter"));
+    if (layer->desc.router.renorm_after_drop)
+        TRY(create_kernel(layer, KERNEL_PLAN_RENORM, "plan", "plan_renorm"));
+    if (layer_sorts(layer))
+        TRY(create_sort(layer));
+    TRY(create_kernel(layer, KERNEL_DISPATCH, "dispatch", "dispatch_rows"));
+    if (layer->desc.normalize_experts)
+        TRY(create_kernel(layer, KERNEL_NORMALIZE, "normalize", "normalize_rows"));
+    TRY(create_combine(layer));
+    TRY(create_kernel(layer, KERNEL_STATS, "stats", "stats_of_plan"));
+done:
+    return status;
+}
+
+clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *desc,
+                                clmoe_layer **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_layer *layer = NULL;
+    if (!out)
+        return fail(CLMOE_INVALID_ARGUMENT, "out is NULL");
+    *out = NULL;
+    if (!context || !desc)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", context ? "desc" : "context");
+    TRY(check_layer_desc(desc));
+    layer = calloc(1, sizeof *layer);
+    if (!layer)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the layer");
+    layer->context = context;
+    layer->desc = *desc;
+    layer->desc.engine = NULL;
+    layer->columns = desc->num_experts + desc->num_identity_experts;
+    layer->router = switches_of(desc);
+    TRY(create_engines(layer, desc->engine));
+    TRY(create_kernels(layer));
+    *out = layer;
+done:
+    if (status != CLMOE_SUCCESS)
+        clmoe_layer_destroy(layer);
+    return status;
+}
+
+static void release_use(gemm_use *use) {
+    if (use->engine)
+        use->engine->destroy(use->state);
+}
+
+void clmoe_layer_destroy(clmoe_layer *layer) {
+    if (!layer)
+        return;
+    for (int id = 0; id < KERNEL_COUNT; id++)
+        kernel_release(&layer->kernels[id]);
+    release_use(&layer->experts);
+    release_use(&layer->shared);
+    release_use(&layer->dense);
+    free(layer);
+}
+
+const char *clmoe_layer_engine(const clmoe_layer *layer) {
+    return layer ? layer->experts.engine->name : NULL;
+}
+
+const char *clmoe_engine_name(const clmoe_context *context, uint32_t index, uint32_t *supported) {
+    const gemm_engine *engine = NULL;
+    for (uint32_t i = 0; i <= index; i++) {
+        engine = gemm_engines[i];
+        if (!engine)
+            return NULL;
+    }
+    if (supported)
+        *supported = context && engine->supports(context) == CLMOE_SUCCESS;
+    return engine->name;
+}

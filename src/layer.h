@@ -1,0 +1,58 @@
+/* An immutable layer: the checked descriptor, derived sizes, the engine, compiled kernels. */
+#ifndef CLMOE_LAYER_H
+#define CLMOE_LAYER_H
+
+#include "../cl/router.clh"
+#include "context.h"
+#include "gemm/mlp.h"
+
+/* Every kernel of the routing steps, by index; the file and its name are in layer.c's table. */
+typedef enum kernel_id {
+    KERNEL_SCORE,
+    KERNEL_TOPK,
+    KERNEL_SORT_KEYS,
+    KERNEL_SORT_HISTOGRAM,
+    KERNEL_SORT_SCAN,
+    KERNEL_SORT_SCATTER,
+    KERNEL_PLAN_HISTOGRAM,
+    KERNEL_PLAN_SCAN,
+    KERNEL_PLAN_OFFSETS,
+    KERNEL_PLAN_SCATTER,
+    KERNEL_PLAN_RENORM,
+    KERNEL_DISPATCH,
+    KERNEL_NORMALIZE,
+    KERNEL_COMBINE,
+    KERNEL_STATS,
+    KERNEL_COUNT
+} kernel_id;
+
+struct clmoe_layer {
+    clmoe_context *context;
+    clmoe_layer_desc desc; /* desc.engine is NULL here; see experts.engine */
+    uint32_t columns;      /* R = E + Z */
+    router_switches router;
+    uint32_t score_group; /* work-items per token in score.cl */
+    uint32_t topk_tokens; /* tokens per group in topk.cl */
+    gemm_use experts, shared;
+    gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
+    cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
+};
+
+/* C for a batch of T tokens; only for layers with a capacity. */
+uint32_t layer_capacity(const clmoe_layer *layer, uint32_t tokens);
+
+static inline bool layer_is_dropless(const clmoe_layer *layer) {
+    return layer->desc.capacity.rows == 0 && layer->desc.capacity.factor == 0;
+}
+
+/* The order in which pairs compete for places: KEEP_POSITION when none can lose. */
+static inline clmoe_keep layer_keep(const clmoe_layer *layer) {
+    return layer_is_dropless(layer) ? CLMOE_KEEP_POSITION : layer->desc.capacity.keep;
+}
+
+/* Whether plan.cl walks in an order that sort.cl makes. */
+static inline bool layer_sorts(const clmoe_layer *layer) {
+    return layer_keep(layer) == CLMOE_KEEP_PRIORITY || layer_keep(layer) == CLMOE_KEEP_WEIGHT;
+}
+
+#endif

@@ -1,0 +1,38 @@
+/* Errors: a status, a sentence per thread, and the one macro that leaves a function. */
+#ifndef CLMOE_STATUS_H
+#define CLMOE_STATUS_H
+
+#include "clmoe/clmoe.h"
+
+/*
+ * Leaves for the function's one cleanup label. The function declares `clmoe_status status =
+ * CLMOE_SUCCESS;` and ends with `done:`, releases (all NULL-safe), `return status;`.
+ */
+#define TRY(expr)                                                                                  \
+    do {                                                                                           \
+        status = (expr);                                                                           \
+        if (status != CLMOE_SUCCESS)                                                               \
+            goto done;                                                                             \
+    } while (0)
+
+/* Wraps an OpenCL call that returns its code: TRY(CL(clSetKernelArg(...))). */
+#define CL(call) clmoe_cl_check((call), #call)
+
+#if defined(__GNUC__)
+#define CLMOE_PRINTF(format_index) __attribute__((format(printf, format_index, format_index + 1)))
+#else
+#define CLMOE_PRINTF(format_index)
+#endif
+
+/* Stores the sentence for clmoe_last_error() and returns `status`: return fail(...). */
+clmoe_status fail(clmoe_status status, const char *format, ...) CLMOE_PRINTF(2);
+
+/* CL_SUCCESS passes; else the sentence "clFoo failed: CL_NAME". `call` may be a whole call's text.
+ */
+clmoe_status clmoe_cl_check(cl_int code, const char *call);
+
+/* Size arithmetic that cannot wrap: false when the result does not fit. */
+int size_mul(size_t a, size_t b, size_t *product);
+int size_add(size_t a, size_t b, size_t *sum);
+
+#endif

@@ -1,0 +1,185 @@
+/* Sizes and places of all memory regions. */
+#include "workspace.h"
+
+#include <stdint.h>
+
+enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
+
+/* Sizes that must fit the plan's 31-bit integers. */
+#define MAX_PAIRS ((size_t)1 << 30)
+#define MAX_SLOTS ((size_t)INT32_MAX)
+
+/* The sizes every region is made of. */
+typedef struct batch {
+    const clmoe_layer *layer;
+    size_t tokens, pairs, slots, blocks;
+} batch;
+
+static size_t round_up(size_t value, size_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
+    uint32_t unit = context->group == 1 ? SERIAL_BLOCK : context->group;
+    uint32_t units = count / unit + (count % unit != 0);
+    uint32_t per_block = units / MAX_BLOCKS + (units % MAX_BLOCKS != 0);
+    if (count == 0)
+        return (block_split){.size = unit, .count = 1};
+    block_split split = {.size = unit * per_block};
+    split.count = count / split.size + (count % split.size != 0);
+    return split;
+}
+
+/* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
+static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_plan_layout *plan) {
+    size_t pairs = (size_t)tokens * layer->desc.top_k, experts = layer->desc.num_experts, slots;
+    if (pairs > MAX_PAIRS)
+        return fail(CLMOE_UNSUPPORTED, "tokens is %u: %zu pairs are more than 2^30", tokens, pairs);
+    plan->pairs = (uint32_t)pairs;
+    plan->row_tile = layer->experts.engine->row_tile(layer->context, (uint32_t)(pairs / experts));
+    plan->capacity = 0;
+    if (layer_is_dropless(layer)) {
+        slots = round_up(pairs + (experts < pairs ? experts : pairs) * (plan->row_tile - 1),
+                         plan->row_tile);
+    } else {
+        plan->capacity = layer_capacity(layer, tokens);
+        slots = experts * round_up(plan->capacity, plan->row_tile);
+    }
+    if (slots > MAX_SLOTS)
+        return fail(CLMOE_UNSUPPORTED,
+                    "tokens is %u and capacity %u: %zu slots are more than 2^31-1", tokens,
+                    plan->capacity, slots);
+    plan->slots = (uint32_t)slots;
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status plan_layout(const clmoe_layer *layer, uint32_t tokens,
+                                clmoe_plan_layout *plan) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t place = 0;
+    TRY(plan_sizes(layer, tokens, plan));
+    const struct {
+        size_t *offset;
+        size_t count;
+    } arrays[] = {
+        {&plan->load, layer->columns},
+        {&plan->kept, layer->columns},
+        {&plan->offsets, (size_t)layer->desc.num_experts + 1},
+        {&plan->slot_of, plan->pairs},
+        {&plan->row_of, plan->slots},
+        {&plan->token_of, plan->slots},
+        {&plan->tile_expert, plan->slots / plan->row_tile},
+    };
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        *arrays[i].offset = place;
+        place = round_up(place + arrays[i].count * sizeof(cl_int), REGION_ALIGNMENT);
+    }
+    plan->bytes = place;
+done:
+    return status;
+}
+
+/* Elements of four bytes in [rows, columns]; saturates, so that an overflow is caught once below.
+ */
+static size_t matrix(size_t rows, size_t columns) {
+    size_t elements, bytes;
+    return size_mul(rows, columns, &elements) && size_mul(elements, sizeof(cl_float), &bytes)
+               ? bytes
+               : SIZE_MAX;
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static size_t engine_bytes(const gemm_use *use, size_t rows) {
+    if (!use->engine)
+        return 0;
+    const gemm_shape *shape = &use->shape;
+    return larger(use->engine->scratch(shape, rows, shape->hidden_dim, shape->form),
+                  use->engine->scratch(shape, rows, shape->dim, GEMM_LINEAR));
+}
+
+static size_t region_bytes(region_id id, const batch *b) {
+    const clmoe_layer *layer = b->layer;
+    const clmoe_layer_desc *desc = &layer->desc;
+    bool has_shared = desc->shared.hidden_dim > 0;
+    switch (id) {
+    case REGION_LOGITS:
+    case REGION_SCORES:
+        return matrix(b->tokens, layer->columns);
+    case REGION_IDS:
+    case REGION_WEIGHTS:
+        return matrix(b->pairs, 1);
+    case REGION_LIVE:
+        return matrix(b->tokens, 1);
+    case REGION_HISTOGRAM:
+        return matrix(b->blocks, larger(layer->columns, SORT_BINS));
+    case REGION_SORT_KEYS:
+    case REGION_SORT_KEYS_2:
+    case REGION_SORT_ORDER:
+    case REGION_SORT_ORDER_2:
+        return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
+    case REGION_XE:
+        return layer->experts.engine->gathers ? 0 : matrix(b->slots, desc->dim);
+    case REGION_HIDDEN:
+        return matrix(b->slots, desc->experts.hidden_dim);
+    case REGION_YE:
+        return matrix(b->slots, desc->dim);
+    case REGION_ENGINE:
+        return larger(engine_bytes(&layer->experts, b->slots),
+                      engine_bytes(&layer->shared, b->tokens));
+    case REGION_SHARED_HIDDEN:
+        return matrix(b->tokens, desc->shared.hidden_dim);
+    case REGION_SHARED_Y:
+        return has_shared ? matrix(b->tokens, desc->dim) : 0;
+    case REGION_SHARED_GATE:
+        return desc->shared_gate ? matrix(b->tokens, 1) : 0;
+    case REGION_PLAN:
+    case REGION_COUNT:
+        break;
+    }
+    return 0;
+}
+
+/* What a backward pass reads again; the rest is computed anew or not needed. */
+static bool region_is_saved(region_id id) {
+    return id == REGION_SCORES || id == REGION_IDS || id == REGION_WEIGHTS || id == REGION_LIVE ||
+           id == REGION_PLAN || id == REGION_YE;
+}
+
+clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
+                                  workspace_layout *layout) {
+    clmoe_status status = CLMOE_SUCCESS;
+    *layout = (workspace_layout){0};
+    TRY(plan_layout(layer, tokens, &layout->plan));
+    batch b = {.layer = layer,
+               .tokens = tokens,
+               .pairs = layout->plan.pairs,
+               .slots = layout->plan.slots,
+               .blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
+    for (int id = 0; id < REGION_COUNT; id++) {
+        bool saved = layer->desc.training && region_is_saved((region_id)id);
+        size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;
+        size_t bytes = id == REGION_PLAN ? layout->plan.bytes : region_bytes((region_id)id, &b);
+        layout->saved[id] = saved;
+        layout->bytes[id] = bytes;
+        layout->offset[id] = *total;
+        if (bytes > SIZE_MAX - REGION_ALIGNMENT ||
+            !size_add(*total, round_up(bytes, REGION_ALIGNMENT), total)) {
+            status =
+                fail(CLMOE_UNSUPPORTED, "tokens is %u: the memory for it exceeds size_t", tokens);
+            goto done;
+        }
+    }
+done:
+    return status;
+}
+
+clmoe_buf workspace_region(const workspace_layout *layout, region_id id, clmoe_buf saved,
+                           clmoe_buf scratch) {
+    clmoe_buf base = layout->saved[id] ? saved : scratch;
+    if (layout->bytes[id] == 0)
+        return (clmoe_buf){0};
+    return (clmoe_buf){base.mem, base.offset + layout->offset[id]};
+}
