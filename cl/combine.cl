@@ -28,7 +28,7 @@ typedef struct token_row {
 
 /* V, or one, columns from d on. */
 #define DEFINE_COMBINE(name, type, load)                                                           \
-    inline type name(const token_row *row, uint d) {                                               \
+    static inline type name(const token_row *row, uint d) {                                               \
         type sum = row->residual ? load(row->residual + d) : (type)(0.0f);                         \
         if (row->output_bias)                                                                      \
             sum += load(row->output_bias + d);                                                     \

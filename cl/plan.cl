@@ -8,7 +8,7 @@
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan: a work-item per column. plan_offsets: one group. plan_renorm: a work-item per
  *          token.
- * Limits: T*K <= 2^30.
+ * Limits: T*K <= 2^30; KEEP is the keep rule.
  * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
  */
 #include "router.clh"
@@ -20,7 +20,6 @@ typedef struct pair_walk {
     __global const int *ids;
     __global const uint *order;
     uint tokens;
-    int keep;
     int columns;
 } pair_walk;
 
@@ -30,13 +29,14 @@ typedef struct walked_pair {
     int expert; /* -1: takes no place and is no load */
 } walked_pair;
 
-inline walked_pair walk(const pair_walk *w, uint i) {
-    uint top_k = (uint)w->owner.top_k;
-    uint entry = w->keep == KEEP_WEIGHT ? w->order[i] : i;
-    bool choice_major = w->keep == KEEP_CHOICE_MAJOR || w->keep == KEEP_PRIORITY;
-    uint token = choice_major ? entry % w->tokens : entry / top_k;
-    int k = (int)(choice_major ? entry / w->tokens : entry % top_k);
-    if (w->keep == KEEP_PRIORITY)
+static inline walked_pair walk(const pair_walk *w, uint i) {
+    bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
+    uint entry = KEEP == KEEP_WEIGHT ? w->order[i] : i;
+    uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
+    uint high = entry / row, low = entry - high * row;
+    uint token = choice_major ? low : high;
+    int k = (int)(choice_major ? high : low);
+    if (KEEP == KEEP_PRIORITY)
         token = w->order[token];
     walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
     if (at.pair >= 0) {
@@ -52,7 +52,7 @@ inline walked_pair walk(const pair_walk *w, uint i) {
         __global const uchar *token_mask, ulong token_mask_off,                                    \
         __global const int *token_offsets, ulong token_offsets_off, __global const uint *order,    \
         ulong order_off, __global uint *histogram, ulong histogram_off, uint tokens, int top_k,    \
-        int columns, int keep, uint block_size
+        int columns, uint block_size
 
 #define WALK_INIT                                                                                  \
     {{token_offsets ? token_offsets + token_offsets_off : 0, live ? live + live_off : 0,           \
@@ -60,7 +60,6 @@ inline walked_pair walk(const pair_walk *w, uint i) {
      ids + ids_off,                                                                                \
      order ? order + order_off : 0,                                                                \
      tokens,                                                                                       \
-     keep,                                                                                         \
      columns}
 
 /* Also clears what plan_scatter fills only in part. */
@@ -114,7 +113,7 @@ void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *loa
     kept[kept_off + e] = dropless || e >= experts ? sum : min(sum, capacity);
 }
 
-inline uint round_up(uint rows, uint tile) {
+static inline uint round_up(uint rows, uint tile) {
     return (rows + tile - 1) / tile * tile;
 }
 
@@ -172,8 +171,9 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
                 slot_of[at.pair] = (int)slot;
                 row_of[slot] = (int)at.pair;
                 token_of[slot] = (int)at.token;
-                if (slot % row_tile == 0)
-                    tile_expert[slot / row_tile] = at.expert;
+                uint tile = slot / row_tile;
+                if (tile * row_tile == slot)
+                    tile_expert[tile] = at.expert;
             }
         }
         barrier(CLK_GLOBAL_MEM_FENCE);

@@ -10,7 +10,7 @@
 #include "router.clh"
 
 /* l' of one logit, -infinity if it was not finite. */
-inline float prepared_logit(const router_switches *r, float logit) {
+static inline float prepared_logit(const router_switches *r, float logit) {
     if (!isfinite(logit))
         return -INFINITY;
     if (r->softcap > 0.0f)

@@ -29,7 +29,7 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
     if (i >= count)
         return;
     uint token = keep == KEEP_PRIORITY ? i : i / (uint)top_k;
-    int first = keep == KEEP_PRIORITY ? 0 : (int)(i % (uint)top_k);
+    int first = keep == KEEP_PRIORITY ? 0 : (int)(i - token * (uint)top_k);
     int end = keep == KEEP_PRIORITY ? top_k : first + 1;
     uint best = 0;
     for (int k = first; k < end; k++) {
@@ -41,7 +41,7 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
     order[order_off + i] = i;
 }
 
-inline int digit_of(uint key, int shift) {
+static inline int digit_of(uint key, int shift) {
     return (int)((key >> shift) & (BINS - 1));
 }
 

@@ -9,13 +9,13 @@
  */
 #define HEADER_WORDS 16
 
-inline uint group_total(uint value, __local uint *tmp) {
+uint group_total(uint value, __local uint *tmp) {
     uint total;
     group_scan(value, &total, tmp);
     return total;
 }
 
-inline uint group_largest(uint value, __local uint *tmp) {
+uint group_largest(uint value, __local uint *tmp) {
     int lane = get_local_id(0);
     tmp[lane] = value;
     barrier(CLK_LOCAL_MEM_FENCE);
@@ -30,7 +30,7 @@ inline uint group_largest(uint value, __local uint *tmp) {
 }
 
 /* -sum F log F over this lane's experts, F = load / sum. */
-inline float lane_entropy(__global const uint *load, uint experts, uint sum) {
+static inline float lane_entropy(__global const uint *load, uint experts, uint sum) {
     float entropy = 0.0f, lost = 0.0f;
     for (uint e = get_local_id(0); e < experts; e += GROUP) {
         float share = (float)load[e] / (float)sum;

@@ -17,25 +17,25 @@
 
 #define FINITE_CHOICE 0x00800000u /* ordered_bits(-INFINITY) + 1 */
 
-inline ulong choice_key(float choice, uint id) {
+static inline ulong choice_key(float choice, uint id) {
     uint bits = isnan(choice) ? ordered_bits(-INFINITY) : ordered_bits(choice);
     return ((ulong)bits << 32) | (0xFFFFFFFFu - id);
 }
 
-inline uint key_id(ulong key) {
+static inline uint key_id(ulong key) {
     return 0xFFFFFFFFu - (uint)key;
 }
 
-inline bool key_is_live(ulong key) {
+static inline bool key_is_live(ulong key) {
     return (uint)(key >> 32) >= FINITE_CHOICE;
 }
 
-inline float choice_of(__global const float *scores, __global const float *select_bias, int e) {
+static inline float choice_of(__global const float *scores, __global const float *select_bias, int e) {
     return select_bias ? scores[e] + select_bias[e] : scores[e];
 }
 
 /* Best, or sum of the two best, choices of group g of one token. */
-inline float group_choice(const router_switches *r, __global const float *scores,
+static inline float group_choice(const router_switches *r, __global const float *scores,
                           __global const float *select_bias, int g) {
     int size = r->columns / r->num_groups;
     float first = -INFINITY, second = -INFINITY;
@@ -53,7 +53,7 @@ inline float group_choice(const router_switches *r, __global const float *scores
 
 /* Whether group g is among the topk_groups best of choices [num_groups]; ties to the lower group. */
 #define DEFINE_GROUP_IS_IN(name, space)                                                            \
-    inline bool name(const router_switches *r, space const float *choices, int g) {                \
+    static inline bool name(const router_switches *r, space const float *choices, int g) {                \
         int better = 0;                                                                            \
         for (int other = 0; other < r->num_groups; other++)                                        \
             better += choices[other] > choices[g] || (choices[other] == choices[g] && other < g);  \
@@ -61,7 +61,7 @@ inline float group_choice(const router_switches *r, __global const float *scores
     }
 
 /* Writes choice k of a token. */
-inline void write_choice(__global const float *scores, __global int *ids, __global float *weights,
+static inline void write_choice(__global const float *scores, __global int *ids, __global float *weights,
                          int k, ulong key) {
     int id = (int)key_id(key);
     ids[k] = id;
@@ -73,7 +73,7 @@ inline void write_choice(__global const float *scores, __global int *ids, __glob
 DEFINE_GROUP_IS_IN(group_is_in, __local)
 
 /* Sorts TOKENS independent runs of CHUNK keys, descending. */
-inline void sort_keys(__local ulong *keys) {
+void sort_keys(__local ulong *keys) {
     for (int size = 2; size <= CHUNK; size *= 2)
         for (int stride = size / 2; stride > 0; stride /= 2) {
             for (int i = get_local_id(0); i < TOKENS * CHUNK / 2; i += GROUP) {
@@ -90,21 +90,18 @@ inline void sort_keys(__local ulong *keys) {
 }
 
 #if GROUPS > 0
-/* Fills in[TOKENS * GROUPS] with 1 for the groups that take part, else 0. */
-inline void choose_groups(const router_switches *r, __global const float *scores,
-                          __global const float *select_bias, int tokens, __local float *in) {
-    int count = tokens * r->num_groups;
-    bool chosen[TOKENS * GROUPS / GROUP + 1];
-    for (int i = get_local_id(0); i < count; i += GROUP) {
-        __global const float *row = scores + (ulong)(i / r->num_groups) * r->columns;
-        in[i] = group_choice(r, row, select_bias, i % r->num_groups);
-    }
+/* Fills chosen [TOKENS, GROUPS] with whether a group takes part; choices is scratch of that size. */
+void choose_groups(const router_switches *r, __global const float *scores,
+                                 __global const float *select_bias, int tokens,
+                                 __local float *choices, __local uchar *chosen) {
+    for (int token = 0; token < tokens; token++)
+        for (int g = get_local_id(0); g < GROUPS; g += GROUP)
+            choices[token * GROUPS + g] =
+                group_choice(r, scores + (ulong)token * r->columns, select_bias, g);
     barrier(CLK_LOCAL_MEM_FENCE);
-    for (int i = get_local_id(0), n = 0; i < count; i += GROUP, n++)
-        chosen[n] = group_is_in(r, in + i / r->num_groups * r->num_groups, i % r->num_groups);
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int i = get_local_id(0), n = 0; i < count; i += GROUP, n++)
-        in[i] = chosen[n] ? 1.0f : 0.0f;
+    for (int token = 0; token < tokens; token++)
+        for (int g = get_local_id(0); g < GROUPS; g += GROUP)
+            chosen[token * GROUPS + g] = group_is_in(r, choices + token * GROUPS, g);
     barrier(CLK_LOCAL_MEM_FENCE);
 }
 #endif
@@ -126,12 +123,13 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
     live += live_off + first;
 
 #if GROUPS > 0
-    __local float groups_in[TOKENS * GROUPS];
-    choose_groups(&r, scores, select_bias, tokens, groups_in);
+    __local float choices[TOKENS * GROUPS];
+    __local uchar chosen[TOKENS * GROUPS];
+    choose_groups(&r, scores, select_bias, tokens, choices, chosen);
 #endif
 
     for (int next = 0, kept = 0; next < r.columns; next += CHUNK - kept, kept = KEEP) {
-        for (int i = get_local_id(0); i < TOKENS * CHUNK; i += GROUP) {
+        for (uint i = get_local_id(0); i < TOKENS * CHUNK; i += GROUP) {
             int token = i / CHUNK, slot = i % CHUNK, e = next + slot - kept;
             if (slot < kept)
                 continue;
@@ -139,7 +137,7 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
             if (token < tokens && e < r.columns) {
                 float choice = choice_of(scores + (ulong)token * r.columns, select_bias, e);
 #if GROUPS > 0
-                if (groups_in[token * GROUPS + e / (r.columns / GROUPS)] == 0.0f)
+                if (!chosen[token * GROUPS + e / (r.columns / GROUPS)])
                     choice = -INFINITY;
 #endif
                 key = choice_key(choice, (uint)e);
@@ -150,11 +148,10 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
         sort_keys(keys);
     }
 
-    for (int i = get_local_id(0); i < tokens * r.top_k; i += GROUP) {
-        int token = i / r.top_k, k = i % r.top_k;
-        write_choice(scores + (ulong)token * r.columns, ids + token * r.top_k,
-                     weights + token * r.top_k, k, keys[token * CHUNK + k]);
-    }
+    for (int token = 0; token < tokens; token++)
+        for (int k = get_local_id(0); k < r.top_k; k += GROUP)
+            write_choice(scores + (ulong)token * r.columns, ids + token * r.top_k,
+                         weights + token * r.top_k, k, keys[token * CHUNK + k]);
     barrier(CLK_GLOBAL_MEM_FENCE);
     for (int token = get_local_id(0); token < tokens; token += GROUP) {
         int count = 0;

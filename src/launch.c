@@ -163,10 +163,10 @@ done:
 
 clmoe_status launch_leave(launch *chain, cl_command_queue queue) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (queue == chain->queue)
-        return CLMOE_SUCCESS;
     if (!chain->last)
         TRY(launch_marker(chain));
+    if (queue == chain->queue)
+        return CLMOE_SUCCESS;
     TRY(CL(clEnqueueBarrierWithWaitList(queue, 1, &chain->last, NULL)));
     TRY(CL(clFlush(chain->queue)));
 done:

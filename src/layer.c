@@ -162,6 +162,26 @@ static clmoe_status create_combine(clmoe_layer *layer) {
                           &layer->kernels[KERNEL_COMBINE]);
 }
 
+static clmoe_status create_plan(clmoe_layer *layer) {
+    static const struct {
+        kernel_id id;
+        const char *name;
+    } kernels[] = {
+        {KERNEL_PLAN_HISTOGRAM, "plan_histogram"}, {KERNEL_PLAN_SCAN, "plan_scan"},
+        {KERNEL_PLAN_OFFSETS, "plan_offsets"},     {KERNEL_PLAN_SCATTER, "plan_scatter"},
+        {KERNEL_PLAN_RENORM, "plan_renorm"},
+    };
+    clmoe_status status = CLMOE_SUCCESS;
+    char options[64];
+    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d", layer->context->group,
+             (int)layer_keep(layer));
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
+        TRY(program_kernel(layer->context, "plan", options, kernels[i].name,
+                           &layer->kernels[kernels[i].id]));
+done:
+    return status;
+}
+
 static clmoe_status create_sort(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_kernel(layer, KERNEL_SORT_KEYS, "sort", "sort_keys"));
@@ -176,12 +196,7 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_score(layer));
     TRY(create_topk(layer));
-    TRY(create_kernel(layer, KERNEL_PLAN_HISTOGRAM, "plan", "plan_histogram"));
-    TRY(create_kernel(layer, KERNEL_PLAN_SCAN, "plan", "plan_scan"));
-    TRY(create_kernel(layer, KERNEL_PLAN_OFFSETS, "plan", "plan_offsets"));
-    TRY(create_kernel(layer, KERNEL_PLAN_SCATTER, "plan", "plan_scatter"));
-    if (layer->desc.router.renorm_after_drop)
-        TRY(create_kernel(layer, KERNEL_PLAN_RENORM, "plan", "plan_renorm"));
+    TRY(create_plan(layer));
     if (layer_sorts(layer))
         TRY(create_sort(layer));
     TRY(create_kernel(layer, KERNEL_DISPATCH, "dispatch", "dispatch_rows"));

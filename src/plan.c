@@ -52,7 +52,7 @@ done:
     ARG_F32((args)->ids), ARG_F32((args)->live), ARG_U8((args)->token_mask),                       \
         ARG_F32((args)->token_offsets), ARG_F32(order), ARG_F32(histogram),                        \
         arg_u32((args)->tokens), arg_u32((layer)->desc.top_k), arg_u32((layer)->columns),          \
-        arg_u32(layer_keep(layer)), arg_u32(block_size)
+        arg_u32(block_size)
 
 clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;

@@ -1,0 +1,175 @@
+#include "report.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* More bars than this are folded into ranges of neighbouring experts. */
+#define MAX_BARS    64
+#define FOLDED_BARS 32
+
+/* Array 0 load, 1 kept, 2 dropped, each [R], behind the statistics. */
+static const uint32_t *stats_array(const clmoe_stats *stats, uint32_t which) {
+    return (const uint32_t *)(stats + 1) + (size_t)which * stats->columns;
+}
+
+static int terminal_width(void) {
+    struct winsize size;
+    bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    int width = known ? size.ws_col : 80;
+    return width < 40 ? 40 : width > 120 ? 120 : width;
+}
+
+static uint64_t range_sum(const uint32_t *values, uint32_t first, uint32_t end) {
+    uint64_t sum = 0;
+    for (uint32_t i = first; i < end; i++)
+        sum += values[i];
+    return sum;
+}
+
+static void print_bar(const clmoe_stats *stats, uint32_t first, uint32_t end, double scale) {
+    uint64_t load = range_sum(stats_array(stats, 0), first, end);
+    uint64_t kept = range_sum(stats_array(stats, 1), first, end);
+    int full = (int)lround((double)load * scale), solid = (int)lround((double)kept * scale);
+    char label[32];
+    if (end - first == 1)
+        snprintf(label, sizeof label, "%u", (unsigned)first);
+    else
+        snprintf(label, sizeof label, "%u-%u", (unsigned)first, (unsigned)(end - 1));
+    printf("  %9s %8llu%s", label, (unsigned long long)load, full > 0 ? "  " : "");
+    for (int i = 0; i < full; i++)
+        putchar(i < solid ? '#' : '.');
+    putchar('\n');
+}
+
+static void print_load(const clmoe_stats *stats, uint32_t experts) {
+    uint32_t step = experts > MAX_BARS ? (experts + FOLDED_BARS - 1) / FOLDED_BARS : 1;
+    uint64_t most = 1;
+    for (uint32_t e = 0; e < experts; e += step) {
+        uint32_t end = e + step < experts ? e + step : experts;
+        uint64_t load = range_sum(stats_array(stats, 0), e, end);
+        most = load > most ? load : most;
+    }
+    double width = (double)(terminal_width() - 22), scale = width / (double)most;
+    printf("\n  %9s %8s  %s\n", step > 1 ? "experts" : "expert", "load", "# kept  . dropped");
+    for (uint32_t e = 0; e < experts; e += step)
+        print_bar(stats, e, e + step < experts ? e + step : experts, scale);
+    if (stats->columns > experts)
+        printf("  %9s %8u\n", "identity", (unsigned)stats->identity_pairs);
+}
+
+static void print_head(const run_report *r) {
+    const clmoe_layer_desc *desc = r->desc;
+    const char *model = r->model_type[0] != '\0' ? r->model_type : "no model_type";
+    printf("model     %s, layer %u\n", model, (unsigned)r->layer);
+    printf("layer     E %u experts, K %u per token, D %u, H %u", (unsigned)desc->num_experts,
+           (unsigned)desc->top_k, (unsigned)desc->dim, (unsigned)desc->experts.hidden_dim);
+    if (desc->num_identity_experts > 0)
+        printf(", Z %u identity experts", (unsigned)desc->num_identity_experts);
+    if (desc->shared.hidden_dim > 0)
+        printf(", shared expert of %u", (unsigned)desc->shared.hidden_dim);
+    printf("\ndevice    %s\nengine    %s\n", r->device, r->engine);
+    printf("batch     %u tokens, ", (unsigned)r->tokens);
+    if (r->capacity > 0)
+        printf("capacity %u rows per expert\n", (unsigned)r->capacity);
+    else
+        printf("dropless\n");
+}
+
+static void print_balance(const run_report *r) {
+    const clmoe_stats *stats = r->stats;
+    double pairs = stats->pairs > 0 ? stats->pairs : 1;
+    printf("\npairs     %u: %u kept, %u dropped (%.1f %%)\n", (unsigned)stats->pairs,
+           (unsigned)stats->kept, (unsigned)stats->dropped, 100.0 * stats->dropped / pairs);
+    printf("balance   MaxVio %.3f, entropy %.3f of log E = %.3f\n", (double)stats->max_violation,
+           (double)stats->load_entropy, log(r->desc->num_experts));
+    printf("          %u idle experts, %u non-finite tokens\n", (unsigned)stats->idle_experts,
+           (unsigned)stats->nonfinite_tokens);
+}
+
+static void print_times(const run_report *r) {
+    printf("\ntime      ms, median of %u\n", (unsigned)r->repeat);
+    for (int i = 0; i < STEP_COUNT; i++) {
+        if (r->times.steps[i] >= 0)
+            printf("  %-8s%10.3f\n", step_names[i], r->times.steps[i]);
+        else
+            printf("  %-8s%10s  in experts\n", step_names[i], "-");
+    }
+    printf("  %-8s%10.3f  the whole layer%s\n", "forward", r->times.forward,
+           r->desc->shared.hidden_dim > 0 ? ", with the shared expert" : "");
+}
+
+void report_text(const run_report *r) {
+    print_head(r);
+    print_load(r->stats, r->desc->num_experts);
+    print_balance(r);
+    print_times(r);
+    if (r->checked)
+        printf("\nresult    relative error %.2e, tolerance %.2e: %s\n", r->relative_error,
+               r->tolerance, r->pass ? "pass" : "FAIL");
+}
+
+/* JSON has no NaN and no infinity: null. */
+static json_t *json_number_or_null(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *json_counts(const clmoe_stats *stats, uint32_t which) {
+    json_t *array = json_array();
+    for (uint32_t i = 0; i < stats->columns; i++)
+        json_array_append_new(array, json_integer(stats_array(stats, which)[i]));
+    return array;
+}
+
+static json_t *json_times(const batch_times *times) {
+    json_t *object = json_object();
+    json_object_set_new(object, "forward", json_real(times->forward));
+    for (int i = 0; i < STEP_COUNT; i++)
+        json_object_set_new(object, step_names[i],
+                            times->steps[i] >= 0 ? json_real(times->steps[i]) : json_null());
+    return object;
+}
+
+static void set_layer(json_t *object, const run_report *r) {
+    const clmoe_layer_desc *desc = r->desc;
+    json_object_set_new(object, "model_type", json_string(r->model_type));
+    json_object_set_new(object, "layer", json_integer(r->layer));
+    json_object_set_new(object, "device", json_string(r->device));
+    json_object_set_new(object, "engine", json_string(r->engine));
+    json_object_set_new(object, "tokens", json_integer(r->tokens));
+    json_object_set_new(object, "dim", json_integer(desc->dim));
+    json_object_set_new(object, "hidden_dim", json_integer(desc->experts.hidden_dim));
+    json_object_set_new(object, "num_experts", json_integer(desc->num_experts));
+    json_object_set_new(object, "num_identity_experts", json_integer(desc->num_identity_experts));
+    json_object_set_new(object, "top_k", json_integer(desc->top_k));
+    json_object_set_new(object, "capacity", json_integer(r->capacity));
+}
+
+static void set_stats(json_t *object, const clmoe_stats *stats) {
+    json_object_set_new(object, "load", json_counts(stats, 0));
+    json_object_set_new(object, "kept", json_counts(stats, 1));
+    json_object_set_new(object, "dropped", json_counts(stats, 2));
+    json_object_set_new(object, "kept_total", json_integer(stats->kept));
+    json_object_set_new(object, "dropped_total", json_integer(stats->dropped));
+    json_object_set_new(object, "max_violation", json_number_or_null((double)stats->max_violation));
+    json_object_set_new(object, "load_entropy", json_number_or_null((double)stats->load_entropy));
+    json_object_set_new(object, "idle_experts", json_integer(stats->idle_experts));
+    json_object_set_new(object, "nonfinite_tokens", json_integer(stats->nonfinite_tokens));
+}
+
+clmoe_status report_json(const run_report *r) {
+    json_t *object = json_object();
+    set_layer(object, r);
+    set_stats(object, r->stats);
+    json_object_set_new(object, "relative_error",
+                        r->checked ? json_number_or_null(r->relative_error) : json_null());
+    json_object_set_new(object, "tolerance", r->checked ? json_real(r->tolerance) : json_null());
+    json_object_set_new(object, "pass", r->checked ? json_boolean(r->pass) : json_null());
+    json_object_set_new(object, "milliseconds", json_times(&r->times));
+    int failed = json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(object);
+    return failed ? fail(CLMOE_IO, "cannot write the report as JSON") : CLMOE_SUCCESS;
+}

@@ -1,0 +1,26 @@
+/* What a run prints. */
+#ifndef CLMOE_CLI_REPORT_H
+#define CLMOE_CLI_REPORT_H
+
+#include "batch.h"
+
+typedef struct run_report {
+    const char *model_type;
+    uint32_t layer;
+    char device[256];
+    const char *engine;
+    const clmoe_layer_desc *desc;
+    uint32_t tokens;
+    uint32_t capacity;        /* C, 0 when dropless */
+    const clmoe_stats *stats; /* with its arrays load, kept, dropped [R] behind it */
+    uint32_t repeat;
+    batch_times times;
+    bool checked; /* there was an expected tensor; the three below hold */
+    double relative_error, tolerance;
+    bool pass;
+} run_report;
+
+void report_text(const run_report *report);
+clmoe_status report_json(const run_report *report);
+
+#endif

@@ -1,0 +1,92 @@
+/* The table of engines, the choice among them, and the strides of an MLP's matrices. */
+#include "gemm.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const gemm_engine *const gemm_engines[] = {
+    &gemm_cpu,     &gemm_tiled, &gemm_ref,
+#ifdef CLMOE_WITH_CLBLAST
+    &gemm_clblast,
+#endif
+    NULL,
+};
+
+static const gemm_engine *find_engine(const char *name) {
+    for (size_t i = 0; gemm_engines[i]; i++)
+        if (strcmp(gemm_engines[i]->name, name) == 0)
+            return gemm_engines[i];
+    return NULL;
+}
+
+static clmoe_status unknown_engine(const char *name) {
+    char list[128] = "";
+    for (size_t i = 0, used = 0; gemm_engines[i] && used < sizeof list; i++)
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "",
+                                 gemm_engines[i]->name);
+    return fail(CLMOE_INVALID_DESC, "engine is \"%.64s\", but must be one of: %s", name, list);
+}
+
+/* The best engine for the device; ref runs everywhere. */
+static const gemm_engine *pick_by_device(const clmoe_context *context) {
+    const gemm_engine *best = device_is_cpu(&context->info) ? &gemm_cpu : &gemm_tiled;
+    return best->supports(context) == CLMOE_SUCCESS ? best : &gemm_ref;
+}
+
+clmoe_status gemm_engine_pick(const clmoe_context *context, const char *name,
+                              const gemm_engine **engine) {
+    *engine = NULL;
+    const gemm_engine *found = name ? find_engine(name) : pick_by_device(context);
+    if (!found)
+        return unknown_engine(name);
+    clmoe_status status = found->supports(context);
+    if (status == CLMOE_SUCCESS)
+        *engine = found;
+    return status;
+}
+
+static clmoe_buf buf_at(clmoe_buf buf, uint64_t element) {
+    return (clmoe_buf){buf.mem, buf.mem ? buf.offset + (size_t)element * sizeof(float) : 0};
+}
+
+/* `count` rows of `in` elements per expert, the first at element `first` and then every `step`-th.
+ */
+static gemm_weight rows_of(clmoe_buf buf, uint64_t count, uint64_t in, bool transposed,
+                           uint64_t first, uint64_t step) {
+    gemm_weight w = {.expert = count * in};
+    w.row = transposed ? step : step * in;
+    w.col = transposed ? count : 1;
+    w.buf = buf_at(buf, transposed ? first : first * in);
+    return w;
+}
+
+static void set_bias(gemm_weight *w, clmoe_buf bias, uint64_t count, uint64_t first,
+                     uint64_t step) {
+    w->bias = buf_at(bias, first);
+    w->bias_expert = count;
+    w->bias_row = step;
+}
+
+void gemm_mlp_weights(const clmoe_mlp_desc *desc, const clmoe_mlp_weights *weights, uint32_t in,
+                      gemm_weight *gate, gemm_weight *up, gemm_weight *down) {
+    const uint64_t hidden = desc->hidden_dim;
+    const bool transposed = desc->gate_up_transposed != 0;
+    const bool interleaved = desc->gate_layout == CLMOE_GATE_INTERLEAVED;
+    const bool together = interleaved || desc->gate_layout == CLMOE_GATE_CONCAT;
+    /* Rows per expert in one buffer, up's first row there, and the distance between rows. */
+    const uint64_t count = together ? 2 * hidden : hidden;
+    const uint64_t up_first = interleaved ? 1 : together ? hidden : 0;
+    const uint64_t step = interleaved ? 2 : 1;
+
+    *up = rows_of(together ? weights->gate : weights->up, count, in, transposed, up_first, step);
+    if (desc->gate_up_bias)
+        set_bias(up, together ? weights->gate_bias : weights->up_bias, count, up_first, step);
+    if (desc->gate_layout != CLMOE_GATE_NONE) {
+        *gate = rows_of(weights->gate, count, in, transposed, 0, step);
+        if (desc->gate_up_bias)
+            set_bias(gate, weights->gate_bias, count, 0, step);
+    }
+    *down = rows_of(weights->down, in, hidden, desc->down_transposed != 0, 0, 1);
+    if (desc->down_bias)
+        set_bias(down, weights->down_bias, in, 0, 1);
+}

@@ -1,0 +1,25 @@
+/* What the engines share that run kernels of their own. */
+#ifndef CLMOE_GEMM_KERNEL_H
+#define CLMOE_GEMM_KERNEL_H
+
+#include "gemm.h"
+
+/* Kernels of one engine by form; the variants of both are compiled as the shape asks. */
+typedef enum gemm_variant { GEMM_UNGATED, GEMM_GATE_AND_UP, GEMM_VARIANTS } gemm_variant;
+
+static inline gemm_variant gemm_variant_of(gemm_form form) {
+    return form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
+}
+
+/* Sets the parameters GEMM_PARAMETERS of cl/gemm.clh, with `row_tile` as the problem's. */
+clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
+
+/* How many tiles cover `count`. */
+static inline size_t gemm_tiles(size_t count, size_t tile) {
+    return count / tile + (count % tile != 0);
+}
+
+/* gemm_engine.scratch of an engine that needs none. */
+size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
+
+#endif

@@ -1,0 +1,81 @@
+/* The naive engine: one work-item per element of the output, on any device. */
+#include "../program.h"
+#include "kernel.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MAX_GROUP = 64 };
+
+typedef struct ref_state {
+    size_t group; /* work-items per group, columns of C */
+    cl_kernel kernels[GEMM_VARIANTS];
+} ref_state;
+
+static clmoe_status ref_supports(const clmoe_context *context) {
+    (void)context;
+    return CLMOE_SUCCESS;
+}
+
+static void ref_destroy(void *opaque) {
+    ref_state *state = opaque;
+    if (!state)
+        return;
+    for (int i = 0; i < GEMM_VARIANTS; i++)
+        kernel_release(&state->kernels[i]);
+    free(state);
+}
+
+static clmoe_status compile(clmoe_context *context, ref_state *state, gemm_variant variant) {
+    char options[64];
+    snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
+             state->group);
+    return program_kernel(context, "gemm_ref", options, "gemm_ref", &state->kernels[variant]);
+}
+
+static clmoe_status ref_create(clmoe_context *context, const gemm_shape *shape, void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    ref_state *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the ref engine");
+    state->group = MAX_GROUP;
+    while (state->group > context->info.max_group)
+        state->group /= 2;
+    TRY(compile(context, state, GEMM_UNGATED));
+    if (shape->form == GEMM_GATED)
+        TRY(compile(context, state, GEMM_GATE_AND_UP));
+    *out = state;
+    state = NULL;
+done:
+    ref_destroy(state);
+    return status;
+}
+
+static uint32_t ref_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
+    (void)context;
+    (void)rows_per_expert;
+    return 1;
+}
+
+static clmoe_status ref_run(void *opaque, launch *chain, const gemm_problem *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const ref_state *state = opaque;
+    cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)];
+    const size_t groups[] = {problem->slots, gemm_tiles(problem->n, state->group)};
+    const size_t local[] = {1, state->group};
+    TRY(gemm_kernel_set(kernel, problem, problem->row_tile));
+    TRY(launch_kernel(chain, kernel, 2, groups, local));
+done:
+    return status;
+}
+
+const gemm_engine gemm_ref = {
+    .name = "ref",
+    .gathers = true,
+    .supports = ref_supports,
+    .create = ref_create,
+    .destroy = ref_destroy,
+    .row_tile = ref_row_tile,
+    .scratch = gemm_no_scratch,
+    .run = ref_run,
+};

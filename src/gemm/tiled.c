@@ -1,0 +1,138 @@
+/* The portable engine for GPUs: tiles through local memory, in sizes that fit the device. */
+#include "../program.h"
+#include "kernel.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+enum {
+    COLUMNS = 64, /* of each of two matrices per work-group, as in cl/gemm_tiled.cl */
+    DEPTH = 16,
+    ITEM = 4, /* rows, and columns of each matrix, per work-item */
+    FEW_ROWS = 16,
+    MANY_ROWS = 64,
+};
+
+typedef enum tile_size { TILE_FEW_ROWS, TILE_MANY_ROWS, TILE_SIZES } tile_size;
+
+typedef struct tiled_state {
+    uint32_t rows[TILE_SIZES];
+    cl_kernel kernels[GEMM_VARIANTS][TILE_SIZES]; /* by form; NULL where not asked for */
+} tiled_state;
+
+static size_t items(uint32_t rows) {
+    return (size_t)(COLUMNS / ITEM) * (rows / ITEM);
+}
+
+static size_t local_bytes(uint32_t rows) {
+    return sizeof(float) * DEPTH * (rows + 2 * COLUMNS + 3 * ITEM);
+}
+
+static bool fits(const device_info *info, uint32_t rows) {
+    return items(rows) <= info->max_group && local_bytes(rows) <= info->local_mem_bytes;
+}
+
+/* The largest tile the device can hold. */
+static uint32_t many_rows(const device_info *info) {
+    uint32_t rows = MANY_ROWS;
+    while (rows > FEW_ROWS && !fits(info, rows))
+        rows /= 2;
+    return rows;
+}
+
+static clmoe_status tiled_supports(const clmoe_context *context) {
+    const device_info *info = &context->info;
+    if (fits(info, FEW_ROWS))
+        return CLMOE_SUCCESS;
+    return fail(
+        CLMOE_UNSUPPORTED,
+        "engine tiled needs groups of %zu work-items and %zu bytes of local memory, but the "
+        "device has %zu and %llu",
+        items(FEW_ROWS), local_bytes(FEW_ROWS), info->max_group,
+        (unsigned long long)info->local_mem_bytes);
+}
+
+static void tiled_destroy(void *opaque) {
+    tiled_state *state = opaque;
+    if (!state)
+        return;
+    for (int i = 0; i < GEMM_VARIANTS; i++)
+        for (int j = 0; j < TILE_SIZES; j++)
+            kernel_release(&state->kernels[i][j]);
+    free(state);
+}
+
+static clmoe_status compile(clmoe_context *context, tiled_state *state, gemm_variant variant) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (int size = 0; size < TILE_SIZES; size++) {
+        char options[64];
+        snprintf(options, sizeof options, "-DGATED=%d -DROWS=%u", variant == GEMM_GATE_AND_UP,
+                 state->rows[size]);
+        TRY(program_kernel(context, "gemm_tiled", options, "gemm_tiled",
+                           &state->kernels[variant][size]));
+    }
+done:
+    return status;
+}
+
+static clmoe_status tiled_create(clmoe_context *context, const gemm_shape *shape, void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    tiled_state *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the tiled engine");
+    state->rows[TILE_FEW_ROWS] = FEW_ROWS;
+    state->rows[TILE_MANY_ROWS] = many_rows(&context->info);
+    TRY(compile(context, state, GEMM_UNGATED));
+    if (shape->form == GEMM_GATED)
+        TRY(compile(context, state, GEMM_GATE_AND_UP));
+    *out = state;
+    state = NULL;
+done:
+    tiled_destroy(state);
+    return status;
+}
+
+static uint32_t tiled_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
+    return rows_per_expert > FEW_ROWS ? many_rows(&context->info) : FEW_ROWS;
+}
+
+/* The larger tile that divides the plan's; a dense problem has no plan. */
+static clmoe_status choose_size(const tiled_state *state, const gemm_problem *problem,
+                                tile_size *size) {
+    *size = TILE_MANY_ROWS;
+    if (problem->tile_expert.mem ? problem->row_tile % state->rows[TILE_MANY_ROWS] != 0
+                                 : problem->slots <= FEW_ROWS)
+        *size = TILE_FEW_ROWS;
+    if (problem->tile_expert.mem && problem->row_tile % state->rows[*size] != 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "row_tile is %u, but engine tiled needs multiples of %d", problem->row_tile,
+                    FEW_ROWS);
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status tiled_run(void *opaque, launch *chain, const gemm_problem *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const tiled_state *state = opaque;
+    const gemm_variant variant = gemm_variant_of(problem->form);
+    const size_t columns = variant == GEMM_GATE_AND_UP ? COLUMNS : 2 * COLUMNS;
+    tile_size size = TILE_FEW_ROWS;
+    TRY(choose_size(state, problem, &size));
+    const uint32_t rows = state->rows[size];
+    const size_t groups[] = {gemm_tiles(problem->slots, rows), gemm_tiles(problem->n, columns)};
+    const size_t local[] = {COLUMNS / ITEM, rows / ITEM};
+    TRY(gemm_kernel_set(state->kernels[variant][size], problem, problem->row_tile));
+    TRY(launch_kernel(chain, state->kernels[variant][size], 2, groups, local));
+done:
+    return status;
+}
+
+const gemm_engine gemm_tiled = {
+    .name = "tiled",
+    .gathers = true,
+    .supports = tiled_supports,
+    .create = tiled_create,
+    .destroy = tiled_destroy,
+    .row_tile = tiled_row_tile,
+    .scratch = gemm_no_scratch,
+    .run = tiled_run,
+};

@@ -1,0 +1,182 @@
+#include "checkpoint.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- Finding -------------------------------------------------------------------------------- */
+
+/* Finds the one prefix "...layers.N.mlp." under which there are experts. */
+static clmoe_status find_prefix(const clmoe_checkpoint *c, block *b) {
+    uint32_t layers = 0;
+    for (size_t i = 0; i < c->num_tensors; i++) {
+        const char *name = c->tensors[i].tensor->name;
+        size_t length = block_prefix_length(name, b->layer);
+        if (length == 0 || length >= MAX_PREFIX)
+            continue;
+        if (b->prefix[0] == '\0')
+            memcpy(b->prefix, name, length); /* zeroed before */
+        else if (strncmp(b->prefix, name, length) != 0 || b->prefix[length] != '\0')
+            return fail(CLMOE_UNSUPPORTED, "%s: layer %u has two MoE blocks, %s and %.*s",
+                        c->directory, b->layer, b->prefix, (int)length, name);
+    }
+    if (b->prefix[0] != '\0')
+        return CLMOE_SUCCESS;
+    clmoe_status status = config_uint(c->config, FIELD_LAYERS, 0, 0, &layers);
+    if (status == CLMOE_SUCCESS && layers > 0 && b->layer >= layers)
+        return fail(CLMOE_BAD_FILE, "%s: layer %u has no MoE block; %s is %u", c->directory,
+                    b->layer, config_name(c->config, FIELD_LAYERS), layers);
+    return fail(CLMOE_BAD_FILE, "%s: layer %u has no MoE block (model_type is '%s')", c->directory,
+                b->layer, config_model_type(c->config));
+}
+
+/* Whether the block has a tensor of that name and the config a field; NULL: always. */
+static bool bears_mark(const void *context, const char *tensor, const char *field) {
+    const block *b = context;
+    char name[2 * MAX_PREFIX];
+    if (field != NULL && !config_has_name(b->checkpoint->config, field))
+        return false;
+    if (tensor == NULL)
+        return true;
+    snprintf(name, sizeof name, "%s%s", b->prefix, tensor);
+    return checkpoint_find(b->checkpoint, name) != NULL;
+}
+
+/* The next tensor under the block's prefix: its name without the prefix, or NULL after the last. */
+static const char *name_below(const block *b, size_t index) {
+    const clmoe_checkpoint *c = b->checkpoint;
+    size_t length = strlen(b->prefix);
+    if (index >= c->num_tensors || strncmp(c->tensors[index].tensor->name, b->prefix, length) != 0)
+        return NULL;
+    return c->tensors[index].tensor->name + length;
+}
+
+static bool has_select_bias(const block *b) {
+    uint32_t expert;
+    const char *name;
+    for (size_t i = checkpoint_lower_bound(b->checkpoint, b->prefix);
+         (name = name_below(b, i)) != NULL; i++) {
+        const name_pattern *pattern = pattern_find(name, "", &expert);
+        if (pattern != NULL && pattern->role == ROLE_SELECT_BIAS)
+            return true;
+    }
+    return false;
+}
+
+static clmoe_status check_family(const config *c) {
+    const char *types[] = {config_text_type(c), config_model_type(c)};
+    for (size_t i = 0; i < 2; i++) {
+        const char *feature = family_unsupported(types[i]);
+        if (feature != NULL)
+            return fail(CLMOE_UNSUPPORTED, "%s: model_type '%s' has %s, which clmoe does not have",
+                        config_path(c), types[i], feature);
+    }
+    return config_check_features(c);
+}
+
+static const family *find_family(const block *b) {
+    const config *c = b->checkpoint->config;
+    const family *found = family_find(config_text_type(c));
+    if (found == NULL)
+        found = family_find(config_model_type(c));
+    if (found == NULL)
+        found = family_deduce(bears_mark, b, has_select_bias(b), config_has(c, FIELD_TOPK_METHOD));
+    return found;
+}
+
+clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    memset(b, 0, sizeof *b);
+    b->checkpoint = c;
+    b->layer = layer;
+    TRY(check_family(c->config));
+    TRY(find_prefix(c, b));
+    b->family = find_family(b);
+done:
+    return status;
+}
+
+/* ---- Collecting ----------------------------------------------------------------------------- */
+
+static clmoe_status fail_unused(const block *b, const file_tensor *t, const char *name) {
+    const char *feature = tensor_unsupported(name), *path = safetensors_path(t->file);
+    if (feature != NULL)
+        return fail(CLMOE_UNSUPPORTED, "%s: tensor '%s' means %s, which clmoe does not have", path,
+                    t->tensor->name, feature);
+    return fail(
+        CLMOE_BAD_FILE,
+        "%s: tensor '%s' is under the MoE block, but clmoe has no use for it (model_type '%s')",
+        path, t->tensor->name, config_model_type(b->checkpoint->config));
+}
+
+/* Makes room for the role's tensors: one, or one for each expert if the pattern has a number. */
+static clmoe_status begin_role(const block *b, block_role *role, const name_pattern *pattern) {
+    role->pattern = pattern;
+    role->count = strchr(pattern->name, '#') ? b->experts : 1;
+    role->tensors = calloc(role->count, sizeof role->tensors[0]);
+    if (role->tensors == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "no memory for the list of %u experts", b->experts);
+    return CLMOE_SUCCESS;
+}
+
+/* Enters one tensor of the block. */
+static clmoe_status collect(block *b, const file_tensor *t, const char *name) {
+    uint32_t expert;
+    const name_pattern *pattern = pattern_find(name, b->family->model_type, &expert);
+    if (pattern == NULL)
+        return fail_unused(b, t, name);
+    block_role *role = &b->roles[pattern->role];
+    bool numbered = strchr(pattern->name, '#') != NULL;
+    /* Some frameworks also store matrices for identity experts, which nothing reads. */
+    if (numbered && expert >= b->experts && expert < b->experts + b->identity_experts)
+        return CLMOE_SUCCESS;
+    if (numbered && expert >= b->experts)
+        return fail(CLMOE_BAD_FILE, "%s: tensor '%s' is of expert %u, but %s is %u",
+                    safetensors_path(t->file), t->tensor->name, expert,
+                    config_name(b->checkpoint->config, FIELD_EXPERTS), b->experts);
+    if (t->tensor->type > ST_BF16)
+        return fail(CLMOE_UNSUPPORTED,
+                    "%s: tensor '%s' has dtype %s; clmoe takes F32, F16, BF16 and F64",
+                    safetensors_path(t->file), t->tensor->name, t->tensor->type_name);
+    if (role->pattern != NULL && role->pattern != pattern)
+        return fail(CLMOE_BAD_FILE, "%s: tensor '%s' has the role that '%s' has already",
+                    safetensors_path(t->file), t->tensor->name, role->pattern->name);
+    clmoe_status status = role->pattern ? CLMOE_SUCCESS : begin_role(b, role, pattern);
+    if (status == CLMOE_SUCCESS)
+        role->tensors[expert] = *t;
+    return status;
+}
+
+/* CLMOE_BAD_FILE if a role has tensors of some experts, but not of all. */
+static clmoe_status check_complete(const block *b, const block_role *role) {
+    for (uint32_t e = 0; e < role->count; e++)
+        if (role->tensors[e].tensor == NULL) {
+            const char *number = strchr(role->pattern->name, '#');
+            return fail(CLMOE_BAD_FILE, "%s: tensor '%s%.*s%u%s' is missing",
+                        b->checkpoint->directory, b->prefix, (int)(number - role->pattern->name),
+                        role->pattern->name, e, number + 1);
+        }
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status block_collect(block *b) {
+    const clmoe_checkpoint *c = b->checkpoint;
+    const char *name;
+    for (size_t i = checkpoint_lower_bound(c, b->prefix); (name = name_below(b, i)) != NULL; i++) {
+        clmoe_status status = collect(b, &c->tensors[i], name);
+        if (status != CLMOE_SUCCESS)
+            return status;
+    }
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        clmoe_status status = check_complete(b, &b->roles[r]);
+        if (status != CLMOE_SUCCESS)
+            return status;
+    }
+    return CLMOE_SUCCESS;
+}
+
+void block_release(block *b) {
+    for (int r = 0; r < ROLE_COUNT; r++)
+        free(b->roles[r].tensors);
+    memset(b, 0, sizeof *b);
+}

@@ -1,0 +1,179 @@
+#include "checkpoint.h"
+
+#include "json.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_SHARDS 10000
+
+/* "DIRECTORY/NAME"; NULL without memory. */
+static char *join(const char *directory, const char *name) {
+    size_t bytes = strlen(directory) + strlen(name) + 2;
+    char *path = malloc(bytes);
+    if (path != NULL)
+        snprintf(path, bytes, "%s/%s", directory, name);
+    else
+        fail(CLMOE_OUT_OF_MEMORY, "%s: no memory for the path of %s", directory, name);
+    return path;
+}
+
+/* ---- One list of all tensors ---------------------------------------------------------------- */
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const file_tensor *)a)->tensor->name, ((const file_tensor *)b)->tensor->name);
+}
+
+static clmoe_status list_tensors(clmoe_checkpoint *c) {
+    size_t total = 0;
+    for (size_t f = 0; f < c->num_files; f++)
+        total += safetensors_count(c->files[f]);
+    c->tensors = malloc((total + 1) * sizeof c->tensors[0]);
+    if (c->tensors == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "%s: no memory for its list of tensors", c->directory);
+    for (size_t f = 0; f < c->num_files; f++)
+        for (size_t i = 0; i < safetensors_count(c->files[f]); i++)
+            c->tensors[c->num_tensors++] =
+                (file_tensor){c->files[f], safetensors_at(c->files[f], i)};
+    qsort(c->tensors, c->num_tensors, sizeof c->tensors[0], by_name);
+    for (size_t i = 1; i < c->num_tensors; i++)
+        if (by_name(&c->tensors[i - 1], &c->tensors[i]) == 0)
+            return fail(CLMOE_BAD_FILE, "tensor '%s' is in both %s and %s",
+                        c->tensors[i].tensor->name, safetensors_path(c->tensors[i - 1].file),
+                        safetensors_path(c->tensors[i].file));
+    return CLMOE_SUCCESS;
+}
+
+size_t checkpoint_lower_bound(const clmoe_checkpoint *c, const char *name) {
+    size_t low = 0, high = c->num_tensors;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(c->tensors[middle].tensor->name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+const file_tensor *checkpoint_find(const clmoe_checkpoint *c, const char *name) {
+    size_t at = checkpoint_lower_bound(c, name);
+    bool found = at < c->num_tensors && strcmp(c->tensors[at].tensor->name, name) == 0;
+    return found ? &c->tensors[at] : NULL;
+}
+
+/* ---- Files ---------------------------------------------------------------------------------- */
+
+static clmoe_status open_one(clmoe_checkpoint *c, const char *path) {
+    safetensors **files = realloc(c->files, (c->num_files + 1) * sizeof *files);
+    if (files == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to open it", path);
+    c->files = files;
+    clmoe_status status = safetensors_open(path, &c->files[c->num_files]);
+    c->num_files += status == CLMOE_SUCCESS;
+    return status;
+}
+
+/* Checks one line of the index, tensor -> shard, and opens the shard if it is new. */
+static clmoe_status open_shard(clmoe_checkpoint *c, const char *index, const char *tensor,
+                               const json_t *value) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const char *shard = json_string_value(value);
+    if (shard == NULL || shard[0] == '\0' || shard[0] == '.' || strchr(shard, '/') != NULL)
+        return fail(CLMOE_BAD_FILE,
+                    "%s: weight_map gives tensor '%s' the file '%s', not a plain name", index,
+                    tensor, shard ? shard : "?");
+    char *path = join(c->directory, shard);
+    if (path == NULL)
+        return CLMOE_OUT_OF_MEMORY;
+    size_t f = 0;
+    while (f < c->num_files && strcmp(safetensors_path(c->files[f]), path) != 0)
+        f++;
+    if (f == MAX_SHARDS)
+        TRY(fail(CLMOE_BAD_FILE, "%s: weight_map names more than %d files", index, MAX_SHARDS));
+    if (f == c->num_files)
+        TRY(open_one(c, path));
+    if (safetensors_find(c->files[f], tensor) == NULL)
+        TRY(fail(CLMOE_BAD_FILE, "%s: tensor '%s' is missing, which %s says it has", path, tensor,
+                 index));
+done:
+    free(path);
+    return status;
+}
+
+static clmoe_status open_shards(clmoe_checkpoint *c, const char *index) {
+    clmoe_status status = CLMOE_SUCCESS;
+    json_t *root = NULL, *shard;
+    const char *tensor;
+    TRY(json_read(index, &root));
+    json_t *map = json_object_get(root, "weight_map");
+    if (!json_is_object(map) || json_object_size(map) == 0)
+        TRY(fail(CLMOE_BAD_FILE, "%s: has no weight_map, or an empty one", index));
+    json_object_foreach(map, tensor, shard) {
+        TRY(open_shard(c, index, tensor, shard));
+    }
+done:
+    json_decref(root);
+    return status;
+}
+
+static clmoe_status open_tensors(clmoe_checkpoint *c) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char *single = join(c->directory, "model.safetensors");
+    char *index = join(c->directory, "model.safetensors.index.json");
+    if (single == NULL || index == NULL)
+        TRY(CLMOE_OUT_OF_MEMORY);
+    if (access(single, F_OK) == 0)
+        TRY(open_one(c, single));
+    else if (access(index, F_OK) == 0)
+        TRY(open_shards(c, index));
+    else
+        TRY(fail(CLMOE_IO, "%s: has neither model.safetensors nor model.safetensors.index.json",
+                 c->directory));
+    TRY(list_tensors(c));
+done:
+    free(index);
+    free(single);
+    return status;
+}
+
+clmoe_status clmoe_checkpoint_open(const char *directory, clmoe_checkpoint **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char *path = NULL;
+    if (directory == NULL || out == NULL)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", directory ? "out" : "directory");
+    *out = NULL;
+    clmoe_checkpoint *c = calloc(1, sizeof *c);
+    if (c == NULL || (c->directory = malloc(strlen(directory) + 1)) == NULL)
+        TRY(fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to open it", directory));
+    strcpy(c->directory, directory);
+    path = join(directory, "config.json");
+    if (path == NULL)
+        TRY(CLMOE_OUT_OF_MEMORY);
+    TRY(config_open(path, &c->config));
+    TRY(open_tensors(c));
+    *out = c;
+    c = NULL;
+done:
+    free(path);
+    clmoe_checkpoint_close(c);
+    return status;
+}
+
+void clmoe_checkpoint_close(clmoe_checkpoint *c) {
+    if (c == NULL)
+        return;
+    free(c->tensors);
+    for (size_t f = 0; f < c->num_files; f++)
+        safetensors_close(c->files[f]);
+    free(c->files);
+    config_close(c->config);
+    free(c->directory);
+    free(c);
+}
+
+const char *clmoe_checkpoint_model_type(const clmoe_checkpoint *c) {
+    return c ? config_model_type(c->config) : "";
+}

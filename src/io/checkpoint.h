@@ -1,0 +1,70 @@
+/* A model directory: its config, its safetensors files and one list of all their tensors. */
+#ifndef CLMOE_CHECKPOINT_H
+#define CLMOE_CHECKPOINT_H
+
+#include "config.h"
+#include "families.h"
+#include "safetensors.h"
+
+typedef struct file_tensor {
+    const safetensors *file;
+    const st_tensor *tensor;
+} file_tensor;
+
+struct clmoe_checkpoint {
+    char *directory;
+    config *config;
+    safetensors **files;
+    size_t num_files;
+    file_tensor *tensors; /* of all files, sorted by name */
+    size_t num_tensors;
+};
+
+/* The place of the first tensor whose name is not before `name`. */
+size_t checkpoint_lower_bound(const clmoe_checkpoint *c, const char *name);
+
+/* The tensor of that name, or NULL. */
+const file_tensor *checkpoint_find(const clmoe_checkpoint *c, const char *name);
+
+/* ---- The MoE block of a layer, block.c ------------------------------------------------------ */
+
+#define MAX_PREFIX 256
+
+/* The tensors that have a role: one, or one for each expert. */
+typedef struct block_role {
+    const name_pattern *pattern; /* NULL: no such tensor */
+    file_tensor *tensors;
+    uint32_t count;
+} block_role;
+
+typedef struct block {
+    const clmoe_checkpoint *checkpoint;
+    uint32_t layer;
+    char prefix[MAX_PREFIX]; /* "model.layers.0.mlp." */
+    const family *family;
+    uint32_t experts, identity_experts;
+    block_role roles[ROLE_COUNT];
+} block;
+
+/* Finds the block of a layer and its family. CLMOE_BAD_FILE: the layer has none. */
+clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b);
+
+/*
+ * Gives every tensor under the block its role, once `experts` and `identity_experts` are known.
+ * Errors: CLMOE_BAD_FILE for a tensor missing or without use, CLMOE_UNSUPPORTED.
+ */
+clmoe_status block_collect(block *b);
+
+void block_release(block *b);
+
+static inline bool block_has(const block *b, int role) {
+    return b->roles[role].pattern != NULL;
+}
+
+/* ---- Its descriptor, describe.c ------------------------------------------------------------- */
+
+/* Finds, collects and describes the block of a layer; `b` is to be released also on an error. */
+clmoe_status checkpoint_describe(const clmoe_checkpoint *c, uint32_t layer, clmoe_layer_desc *desc,
+                                 block *b);
+
+#endif

@@ -1,0 +1,46 @@
+/*
+ * safetensors files: a JSON header of names, types, shapes and byte ranges, then the bytes.
+ * Nothing in a file is trusted: sizes are capped, ranges checked, reads go through pread().
+ */
+#ifndef CLMOE_SAFETENSORS_H
+#define CLMOE_SAFETENSORS_H
+
+#include "../status.h"
+
+#include <stdbool.h>
+
+#define ST_MAX_RANK 8
+
+typedef enum st_type { ST_F64, ST_F32, ST_F16, ST_BF16, ST_I64, ST_I32, ST_U8, ST_OTHER } st_type;
+
+typedef struct st_tensor {
+    const char *name;
+    st_type type;
+    const char *type_name; /* as in the file: "BF16" */
+    uint32_t rank;
+    uint64_t shape[ST_MAX_RANK];
+    uint64_t elements;
+    uint64_t begin, bytes; /* byte range in the file */
+} st_tensor;
+
+typedef struct safetensors safetensors;
+
+/* Opens and checks `path`. Errors: CLMOE_IO, CLMOE_BAD_FILE, naming file and tensor. */
+clmoe_status safetensors_open(const char *path, safetensors **out);
+void safetensors_close(safetensors *file);
+
+const char *safetensors_path(const safetensors *file);
+size_t safetensors_count(const safetensors *file);
+const st_tensor *safetensors_at(const safetensors *file, size_t index);
+const st_tensor *safetensors_find(const safetensors *file, const char *name); /* or NULL */
+
+/* Elements [first, first + count) as f32; F32, F16, BF16 and F64 tensors, else CLMOE_UNSUPPORTED.
+ */
+clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tensor, uint64_t first,
+                                  size_t count, float *out);
+
+/* Writes one F32 tensor of shape [rows, cols] to a new file, through a temporary and a rename. */
+clmoe_status safetensors_write_f32(const char *path, const char *name, uint64_t rows, uint64_t cols,
+                                   const float *values);
+
+#endif

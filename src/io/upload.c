@@ -1,0 +1,192 @@
+/* clmoe_checkpoint_upload(): the block's tensors -> device buffers, in f32, a piece at a time. */
+#include "checkpoint.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define STAGING_FLOATS 1048576u
+
+/* Where pieces pass through on their way. */
+typedef struct upload {
+    const block *block;
+    cl_context context;
+    cl_command_queue queue;
+    float *staging;
+} upload;
+
+static clmoe_status create_buffer(const upload *u, uint64_t floats, clmoe_buf *buf) {
+    cl_int code;
+    size_t bytes;
+    if (floats > SIZE_MAX || !size_mul((size_t)floats, sizeof(float), &bytes))
+        return fail(CLMOE_UNSUPPORTED, "layer %u: %llu weights are too many for one buffer",
+                    u->block->layer, (unsigned long long)floats);
+    buf->mem = clCreateBuffer(u->context, CL_MEM_READ_WRITE, bytes, NULL, &code);
+    buf->offset = 0;
+    if (code == CL_SUCCESS)
+        return CLMOE_SUCCESS;
+    buf->mem = NULL;
+    return fail(code, "layer %u: clCreateBuffer of %zu bytes failed: %s", u->block->layer, bytes,
+                clmoe_status_string(code));
+}
+
+/* Writes a tensor's first `count` elements to `buf` from element `at`. */
+static clmoe_status copy_tensor(const upload *u, const file_tensor *t, uint64_t count,
+                                const clmoe_buf *buf, uint64_t at) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (uint64_t done = 0; done < count;) {
+        uint64_t left = count - done;
+        size_t now = left < STAGING_FLOATS ? (size_t)left : STAGING_FLOATS;
+        TRY(safetensors_read_f32(t->file, t->tensor, done, now, u->staging));
+        TRY(CL(clEnqueueWriteBuffer(u->queue, buf->mem, CL_TRUE,
+                                    (size_t)(at + done) * sizeof(float), now * sizeof(float),
+                                    u->staging, 0, NULL, NULL)));
+        done += now;
+    }
+done:
+    return status;
+}
+
+/* A role with one tensor -> a buffer of its own; nothing if the block has no such tensor. */
+static clmoe_status upload_single(const upload *u, int role, clmoe_buf *buf) {
+    if (!block_has(u->block, role))
+        return CLMOE_SUCCESS;
+    const file_tensor *t = u->block->roles[role].tensors;
+    clmoe_status status = create_buffer(u, t->tensor->elements, buf);
+    return status == CLMOE_SUCCESS ? copy_tensor(u, t, t->tensor->elements, buf, 0) : status;
+}
+
+/*
+ * Two roles -> one buffer: for each of their tensors, first's elements and then second's. With
+ * second -1, or absent, first alone.
+ */
+static clmoe_status upload_pair(const upload *u, int first, int second, clmoe_buf *buf) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const block_role *a = &u->block->roles[first];
+    const block_role *b =
+        second >= 0 && block_has(u->block, second) ? &u->block->roles[second] : NULL;
+    if (a->pattern == NULL)
+        return CLMOE_SUCCESS;
+    uint64_t size = a->tensors[0].tensor->elements, stride = b ? 2 * size : size;
+    TRY(create_buffer(u, a->count * stride, buf));
+    for (uint32_t e = 0; e < a->count; e++) {
+        TRY(copy_tensor(u, &a->tensors[e], size, buf, e * stride));
+        if (b != NULL)
+            TRY(copy_tensor(u, &b->tensors[e], size, buf, e * stride + size));
+    }
+done:
+    return status;
+}
+
+static clmoe_status upload_mlp(const upload *u, int base, const clmoe_mlp_desc *desc,
+                               clmoe_mlp_weights *w) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (block_has(u->block, base + PART_GATE_UP)) {
+        TRY(upload_pair(u, base + PART_GATE_UP, -1, &w->gate));
+        TRY(upload_pair(u, base + PART_GATE_UP_BIAS, -1, &w->gate_bias));
+    } else if (desc->gate_layout == CLMOE_GATE_CONCAT) {
+        TRY(upload_pair(u, base + PART_GATE, base + PART_UP, &w->gate));
+        TRY(upload_pair(u, base + PART_GATE_BIAS, base + PART_UP_BIAS, &w->gate_bias));
+    } else {
+        TRY(upload_pair(u, base + PART_GATE, -1, &w->gate));
+        TRY(upload_pair(u, base + PART_GATE_BIAS, -1, &w->gate_bias));
+        TRY(upload_pair(u, base + PART_UP, -1, &w->up));
+        TRY(upload_pair(u, base + PART_UP_BIAS, -1, &w->up_bias));
+    }
+    TRY(upload_pair(u, base + PART_DOWN, -1, &w->down));
+    TRY(upload_pair(u, base + PART_DOWN_BIAS, -1, &w->down_bias));
+done:
+    return status;
+}
+
+static clmoe_status upload_all(const upload *u, const clmoe_layer_desc *desc, clmoe_weights *w) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(upload_single(u, ROLE_ROUTER, &w->router));
+    TRY(upload_single(u, ROLE_ROUTER_BIAS, &w->router_bias));
+    TRY(upload_single(u, ROLE_SELECT_BIAS, &w->select_bias));
+    TRY(upload_single(u, ROLE_SHARED_GATE, &w->shared_gate));
+    TRY(upload_single(u, ROLE_OUTPUT_BIAS, &w->output_bias));
+    TRY(upload_mlp(u, ROLE_EXPERTS, &desc->experts, &w->experts));
+    if (desc->shared.hidden_dim > 0)
+        TRY(upload_mlp(u, ROLE_SHARED, &desc->shared, &w->shared));
+done:
+    return status;
+}
+
+/* CLMOE_INVALID_ARGUMENT if the caller's descriptor is of another layer than the file's. */
+static clmoe_status check_desc(const clmoe_layer_desc *given, const clmoe_layer_desc *file) {
+    const struct {
+        const char *field;
+        uint32_t given, file;
+    } same[] = {
+        {"dim", given->dim, file->dim},
+        {"num_experts", given->num_experts, file->num_experts},
+        {"num_identity_experts", given->num_identity_experts, file->num_identity_experts},
+        {"experts.hidden_dim", given->experts.hidden_dim, file->experts.hidden_dim},
+        {"experts.gate_layout", given->experts.gate_layout, file->experts.gate_layout},
+        {"shared.hidden_dim", given->shared.hidden_dim, file->shared.hidden_dim},
+        {"weight_type", given->weight_type, file->weight_type},
+        {"router.weight_type", given->router.weight_type, file->router.weight_type},
+    };
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++)
+        if (same[i].given != same[i].file)
+            return fail(CLMOE_INVALID_ARGUMENT,
+                        "desc.%s is %u, but clmoe_checkpoint_layer() fills %u", same[i].field,
+                        same[i].given, same[i].file);
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_t layer,
+                                     const clmoe_layer_desc *desc, cl_context context,
+                                     cl_command_queue queue, clmoe_weights *weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_layer_desc file_desc;
+    block b;
+    memset(&b, 0, sizeof b);
+    upload u = {.block = &b, .context = context, .queue = queue};
+    if (checkpoint == NULL || desc == NULL || context == NULL || queue == NULL || weights == NULL)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "one of checkpoint, desc, context, queue and weights is NULL");
+    memset(weights, 0, sizeof *weights);
+    TRY(checkpoint_describe(checkpoint, layer, &file_desc, &b));
+    TRY(check_desc(desc, &file_desc));
+    u.staging = malloc(STAGING_FLOATS * sizeof(float));
+    if (u.staging == NULL)
+        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory to stage the weights of layer %u", layer));
+    TRY(upload_all(&u, &file_desc, weights));
+done:
+    if (status != CLMOE_SUCCESS)
+        clmoe_weights_release(weights);
+    free(u.staging);
+    block_release(&b);
+    return status;
+}
+
+/* ---- Releasing ------------------------------------------------------------------------------ */
+
+static void release(clmoe_buf *buf) {
+    if (buf->mem != NULL)
+        clReleaseMemObject(buf->mem);
+}
+
+static void release_mlp(clmoe_mlp_weights *w) {
+    release(&w->gate);
+    release(&w->up);
+    release(&w->down);
+    release(&w->gate_bias);
+    release(&w->up_bias);
+    release(&w->down_bias);
+}
+
+void clmoe_weights_release(clmoe_weights *weights) {
+    if (weights == NULL)
+        return;
+    release(&weights->router);
+    release(&weights->router_bias);
+    release(&weights->select_bias);
+    release(&weights->expert_scale);
+    release_mlp(&weights->experts);
+    release_mlp(&weights->shared);
+    release(&weights->shared_gate);
+    release(&weights->output_bias);
+    memset(weights, 0, sizeof *weights);
+}

@@ -1,0 +1,94 @@
+#!/bin/sh
+# Help, versions, the device list, and refused command lines.
+set -eu
+. "$(dirname "$0")/lib.sh"
+
+# expect_error PATTERN ARGUMENT...: exit 2 with one sentence on stderr and nothing on stdout.
+expect_error() {
+    pattern=$1
+    shift
+    run_exit 2 "$@"
+    [ "$(wc -l <"$tmp/err")" = 1 ] || complain "not one sentence: clmoe $*"
+    grep -q -e "$pattern" "$tmp/err" || complain "no '$pattern' in the sentence: clmoe $*"
+    [ ! -s "$tmp/out" ] || complain "output on stdout: clmoe $*"
+}
+
+for command in "" devices run; do
+    # shellcheck disable=SC2086 # the empty command is no word
+    run_exit 0 $command --help
+    grep -q '^Usage: clmoe' "$tmp/out" || complain "no usage: clmoe $command --help"
+    # shellcheck disable=SC2086
+    run_exit 0 $command --version
+    grep -qx 'clmoe [0-9]*\.[0-9]*\.[0-9]*' "$tmp/out" || complain "clmoe $command --version"
+done
+run_exit 0 run "$DATA/qwen3_moe" --layer 0 --help
+run_exit 2
+grep -q '^Usage: clmoe' "$tmp/err" || complain "no usage without a command"
+expect_error "'walk'" walk
+
+run_exit 0 devices
+grep -q '^\*' "$tmp/out" || complain "no default device in the list"
+run_exit 0 devices --json
+grep -q '"engines"' "$tmp/out" || complain "no engines in the JSON list"
+expect_error "'--jsn'" devices --jsn
+expect_error "'--json=1'" devices --json=1
+expect_error "'more'" devices more
+
+mkdir "$tmp/none"
+if [ -e /etc/OpenCL/vendors ]; then
+    export OCL_ICD_VENDORS="$tmp/none"
+    expect_error 'pocl-opencl-icd' devices
+    # shellcheck disable=SC2046
+    expect_error 'no OpenCL platform' run $(block_args qwen3_moe model.layers.0.mlp)
+    unset OCL_ICD_VENDORS
+fi
+
+model=$DATA/qwen3_moe
+file=$model/activations.safetensors
+x=model.layers.0.mlp.x
+expect_error MODEL_DIR run
+expect_error '--layer' run "$model"
+expect_error '--input' run "$model" --layer 0
+expect_error '--tensor' run "$model" --layer 0 --input "$file"
+expect_error "needs a value" run "$model" --layer
+expect_error "'other'" run "$model" other --layer 0 --input "$file" --tensor $x
+good() {
+    expect_error "$1" run "$model" --layer 0 --input "$file" --tensor $x "$2" "$3"
+}
+good "'-1'" --layer -1
+good "'1x'" --layer 1x
+good "''" --layer ""
+good "'4294967296'" --layer 4294967296
+good "layer" --layer 7
+good "'0'" --repeat 0
+good "'1000001'" --repeat 1000001
+for value in nan inf -1 -0 0x1 "" 1e 1e999 " 1" 1,5; do
+    good "capacity-factor is '$value'" --capacity-factor "$value"
+    expect_error "tolerance is '$value'" run "$model" --layer 0 --input "$file" --tensor $x \
+        --expect $x --tolerance "$value"
+done
+good "device is 99" --device 99
+good "'gpu'" --device gpu
+good "warp" --engine warp
+good "needs --expect" --tolerance 1
+good "no tensor 'z'" --expect z
+good "same file" --output "$file"
+good "$tmp/none/there" --output "$tmp/none/there/y.safetensors"
+good "$tmp/none" --input "$tmp/none/x.safetensors"
+expect_error "input_ids" run "$model" --layer 0 --input "$file" --tensor input_ids
+expect_error "gate.out1" run "$model" --layer 0 --input "$file" --tensor model.layers.0.mlp.gate.out1
+expect_error "$tmp/none" run "$tmp/none" --layer 0 --input "$file" --tensor $x
+
+# A result off its expectation is exit 1, in text and in JSON.
+# shellcheck disable=SC2046
+run_exit 1 run $(block_args qwen3_moe model.layers.0.mlp) --expect $x $(device_option)
+grep -q FAIL "$tmp/out" || complain "no FAIL in the report"
+# shellcheck disable=SC2046
+run_exit 1 run $(block_args qwen3_moe model.layers.0.mlp) --expect $x --json $(device_option)
+grep -q '"pass":false' "$tmp/out" || complain "no \"pass\":false in the report"
+if [ -e /dev/full ]; then
+    code=0
+    "$CLMOE" --help >/dev/full 2>"$tmp/err" || code=$?
+    [ $code = 2 ] || complain "exit $code on a full disk"
+fi
+finish

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Installs BUILD under a temporary prefix and links examples/forward.c from outside, through CMake's
+# find_package and through pkg-config, shared and static; then looks at what the library exports.
+# Usage: run.sh SOURCE BUILD CC CFLAGS
+set -eu
+source=$1 build=$2 cc=$3 cflags=${4-}
+here=$source/tests/install
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+trap 'exit 1' INT TERM
+
+cmake --install "$build" --prefix "$tmp/first" >"$tmp/log"
+mv "$tmp/first" "$tmp/moved" # nothing may remember the prefix
+prefix=$tmp/moved
+libdir=$(dirname "$(find "$prefix" -name libclmoe.a)")
+
+echo "== find_package"
+cmake -S "$here/downstream" -B "$tmp/downstream" "-DCMAKE_PREFIX_PATH=$prefix" \
+    "-DCMAKE_C_COMPILER=$cc" "-DCMAKE_C_FLAGS=$cflags" "-DEXAMPLE=$source/examples/forward.c" >>"$tmp/log"
+cmake --build "$tmp/downstream" >>"$tmp/log"
+"$tmp/downstream/with_clmoe"
+"$tmp/downstream/with_clmoe_static"
+
+echo "== pkg-config"
+export PKG_CONFIG_PATH=$libdir/pkgconfig
+# shellcheck disable=SC2046,SC2086 # flags are words
+$cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs clmoe) -o "$tmp/forward"
+LD_LIBRARY_PATH=$libdir "$tmp/forward"
+# shellcheck disable=SC2046,SC2086
+$cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs --static clmoe |
+    sed "s|-lclmoe|$libdir/libclmoe.a|") -o "$tmp/forward_static"
+"$tmp/forward_static"
+
+echo "== the installed tool"
+"$prefix/bin/clmoe" --version
+
+echo "== exported names"
+for library in "$libdir/libclmoe.so" "$libdir/libclmoe.a"; do
+    dynamic=
+    case $library in *.so) dynamic=-D ;; esac
+    if nm $dynamic --defined-only --extern-only "$library" | awk 'NF == 3 {print $3}' |
+        grep -v -e '^clmoe_' -e '^_fini$' -e '^_init$' -e '^__asan' -e '^__odr_asan' -e '^__ubsan'; then
+        echo "$library exports the names above, which are not clmoe_*" >&2
+        exit 1
+    fi
+done
+
+if command -v c++ >/dev/null; then
+    echo "== the header in C++"
+    printf '#include <clmoe/clmoe.h>\nint main() { return clmoe_version() == nullptr; }\n' >"$tmp/header.cpp"
+    # shellcheck disable=SC2046
+    c++ -std=c++11 -Wall -Wextra -Werror $(pkg-config --cflags clmoe) -fsyntax-only "$tmp/header.cpp"
+fi

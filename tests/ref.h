@@ -1,0 +1,125 @@
+/*
+ * The oracle: the layer in double precision on the host, written from clmoe.h alone. It shares no
+ * code with the library and is as plain as possible. Arrays are the caller's unless said otherwise.
+ */
+#ifndef REF_H
+#define REF_H
+
+#include "clmoe/clmoe.h"
+
+#include <stdbool.h>
+
+/* Host mirrors of clmoe_mlp_weights and clmoe_weights: same names, same shapes, f32. */
+typedef struct ref_mlp_weights {
+    const float *gate, *up, *down;
+    const float *gate_bias, *up_bias, *down_bias;
+} ref_mlp_weights;
+
+typedef struct ref_weights {
+    const float *router, *router_bias, *select_bias, *expert_scale;
+    ref_mlp_weights experts, shared;
+    const float *shared_gate, *output_bias;
+} ref_weights;
+
+static inline uint32_t ref_columns(const clmoe_layer_desc *desc) {
+    return desc->num_experts + desc->num_identity_experts;
+}
+
+/* x [T,D] -> logits [T,R]. */
+void ref_logits(const clmoe_layer_desc *desc, uint32_t tokens, const float *x,
+                const ref_weights *weights, double *logits);
+
+/* logits [T,R] -> scores [T,R]. */
+void ref_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *logits,
+                double *scores);
+
+/*
+ * scores [T,R] f32 -> ids [T,K], weights [T,K], live [T]. The choice is made on f32 values, so that
+ * integers can be compared exactly; the weights are computed in double.
+ */
+void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores,
+              const ref_weights *weights, int32_t *ids, double *pair_weights, int32_t *live);
+
+/*
+ * The smallest relative distance between different neighbours among the K+1 best choices of a
+ * token, and between different group scores. Above some 1e-5 an f32 implementation must choose the
+ * same.
+ */
+double ref_choice_gap(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
+                      const ref_weights *weights);
+
+/* C, 0 when dropless. */
+uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens);
+
+typedef struct ref_plan_in {
+    uint32_t tokens;
+    uint32_t slots, row_tile;     /* as clmoe_plan_layout_get() says */
+    const int32_t *ids;           /* [pairs] */
+    const float *pair_weights;    /* [pairs], for the keep rules priority and weight */
+    const int32_t *live;          /* optional [T] */
+    const uint8_t *token_mask;    /* optional [T] */
+    const int32_t *token_offsets; /* optional [T+1] */
+} ref_plan_in;
+
+/* The arrays of clmoe_plan_layout, allocated by ref_plan_make(). */
+typedef struct ref_plan {
+    uint32_t pairs, slots, row_tile, capacity;
+    uint32_t *load, *kept; /* [R] */
+    uint32_t *offsets;     /* [E+1] */
+    int32_t *slot_of;      /* [T*K] */
+    int32_t *row_of;       /* [S] */
+    int32_t *token_of;     /* [S] */
+    int32_t *tile_expert;  /* [S/row_tile] */
+} ref_plan;
+
+void ref_plan_make(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan);
+void ref_plan_free(ref_plan *plan);
+
+/* Renormalises and scales pair_weights [T,K] over the pairs that kept a place. */
+void ref_renorm_after_drop(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *ids,
+                           const int32_t *slot_of, const ref_weights *weights,
+                           double *pair_weights);
+
+/*
+ * Expert `expert` of the routed experts on the row x [D]: out [D], with normalize_experts and, for
+ * weight_at input and activation, with `weight`.
+ */
+void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
+                const float *x, double weight, double *out);
+
+/* An MLP of `desc` on the row x [dim]: out [dim]. */
+void ref_mlp(const clmoe_mlp_desc *desc, const ref_mlp_weights *weights, uint32_t expert,
+             uint32_t dim, const double *x, double activation_weight, double *out);
+
+/* plan, live and mask -> the header of the statistics. */
+void ref_stats(const clmoe_layer_desc *desc, uint32_t tokens, const ref_plan *plan,
+               const int32_t *live, const uint8_t *token_mask, clmoe_stats *stats);
+
+/* One batch, as clmoe_forward_args. */
+typedef struct ref_forward_in {
+    uint32_t tokens;
+    const ref_weights *weights;
+    const float *x;
+    const uint8_t *token_mask;
+    const float *residual, *logits_in;
+    const int32_t *ids_in;
+    const float *weights_in;
+} ref_forward_in;
+
+/* Everything a batch yields, allocated by ref_forward(). */
+typedef struct ref_result {
+    double *logits, *scores; /* [T,R] */
+    int32_t *ids;            /* [T,K] */
+    double *pair_weights;    /* [T,K] */
+    int32_t *live;           /* [T], NULL with ids_in */
+    ref_plan plan;           /* of row_tile 1 */
+    clmoe_stats stats;
+    double *y;         /* [T,D] */
+    double choice_gap; /* infinite with ids_in */
+    double order_gap;  /* the like for the keep rules that order pairs by weight, else infinite */
+} ref_result;
+
+void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *result);
+void ref_result_free(ref_result *result);
+
+#endif

@@ -1,0 +1,516 @@
+/* The device under test, memory with canaries, seeded inputs, comparisons. */
+#include "support.h"
+
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_PLATFORMS 16
+#define MAX_DEVICES   64
+#define FRONT         260 /* a multiple of 4 and of nothing more */
+#define BACK          256
+#define CANARY        0xA5
+#define POISON        0x7FC0DEADu /* a NaN, and far out of range as an integer */
+
+test_device test;
+
+/* ---- Running ------------------------------------------------------------------------------- */
+
+static char case_text[512];
+static uint64_t case_seed;
+
+void test_case(const char *format, ...) {
+    CHECK(support_clean(NULL) == 0, "the case before this one left damage\n");
+    va_list args;
+    va_start(args, format);
+    vsnprintf(case_text, sizeof case_text, format, args);
+    va_end(args);
+}
+
+void test_note(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(case_text, sizeof case_text, format, args);
+    va_end(args);
+}
+
+void check_failed(const char *file, int line) {
+    print_error("case: %s (seed %llu)\n", case_text, (unsigned long long)case_seed);
+    _fail(file, line);
+}
+
+void check_ok(clmoe_status status, const char *call, const char *file, int line) {
+    if (status == CLMOE_SUCCESS)
+        return;
+    print_error("%s\n  %s: %s\n", call, clmoe_status_string(status), clmoe_last_error());
+    check_failed(file, line);
+}
+
+/* ---- Device -------------------------------------------------------------------------------- */
+
+/* Whether `part` is in `name`, whatever the case. */
+static bool contains(const char *name, const char *part) {
+    size_t n = strlen(part);
+    for (; *name; name++) {
+        size_t i = 0;
+        while (i < n && tolower((unsigned char)name[i]) == tolower((unsigned char)part[i]))
+            i++;
+        if (i == n)
+            return true;
+    }
+    return false;
+}
+
+/* Whether CLMOE_TEST_DEVICE means the device with that index and these names. */
+static bool is_wanted(const char *wanted, cl_uint index, const char *platform, const char *device) {
+    if (wanted == NULL || wanted[0] == '\0')
+        return true;
+    char *end = NULL;
+    unsigned long number = strtoul(wanted, &end, 10);
+    if (*end == '\0')
+        return number == index;
+    return contains(platform, wanted) || contains(device, wanted);
+}
+
+static bool find_device(void) {
+    const char *wanted = getenv("CLMOE_TEST_DEVICE");
+    cl_platform_id platforms[MAX_PLATFORMS];
+    cl_uint num_platforms = 0, index = 0;
+    clGetPlatformIDs(MAX_PLATFORMS, platforms, &num_platforms);
+    for (cl_uint p = 0; p < num_platforms && p < MAX_PLATFORMS; p++) {
+        cl_device_id devices[MAX_DEVICES];
+        cl_uint num_devices = 0;
+        char platform[256] = "", device[256] = "";
+        clGetPlatformInfo(platforms[p], CL_PLATFORM_NAME, sizeof platform, platform, NULL);
+        clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, MAX_DEVICES, devices, &num_devices);
+        for (cl_uint d = 0; d < num_devices && d < MAX_DEVICES; d++, index++) {
+            clGetDeviceInfo(devices[d], CL_DEVICE_NAME, sizeof device, device, NULL);
+            if (!is_wanted(wanted, index, platform, device))
+                continue;
+            test.platform = platforms[p];
+            test.device = devices[d];
+            printf("device %u: %s, %s\n", index, platform, device);
+            return true;
+        }
+    }
+    fprintf(stderr, "no OpenCL device%s%s\n", wanted ? " matches CLMOE_TEST_DEVICE=" : "",
+            wanted ? wanted : "");
+    return false;
+}
+
+int support_setup(void **state) {
+    (void)state;
+    if (!find_device())
+        return -1;
+    fflush(stdout);
+    cl_int code = CL_SUCCESS;
+    test.context = clCreateContext(NULL, 1, &test.device, NULL, NULL, &code);
+    if (code == CL_SUCCESS)
+        test.queue = clCreateCommandQueue(test.context, test.device, 0, &code);
+    if (code == CL_SUCCESS)
+        test.out_of_order = clCreateCommandQueue(test.context, test.device,
+                                                 CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE, &code);
+    /* A device without out-of-order queues runs those tests in order. */
+    if (code == CL_INVALID_QUEUE_PROPERTIES)
+        test.out_of_order = clCreateCommandQueue(test.context, test.device, 0, &code);
+    return code == CL_SUCCESS ? 0 : -1;
+}
+
+static struct {
+    uint32_t group_size;
+    clmoe_context *context;
+} contexts[8];
+
+static void log_message(const char *message, void *user) {
+    (void)user;
+    print_message("log: %s\n", message);
+}
+
+clmoe_context *test_context(uint32_t group_size) {
+    size_t i = 0;
+    while (contexts[i].context != NULL && contexts[i].group_size != group_size)
+        i++;
+    if (contexts[i].context != NULL)
+        return contexts[i].context;
+    clmoe_context_options options;
+    clmoe_context_options_init(&options);
+    options.group_size = group_size;
+    options.log = log_message;
+    OK(clmoe_context_create(test.context, test.device, &options, &contexts[i].context));
+    contexts[i].group_size = group_size;
+    return contexts[i].context;
+}
+
+const char *const *test_engines(void) {
+    static const char *names[16];
+    size_t n = 0;
+    uint32_t supported = 0;
+    const char *name, *only = getenv("CLMOE_TEST_ENGINE");
+    for (uint32_t i = 0; (name = clmoe_engine_name(test_context(0), i, &supported)) != NULL; i++)
+        if (supported && (!only || strcmp(only, name) == 0) && n + 1 < COUNT_OF(names))
+            names[n++] = name;
+    names[n] = NULL;
+    CHECK(n > 0, "no engine runs on the device\n");
+    return names;
+}
+
+int support_teardown(void **state) {
+    int damage = support_clean(state);
+    for (size_t i = 0; i < COUNT_OF(contexts); i++)
+        clmoe_context_destroy(contexts[i].context);
+    memset(contexts, 0, sizeof contexts);
+    clReleaseCommandQueue(test.queue);
+    clReleaseCommandQueue(test.out_of_order);
+    clReleaseContext(test.context);
+    return damage;
+}
+
+/* ---- Memory -------------------------------------------------------------------------------- */
+
+/* A list of things to release. */
+typedef struct list {
+    size_t count, room, size;
+    void *items;
+} list;
+
+typedef struct guarded {
+    cl_mem mem;
+    size_t bytes;
+    size_t front; /* bytes of canary before, or 0 without canaries */
+    bool output;  /* still as buf_new() left it, as far as the host knows */
+} guarded;
+
+typedef struct deferred {
+    void (*release)(void *object);
+    void *object;
+} deferred;
+
+static list blocks = {.size = sizeof(void *)};
+static list buffers = {.size = sizeof(guarded)};
+static list releases = {.size = sizeof(deferred)};
+
+static void push(list *to, const void *item) {
+    if (to->count == to->room) {
+        to->room = to->room ? 2 * to->room : 64;
+        to->items = realloc(to->items, to->room * to->size);
+        assert_non_null(to->items);
+    }
+    memcpy((char *)to->items + to->count++ * to->size, item, to->size);
+}
+
+void clean_later(void (*release)(void *object), void *object) {
+    deferred item = {release, object};
+    push(&releases, &item);
+}
+
+static guarded *buffer_at(size_t i) {
+    return (guarded *)buffers.items + i;
+}
+
+static guarded *find_buffer(clmoe_buf buf) {
+    for (size_t i = buffers.count; i-- > 0;)
+        if (buffer_at(i)->mem == buf.mem)
+            return buffer_at(i);
+    CHECK(false, "this buffer was not made by buf_new()\n");
+    return NULL;
+}
+
+void *host_alloc(size_t count, size_t size) {
+    void *block = calloc(count ? count : 1, size ? size : 1);
+    assert_non_null(block);
+    push(&blocks, &block);
+    return block;
+}
+
+static void write_payload(const guarded *g, const void *data) {
+    if (g->bytes > 0)
+        CL_OK(clEnqueueWriteBuffer(test.queue, g->mem, CL_TRUE, g->front, g->bytes, data, 0, NULL,
+                                   NULL));
+}
+
+void buf_poison(clmoe_buf buf) {
+    guarded *g = find_buffer(buf);
+    size_t words = g->bytes / 4 + 1;
+    uint32_t *poison = malloc(words * 4);
+    assert_non_null(poison);
+    for (size_t i = 0; i < words; i++)
+        poison[i] = POISON;
+    write_payload(g, poison);
+    free(poison);
+    g->output = true;
+}
+
+bool support_bare;
+
+clmoe_buf buf_new(size_t bytes) {
+    cl_int code = CL_SUCCESS;
+    size_t total = support_bare ? bytes + !bytes : FRONT + bytes + BACK;
+    guarded g = {NULL, bytes, support_bare ? 0 : FRONT, true};
+    g.mem = clCreateBuffer(test.context, CL_MEM_READ_WRITE, total, NULL, &code);
+    CL_OK(code);
+    push(&buffers, &g);
+    if (support_bare)
+        return (clmoe_buf){g.mem, 0};
+    const cl_uchar canary = CANARY;
+    CL_OK(clEnqueueFillBuffer(test.queue, g.mem, &canary, 1, 0, total, 0, NULL, NULL));
+    clmoe_buf buf = {g.mem, FRONT};
+    buf_poison(buf);
+    return buf;
+}
+
+void buf_write(clmoe_buf buf, const void *data, size_t bytes) {
+    guarded *g = find_buffer(buf);
+    CHECK(bytes == g->bytes, "buf_write of %zu bytes to a buffer of %zu\n", bytes, g->bytes);
+    write_payload(g, data);
+    g->output = false;
+}
+
+clmoe_buf buf_of(const void *data, size_t bytes) {
+    if (data == NULL)
+        return (clmoe_buf){NULL, 0};
+    clmoe_buf buf = buf_new(bytes);
+    buf_write(buf, data, bytes);
+    return buf;
+}
+
+void buf_read(clmoe_buf buf, void *to, size_t bytes) {
+    if (bytes > 0)
+        CL_OK(clEnqueueReadBuffer(test.queue, buf.mem, CL_TRUE, buf.offset, bytes, to, 0, NULL,
+                                  NULL));
+}
+
+void *buf_get(clmoe_buf buf) {
+    size_t bytes = find_buffer(buf)->bytes;
+    void *to = host_alloc(bytes, 1);
+    buf_read(buf, to, bytes);
+    return to;
+}
+
+bool buf_untouched(clmoe_buf buf) {
+    const uint32_t *words = buf_get(buf);
+    for (size_t i = 0; i < find_buffer(buf)->bytes / 4; i++)
+        if (words[i] != POISON)
+            return false;
+    return true;
+}
+
+bool all_untouched(void) {
+    for (size_t i = 0; i < buffers.count; i++)
+        if (buffer_at(i)->output && !buf_untouched((clmoe_buf){buffer_at(i)->mem, FRONT}))
+            return false;
+    return true;
+}
+
+static bool canaries_intact(const guarded *g) {
+    unsigned char edge[FRONT + BACK];
+    if (g->front == 0)
+        return true;
+    size_t behind = FRONT + g->bytes;
+    cl_int code = clEnqueueReadBuffer(test.queue, g->mem, CL_TRUE, 0, FRONT, edge, 0, NULL, NULL);
+    if (code == CL_SUCCESS)
+        code = clEnqueueReadBuffer(test.queue, g->mem, CL_TRUE, behind, BACK, edge + FRONT, 0, NULL,
+                                   NULL);
+    for (size_t i = 0; i < sizeof edge; i++)
+        if (edge[i] != CANARY) {
+            print_error("canary %s a buffer of %zu bytes is damaged (case: %s)\n",
+                        i < FRONT ? "before" : "behind", g->bytes, case_text);
+            return false;
+        }
+    return code == CL_SUCCESS;
+}
+
+int support_clean(void **state) {
+    (void)state;
+    int damage = 0;
+    clFinish(test.queue);
+    clFinish(test.out_of_order);
+    for (size_t i = 0; i < releases.count; i++) {
+        deferred item = ((deferred *)releases.items)[i];
+        item.release(item.object);
+    }
+    for (size_t i = 0; i < buffers.count; i++) {
+        damage += !canaries_intact(buffer_at(i));
+        if (!support_bare)
+            clReleaseMemObject(buffer_at(i)->mem);
+    }
+    for (size_t i = 0; i < blocks.count; i++)
+        free(((void **)blocks.items)[i]);
+    list *all[] = {&releases, &buffers, &blocks};
+    for (size_t i = 0; i < COUNT_OF(all); i++) {
+        free(all[i]->items);
+        *all[i] = (list){.size = all[i]->size};
+    }
+    return damage;
+}
+
+static void destroy_layer(void *layer) {
+    clmoe_layer_destroy(layer);
+}
+
+clmoe_layer *test_layer(uint32_t group_size, const clmoe_layer_desc *desc) {
+    clmoe_layer *layer = NULL;
+    OK(clmoe_layer_create(test_context(group_size), desc, &layer));
+    clean_later(destroy_layer, layer);
+    return layer;
+}
+
+/* ---- Inputs -------------------------------------------------------------------------------- */
+
+static uint64_t random_state;
+
+void seed_set(uint64_t seed) {
+    case_seed = seed;
+    random_state = seed;
+}
+
+/* splitmix64 */
+static uint64_t random_bits(void) {
+    uint64_t z = (random_state += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+double random_unit(void) {
+    return (double)(random_bits() >> 11) * 0x1p-53;
+}
+
+uint32_t random_below(uint32_t n) {
+    return (uint32_t)(random_unit() * n);
+}
+
+double random_normal(void) {
+    const double pi = 3.14159265358979323846;
+    double radius = sqrt(-2.0 * log(1.0 - random_unit()));
+    return radius * cos(2.0 * pi * random_unit());
+}
+
+float *random_floats(size_t n, double deviation) {
+    float *values = HOST(float, n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = (float)(deviation * random_normal());
+    return values;
+}
+
+float *random_eighths(size_t n, double deviation) {
+    float *values = HOST(float, n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = (float)(round(8.0 * deviation * random_normal()) / 8.0);
+    return values;
+}
+
+const char *pattern_name(pattern kind) {
+    static const char *const names[] = {"uniform",       "zipf", "all to one",
+                                        "empty experts", "ties", "non-finite"};
+    return names[kind];
+}
+
+static float pattern_value(pattern kind, uint32_t columns, uint32_t e) {
+    static const float few[] = {-1.0f, -0.0f, 0.0f, 0.5f, 0.5f, 2.0f};
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    double value = random_normal();
+    switch (kind) {
+    case PATTERN_ZIPF:
+        return (float)(value - 1.5 * log(1.0 + (double)((uint64_t)e * 7919 % columns)));
+    case PATTERN_ALL_TO_ONE:
+        return (float)(value + (e == columns / 2 ? 20.0 : 0.0));
+    case PATTERN_EMPTY_EXPERTS:
+        return (float)(value - (e % 3 != 0 ? 20.0 : 0.0));
+    case PATTERN_TIES:
+        return few[random_below(COUNT_OF(few))];
+    case PATTERN_NONFINITE:
+        return random_below(3) == 0 ? bad[random_below(COUNT_OF(bad))] : (float)value;
+    default:
+        return (float)value;
+    }
+}
+
+float *pattern_logits(pattern kind, uint32_t tokens, uint32_t columns) {
+    float *rows = HOST(float, (size_t)tokens *columns);
+    for (size_t t = 0; t < tokens; t++) {
+        /* Of the non-finite rows, some hold one bad value, some a third, some nothing else. */
+        uint32_t share = random_below(4), finite = random_below(columns);
+        for (uint32_t e = 0; e < columns; e++) {
+            bool mixed = kind != PATTERN_NONFINITE || share < 2 || e == finite;
+            float value = pattern_value(mixed ? kind : PATTERN_UNIFORM, columns, e);
+            rows[t * columns + e] = kind == PATTERN_NONFINITE && share == 0 ? NAN : value;
+        }
+    }
+    return rows;
+}
+
+float *pattern_scores(pattern kind, uint32_t tokens, uint32_t columns) {
+    float *rows = pattern_logits(kind, tokens, columns);
+    for (size_t i = 0; i < (size_t)tokens * columns; i++)
+        rows[i] = rows[i] == INFINITY ? -INFINITY : rows[i];
+    return rows;
+}
+
+uint8_t *random_mask(uint32_t tokens) {
+    uint8_t *mask = HOST(uint8_t, tokens);
+    for (uint32_t t = 0; t < tokens; t++)
+        mask[t] = (uint8_t)(random_below(4) == 0 ? 0 : 1 + random_below(255));
+    return mask;
+}
+
+/* ---- Comparisons --------------------------------------------------------------------------- */
+
+void compare_ints(const char *what, const void *got, const void *want, size_t n) {
+    const int32_t *g = got, *w = want;
+    for (size_t i = 0; i < n; i++)
+        CHECK(g[i] == w[i], "%s[%zu] of %zu is %d, not %d\n", what, i, n, g[i], w[i]);
+}
+
+void compare_bits(const char *what, const void *got, const void *want, size_t bytes) {
+    const unsigned char *g = got, *w = want;
+    for (size_t i = 0; i < bytes; i++)
+        CHECK(g[i] == w[i], "%s differs at byte %zu of %zu\n", what, i, bytes);
+}
+
+void compare_floats(const char *what, const float *got, const double *want, size_t n,
+                    double tolerance) {
+    double error = 0.0, norm = 0.0;
+    size_t finite = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(want[i])) {
+            CHECK((double)got[i] == want[i], "%s[%zu] is %g, not %g\n", what, i, (double)got[i],
+                  want[i]);
+            continue;
+        }
+        CHECK(isfinite(got[i]), "%s[%zu] is %g, not %g\n", what, i, (double)got[i], want[i]);
+        error += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+        norm += want[i] * want[i];
+        finite++;
+    }
+    double mean = finite ? sqrt(norm / (double)finite) : 0.0;
+    for (size_t i = 0; i < n; i++) {
+        if (!isfinite(want[i]))
+            continue;
+        double off = fabs((double)got[i] - want[i]);
+        double bound = 32.0 * tolerance * (fabs(want[i]) + mean);
+        CHECK(off <= bound, "%s[%zu] of %zu is %.9g, not %.9g\n", what, i, n, (double)got[i],
+              want[i]);
+    }
+    CHECK(sqrt(error) <= tolerance * sqrt(norm), "%s: relative error %g, over %g\n", what,
+          sqrt(error / norm), tolerance);
+}
+
+void compare_ids(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *got,
+                 const int32_t *want, const int32_t *live) {
+    size_t K = desc->top_k, R = ref_columns(desc);
+    unsigned char *seen = HOST(unsigned char, R);
+    for (size_t t = 0; t < tokens; t++) {
+        for (size_t e = 0; e < R; e++)
+            seen[e] = 0;
+        for (size_t k = 0; k < K; k++) {
+            int32_t id = got[t * K + k];
+            bool real = live == NULL || (int32_t)k < live[t];
+            CHECK(!real || id == want[t * K + k], "ids[%zu][%zu] is %d, not %d\n", t, k, id,
+                  want[t * K + k]);
+            CHECK(id >= 0 && (size_t)id < R, "ids[%zu][%zu] is %d of %zu\n", t, k, id, R);
+            CHECK(!seen[id]++, "ids[%zu][%zu] is %d again\n", t, k, id);
+        }
+    }
+}

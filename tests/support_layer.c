@@ -1,0 +1,242 @@
+/* Weights, plans and whole batches: the device's and the oracle's. */
+#include "support.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define F32 sizeof(float)
+
+clmoe_layer_desc desc_of(const shape *s) {
+    clmoe_layer_desc desc;
+    clmoe_layer_desc_init(&desc);
+    desc.dim = s->dim;
+    desc.num_experts = s->experts;
+    desc.num_identity_experts = s->identity;
+    desc.top_k = s->top_k;
+    desc.experts.hidden_dim = s->hidden_dim;
+    desc.engine = "ref";
+    return desc;
+}
+
+/* ---- Weights ------------------------------------------------------------------------------- */
+
+/* Element counts of an MLP's arrays; 0 where the descriptor asks for none. */
+typedef struct mlp_sizes {
+    size_t gate, up, down, gate_bias, up_bias, down_bias;
+} mlp_sizes;
+
+static mlp_sizes sizes_of(const clmoe_mlp_desc *mlp, size_t experts, size_t dim) {
+    size_t H = mlp->hidden_dim;
+    bool fused =
+        mlp->gate_layout == CLMOE_GATE_CONCAT || mlp->gate_layout == CLMOE_GATE_INTERLEAVED;
+    size_t gate_rows = fused ? 2 * H : mlp->gate_layout == CLMOE_GATE_SEPARATE ? H : 0;
+    size_t up_rows = fused ? 0 : H;
+    size_t bias = mlp->gate_up_bias ? experts : 0;
+    return (mlp_sizes){.gate = experts * gate_rows * dim,
+                       .up = experts * up_rows * dim,
+                       .down = experts * dim * H,
+                       .gate_bias = bias * gate_rows,
+                       .up_bias = bias * up_rows,
+                       .down_bias = mlp->down_bias ? experts * dim : 0};
+}
+
+static const float *some(size_t n, double deviation) {
+    return n ? random_floats(n, deviation) : NULL;
+}
+
+static ref_mlp_weights mlp_make(const clmoe_mlp_desc *mlp, size_t experts, size_t dim) {
+    if (mlp->hidden_dim == 0)
+        return (ref_mlp_weights){0};
+    mlp_sizes n = sizes_of(mlp, experts, dim);
+    return (ref_mlp_weights){.gate = some(n.gate, 0.3),
+                             .up = some(n.up, 0.3),
+                             .down = some(n.down, 0.3),
+                             .gate_bias = some(n.gate_bias, 0.5),
+                             .up_bias = some(n.up_bias, 0.5),
+                             .down_bias = some(n.down_bias, 0.5)};
+}
+
+ref_weights weights_make(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    size_t R = ref_columns(desc), D = desc->dim;
+    ref_weights w = {0};
+    w.router = random_eighths(R * D, 0.4);
+    w.router_bias = router->bias ? random_eighths(R, 0.5) : NULL;
+    w.select_bias = some(router->select_bias ? R : 0, 0.3);
+    w.expert_scale = some(router->expert_scale ? R : 0, 1.0);
+    w.experts = mlp_make(&desc->experts, desc->num_experts, D);
+    w.shared = mlp_make(&desc->shared, 1, D);
+    w.shared_gate = some(desc->shared_gate ? D : 0, 0.3);
+    w.output_bias = some(desc->output_bias ? D : 0, 0.5);
+    return w;
+}
+
+static clmoe_mlp_weights mlp_upload(const clmoe_mlp_desc *mlp, size_t experts, size_t dim,
+                                    const ref_mlp_weights *w) {
+    mlp_sizes n = sizes_of(mlp, experts, dim);
+    return (clmoe_mlp_weights){.gate = buf_of(w->gate, n.gate * F32),
+                               .up = buf_of(w->up, n.up * F32),
+                               .down = buf_of(w->down, n.down * F32),
+                               .gate_bias = buf_of(w->gate_bias, n.gate_bias * F32),
+                               .up_bias = buf_of(w->up_bias, n.up_bias * F32),
+                               .down_bias = buf_of(w->down_bias, n.down_bias * F32)};
+}
+
+clmoe_weights weights_upload(const clmoe_layer_desc *desc, const ref_weights *w) {
+    size_t R = ref_columns(desc), D = desc->dim;
+    return (clmoe_weights){
+        .router = buf_of(w->router, R * D * F32),
+        .router_bias = buf_of(w->router_bias, R * F32),
+        .select_bias = buf_of(w->select_bias, R * F32),
+        .expert_scale = buf_of(w->expert_scale, R * F32),
+        .experts = mlp_upload(&desc->experts, desc->num_experts, D, &w->experts),
+        .shared = mlp_upload(&desc->shared, 1, D, &w->shared),
+        .shared_gate = buf_of(w->shared_gate, D * F32),
+        .output_bias = buf_of(w->output_bias, D * F32),
+    };
+}
+
+/* ---- Plans --------------------------------------------------------------------------------- */
+
+clmoe_buf scratch_of(clmoe_layer *layer, uint32_t tokens) {
+    size_t saved = 0, scratch = 0;
+    OK(clmoe_layer_memory(layer, tokens, &saved, &scratch));
+    return scratch ? buf_new(scratch) : (clmoe_buf){NULL, 0};
+}
+
+clmoe_buf plan_run(clmoe_layer *layer, const clmoe_layer_desc *desc, ref_plan_in *in,
+                   clmoe_plan_layout *layout) {
+    size_t T = in->tokens, pairs = T * desc->top_k;
+    OK(clmoe_plan_layout_get(layer, in->tokens, layout));
+    in->slots = layout->slots;
+    in->row_tile = layout->row_tile;
+    clmoe_plan_args args = {
+        .struct_size = sizeof args,
+        .tokens = in->tokens,
+        .ids = buf_of(in->ids, pairs * 4),
+        .pair_weights = buf_of(in->pair_weights, pairs * F32),
+        .live = buf_of(in->live, T * 4),
+        .token_mask = buf_of(in->token_mask, T),
+        .token_offsets = buf_of(in->token_offsets, (T + 1) * 4),
+        .scratch = scratch_of(layer, in->tokens),
+        .plan = buf_new(layout->bytes),
+    };
+    OK(clmoe_plan(layer, test.queue, &args, 0, NULL, NULL));
+    return args.plan;
+}
+
+static void free_plan(void *plan) {
+    ref_plan_free(plan);
+}
+
+const ref_plan *plan_reference(const clmoe_layer_desc *desc, const ref_plan_in *in) {
+    ref_plan *plan = HOST(ref_plan, 1);
+    clean_later(free_plan, plan);
+    ref_plan_make(desc, in, plan);
+    return plan;
+}
+
+void route_random(const clmoe_layer_desc *desc, uint32_t tokens, pattern kind, ref_plan_in *in) {
+    size_t pairs = (size_t)tokens * desc->top_k;
+    float *scores = pattern_scores(kind, tokens, ref_columns(desc));
+    int32_t *ids = HOST(int32_t, pairs), *live = HOST(int32_t, tokens);
+    double *wide = HOST(double, pairs);
+    float *weights = HOST(float, pairs);
+    clmoe_layer_desc plain = *desc;
+    plain.router = (clmoe_router_desc){.scale = 1.0f, .renorm_after_drop = 1};
+    ref_topk(&plain, tokens, scores, NULL, ids, wide, live);
+    for (size_t p = 0; p < pairs; p++)
+        weights[p] = (float)wide[p];
+    *in = (ref_plan_in){.tokens = tokens, .ids = ids, .pair_weights = weights, .live = live};
+}
+
+/* ---- Whole batches ------------------------------------------------------------------------- */
+
+void batch_make(batch *b, const clmoe_layer_desc *desc, uint32_t tokens) {
+    memset(b, 0, sizeof *b);
+    b->desc = *desc;
+    b->weights = weights_make(desc);
+    b->in = (ref_forward_in){
+        .tokens = tokens,
+        .weights = &b->weights,
+        .x = random_eighths((size_t)tokens * desc->dim, 1.0),
+    };
+}
+
+static void free_result(void *result) {
+    ref_result_free(result);
+}
+
+const ref_result *batch_reference(const batch *b) {
+    ref_result *result = HOST(ref_result, 1);
+    clean_later(free_result, result);
+    ref_forward(&b->desc, &b->in, result);
+    return result;
+}
+
+void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
+    const ref_forward_in *in = &b->in;
+    size_t T = in->tokens, D = b->desc.dim, R = ref_columns(&b->desc), pairs = T * b->desc.top_k;
+    bool all = !b->no_outputs;
+    size_t saved = 0, scratch = 0;
+    OK(clmoe_layer_memory(layer, in->tokens, &saved, &scratch));
+    d->weights = weights_upload(&b->desc, &b->weights);
+    clmoe_forward_args_init(&d->args);
+    clmoe_forward_args *args = &d->args;
+    args->tokens = in->tokens;
+    args->weights = &d->weights;
+    args->x = buf_of(in->x, T * D * F32);
+    args->token_mask = buf_of(in->token_mask, T);
+    args->residual = buf_of(in->residual, T * D * F32);
+    args->logits_in = buf_of(in->logits_in, T * R * F32);
+    args->ids_in = buf_of(in->ids_in, pairs * 4);
+    args->weights_in = buf_of(in->weights_in, pairs * F32);
+    args->saved = saved ? buf_new(saved) : (clmoe_buf){NULL, 0};
+    args->scratch = scratch ? buf_new(scratch) : (clmoe_buf){NULL, 0};
+    args->y = buf_new(T * D * F32);
+    if (all && !in->ids_in && !in->logits_in)
+        args->logits = buf_new(T * R * F32);
+    if (all && !in->ids_in) {
+        args->ids = buf_new(pairs * 4);
+        args->weights_out = buf_new(pairs * F32);
+    }
+    if (all)
+        args->stats = buf_new(clmoe_stats_size(layer));
+}
+
+void compare_stats(const uint32_t *got, const clmoe_stats *want, const ref_plan *plan) {
+    size_t R = want->columns, header = sizeof *want / 4;
+    clmoe_stats stats;
+    memcpy(&stats, got, sizeof stats);
+    compare_ints("stats", &stats, want, offsetof(clmoe_stats, max_violation) / 4);
+    double floats[] = {(double)want->max_violation, (double)want->load_entropy};
+    compare_floats("stats.max_violation", &stats.max_violation, &floats[0], 1, STEP_TOLERANCE);
+    compare_floats("stats.load_entropy", &stats.load_entropy, &floats[1], 1, STEP_TOLERANCE);
+    compare_ints("stats load", got + header, plan->load, R);
+    compare_ints("stats kept", got + header + R, plan->kept, R);
+    for (size_t e = 0; e < R; e++)
+        CHECK(got[header + 2 * R + e] == plan->load[e] - plan->kept[e], "dropped[%zu] is %u\n", e,
+              got[header + 2 * R + e]);
+}
+
+void batch_compare(const batch *b, const device_batch *d, const ref_result *want) {
+    size_t T = b->in.tokens, pairs = T * b->desc.top_k;
+    const clmoe_forward_args *args = &d->args;
+    if (args->logits.mem)
+        compare_floats("logits", buf_get(args->logits), want->logits, T * want->stats.columns,
+                       STEP_TOLERANCE);
+    if (args->ids.mem)
+        compare_ids(&b->desc, b->in.tokens, buf_get(args->ids), want->ids, want->live);
+    if (args->weights_out.mem)
+        compare_floats("weights", buf_get(args->weights_out), want->pair_weights, pairs,
+                       FORWARD_TOLERANCE);
+    if (args->stats.mem)
+        compare_stats(buf_get(args->stats), &want->stats, &want->plan);
+    compare_floats("y", buf_get(args->y), want->y, T * b->desc.dim, FORWARD_TOLERANCE);
+}
+
+void batch_run(clmoe_layer *layer, const batch *b, device_batch *d) {
+    batch_upload(layer, b, d);
+    OK(clmoe_forward(layer, test.queue, &d->args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+}

@@ -1,0 +1,230 @@
+/* experts: xe [S,D], or x [T,D] through the plan -> ye [S,D], on every engine. */
+#include "support.h"
+
+#include <string.h>
+
+/* How the rows reach the experts. */
+typedef enum rows_from { FROM_X, FROM_XE } rows_from;
+
+typedef struct experts_case {
+    clmoe_layer_desc desc;
+    uint32_t tokens;
+    pattern kind;
+    ref_weights w;
+    const float *x;
+} experts_case;
+
+static void default_case(experts_case *c, const shape *s, const char *engine) {
+    memset(c, 0, sizeof *c);
+    c->desc = desc_of(s);
+    c->desc.engine = engine;
+    c->tokens = s->tokens;
+}
+
+/* Random weights and x; the descriptor is complete. */
+static void fill_case(experts_case *c) {
+    c->w = weights_make(&c->desc);
+    c->x = random_floats((size_t)c->tokens * c->desc.dim, 1.0);
+}
+
+/* Runs dispatch if asked to, then the experts; gives ye. */
+static clmoe_buf run_experts(clmoe_layer *layer, const experts_case *c, rows_from from,
+                             ref_plan_in *in) {
+    size_t D = c->desc.dim;
+    clmoe_weights weights = weights_upload(&c->desc, &c->w);
+    clmoe_plan_layout layout;
+    clmoe_buf plan = plan_run(layer, &c->desc, in, &layout);
+    clmoe_experts_args args = {
+        .struct_size = sizeof args,
+        .tokens = c->tokens,
+        .weights = &weights,
+        .x = buf_of(c->x, c->tokens * D * 4),
+        .pair_weights = buf_of(in->pair_weights, (size_t)c->tokens * c->desc.top_k * 4),
+        .plan = plan,
+        .scratch = scratch_of(layer, c->tokens),
+        .ye = buf_new(layout.slots * D * 4),
+    };
+    if (from == FROM_XE) {
+        clmoe_dispatch_args dispatch = {.struct_size = sizeof dispatch, .tokens = c->tokens};
+        dispatch.x = args.x;
+        dispatch.plan = plan;
+        dispatch.xe = args.xe = buf_new(layout.slots * D * 4);
+        OK(clmoe_dispatch(layer, test.queue, &dispatch, 0, NULL, NULL));
+        args.x = (clmoe_buf){NULL, 0};
+    }
+    OK(clmoe_experts(layer, test.queue, &args, 0, NULL, NULL));
+    return args.ye;
+}
+
+/* Compares the rows in use. */
+static void compare_rows(const experts_case *c, const ref_plan_in *in, const float *ye,
+                         bool exact) {
+    size_t D = c->desc.dim, n = 0;
+    const ref_plan *plan = plan_reference(&c->desc, in);
+    float *got = HOST(float, plan->slots *D);
+    double *want = HOST(double, plan->slots *D);
+    for (size_t s = 0; s < plan->slots; s++) {
+        if (plan->row_of[s] < 0)
+            continue;
+        uint32_t expert = (uint32_t)in->ids[plan->row_of[s]];
+        double weight = (double)in->pair_weights[plan->row_of[s]];
+        memcpy(got + n, ye + s * D, D * sizeof *got);
+        ref_expert(&c->desc, &c->w, expert, c->x + (size_t)plan->token_of[s] * D, weight, want + n);
+        n += D;
+    }
+    for (size_t i = 0; i < n && exact; i++)
+        CHECK((double)got[i] == want[i], "ye[%zu] is %g, not %g\n", i, (double)got[i], want[i]);
+    compare_floats("ye", got, want, n, STEP_TOLERANCE);
+}
+
+static void check_experts(const experts_case *c, rows_from from, bool exact) {
+    clmoe_layer *layer = test_layer(0, &c->desc);
+    ref_plan_in in;
+    route_random(&c->desc, c->tokens, c->kind, &in);
+    clmoe_buf ye = run_experts(layer, c, from, &in);
+    compare_rows(c, &in, buf_get(ye), exact);
+}
+
+/* Engines that cannot gather take xe alone. */
+static rows_from rows_for(const char *engine, size_t number) {
+    return number % 2 == 0 || strcmp(engine, "clblast") == 0 ? FROM_XE : FROM_X;
+}
+
+static void every_layout(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {23, 37, 5, 0, 2, 19};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (uint32_t bits = 0; bits < 16; bits++)
+            for (int layout = CLMOE_GATE_CONCAT; layout <= CLMOE_GATE_NONE; layout++) {
+                experts_case c;
+                test_case("engine %s, layout %d, switches %u", engines[n], layout, bits);
+                default_case(&c, &s, engines[n]);
+                c.desc.experts.gate_layout = (clmoe_gate_layout)layout;
+                c.desc.experts.gate_up_transposed = bits & 1;
+                c.desc.experts.down_transposed = bits >> 1 & 1;
+                c.desc.experts.gate_up_bias = bits >> 2 & 1;
+                c.desc.experts.down_bias = bits >> 3 & 1;
+                seed_set(bits + 1);
+                fill_case(&c);
+                check_experts(&c, rows_for(engines[n], bits), false);
+            }
+}
+
+static void every_activation(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {41, 21, 4, 0, 2, 35};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (uint32_t bits = 0; bits < 8; bits++)
+            for (int act = CLMOE_ACT_SILU; act <= CLMOE_ACT_RELU2; act++) {
+                experts_case c;
+                bool plain = bits == 7;
+                test_case("engine %s, activation %d, switches %u", engines[n], act, bits);
+                default_case(&c, &s, engines[n]);
+                c.desc.experts.activation = (clmoe_activation)act;
+                c.desc.experts.gate_layout = plain ? CLMOE_GATE_NONE : CLMOE_GATE_CONCAT;
+                c.desc.experts.limit = bits & 1 && !plain ? 0.75f : 0.0f;
+                c.desc.experts.alpha = bits & 2 && act == CLMOE_ACT_SILU ? 1.702f : 1.0f;
+                c.desc.experts.up_shift = bits & 4 && !plain ? 1.0f : 0.0f;
+                c.desc.experts.gate_up_bias = 1;
+                seed_set(bits + 1);
+                fill_case(&c);
+                check_experts(&c, rows_for(engines[n], bits), false);
+            }
+}
+
+static void weights_inside_and_directions(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {33, 29, 6, 2, 3, 17};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (int at = CLMOE_WEIGHT_AT_OUTPUT; at <= CLMOE_WEIGHT_AT_ACTIVATION; at++)
+            for (uint32_t bits = 0; bits < 4; bits++) {
+                experts_case c;
+                test_case("engine %s, weight at %d, switches %u", engines[n], at, bits);
+                default_case(&c, &s, engines[n]);
+                c.desc.router.weight_at = (clmoe_weight_at)at;
+                c.desc.normalize_experts = bits & 1;
+                c.desc.experts.gate_up_bias = c.desc.experts.down_bias = bits >> 1;
+                c.desc.capacity.factor = 0.8;
+                seed_set(bits + 1);
+                fill_case(&c);
+                check_experts(&c, rows_for(engines[n], bits), false);
+            }
+}
+
+/* Around the edges of every tile: rows, D and H. */
+static void every_edge(void **state) {
+    (void)state;
+    static const uint32_t edges[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129};
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(edges); i++)
+            for (int which = 0; which < 3; which++) {
+                shape s = {19, 18, 2, 0, 1, 20};
+                uint32_t *size = which == 0 ? &s.tokens : which == 1 ? &s.dim : &s.hidden_dim;
+                *size = edges[i];
+                experts_case c;
+                test_case("engine %s, T %u, D %u, H %u", engines[n], s.tokens, s.dim, s.hidden_dim);
+                default_case(&c, &s, engines[n]);
+                c.kind = which == 0 ? PATTERN_ALL_TO_ONE : PATTERN_UNIFORM;
+                seed_set(i + 1);
+                fill_case(&c);
+                check_experts(&c, rows_for(engines[n], i), false);
+            }
+}
+
+static void every_shape(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(layer_shapes); i++) {
+            experts_case c;
+            test_case("engine %s, shape %zu", engines[n], i);
+            default_case(&c, &layer_shapes[i], engines[n]);
+            c.kind = (pattern)(i % PATTERN_TIES);
+            c.desc.capacity.factor = i % 3 == 2 ? 1.25 : 0.0;
+            seed_set(i + 1);
+            fill_case(&c);
+            check_experts(&c, rows_for(engines[n], i), false);
+        }
+}
+
+static const float *small_integers(size_t n) {
+    float *values = HOST(float, n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = (float)((int)random_below(7) - 3);
+    return values;
+}
+
+/* Integers whose sums fit in 24 bits must come out exactly, in any order of summation. */
+static void exact_integers(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {67, 75, 5, 0, 2, 83};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (int layout = CLMOE_GATE_CONCAT; layout <= CLMOE_GATE_NONE; layout++) {
+            experts_case c;
+            test_case("engine %s, layout %d", engines[n], layout);
+            default_case(&c, &s, engines[n]);
+            c.desc.experts.activation = CLMOE_ACT_RELU;
+            c.desc.experts.gate_layout = (clmoe_gate_layout)layout;
+            seed_set((uint64_t)layout + 1);
+            fill_case(&c);
+            size_t matrix = (size_t)s.experts * s.dim * s.hidden_dim;
+            c.x = small_integers((size_t)s.tokens * s.dim);
+            c.w.experts.gate = c.w.experts.gate ? small_integers(2 * matrix) : NULL;
+            c.w.experts.up = c.w.experts.up ? small_integers(matrix) : NULL;
+            c.w.experts.down = small_integers(matrix);
+            check_experts(&c, rows_for(engines[n], (size_t)layout), true);
+        }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(every_layout), TEST(every_activation), TEST(weights_inside_and_directions),
+        TEST(every_edge),   TEST(every_shape),      TEST(exact_integers),
+    };
+    return RUN(tests);
+}

@@ -1,0 +1,421 @@
+/* The whole layer: every switch of the descriptor and every optional input, on every engine. */
+#include "support.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Below this relative distance f32 may choose otherwise than the oracle; see ref_choice_gap(). */
+#define MIN_GAP 1e-5
+
+/* Optional inputs, as bits. */
+enum { MASK = 1, RESIDUAL = 2, LOGITS_IN = 4, IDS_IN = 8, ONLY_Y = 16, ALL_INPUTS = 31 };
+
+/* ---- The switches, mostly as model families combine them ------------------------------------- */
+
+static void softmax(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_NONE;
+}
+
+static void softmax_renorm_separate(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->experts.gate_layout = CLMOE_GATE_SEPARATE;
+}
+
+static void sigmoid_groups_shared(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.select_bias = 1;
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+    d->router.group_score = CLMOE_GROUP_TOP2_SUM;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_eps = 1e-20f;
+    d->router.scale = 2.5f;
+    d->shared.hidden_dim = 13;
+}
+
+static void softmax_groups_by_max(clmoe_layer_desc *d) {
+    d->router.num_groups = 3;
+    d->router.topk_groups = 1;
+    d->router.group_score = CLMOE_GROUP_MAX;
+    d->router.scale = 16.0f;
+}
+
+static void topk_softmax_gpt_oss(clmoe_layer_desc *d) {
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.bias = 1;
+    d->experts.gate_layout = CLMOE_GATE_INTERLEAVED;
+    d->experts.gate_up_transposed = d->experts.down_transposed = 1;
+    d->experts.gate_up_bias = d->experts.down_bias = 1;
+    d->experts.limit = 1.5f;
+    d->experts.alpha = 1.702f;
+    d->experts.up_shift = 1.0f;
+}
+
+static void topk_sigmoid_at_input(clmoe_layer_desc *d) {
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.weight_at = CLMOE_WEIGHT_AT_INPUT;
+    d->experts.gate_up_transposed = 1;
+    d->experts.gate_up_bias = 1;
+    d->shared.hidden_dim = 7;
+    d->shared.gate_layout = CLMOE_GATE_SEPARATE;
+}
+
+static void sqrt_softplus_limit(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.select_bias = 1;
+    d->experts.limit = 0.75f;
+}
+
+static void topk_sqrt_softplus(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+}
+
+static void geometric(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_IDENTITY;
+    d->normalize_experts = 1;
+    d->experts.down_bias = 1;
+}
+
+static void topk_identity(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_IDENTITY;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.renorm = CLMOE_RENORM_PNORM;
+    d->router.renorm_p = 2.0f;
+}
+
+static void sparsemixer(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SPARSEMIXER;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.sparsemixer_eps = 0.1371f;
+}
+
+static void temperature_softcap(clmoe_layer_desc *d) {
+    d->router.temperature = 0.6f;
+    d->router.softcap = 4.0f;
+    d->router.bias = 1;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_eps = 0.01f;
+}
+
+static void pnorm_expert_scale(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_PNORM;
+    d->router.expert_scale = 1;
+    d->experts.activation = CLMOE_ACT_GELU_TANH;
+}
+
+static void renorm_after_drop(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_after_drop = 1;
+    d->router.scale = 1.5f;
+    d->router.expert_scale = 1;
+    d->capacity.factor = 0.7;
+    d->num_identity_experts = 2;
+}
+
+static void scale_after_drop(clmoe_layer_desc *d) {
+    d->router.renorm_after_drop = 1;
+    d->router.scale = 0.5f;
+    d->capacity.factor = 0.7;
+}
+
+static void at_activation_keep_weight(clmoe_layer_desc *d) {
+    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+    d->capacity.factor = 0.8;
+    d->capacity.keep = CLMOE_KEEP_WEIGHT;
+    d->experts.down_bias = 1;
+}
+
+static void keep_position(clmoe_layer_desc *d) {
+    d->capacity.factor = 0.5;
+    d->capacity.rounding = CLMOE_ROUND_DOWN;
+}
+
+static void keep_choice_major(clmoe_layer_desc *d) {
+    d->capacity.rows = 5;
+    d->capacity.keep = CLMOE_KEEP_CHOICE_MAJOR;
+}
+
+static void keep_priority(clmoe_layer_desc *d) {
+    d->capacity.factor = 1.0;
+    d->capacity.multiple = 4;
+    d->capacity.keep = CLMOE_KEEP_PRIORITY;
+}
+
+static void no_room_at_all(clmoe_layer_desc *d) {
+    d->capacity.factor = 1e-6;
+    d->capacity.rounding = CLMOE_ROUND_DOWN;
+    d->output_bias = 1;
+}
+
+static void identity_experts(clmoe_layer_desc *d) {
+    d->num_identity_experts = 5;
+    d->router.select_bias = 1;
+    d->router.scale = 6.0f;
+}
+
+static void identity_experts_at_input(clmoe_layer_desc *d) {
+    d->num_identity_experts = 5;
+    d->router.weight_at = CLMOE_WEIGHT_AT_INPUT;
+    d->normalize_experts = 1;
+}
+
+static void shared_gate(clmoe_layer_desc *d) {
+    d->shared.hidden_dim = 25;
+    d->shared_gate = 1;
+}
+
+static void shared_every_switch(clmoe_layer_desc *d) {
+    d->shared.hidden_dim = 9;
+    d->shared.gate_layout = CLMOE_GATE_INTERLEAVED;
+    d->shared.activation = CLMOE_ACT_GELU_ERF;
+    d->shared.gate_up_transposed = d->shared.down_transposed = 1;
+    d->shared.gate_up_bias = d->shared.down_bias = 1;
+    d->shared.limit = 1.0f;
+    d->shared.up_shift = 0.5f;
+    d->shared_gate = 1;
+    d->output_bias = 1;
+}
+
+static void plain_relu2(clmoe_layer_desc *d) {
+    d->experts.gate_layout = CLMOE_GATE_NONE;
+    d->experts.activation = CLMOE_ACT_RELU2;
+    d->shared.hidden_dim = 11;
+    d->shared.gate_layout = CLMOE_GATE_NONE;
+    d->shared.activation = CLMOE_ACT_RELU;
+}
+
+static void output_bias_training(clmoe_layer_desc *d) {
+    d->output_bias = 1;
+    d->training = 1;
+}
+
+static void every_expert_chosen(clmoe_layer_desc *d) {
+    d->top_k = d->num_experts;
+}
+
+static const struct {
+    const char *name;
+    void (*set)(clmoe_layer_desc *desc);
+} variants[] = {
+    {"softmax", softmax},
+    {"softmax, renorm, separate", softmax_renorm_separate},
+    {"sigmoid, groups, shared", sigmoid_groups_shared},
+    {"softmax, groups by max", softmax_groups_by_max},
+    {"top-k then softmax, interleaved, biases", topk_softmax_gpt_oss},
+    {"top-k then sigmoid, weight at input", topk_sigmoid_at_input},
+    {"sqrt softplus, limit", sqrt_softplus_limit},
+    {"top-k then sqrt softplus", topk_sqrt_softplus},
+    {"identity score, normalized experts", geometric},
+    {"top-k then identity", topk_identity},
+    {"sparsemixer", sparsemixer},
+    {"temperature, softcap", temperature_softcap},
+    {"p-norm, expert scale", pnorm_expert_scale},
+    {"renorm after drop", renorm_after_drop},
+    {"scale after drop", scale_after_drop},
+    {"weight at activation, keep weight", at_activation_keep_weight},
+    {"keep position", keep_position},
+    {"keep choice-major", keep_choice_major},
+    {"keep priority", keep_priority},
+    {"no room at all", no_room_at_all},
+    {"identity experts", identity_experts},
+    {"identity experts, weight at input", identity_experts_at_input},
+    {"shared gate", shared_gate},
+    {"shared, every switch", shared_every_switch},
+    {"plain relu2", plain_relu2},
+    {"output bias, training", output_bias_training},
+    {"every expert chosen", every_expert_chosen},
+};
+
+/* ---- Batches ------------------------------------------------------------------------------- */
+
+/* Ids of another router: repeated ones, and some out of range. */
+static const int32_t *foreign_ids(size_t pairs, uint32_t columns) {
+    int32_t *ids = HOST(int32_t, pairs);
+    for (size_t p = 0; p < pairs; p++)
+        ids[p] = (int32_t)random_below(columns + 2) - 1;
+    return ids;
+}
+
+static void add_inputs(batch *b, uint32_t inputs) {
+    size_t T = b->in.tokens, R = ref_columns(&b->desc), pairs = T * b->desc.top_k;
+    if (inputs & MASK)
+        b->in.token_mask = random_mask(b->in.tokens);
+    if (inputs & RESIDUAL)
+        b->in.residual = random_floats(T * b->desc.dim, 1.0);
+    if (inputs & LOGITS_IN)
+        b->in.logits_in = random_eighths(T * R, 2.0);
+    if (inputs & IDS_IN) {
+        b->in.ids_in = foreign_ids(pairs, (uint32_t)R);
+        b->in.weights_in = random_floats(pairs, 1.0);
+    }
+    b->no_outputs = (inputs & ONLY_Y) != 0;
+}
+
+/* A batch whose choices and order do not hang on the last bits, and its oracle. */
+static const ref_result *clear_batch(batch *b, const clmoe_layer_desc *desc, uint32_t tokens,
+                                     uint32_t inputs) {
+    for (uint64_t seed = 1; seed < 200; seed++) {
+        seed_set(seed);
+        batch_make(b, desc, tokens);
+        add_inputs(b, inputs);
+        const ref_result *want = batch_reference(b);
+        if (want->choice_gap > MIN_GAP && want->order_gap > MIN_GAP)
+            return want;
+    }
+    CHECK(false, "no seed without near ties\n");
+    return NULL;
+}
+
+static void check_forward(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
+                          uint32_t inputs) {
+    batch b;
+    device_batch d;
+    const ref_result *want = clear_batch(&b, desc, tokens, inputs);
+    batch_run(test_layer(group_size, desc), &b, &d);
+    batch_compare(&b, &d, want);
+}
+
+/* Whether every combination is wanted, not a selection. */
+static bool sweep;
+
+/* ---- Tests --------------------------------------------------------------------------------- */
+
+static const shape small = {33, 21, 12, 0, 3, 19};
+
+static void every_switch_and_engine(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(variants); i++) {
+            clmoe_layer_desc desc = desc_of(&small);
+            variants[i].set(&desc);
+            desc.engine = engines[n];
+            test_case("engine %s, %s", engines[n], variants[i].name);
+            check_forward(0, &desc, small.tokens, i % 2 ? RESIDUAL : 0);
+        }
+}
+
+static bool is_selected(uint32_t inputs, size_t variant, size_t group) {
+    bool contradicts = (inputs & LOGITS_IN) && (inputs & IDS_IN);
+    return !contradicts && (sweep || (inputs + variant + group) % 3 == 0);
+}
+
+static void check_inputs(const char *engine, size_t variant, size_t group) {
+    for (uint32_t inputs = 0; inputs <= ALL_INPUTS; inputs++) {
+        clmoe_layer_desc desc = desc_of(&small);
+        variants[variant].set(&desc);
+        desc.engine = engine;
+        if (!is_selected(inputs, variant, group))
+            continue;
+        test_case("engine %s, group size %u, %s, inputs %u", engine, group_sizes[group],
+                  variants[variant].name, inputs);
+        check_forward(group_sizes[group], &desc, small.tokens, inputs);
+    }
+}
+
+static void every_switch_and_input(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(variants); i++) {
+            check_inputs("ref", i, g);
+            for (size_t n = 0; sweep && engines[n] != NULL; n++)
+                check_inputs(engines[n], i, g);
+        }
+}
+
+static void every_shape_and_engine(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(layer_shapes); i++) {
+            clmoe_layer_desc desc = desc_of(&layer_shapes[i]);
+            desc.engine = engines[n];
+            desc.router.renorm = CLMOE_RENORM_SUM;
+            desc.capacity.factor = i % 3 == 1 ? 1.0 : 0.0;
+            test_case("engine %s, T %u, D %u, E %u, K %u, H %u", engines[n], layer_shapes[i].tokens,
+                      desc.dim, desc.num_experts, desc.top_k, desc.experts.hidden_dim);
+            check_forward(0, &desc, layer_shapes[i].tokens, MASK | RESIDUAL);
+        }
+}
+
+/* The default engine, by device. */
+static void default_engine(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.engine = NULL;
+    test_case("default engine");
+    check_forward(0, &desc, small.tokens, 0);
+    assert_non_null(clmoe_layer_engine(test_layer(0, &desc)));
+}
+
+/* Loads of every kind, through external logits; non-finite ones among them. */
+static void every_pattern(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {200, 11, 16, 0, 4, 7};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (pattern kind = 0; kind < PATTERN_COUNT; kind++)
+            for (int keep = CLMOE_KEEP_POSITION; keep <= CLMOE_KEEP_CHOICE_MAJOR; keep++) {
+                clmoe_layer_desc desc = desc_of(&s);
+                desc.engine = engines[n];
+                desc.router.renorm = CLMOE_RENORM_SUM;
+                desc.capacity.factor = kind % 2 ? 1.0 : 0.0;
+                desc.capacity.keep = (clmoe_keep)keep;
+                test_case("engine %s, %s, keep %d", engines[n], pattern_name(kind), keep);
+                batch b;
+                device_batch d;
+                seed_set(kind + 1);
+                batch_make(&b, &desc, s.tokens);
+                float *logits = pattern_logits(kind, s.tokens, s.experts);
+                for (size_t i = 0; i < (size_t)s.tokens * s.experts; i++)
+                    logits[i] = roundf(logits[i] * 64.0f) / 64.0f;
+                b.in.logits_in = logits;
+                const ref_result *want = batch_reference(&b);
+                batch_run(test_layer(0, &desc), &b, &d);
+                batch_compare(&b, &d, want);
+            }
+}
+
+/* A token that is not finite stays alone with it: the others' rows of y are as ever. */
+static void nonfinite_token(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        clmoe_layer_desc desc = desc_of(&small);
+        desc.engine = engines[n];
+        test_case("engine %s", engines[n]);
+        batch b;
+        device_batch d;
+        const ref_result *want = clear_batch(&b, &desc, small.tokens, 0);
+        float *x = HOST(float, small.tokens *small.dim);
+        memcpy(x, b.in.x, sizeof(float) * small.tokens * small.dim);
+        const size_t bad = 4 * (size_t)small.dim;
+        for (size_t i = 0; i < small.dim; i++)
+            x[bad + i] = i % 2 ? NAN : INFINITY;
+        b.in.x = x;
+        batch_run(test_layer(0, &desc), &b, &d);
+        const float *y = buf_get(d.args.y);
+        const clmoe_stats *stats = buf_get(d.args.stats);
+        assert_int_equal(stats->nonfinite_tokens, 1);
+        assert_int_equal(stats->pairs, (small.tokens - 1) * small.top_k);
+        compare_floats("y before", y, want->y, bad, FORWARD_TOLERANCE);
+        compare_floats("y behind", y + bad + small.dim, want->y + bad + small.dim,
+                       (size_t)small.tokens * small.dim - bad - small.dim, FORWARD_TOLERANCE);
+        for (size_t i = 0; i < small.dim; i++)
+            CHECK(y[bad + i] == 0.0f, "y of the token is %g\n", (double)y[bad + i]);
+    }
+}
+
+/* With the argument "all", every combination: minutes. */
+int main(int argc, char **argv) {
+    sweep = argc > 1 && strcmp(argv[1], "all") == 0;
+    const struct CMUnitTest tests[] = {
+        TEST(every_switch_and_engine), TEST(every_switch_and_input), TEST(every_shape_and_engine),
+        TEST(default_engine),          TEST(every_pattern),          TEST(nonfinite_token),
+    };
+    return RUN(tests);
+}

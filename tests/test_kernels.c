@@ -1,0 +1,110 @@
+/*
+ * Every kernel of ours on small shapes, in both forms, on buffers without a spare byte and without
+ * a first value: made to be run under Oclgrind (see oclgrind.sh), where an access out of bounds, a
+ * race or a read of memory that nothing wrote is reported.
+ */
+#include "support.h"
+
+#include <string.h>
+
+static const shape small = {9, 10, 12, 2, 3, 7};
+static const uint32_t forms[] = {1, 16};
+
+static void dropless(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+}
+
+static void capacity_by_priority(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.select_bias = 1;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_after_drop = 1;
+    d->capacity.factor = 0.7;
+    d->capacity.keep = CLMOE_KEEP_PRIORITY;
+    d->shared.hidden_dim = 5;
+    d->shared_gate = 1;
+}
+
+static void capacity_by_weight(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SPARSEMIXER;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+    d->capacity.rows = 2;
+    d->capacity.keep = CLMOE_KEEP_WEIGHT;
+    d->normalize_experts = 1;
+    d->output_bias = 1;
+}
+
+static void groups_and_biases(clmoe_layer_desc *d) {
+    d->router.num_groups = 7;
+    d->router.topk_groups = 3;
+    d->router.group_score = CLMOE_GROUP_TOP2_SUM;
+    d->router.bias = 1;
+    d->router.weight_at = CLMOE_WEIGHT_AT_INPUT;
+    d->experts.gate_layout = CLMOE_GATE_INTERLEAVED;
+    d->experts.gate_up_transposed = d->experts.down_transposed = 1;
+    d->experts.gate_up_bias = d->experts.down_bias = 1;
+}
+
+static void plain_mlp(clmoe_layer_desc *d) {
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.expert_scale = 1;
+    d->experts.gate_layout = CLMOE_GATE_NONE;
+    d->experts.activation = CLMOE_ACT_RELU2;
+}
+
+/* More columns than one bitonic chunk. */
+static void many_columns(clmoe_layer_desc *d) {
+    d->num_experts = 1030;
+    d->dim = 3;
+    d->experts.hidden_dim = 2;
+}
+
+typedef struct kernel_case {
+    const char *name;
+    uint32_t tokens;
+    void (*set)(clmoe_layer_desc *desc);
+} kernel_case;
+
+static const kernel_case cases[] = {
+    {"dropless", 9, dropless},
+    {"capacity by priority", 9, capacity_by_priority},
+    {"capacity by weight", 9, capacity_by_weight},
+    {"groups and biases", 9, groups_and_biases},
+    {"plain MLP", 9, plain_mlp},
+    {"many columns", 2, many_columns},
+};
+
+static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
+    batch b;
+    device_batch d;
+    clmoe_layer_desc desc = desc_of(&small);
+    c->set(&desc);
+    desc.engine = engine;
+    seed_set(3);
+    batch_make(&b, &desc, c->tokens);
+    b.in.residual = random_floats((size_t)c->tokens * desc.dim, 1.0);
+    b.in.token_mask = random_mask(c->tokens);
+    clmoe_layer *layer = test_layer(form, &desc);
+    batch_run(layer, &b, &d);
+    batch_compare(&b, &d, batch_reference(&b));
+}
+
+static void kernels_on_small_shapes(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    support_bare = true;
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (size_t n = 0; engines[n] != NULL; n++)
+            for (size_t form = 0; form < COUNT_OF(forms); form++) {
+                if (strcmp(engines[n], "clblast") == 0)
+                    continue;
+                test_case("%s, engine %s, groups of %u", cases[i].name, engines[n], forms[form]);
+                run_case(&cases[i], engines[n], forms[form]);
+            }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {TEST(kernels_on_small_shapes)};
+    return RUN(tests);
+}

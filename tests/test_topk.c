@@ -1,0 +1,185 @@
+/* topk: scores [T,R] -> ids [T,K], weights [T,K], live [T]; ids exact, ties to the lower id. */
+#include "support.h"
+
+#include <math.h>
+
+static void check_topk(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
+                       const float *scores, const ref_weights *w) {
+    size_t R = ref_columns(desc), T = tokens, pairs = T * desc->top_k;
+    clmoe_weights weights = {
+        .select_bias = buf_of(w->select_bias, R * 4),
+        .expert_scale = buf_of(w->expert_scale, R * 4),
+    };
+    clmoe_layer *layer = test_layer(group_size, desc);
+    clmoe_topk_args args = {
+        .struct_size = sizeof args,
+        .tokens = tokens,
+        .weights = &weights,
+        .scores = buf_of(scores, T * R * 4),
+        .ids = buf_new(pairs * 4),
+        .weights_out = buf_new(pairs * 4),
+        .live = buf_new(T * 4),
+    };
+    OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+
+    int32_t *ids = HOST(int32_t, pairs), *live = HOST(int32_t, T);
+    double *pair_weights = HOST(double, pairs);
+    ref_topk(desc, tokens, scores, w, ids, pair_weights, live);
+    compare_ints("live", buf_get(args.live), live, T);
+    compare_ids(desc, tokens, buf_get(args.ids), ids, live);
+    compare_floats("weights", buf_get(args.weights_out), pair_weights, pairs, STEP_TOLERANCE);
+}
+
+/* Positive scores, as a score function gives them; patterns keep their ties and bad values. */
+static float *scores_of(const clmoe_layer_desc *desc, uint32_t tokens, pattern kind) {
+    float *scores = pattern_scores(kind, tokens, ref_columns(desc));
+    bool logits = desc->router.order == CLMOE_ORDER_TOPK_THEN_SCORE ||
+                  desc->router.score == CLMOE_SCORE_IDENTITY;
+    for (size_t i = 0; i < (size_t)tokens * ref_columns(desc) && !logits; i++)
+        if (isfinite(scores[i]) && kind != PATTERN_TIES)
+            scores[i] = 1.0f / (1.0f + expf(-scores[i]));
+    return scores;
+}
+
+static void every_size(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
+            for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
+                const shape *s = &routing_shapes[i];
+                if (g == 2 && i % 3 != 0)
+                    continue; /* each size is a program to compile */
+                clmoe_layer_desc desc = desc_of(s);
+                ref_weights none = {0};
+                test_case("group size %u, T %u, R %u, K %u, %s", group_sizes[g], s->tokens,
+                          s->experts + s->identity, s->top_k, pattern_name(kind));
+                seed_set(i + 1);
+                check_topk(group_sizes[g], &desc, s->tokens, scores_of(&desc, s->tokens, kind),
+                           &none);
+            }
+}
+
+static void every_small_top_k(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(small_top_k); i++) {
+            const shape s = {64, 5, 60, 0, small_top_k[i], 3};
+            clmoe_layer_desc desc = desc_of(&s);
+            ref_weights none = {0};
+            test_case("group size %u, K %u", group_sizes[g], s.top_k);
+            seed_set(i + 1);
+            check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, PATTERN_TIES),
+                       &none);
+        }
+}
+
+/* The weights' switches as bits of a number. */
+static void set_weight_switches(clmoe_router_desc *router, uint32_t number) {
+    static const clmoe_renorm renorms[] = {CLMOE_RENORM_NONE, CLMOE_RENORM_SUM, CLMOE_RENORM_PNORM};
+    router->renorm = renorms[number % 3];
+    router->renorm_eps = number % 2 ? 0.125f : 0.0f;
+    router->renorm_p = number % 2 ? 3.0f : 1.0f;
+    router->scale = number % 4 == 1 ? 2.5f : 1.0f;
+    router->expert_scale = number % 5 == 2;
+    router->select_bias = number % 7 < 3;
+    router->renorm_after_drop = number % 11 == 10;
+}
+
+static void check_switches(uint32_t group_size, clmoe_score_function score, clmoe_order order,
+                           uint32_t number) {
+    const shape s = {64, 5, 60, 4, 5, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.score = score;
+    desc.router.order = order;
+    set_weight_switches(&desc.router, number);
+    test_case("group size %u, score %d, order %d, switches %u", group_size, score, order, number);
+    seed_set(number + 1);
+    ref_weights w = weights_make(&desc);
+    pattern kind = number % 3 == 0 ? PATTERN_NONFINITE : PATTERN_UNIFORM;
+    check_topk(group_size, &desc, s.tokens, scores_of(&desc, s.tokens, kind), &w);
+}
+
+static void every_switch(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (uint32_t number = 0; number < 24; number++) {
+            for (int f = CLMOE_SCORE_SOFTMAX; f <= CLMOE_SCORE_IDENTITY; f++)
+                check_switches(group_sizes[g], (clmoe_score_function)f, CLMOE_ORDER_TOPK_THEN_SCORE,
+                               number);
+            check_switches(group_sizes[g], CLMOE_SCORE_SPARSEMIXER, CLMOE_ORDER_TOPK_THEN_SCORE,
+                           number);
+            check_switches(group_sizes[g], CLMOE_SCORE_SIGMOID, CLMOE_ORDER_SCORE_THEN_TOPK,
+                           number);
+        }
+}
+
+static void group_limits(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t experts, groups, topk_groups, top_k;
+    } cases[] = {{8, 4, 2, 3},    {8, 8, 5, 5},    {60, 6, 3, 8},     {256, 8, 4, 8},
+                 {205, 5, 1, 41}, {384, 2, 1, 10}, {512, 256, 9, 16}, {4096, 64, 8, 16},
+                 {64, 1, 1, 6},   {64, 8, 8, 6},   {160, 8, 3, 6}};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(cases); i++)
+            for (pattern kind = 0; kind < PATTERN_COUNT; kind++)
+                for (int top2 = 0; top2 < 2; top2++) {
+                    if (g == 2 && i % 3 != 0)
+                        continue;
+                    const shape s = {33, 5, cases[i].experts, 0, cases[i].top_k, 3};
+                    clmoe_layer_desc desc = desc_of(&s);
+                    desc.router.score = CLMOE_SCORE_SIGMOID;
+                    desc.router.num_groups = cases[i].groups;
+                    desc.router.topk_groups = cases[i].topk_groups;
+                    desc.router.group_score = top2 ? CLMOE_GROUP_TOP2_SUM : CLMOE_GROUP_MAX;
+                    desc.router.select_bias = i % 2 == 0;
+                    desc.router.renorm = CLMOE_RENORM_SUM;
+                    test_case("group size %u, E %u, %u of %u groups by %s, %s", group_sizes[g],
+                              s.experts, cases[i].topk_groups, cases[i].groups,
+                              top2 ? "top 2" : "max", pattern_name(kind));
+                    seed_set(i + 1);
+                    ref_weights w = weights_make(&desc);
+                    check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, kind),
+                               &w);
+                }
+}
+
+/* A bias of -infinity or NaN takes an expert out; the weights stay unbiased. */
+static void experts_biased_out(void **state) {
+    (void)state;
+    const shape s = {64, 5, 12, 0, 5, 3};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        clmoe_layer_desc desc = desc_of(&s);
+        desc.router.score = CLMOE_SCORE_SIGMOID;
+        desc.router.select_bias = 1;
+        test_case("group size %u", group_sizes[g]);
+        seed_set(3);
+        float *bias = random_floats(s.experts, 1.0);
+        for (uint32_t e = 0; e < s.experts; e++)
+            bias[e] = e % 3 == 0 ? bias[e] : e % 3 == 1 ? -INFINITY : NAN;
+        ref_weights w = {.select_bias = bias};
+        check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, PATTERN_UNIFORM),
+                   &w);
+    }
+}
+
+/* Scores that sum to 0 give weights of 0. */
+static void zero_sum(void **state) {
+    (void)state;
+    const shape s = {3, 5, 8, 0, 2, 3};
+    for (int renorm = CLMOE_RENORM_SUM; renorm <= CLMOE_RENORM_PNORM; renorm++) {
+        clmoe_layer_desc desc = desc_of(&s);
+        desc.router.renorm = (clmoe_renorm)renorm;
+        test_case("renorm %d", renorm);
+        ref_weights none = {0};
+        check_topk(0, &desc, s.tokens, HOST(float, s.tokens *s.experts), &none);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(every_size),   TEST(every_small_top_k),  TEST(every_switch),
+        TEST(group_limits), TEST(experts_biased_out), TEST(zero_sum),
+    };
+    return RUN(tests);
+}
