@@ -18,14 +18,15 @@ void act_rows(GEMM_PARAMETERS) {
     if (r.first >= r.end || column >= n)
         return;
 
-    __global const X_T *sums = row_of_a(&p, r.first) + column * p.w_row;
-    float gate_sum = 0.0f, up_sum = sums[0], gate_bias_value = 0.0f;
+    __global const STORAGE(A) *sums = row_of_a(&p, r.first) + column * p.w_row;
+    float gate_sum = 0.0f, up_sum = LOAD(A, sums), gate_bias_value = 0.0f;
 #if GATED
-    gate_sum = sums[0];
-    up_sum = sums[p.w_row == 2 ? 1 : n];
+    gate_sum = LOAD(A, sums);
+    up_sum = LOAD(A, sums + (p.w_row == 2 ? 1 : n));
     gate_bias_value = bias_at(&p, p.gate_bias, r.expert, column);
 #endif
-    p.c[(ulong)r.first * n + column] =
+    const float y =
         gemm_output(&p, gate_sum, gate_bias_value, up_sum,
                     bias_at(&p, p.up_bias, r.expert, column), row_weight_of(&p, r.first));
+    STORE(C, y, p.c + (ulong)r.first * n + column);
 }

@@ -5,21 +5,20 @@
  *          experts. A masked token gets its residual, or 0.
  * Arrays: ye [S,D], weights [pairs], slot_of [pairs], x [T,D] or NULL, token_mask [T] or NULL,
  *         token_offsets [T+1] or NULL, shared [T,D] or NULL, shared_gate [T] or NULL, output_bias
- *         [D] or NULL, residual [T,D] or NULL -> y [T,D]; f32.
+ *         [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
+ *         output_bias is W, the others X.
  * NDRange: (segments of SEGMENT columns, T); GROUP work-items along D, V columns each at a time.
- * Limits: V is 1, 4, 8 or 16.
+ * Limits: V is 4, 8 or 16; X and W are storage types.
  * Repeatability: one work-item adds an element's terms, in the order above.
  */
 #define SEGMENT 1024
 
-#define JOIN_(a, b)  a##b
-#define JOIN(a, b)   JOIN_(a, b)
-#define FLOATV       JOIN(float, V)
-#define LOADV(p)     JOIN(vload, V)(0, p)
-#define STOREV(v, p) JOIN(vstore, V)(v, 0, p)
+#define FLOATV JOIN(float, V)
 
 typedef struct token_row {
-    __global const float *ye, *weights, *x, *shared, *residual, *output_bias;
+    __global const STORAGE(X) *ye, *x, *shared, *residual;
+    __global const STORAGE(W) *output_bias;
+    __global const float *weights;
     __global const int *slot_of;
     int pairs, weight_in_expert;
     uint dim;
@@ -28,36 +27,36 @@ typedef struct token_row {
 
 /* V, or one, columns from d on. */
 #define DEFINE_COMBINE(name, type, load)                                                           \
-    static inline type name(const token_row *row, uint d) {                                               \
-        type sum = row->residual ? load(row->residual + d) : (type)(0.0f);                         \
+    static inline type name(const token_row *row, uint d) {                                        \
+        type sum = row->residual ? load(X, row->residual + d) : (type)(0.0f);                      \
         if (row->output_bias)                                                                      \
-            sum += load(row->output_bias + d);                                                     \
+            sum += load(W, row->output_bias + d);                                                  \
         if (row->shared)                                                                           \
-            sum += row->gate * load(row->shared + d);                                              \
+            sum += row->gate * load(X, row->shared + d);                                           \
         for (int k = 0; k < row->pairs; k++) {                                                     \
             int slot = row->slot_of[k];                                                            \
             if (slot >= 0)                                                                         \
                 sum += (row->weight_in_expert ? 1.0f : row->weights[k]) *                          \
-                       load(row->ye + (ulong)slot * row->dim + d);                                 \
+                       load(X, row->ye + (ulong)slot * row->dim + d);                              \
             else if (slot == SLOT_IDENTITY)                                                        \
-                sum += row->weights[k] * load(row->x + d);                                         \
+                sum += row->weights[k] * load(X, row->x + d);                                      \
         }                                                                                          \
         return sum;                                                                                \
     }
 
-#define LOAD1(p) (*(p))
+#define LOADV(type, p) LOADN(type, V, p)
 DEFINE_COMBINE(combine_columns, FLOATV, LOADV)
-DEFINE_COMBINE(combine_column, float, LOAD1)
+DEFINE_COMBINE(combine_column, float, LOAD)
 
 KERNEL(GROUP, 1, 1)
-void combine_rows(__global const float *ye, ulong ye_off, __global const float *weights,
+void combine_rows(__global const STORAGE(X) *ye, ulong ye_off, __global const float *weights,
                   ulong weights_off, __global const int *slot_of, ulong slot_of_off,
-                  __global const float *x, ulong x_off, __global const uchar *token_mask,
+                  __global const STORAGE(X) *x, ulong x_off, __global const uchar *token_mask,
                   ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
-                  __global const float *shared, ulong shared_off,
+                  __global const STORAGE(X) *shared, ulong shared_off,
                   __global const float *shared_gate, ulong shared_gate_off,
-                  __global const float *output_bias, ulong output_bias_off,
-                  __global const float *residual, ulong residual_off, __global float *y,
+                  __global const STORAGE(W) *output_bias, ulong output_bias_off,
+                  __global const STORAGE(X) *residual, ulong residual_off, __global STORAGE(X) *y,
                   ulong y_off, uint dim, int top_k, int weight_in_expert) {
     ulong token = get_group_id(1), first = token * top_k;
     token_row row = {ye + ye_off, 0, 0, 0, 0, 0, 0, top_k, weight_in_expert, dim, 1.0f};
@@ -87,7 +86,7 @@ void combine_rows(__global const float *ye, ulong ye_off, __global const float *
 
     uint whole = begin + (end - begin) / V * V;
     for (uint d = begin + get_local_id(0) * V; d < whole; d += GROUP * V)
-        STOREV(combine_columns(&row, d), y + d);
+        STOREN(X, V, combine_columns(&row, d), y + d);
     for (uint d = whole + get_local_id(0); d < end; d += GROUP)
-        y[d] = combine_column(&row, d);
+        STORE(X, combine_column(&row, d), y + d);
 }

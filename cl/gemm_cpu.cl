@@ -13,18 +13,13 @@
  *
  * WIDTH floats per vector: 4, 8 or 16.
  */
-#define CONCAT_(a, b) a##b
-#define CONCAT(a, b)  CONCAT_(a, b)
-#define VEC           CONCAT(float, WIDTH)
-#define VLOAD(p)      CONCAT(vload, WIDTH)(0, p)
-#define VSTORE(v, p)  CONCAT(vstore, WIDTH)(v, 0, p)
+#define VEC           JOIN(float, WIDTH)
+#define VLOAD(p)      JOIN(vload, WIDTH)(0, p)
+#define VSTORE(v, p)  JOIN(vstore, WIDTH)(v, 0, p)
 
 #define ACT_T VEC
 #include "act.clh"
 #include "gemm.clh"
-
-#define LOAD_X_VEC(p) VLOAD(p)
-#define LOAD_W_VEC(p) VLOAD(p)
 
 #define MATRICES (1 + GATED)
 #define COLUMNS  32 /* of C per work-item: a multiple of WIDTH */
@@ -62,7 +57,7 @@ static inline float add_lanes(VEC v) {
 }
 
 /* ROWS x DOT_COLUMNS dot products of rows of A with rows of W. */
-static inline void dot_block(__global const X_T *const *a, __global const W_T *const *w, uint k,
+static inline void dot_block(__global const STORAGE(A) *const *a, __global const STORAGE(W) *const *w, uint k,
                              sums *out, uint at) {
     VEC sum[ROWS][DOT_COLUMNS], x[ROWS];
     uint i = 0;
@@ -71,9 +66,9 @@ static inline void dot_block(__global const X_T *const *a, __global const W_T *c
             sum[r][c] = 0.0f;
     for (; i + WIDTH <= k; i += WIDTH) {
         UNROLL for (uint r = 0; r < ROWS; ++r)
-            x[r] = LOAD_X_VEC(a[r] + i);
+            x[r] = LOADN(A, WIDTH, a[r] + i);
         UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c) {
-            const VEC wc = LOAD_W_VEC(w[c] + i);
+            const VEC wc = LOADN(W, WIDTH, w[c] + i);
             UNROLL for (uint r = 0; r < ROWS; ++r)
                 sum[r][c] = fma(x[r], wc, sum[r][c]);
         }
@@ -82,16 +77,16 @@ static inline void dot_block(__global const X_T *const *a, __global const W_T *c
         UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c) {
             float total = add_lanes(sum[r][c]);
             for (uint j = i; j < k; ++j)
-                total = fma(LOAD_X(a[r] + j), LOAD_W(w[c] + j), total);
+                total = fma(LOAD(A, a[r] + j), LOAD(W, w[c] + j), total);
             out->at[r][at + c] = total;
         }
 }
 
 /* Sums of `columns` columns of W from `w` on. Columns past the last repeat it, never stored. */
-static inline void sum_columns(const problem *p, __global const X_T *const *a,
-                               __global const W_T *w, uint columns, sums *out, uint at) {
+static inline void sum_columns(const problem *p, __global const STORAGE(A) *const *a,
+                               __global const STORAGE(W) *w, uint columns, sums *out, uint at) {
     for (uint column = 0; column < columns; column += DOT_COLUMNS) {
-        __global const W_T *wc[DOT_COLUMNS];
+        __global const STORAGE(W) *wc[DOT_COLUMNS];
         UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c)
             wc[c] = w + (ulong)min(column + c, columns - 1) * p->w_row;
         dot_block(a, wc, p->k, out, at + column);
@@ -101,17 +96,17 @@ static inline void sum_columns(const problem *p, __global const X_T *const *a,
 #else
 
 /* Sums of VECTORS vectors of columns. */
-static inline void axpy_block(const problem *p, __global const X_T *const *a,
-                              __global const W_T *w, sums *out, uint at) {
+static inline void axpy_block(const problem *p, __global const STORAGE(A) *const *a,
+                              __global const STORAGE(W) *w, sums *out, uint at) {
     VEC sum[ROWS][VECTORS], wv[VECTORS];
     UNROLL for (uint r = 0; r < ROWS; ++r)
         UNROLL for (uint v = 0; v < VECTORS; ++v)
             sum[r][v] = 0.0f;
     for (uint i = 0; i < p->k; ++i, w += p->w_col) {
         UNROLL for (uint v = 0; v < VECTORS; ++v)
-            wv[v] = LOAD_W_VEC(w + v * WIDTH);
+            wv[v] = LOADN(W, WIDTH, w + v * WIDTH);
         UNROLL for (uint r = 0; r < ROWS; ++r) {
-            const VEC x = LOAD_X(a[r] + i);
+            const VEC x = LOAD(A, a[r] + i);
             UNROLL for (uint v = 0; v < VECTORS; ++v)
                 sum[r][v] = fma(x, wv[v], sum[r][v]);
         }
@@ -122,33 +117,33 @@ static inline void axpy_block(const problem *p, __global const X_T *const *a,
 }
 
 /* The first `count` <= WIDTH elements, then zeros: nothing behind them is read. */
-static inline VEC load_w_part(__global const W_T *p, uint count) {
+static inline VEC load_w_part(__global const STORAGE(W) *p, uint count) {
     float part[WIDTH];
     if (count == WIDTH)
-        return LOAD_W_VEC(p);
+        return LOADN(W, WIDTH, p);
     for (uint i = 0; i < WIDTH; ++i)
-        part[i] = i < count ? LOAD_W(p + i) : 0.0f;
+        part[i] = i < count ? LOAD(W, p + i) : 0.0f;
     return VLOAD(part);
 }
 
 /* Sums of `count` <= WIDTH columns. */
-static inline void axpy_part(const problem *p, __global const X_T *const *a,
-                             __global const W_T *w, uint count, sums *out, uint at) {
+static inline void axpy_part(const problem *p, __global const STORAGE(A) *const *a,
+                             __global const STORAGE(W) *w, uint count, sums *out, uint at) {
     VEC sum[ROWS];
     UNROLL for (uint r = 0; r < ROWS; ++r)
         sum[r] = 0.0f;
     for (uint i = 0; i < p->k; ++i, w += p->w_col) {
         const VEC wv = load_w_part(w, count);
         UNROLL for (uint r = 0; r < ROWS; ++r)
-            sum[r] = fma((VEC)LOAD_X(a[r] + i), wv, sum[r]);
+            sum[r] = fma((VEC)LOAD(A, a[r] + i), wv, sum[r]);
     }
     UNROLL for (uint r = 0; r < ROWS; ++r)
         VSTORE(sum[r], out->at[r] + at);
 }
 
 /* Sums of `columns` columns of W from `w` on. */
-static inline void sum_columns(const problem *p, __global const X_T *const *a,
-                               __global const W_T *w, uint columns, sums *out, uint at) {
+static inline void sum_columns(const problem *p, __global const STORAGE(A) *const *a,
+                               __global const STORAGE(W) *w, uint columns, sums *out, uint at) {
     uint column = 0;
     for (; column + VECTORS * WIDTH <= columns; column += VECTORS * WIDTH)
         axpy_block(p, a, w + column, out, at + column);
@@ -165,11 +160,11 @@ static inline bool taking_turns(const problem *p) {
 
 static inline void sum_block(const problem *p, const rows *tile, uint row, uint first,
                              uint columns, sums *out) {
-    __global const X_T *a[ROWS];
+    __global const STORAGE(A) *a[ROWS];
     UNROLL for (uint r = 0; r < ROWS; ++r)
         a[r] = row_of_a(p, min(row + r, tile->end - 1));
 #if GATED
-    __global const W_T *gate = weight_at(p, p->gate, tile->expert, first);
+    __global const STORAGE(W) *gate = weight_at(p, p->gate, tile->expert, first);
     if (taking_turns(p)) {
         sum_columns(p, a, gate, 2 * columns, out, 0);
         return;
@@ -191,17 +186,17 @@ static inline VEC row_sums(const problem *p, const float *row, uint matrix, uint
 /* The end of a row: WIDTH columns at a time, the last ones through `part`. */
 static inline void store_row(const problem *p, const float *row, const float *gate_bias,
                              const float *up_bias, float weight, uint columns,
-                             __global float *c) {
+                             __global STORAGE(C) *c) {
     for (uint column = 0; column < columns; column += WIDTH) {
         const VEC y = gemm_output(p, row_sums(p, row, 0, column), VLOAD(gate_bias + column),
                                   row_sums(p, row, GATED, column), VLOAD(up_bias + column), weight);
         if (column + WIDTH <= columns) {
-            VSTORE(y, c + column);
+            STOREN(C, WIDTH, y, c + column);
         } else {
             float part[WIDTH];
             VSTORE(y, part);
             for (uint i = 0; column + i < columns; ++i)
-                c[column + i] = part[i];
+                STORE(C, part[i], c + column + i);
         }
     }
 }

@@ -9,10 +9,10 @@
 #include "act.clh"
 #include "gemm.clh"
 
-static inline float dot_product(const problem *p, __global const X_T *a, __global const W_T *w) {
+static inline float dot_product(const problem *p, __global const STORAGE(A) *a, __global const STORAGE(W) *w) {
     float sum = 0.0f;
     for (uint i = 0; i < p->k; ++i)
-        sum = fma(LOAD_X(a + i), LOAD_W(w + i * p->w_col), sum);
+        sum = fma(LOAD(A, a + i), LOAD(W, w + i * p->w_col), sum);
     return sum;
 }
 
@@ -24,14 +24,15 @@ void gemm_ref(GEMM_PARAMETERS) {
     if (r.first >= r.end || column >= n)
         return;
 
-    __global const X_T *row = row_of_a(&p, r.first);
+    __global const STORAGE(A) *row = row_of_a(&p, r.first);
     float gate_sum = 0.0f, gate_bias_value = 0.0f;
 #if GATED
     gate_sum = dot_product(&p, row, weight_at(&p, p.gate, r.expert, column));
     gate_bias_value = bias_at(&p, p.gate_bias, r.expert, column);
 #endif
     const float up_sum = dot_product(&p, row, weight_at(&p, p.up, r.expert, column));
-    p.c[(ulong)r.first * n + column] =
+    const float y =
         gemm_output(&p, gate_sum, gate_bias_value, up_sum,
                     bias_at(&p, p.up_bias, r.expert, column), row_weight_of(&p, r.first));
+    STORE(C, y, p.c + (ulong)r.first * n + column);
 }

@@ -32,14 +32,14 @@
 
 /* The part of a matrix of W a work-group reads, and which elements of it a work-item carries. */
 typedef struct w_part {
-    __global const W_T *at; /* element (column, depth) of the first step */
+    __global const STORAGE(W) *at; /* element (column, depth) of the first step */
     uint first;             /* column of C of the group's first one */
     uint column, column_step, depth, depth_step;
     ulong step; /* between two elements in memory */
 } w_part;
 
 /* Neighbouring work-items read neighbouring addresses: along k, or along n for transposed W. */
-static inline w_part w_part_of(const problem *p, __global const W_T *w, int expert, uint first,
+static inline w_part w_part_of(const problem *p, __global const STORAGE(W) *w, int expert, uint first,
                                uint item) {
     w_part part;
     const bool along_k = p->w_col == 1;
@@ -58,7 +58,7 @@ static inline void load_w(const problem *p, const w_part *part, uint k, float *v
         const uint column = part->first + part->column + i * part->column_step;
         const uint depth = k + part->depth + i * part->depth_step;
         values[i] = column < p->n && depth < p->k
-                        ? LOAD_W(part->at + k * p->w_col + i * part->step)
+                        ? LOAD(W, part->at + k * p->w_col + i * part->step)
                         : 0.0f;
     }
 }
@@ -70,17 +70,17 @@ static inline void keep_w(__local float *tile, const w_part *part, const float *
 }
 
 /* Rows of A: a work-item carries one element each of A_LOADS rows; NULL behind the last row. */
-static inline void find_a(const problem *p, const rows *r, uint item, __global const X_T **a_rows) {
+static inline void find_a(const problem *p, const rows *r, uint item, __global const STORAGE(A) **a_rows) {
     UNROLL for (uint i = 0; i < A_LOADS; ++i) {
         const uint slot = r->first + item / DEPTH + i * (ITEMS / DEPTH);
         a_rows[i] = slot < r->end ? row_of_a(p, slot) + item % DEPTH : 0;
     }
 }
 
-static inline void load_a(const problem *p, __global const X_T *const *a_rows, uint item,
+static inline void load_a(const problem *p, __global const STORAGE(A) *const *a_rows, uint item,
                           uint k, float *values) {
     UNROLL for (uint i = 0; i < A_LOADS; ++i)
-        values[i] = a_rows[i] && k + item % DEPTH < p->k ? LOAD_X(a_rows[i] + k) : 0.0f;
+        values[i] = a_rows[i] && k + item % DEPTH < p->k ? LOAD(A, a_rows[i] + k) : 0.0f;
 }
 
 static inline void keep_a(__local float *tile, uint item, const float *values) {
@@ -104,9 +104,10 @@ static inline void store(const problem *p, int expert, uint slot, uint column, f
     vstore4(gate_sums, 0, gate);
     vstore4(up_sums, 0, up);
     for (uint i = 0; i < ITEM && column + i < p->n; ++i)
-        p->c[(ulong)slot * p->n + column + i] =
-            gemm_output(p, gate[i], bias_at(p, p->gate_bias, expert, column + i), up[i],
-                        bias_at(p, p->up_bias, expert, column + i), weight);
+        STORE(C,
+              gemm_output(p, gate[i], bias_at(p, p->gate_bias, expert, column + i), up[i],
+                          bias_at(p, p->up_bias, expert, column + i), weight),
+              p->c + (ulong)slot * p->n + column + i);
 }
 
 KERNEL(ITEMS_X, ITEMS_Y, 1)
@@ -122,7 +123,7 @@ void gemm_tiled(GEMM_PARAMETERS) {
     const uint second = GATED ? first : first + COLUMNS;
     const w_part part0 = w_part_of(&p, GATED ? p.gate : p.up, r.expert, first, item);
     const w_part part1 = w_part_of(&p, p.up, r.expert, second, item);
-    __global const X_T *a_rows[A_LOADS];
+    __global const STORAGE(A) *a_rows[A_LOADS];
     find_a(&p, &r, item, a_rows);
 
     float4 sum0[ITEM], sum1[ITEM];

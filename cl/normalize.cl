@@ -1,13 +1,13 @@
 /*
  * Purpose: direction normalisation of expert outputs (geometric MoE).
  * Formula: v -> v / |v|; a zero row stays zero.
- * Arrays: row_of [S] i32; ye [S,D] f32 in place; rows of padding are left alone.
+ * Arrays: row_of [S] i32; ye [S,D] X in place; rows of padding are left alone.
  * NDRange: one group per slot, its lanes stride over D.
- * Limits: none.
+ * Limits: X is the storage type.
  * Repeatability: the norm is summed in lane order, then a tree.
  */
 KERNEL(GROUP, 1, 1)
-void normalize_rows(__global const int *row_of, ulong row_of_off, __global float *ye, ulong ye_off,
+void normalize_rows(__global const int *row_of, ulong row_of_off, __global STORAGE(X) *ye, ulong ye_off,
                     uint dim) {
     __local float tmp[GROUP];
     ulong slot = get_group_id(0);
@@ -15,13 +15,13 @@ void normalize_rows(__global const int *row_of, ulong row_of_off, __global float
     float best = 0.0f, sum = 0.0f;
     ye += ye_off + slot * dim;
     for (uint d = get_local_id(0); d < columns; d += GROUP)
-        best = fmax(best, fabs(ye[d]));
+        best = fmax(best, fabs(LOAD(X, ye + d)));
     best = group_max(best, tmp);
     if (best == 0.0f)
         columns = 0;
     for (uint d = get_local_id(0); d < columns; d += GROUP)
-        sum += (ye[d] / best) * (ye[d] / best);
+        sum += (LOAD(X, ye + d) / best) * (LOAD(X, ye + d) / best);
     float norm = sqrt(group_sum(sum, tmp));
     for (uint d = get_local_id(0); d < columns; d += GROUP)
-        ye[d] = ye[d] / best / norm;
+        STORE(X, LOAD(X, ye + d) / best / norm, ye + d);
 }

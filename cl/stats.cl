@@ -89,7 +89,8 @@ void stats_of_plan(__global const uint *load, ulong load_off, __global const uin
     if (get_local_id(0) != 0)
         return;
 
-    float mean = (float)expert_pairs / (float)experts;
+    /* In integers, so that a balanced batch gives 0 on every device: largest / mean - 1. */
+    ulong over = (ulong)largest * experts - expert_pairs;
     stats[0] = real;
     stats[1] = columns;
     stats[2] = pairs;
@@ -100,7 +101,7 @@ void stats_of_plan(__global const uint *load, ulong load_off, __global const uin
     stats[7] = idle;
     stats[8] = largest;
     stats[9] = smallest;
-    stats[10] = as_uint(expert_pairs ? (float)largest / mean - 1.0f : 0.0f);
+    stats[10] = as_uint(expert_pairs ? (float)over / (float)expert_pairs : 0.0f);
     stats[11] = as_uint(entropy);
     for (int word = 12; word < HEADER_WORDS; word++)
         stats[word] = 0;

@@ -81,8 +81,10 @@ static clmoe_status check_weights_given(const clmoe_weights *weights) {
 
 static clmoe_status check_router(const clmoe_layer *layer, const clmoe_weights *weights) {
     const clmoe_router_desc *router = &layer->desc.router;
+    size_t element = type_bytes(router->weight_type);
     const buffer_need needs[] = {
-        {"weights.router", &weights->router, bytes_of(layer->columns, layer->desc.dim, 4), 4, true},
+        {"weights.router", &weights->router, bytes_of(layer->columns, layer->desc.dim, element),
+         element, true},
         {"weights.router_bias", &weights->router_bias,
          router->bias ? bytes_of(layer->columns, 1, 4) : 0, 4, true},
     };
@@ -116,16 +118,19 @@ static clmoe_status check_mlp(const clmoe_layer *layer, const clmoe_mlp_desc *ml
     bool fused =
         mlp->gate_layout == CLMOE_GATE_CONCAT || mlp->gate_layout == CLMOE_GATE_INTERLEAVED;
     size_t rows = experts * mlp->hidden_dim, dim = layer->desc.dim;
+    size_t element = type_bytes(layer->desc.weight_type);
     size_t gate_rows = fused ? 2 * rows : (mlp->gate_layout == CLMOE_GATE_SEPARATE ? rows : 0);
     size_t up_rows = fused ? 0 : rows;
     const buffer_need needs[] = {
-        {names->gate, &weights->gate, bytes_of(gate_rows, dim, 4), 4, true},
-        {names->up, &weights->up, bytes_of(up_rows, dim, 4), 4, true},
-        {names->down, &weights->down, bytes_of(rows, dim, 4), 4, true},
-        {names->gate_bias, &weights->gate_bias, mlp->gate_up_bias ? gate_rows * 4 : 0, 4, true},
-        {names->up_bias, &weights->up_bias, mlp->gate_up_bias ? up_rows * 4 : 0, 4, true},
-        {names->down_bias, &weights->down_bias, mlp->down_bias ? bytes_of(experts, dim, 4) : 0, 4,
+        {names->gate, &weights->gate, bytes_of(gate_rows, dim, element), element, true},
+        {names->up, &weights->up, bytes_of(up_rows, dim, element), element, true},
+        {names->down, &weights->down, bytes_of(rows, dim, element), element, true},
+        {names->gate_bias, &weights->gate_bias, mlp->gate_up_bias ? gate_rows * element : 0,
+         element, true},
+        {names->up_bias, &weights->up_bias, mlp->gate_up_bias ? up_rows * element : 0, element,
          true},
+        {names->down_bias, &weights->down_bias,
+         mlp->down_bias ? bytes_of(experts, dim, element) : 0, element, true},
     };
     return CHECK_BUFFERS(layer, needs);
 }
@@ -137,12 +142,15 @@ static clmoe_status check_experts_weights(const clmoe_layer *layer, const clmoe_
 
 static clmoe_status check_dense_weights(const clmoe_layer *layer, const clmoe_weights *weights) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t row = bytes_of(layer->desc.dim, 1, 4);
+    size_t dim = layer->desc.dim, router = type_bytes(layer->desc.router.weight_type);
+    size_t weight = type_bytes(layer->desc.weight_type);
     if (layer->desc.shared.hidden_dim)
         TRY(check_mlp(layer, &layer->desc.shared, 1, &weights->shared, &shared_names));
     const buffer_need needs[] = {
-        {"weights.shared_gate", &weights->shared_gate, layer->desc.shared_gate ? row : 0, 4, true},
-        {"weights.output_bias", &weights->output_bias, layer->desc.output_bias ? row : 0, 4, true},
+        {"weights.shared_gate", &weights->shared_gate, layer->desc.shared_gate ? dim * router : 0,
+         router, true},
+        {"weights.output_bias", &weights->output_bias, layer->desc.output_bias ? dim * weight : 0,
+         weight, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
 done:
@@ -175,19 +183,20 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
     if (args->ids_in.mem && (args->logits_in.mem || args->logits.mem))
         return fail(CLMOE_INVALID_ARGUMENT, "%s is given together with ids_in",
                     args->logits_in.mem ? "logits_in" : "logits");
-    size_t rows = bytes_of(args->tokens, layer->desc.dim, 4);
+    size_t element = type_bytes(layer->desc.type);
+    size_t rows = bytes_of(args->tokens, layer->desc.dim, element);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
     const buffer_need needs[] = {
-        {"x", &args->x, rows, 4, true},
+        {"x", &args->x, rows, element, true},
         {"token_mask", &args->token_mask, args->tokens, 1, false},
-        {"residual", &args->residual, rows, 4, false},
+        {"residual", &args->residual, rows, element, false},
         {"logits_in", &args->logits_in, columns, 4, false},
         {"ids_in", &args->ids_in, pairs, 4, false},
         {"weights_in", &args->weights_in, pairs, 4, false},
         {"saved", &args->saved, ws.saved_bytes, 4, true},
         {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
-        {"y", &args->y, rows, 4, true},
+        {"y", &args->y, rows, element, true},
         {"logits", &args->logits, columns, 4, false},
         {"ids", &args->ids, pairs, 4, false},
         {"weights_out", &args->weights_out, pairs, 4, false},
@@ -204,9 +213,10 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
     bool external = args->logits_in.mem != NULL;
+    size_t element = type_bytes(layer->desc.type);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
     const buffer_need needs[] = {
-        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, 4), 4, !external},
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, !external},
         {"logits_in", &args->logits_in, columns, 4, false},
         {"logits", &args->logits, columns, 4, !external},
         {"scores", &args->scores, columns, 4, true},
@@ -272,10 +282,11 @@ clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args 
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
+    size_t element = type_bytes(layer->desc.type);
     const buffer_need needs[] = {
-        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, 4), 4, true},
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
-        {"xe", &args->xe, bytes_of(ws.plan.slots, layer->desc.dim, 4), 4, true},
+        {"xe", &args->xe, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
 done:
@@ -288,14 +299,16 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     TRY(check_head(layer, args, sizeof *args, &ws));
     bool gathers = layer->experts.engine->gathers;
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
-    size_t slot_rows = bytes_of(ws.plan.slots, layer->desc.dim, 4);
+    size_t element = type_bytes(layer->desc.type);
+    size_t slot_rows = bytes_of(ws.plan.slots, layer->desc.dim, element);
     const buffer_need needs[] = {
-        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, 4), 4, gathers && !args->xe.mem},
-        {"xe", &args->xe, slot_rows, 4, !gathers},
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element,
+         gathers && !args->xe.mem},
+        {"xe", &args->xe, slot_rows, element, !gathers},
         {"pair_weights", &args->pair_weights, bytes_of(ws.plan.pairs, 1, 4), 4, weighted},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
-        {"ye", &args->ye, slot_rows, 4, true},
+        {"ye", &args->ye, slot_rows, element, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
     TRY(check_weights_given(args->weights));
@@ -308,25 +321,27 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
-    size_t rows = bytes_of(args->tokens, layer->desc.dim, 4), tokens = args->tokens;
+    size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
+    size_t rows = bytes_of(tokens, layer->desc.dim, element);
     bool gated = layer->desc.shared_gate && args->shared.mem;
     const buffer_need needs[] = {
-        {"x", &args->x, rows, 4, layer->desc.num_identity_experts > 0},
-        {"ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, 4), 4, true},
+        {"x", &args->x, rows, element, layer->desc.num_identity_experts > 0},
+        {"ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true},
         {"pair_weights", &args->pair_weights, pairs_bytes(&ws, args->token_offsets), 4, true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"token_mask", &args->token_mask, tokens, 1, false},
         {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
-        {"shared", &args->shared, rows, 4, false},
+        {"shared", &args->shared, rows, element, false},
         {"shared_gate", &args->shared_gate, bytes_of(tokens, 1, 4), 4, gated},
-        {"residual", &args->residual, rows, 4, false},
-        {"y", &args->y, rows, 4, true},
+        {"residual", &args->residual, rows, element, false},
+        {"y", &args->y, rows, element, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
     if (layer->desc.output_bias) {
         TRY(check_weights_given(args->weights));
         const buffer_need bias = {"weights.output_bias", &args->weights->output_bias,
-                                  bytes_of(layer->desc.dim, 1, 4), 4, true};
+                                  bytes_of(layer->desc.dim, 1, type_bytes(layer->desc.weight_type)),
+                                  type_bytes(layer->desc.weight_type), true};
         TRY(check_buffer(layer, &bias));
     }
 done:

@@ -29,16 +29,6 @@ static clmoe_status is_at_least(const char *name, double value, double low) {
                 low);
 }
 
-static clmoe_status is_f32(const char *name, clmoe_type type) {
-    if ((int)type < CLMOE_F32 || type > CLMOE_BF16)
-        return fail(CLMOE_INVALID_DESC, "%s is %d, but must be from 0 to %d", name, (int)type,
-                    CLMOE_BF16);
-    if (type != CLMOE_F32)
-        return fail(CLMOE_UNSUPPORTED, "%s is %s, but only f32 is supported", name,
-                    type == CLMOE_F16 ? "f16" : "bf16");
-    return CLMOE_SUCCESS;
-}
-
 static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     uint32_t experts = desc->num_experts, identity = desc->num_identity_experts;
@@ -53,8 +43,8 @@ static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
     if (desc->top_k > experts + identity)
         return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts is %u", desc->top_k,
                     experts + identity);
-    TRY(is_f32("type", desc->type));
-    TRY(is_f32("weight_type", desc->weight_type));
+    TRY(is_enum("type", (int)desc->type, CLMOE_BF16));
+    TRY(is_enum("weight_type", (int)desc->weight_type, CLMOE_BF16));
     TRY(is_flag("training", desc->training));
     TRY(is_flag("normalize_experts", desc->normalize_experts));
     TRY(is_flag("shared_gate", desc->shared_gate));
@@ -93,7 +83,10 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
     TRY(is_enum("router.order", (int)router->order, CLMOE_ORDER_TOPK_THEN_SCORE));
     TRY(is_enum("router.renorm", (int)router->renorm, CLMOE_RENORM_PNORM));
     TRY(is_enum("router.weight_at", (int)router->weight_at, CLMOE_WEIGHT_AT_ACTIVATION));
-    TRY(is_f32("router.weight_type", router->weight_type));
+    TRY(is_enum("router.weight_type", (int)router->weight_type, CLMOE_BF16));
+    if (router->weight_type != CLMOE_F32 && router->weight_type != desc->type)
+        return fail(CLMOE_INVALID_DESC, "router.weight_type is %s, but must be f32 or type, %s",
+                    type_name(router->weight_type), type_name(desc->type));
     TRY(is_flag("router.bias", router->bias));
     TRY(is_flag("router.select_bias", router->select_bias));
     TRY(is_flag("router.renorm_after_drop", router->renorm_after_drop));

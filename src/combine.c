@@ -7,16 +7,19 @@ clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_c
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE];
     bool weight_in_expert = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
+    clmoe_type type = layer->desc.type;
     clmoe_buf none = {0};
     workspace_layout ws;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
-    TRY(KERNEL_SET(kernel, ARG_F32(args->ye), ARG_F32(args->pair_weights),
-                   ARG_F32(plan_array(args->plan, ws.plan.slot_of)), ARG_F32(args->x),
-                   ARG_U8(args->token_mask), ARG_F32(args->token_offsets), ARG_F32(args->shared),
-                   ARG_F32(layer->desc.shared_gate ? args->shared_gate : none),
-                   ARG_F32(layer->desc.output_bias ? args->weights->output_bias : none),
-                   ARG_F32(args->residual), ARG_F32(args->y), arg_u32(layer->desc.dim),
-                   arg_u32(layer->desc.top_k), arg_u32(weight_in_expert)));
+    TRY(KERNEL_SET(
+        kernel, ARG_TYPE(args->ye, type), ARG_F32(args->pair_weights),
+        ARG_F32(plan_array(args->plan, ws.plan.slot_of)), ARG_TYPE(args->x, type),
+        ARG_U8(args->token_mask), ARG_F32(args->token_offsets), ARG_TYPE(args->shared, type),
+        ARG_F32(layer->desc.shared_gate ? args->shared_gate : none),
+        ARG_TYPE(layer->desc.output_bias ? args->weights->output_bias : none,
+                 layer->desc.weight_type),
+        ARG_TYPE(args->residual, type), ARG_TYPE(args->y, type), arg_u32(layer->desc.dim),
+        arg_u32(layer->desc.top_k), arg_u32(weight_in_expert)));
     size_t groups[] = {(layer->desc.dim + SEGMENT - 1) / SEGMENT, args->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));
 done:

@@ -3,6 +3,7 @@
 #define CLMOE_CONTEXT_H
 
 #include "status.h"
+#include "types.h"
 
 #include <pthread.h>
 #include <stdbool.h>

@@ -9,8 +9,9 @@ clmoe_status step_dispatch(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_DISPATCH];
     workspace_layout ws;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
-    TRY(KERNEL_SET(kernel, ARG_F32(args->x), ARG_F32(plan_array(args->plan, ws.plan.token_of)),
-                   ARG_F32(args->xe), arg_u32(layer->desc.dim)));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(args->x, layer->desc.type),
+                   ARG_F32(plan_array(args->plan, ws.plan.token_of)),
+                   ARG_TYPE(args->xe, layer->desc.type), arg_u32(layer->desc.dim)));
     size_t groups[] = {(layer->desc.dim + SEGMENT - 1) / SEGMENT, ws.plan.slots};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));
 done:

@@ -17,7 +17,8 @@ static clmoe_status normalize(const clmoe_layer *layer, launch *chain, clmoe_buf
                               uint32_t slots, clmoe_buf ye) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
-    TRY(KERNEL_SET(kernel, ARG_F32(row_of), ARG_F32(ye), arg_u32(layer->desc.dim)));
+    TRY(KERNEL_SET(kernel, ARG_F32(row_of), ARG_TYPE(ye, layer->desc.type),
+                   arg_u32(layer->desc.dim)));
     TRY(launch_1d(chain, kernel, slots, layer->context->group));
 done:
     return status;

@@ -34,8 +34,9 @@ kernel_arg arg_u64(uint64_t value);                     /* `ulong` */
 kernel_arg arg_f32(float value);                        /* `float` */
 kernel_arg arg_struct(const void *value, size_t bytes); /* must live until kernel_set() */
 
-#define ARG_F32(buf) arg_buf((buf), 4) /* any four-byte element: float, int, uint */
-#define ARG_U8(buf)  arg_buf((buf), 1)
+#define ARG_F32(buf)        arg_buf((buf), 4) /* any four-byte element: float, int, uint */
+#define ARG_U8(buf)         arg_buf((buf), 1)
+#define ARG_TYPE(buf, type) arg_buf((buf), type_bytes(type))
 
 /* Sets all arguments of `kernel` in order: kernel_set(k, 3, (kernel_arg[]){...}). */
 clmoe_status kernel_set(cl_kernel kernel, size_t count, const kernel_arg *args);

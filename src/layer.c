@@ -81,10 +81,14 @@ static uint32_t power_of_two(uint32_t at_least, uint32_t at_most) {
     return power;
 }
 
-static gemm_shape shape_of(const clmoe_mlp_desc *mlp, uint32_t experts, uint32_t dim) {
+static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *mlp,
+                           uint32_t experts) {
     return (gemm_shape){
+        .a_type = desc->type,
+        .w_type = desc->weight_type,
+        .c_type = desc->type,
         .experts = experts,
-        .dim = dim,
+        .dim = desc->dim,
         .hidden_dim = mlp->hidden_dim,
         .form = mlp->gate_layout == CLMOE_GATE_NONE ? GEMM_PLAIN : GEMM_GATED,
         .gate_up_transposed = mlp->gate_up_transposed != 0,
@@ -105,24 +109,30 @@ static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
     clmoe_context *context = layer->context;
     const clmoe_layer_desc *desc = &layer->desc;
     const gemm_engine *engine = NULL, *by_device = NULL;
-    gemm_shape dense = {
-        .experts = 1, .dim = desc->dim, .hidden_dim = layer->columns, .form = GEMM_LINEAR};
+    gemm_shape dense = {.a_type = desc->type,
+                        .w_type = desc->router.weight_type,
+                        .c_type = CLMOE_F32,
+                        .experts = 1,
+                        .dim = desc->dim,
+                        .hidden_dim = layer->columns,
+                        .form = GEMM_LINEAR};
     TRY(gemm_engine_pick(context, NULL, &by_device));
     TRY(gemm_engine_pick(context, name, &engine));
     TRY(use_engine(context, by_device, dense, &layer->dense));
-    TRY(use_engine(context, engine, shape_of(&desc->experts, desc->num_experts, desc->dim),
+    TRY(use_engine(context, engine, shape_of(desc, &desc->experts, desc->num_experts),
                    &layer->experts));
     if (desc->shared.hidden_dim)
-        TRY(use_engine(context, engine, shape_of(&desc->shared, 1, desc->dim), &layer->shared));
+        TRY(use_engine(context, engine, shape_of(desc, &desc->shared, 1), &layer->shared));
 done:
     return status;
 }
 
-/* A kernel of cl/STEP.cl, with the routing group size. */
+/* A kernel of cl/STEP.cl, with the routing group size and the storage types. */
 static clmoe_status create_kernel(clmoe_layer *layer, kernel_id id, const char *step,
                                   const char *name) {
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->context->group,
+             type_name(layer->desc.type));
     return program_kernel(layer->context, step, options, name, &layer->kernels[id]);
 }
 
@@ -157,7 +167,8 @@ static clmoe_status create_topk(clmoe_layer *layer) {
 static clmoe_status create_combine(clmoe_layer *layer) {
     char options[64];
     uint32_t group = layer->context->group;
-    snprintf(options, sizeof options, "-DGROUP=%u -DV=%d", group, group == 1 ? 16 : 4);
+    snprintf(options, sizeof options, "-DGROUP=%u -DV=%d -DX=%s -DW=%s", group, group == 1 ? 16 : 4,
+             type_name(layer->desc.type), type_name(layer->desc.weight_type));
     return program_kernel(layer->context, "combine", options, "combine_rows",
                           &layer->kernels[KERNEL_COMBINE]);
 }

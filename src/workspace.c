@@ -79,13 +79,15 @@ done:
     return status;
 }
 
-/* Elements of four bytes in [rows, columns]; saturates, so that an overflow is caught once below.
- */
-static size_t matrix(size_t rows, size_t columns) {
+/* Bytes of [rows, columns]; saturates, so that an overflow is caught once below. */
+static size_t matrix_of(size_t rows, size_t columns, size_t element) {
     size_t elements, bytes;
-    return size_mul(rows, columns, &elements) && size_mul(elements, sizeof(cl_float), &bytes)
-               ? bytes
-               : SIZE_MAX;
+    return size_mul(rows, columns, &elements) && size_mul(elements, element, &bytes) ? bytes
+                                                                                     : SIZE_MAX;
+}
+
+static size_t matrix(size_t rows, size_t columns) {
+    return matrix_of(rows, columns, sizeof(cl_float));
 }
 
 static size_t larger(size_t a, size_t b) {
@@ -104,6 +106,7 @@ static size_t region_bytes(region_id id, const batch *b) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
     bool has_shared = desc->shared.hidden_dim > 0;
+    size_t x = type_bytes(desc->type);
     switch (id) {
     case REGION_LOGITS:
     case REGION_SCORES:
@@ -121,18 +124,18 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_SORT_ORDER_2:
         return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
     case REGION_XE:
-        return layer->experts.engine->gathers ? 0 : matrix(b->slots, desc->dim);
+        return layer->experts.engine->gathers ? 0 : matrix_of(b->slots, desc->dim, x);
     case REGION_HIDDEN:
-        return matrix(b->slots, desc->experts.hidden_dim);
+        return matrix_of(b->slots, desc->experts.hidden_dim, x);
     case REGION_YE:
-        return matrix(b->slots, desc->dim);
+        return matrix_of(b->slots, desc->dim, x);
     case REGION_ENGINE:
         return larger(engine_bytes(&layer->experts, b->slots),
                       engine_bytes(&layer->shared, b->tokens));
     case REGION_SHARED_HIDDEN:
-        return matrix(b->tokens, desc->shared.hidden_dim);
+        return matrix_of(b->tokens, desc->shared.hidden_dim, x);
     case REGION_SHARED_Y:
-        return has_shared ? matrix(b->tokens, desc->dim) : 0;
+        return has_shared ? matrix_of(b->tokens, desc->dim, x) : 0;
     case REGION_SHARED_GATE:
         return desc->shared_gate ? matrix(b->tokens, 1) : 0;
     case REGION_PLAN:

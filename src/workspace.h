@@ -5,6 +5,7 @@
 
 #include "layer.h"
 
+/* X: the storage type of x and y. */
 typedef enum region_id {
     REGION_LOGITS,    /* [T,R] f32 */
     REGION_SCORES,    /* [T,R] f32 */
@@ -17,12 +18,12 @@ typedef enum region_id {
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
-    REGION_XE,            /* [S,D] f32, for engines that do not gather */
-    REGION_HIDDEN,        /* [S,H] f32 */
-    REGION_YE,            /* [S,D] f32 */
+    REGION_XE,            /* [S,D] X, for engines that do not gather */
+    REGION_HIDDEN,        /* [S,H] X */
+    REGION_YE,            /* [S,D] X */
     REGION_ENGINE,        /* the engine's own */
-    REGION_SHARED_HIDDEN, /* [T,Hs] f32 */
-    REGION_SHARED_Y,      /* [T,D] f32 */
+    REGION_SHARED_HIDDEN, /* [T,Hs] X */
+    REGION_SHARED_Y,      /* [T,D] X */
     REGION_SHARED_GATE,   /* [T] f32 */
     REGION_COUNT
 } region_id;

@@ -100,6 +100,10 @@ static bool find_device(void) {
     return false;
 }
 
+void support_filter(void) {
+    cmocka_set_test_filter(getenv("CLMOE_TEST_FILTER"));
+}
+
 int support_setup(void **state) {
     (void)state;
     if (!find_device())

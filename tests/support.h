@@ -22,9 +22,14 @@
 /* A cmocka test that cleans up and checks all canaries afterwards. */
 #define TEST(function) cmocka_unit_test_teardown(function, support_clean)
 
-/* main() of a test program: picks the device, prints it, runs the tests. */
-#define RUN(tests) cmocka_run_group_tests((tests), support_setup, support_teardown)
+/*
+ * main() of a test program: picks the device, prints it, runs the tests; CLMOE_TEST_FILTER, a
+ * pattern like "every_*", picks some of them.
+ */
+#define RUN(tests)                                                                                 \
+    (support_filter(), cmocka_run_group_tests((tests), support_setup, support_teardown))
 
+void support_filter(void);
 int support_setup(void **state);
 int support_teardown(void **state);
 int support_clean(void **state);
@@ -154,6 +159,19 @@ void compare_ids(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *g
 
 /* got: clmoe_stats and its three arrays. */
 void compare_stats(const uint32_t *got, const clmoe_stats *want, const ref_plan *plan);
+
+/* ---- Storage types ------------------------------------------------------------------------- */
+
+size_t type_size(clmoe_type type);
+/* To nearest even; what the device's stores do. */
+float type_round(clmoe_type type, float value);
+/* What a code of f16 or bf16 means. */
+float type_value(clmoe_type type, uint16_t code);
+void round_all(clmoe_type type, float *values, size_t n);
+clmoe_buf buf_of_type(clmoe_type type, const float *values, size_t n);
+float *buf_get_type(clmoe_buf buf, clmoe_type type, size_t n);
+/* Relative norm allowed for y. */
+double type_tolerance(clmoe_type type);
 
 /* ---- Layers -------------------------------------------------------------------------------- */
 

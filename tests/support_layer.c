@@ -40,59 +40,67 @@ static mlp_sizes sizes_of(const clmoe_mlp_desc *mlp, size_t experts, size_t dim)
                        .down_bias = mlp->down_bias ? experts * dim : 0};
 }
 
-static const float *some(size_t n, double deviation) {
-    return n ? random_floats(n, deviation) : NULL;
+/* Random values that `type` can hold. */
+static const float *some(clmoe_type type, size_t n, double deviation) {
+    if (n == 0)
+        return NULL;
+    float *values = random_floats(n, deviation);
+    round_all(type, values, n);
+    return values;
 }
 
-static ref_mlp_weights mlp_make(const clmoe_mlp_desc *mlp, size_t experts, size_t dim) {
+static ref_mlp_weights mlp_make(clmoe_type type, const clmoe_mlp_desc *mlp, size_t experts,
+                                size_t dim) {
     if (mlp->hidden_dim == 0)
         return (ref_mlp_weights){0};
     mlp_sizes n = sizes_of(mlp, experts, dim);
-    return (ref_mlp_weights){.gate = some(n.gate, 0.3),
-                             .up = some(n.up, 0.3),
-                             .down = some(n.down, 0.3),
-                             .gate_bias = some(n.gate_bias, 0.5),
-                             .up_bias = some(n.up_bias, 0.5),
-                             .down_bias = some(n.down_bias, 0.5)};
+    return (ref_mlp_weights){.gate = some(type, n.gate, 0.3),
+                             .up = some(type, n.up, 0.3),
+                             .down = some(type, n.down, 0.3),
+                             .gate_bias = some(type, n.gate_bias, 0.5),
+                             .up_bias = some(type, n.up_bias, 0.5),
+                             .down_bias = some(type, n.down_bias, 0.5)};
 }
 
 ref_weights weights_make(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc), D = desc->dim;
     ref_weights w = {0};
-    w.router = random_eighths(R * D, 0.4);
+    float *matrix = random_eighths(R * D, 0.4);
+    round_all(router->weight_type, matrix, R * D);
+    w.router = matrix;
     w.router_bias = router->bias ? random_eighths(R, 0.5) : NULL;
-    w.select_bias = some(router->select_bias ? R : 0, 0.3);
-    w.expert_scale = some(router->expert_scale ? R : 0, 1.0);
-    w.experts = mlp_make(&desc->experts, desc->num_experts, D);
-    w.shared = mlp_make(&desc->shared, 1, D);
-    w.shared_gate = some(desc->shared_gate ? D : 0, 0.3);
-    w.output_bias = some(desc->output_bias ? D : 0, 0.5);
+    w.select_bias = some(CLMOE_F32, router->select_bias ? R : 0, 0.3);
+    w.expert_scale = some(CLMOE_F32, router->expert_scale ? R : 0, 1.0);
+    w.experts = mlp_make(desc->weight_type, &desc->experts, desc->num_experts, D);
+    w.shared = mlp_make(desc->weight_type, &desc->shared, 1, D);
+    w.shared_gate = some(router->weight_type, desc->shared_gate ? D : 0, 0.3);
+    w.output_bias = some(desc->weight_type, desc->output_bias ? D : 0, 0.5);
     return w;
 }
 
-static clmoe_mlp_weights mlp_upload(const clmoe_mlp_desc *mlp, size_t experts, size_t dim,
-                                    const ref_mlp_weights *w) {
+static clmoe_mlp_weights mlp_upload(clmoe_type type, const clmoe_mlp_desc *mlp, size_t experts,
+                                    size_t dim, const ref_mlp_weights *w) {
     mlp_sizes n = sizes_of(mlp, experts, dim);
-    return (clmoe_mlp_weights){.gate = buf_of(w->gate, n.gate * F32),
-                               .up = buf_of(w->up, n.up * F32),
-                               .down = buf_of(w->down, n.down * F32),
-                               .gate_bias = buf_of(w->gate_bias, n.gate_bias * F32),
-                               .up_bias = buf_of(w->up_bias, n.up_bias * F32),
-                               .down_bias = buf_of(w->down_bias, n.down_bias * F32)};
+    return (clmoe_mlp_weights){.gate = buf_of_type(type, w->gate, n.gate),
+                               .up = buf_of_type(type, w->up, n.up),
+                               .down = buf_of_type(type, w->down, n.down),
+                               .gate_bias = buf_of_type(type, w->gate_bias, n.gate_bias),
+                               .up_bias = buf_of_type(type, w->up_bias, n.up_bias),
+                               .down_bias = buf_of_type(type, w->down_bias, n.down_bias)};
 }
 
 clmoe_weights weights_upload(const clmoe_layer_desc *desc, const ref_weights *w) {
     size_t R = ref_columns(desc), D = desc->dim;
     return (clmoe_weights){
-        .router = buf_of(w->router, R * D * F32),
+        .router = buf_of_type(desc->router.weight_type, w->router, R * D),
         .router_bias = buf_of(w->router_bias, R * F32),
         .select_bias = buf_of(w->select_bias, R * F32),
         .expert_scale = buf_of(w->expert_scale, R * F32),
-        .experts = mlp_upload(&desc->experts, desc->num_experts, D, &w->experts),
-        .shared = mlp_upload(&desc->shared, 1, D, &w->shared),
-        .shared_gate = buf_of(w->shared_gate, D * F32),
-        .output_bias = buf_of(w->output_bias, D * F32),
+        .experts = mlp_upload(desc->weight_type, &desc->experts, desc->num_experts, D, &w->experts),
+        .shared = mlp_upload(desc->weight_type, &desc->shared, 1, D, &w->shared),
+        .shared_gate = buf_of_type(desc->router.weight_type, w->shared_gate, D),
+        .output_bias = buf_of_type(desc->weight_type, w->output_bias, D),
     };
 }
 
@@ -156,11 +164,9 @@ void batch_make(batch *b, const clmoe_layer_desc *desc, uint32_t tokens) {
     memset(b, 0, sizeof *b);
     b->desc = *desc;
     b->weights = weights_make(desc);
-    b->in = (ref_forward_in){
-        .tokens = tokens,
-        .weights = &b->weights,
-        .x = random_eighths((size_t)tokens * desc->dim, 1.0),
-    };
+    float *x = random_eighths((size_t)tokens * desc->dim, 1.0);
+    round_all(desc->type, x, (size_t)tokens * desc->dim);
+    b->in = (ref_forward_in){.tokens = tokens, .weights = &b->weights, .x = x};
 }
 
 static void free_result(void *result) {
@@ -177,6 +183,7 @@ const ref_result *batch_reference(const batch *b) {
 void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     const ref_forward_in *in = &b->in;
     size_t T = in->tokens, D = b->desc.dim, R = ref_columns(&b->desc), pairs = T * b->desc.top_k;
+    clmoe_type type = b->desc.type;
     bool all = !b->no_outputs;
     size_t saved = 0, scratch = 0;
     OK(clmoe_layer_memory(layer, in->tokens, &saved, &scratch));
@@ -185,15 +192,15 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     clmoe_forward_args *args = &d->args;
     args->tokens = in->tokens;
     args->weights = &d->weights;
-    args->x = buf_of(in->x, T * D * F32);
+    args->x = buf_of_type(type, in->x, T * D);
     args->token_mask = buf_of(in->token_mask, T);
-    args->residual = buf_of(in->residual, T * D * F32);
+    args->residual = buf_of_type(type, in->residual, T * D);
     args->logits_in = buf_of(in->logits_in, T * R * F32);
     args->ids_in = buf_of(in->ids_in, pairs * 4);
     args->weights_in = buf_of(in->weights_in, pairs * F32);
     args->saved = saved ? buf_new(saved) : (clmoe_buf){NULL, 0};
     args->scratch = scratch ? buf_new(scratch) : (clmoe_buf){NULL, 0};
-    args->y = buf_new(T * D * F32);
+    args->y = buf_new(T * D * type_size(type));
     if (all && !in->ids_in && !in->logits_in)
         args->logits = buf_new(T * R * F32);
     if (all && !in->ids_in) {
@@ -232,7 +239,9 @@ void batch_compare(const batch *b, const device_batch *d, const ref_result *want
                        FORWARD_TOLERANCE);
     if (args->stats.mem)
         compare_stats(buf_get(args->stats), &want->stats, &want->plan);
-    compare_floats("y", buf_get(args->y), want->y, T * b->desc.dim, FORWARD_TOLERANCE);
+    size_t elements = T * b->desc.dim;
+    compare_floats("y", buf_get_type(args->y, b->desc.type, elements), want->y, elements,
+                   type_tolerance(b->desc.type));
 }
 
 void batch_run(clmoe_layer *layer, const batch *b, device_batch *d) {

@@ -231,8 +231,8 @@ static void set_weights(const gemm_case *c, const gemm_data *d, gemm_problem *p)
         .up_bias = together(c) || down ? (clmoe_buf){0} : buf_of(d->biases[1], bias),
         .down_bias = down ? buf_of(d->biases[1], bias) : (clmoe_buf){0},
     };
-    gemm_mlp_weights(&desc, &weights, down ? c->n : c->k, &p->gate, down ? &unused : &p->up,
-                     down ? &p->up : &unused);
+    gemm_mlp_weights(&desc, &weights, down ? c->n : c->k, CLMOE_F32, &p->gate,
+                     down ? &unused : &p->up, down ? &p->up : &unused);
 }
 
 static gemm_shape shape_of(const gemm_case *c) {

@@ -111,11 +111,11 @@ typedef struct clmoe_buf {
     size_t offset;
 } clmoe_buf;
 
-/* Storage types. All arithmetic is f32. */
+/* Storage types. All arithmetic is f32; stores round to nearest even. */
 typedef enum clmoe_type {
     CLMOE_F32 = 0,
-    CLMOE_F16 = 1,  /* not yet accepted */
-    CLMOE_BF16 = 2, /* not yet accepted */
+    CLMOE_F16 = 1,
+    CLMOE_BF16 = 2,
 } clmoe_type;
 
 /* ---- Context ------------------------------------------------------------------------------- */
@@ -220,7 +220,7 @@ typedef struct clmoe_router_desc {
     uint32_t expert_scale;      /* 1: weights.expert_scale [R] multiplies too */
     float sparsemixer_eps;      /* >= 0; default 0.01 */
     clmoe_weight_at weight_at;
-    clmoe_type weight_type; /* of weights.router; f32 */
+    clmoe_type weight_type; /* of weights.router and weights.shared_gate: f32, or `type` */
 } clmoe_router_desc;
 
 /* Which pairs keep their place when an expert has more than C. The others are dropped. */
@@ -293,8 +293,8 @@ typedef struct clmoe_layer_desc {
     uint32_t num_experts;
     uint32_t num_identity_experts; /* Z: ids in [E, E+Z) add w * x, without a GEMM (LongCat) */
     uint32_t top_k;                /* K */
-    clmoe_type type;               /* of x, y, residual; f32 */
-    clmoe_type weight_type;        /* of the expert and shared weights and their biases; f32 */
+    clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
+    clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
     uint32_t training;             /* 1: `saved` keeps what a backward pass needs */
     const char *engine;            /* NULL: by device; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
@@ -610,16 +610,18 @@ CLMOE_API void clmoe_checkpoint_close(clmoe_checkpoint *checkpoint);
 CLMOE_API const char *clmoe_checkpoint_model_type(const clmoe_checkpoint *checkpoint);
 
 /*
- * Fills `desc` with the MoE block of layer `layer` (0-based). Callers may then set engine, capacity
- * and training. Errors: CLMOE_BAD_FILE, CLMOE_UNSUPPORTED for a feature clmoe lacks, by name.
+ * Fills `desc` with the MoE block of layer `layer` (0-based). Callers may then set engine,
+ * capacity, training and the storage types. Errors: CLMOE_BAD_FILE, CLMOE_UNSUPPORTED for a feature
+ * clmoe lacks, by name.
  */
 CLMOE_API clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkpoint, uint32_t layer,
                                               clmoe_layer_desc *desc);
 
 /*
  * Creates the weight buffers of the block in `context` and writes them through `queue`; returns
- * when they are written. `desc` is what clmoe_checkpoint_layer() filled. The buffers are yours:
- * release them with clmoe_weights_release(). On error nothing is left allocated.
+ * when they are written, rounded to desc's types. `desc` is what clmoe_checkpoint_layer() filled.
+ * The buffers are yours: release them with clmoe_weights_release(). On error nothing is left
+ * allocated.
  */
 CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_t layer,
                                                const clmoe_layer_desc *desc, cl_context context,

@@ -10,22 +10,32 @@ static clmoe_buf place(const batch *b, batch_buffer which) {
     return (clmoe_buf){b->buffers[which], 0};
 }
 
+/* Whether the engine needs no dispatch. */
+static bool gathers(const batch *b) {
+    return b->layer->experts.engine->gathers;
+}
+
 static void sizes_get(const batch *b, const clmoe_plan_layout *plan, size_t sizes[BATCH_COUNT]) {
     const clmoe_layer_desc *desc = &b->layer->desc;
     size_t tokens = b->tokens, f32 = sizeof(float);
     size_t rows = tokens * desc->dim * f32, columns = tokens * b->layer->columns * f32;
     size_t pairs = tokens * desc->top_k * f32, slots = (size_t)plan->slots * desc->dim * f32;
-    sizes[BATCH_X] = sizes[BATCH_Y] = sizes[BATCH_STEP_Y] = sizes[BATCH_SHARED] = rows;
+    sizes[BATCH_X] = sizes[BATCH_Y] = sizes[BATCH_STEP_Y] = rows;
+    sizes[BATCH_SHARED] = desc->shared.hidden_dim > 0 ? rows : 0;
     sizes[BATCH_LOGITS] = sizes[BATCH_SCORES] = columns;
     sizes[BATCH_IDS] = sizes[BATCH_WEIGHTS] = pairs;
-    sizes[BATCH_LIVE] = sizes[BATCH_SHARED_GATE] = tokens * f32;
-    sizes[BATCH_XE] = sizes[BATCH_YE] = slots;
+    sizes[BATCH_LIVE] = tokens * f32;
+    sizes[BATCH_SHARED_GATE] = desc->shared_gate ? tokens * f32 : 0;
+    sizes[BATCH_XE] = gathers(b) ? 0 : slots;
+    sizes[BATCH_YE] = slots;
     sizes[BATCH_PLAN] = plan->bytes;
     sizes[BATCH_STATS] = clmoe_stats_size(b->layer);
 }
 
 static clmoe_status fill_zero(batch *b, batch_buffer which, size_t bytes) {
     const cl_uint zero = 0;
+    if (bytes == 0)
+        return CLMOE_SUCCESS;
     return CL(clEnqueueFillBuffer(b->queue, b->buffers[which], &zero, sizeof zero, 0, bytes, 0,
                                   NULL, NULL));
 }
@@ -44,12 +54,11 @@ clmoe_status batch_create(batch *b, cl_context context, const float *x) {
         b->buffers[i] = clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, NULL, &code);
         TRY(clmoe_cl_check(code, "clCreateBuffer"));
     }
-    if (b->tokens > 0) {
+    if (sizes[BATCH_X] > 0)
         TRY(CL(clEnqueueWriteBuffer(b->queue, b->buffers[BATCH_X], CL_TRUE, 0, sizes[BATCH_X], x, 0,
                                     NULL, NULL)));
-        TRY(fill_zero(b, BATCH_SHARED, sizes[BATCH_SHARED]));
-        TRY(fill_zero(b, BATCH_SHARED_GATE, sizes[BATCH_SHARED_GATE]));
-    }
+    TRY(fill_zero(b, BATCH_SHARED, sizes[BATCH_SHARED]));
+    TRY(fill_zero(b, BATCH_SHARED_GATE, sizes[BATCH_SHARED_GATE]));
 done:
     if (status != CLMOE_SUCCESS)
         batch_release(b);
@@ -147,7 +156,7 @@ static clmoe_status enqueue_experts(batch *b, step_id step, cl_event *event) {
                                .plan = plan,
                                .scratch = place(b, BATCH_SCRATCH),
                                .ye = place(b, BATCH_YE)};
-    if (b->layer->experts.engine->gathers)
+    if (gathers(b))
         args.x = place(b, BATCH_X);
     else
         args.xe = xe;
@@ -244,7 +253,7 @@ clmoe_status batch_time(batch *b, uint32_t repeat, batch_times *times) {
     TRY(time_median(b, STEP_COUNT, repeat, samples, &times->forward));
     for (int step = 0; step < STEP_COUNT; step++) {
         times->steps[step] = -1;
-        if (step != STEP_DISPATCH || !b->layer->experts.engine->gathers)
+        if (step != STEP_DISPATCH || !gathers(b))
             TRY(time_median(b, (step_id)step, repeat, samples, &times->steps[step]));
     }
 done:

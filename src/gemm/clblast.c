@@ -96,16 +96,21 @@ static clmoe_status check_extent(const char *what, uint64_t first, uint64_t rows
                 INT_MAX);
 }
 
-static clmoe_status compile(clmoe_context *context, clblast_state *state, gemm_variant variant) {
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, clblast_state *state,
+                            gemm_variant variant) {
     char options[64];
     snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
              state->group);
-    return program_kernel(context, "act", options, "act_rows", &state->kernels[variant]);
+    return gemm_kernel_create(context, shape, "act", options, "act_rows", &state->kernels[variant]);
 }
 
 static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *shape, void **out) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
+    if (shape->a_type != CLMOE_F32 || shape->w_type != CLMOE_F32)
+        return fail(CLMOE_UNSUPPORTED,
+                    "engine clblast computes in f32, but type is %s and weight_type %s",
+                    type_name(shape->a_type), type_name(shape->w_type));
     clblast_state *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
@@ -121,9 +126,9 @@ static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *sha
     state->group = MAX_GROUP;
     while (state->group > context->info.max_group)
         state->group /= 2;
-    TRY(compile(context, state, GEMM_UNGATED));
+    TRY(compile(context, shape, state, GEMM_UNGATED));
     if (shape->form == GEMM_GATED)
-        TRY(compile(context, state, GEMM_GATE_AND_UP));
+        TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
     state->queue = clCreateCommandQueue(context->cl, context->device, 0, &code);
     TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
     TRY(warm_up(context, state->queue));

@@ -46,13 +46,13 @@ static bool needs(const gemm_shape *shape, gemm_variant variant, bool transposed
            (first && shape->gate_up_transposed);
 }
 
-static clmoe_status compile(clmoe_context *context, cpu_state *state, gemm_variant variant,
-                            bool transposed) {
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
+                            gemm_variant variant, bool transposed) {
     char options[64];
     snprintf(options, sizeof options, "-DGATED=%d -DTRANSPOSED=%d -DWIDTH=%u",
              variant == GEMM_GATE_AND_UP, transposed, vector_width(context));
-    return program_kernel(context, "gemm_cpu", options, "gemm_cpu",
-                          &state->kernels[variant][transposed]);
+    return gemm_kernel_create(context, shape, "gemm_cpu", options, "gemm_cpu",
+                              &state->kernels[variant][transposed]);
 }
 
 static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, void **out) {
@@ -63,7 +63,7 @@ static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, 
     for (int variant = 0; variant < GEMM_VARIANTS; variant++)
         for (int transposed = 0; transposed < 2; transposed++)
             if (needs(shape, (gemm_variant)variant, transposed))
-                TRY(compile(context, state, (gemm_variant)variant, transposed));
+                TRY(compile(context, shape, state, (gemm_variant)variant, transposed));
     *out = state;
     state = NULL;
 done:

@@ -45,30 +45,30 @@ clmoe_status gemm_engine_pick(const clmoe_context *context, const char *name,
     return status;
 }
 
-static clmoe_buf buf_at(clmoe_buf buf, uint64_t element) {
-    return (clmoe_buf){buf.mem, buf.mem ? buf.offset + (size_t)element * sizeof(float) : 0};
+static clmoe_buf buf_at(clmoe_buf buf, clmoe_type type, uint64_t element) {
+    return (clmoe_buf){buf.mem, buf.mem ? buf.offset + (size_t)element * type_bytes(type) : 0};
 }
 
 /* `count` rows of `in` elements per expert, the first at element `first` and then every `step`-th.
  */
-static gemm_weight rows_of(clmoe_buf buf, uint64_t count, uint64_t in, bool transposed,
-                           uint64_t first, uint64_t step) {
+static gemm_weight rows_of(clmoe_buf buf, clmoe_type type, uint64_t count, uint64_t in,
+                           bool transposed, uint64_t first, uint64_t step) {
     gemm_weight w = {.expert = count * in};
     w.row = transposed ? step : step * in;
     w.col = transposed ? count : 1;
-    w.buf = buf_at(buf, transposed ? first : first * in);
+    w.buf = buf_at(buf, type, transposed ? first : first * in);
     return w;
 }
 
-static void set_bias(gemm_weight *w, clmoe_buf bias, uint64_t count, uint64_t first,
-                     uint64_t step) {
-    w->bias = buf_at(bias, first);
+static void set_bias(gemm_weight *w, clmoe_buf bias, clmoe_type type, uint64_t count,
+                     uint64_t first, uint64_t step) {
+    w->bias = buf_at(bias, type, first);
     w->bias_expert = count;
     w->bias_row = step;
 }
 
 void gemm_mlp_weights(const clmoe_mlp_desc *desc, const clmoe_mlp_weights *weights, uint32_t in,
-                      gemm_weight *gate, gemm_weight *up, gemm_weight *down) {
+                      clmoe_type type, gemm_weight *gate, gemm_weight *up, gemm_weight *down) {
     const uint64_t hidden = desc->hidden_dim;
     const bool transposed = desc->gate_up_transposed != 0;
     const bool interleaved = desc->gate_layout == CLMOE_GATE_INTERLEAVED;
@@ -78,15 +78,16 @@ void gemm_mlp_weights(const clmoe_mlp_desc *desc, const clmoe_mlp_weights *weigh
     const uint64_t up_first = interleaved ? 1 : together ? hidden : 0;
     const uint64_t step = interleaved ? 2 : 1;
 
-    *up = rows_of(together ? weights->gate : weights->up, count, in, transposed, up_first, step);
+    *up = rows_of(together ? weights->gate : weights->up, type, count, in, transposed, up_first,
+                  step);
     if (desc->gate_up_bias)
-        set_bias(up, together ? weights->gate_bias : weights->up_bias, count, up_first, step);
+        set_bias(up, together ? weights->gate_bias : weights->up_bias, type, count, up_first, step);
     if (desc->gate_layout != CLMOE_GATE_NONE) {
-        *gate = rows_of(weights->gate, count, in, transposed, 0, step);
+        *gate = rows_of(weights->gate, type, count, in, transposed, 0, step);
         if (desc->gate_up_bias)
-            set_bias(gate, weights->gate_bias, count, 0, step);
+            set_bias(gate, weights->gate_bias, type, count, 0, step);
     }
-    *down = rows_of(weights->down, in, hidden, desc->down_transposed != 0, 0, 1);
+    *down = rows_of(weights->down, type, in, hidden, desc->down_transposed != 0, 0, 1);
     if (desc->down_bias)
-        set_bias(down, weights->down_bias, in, 0, 1);
+        set_bias(down, weights->down_bias, type, in, 0, 1);
 }

@@ -34,6 +34,7 @@ typedef enum gemm_row_weight {
 } gemm_row_weight;
 
 typedef struct gemm_problem {
+    clmoe_type a_type, w_type, c_type; /* of A, of weights and biases, of C; as in the shape */
     /* Buckets. For a dense problem (one expert, all rows) tile_expert.mem is NULL, slots = rows. */
     clmoe_buf tile_expert; /* [slots/row_tile] i32: expert of a tile of rows, -1 none */
     clmoe_buf offsets;     /* [E+1] u32 */
@@ -42,7 +43,7 @@ typedef struct gemm_problem {
     uint32_t row_tile;     /* of the plan; what engine->row_tile() said for this batch */
     uint32_t experts;      /* E; 1 for dense */
     /* A */
-    clmoe_buf a;        /* rows of k f32 */
+    clmoe_buf a;        /* rows of k */
     clmoe_buf token_of; /* [slots] i32: row of A for slot s, -1 padding; not given: row s itself */
     /* W and the output */
     gemm_form form;
@@ -56,14 +57,15 @@ typedef struct gemm_problem {
     gemm_row_weight row_weight;
     clmoe_buf row_of;       /* [slots] i32 */
     clmoe_buf pair_weights; /* [pairs] f32 */
-    clmoe_buf c;            /* [slots, n] f32 */
+    clmoe_buf c;            /* [slots, n] */
     clmoe_buf scratch;      /* engine->scratch() bytes */
 } gemm_problem;
 
 /* What a layer will ask of an engine, known when the layer is created. */
 typedef struct gemm_shape {
     uint32_t experts, dim, hidden_dim;
-    gemm_form form; /* of the first GEMM */
+    gemm_form form;                    /* of the first GEMM */
+    clmoe_type a_type, w_type, c_type; /* of A, of weights and biases, of C */
     bool gate_up_transposed, down_transposed, interleaved;
 } gemm_shape;
 
@@ -97,9 +99,9 @@ extern const gemm_engine gemm_clblast;
 
 /*
  * The strides of an MLP's matrices from its descriptor, as gemm_weight; gate is untouched for a
- * plain MLP. `in` is D, the MLP's H is desc->hidden_dim.
+ * plain MLP. `in` is D, the MLP's H is desc->hidden_dim; `type` is the weights' type.
  */
 void gemm_mlp_weights(const clmoe_mlp_desc *desc, const clmoe_mlp_weights *weights, uint32_t in,
-                      gemm_weight *gate, gemm_weight *up, gemm_weight *down);
+                      clmoe_type type, gemm_weight *gate, gemm_weight *up, gemm_weight *down);
 
 #endif

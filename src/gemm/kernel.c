@@ -1,7 +1,18 @@
 /* The host's side of cl/gemm.clh. */
 #include "kernel.h"
+#include "../program.h"
+
+#include <stdio.h>
 
 enum { ACT_NONE = -1 }; /* of cl/act.clh */
+
+clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
+                                const char *options, const char *name, cl_kernel *kernel) {
+    char all[128];
+    snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DC=%s", options, type_name(shape->a_type),
+             type_name(shape->w_type), type_name(shape->c_type));
+    return program_kernel(context, step, all, name, kernel);
+}
 
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile) {
     const gemm_weight *up = &problem->up;
@@ -11,15 +22,17 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
 
     if (gate->row != up->row || gate->col != up->col || gate->expert != up->expert)
         return fail(CLMOE_UNSUPPORTED, "gate and up have different strides");
-    return KERNEL_SET(
-        kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets), ARG_F32(problem->kept),
-        arg_u32(problem->slots), arg_u32(row_tile), ARG_F32(problem->a), ARG_F32(problem->token_of),
-        ARG_F32(gate->buf), ARG_F32(up->buf), ARG_F32(gate->bias), ARG_F32(up->bias),
-        arg_u64(up->expert), arg_u64(up->row), arg_u64(up->col), arg_u64(up->bias_expert),
-        arg_u64(up->bias_row), arg_u32(problem->n), arg_u32(problem->k),
-        arg_u32((uint32_t)activation), arg_f32(problem->limit), arg_f32(problem->alpha),
-        arg_f32(problem->up_shift), arg_u32((uint32_t)problem->row_weight),
-        ARG_F32(problem->row_of), ARG_F32(problem->pair_weights), ARG_F32(problem->c));
+    return KERNEL_SET(kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets),
+                      ARG_F32(problem->kept), arg_u32(problem->slots), arg_u32(row_tile),
+                      ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
+                      ARG_TYPE(gate->buf, problem->w_type), ARG_TYPE(up->buf, problem->w_type),
+                      ARG_TYPE(gate->bias, problem->w_type), ARG_TYPE(up->bias, problem->w_type),
+                      arg_u64(up->expert), arg_u64(up->row), arg_u64(up->col),
+                      arg_u64(up->bias_expert), arg_u64(up->bias_row), arg_u32(problem->n),
+                      arg_u32(problem->k), arg_u32((uint32_t)activation), arg_f32(problem->limit),
+                      arg_f32(problem->alpha), arg_f32(problem->up_shift),
+                      arg_u32((uint32_t)problem->row_weight), ARG_F32(problem->row_of),
+                      ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
 }
 
 size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {

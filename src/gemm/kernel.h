@@ -11,6 +11,10 @@ static inline gemm_variant gemm_variant_of(gemm_form form) {
     return form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
 }
 
+/* Creates kernel `name` of cl/STEP.cl with `options` and the shape's storage types. */
+clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
+                                const char *options, const char *name, cl_kernel *kernel);
+
 /* Sets the parameters GEMM_PARAMETERS of cl/gemm.clh, with `row_tile` as the problem's. */
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
 

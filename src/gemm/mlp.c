@@ -4,6 +4,9 @@
 clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
                         clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out) {
     gemm_problem problem = {
+        .a_type = use->shape.a_type,
+        .w_type = use->shape.w_type,
+        .c_type = use->shape.c_type,
         .slots = rows,
         .row_tile = 1,
         .experts = 1,
@@ -21,8 +24,12 @@ clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *
                       const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
                       clmoe_buf hidden, clmoe_buf engine, clmoe_buf out) {
     clmoe_status status = CLMOE_SUCCESS;
-    gemm_problem first = *rows, second = *rows;
-    gemm_mlp_weights(mlp, weights, dim, &first.gate, &first.up, &second.up);
+    gemm_problem first = *rows, second;
+    first.a_type = use->shape.a_type;
+    first.w_type = use->shape.w_type;
+    first.c_type = use->shape.c_type;
+    second = first;
+    gemm_mlp_weights(mlp, weights, dim, first.w_type, &first.gate, &first.up, &second.up);
 
     first.form = mlp->gate_layout == CLMOE_GATE_NONE ? GEMM_PLAIN : GEMM_GATED;
     first.n = mlp->hidden_dim;

@@ -26,11 +26,13 @@ static void ref_destroy(void *opaque) {
     free(state);
 }
 
-static clmoe_status compile(clmoe_context *context, ref_state *state, gemm_variant variant) {
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, ref_state *state,
+                            gemm_variant variant) {
     char options[64];
     snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
              state->group);
-    return program_kernel(context, "gemm_ref", options, "gemm_ref", &state->kernels[variant]);
+    return gemm_kernel_create(context, shape, "gemm_ref", options, "gemm_ref",
+                              &state->kernels[variant]);
 }
 
 static clmoe_status ref_create(clmoe_context *context, const gemm_shape *shape, void **out) {
@@ -41,9 +43,9 @@ static clmoe_status ref_create(clmoe_context *context, const gemm_shape *shape, 
     state->group = MAX_GROUP;
     while (state->group > context->info.max_group)
         state->group /= 2;
-    TRY(compile(context, state, GEMM_UNGATED));
+    TRY(compile(context, shape, state, GEMM_UNGATED));
     if (shape->form == GEMM_GATED)
-        TRY(compile(context, state, GEMM_GATE_AND_UP));
+        TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
     *out = state;
     state = NULL;
 done:

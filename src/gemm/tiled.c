@@ -62,14 +62,15 @@ static void tiled_destroy(void *opaque) {
     free(state);
 }
 
-static clmoe_status compile(clmoe_context *context, tiled_state *state, gemm_variant variant) {
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, tiled_state *state,
+                            gemm_variant variant) {
     clmoe_status status = CLMOE_SUCCESS;
     for (int size = 0; size < TILE_SIZES; size++) {
         char options[64];
         snprintf(options, sizeof options, "-DGATED=%d -DROWS=%u", variant == GEMM_GATE_AND_UP,
                  state->rows[size]);
-        TRY(program_kernel(context, "gemm_tiled", options, "gemm_tiled",
-                           &state->kernels[variant][size]));
+        TRY(gemm_kernel_create(context, shape, "gemm_tiled", options, "gemm_tiled",
+                               &state->kernels[variant][size]));
     }
 done:
     return status;
@@ -82,9 +83,9 @@ static clmoe_status tiled_create(clmoe_context *context, const gemm_shape *shape
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the tiled engine");
     state->rows[TILE_FEW_ROWS] = FEW_ROWS;
     state->rows[TILE_MANY_ROWS] = many_rows(&context->info);
-    TRY(compile(context, state, GEMM_UNGATED));
+    TRY(compile(context, shape, state, GEMM_UNGATED));
     if (shape->form == GEMM_GATED)
-        TRY(compile(context, state, GEMM_GATE_AND_UP));
+        TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
     *out = state;
     state = NULL;
 done:

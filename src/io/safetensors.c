@@ -1,4 +1,5 @@
 #include "safetensors.h"
+#include "../types.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -37,7 +38,7 @@ static const struct {
              {"BOOL", ST_OTHER, 1},   {"F8_E4M3", ST_OTHER, 1}, {"F8_E5M2", ST_OTHER, 1},
              {"F8_E8M0", ST_OTHER, 1}};
 
-static uint32_t type_bytes(const char *name, st_type *type) {
+static uint32_t dtype_bytes(const char *name, st_type *type) {
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (strcmp(types[i].name, name) == 0) {
             *type = types[i].type;
@@ -83,21 +84,11 @@ static float float_of_bits(uint32_t bits) {
     return value;
 }
 
-static float float_of_half(uint32_t half) {
-    uint32_t sign = (half & 0x8000u) << 16;
-    uint32_t exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31)
-        return float_of_bits(sign | 0x7f800000u | fraction << 13);
-    if (exponent == 0)
-        return ldexpf(sign ? -(float)fraction : (float)fraction, -24);
-    return float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
 static float element_as_f32(st_type type, const unsigned char *bytes) {
     if (type == ST_F32)
         return float_of_bits((uint32_t)little_endian(bytes, 4));
     if (type == ST_F16)
-        return float_of_half((uint32_t)little_endian(bytes, 2));
+        return f32_of_f16((uint16_t)little_endian(bytes, 2));
     if (type == ST_BF16)
         return float_of_bits((uint32_t)little_endian(bytes, 2) << 16);
     uint64_t bits = little_endian(bytes, 8);
@@ -119,7 +110,7 @@ clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tens
                     " elements, but %zu were asked for from %" PRIu64,
                     file->path, tensor->name, tensor->elements, count, first);
     st_type type;
-    uint32_t size = type_bytes(tensor->type_name, &type);
+    uint32_t size = dtype_bytes(tensor->type_name, &type);
     uint64_t at = tensor->begin + first * size;
     unsigned char chunk[CHUNK_BYTES];
     while (count > 0) {
@@ -213,7 +204,7 @@ static clmoe_status parse_tensor(const safetensors *file, const char *name, cons
     TRY(copy_names(name, type, tensor));
     TRY(parse_shape(file, json_object_get(entry, "shape"), tensor));
     TRY(parse_offsets(file, json_object_get(entry, "data_offsets"), tensor));
-    size_t bytes, element = type_bytes(type, &tensor->type);
+    size_t bytes, element = dtype_bytes(type, &tensor->type);
     if (element == 0)
         goto done;
     if (!size_mul((size_t)tensor->elements, element, &bytes) || bytes != tensor->bytes)

@@ -1,4 +1,6 @@
-/* clmoe_checkpoint_upload(): the block's tensors -> device buffers, in f32, a piece at a time. */
+/* clmoe_checkpoint_upload(): the block's tensors -> device buffers, in the descriptor's types, a
+ * piece at a time. */
+#include "../types.h"
 #include "checkpoint.h"
 
 #include <stdlib.h>
@@ -14,12 +16,13 @@ typedef struct upload {
     float *staging;
 } upload;
 
-static clmoe_status create_buffer(const upload *u, uint64_t floats, clmoe_buf *buf) {
+static clmoe_status create_buffer(const upload *u, clmoe_type type, uint64_t elements,
+                                  clmoe_buf *buf) {
     cl_int code;
     size_t bytes;
-    if (floats > SIZE_MAX || !size_mul((size_t)floats, sizeof(float), &bytes))
+    if (elements > SIZE_MAX || !size_mul((size_t)elements, type_bytes(type), &bytes))
         return fail(CLMOE_UNSUPPORTED, "layer %u: %llu weights are too many for one buffer",
-                    u->block->layer, (unsigned long long)floats);
+                    u->block->layer, (unsigned long long)elements);
     buf->mem = clCreateBuffer(u->context, CL_MEM_READ_WRITE, bytes, NULL, &code);
     buf->offset = 0;
     if (code == CL_SUCCESS)
@@ -30,16 +33,17 @@ static clmoe_status create_buffer(const upload *u, uint64_t floats, clmoe_buf *b
 }
 
 /* Writes a tensor's first `count` elements to `buf` from element `at`. */
-static clmoe_status copy_tensor(const upload *u, const file_tensor *t, uint64_t count,
-                                const clmoe_buf *buf, uint64_t at) {
+static clmoe_status copy_tensor(const upload *u, clmoe_type type, const file_tensor *t,
+                                uint64_t count, const clmoe_buf *buf, uint64_t at) {
     clmoe_status status = CLMOE_SUCCESS;
+    size_t element = type_bytes(type);
     for (uint64_t done = 0; done < count;) {
         uint64_t left = count - done;
         size_t now = left < STAGING_FLOATS ? (size_t)left : STAGING_FLOATS;
         TRY(safetensors_read_f32(t->file, t->tensor, done, now, u->staging));
-        TRY(CL(clEnqueueWriteBuffer(u->queue, buf->mem, CL_TRUE,
-                                    (size_t)(at + done) * sizeof(float), now * sizeof(float),
-                                    u->staging, 0, NULL, NULL)));
+        type_encode(type, u->staging, now, u->staging);
+        TRY(CL(clEnqueueWriteBuffer(u->queue, buf->mem, CL_TRUE, (size_t)(at + done) * element,
+                                    now * element, u->staging, 0, NULL, NULL)));
         done += now;
     }
 done:
@@ -47,19 +51,20 @@ done:
 }
 
 /* A role with one tensor -> a buffer of its own; nothing if the block has no such tensor. */
-static clmoe_status upload_single(const upload *u, int role, clmoe_buf *buf) {
+static clmoe_status upload_single(const upload *u, clmoe_type type, int role, clmoe_buf *buf) {
     if (!block_has(u->block, role))
         return CLMOE_SUCCESS;
     const file_tensor *t = u->block->roles[role].tensors;
-    clmoe_status status = create_buffer(u, t->tensor->elements, buf);
-    return status == CLMOE_SUCCESS ? copy_tensor(u, t, t->tensor->elements, buf, 0) : status;
+    clmoe_status status = create_buffer(u, type, t->tensor->elements, buf);
+    return status == CLMOE_SUCCESS ? copy_tensor(u, type, t, t->tensor->elements, buf, 0) : status;
 }
 
 /*
  * Two roles -> one buffer: for each of their tensors, first's elements and then second's. With
  * second -1, or absent, first alone.
  */
-static clmoe_status upload_pair(const upload *u, int first, int second, clmoe_buf *buf) {
+static clmoe_status upload_pair(const upload *u, clmoe_type type, int first, int second,
+                                clmoe_buf *buf) {
     clmoe_status status = CLMOE_SUCCESS;
     const block_role *a = &u->block->roles[first];
     const block_role *b =
@@ -67,47 +72,48 @@ static clmoe_status upload_pair(const upload *u, int first, int second, clmoe_bu
     if (a->pattern == NULL)
         return CLMOE_SUCCESS;
     uint64_t size = a->tensors[0].tensor->elements, stride = b ? 2 * size : size;
-    TRY(create_buffer(u, a->count * stride, buf));
+    TRY(create_buffer(u, type, a->count * stride, buf));
     for (uint32_t e = 0; e < a->count; e++) {
-        TRY(copy_tensor(u, &a->tensors[e], size, buf, e * stride));
+        TRY(copy_tensor(u, type, &a->tensors[e], size, buf, e * stride));
         if (b != NULL)
-            TRY(copy_tensor(u, &b->tensors[e], size, buf, e * stride + size));
+            TRY(copy_tensor(u, type, &b->tensors[e], size, buf, e * stride + size));
     }
 done:
     return status;
 }
 
-static clmoe_status upload_mlp(const upload *u, int base, const clmoe_mlp_desc *desc,
-                               clmoe_mlp_weights *w) {
+static clmoe_status upload_mlp(const upload *u, clmoe_type type, int base,
+                               const clmoe_mlp_desc *desc, clmoe_mlp_weights *w) {
     clmoe_status status = CLMOE_SUCCESS;
     if (block_has(u->block, base + PART_GATE_UP)) {
-        TRY(upload_pair(u, base + PART_GATE_UP, -1, &w->gate));
-        TRY(upload_pair(u, base + PART_GATE_UP_BIAS, -1, &w->gate_bias));
+        TRY(upload_pair(u, type, base + PART_GATE_UP, -1, &w->gate));
+        TRY(upload_pair(u, type, base + PART_GATE_UP_BIAS, -1, &w->gate_bias));
     } else if (desc->gate_layout == CLMOE_GATE_CONCAT) {
-        TRY(upload_pair(u, base + PART_GATE, base + PART_UP, &w->gate));
-        TRY(upload_pair(u, base + PART_GATE_BIAS, base + PART_UP_BIAS, &w->gate_bias));
+        TRY(upload_pair(u, type, base + PART_GATE, base + PART_UP, &w->gate));
+        TRY(upload_pair(u, type, base + PART_GATE_BIAS, base + PART_UP_BIAS, &w->gate_bias));
     } else {
-        TRY(upload_pair(u, base + PART_GATE, -1, &w->gate));
-        TRY(upload_pair(u, base + PART_GATE_BIAS, -1, &w->gate_bias));
-        TRY(upload_pair(u, base + PART_UP, -1, &w->up));
-        TRY(upload_pair(u, base + PART_UP_BIAS, -1, &w->up_bias));
+        TRY(upload_pair(u, type, base + PART_GATE, -1, &w->gate));
+        TRY(upload_pair(u, type, base + PART_GATE_BIAS, -1, &w->gate_bias));
+        TRY(upload_pair(u, type, base + PART_UP, -1, &w->up));
+        TRY(upload_pair(u, type, base + PART_UP_BIAS, -1, &w->up_bias));
     }
-    TRY(upload_pair(u, base + PART_DOWN, -1, &w->down));
-    TRY(upload_pair(u, base + PART_DOWN_BIAS, -1, &w->down_bias));
+    TRY(upload_pair(u, type, base + PART_DOWN, -1, &w->down));
+    TRY(upload_pair(u, type, base + PART_DOWN_BIAS, -1, &w->down_bias));
 done:
     return status;
 }
 
 static clmoe_status upload_all(const upload *u, const clmoe_layer_desc *desc, clmoe_weights *w) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(upload_single(u, ROLE_ROUTER, &w->router));
-    TRY(upload_single(u, ROLE_ROUTER_BIAS, &w->router_bias));
-    TRY(upload_single(u, ROLE_SELECT_BIAS, &w->select_bias));
-    TRY(upload_single(u, ROLE_SHARED_GATE, &w->shared_gate));
-    TRY(upload_single(u, ROLE_OUTPUT_BIAS, &w->output_bias));
-    TRY(upload_mlp(u, ROLE_EXPERTS, &desc->experts, &w->experts));
+    clmoe_type type = desc->weight_type, router = desc->router.weight_type;
+    TRY(upload_single(u, router, ROLE_ROUTER, &w->router));
+    TRY(upload_single(u, CLMOE_F32, ROLE_ROUTER_BIAS, &w->router_bias));
+    TRY(upload_single(u, CLMOE_F32, ROLE_SELECT_BIAS, &w->select_bias));
+    TRY(upload_single(u, router, ROLE_SHARED_GATE, &w->shared_gate));
+    TRY(upload_single(u, type, ROLE_OUTPUT_BIAS, &w->output_bias));
+    TRY(upload_mlp(u, type, ROLE_EXPERTS, &desc->experts, &w->experts));
     if (desc->shared.hidden_dim > 0)
-        TRY(upload_mlp(u, ROLE_SHARED, &desc->shared, &w->shared));
+        TRY(upload_mlp(u, type, ROLE_SHARED, &desc->shared, &w->shared));
 done:
     return status;
 }
@@ -124,8 +130,6 @@ static clmoe_status check_desc(const clmoe_layer_desc *given, const clmoe_layer_
         {"experts.hidden_dim", given->experts.hidden_dim, file->experts.hidden_dim},
         {"experts.gate_layout", given->experts.gate_layout, file->experts.gate_layout},
         {"shared.hidden_dim", given->shared.hidden_dim, file->shared.hidden_dim},
-        {"weight_type", given->weight_type, file->weight_type},
-        {"router.weight_type", given->router.weight_type, file->router.weight_type},
     };
     for (size_t i = 0; i < sizeof same / sizeof same[0]; i++)
         if (same[i].given != same[i].file)
@@ -152,7 +156,7 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
     u.staging = malloc(STAGING_FLOATS * sizeof(float));
     if (u.staging == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory to stage the weights of layer %u", layer));
-    TRY(upload_all(&u, &file_desc, weights));
+    TRY(upload_all(&u, desc, weights));
 done:
     if (status != CLMOE_SUCCESS)
         clmoe_weights_release(weights);

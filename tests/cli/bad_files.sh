@@ -2,7 +2,6 @@
 # Broken files: each is exit 2 with one sentence that names the file and what is wrong with it.
 set -eu
 . "$(dirname "$0")/lib.sh"
-export LC_ALL=C # sed on binary files
 good=$DATA/qwen3_moe
 x=model.layers.0.mlp.x
 model=$tmp/model
@@ -23,24 +22,6 @@ reset_model() {
     mkdir "$model"
     cp "$good/config.json" "$good/model.safetensors" "$model"
     input=$good/activations.safetensors
-}
-
-# le64 NUMBER: as eight bytes, lowest first; numbers below 2^32.
-le64() {
-    # shellcheck disable=SC2059
-    printf "$(printf '\\%03o\\%03o\\%03o\\%03o' $(($1 % 256)) $(($1 / 256 % 256)) \
-        $(($1 / 65536 % 256)) $(($1 / 16777216)))\\000\\000\\000\\000"
-}
-
-# write_file HEADER [BYTES]: a safetensors file with that many zero bytes of data.
-write_file() {
-    { le64 ${#1}; printf '%s' "$1"; head -c "${2-0}" /dev/zero; } >"$tmp/bad.safetensors"
-    input=$tmp/bad.safetensors
-}
-
-# A tensor of 2 tokens: entry NAME BEGIN END [SHAPE] [TYPE]
-entry() {
-    printf '"%s":{"dtype":"%s","shape":%s,"data_offsets":[%s,%s]}' "$1" "${5-F32}" "${4-[2,48]}" "$2" "$3"
 }
 
 echo "== safetensors files"

@@ -1,9 +1,11 @@
+# shellcheck shell=sh disable=SC2034,SC2154
 # Shared by the tests of the tool; sourced. CLMOE is the tool, DATA the bundled checkpoints.
 : "${CLMOE:?}" "${DATA:?}"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' INT TERM
 failures=0
+export LC_ALL=C # sed and tr on binary files
 
 # complain SENTENCE...: counts a failure and shows what the last command printed.
 complain() {
@@ -44,7 +46,7 @@ device_option() {
 
 # recorded_blocks MODEL: the MoE blocks with a recorded input, as in model.layers.0.mlp
 recorded_blocks() {
-    head -c 8192 "$DATA/$1/activations.safetensors" | LC_ALL=C tr -c '[:print:]' '\n' |
+    head -c 8192 "$DATA/$1/activations.safetensors" | tr -c '[:print:]' '\n' |
         grep -o '"model\.layers\.[0-9]*\.[a-z_]*\.x"' | sed 's/"\(.*\)\.x"/\1/' | sort -u
 }
 
@@ -57,4 +59,22 @@ block_args() {
 # number KEY: a number or word of the JSON report in $tmp/out.
 number() {
     grep -o "\"$1\":[^,}]*" "$tmp/out" | head -1 | sed 's/.*://'
+}
+
+# le64 NUMBER: as eight bytes, lowest first; numbers below 2^32.
+le64() {
+    # shellcheck disable=SC2059
+    printf "$(printf '\\%03o\\%03o\\%03o\\%03o' $(($1 % 256)) $(($1 / 256 % 256)) \
+        $(($1 / 65536 % 256)) $(($1 / 16777216)))\\000\\000\\000\\000"
+}
+
+# write_file HEADER [BYTES]: makes $input, a safetensors file with that many zero bytes of data.
+write_file() {
+    { le64 ${#1}; printf '%s' "$1"; head -c "${2-0}" /dev/zero; } >"$tmp/bad.safetensors"
+    input=$tmp/bad.safetensors
+}
+
+# A tensor of 2 tokens: entry NAME BEGIN END [SHAPE] [TYPE]
+entry() {
+    printf '"%s":{"dtype":"%s","shape":%s,"data_offsets":[%s,%s]}' "$1" "${5-F32}" "${4-[2,48]}" "$2" "$3"
 }

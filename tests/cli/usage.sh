@@ -86,6 +86,22 @@ grep -q FAIL "$tmp/out" || complain "no FAIL in the report"
 # shellcheck disable=SC2046
 run_exit 1 run $(block_args qwen3_moe model.layers.0.mlp) --expect $x --json $(device_option)
 grep -q '"pass":false' "$tmp/out" || complain "no \"pass\":false in the report"
+# NaN is off any expectation; no tokens are fine.
+write_file "{$(entry nan 0 384),$(entry zero 384 768),$(entry none 768 768 '[0,48]')}" 768
+header=$(($(wc -c <"$input") - 768))
+{ head -c $header "$input"; head -c 384 /dev/zero | tr '\0' '\377'; head -c 384 /dev/zero; } >"$tmp/nan"
+model=$DATA/deepseek_v3
+# shellcheck disable=SC2046
+run_exit 1 run "$model" --layer 0 --input "$tmp/nan" --tensor nan --expect zero --json \
+    --tolerance 1e30 $(device_option)
+for field in '"relative_error":null' '"pass":false' '"nonfinite_tokens":2'; do
+    grep -q "$field" "$tmp/out" || complain "no $field for a NaN"
+done
+# shellcheck disable=SC2046
+run_exit 0 run "$model" --layer 0 --input "$tmp/nan" --tensor none --expect none --json \
+    --output "$tmp/y.safetensors" $(device_option)
+grep -q '"tokens":0' "$tmp/out" || complain "no tokens in the report"
+
 if [ -e /dev/full ]; then
     code=0
     "$CLMOE" --help >/dev/full 2>"$tmp/err" || code=$?
