@@ -29,8 +29,8 @@ static clmoe_buf random_buffer(cl_context cl, size_t count) {
 }
 
 static clmoe_buf buffer(cl_context cl, size_t bytes) {
-    cl_int code = CL_SUCCESS;
-    cl_mem mem = bytes ? clCreateBuffer(cl, CL_MEM_READ_WRITE, bytes, NULL, &code) : NULL;
+    cl_int code;
+    cl_mem mem = clCreateBuffer(cl, CL_MEM_READ_WRITE, bytes > 0 ? bytes : 1, NULL, &code);
     check(code);
     return (clmoe_buf){mem, 0};
 }
@@ -81,8 +81,15 @@ int main(void) {
                               NULL));
     printf("engine %s: %u tokens, %u pairs kept, MaxVio %.2f\n", clmoe_layer_engine(layer),
            stats.tokens, stats.kept, stats.max_violation);
-    /* A real program releases the queue, the buffers, the layer and the context here. */
+
+    clReleaseEvent(done);
+    clmoe_buf buffers[] = {args.x, args.saved, args.scratch, args.y, args.stats};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        clReleaseMemObject(buffers[i].mem);
+    clmoe_weights_release(&weights);
     clmoe_layer_destroy(layer);
     clmoe_context_destroy(context);
+    clReleaseCommandQueue(queue);
+    clReleaseContext(cl);
     return 0;
 }

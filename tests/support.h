@@ -169,6 +169,8 @@ float type_round(clmoe_type type, float value);
 float type_value(clmoe_type type, uint16_t code);
 void round_all(clmoe_type type, float *values, size_t n);
 clmoe_buf buf_of_type(clmoe_type type, const float *values, size_t n);
+/* n elements -> floats. */
+float *type_values(clmoe_type type, const void *elements, size_t n);
 float *buf_get_type(clmoe_buf buf, clmoe_type type, size_t n);
 /* Relative norm allowed for y. */
 double type_tolerance(clmoe_type type);

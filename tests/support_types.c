@@ -74,14 +74,18 @@ clmoe_buf buf_of_type(clmoe_type type, const float *values, size_t n) {
     return buf_of(codes, n * sizeof *codes);
 }
 
-float *buf_get_type(clmoe_buf buf, clmoe_type type, size_t n) {
-    if (type == CLMOE_F32)
-        return buf_get(buf);
-    const uint16_t *codes = buf_get(buf);
+float *type_values(clmoe_type type, const void *elements, size_t n) {
     float *values = HOST(float, n);
-    for (size_t i = 0; i < n; i++)
-        values[i] = type_value(type, codes[i]);
+    if (type == CLMOE_F32)
+        memcpy(values, elements, n * sizeof *values);
+    else
+        for (size_t i = 0; i < n; i++)
+            values[i] = type_value(type, ((const uint16_t *)elements)[i]);
     return values;
+}
+
+float *buf_get_type(clmoe_buf buf, clmoe_type type, size_t n) {
+    return type_values(type, buf_get(buf), n);
 }
 
 double type_tolerance(clmoe_type type) {

@@ -17,9 +17,9 @@ static bool gathers(const batch *b) {
 
 static void sizes_get(const batch *b, const clmoe_plan_layout *plan, size_t sizes[BATCH_COUNT]) {
     const clmoe_layer_desc *desc = &b->layer->desc;
-    size_t tokens = b->tokens, f32 = sizeof(float);
-    size_t rows = tokens * desc->dim * f32, columns = tokens * b->layer->columns * f32;
-    size_t pairs = tokens * desc->top_k * f32, slots = (size_t)plan->slots * desc->dim * f32;
+    size_t tokens = b->tokens, f32 = sizeof(float), element = type_bytes(desc->type);
+    size_t rows = tokens * desc->dim * element, columns = tokens * b->layer->columns * f32;
+    size_t pairs = tokens * desc->top_k * f32, slots = (size_t)plan->slots * desc->dim * element;
     sizes[BATCH_X] = sizes[BATCH_Y] = sizes[BATCH_STEP_Y] = rows;
     sizes[BATCH_SHARED] = desc->shared.hidden_dim > 0 ? rows : 0;
     sizes[BATCH_LOGITS] = sizes[BATCH_SCORES] = columns;
@@ -40,6 +40,24 @@ static clmoe_status fill_zero(batch *b, batch_buffer which, size_t bytes) {
                                   NULL, NULL));
 }
 
+/* x -> BATCH_X, rounded to the layer's type. */
+static clmoe_status write_x(batch *b, const float *x, size_t bytes) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_type type = b->layer->desc.type;
+    void *elements = NULL;
+    if (bytes == 0)
+        return CLMOE_SUCCESS;
+    elements = malloc(bytes);
+    if (elements == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of input", bytes);
+    type_encode(type, x, bytes / type_bytes(type), elements);
+    TRY(CL(clEnqueueWriteBuffer(b->queue, b->buffers[BATCH_X], CL_TRUE, 0, bytes, elements, 0, NULL,
+                                NULL)));
+done:
+    free(elements);
+    return status;
+}
+
 clmoe_status batch_create(batch *b, cl_context context, const float *x) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_plan_layout plan;
@@ -54,9 +72,7 @@ clmoe_status batch_create(batch *b, cl_context context, const float *x) {
         b->buffers[i] = clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, NULL, &code);
         TRY(clmoe_cl_check(code, "clCreateBuffer"));
     }
-    if (sizes[BATCH_X] > 0)
-        TRY(CL(clEnqueueWriteBuffer(b->queue, b->buffers[BATCH_X], CL_TRUE, 0, sizes[BATCH_X], x, 0,
-                                    NULL, NULL)));
+    TRY(write_x(b, x, sizes[BATCH_X]));
     TRY(fill_zero(b, BATCH_SHARED, sizes[BATCH_SHARED]));
     TRY(fill_zero(b, BATCH_SHARED_GATE, sizes[BATCH_SHARED_GATE]));
 done:
@@ -86,9 +102,27 @@ static clmoe_status enqueue_forward(batch *b, cl_event *event) {
     return clmoe_forward(b->layer, b->queue, &args, 0, NULL, event);
 }
 
+/* BATCH_Y -> y as floats, after `event`. */
+static clmoe_status read_y(batch *b, cl_event event, float *y) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_type type = b->layer->desc.type;
+    size_t count = (size_t)b->tokens * b->layer->desc.dim, bytes = count * type_bytes(type);
+    void *elements = NULL;
+    if (bytes == 0)
+        return CLMOE_SUCCESS;
+    elements = malloc(bytes);
+    if (elements == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of output", bytes);
+    TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_Y], CL_TRUE, 0, bytes, elements, 1,
+                               &event, NULL)));
+    type_decode(type, elements, count, y);
+done:
+    free(elements);
+    return status;
+}
+
 clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t y_bytes = (size_t)b->tokens * b->layer->desc.dim * sizeof(float);
     size_t stats_bytes = clmoe_stats_size(b->layer);
     cl_event event = NULL;
     *stats = malloc(stats_bytes);
@@ -97,9 +131,7 @@ clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats) {
     TRY(enqueue_forward(b, &event));
     TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_STATS], CL_TRUE, 0, stats_bytes, *stats,
                                1, &event, NULL)));
-    if (y_bytes > 0)
-        TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_Y], CL_TRUE, 0, y_bytes, y, 1, &event,
-                                   NULL)));
+    TRY(read_y(b, event, y));
 done:
     if (event != NULL)
         clReleaseEvent(event);

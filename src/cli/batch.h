@@ -18,8 +18,8 @@ typedef enum step_id {
 extern const char *const step_names[STEP_COUNT];
 
 typedef enum batch_buffer {
-    BATCH_X,           /* [T,D] f32 */
-    BATCH_Y,           /* [T,D] f32 */
+    BATCH_X,           /* [T,D], of the layer's type, like the other rows of D */
+    BATCH_Y,           /* [T,D], of the layer's type, like the other rows of D */
     BATCH_SAVED,       /* clmoe_layer_memory() */
     BATCH_SCRATCH,     /* clmoe_layer_memory() */
     BATCH_STATS,       /* clmoe_stats_size() */
@@ -29,11 +29,11 @@ typedef enum batch_buffer {
     BATCH_WEIGHTS,     /* [T,K] f32 */
     BATCH_LIVE,        /* [T] i32 */
     BATCH_PLAN,        /* clmoe_plan_layout */
-    BATCH_XE,          /* [S,D] f32 */
-    BATCH_YE,          /* [S,D] f32 */
-    BATCH_SHARED,      /* [T,D] f32, a stand-in for the shared expert's output */
+    BATCH_XE,          /* [S,D] */
+    BATCH_YE,          /* [S,D] */
+    BATCH_SHARED,      /* [T,D], a stand-in for the shared expert's output */
     BATCH_SHARED_GATE, /* [T] f32, likewise */
-    BATCH_STEP_Y,      /* [T,D] f32 */
+    BATCH_STEP_Y,      /* [T,D] */
     BATCH_COUNT
 } batch_buffer;
 

@@ -1,4 +1,5 @@
 #include "report.h"
+#include "../types.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -70,7 +71,7 @@ static void print_head(const run_report *r) {
         printf(", Z %u identity experts", (unsigned)desc->num_identity_experts);
     if (desc->shared.hidden_dim > 0)
         printf(", shared expert of %u", (unsigned)desc->shared.hidden_dim);
-    printf("\ndevice    %s\nengine    %s\n", r->device, r->engine);
+    printf("\ndevice    %s\nengine    %s, %s\n", r->device, r->engine, type_name(desc->type));
     printf("batch     %u tokens, ", (unsigned)r->tokens);
     if (r->capacity > 0)
         printf("capacity %u rows per expert\n", (unsigned)r->capacity);
@@ -138,6 +139,7 @@ static void set_layer(json_t *object, const run_report *r) {
     json_object_set_new(object, "layer", json_integer(r->layer));
     json_object_set_new(object, "device", json_string(r->device));
     json_object_set_new(object, "engine", json_string(r->engine));
+    json_object_set_new(object, "dtype", json_string(type_name(desc->type)));
     json_object_set_new(object, "tokens", json_integer(r->tokens));
     json_object_set_new(object, "dim", json_integer(desc->dim));
     json_object_set_new(object, "hidden_dim", json_integer(desc->experts.hidden_dim));

@@ -23,7 +23,9 @@ static const char usage[] =
     "Options:\n"
     "  --output FILE        writes the result to a new safetensors file as tensor y [T,D]\n"
     "  --expect NAME        compares the result with this tensor of the input file\n"
-    "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5)\n"
+    "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5; f16 2e-3,\n"
+    "                       bf16 2e-2)\n"
+    "  --dtype T            f32 (default), f16 or bf16: x and the expert weights are rounded to it\n"
     "  --device I           the device, as clmoe devices counts (default: the first GPU, else 0)\n"
     "  --engine E           the engine of the experts (default: by device)\n"
     "  --capacity-factor F  rows per expert are T*K*F/E rounded up; 0 drops nothing\n"
@@ -37,6 +39,7 @@ static const char usage[] =
 typedef struct run_options {
     const char *model, *input, *tensor, *output, *expect, *engine;
     uint32_t layer, device, repeat;
+    clmoe_type dtype;
     double tolerance, capacity_factor;
     bool layer_given, device_given, tolerance_given, capacity_given, json;
 } run_options;
@@ -67,6 +70,7 @@ enum {
     OPT_OUTPUT,
     OPT_EXPECT,
     OPT_TOLERANCE,
+    OPT_DTYPE,
     OPT_DEVICE,
     OPT_ENGINE,
     OPT_CAPACITY,
@@ -82,6 +86,7 @@ static const struct option long_options[] = {
     {"output", required_argument, NULL, OPT_OUTPUT},
     {"expect", required_argument, NULL, OPT_EXPECT},
     {"tolerance", required_argument, NULL, OPT_TOLERANCE},
+    {"dtype", required_argument, NULL, OPT_DTYPE},
     {"device", required_argument, NULL, OPT_DEVICE},
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"capacity-factor", required_argument, NULL, OPT_CAPACITY},
@@ -111,6 +116,21 @@ static clmoe_status parse_number(run_options *o, int option, const char *text) {
     }
 }
 
+static clmoe_status parse_type(const char *text, clmoe_type *type) {
+    const clmoe_type types[] = {CLMOE_F32, CLMOE_F16, CLMOE_BF16};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (strcmp(text, type_name(types[i])) == 0) {
+            *type = types[i];
+            return CLMOE_SUCCESS;
+        }
+    return fail(CLMOE_INVALID_ARGUMENT, "--dtype is '%s', but must be f32, f16 or bf16", text);
+}
+
+/* What rounding x and the weights costs, with room. */
+static double default_tolerance(clmoe_type type) {
+    return type == CLMOE_F32 ? 1e-5 : type == CLMOE_F16 ? 2e-3 : 2e-2;
+}
+
 static clmoe_status parse_option(run_options *o, int option, char **argv) {
     switch (option) {
     case OPT_INPUT:
@@ -128,6 +148,8 @@ static clmoe_status parse_option(run_options *o, int option, char **argv) {
     case OPT_ENGINE:
         o->engine = optarg;
         return CLMOE_SUCCESS;
+    case OPT_DTYPE:
+        return parse_type(optarg, &o->dtype);
     case OPT_JSON:
         o->json = true;
         return CLMOE_SUCCESS;
@@ -176,6 +198,8 @@ static parse_result parse_options(run_options *o, int argc, char **argv) {
         if (parse_option(o, option, argv) != CLMOE_SUCCESS)
             return PARSE_BAD;
     }
+    if (!o->tolerance_given)
+        o->tolerance = default_tolerance(o->dtype);
     o->model = optind < argc ? argv[optind] : NULL;
     if (optind + 1 < argc) {
         fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'; see --help", argv[optind + 1]);
@@ -190,6 +214,7 @@ static clmoe_status read_files(const run_options *o, run_session *s) {
     TRY(clmoe_checkpoint_open(o->model, &s->checkpoint));
     TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
     s->desc.engine = o->engine;
+    s->desc.type = s->desc.weight_type = o->dtype;
     if (o->capacity_given) {
         s->desc.capacity.rows = 0;
         s->desc.capacity.factor = o->capacity_factor;
@@ -303,7 +328,7 @@ static void session_close(run_session *s) {
 
 int run_main(int argc, char **argv) {
     clmoe_status status = CLMOE_SUCCESS;
-    run_options options = {.repeat = 1, .tolerance = 1e-5};
+    run_options options = {.repeat = 1};
     run_session session = {0};
     parse_result parsed = parse_options(&options, argc, argv);
     if (parsed != PARSE_RUN)
