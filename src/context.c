@@ -3,6 +3,7 @@
 #include "program.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { MAX_GROUP = 256 };
 
@@ -20,6 +21,20 @@ static clmoe_status check_options(const clmoe_context_options *options) {
         return fail(CLMOE_INVALID_ARGUMENT,
                     "options.group_size is %u, but must be 0 or a power of two up to %d", group,
                     MAX_GROUP);
+    if (options->cache_dir && options->cache_dir[0] == '\0')
+        return fail(CLMOE_INVALID_ARGUMENT, "options.cache_dir is \"\", not a directory or NULL");
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status copy_options(clmoe_context *context, const clmoe_context_options *options) {
+    context->options = *options;
+    context->options.cache_dir = NULL;
+    if (options->cache_dir) {
+        context->cache_dir = strdup(options->cache_dir);
+        if (!context->cache_dir)
+            return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the context");
+        context->options.cache_dir = context->cache_dir;
+    }
     return CLMOE_SUCCESS;
 }
 
@@ -75,7 +90,7 @@ clmoe_status clmoe_context_create(cl_context cl, cl_device_id device,
     }
     clmoe_context_options_init(&context->options);
     if (options)
-        context->options = *options;
+        TRY(copy_options(context, options));
     context->device = device;
     TRY(device_info_read(device, &context->info));
     context->group = choose_group(context);
@@ -101,5 +116,6 @@ void clmoe_context_destroy(clmoe_context *context) {
     if (context->cl)
         clReleaseContext(context->cl);
     pthread_mutex_destroy(&context->lock);
+    free(context->cache_dir);
     free(context);
 }

@@ -31,9 +31,11 @@ struct clmoe_context {
     cl_device_id device;
     device_info info;
     clmoe_context_options options;
+    char *cache_dir;      /* options.cache_dir is this copy */
     uint32_t group;       /* work-items per group of the routing kernels: 1, or a power of two */
-    pthread_mutex_t lock; /* guards programs */
+    pthread_mutex_t lock; /* guards what follows */
     program_entry *programs;
+    bool cache_warned;
 };
 
 #endif

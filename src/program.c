@@ -1,16 +1,25 @@
-/* Programs: assembled from embedded sources, built once, kept in the context. */
+/* Programs: assembled from embedded sources, built once, kept in the context and on disk. */
 #include "program.h"
+#include "cache.h"
 #include "sources.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+enum { MAX_FLAGS = 512, MAX_DEVICES = 64 };
+
 struct program_entry {
     program_entry *next;
     cl_program program;
     char key[]; /* "topk.cl -DGROUP=256" */
 };
+
+/* What is said about a program, passed to the callback when the lock is free. */
+typedef struct messages {
+    char *build_log;
+    char cache_problem[CACHE_PROBLEM_SIZE];
+} messages;
 
 /* Sources of one program in order, with the directives between them. */
 typedef struct text {
@@ -98,19 +107,22 @@ done:
     return status;
 }
 
-/* Builds; *log gets the compiler's words, if it had any. */
-static clmoe_status build(const clmoe_context *context, const char *step, const char *options,
-                          cl_program *out, char **log) {
+static clmoe_status add_sources(text *to, const char *step) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(add_source(to, "types.clh", strlen("types.clh")));
+    TRY(add_source(to, "group.clh", strlen("group.clh")));
+    TRY(add_source(to, step, strlen(step)));
+done:
+    return status;
+}
+
+/* Compiles; *log gets the compiler's words, if it had any. */
+static clmoe_status compile(const clmoe_context *context, const char *step, const char *flags,
+                            const text *source, cl_program *out, char **log) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
-    cl_program program = NULL;
-    text source = {0};
-    char flags[512];
-    snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s", options);
-    TRY(add_source(&source, "types.clh", strlen("types.clh")));
-    TRY(add_source(&source, "group.clh", strlen("group.clh")));
-    TRY(add_source(&source, step, strlen(step)));
-    program = clCreateProgramWithSource(context->cl, 1, (const char **)&source.chars, NULL, &code);
+    cl_program program =
+        clCreateProgramWithSource(context->cl, 1, (const char **)&source->chars, NULL, &code);
     TRY(clmoe_cl_check(code, "clCreateProgramWithSource"));
     code = clBuildProgram(program, 1, &context->device, flags, NULL, NULL);
     TRY(build_log(context, program, log));
@@ -124,7 +136,102 @@ static clmoe_status build(const clmoe_context *context, const char *step, const 
 done:
     if (program)
         clReleaseProgram(program);
+    return status;
+}
+
+/* ---- The disk cache: its troubles are warnings, never errors ------------------------------- */
+
+/* All that a binary depends on, as text. */
+static bool cache_key(const clmoe_context *context, const char *flags, const text *source,
+                      text *key, char problem[CACHE_PROBLEM_SIZE]) {
+    static const cl_device_info device_facts[] = {CL_DEVICE_NAME, CL_DEVICE_VERSION,
+                                                  CL_DRIVER_VERSION};
+    static const cl_platform_info platform_facts[] = {CL_PLATFORM_NAME, CL_PLATFORM_VERSION};
+    char facts[5][256], lines[sizeof facts + MAX_FLAGS + 64];
+    cl_platform_id platform = NULL;
+    cl_device_id device = context->device;
+    cl_int code = clGetDeviceInfo(device, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL);
+    for (int i = 0; i < 3 && code == CL_SUCCESS; i++)
+        code = clGetDeviceInfo(device, device_facts[i], sizeof facts[i], facts[i], NULL);
+    for (int i = 0; i < 2 && code == CL_SUCCESS; i++)
+        code = clGetPlatformInfo(platform, platform_facts[i], sizeof facts[i], facts[3 + i], NULL);
+    if (code != CL_SUCCESS) {
+        cache_complain(problem, context->cache_dir,
+                       "is not used: the driver does not say its version");
+        return false;
+    }
+    int length = snprintf(lines, sizeof lines, "clmoe %d\n%s\n%s\n%s\n%s\n%s\n%s\n", CACHE_FORMAT,
+                          facts[0], facts[1], facts[2], facts[3], facts[4], flags);
+    return text_add(key, lines, (size_t)length) == CLMOE_SUCCESS &&
+           text_add(key, source->chars, source->length) == CLMOE_SUCCESS;
+}
+
+/* The program stored under `key`, or NULL. */
+static cl_program load(const clmoe_context *context, const char *flags, const text *key,
+                       char problem[CACHE_PROBLEM_SIZE]) {
+    size_t size = 0;
+    cl_int code = CL_SUCCESS;
+    void *binary = cache_read(context->cache_dir, key->chars, key->length, &size, problem);
+    if (!binary)
+        return NULL;
+    const unsigned char *bytes = binary;
+    cl_program program =
+        clCreateProgramWithBinary(context->cl, 1, &context->device, &size, &bytes, NULL, &code);
+    if (code == CL_SUCCESS)
+        code = clBuildProgram(program, 1, &context->device, flags, NULL, NULL);
+    free(binary);
+    if (code == CL_SUCCESS)
+        return program;
+    cache_complain(problem, context->cache_dir, "has a program that the driver refused with %s",
+                   clmoe_status_string(code));
+    if (program)
+        clReleaseProgram(program);
+    return NULL;
+}
+
+/* A program built for one device has one binary; PoCL does not put it at the device's place. */
+static void store(const clmoe_context *context, cl_program program, const text *key,
+                  char problem[CACHE_PROBLEM_SIZE]) {
+    size_t sizes[MAX_DEVICES] = {0}, i = 0;
+    unsigned char *binaries[MAX_DEVICES] = {NULL}, *binary = NULL;
+    cl_int code = clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof sizes, sizes, NULL);
+    while (i < MAX_DEVICES - 1 && sizes[i] == 0)
+        i++;
+    if (code == CL_SUCCESS && sizes[i] > 0 && (binary = malloc(sizes[i])) != NULL) {
+        binaries[i] = binary;
+        code = clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binaries, binaries, NULL);
+    }
+    if (code == CL_SUCCESS && binaries[i])
+        cache_write(context->cache_dir, key->chars, key->length, binary, sizes[i], problem);
+    else
+        cache_complain(problem, context->cache_dir, "is not used: the driver gives no binary");
+    free(binary);
+}
+
+/* ---- Programs of a context ------------------------------------------------------------------ */
+
+/* Loads the program from disk, or compiles and stores it. */
+static clmoe_status build(const clmoe_context *context, const char *step, const char *options,
+                          cl_program *out, messages *said) {
+    clmoe_status status = CLMOE_SUCCESS;
+    text source = {0}, key = {0};
+    char flags[MAX_FLAGS];
+    if (snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s", options) >= (int)sizeof flags)
+        return fail(CLMOE_BUILD_FAILED, "cl/%s: build options longer than %zu: %s", step,
+                    sizeof flags, options);
+    TRY(add_sources(&source, step));
+    bool cached =
+        context->cache_dir && cache_key(context, flags, &source, &key, said->cache_problem);
+    if (cached)
+        *out = load(context, flags, &key, said->cache_problem);
+    if (!*out) {
+        TRY(compile(context, step, flags, &source, out, &said->build_log));
+        if (cached)
+            store(context, *out, &key, said->cache_problem);
+    }
+done:
     free(source.chars);
+    free(key.chars);
     return status;
 }
 
@@ -136,7 +243,7 @@ static program_entry *find_program(program_entry *list, const char *key) {
 
 /* Finds or builds under the lock, so that a program is built once however many threads ask. */
 static clmoe_status get_program(clmoe_context *context, const char *step, const char *options,
-                                cl_program *program, char **log) {
+                                cl_program *program, messages *said) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t key_bytes = strlen(step) + strlen(options) + 2;
     program_entry *entry = calloc(1, sizeof *entry + key_bytes);
@@ -149,7 +256,7 @@ static clmoe_status get_program(clmoe_context *context, const char *step, const 
     if (known) {
         *program = known->program;
     } else {
-        status = build(context, step, options, &entry->program, log);
+        status = build(context, step, options, &entry->program, said);
         if (status == CLMOE_SUCCESS) {
             *program = entry->program;
             entry->next = context->programs;
@@ -157,9 +264,17 @@ static clmoe_status get_program(clmoe_context *context, const char *step, const 
             entry = NULL;
         }
     }
+    if (context->cache_warned)
+        said->cache_problem[0] = '\0';
+    context->cache_warned |= said->cache_problem[0] != '\0';
     pthread_mutex_unlock(&context->lock);
     free(entry);
     return status;
+}
+
+static void pass_on(const clmoe_context *context, const char *message) {
+    if (context->options.log && message && message[strspn(message, " \n")] != '\0')
+        context->options.log(message, context->options.log_user);
 }
 
 clmoe_status program_kernel(clmoe_context *context, const char *step, const char *options,
@@ -167,17 +282,17 @@ clmoe_status program_kernel(clmoe_context *context, const char *step, const char
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
     cl_program program = NULL;
-    char *log = NULL;
+    messages said = {0};
     char file[64];
     snprintf(file, sizeof file, "%s.cl", step);
-    status = get_program(context, file, options ? options : "", &program, &log);
-    if (context->options.log && log && log[strspn(log, " \n")] != '\0')
-        context->options.log(log, context->options.log_user);
+    status = get_program(context, file, options ? options : "", &program, &said);
+    pass_on(context, said.cache_problem);
+    pass_on(context, said.build_log);
     TRY(status);
     *kernel = clCreateKernel(program, name, &code);
     TRY(clmoe_cl_check(code, "clCreateKernel"));
 done:
-    free(log);
+    free(said.build_log);
     return status;
 }
 

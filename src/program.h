@@ -1,4 +1,7 @@
-/* Builds programs from the embedded kernel sources, once per (step, options) and context. */
+/*
+ * Builds programs from the embedded kernel sources, once per (step, options) and context, or loads
+ * them from the context's disk cache.
+ */
 #ifndef CLMOE_PROGRAM_H
 #define CLMOE_PROGRAM_H
 

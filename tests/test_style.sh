@@ -19,7 +19,7 @@ search() {
 }
 
 library=$(find src -name '*.[ch]' -not -path 'src/cli/*')
-code="$(find src tests bench examples include -name '*.[ch]')"
+code=$(for d in src tests bench examples include; do [ ! -d $d ] || find $d -name '*.[ch]'; done)
 
 # without FILE...: the library's files but these.
 without() {

@@ -136,6 +136,17 @@ typedef struct clmoe_context_options {
      * Results do not depend on it.
      */
     uint32_t group_size;
+    /*
+     * Directory that keeps compiled programs for later runs, or NULL: none. Copied; created with
+     * mode 0700 if its parent exists. A program is found by its sources, its options, the device,
+     * the driver and the platform. What is damaged, or was written by others, or the driver
+     * refuses, is compiled and written anew. No trouble with the cache is an error: programs are
+     * then compiled as without it, and `log` gets one warning per context. Threads and processes
+     * may share a directory; nothing in it is ever deleted, but you may delete it at any time.
+     * Leave it NULL on PoCL, which keeps compiled kernels itself, and compiles every kernel once
+     * more to hand out a binary.
+     */
+    const char *cache_dir;
 } clmoe_context_options;
 
 /* Fills `options` with defaults. */

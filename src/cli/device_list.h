@@ -24,6 +24,14 @@ void device_list_free(device_list *list);
 void platform_text(cl_platform_id platform, cl_platform_info what, char *text, size_t size);
 void device_text(cl_device_id device, cl_device_info what, char *text, size_t size);
 
+enum { CACHE_PATH_SIZE = 4096 };
+
+/*
+ * Where this user's compiled programs are kept: $XDG_CACHE_HOME/clmoe or $HOME/.cache/clmoe. NULL
+ * if neither is set, or if the platform is better off with the cache it has.
+ */
+const char *user_cache_dir(cl_platform_id platform, char path[CACHE_PATH_SIZE]);
+
 /* "CPU", "GPU", "accelerator" or "other". */
 const char *device_type_name(cl_device_type type);
 

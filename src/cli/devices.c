@@ -8,14 +8,15 @@
 #include <string.h>
 
 static const char usage[] =
-    "Usage: clmoe devices [--json]\n"
+    "Usage: clmoe devices [--json] [--no-cache]\n"
     "Lists the OpenCL devices: index (for clmoe run --device), platform, device, driver, memory and\n"
     "the engines that would run there. An asterisk marks the default device.\n"
     "\n"
     "Options:\n"
-    "  --json     prints one JSON array\n"
-    "  --help     this text\n"
-    "  --version  the version\n";
+    "  --json      prints one JSON array\n"
+    "  --no-cache  compiles anew: no program is read from or written to the user's cache\n"
+    "  --help      this text\n"
+    "  --version   the version\n";
 
 #define TEXT_SIZE 256
 
@@ -27,13 +28,18 @@ typedef struct device_facts {
     char problem[TEXT_SIZE]; /* why no engine would run; else empty */
 } device_facts;
 
-static clmoe_status engines_get(const device_entry *entry, json_t *names) {
+static clmoe_status engines_get(const device_entry *entry, bool no_cache, json_t *names) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_context *context = NULL;
+    clmoe_context_options options;
+    char cache_path[CACHE_PATH_SIZE];
     cl_int code;
     cl_context cl = clCreateContext(NULL, 1, &entry->device, NULL, NULL, &code);
     TRY(clmoe_cl_check(code, "clCreateContext"));
-    TRY(clmoe_context_create(cl, entry->device, NULL, &context));
+    clmoe_context_options_init(&options);
+    if (!no_cache)
+        options.cache_dir = user_cache_dir(entry->platform, cache_path);
+    TRY(clmoe_context_create(cl, entry->device, &options, &context));
     uint32_t supported = 0;
     const char *name = NULL;
     for (uint32_t i = 0; (name = clmoe_engine_name(context, i, &supported)) != NULL; i++)
@@ -46,7 +52,7 @@ done:
     return status;
 }
 
-static void facts_get(const device_entry *entry, device_facts *facts) {
+static void facts_get(const device_entry *entry, bool no_cache, device_facts *facts) {
     cl_device_id device = entry->device;
     *facts = (device_facts){.engines = json_array()};
     platform_text(entry->platform, CL_PLATFORM_NAME, facts->platform, TEXT_SIZE);
@@ -58,7 +64,7 @@ static void facts_get(const device_entry *entry, device_facts *facts) {
     clGetDeviceInfo(device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong), &facts->local_memory, NULL);
     clGetDeviceInfo(device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint), &facts->compute_units,
                     NULL);
-    if (engines_get(entry, facts->engines) != CLMOE_SUCCESS)
+    if (engines_get(entry, no_cache, facts->engines) != CLMOE_SUCCESS)
         snprintf(facts->problem, TEXT_SIZE, "%.*s", TEXT_SIZE - 1, clmoe_last_error());
 }
 
@@ -89,14 +95,14 @@ static json_t *facts_json(const device_list *list, uint32_t index, const device_
     return object;
 }
 
-static clmoe_status list_devices(bool as_json) {
+static clmoe_status list_devices(bool as_json, bool no_cache) {
     clmoe_status status = CLMOE_SUCCESS;
     device_list list;
     json_t *array = json_array();
     TRY(device_list_get(&list));
     for (uint32_t i = 0; i < list.count; i++) {
         device_facts facts;
-        facts_get(&list.entries[i], &facts);
+        facts_get(&list.entries[i], no_cache, &facts);
         if (as_json)
             json_array_append_new(array, facts_json(&list, i, &facts));
         else
@@ -114,18 +120,22 @@ done:
 }
 
 int devices_main(int argc, char **argv) {
-    enum { OPT_JSON = 256, OPT_HELP, OPT_VERSION };
+    enum { OPT_JSON = 256, OPT_NO_CACHE, OPT_HELP, OPT_VERSION };
     static const struct option options[] = {{"json", no_argument, NULL, OPT_JSON},
+                                            {"no-cache", no_argument, NULL, OPT_NO_CACHE},
                                             {"help", no_argument, NULL, OPT_HELP},
                                             {"version", no_argument, NULL, OPT_VERSION},
                                             {NULL, 0, NULL, 0}};
-    bool as_json = false;
+    bool as_json = false, no_cache = false;
     int option;
     opterr = 0;
     while ((option = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
         switch (option) {
         case OPT_JSON:
             as_json = true;
+            break;
+        case OPT_NO_CACHE:
+            no_cache = true;
             break;
         case OPT_HELP:
         case 'h':
@@ -143,5 +153,5 @@ int devices_main(int argc, char **argv) {
         fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'; see --help", argv[optind]);
         return exit_with_error("devices");
     }
-    return list_devices(as_json) == CLMOE_SUCCESS ? EXIT_OK : exit_with_error("devices");
+    return list_devices(as_json, no_cache) == CLMOE_SUCCESS ? EXIT_OK : exit_with_error("devices");
 }

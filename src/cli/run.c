@@ -30,6 +30,7 @@ static const char usage[] =
     "  --engine E           the engine of the experts (default: by device)\n"
     "  --capacity-factor F  rows per expert are T*K*F/E rounded up; 0 drops nothing\n"
     "  --repeat R           times are medians of R runs (default 1)\n"
+    "  --no-cache           compiles anew: no program is read from or written to the user's cache\n"
     "  --json               prints one JSON object instead of the report\n"
     "  --help               this text\n"
     "  --version            the version\n"
@@ -41,7 +42,7 @@ typedef struct run_options {
     uint32_t layer, device, repeat;
     clmoe_type dtype;
     double tolerance, capacity_factor;
-    bool layer_given, device_given, tolerance_given, capacity_given, json;
+    bool layer_given, device_given, tolerance_given, capacity_given, json, no_cache;
 } run_options;
 
 typedef struct run_session {
@@ -76,6 +77,7 @@ enum {
     OPT_CAPACITY,
     OPT_REPEAT,
     OPT_JSON,
+    OPT_NO_CACHE,
     OPT_VERSION,
 };
 
@@ -92,6 +94,7 @@ static const struct option long_options[] = {
     {"capacity-factor", required_argument, NULL, OPT_CAPACITY},
     {"repeat", required_argument, NULL, OPT_REPEAT},
     {"json", no_argument, NULL, OPT_JSON},
+    {"no-cache", no_argument, NULL, OPT_NO_CACHE},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, OPT_VERSION},
     {NULL, 0, NULL, 0},
@@ -152,6 +155,9 @@ static clmoe_status parse_option(run_options *o, int option, char **argv) {
         return parse_type(optarg, &o->dtype);
     case OPT_JSON:
         o->json = true;
+        return CLMOE_SUCCESS;
+    case OPT_NO_CACHE:
+        o->no_cache = true;
         return CLMOE_SUCCESS;
     case ':':
     case '?':
@@ -243,6 +249,7 @@ static clmoe_status open_device(const run_options *o, run_session *s) {
     device_list list;
     cl_int code;
     clmoe_context_options options;
+    char cache_path[CACHE_PATH_SIZE];
     TRY(device_list_get(&list));
     uint32_t index = o->device_given ? o->device : list.preferred;
     if (index >= list.count)
@@ -257,6 +264,8 @@ static clmoe_status open_device(const run_options *o, run_session *s) {
     clmoe_context_options_init(&options);
     options.log = keep_log;
     options.log_user = &s->log;
+    if (!o->no_cache)
+        options.cache_dir = user_cache_dir(list.entries[index].platform, cache_path);
     TRY(clmoe_context_create(s->cl, device, &options, &s->context));
 done:
     device_list_free(&list);

@@ -31,6 +31,13 @@ $cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs --static c
     sed "s|-lclmoe|$libdir/libclmoe.a|") -o "$tmp/forward_static"
 "$tmp/forward_static"
 
+echo "== the README's example is of this program"
+awk '
+    FNR == NR { if (/^```/) inside = /^```c$/; else if (inside && NF) quoted[++n] = $0; next }
+    $0 == quoted[at + 1] { at++ }
+    END { if (at < n) { print "README.md, not in forward.c: " quoted[at + 1]; exit 1 } }
+' "$source/README.md" "$source/examples/forward.c" >&2
+
 echo "== the installed tool"
 "$prefix/bin/clmoe" --version
 
