@@ -79,15 +79,31 @@ done:
     return status;
 }
 
+static clmoe_status check_wait(const clmoe_context *context, cl_uint num_wait,
+                               const cl_event *wait) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if ((num_wait == 0) != (wait == NULL))
+        return fail(CLMOE_INVALID_ARGUMENT, "num_wait is %u, but wait is %s", num_wait,
+                    wait ? "given" : "NULL");
+    for (cl_uint i = 0; i < num_wait; i++) {
+        cl_context cl = NULL;
+        if (!wait[i])
+            return fail(CLMOE_INVALID_ARGUMENT, "wait[%u] is NULL", i);
+        TRY(CL(clGetEventInfo(wait[i], CL_EVENT_CONTEXT, sizeof cl, (void *)&cl, NULL)));
+        if (cl != context->cl)
+            return fail(CLMOE_INVALID_ARGUMENT, "wait[%u] belongs to another OpenCL context", i);
+    }
+done:
+    return status;
+}
+
 clmoe_status launch_begin(launch *chain, const clmoe_context *context, cl_command_queue queue,
                           cl_uint num_wait, const cl_event *wait) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_command_queue_properties properties = 0;
     *chain = (launch){.queue = queue, .num_wait = num_wait, .wait = wait};
     TRY(check_queue(context, queue));
-    if ((num_wait == 0) != (wait == NULL))
-        return fail(CLMOE_INVALID_ARGUMENT, "num_wait is %u, but wait is %s", num_wait,
-                    wait ? "given" : "NULL");
+    TRY(check_wait(context, num_wait, wait));
     TRY(CL(
         clGetCommandQueueInfo(queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL)));
     chain->out_of_order = (properties & CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE) != 0;

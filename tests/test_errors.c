@@ -31,17 +31,18 @@ typedef struct field_value {
 
 static void set_field(clmoe_layer_desc *desc, const field_value *f) {
     char *at = (char *)desc + f->offset;
-    uint32_t u32 = (uint32_t)(int64_t)f->value;
-    float f32 = (float)f->value;
-    size_t size = (size_t)f->value;
-    if (f->type == U32 || f->type == ENUM)
+    if (f->type == U32 || f->type == ENUM) {
+        uint32_t u32 = (uint32_t)(int64_t)f->value;
         memcpy(at, &u32, sizeof u32);
-    else if (f->type == FLOAT)
+    } else if (f->type == FLOAT) {
+        float f32 = (float)f->value;
         memcpy(at, &f32, sizeof f32);
-    else if (f->type == DOUBLE)
+    } else if (f->type == DOUBLE) {
         memcpy(at, &f->value, sizeof f->value);
-    else if (f->type == SIZE)
+    } else if (f->type == SIZE) {
+        size_t size = (size_t)f->value;
         memcpy(at, &size, sizeof size);
+    }
 }
 
 /* One bad field, after up to two others that make it so; the text of its value. */
@@ -520,6 +521,9 @@ static void every_bad_call(void **state) {
     CL_OK(code);
     cl_event gate = clCreateUserEvent(test.context, &code);
     CL_OK(code);
+    cl_event strange = clCreateUserEvent(other, &code);
+    CL_OK(code);
+    const cl_event hole[] = {gate, NULL};
     for (size_t i = 0; i < CALLS; i++) {
         const call_case *c = &calls[i];
         test_note("%s", c->name);
@@ -535,9 +539,17 @@ static void every_bad_call(void **state) {
                     "num_wait", "3");
         check_error(c->call(f.layer, test.queue, c->args, 0, &gate, NULL), CLMOE_INVALID_ARGUMENT,
                     "num_wait", "0");
+        check_error(c->call(f.layer, test.queue, c->args, 2, hole, NULL), CLMOE_INVALID_ARGUMENT,
+                    "wait[1]", "NULL");
+        check_error(c->call(f.layer, test.queue, c->args, 1, &strange, NULL),
+                    CLMOE_INVALID_ARGUMENT, "wait[0]", "context");
     }
     CL_OK(clFinish(test.queue));
     CHECK(all_untouched(), "something was enqueued\n");
+    /* Some drivers wait for it when the context goes. */
+    clSetUserEventStatus(gate, CL_COMPLETE);
+    clSetUserEventStatus(strange, CL_COMPLETE);
+    clReleaseEvent(strange);
     clReleaseEvent(gate);
     clReleaseCommandQueue(foreign);
     clReleaseContext(other);

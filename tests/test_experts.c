@@ -191,6 +191,26 @@ static void every_shape(void **state) {
         }
 }
 
+/* A zero row has no direction: it stays zero. */
+static void zero_rows_stay_zero(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {33, 29, 6, 0, 3, 17};
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        experts_case c;
+        test_case("engine %s", engines[n]);
+        default_case(&c, &s, engines[n]);
+        c.desc.normalize_experts = 1;
+        seed_set(1);
+        fill_case(&c);
+        float *x = random_floats((size_t)s.tokens * s.dim, 1.0);
+        for (size_t i = 0; i < (size_t)s.tokens * s.dim; i++)
+            x[i] = i / s.dim % 2 ? 0.0f : x[i];
+        c.x = x;
+        check_experts(&c, FROM_XE, false);
+    }
+}
+
 static const float *small_integers(size_t n) {
     float *values = HOST(float, n);
     for (size_t i = 0; i < n; i++)
@@ -223,8 +243,9 @@ static void exact_integers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_layout), TEST(every_activation), TEST(weights_inside_and_directions),
-        TEST(every_edge),   TEST(every_shape),      TEST(exact_integers),
+        TEST(every_layout),        TEST(every_activation), TEST(weights_inside_and_directions),
+        TEST(every_edge),          TEST(every_shape),      TEST(exact_integers),
+        TEST(zero_rows_stay_zero),
     };
     return RUN(tests);
 }

@@ -133,7 +133,7 @@ typedef struct clmoe_context_options {
     /*
      * Work-items per group of the routing kernels: 0 lets the library choose (1 on CPUs, where
      * barriers are slow, 256 or the device's limit elsewhere), else a power of two up to 256.
-     * Results do not depend on it.
+     * Integer results do not depend on it; sums of scores may differ in the last bits.
      */
     uint32_t group_size;
     /*

@@ -6,6 +6,7 @@ set -eu
 compare=$1
 shift
 device=$(device_option)
+engines=$(engines_here "$@")
 
 check_counts() {
     pairs=$(($(number tokens) * $(number top_k)))
@@ -20,7 +21,7 @@ for directory in "$DATA"/*/; do
     block=$(recorded_blocks "$model" | head -1)
     for factor in 1.0 0.5 0; do
         counts=
-        for engine in "$@"; do
+        for engine in $engines; do
             what="$model, factor $factor, $engine"
             # shellcheck disable=SC2046,SC2086
             run_exit 0 run $(block_args "$model" "$block") --capacity-factor $factor --engine "$engine" \
@@ -32,7 +33,7 @@ for directory in "$DATA"/*/; do
         [ "$(printf '%s' "$counts" | sort -u | wc -l)" = 1 ] ||
             complain "$model, factor $factor: engines drop differently"
         # shellcheck disable=SC2046
-        "$compare" 1e-5 $(printf "$tmp/%s.safetensors " "$@") >"$tmp/err" 2>&1 ||
+        "$compare" 1e-5 $(printf "$tmp/%s.safetensors " $engines) >"$tmp/err" 2>&1 ||
             complain "$model, factor $factor: engines differ"
     done
 done

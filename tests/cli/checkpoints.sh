@@ -5,6 +5,7 @@ set -eu
 . "$(dirname "$0")/lib.sh"
 engine=$1
 device=$(device_option)
+[ -n "$(engines_here "$engine")" ] || finish
 for directory in "$DATA"/*/; do
     model=$(basename "$directory")
     for block in $(recorded_blocks "$model"); do

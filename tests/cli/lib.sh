@@ -44,6 +44,20 @@ device_option() {
     echo "--device $wanted"
 }
 
+# Which of the engines ENGINE... run on the device under test.
+engines_here() {
+    for engine in "$@"; do
+        # shellcheck disable=SC2046,SC2086
+        if "$CLMOE" run $(block_args qwen3_moe model.layers.0.mlp) --engine "$engine" \
+            $(device_option) >/dev/null 2>"$tmp/err"; then
+            echo "$engine"
+        else
+            grep -q "engine $engine needs" "$tmp/err" || complain "engine $engine does not run"
+            echo "engine $engine does not run on this device" >&2
+        fi
+    done
+}
+
 # recorded_blocks MODEL: the MoE blocks with a recorded input, as in model.layers.0.mlp
 recorded_blocks() {
     head -c 8192 "$DATA/$1/activations.safetensors" | tr -c '[:print:]' '\n' |

@@ -1,0 +1,82 @@
+/*
+ * The table of cases: shapes and routing patterns, and what each step of them costs. Shared by
+ * clmoe-bench and the tests; plain C, needs no device.
+ */
+#ifndef BENCH_CASES_H
+#define BENCH_CASES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Where a case belongs: `all` takes those of the device's type, the others are run by name. */
+typedef enum case_home {
+    CASE_CPU,
+    CASE_GPU,
+    CASE_ANY,
+    CASE_BY_NAME,
+} case_home;
+
+typedef enum case_pattern {
+    ROUTE_UNIFORM,    /* every expert is as likely */
+    ROUTE_ZIPF,       /* expert e is about 1/(e+1) as likely as the first */
+    ROUTE_ONE_EXPERT, /* the first choice of every token is expert 0 */
+    ROUTE_PATTERNS
+} case_pattern;
+
+/* A layer: softmax router with renormalised weights, experts with gate, silu and no biases. */
+typedef struct bench_case {
+    const char *name;
+    case_home home;
+    uint32_t tokens, dim, hidden_dim, experts, top_k;
+    bool routing_only; /* score to plan; its experts are a token gesture */
+} bench_case;
+
+/* The table, ended by a NULL name. Rows of one name differ in tokens, or are a sweep. */
+extern const bench_case bench_cases[];
+
+/* What can be timed: the whole layer, its steps, and two chains of steps. */
+typedef enum bench_step {
+    STEP_LAYER,
+    STEP_SCORE,        /* x -> logits, scores */
+    STEP_TOPK,         /* scores -> ids, weights */
+    STEP_PLAN,         /* ids -> plan */
+    STEP_ROUTING,      /* scores -> plan */
+    STEP_TOPK_TO_PLAN, /* logits -> plan */
+    STEP_DISPATCH,     /* x, plan -> xe */
+    STEP_EXPERTS,      /* both GEMMs with the activation */
+    STEP_COMBINE,
+    STEP_STATS,
+    STEP_COUNT
+} bench_step;
+
+extern const char *const step_names[STEP_COUNT];
+extern const char *const pattern_names[ROUTE_PATTERNS];
+
+/* Whether the case has the step. */
+bool case_has_step(const bench_case *c, bench_step step);
+
+/* Added to the logits of expert e, whose own part has a deviation of about 1. */
+float pattern_bias(case_pattern pattern, uint32_t expert);
+
+/* Sizes that depend on the storage types and on the routing. */
+typedef struct case_sizes {
+    size_t element;   /* bytes of an element of x, y, xe, ye */
+    size_t weight;    /* bytes of an element of the expert weights */
+    uint32_t touched; /* experts that got a token */
+} case_sizes;
+
+/* Multiplications and additions of a step; 0 where it only moves data. */
+double case_flops(const bench_case *c, bench_step step);
+
+/*
+ * Bytes a step cannot avoid: every input it needs read once, every output written once, and of the
+ * weights those of the touched experts. What a step keeps for itself, such as the hidden rows
+ * between the two GEMMs, does not count.
+ */
+double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes);
+
+/* Bytes of the expert weights. */
+double case_weight_bytes(const bench_case *c, size_t weight);
+
+#endif

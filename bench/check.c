@@ -1,0 +1,315 @@
+#include "check.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Routing weights and logits are f32 whatever the storage type. */
+#define ROUTING_TOLERANCE 1e-5
+
+/* Keeps the first complaint. */
+static void complain(check_result *result, const char *format, ...) BENCH_PRINTF(2);
+static void complain(check_result *result, const char *format, ...) {
+    va_list list;
+    if (result->wrong[0] != '\0')
+        return;
+    va_start(list, format);
+    vsnprintf(result->wrong, sizeof result->wrong, format, list);
+    va_end(list);
+}
+
+void check_row(const char *what, const float *got, const double *want, size_t n, double tolerance,
+               check_result *result) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double difference = (double)got[i] - want[i];
+        error += difference * difference;
+        size += want[i] * want[i];
+    }
+    if (!(sqrt(error) <= tolerance * sqrt(size)))
+        complain(result, "%s: relative error %.2e, tolerance %.1e", what, sqrt(error / size),
+                 tolerance);
+}
+
+uint32_t count_load(const int32_t *ids, size_t pairs, uint32_t experts, uint32_t *load) {
+    uint32_t touched = 0;
+    memset(load, 0, experts * sizeof *load);
+    for (size_t p = 0; p < pairs; p++)
+        if (ids[p] >= 0 && ids[p] < (int32_t)experts && load[ids[p]]++ == 0)
+            touched++;
+    return touched;
+}
+
+/* ---- Rows ---------------------------------------------------------------------------------- */
+
+/* An f16 or bf16 value as f32. */
+static float from_half(uint16_t half, clmoe_type type) {
+    const uint32_t sign = (uint32_t)(half & 0x8000U) << 16, exponent = (half >> 10) & 31U;
+    const uint32_t mantissa = half & 0x3ffU;
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    if (type == CLMOE_F16 && exponent == 0)
+        return (sign ? -1.0F : 1.0F) * (float)mantissa * 0x1p-24F;
+    if (type == CLMOE_F16)
+        bits = sign | (exponent == 31 ? 0x7f800000U : (exponent + 112) << 23) | mantissa << 13;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Row `row` of [.., n] elements of the layer's type, as floats. */
+static clmoe_status read_row(const subject *s, subject_buffer which, size_t row, size_t n,
+                             float *to) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint16_t *halves = NULL;
+    if (s->in->type == CLMOE_F32)
+        return subject_read(s, which, row * n * sizeof *to, n * sizeof *to, to);
+    halves = calloc(n, sizeof *halves);
+    if (!halves)
+        TRY(bench_no_memory("a row"));
+    TRY(subject_read(s, which, row * n * sizeof *halves, n * sizeof *halves, halves));
+    for (size_t i = 0; i < n; i++)
+        to[i] = from_half(halves[i], s->in->type);
+done:
+    free(halves);
+    return status;
+}
+
+/* y of the step combine or of the whole layer. */
+static clmoe_status check_y(const subject *s, const reference *ref, subject_buffer which,
+                            check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t dim = s->in->of.dim;
+    float *row = calloc(dim, sizeof *row);
+    if (!row)
+        TRY(bench_no_memory("a row"));
+    for (uint32_t n = 0; n < ref->count; n++) {
+        TRY(read_row(s, which, ref->token[n], dim, row));
+        check_row("y", row, ref->y + n * dim, dim, ref->tolerance, result);
+    }
+done:
+    free(row);
+    return status;
+}
+
+/* The slot of a pair; -1 if the plan gives it none, or one out of range. */
+static clmoe_status read_slot(const subject *s, size_t pair, int32_t *slot) {
+    clmoe_status status =
+        subject_read(s, SUBJECT_PLAN, s->plan.slot_of + pair * sizeof *slot, sizeof *slot, slot);
+    if (*slot < 0 || (uint32_t)*slot >= s->plan.slots)
+        *slot = -1;
+    return status;
+}
+
+/* xe: the tokens' rows of x; ye: the experts' outputs. */
+static clmoe_status check_slots(const subject *s, const reference *ref, subject_buffer which,
+                                check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bench_case *c = &s->in->of;
+    float *row = calloc(c->dim, sizeof *row);
+    double *x = calloc(c->dim, sizeof *x);
+    if (!row || !x)
+        TRY(bench_no_memory("a row"));
+    for (uint32_t p = 0; p < ref->count * c->top_k; p++) {
+        const size_t token = ref->token[p / c->top_k];
+        int32_t slot = -1;
+        TRY(read_slot(s, token * c->top_k + p % c->top_k, &slot));
+        if (slot < 0) {
+            complain(result, "a pair of token %zu has no slot", token);
+            continue;
+        }
+        TRY(read_row(s, which, (size_t)slot, c->dim, row));
+        for (uint32_t d = 0; which == SUBJECT_XE && d < c->dim; d++)
+            x[d] = (double)value_at(&s->in->x, token * c->dim + d);
+        if (which == SUBJECT_XE)
+            check_row("xe", row, x, c->dim, 0, result);
+        else
+            check_row("ye", row, ref->experts + (size_t)p * c->dim, c->dim, ref->tolerance, result);
+    }
+done:
+    free(row);
+    free(x);
+    return status;
+}
+
+/* ---- Routing ------------------------------------------------------------------------------- */
+
+static void softmax(const double *logits, uint32_t n, double *scores) {
+    double most = -INFINITY, sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        most = fmax(most, logits[i]);
+    for (uint32_t i = 0; i < n; i++)
+        sum += scores[i] = exp(logits[i] - most);
+    for (uint32_t i = 0; i < n; i++)
+        scores[i] /= sum;
+}
+
+static clmoe_status check_scores(const subject *s, const reference *ref, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t experts = s->in->of.experts;
+    float *row = calloc(experts, sizeof *row);
+    double *want = calloc(experts, sizeof *want);
+    if (!row || !want)
+        TRY(bench_no_memory("a row of scores"));
+    for (uint32_t n = 0; n < ref->count; n++) {
+        const double *logits = ref->logits + (size_t)n * experts;
+        const size_t bytes = experts * sizeof *row, offset = ref->token[n] * bytes;
+        TRY(subject_read(s, SUBJECT_LOGITS, offset, bytes, row));
+        check_row("logits", row, logits, experts, ROUTING_TOLERANCE, result);
+        softmax(logits, experts, want);
+        TRY(subject_read(s, SUBJECT_SCORES, offset, bytes, row));
+        check_row("scores", row, want, experts, ROUTING_TOLERANCE, result);
+    }
+done:
+    free(row);
+    free(want);
+    return status;
+}
+
+static clmoe_status check_choice(const subject *s, const reference *ref, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t top_k = s->in->of.top_k;
+    const size_t bytes = top_k * sizeof(float);
+    int32_t *ids = calloc(top_k, sizeof *ids);
+    float *weights = calloc(top_k, sizeof *weights);
+    if (!ids || !weights)
+        TRY(bench_no_memory("a token's choice"));
+    for (uint32_t n = 0; n < ref->count; n++) {
+        TRY(subject_read(s, SUBJECT_IDS, ref->token[n] * bytes, bytes, ids));
+        TRY(subject_read(s, SUBJECT_WEIGHTS, ref->token[n] * bytes, bytes, weights));
+        for (uint32_t k = 0; k < top_k; k++)
+            if (ids[k] != ref->ids[n * top_k + k])
+                complain(result, "choice %u of token %u is expert %d, but must be %d", (unsigned)k,
+                         (unsigned)ref->token[n], (int)ids[k], (int)ref->ids[n * top_k + k]);
+        check_row("weights", weights, ref->weights + (size_t)n * top_k, top_k, ROUTING_TOLERANCE,
+                  result);
+    }
+done:
+    free(ids);
+    free(weights);
+    return status;
+}
+
+/* The plan of a dropless layer, read back whole. */
+typedef struct host_plan {
+    char *bytes;
+    int32_t *ids;   /* [T,K] */
+    uint32_t *load; /* [E], counted from ids */
+    uint32_t *seen; /* [E], pairs of the expert met so far */
+} host_plan;
+
+static void check_loads(const subject *s, const host_plan *plan, check_result *result) {
+    const uint32_t *load = (const uint32_t *)(plan->bytes + s->plan.load);
+    const uint32_t *kept = (const uint32_t *)(plan->bytes + s->plan.kept);
+    const uint32_t *offsets = (const uint32_t *)(plan->bytes + s->plan.offsets);
+    for (uint32_t e = 0; e < s->in->of.experts; e++) {
+        if (load[e] != plan->load[e] || kept[e] != plan->load[e])
+            complain(result, "expert %u has load %u and keeps %u, but must have %u", (unsigned)e,
+                     (unsigned)load[e], (unsigned)kept[e], (unsigned)plan->load[e]);
+        if (offsets[e] % s->plan.row_tile != 0 || offsets[e + 1] < offsets[e] + kept[e] ||
+            offsets[e + 1] > s->plan.slots)
+            complain(result, "the bucket of expert %u is misplaced", (unsigned)e);
+    }
+}
+
+/* Pairs lie in their expert's bucket in the order of the tokens. */
+static void check_places(const subject *s, const host_plan *plan, check_result *result) {
+    const uint32_t *offsets = (const uint32_t *)(plan->bytes + s->plan.offsets);
+    const int32_t *slot_of = (const int32_t *)(plan->bytes + s->plan.slot_of);
+    const int32_t *row_of = (const int32_t *)(plan->bytes + s->plan.row_of);
+    const int32_t *token_of = (const int32_t *)(plan->bytes + s->plan.token_of);
+    for (uint32_t p = 0; p < s->plan.pairs && result->wrong[0] == '\0'; p++) {
+        const int32_t expert = plan->ids[p];
+        if (expert < 0 || (uint32_t)expert >= s->in->of.experts) {
+            complain(result, "the id of pair %u is %d", (unsigned)p, (int)expert);
+            return;
+        }
+        const uint32_t slot = offsets[expert] + plan->seen[expert]++;
+        if (slot_of[p] != (int32_t)slot || row_of[slot] != (int32_t)p ||
+            token_of[slot] != (int32_t)(p / s->in->of.top_k))
+            complain(result, "pair %u has slot %d, but must have %u", (unsigned)p, (int)slot_of[p],
+                     (unsigned)slot);
+    }
+}
+
+static clmoe_status check_plan(const subject *s, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t experts = s->in->of.experts, ids_bytes = s->plan.pairs * sizeof(int32_t);
+    host_plan plan = {.bytes = malloc(s->plan.bytes),
+                      .ids = malloc(ids_bytes),
+                      .load = calloc(experts, sizeof *plan.load),
+                      .seen = calloc(experts, sizeof *plan.seen)};
+    if (!plan.bytes || !plan.ids || !plan.load || !plan.seen)
+        TRY(bench_no_memory("a plan"));
+    TRY(subject_read(s, SUBJECT_PLAN, 0, s->plan.bytes, plan.bytes));
+    TRY(subject_read(s, SUBJECT_IDS, 0, ids_bytes, plan.ids));
+    count_load(plan.ids, s->plan.pairs, (uint32_t)experts, plan.load);
+    check_loads(s, &plan, result);
+    if (result->wrong[0] == '\0')
+        check_places(s, &plan, result);
+done:
+    free(plan.bytes);
+    free(plan.ids);
+    free(plan.load);
+    free(plan.seen);
+    return status;
+}
+
+static clmoe_status check_stats(const subject *s, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bench_case *c = &s->in->of;
+    clmoe_stats stats;
+    TRY(subject_read(s, SUBJECT_STATS, 0, sizeof stats, &stats));
+    if (stats.tokens != c->tokens || stats.columns != c->experts || stats.pairs != s->plan.pairs ||
+        stats.kept != s->plan.pairs || stats.dropped != 0)
+        complain(result, "the statistics have %u tokens and %u pairs, %u kept",
+                 (unsigned)stats.tokens, (unsigned)stats.pairs, (unsigned)stats.kept);
+done:
+    return status;
+}
+
+static clmoe_status check_routing(const subject *s, const reference *ref, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_choice(s, ref, result));
+    TRY(check_plan(s, result));
+done:
+    return status;
+}
+
+clmoe_status check_outputs(const subject *s, const reference *ref, bench_step step,
+                           check_result *result) {
+    result->wrong[0] = '\0';
+    switch (step) {
+    case STEP_LAYER:
+        return check_y(s, ref, SUBJECT_Y, result);
+    case STEP_SCORE:
+        return check_scores(s, ref, result);
+    case STEP_TOPK:
+        return check_choice(s, ref, result);
+    case STEP_PLAN:
+        return check_plan(s, result);
+    case STEP_ROUTING:
+    case STEP_TOPK_TO_PLAN:
+        return check_routing(s, ref, result);
+    case STEP_DISPATCH:
+        return check_slots(s, ref, SUBJECT_XE, result);
+    case STEP_EXPERTS:
+        return check_slots(s, ref, SUBJECT_YE, result);
+    case STEP_COMBINE:
+        return check_y(s, ref, SUBJECT_STEP_Y, result);
+    case STEP_STATS:
+    case STEP_COUNT:
+        break;
+    }
+    return check_stats(s, result);
+}
+
+clmoe_status check_step(subject *s, const reference *ref, bench_step step, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(subject_enqueue(s, step, NULL));
+    TRY(CL(clFinish(s->device->queue)));
+    TRY(check_outputs(s, ref, step, result));
+done:
+    return status;
+}

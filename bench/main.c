@@ -1,0 +1,106 @@
+/* clmoe-bench: read measure.c for what is timed and how, cases.c for on what. */
+#include "cold.h"
+#include "measure.h"
+#include "options.h"
+#include "roofline.h"
+
+#include <string.h>
+
+enum { EXIT_OK = 0, EXIT_WRONG = 1, EXIT_BAD_INPUT = 2 };
+
+static clmoe_status add_roofline_row(bench_rows *rows, const bench_device *device, const char *step,
+                                     double gbytes_per_s, double gflops) {
+    bench_row row = {.case_name = ROOFLINE_CASE,
+                     .pattern = "none",
+                     .dtype = "f32",
+                     .step = step,
+                     .engine = ROOFLINE_CASE,
+                     .gbytes_per_s = gbytes_per_s,
+                     .gflops = gflops,
+                     .percent_of_peak = 100,
+                     .checked = true};
+    snprintf(row.device, sizeof row.device, "%s", device->name);
+    snprintf(row.driver, sizeof row.driver, "%s", device->driver);
+    return rows_add(rows, &row);
+}
+
+static clmoe_status add_roofline(bench_rows *rows, bench_device *device) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(roofline_measure(device));
+    TRY(add_roofline_row(rows, device, "read", device->read_gbs, 0));
+    TRY(add_roofline_row(rows, device, "copy", device->copy_gbs, 0));
+    TRY(add_roofline_row(rows, device, "fma", 0, device->fma_gflops));
+done:
+    return status;
+}
+
+static clmoe_status measure_cases(measurement *m) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool cpu = m->device->cpu;
+    for (const bench_case *c = bench_cases; c->name; c++)
+        if (options_choose(m->options, c, cpu))
+            m->progress.total += measure_steps(m, c);
+    for (const bench_case *c = bench_cases; c->name; c++)
+        if (options_choose(m->options, c, cpu))
+            TRY(measure_case(m, c));
+done:
+    progress_clear();
+    return status;
+}
+
+/* Errors too leave the rows measured so far. */
+static clmoe_status measure(const bench_options *options, bench_rows *rows) {
+    clmoe_status status = CLMOE_SUCCESS;
+    bench_device device = {0};
+    measurement m = {.options = options, .device = &device};
+    TRY(device_open(options->device, &device));
+    TRY(engines_choose(options, &device, &m.engines));
+    TRY(device_prepare(&device));
+    TRY(add_roofline(&m.rows, &device));
+    const size_t before = m.rows.count;
+    TRY(measure_cases(&m));
+    if (m.rows.count == before)
+        TRY(bench_fail(CLMOE_UNSUPPORTED, "nothing to time: no case with these steps runs here"));
+done:
+    *rows = m.rows;
+    inputs_release(&m.inputs);
+    device_close(&device);
+    return status;
+}
+
+static clmoe_status report(const bench_options *options, const bench_rows *rows) {
+    if (options->json)
+        return rows_write_json(rows, options->json);
+    rows_print(rows);
+    return fflush(stdout) == 0 ? CLMOE_SUCCESS
+                               : bench_fail(CLMOE_IO, "cannot write to standard output");
+}
+
+static int bad_input(void) {
+    fprintf(stderr, "clmoe-bench: %s\n", bench_error());
+    return EXIT_BAD_INPUT;
+}
+
+int main(int argc, char **argv) {
+    bench_options options;
+    bench_rows rows = {0};
+    int code = EXIT_OK;
+    switch (options_parse(argc, argv, &options)) {
+    case PARSE_STOP:
+        return fflush(stdout) == 0 ? EXIT_OK : EXIT_BAD_INPUT;
+    case PARSE_BAD:
+        return bad_input();
+    case PARSE_RUN:
+        break;
+    }
+    if ((options.cold ? cold_measure : measure)(&options, &rows) != CLMOE_SUCCESS)
+        code = bad_input();
+    if (rows.count > 0 && report(&options, &rows) != CLMOE_SUCCESS)
+        code = bad_input();
+    if (code == EXIT_OK && rows.wrong > 0) {
+        fprintf(stderr, "clmoe-bench: %zu wrong results, not timed\n", rows.wrong);
+        code = EXIT_WRONG;
+    }
+    rows_free(&rows);
+    return code;
+}

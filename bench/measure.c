@@ -1,0 +1,313 @@
+#include "measure.h"
+#include "check.h"
+#include "peer_openblas.h"
+#include "roofline.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* A row has enough samples after this long, but never fewer than the least. */
+#define ENOUGH_MS 20000.0
+enum { LEAST_SAMPLES = 3 };
+
+/* An engine that takes part in the case. */
+typedef struct contender {
+    const bench_engine *engine;
+    subject subject;
+    peer_openblas peer;
+    /* Of the current step: */
+    bool runs;
+    double *samples, spent_ms;
+    uint32_t count;
+} contender;
+
+typedef struct contest {
+    measurement *m;
+    const bench_case *of;
+    contender contenders[MAX_ENGINES];
+    size_t count;
+    reference reference;
+    case_sizes sizes;
+    int32_t *ids; /* [T,K] */
+} contest;
+
+static void skip(const measurement *m, const bench_case *c, const char *what) {
+    (void)m;
+    progress_clear();
+    fprintf(stderr, "clmoe-bench: skipped %s T=%u%s%s: %s\n", c->name, (unsigned)c->tokens,
+            what[0] ? ", " : "", what, bench_error());
+}
+
+/* ---- Setting up ------------------------------------------------------------------------------ */
+
+/* The choices and how many experts they touch, from the first engine. */
+static clmoe_status read_choices(contest *t, const subject *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t pairs = (size_t)t->of->tokens * t->of->top_k;
+    uint32_t *load = calloc(t->of->experts, sizeof *load);
+    if (!t->ids)
+        t->ids = malloc(pairs * sizeof *t->ids);
+    if (!load || !t->ids)
+        TRY(bench_no_memory("the choices"));
+    TRY(subject_read(s, SUBJECT_IDS, 0, pairs * sizeof *t->ids, t->ids));
+    t->sizes = (case_sizes){.element = type_bytes(t->m->inputs.type),
+                            .weight = type_bytes(t->m->inputs.type),
+                            .touched = count_load(t->ids, pairs, t->of->experts, load)};
+done:
+    free(load);
+    return status;
+}
+
+/* Peers come last in the list: they take the choices of an engine. */
+static clmoe_status enter_peer(contest *t, contender *c) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!t->ids) {
+        subject router;
+        TRY(subject_create(t->m->device, &t->m->inputs, NULL, &router));
+        status = read_choices(t, &router);
+        subject_release(&router);
+        TRY(status);
+    }
+    TRY(peer_openblas_create(t->m->device, &t->m->inputs, t->ids, &c->peer));
+done:
+    return status;
+}
+
+static clmoe_status enter_engine(contest *t, contender *c) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(subject_create(t->m->device, &t->m->inputs, c->engine->library, &c->subject));
+    if (!t->ids)
+        TRY(read_choices(t, &c->subject));
+done:
+    return status;
+}
+
+static bool refused(clmoe_status status) {
+    return status == CLMOE_UNSUPPORTED || status == CLMOE_INVALID_DESC ||
+           status == CL_OUT_OF_RESOURCES || status == CL_MEM_OBJECT_ALLOCATION_FAILURE;
+}
+
+/* Routing does not depend on the engine: one stands for all, unless they were named. */
+static bool takes_part(const contest *t, const bench_engine *engine) {
+    const bool named = !list_is_all(t->m->options->engines);
+    if (engine_is_peer(engine))
+        return !t->of->routing_only;
+    return !t->of->routing_only || named || t->count == 0;
+}
+
+static clmoe_status enter_all(contest *t) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t i = 0; i < t->m->engines.count; i++) {
+        const bench_engine *engine = &t->m->engines.engines[i];
+        contender *c = &t->contenders[t->count];
+        if (!takes_part(t, engine))
+            continue;
+        c->engine = engine;
+        progress_show(&t->m->progress, t->of->name, t->of->tokens, engine->name);
+        status = engine_is_peer(engine) ? enter_peer(t, c) : enter_engine(t, c);
+        if (refused(status))
+            skip(t->m, t->of, engine->name);
+        else if (status != CLMOE_SUCCESS)
+            return status;
+        else
+            t->count++;
+    }
+    return CLMOE_SUCCESS;
+}
+
+static void leave_all(contest *t) {
+    for (size_t i = 0; i < t->count; i++) {
+        if (engine_is_peer(t->contenders[i].engine))
+            peer_openblas_release(&t->contenders[i].peer);
+        else
+            subject_release(&t->contenders[i].subject);
+        free(t->contenders[i].samples);
+    }
+    reference_free(&t->reference);
+    free(t->ids);
+}
+
+/* ---- Rows ------------------------------------------------------------------------------------ */
+
+static bench_row row_of(const contest *t, const contender *c, bench_step step) {
+    const measurement *m = t->m;
+    bench_row row = {.case_name = t->of->name,
+                     .pattern = pattern_names[m->inputs.pattern],
+                     .dtype = type_names[m->inputs.type],
+                     .step = step_names[step],
+                     .tokens = t->of->tokens,
+                     .dim = t->of->dim,
+                     .hidden_dim = t->of->hidden_dim,
+                     .experts = t->of->experts,
+                     .top_k = t->of->top_k};
+    snprintf(row.engine, sizeof row.engine, "%s", c->engine->name);
+    snprintf(row.device, sizeof row.device, "%s", m->device->name);
+    snprintf(row.driver, sizeof row.driver, "%s", m->device->driver);
+    if (engine_is_peer(c->engine))
+        peer_openblas_name(row.driver, sizeof row.driver);
+    return row;
+}
+
+static clmoe_status add_wrong(contest *t, const contender *c, bench_step step,
+                              const check_result *result) {
+    bench_row row = row_of(t, c, step);
+    snprintf(row.error, sizeof row.error, "%s", result->wrong);
+    return rows_add(&t->m->rows, &row);
+}
+
+static clmoe_status add_timed(contest *t, const contender *c, bench_step step) {
+    const double bytes = case_bytes(t->of, step, &t->sizes), flops = case_flops(t->of, step);
+    bench_row row = row_of(t, c, step);
+    row.checked = true;
+    row_set_times(&row, c->samples, c->count);
+    row.gbytes_per_s = bytes / row.median_ms * 1e-6;
+    row.gflops = flops / row.median_ms * 1e-6;
+    row.percent_of_peak = 100 * roofline_ms(t->m->device, bytes, flops) / row.median_ms;
+    return rows_add(&t->m->rows, &row);
+}
+
+/* ---- Steps ----------------------------------------------------------------------------------- */
+
+/* Engines that gather have no dispatch in the layer; it is timed if it was named. */
+static bool has_step(const contest *t, const contender *c, bench_step step) {
+    if (engine_is_peer(c->engine))
+        return step == STEP_EXPERTS;
+    return step != STEP_DISPATCH || c->subject.dispatches || !list_is_all(t->m->options->steps);
+}
+
+/* Runs the step once and looks at the result; wrong ones take no part in the timing. */
+static clmoe_status check_contender(contest *t, contender *c, bench_step step) {
+    clmoe_status status = CLMOE_SUCCESS;
+    check_result result = {""};
+    c->runs = has_step(t, c, step);
+    c->count = 0;
+    c->spent_ms = 0;
+    if (!c->runs)
+        return CLMOE_SUCCESS;
+    if (engine_is_peer(c->engine)) {
+        peer_openblas_run(&c->peer);
+        peer_openblas_check(&c->peer, &t->reference, &result);
+    } else {
+        TRY(check_step(&c->subject, &t->reference, step, &result));
+    }
+    if (result.wrong[0] != '\0') {
+        c->runs = false;
+        TRY(add_wrong(t, c, step, &result));
+    }
+done:
+    return status;
+}
+
+static void pause_ms(long milliseconds) {
+    const struct timespec time = {.tv_sec = 0, .tv_nsec = milliseconds * 1000000};
+    nanosleep(&time, NULL);
+}
+
+/* Expert weights come from memory, not from a cache that an earlier run left. */
+static clmoe_status time_once(const contest *t, contender *c, bench_step step, double *ms) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (step == STEP_LAYER || step == STEP_EXPERTS)
+        TRY(device_forget(t->m->device));
+    TRY(CL(clFinish(t->m->device->queue)));
+    if (!engine_is_peer(c->engine))
+        return subject_time(&c->subject, step, ms);
+    const double begin = host_ms();
+    peer_openblas_run(&c->peer);
+    *ms = host_ms() - begin;
+    pause_ms(PEER_PAUSE_MS);
+done:
+    return status;
+}
+
+static bool enough(const contender *c, uint32_t repeat) {
+    return c->count == repeat || (c->count >= LEAST_SAMPLES && c->spent_ms > ENOUGH_MS);
+}
+
+/* Engines take turns, so that what disturbs the machine disturbs all; the first round warms up. */
+static clmoe_status time_in_turns(contest *t, bench_step step) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t repeat = t->m->options->repeat;
+    for (uint32_t round = 0; round <= repeat; round++)
+        for (size_t i = 0; i < t->count; i++) {
+            contender *c = &t->contenders[i];
+            double ms = 0;
+            if (!c->runs || enough(c, repeat))
+                continue;
+            TRY(time_once(t, c, step, &ms));
+            c->spent_ms += ms;
+            if (round > 0)
+                c->samples[c->count++] = ms;
+        }
+done:
+    return status;
+}
+
+static clmoe_status measure_step(contest *t, bench_step step) {
+    clmoe_status status = CLMOE_SUCCESS;
+    progress_show(&t->m->progress, t->of->name, t->of->tokens, step_names[step]);
+    for (size_t i = 0; i < t->count; i++)
+        TRY(check_contender(t, &t->contenders[i], step));
+    TRY(time_in_turns(t, step));
+    for (size_t i = 0; i < t->count; i++)
+        if (t->contenders[i].runs)
+            TRY(add_timed(t, &t->contenders[i], step));
+    t->m->progress.done++;
+done:
+    return status;
+}
+
+static bool step_chosen(const measurement *m, const bench_case *c, bench_step step) {
+    return case_has_step(c, step) &&
+           (list_is_all(m->options->steps) || list_has(m->options->steps, step_names[step]));
+}
+
+size_t measure_steps(const measurement *m, const bench_case *c) {
+    size_t steps = 0;
+    for (int step = 0; step < STEP_COUNT; step++)
+        steps += step_chosen(m, c, (bench_step)step);
+    return steps;
+}
+
+static clmoe_status measure_all(contest *t) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t i = 0; i < t->count; i++) {
+        t->contenders[i].samples = calloc(t->m->options->repeat, sizeof(double));
+        if (!t->contenders[i].samples)
+            TRY(bench_no_memory("times"));
+    }
+    for (int step = 0; step < STEP_COUNT; step++)
+        if (step_chosen(t->m, t->of, (bench_step)step))
+            TRY(measure_step(t, (bench_step)step));
+done:
+    return status;
+}
+
+clmoe_status measure_case(measurement *m, const bench_case *c) {
+    clmoe_status status = CLMOE_SUCCESS;
+    contest *t = calloc(1, sizeof *t);
+    const size_t done_after = m->progress.done + measure_steps(m, c);
+    if (!t)
+        return bench_no_memory("a case");
+    t->m = m;
+    t->of = c;
+    progress_show(&m->progress, c->name, c->tokens, "inputs");
+    status = inputs_set(&m->inputs, m->device, c, m->options->pattern, m->options->type);
+    if (refused(status)) {
+        skip(m, c, "");
+        status = CLMOE_SUCCESS;
+        goto done;
+    }
+    TRY(status);
+    TRY(enter_all(t));
+    if (t->count > 0) {
+        progress_show(&m->progress, c->name, c->tokens, "reference");
+        TRY(reference_make(&m->inputs, &t->reference));
+        TRY(measure_all(t));
+    }
+done:
+    m->progress.done = done_after;
+    leave_all(t);
+    free(t);
+    return status;
+}

@@ -1,0 +1,248 @@
+#include "options.h"
+#include "device.h"
+#include "inputs.h"
+#include "peer_openblas.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEFAULT_REPEAT = 15, DEFAULT_COLD_REPEAT = 3, MAX_REPEAT = 100000 };
+
+static const char usage[] =
+    "Usage: clmoe-bench [OPTION]...\n"
+    "Times clmoe's layer and its steps on fixed cases, next to the roofline measured in the same\n"
+    "run. Engines take turns; a result is checked on the host before it is timed. NAME is a name,\n"
+    "several with commas between them, or all.\n"
+    "\n"
+    "  --case NAME     cases (default all: those meant for the device's type)\n"
+    "  --engine NAME   engines: cpu-raw, tiled, clblast, ref, peer:openblas ...\n"
+    "                  (default all: every one that runs here but ref)\n"
+    "  --peer NAME     adds a peer to the engines: openblas\n"
+    "  --step NAME     layer, score, topk, plan, dispatch, experts, combine, stats;\n"
+    "                  routing (scores to plan), topk_to_plan (logits to plan) (default all)\n"
+    "  --dtype TYPE    f32, f16 or bf16, of x and the expert weights (default f32)\n"
+    "  --pattern NAME  how tokens choose: uniform, zipf or one-expert (default uniform)\n"
+    "  --tokens T      of a case with several batch sizes, this one alone\n"
+    "  --device I      the device, as clmoe devices counts (default: the first GPU, else 0)\n"
+    "  --repeat N      medians of N runs (default 15; rows of long runs stop earlier)\n"
+    "  --cold          times the creation of context and layer instead, in fresh processes:\n"
+    "                  create_cold without caches, create_warm with the driver's caches filled,\n"
+    "                  create_cached with clmoe's program cache alone (default --repeat 3)\n"
+    "  --json FILE     writes an array of rows to FILE, - for standard output, instead of a table\n"
+    "  --help          this text, with the cases\n"
+    "  --version       the version\n"
+    "\n"
+    "GB/s and GFLOP/s count what a step cannot avoid: inputs and touched weights read once, outputs\n"
+    "written once. % of peak is the time which those take at the measured bandwidth and f32\n"
+    "multiply-add rate, whichever is longer, over the median. Matrix units can pass 100, and so can\n"
+    "steps on what a cache holds; before layer and experts the caches are filled with other data.\n"
+    "\n"
+    "Exit status: 0 success, 1 a result was wrong, 2 bad input or nothing to time.\n"
+    "\n"
+    "Cases:\n";
+
+static void print_help(void) {
+    static const char *const homes[] = {"CPU", "GPU", "any", "by name"};
+    fputs(usage, stdout);
+    for (const bench_case *c = bench_cases; c->name; c++)
+        printf("  %-16s T %-6u D %-5u H %-5u E %-4u K %-3u %s%s\n", c->name, (unsigned)c->tokens,
+               (unsigned)c->dim, (unsigned)c->hidden_dim, (unsigned)c->experts, (unsigned)c->top_k,
+               homes[c->home], c->routing_only ? ", routing only" : "");
+}
+
+/* ---- Lists ----------------------------------------------------------------------------------- */
+
+bool list_has(const char *list, const char *name) {
+    const size_t length = strlen(name);
+    while (*list) {
+        const size_t item = strcspn(list, ",");
+        if (item == length && memcmp(list, name, length) == 0)
+            return true;
+        list += item + (list[item] == ',');
+    }
+    return false;
+}
+
+bool list_is_all(const char *list) {
+    return list_has(list, "all");
+}
+
+bool options_choose(const bench_options *options, const bench_case *c, bool cpu) {
+    const bool fits = c->home == CASE_ANY || c->home == (cpu ? CASE_CPU : CASE_GPU);
+    if (options->tokens != 0 && options->tokens != c->tokens)
+        return false;
+    return list_has(options->cases, c->name) || (list_is_all(options->cases) && fits);
+}
+
+/* Every item of a list must be "all", or one that `known` knows. */
+static clmoe_status check_list(const char *option, const char *list,
+                               bool (*known)(const char *name)) {
+    char name[64];
+    while (true) {
+        const size_t length = strcspn(list, ",");
+        snprintf(name, sizeof name, "%.*s", (int)length, list);
+        if (strcmp(name, "all") != 0 && !known(name))
+            return bench_fail(CLMOE_INVALID_ARGUMENT, "%s '%s' is unknown; see --help", option,
+                              name);
+        if (list[length] == '\0')
+            return CLMOE_SUCCESS;
+        list += length + 1;
+    }
+}
+
+static bool known_case(const char *name) {
+    for (const bench_case *c = bench_cases; c->name; c++)
+        if (strcmp(c->name, name) == 0)
+            return true;
+    return false;
+}
+
+static bool known_step(const char *name) {
+    for (int step = 0; step < STEP_COUNT; step++)
+        if (strcmp(step_names[step], name) == 0)
+            return true;
+    return false;
+}
+
+/* ---- Values ---------------------------------------------------------------------------------- */
+
+static clmoe_status parse_number(const char *option, const char *text, uint32_t min, uint32_t max,
+                                 uint32_t *value) {
+    const size_t length = strlen(text);
+    const bool digits = length > 0 && length <= 10 && strspn(text, "0123456789") == length;
+    const unsigned long long number = digits ? strtoull(text, NULL, 10) : 0;
+    if (!digits || number < min || number > max)
+        return bench_fail(CLMOE_INVALID_ARGUMENT,
+                          "%s is '%s', which is not a whole number from %u to %u", option, text,
+                          (unsigned)min, (unsigned)max);
+    *value = (uint32_t)number;
+    return CLMOE_SUCCESS;
+}
+
+/* The index of `text` among `count` names. */
+static clmoe_status parse_name(const char *option, const char *text, const char *const *names,
+                               size_t count, size_t *index) {
+    for (*index = 0; *index < count; (*index)++)
+        if (strcmp(names[*index], text) == 0)
+            return CLMOE_SUCCESS;
+    return bench_fail(CLMOE_INVALID_ARGUMENT, "%s '%s' is unknown; see --help", option, text);
+}
+
+static clmoe_status parse_peer(const char *text, const char **peer) {
+    if (strcmp(text, "openblas") != 0)
+        return bench_fail(CLMOE_INVALID_ARGUMENT, "--peer '%s' is unknown; see --help", text);
+    *peer = PEER_OPENBLAS;
+    return CLMOE_SUCCESS;
+}
+
+enum {
+    OPT_CASE = 256,
+    OPT_ENGINE,
+    OPT_PEER,
+    OPT_STEP,
+    OPT_DTYPE,
+    OPT_PATTERN,
+    OPT_TOKENS,
+    OPT_DEVICE,
+    OPT_REPEAT,
+    OPT_COLD,
+    OPT_JSON,
+    OPT_HELP,
+    OPT_VERSION,
+};
+
+static const struct option long_options[] = {
+    {"case", required_argument, NULL, OPT_CASE},
+    {"engine", required_argument, NULL, OPT_ENGINE},
+    {"peer", required_argument, NULL, OPT_PEER},
+    {"step", required_argument, NULL, OPT_STEP},
+    {"dtype", required_argument, NULL, OPT_DTYPE},
+    {"pattern", required_argument, NULL, OPT_PATTERN},
+    {"tokens", required_argument, NULL, OPT_TOKENS},
+    {"device", required_argument, NULL, OPT_DEVICE},
+    {"repeat", required_argument, NULL, OPT_REPEAT},
+    {"cold", no_argument, NULL, OPT_COLD},
+    {"json", required_argument, NULL, OPT_JSON},
+    {"help", no_argument, NULL, OPT_HELP},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+static clmoe_status set_named(bench_options *o, int option, const char *text) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t index = 0;
+    switch (option) {
+    case OPT_DTYPE:
+        TRY(parse_name("--dtype", text, type_names, COUNT_OF(type_names), &index));
+        o->type = (clmoe_type)index;
+        break;
+    case OPT_PATTERN:
+        TRY(parse_name("--pattern", text, pattern_names, COUNT_OF(pattern_names), &index));
+        o->pattern = (case_pattern)index;
+        break;
+    case OPT_CASE:
+        o->cases = text;
+        return check_list("--case", text, known_case);
+    case OPT_STEP:
+        o->steps = text;
+        return check_list("--step", text, known_step);
+    case OPT_PEER:
+        return parse_peer(text, &o->peer);
+    default:
+        o->engines = text;
+        break;
+    }
+done:
+    return status;
+}
+
+static clmoe_status set_option(bench_options *o, int option, const char *text) {
+    switch (option) {
+    case OPT_TOKENS:
+        return parse_number("--tokens", text, 1, UINT32_MAX, &o->tokens);
+    case OPT_DEVICE:
+        return parse_number("--device", text, 0, UINT32_MAX - 1, &o->device);
+    case OPT_REPEAT:
+        return parse_number("--repeat", text, 1, MAX_REPEAT, &o->repeat);
+    case OPT_COLD:
+        o->cold = true;
+        return CLMOE_SUCCESS;
+    case OPT_JSON:
+        o->json = text;
+        return CLMOE_SUCCESS;
+    case ':':
+    case '?':
+        return bench_fail(CLMOE_INVALID_ARGUMENT, "%s; see --help",
+                          option == ':' ? "an option needs a value" : "unknown option");
+    default:
+        return set_named(o, option, text);
+    }
+}
+
+parse_result options_parse(int argc, char **argv, bench_options *o) {
+    int option;
+    *o = (bench_options){
+        .cases = "all", .engines = "all", .steps = "all", .device = DEVICE_PREFERRED};
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, ":", long_options, NULL)) != -1) {
+        if (option == OPT_HELP) {
+            print_help();
+            return PARSE_STOP;
+        }
+        if (option == OPT_VERSION) {
+            printf("clmoe-bench %s\n", clmoe_version());
+            return PARSE_STOP;
+        }
+        if (set_option(o, option, optarg) != CLMOE_SUCCESS)
+            return PARSE_BAD;
+    }
+    if (optind < argc) {
+        bench_fail(CLMOE_INVALID_ARGUMENT, "unknown argument '%s'; see --help", argv[optind]);
+        return PARSE_BAD;
+    }
+    if (o->repeat == 0)
+        o->repeat = o->cold ? DEFAULT_COLD_REPEAT : DEFAULT_REPEAT;
+    return PARSE_RUN;
+}

@@ -1,0 +1,32 @@
+/* The command line of clmoe-bench. */
+#ifndef BENCH_OPTIONS_H
+#define BENCH_OPTIONS_H
+
+#include "bench.h"
+#include "cases.h"
+
+typedef struct bench_options {
+    const char *cases, *engines, *steps; /* names separated by commas, or "all" */
+    const char *json;                    /* NULL: a table */
+    const char *peer;                    /* NULL: none but those that `engines` names */
+    clmoe_type type;
+    case_pattern pattern;
+    uint32_t device; /* or DEVICE_PREFERRED */
+    uint32_t tokens; /* 0: any */
+    uint32_t repeat;
+    bool cold;
+} bench_options;
+
+typedef enum parse_result { PARSE_RUN, PARSE_STOP, PARSE_BAD } parse_result;
+
+/* PARSE_STOP after --help and --version; PARSE_BAD leaves a sentence. */
+parse_result options_parse(int argc, char **argv, bench_options *options);
+
+/* Whether `name` is one of a list of names; whether "all" is. */
+bool list_has(const char *list, const char *name);
+bool list_is_all(const char *list);
+
+/* Whether the options choose a case of the table, on a device of this kind. */
+bool options_choose(const bench_options *options, const bench_case *c, bool cpu);
+
+#endif

@@ -1,0 +1,176 @@
+#include "rows.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+clmoe_status rows_add(bench_rows *rows, const bench_row *row) {
+    bench_row *grown = realloc(rows->rows, (rows->count + 1) * sizeof *grown);
+    if (!grown)
+        return bench_no_memory("the results");
+    rows->rows = grown;
+    rows->rows[rows->count++] = *row;
+    rows->wrong += !row->checked;
+    return CLMOE_SUCCESS;
+}
+
+void rows_free(bench_rows *rows) {
+    free(rows->rows);
+    *rows = (bench_rows){0};
+}
+
+/* ---- Times --------------------------------------------------------------------------------- */
+
+static int compare_double(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Between the two samples next to the place. */
+static double percentile(const double *sorted, uint32_t count, double share) {
+    const double place = share * (count - 1);
+    const uint32_t low = (uint32_t)place, high = low + 1 < count ? low + 1 : low;
+    return sorted[low] + (place - low) * (sorted[high] - sorted[low]);
+}
+
+void row_set_times(bench_row *row, double *samples, uint32_t count) {
+    qsort(samples, count, sizeof *samples, compare_double);
+    row->repeat = count;
+    row->min_ms = samples[0];
+    row->p10_ms = percentile(samples, count, 0.1);
+    row->median_ms = percentile(samples, count, 0.5);
+    row->p90_ms = percentile(samples, count, 0.9);
+}
+
+/* ---- JSON ---------------------------------------------------------------------------------- */
+
+static void set_string(json_t *object, const char *name, const char *value) {
+    json_object_set_new(object, name, json_string(value));
+}
+
+static void set_real(json_t *object, const char *name, double value) {
+    json_object_set_new(object, name, json_real(value));
+}
+
+static void set_count(json_t *object, const char *name, uint32_t value) {
+    json_object_set_new(object, name, json_integer(value));
+}
+
+static void set_shape(json_t *object, const bench_row *row) {
+    set_count(object, "tokens", row->tokens);
+    set_count(object, "dim", row->dim);
+    set_count(object, "hidden_dim", row->hidden_dim);
+    set_count(object, "experts", row->experts);
+    set_count(object, "top_k", row->top_k);
+}
+
+static void set_results(json_t *object, const bench_row *row) {
+    set_count(object, "repeat", row->repeat);
+    set_real(object, "median_ms", row->median_ms);
+    set_real(object, "min_ms", row->min_ms);
+    set_real(object, "p10_ms", row->p10_ms);
+    set_real(object, "p90_ms", row->p90_ms);
+    set_real(object, "gbytes_per_s", row->gbytes_per_s);
+    set_real(object, "gflops", row->gflops);
+    set_real(object, "percent_of_peak", row->percent_of_peak);
+}
+
+static json_t *row_json(const bench_row *row, const char *date) {
+    json_t *object = json_object();
+    set_string(object, "case", row->case_name);
+    set_string(object, "engine", row->engine);
+    set_string(object, "device", row->device);
+    set_string(object, "driver", row->driver);
+    set_string(object, "dtype", row->dtype);
+    set_shape(object, row);
+    set_string(object, "pattern", row->pattern);
+    set_string(object, "step", row->step);
+    if (row->checked)
+        set_results(object, row);
+    else
+        set_string(object, "error", row->error);
+    json_object_set_new(object, "checked", json_boolean(row->checked));
+    set_string(object, "clmoe", clmoe_version());
+    set_string(object, "date", date);
+    return object;
+}
+
+clmoe_status rows_write_json(const bench_rows *rows, const char *path) {
+    const bool to_stdout = strcmp(path, "-") == 0;
+    json_t *array = json_array();
+    char date[32] = "";
+    time_t now = time(NULL);
+    struct tm utc;
+    if (gmtime_r(&now, &utc))
+        strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    for (size_t i = 0; i < rows->count; i++)
+        json_array_append_new(array, row_json(&rows->rows[i], date));
+    FILE *file = to_stdout ? stdout : fopen(path, "w");
+    bool failed = !file || json_dumpf(array, file, JSON_INDENT(1) | JSON_REAL_PRECISION(6)) != 0 ||
+                  fputc('\n', file) == EOF;
+    if (file && !to_stdout)
+        failed = fclose(file) != 0 || failed;
+    json_decref(array);
+    return failed ? bench_fail(CLMOE_IO, "cannot write %s", path) : CLMOE_SUCCESS;
+}
+
+/* ---- The table ------------------------------------------------------------------------------- */
+
+/* Rows of one table: the same device, types and routing. */
+static bool same_table(const bench_row *a, const bench_row *b) {
+    return strcmp(a->device, b->device) == 0 && strcmp(a->dtype, b->dtype) == 0 &&
+           strcmp(a->pattern, b->pattern) == 0;
+}
+
+static void print_head(const bench_row *row) {
+    printf("\n%s routing, %s\n", row->pattern, row->dtype);
+    printf("%-16s %6s %4s %-13s %-14s %10s %10s %20s %8s %9s %6s\n", "case", "tokens", "E", "step",
+           "engine", "median ms", "min ms", "p10 .. p90 ms", "GB/s", "GFLOP/s", "% peak");
+}
+
+static void print_row(const bench_row *row) {
+    printf("%-16s %6u %4u %-13s %-14s ", row->case_name, (unsigned)row->tokens,
+           (unsigned)row->experts, row->step, row->engine);
+    if (row->checked)
+        printf("%10.3f %10.3f %8.3f .. %8.3f %8.1f %9.1f %6.1f\n", row->median_ms, row->min_ms,
+               row->p10_ms, row->p90_ms, row->gbytes_per_s, row->gflops, row->percent_of_peak);
+    else
+        printf("WRONG: %s\n", row->error);
+}
+
+/* Each driver with the first engine that uses it: the device's, and those of peers. */
+static void print_drivers(const bench_rows *rows) {
+    for (size_t i = 0; i < rows->count; i++) {
+        const bench_row *row = &rows->rows[i];
+        bool known = false;
+        for (size_t j = 0; j < i; j++)
+            known = known || strcmp(rows->rows[j].driver, row->driver) == 0;
+        if (!known && i == 0)
+            printf("%s, driver %s\n", row->device, row->driver);
+        else if (!known)
+            printf("%s: %s\n", row->engine, row->driver);
+    }
+}
+
+static bool is_roofline(const bench_row *row) {
+    return strcmp(row->case_name, ROOFLINE_CASE) == 0;
+}
+
+void rows_print(const bench_rows *rows) {
+    const bench_row *last = NULL;
+    print_drivers(rows);
+    for (size_t i = 0; i < rows->count; i++) {
+        const bench_row *row = &rows->rows[i];
+        if (is_roofline(row)) {
+            printf("measured %-5s %8.1f %s\n", row->step,
+                   row->gflops > 0 ? row->gflops : row->gbytes_per_s,
+                   row->gflops > 0 ? "GFLOP/s" : "GB/s");
+            continue;
+        }
+        if (!last || !same_table(last, row))
+            print_head(row);
+        print_row(row);
+        last = row;
+    }
+}

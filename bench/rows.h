@@ -1,0 +1,40 @@
+/* Results: rows, gathered during the run and written at its end as JSON or as a table. */
+#ifndef BENCH_ROWS_H
+#define BENCH_ROWS_H
+
+#include "bench.h"
+
+#include <stdio.h>
+
+/* The case of the rows that say what the device can do at most. */
+#define ROOFLINE_CASE "roofline"
+
+typedef struct bench_row {
+    const char *case_name, *pattern, *dtype, *step;
+    char engine[32], device[128], driver[128];
+    uint32_t tokens, dim, hidden_dim, experts, top_k; /* T D H E K */
+    uint32_t repeat;
+    double median_ms, min_ms, p10_ms, p90_ms;
+    double gbytes_per_s, gflops, percent_of_peak; /* of the median */
+    bool checked;                                 /* false: wrong, and no times */
+    char error[256];
+} bench_row;
+
+typedef struct bench_rows {
+    bench_row *rows;
+    size_t count;
+    size_t wrong; /* rows that are not checked */
+} bench_rows;
+
+clmoe_status rows_add(bench_rows *rows, const bench_row *row);
+void rows_free(bench_rows *rows);
+
+/* median, min, p10 and p90 of the samples, which get sorted. */
+void row_set_times(bench_row *row, double *samples, uint32_t count);
+
+/* An array of objects; `path` may be "-" for standard output. */
+clmoe_status rows_write_json(const bench_rows *rows, const char *path);
+
+void rows_print(const bench_rows *rows);
+
+#endif

@@ -1,0 +1,268 @@
+#include "subject.h"
+
+static clmoe_buf place(const subject *s, subject_buffer which) {
+    return (clmoe_buf){s->buffers[which], 0};
+}
+
+static clmoe_status enqueue_layer(subject *s, cl_event *event) {
+    clmoe_forward_args args;
+    clmoe_forward_args_init(&args);
+    args.tokens = s->in->of.tokens;
+    args.weights = &s->in->weights;
+    args.x = s->in->x_buf;
+    args.saved = place(s, SUBJECT_SAVED);
+    args.scratch = place(s, SUBJECT_SCRATCH);
+    args.y = place(s, SUBJECT_Y);
+    args.stats = place(s, SUBJECT_STATS);
+    return LIB(clmoe_forward(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+/* From x, or from the logits that are there. */
+static clmoe_status enqueue_score(subject *s, bool from_logits, cl_event *event) {
+    clmoe_score_args args = {.struct_size = sizeof args,
+                             .tokens = s->in->of.tokens,
+                             .weights = &s->in->weights,
+                             .x = s->in->x_buf,
+                             .scores = place(s, SUBJECT_SCORES)};
+    if (from_logits)
+        args.logits_in = place(s, SUBJECT_LOGITS);
+    else
+        args.logits = place(s, SUBJECT_LOGITS);
+    return LIB(clmoe_score(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+static clmoe_status enqueue_topk(subject *s, cl_event *event) {
+    clmoe_topk_args args = {.struct_size = sizeof args,
+                            .tokens = s->in->of.tokens,
+                            .weights = &s->in->weights,
+                            .scores = place(s, SUBJECT_SCORES),
+                            .ids = place(s, SUBJECT_IDS),
+                            .weights_out = place(s, SUBJECT_WEIGHTS),
+                            .live = place(s, SUBJECT_LIVE)};
+    return LIB(clmoe_topk(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+static clmoe_status enqueue_plan(subject *s, cl_event *event) {
+    clmoe_plan_args args = {.struct_size = sizeof args,
+                            .tokens = s->in->of.tokens,
+                            .ids = place(s, SUBJECT_IDS),
+                            .pair_weights = place(s, SUBJECT_WEIGHTS),
+                            .live = place(s, SUBJECT_LIVE),
+                            .scratch = place(s, SUBJECT_SCRATCH),
+                            .plan = place(s, SUBJECT_PLAN)};
+    return LIB(clmoe_plan(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+/* The queue is in order: the last event stands for all. */
+static clmoe_status enqueue_routing(subject *s, bool from_logits, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (from_logits)
+        TRY(enqueue_score(s, true, NULL));
+    TRY(enqueue_topk(s, NULL));
+    TRY(enqueue_plan(s, event));
+done:
+    return status;
+}
+
+static clmoe_status enqueue_dispatch(subject *s, cl_event *event) {
+    clmoe_dispatch_args args = {.struct_size = sizeof args,
+                                .tokens = s->in->of.tokens,
+                                .x = s->in->x_buf,
+                                .plan = place(s, SUBJECT_PLAN),
+                                .xe = place(s, SUBJECT_XE)};
+    return LIB(clmoe_dispatch(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+static clmoe_status enqueue_experts(subject *s, cl_event *event) {
+    clmoe_experts_args args = {.struct_size = sizeof args,
+                               .tokens = s->in->of.tokens,
+                               .weights = &s->in->weights,
+                               .pair_weights = place(s, SUBJECT_WEIGHTS),
+                               .plan = place(s, SUBJECT_PLAN),
+                               .scratch = place(s, SUBJECT_SCRATCH),
+                               .ye = place(s, SUBJECT_YE)};
+    if (s->dispatches)
+        args.xe = place(s, SUBJECT_XE);
+    else
+        args.x = s->in->x_buf;
+    return LIB(clmoe_experts(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+static clmoe_status enqueue_combine(subject *s, cl_event *event) {
+    clmoe_combine_args args = {.struct_size = sizeof args,
+                               .tokens = s->in->of.tokens,
+                               .weights = &s->in->weights,
+                               .x = s->in->x_buf,
+                               .ye = place(s, SUBJECT_YE),
+                               .pair_weights = place(s, SUBJECT_WEIGHTS),
+                               .plan = place(s, SUBJECT_PLAN),
+                               .y = place(s, SUBJECT_STEP_Y)};
+    return LIB(clmoe_combine(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+static clmoe_status enqueue_stats(subject *s, cl_event *event) {
+    clmoe_stats_args args = {.struct_size = sizeof args,
+                             .tokens = s->in->of.tokens,
+                             .plan = place(s, SUBJECT_PLAN),
+                             .live = place(s, SUBJECT_LIVE),
+                             .stats = place(s, SUBJECT_STATS)};
+    return LIB(clmoe_stats_compute(s->layer, s->device->queue, &args, 0, NULL, event));
+}
+
+clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event) {
+    switch (step) {
+    case STEP_LAYER:
+        return enqueue_layer(s, event);
+    case STEP_SCORE:
+        return enqueue_score(s, false, event);
+    case STEP_TOPK:
+        return enqueue_topk(s, event);
+    case STEP_PLAN:
+        return enqueue_plan(s, event);
+    case STEP_ROUTING:
+        return enqueue_routing(s, false, event);
+    case STEP_TOPK_TO_PLAN:
+        return enqueue_routing(s, true, event);
+    case STEP_DISPATCH:
+        return enqueue_dispatch(s, event);
+    case STEP_EXPERTS:
+        return enqueue_experts(s, event);
+    case STEP_COMBINE:
+        return enqueue_combine(s, event);
+    case STEP_STATS:
+    case STEP_COUNT:
+        break;
+    }
+    return enqueue_stats(s, event);
+}
+
+/* ---- Creation ------------------------------------------------------------------------------ */
+
+static clmoe_status buffer_sizes(const subject *s, size_t sizes[SUBJECT_COUNT]) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bench_case *c = &s->in->of;
+    const size_t tokens = c->tokens, word = 4, element = type_bytes(s->in->type);
+    const bool rows = !c->routing_only;
+    sizes[SUBJECT_LOGITS] = sizes[SUBJECT_SCORES] = tokens * c->experts * word;
+    sizes[SUBJECT_IDS] = sizes[SUBJECT_WEIGHTS] = tokens * c->top_k * word;
+    sizes[SUBJECT_LIVE] = tokens * word;
+    sizes[SUBJECT_PLAN] = s->plan.bytes;
+    sizes[SUBJECT_XE] = sizes[SUBJECT_YE] = rows ? (size_t)s->plan.slots * c->dim * element : 0;
+    sizes[SUBJECT_Y] = sizes[SUBJECT_STEP_Y] = rows ? tokens * c->dim * element : 0;
+    sizes[SUBJECT_STATS] = clmoe_stats_size(s->layer);
+    TRY(LIB(
+        clmoe_layer_memory(s->layer, c->tokens, &sizes[SUBJECT_SAVED], &sizes[SUBJECT_SCRATCH])));
+done:
+    return status;
+}
+
+/* Buffers full of NaN, so that nothing passes a check that was not written. */
+static clmoe_status create_buffers(subject *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cl_uint poison = UINT32_MAX;
+    size_t sizes[SUBJECT_COUNT] = {0};
+    TRY(buffer_sizes(s, sizes));
+    for (int i = 0; i < SUBJECT_COUNT; i++) {
+        const size_t bytes = sizes[i] / sizeof poison * sizeof poison;
+        TRY(device_buffer(s->device, sizes[i], &s->buffers[i]));
+        if (bytes > 0)
+            TRY(CL(clEnqueueFillBuffer(s->device->queue, s->buffers[i], &poison, sizeof poison, 0,
+                                       bytes, 0, NULL, NULL)));
+    }
+done:
+    return status;
+}
+
+/* An engine that cannot gather refuses x without xe. */
+static clmoe_status try_gathering(subject *s) {
+    clmoe_status status = enqueue_experts(s, NULL);
+    s->dispatches = status == CLMOE_INVALID_ARGUMENT;
+    return s->dispatches ? CLMOE_SUCCESS : status;
+}
+
+static clmoe_status first_run(subject *s) {
+    static const bench_step order[] = {STEP_SCORE,   STEP_TOPK,    STEP_PLAN,  STEP_DISPATCH,
+                                       STEP_EXPERTS, STEP_COMBINE, STEP_STATS, STEP_LAYER};
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t i = 0; i < COUNT_OF(order); i++) {
+        if (!case_has_step(&s->in->of, order[i]))
+            continue;
+        if (order[i] == STEP_EXPERTS)
+            TRY(try_gathering(s));
+        TRY(subject_enqueue(s, order[i], NULL));
+        TRY(CL(clFinish(s->device->queue)));
+    }
+done:
+    return status;
+}
+
+clmoe_status subject_create(const bench_device *device, const inputs *in, const char *engine,
+                            subject *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer_desc desc = inputs_desc(in, engine);
+    *s = (subject){.device = device, .in = in};
+    TRY(LIB(clmoe_layer_create(device->clmoe, &desc, &s->layer)));
+    TRY(LIB(clmoe_plan_layout_get(s->layer, in->of.tokens, &s->plan)));
+    TRY(create_buffers(s));
+    TRY(first_run(s));
+done:
+    if (status != CLMOE_SUCCESS)
+        subject_release(s);
+    return status;
+}
+
+void subject_release(subject *s) {
+    if (s->device)
+        clFinish(s->device->queue);
+    for (int i = 0; i < SUBJECT_COUNT; i++)
+        buffer_release(&s->buffers[i]);
+    clmoe_layer_destroy(s->layer);
+    *s = (subject){0};
+}
+
+/* ---- Times --------------------------------------------------------------------------------- */
+
+/* Between the ends of two events on the device's clock, or `wall` where it has none. */
+static double device_ms(cl_event from, cl_event to, double wall) {
+    cl_ulong begin = 0, end = 0;
+    if (clGetEventProfilingInfo(from, CL_PROFILING_COMMAND_END, sizeof begin, &begin, NULL) ||
+        clGetEventProfilingInfo(to, CL_PROFILING_COMMAND_END, sizeof end, &end, NULL))
+        return wall;
+    return begin == 0 || end <= begin ? wall : (double)(end - begin) * 1e-6;
+}
+
+/* From when the device is through with a delay, so that enqueueing does not count. */
+static clmoe_status time_on_device(subject *s, bench_step step, double *ms) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event from = NULL, to = NULL;
+    const double begin = host_ms();
+    TRY(device_delay(s->device));
+    TRY(CL(clEnqueueMarkerWithWaitList(s->device->queue, 0, NULL, &from)));
+    TRY(subject_enqueue(s, step, &to));
+    TRY(CL(clWaitForEvents(1, &to)));
+    *ms = device_ms(from, to, host_ms() - begin);
+done:
+    if (from)
+        clReleaseEvent(from);
+    if (to)
+        clReleaseEvent(to);
+    return status;
+}
+
+clmoe_status subject_time(subject *s, bench_step step, double *ms) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!s->device->cpu)
+        return time_on_device(s, step, ms);
+    const double begin = host_ms();
+    TRY(subject_enqueue(s, step, NULL));
+    TRY(CL(clFinish(s->device->queue)));
+    *ms = host_ms() - begin;
+done:
+    return status;
+}
+
+clmoe_status subject_read(const subject *s, subject_buffer which, size_t offset, size_t bytes,
+                          void *to) {
+    return CL(clEnqueueReadBuffer(s->device->queue, s->buffers[which], CL_TRUE, offset, bytes, to,
+                                  0, NULL, NULL));
+}

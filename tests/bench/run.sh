@@ -1,0 +1,105 @@
+#!/bin/sh
+# clmoe-bench on tiny cases: its rows, its options, its exit codes. Usage: run.sh CLMOE-BENCH ROWS
+set -eu
+bench=$1 rows=$2
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+trap 'exit 1' INT TERM
+# CLMOE_TEST_DEVICE is an index here, or left out.
+device=
+case ${CLMOE_TEST_DEVICE-} in
+"" | *[!0-9]*) ;;
+*) device="--device $CLMOE_TEST_DEVICE" ;;
+esac
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+# run CODE ARGUMENT...: the exit code must be CODE.
+run() {
+    want=$1 code=0
+    shift
+    # shellcheck disable=SC2086 # two words
+    "$bench" $device "$@" >"$tmp/out" 2>"$tmp/err" || code=$?
+    [ "$code" = "$want" ] || {
+        cat "$tmp/out" "$tmp/err" >&2
+        fail "clmoe-bench $*: exit code $code, not $want"
+    }
+}
+
+# expect FILE LINE: FILE has the line.
+expect() {
+    grep -qxF -e "$2" "$1" || {
+        cat "$1" >&2
+        fail "missing: $2"
+    }
+}
+
+# says TEXT: standard error has the text.
+says() {
+    grep -qF -e "$1" "$tmp/err" || {
+        cat "$tmp/err" >&2
+        fail "does not say: $1"
+    }
+}
+
+echo "== every engine and step"
+run 0 --case tiny,tiny-router --engine all,ref --repeat 3 --json "$tmp/rows.json"
+[ ! -s "$tmp/out" ] || fail "--json prints a table too"
+[ ! -s "$tmp/err" ] || { cat "$tmp/err" >&2; fail "unexpected words on standard error"; }
+"$rows" "$tmp/rows.json" >"$tmp/lines"
+for step in layer score topk plan routing topk_to_plan experts combine stats; do
+    expect "$tmp/lines" "tiny 37 ref $step"
+    expect "$tmp/lines" "tiny 1 ref $step"
+done
+for step in read copy fma; do expect "$tmp/lines" "roofline 0 roofline $step"; done
+grep -q "tiny-router 70 .* topk_to_plan" "$tmp/lines" || fail "tiny-router was not run"
+! grep -q "tiny-router 70 .* experts" "$tmp/lines" || fail "a routing-only case has experts"
+[ "$(sort "$tmp/lines" | uniq -d)" = "" ] || fail "rows appear twice"
+
+echo "== patterns and choices"
+for pattern in zipf one-expert; do
+    run 0 --case tiny --tokens 37 --engine ref --step layer,plan --pattern $pattern --repeat 1 --json -
+    cp "$tmp/out" "$tmp/rows.json"
+    "$rows" "$tmp/rows.json" | grep -v roofline >"$tmp/lines"
+    printf 'tiny 37 ref layer\ntiny 37 ref plan\n' | cmp -s - "$tmp/lines" || fail "other rows than asked"
+    grep -q "\"pattern\": \"$pattern\"" "$tmp/rows.json" || fail "the pattern is not in the rows"
+done
+run 0 --case tiny --engine ref --step dispatch --tokens 1 --repeat 1
+grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
+
+echo "== storage types"
+for type in f16 bf16; do
+    run 0 --case tiny --engine ref --dtype $type --repeat 1 --json "$tmp/rows.json"
+    "$rows" "$tmp/rows.json" >/dev/null
+done
+
+echo "== start times"
+run 0 --cold --case tiny --engine ref --repeat 1 --json "$tmp/rows.json"
+"$rows" "$tmp/rows.json" >"$tmp/lines"
+for start in cold warm cached; do expect "$tmp/lines" "tiny 37 ref create_$start"; done
+
+echo "== bad input"
+run 2 --case huge && says "--case 'huge' is unknown"
+run 2 --case tiny,, && says "--case '' is unknown"
+run 2 --step gemm && says "--step 'gemm' is unknown"
+run 2 --dtype f64 && says "--dtype 'f64' is unknown"
+run 2 --pattern random && says "--pattern 'random' is unknown"
+run 2 --peer mkl && says "--peer 'mkl' is unknown"
+run 2 --engine turbo --case tiny && says "engine 'turbo' is unknown"
+run 2 --repeat 0 && says "--repeat is '0'"
+run 2 --repeat 3x && says "--repeat is '3x'"
+run 2 --tokens 2 --case tiny --engine ref && says "nothing to time"
+run 2 --device 999 && says "--device is 999"
+run 2 --case && says "needs a value"
+run 2 --turbo && says "unknown option"
+run 2 surplus && says "unknown argument 'surplus'"
+run 2 --case tiny --engine ref --repeat 1 --step plan --json "$tmp/no/such/directory" && says "cannot write"
+
+echo "== help and version"
+run 0 --help
+grep -q -- --json "$tmp/out" && grep -q deepseek-v3 "$tmp/out" || fail "--help is not complete"
+run 0 --version
+grep -q '^clmoe-bench [0-9]' "$tmp/out" || fail "--version is '$(cat "$tmp/out")'"

@@ -1,0 +1,185 @@
+/* The bench's checks pass right results and find every kind of wrong one. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "../../bench/check.h"
+#include "../../bench/peer_openblas.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const bench_case layer_case = {"check", CASE_ANY, 21, 40, 24, 7, 3, false};
+
+typedef struct fixture {
+    bench_device device;
+    inputs in;
+    reference ref;
+    subject subject;
+} fixture;
+
+static void ok(clmoe_status status) {
+    if (status != CLMOE_SUCCESS)
+        print_error("%s\n", bench_error());
+    assert_int_equal(status, CLMOE_SUCCESS);
+}
+
+static uint32_t device_index(void) {
+    const char *text = getenv("CLMOE_TEST_DEVICE");
+    return text && text[0] >= '0' && text[0] <= '9' ? (uint32_t)atoi(text) : DEVICE_PREFERRED;
+}
+
+static void set_up(fixture *f, case_pattern pattern, clmoe_type type) {
+    *f = (fixture){0};
+    ok(device_open(device_index(), &f->device));
+    ok(inputs_set(&f->in, &f->device, &layer_case, pattern, type));
+    ok(reference_make(&f->in, &f->ref));
+    ok(subject_create(&f->device, &f->in, "ref", &f->subject));
+}
+
+static void tear_down(fixture *f) {
+    subject_release(&f->subject);
+    reference_free(&f->ref);
+    inputs_release(&f->in);
+    device_close(&f->device);
+}
+
+static void expect_right(fixture *f, bench_step step) {
+    check_result result;
+    ok(check_step(&f->subject, &f->ref, step, &result));
+    assert_string_equal(result.wrong, "");
+}
+
+static void test_right_results_pass(void **state) {
+    static const clmoe_type types[] = {CLMOE_F32, CLMOE_F16, CLMOE_BF16};
+    (void)state;
+    for (size_t type = 0; type < COUNT_OF(types); type++)
+        for (int pattern = 0; pattern < ROUTE_PATTERNS; pattern++) {
+            fixture f;
+            set_up(&f, (case_pattern)pattern, types[type]);
+            for (int step = 0; step < STEP_COUNT; step++)
+                expect_right(&f, (bench_step)step);
+            tear_down(&f);
+        }
+}
+
+/* Overwrites a buffer from `offset` on with ones, which are small integers and denormal floats. */
+static void spoil(fixture *f, subject_buffer which, size_t offset, size_t bytes) {
+    const cl_uint one = 1;
+    ok(CL(clEnqueueFillBuffer(f->device.queue, f->subject.buffers[which], &one, sizeof one, offset,
+                              bytes, 0, NULL, NULL)));
+    ok(CL(clFinish(f->device.queue)));
+}
+
+static void expect_wrong(fixture *f, bench_step step, const char *name) {
+    check_result result;
+    ok(check_outputs(&f->subject, &f->ref, step, &result));
+    if (result.wrong[0] == '\0')
+        print_error("%s was spoilt, and %s passed\n", name, step_names[step]);
+    assert_string_not_equal(result.wrong, "");
+}
+
+static void test_wrong_results_are_found(void **state) {
+    static const struct {
+        bench_step step;
+        subject_buffer buffer;
+        const char *name;
+    } cases[] = {
+        {STEP_LAYER, SUBJECT_Y, "y"},
+        {STEP_SCORE, SUBJECT_LOGITS, "logits"},
+        {STEP_SCORE, SUBJECT_SCORES, "scores"},
+        {STEP_TOPK, SUBJECT_IDS, "ids"},
+        {STEP_TOPK, SUBJECT_WEIGHTS, "weights"},
+        {STEP_ROUTING, SUBJECT_IDS, "ids"},
+        {STEP_TOPK_TO_PLAN, SUBJECT_WEIGHTS, "weights"},
+        {STEP_DISPATCH, SUBJECT_XE, "xe"},
+        {STEP_EXPERTS, SUBJECT_YE, "ye"},
+        {STEP_COMBINE, SUBJECT_STEP_Y, "y"},
+        {STEP_STATS, SUBJECT_STATS, "stats"},
+    };
+    fixture f;
+    (void)state;
+    set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        size_t bytes = 0;
+        expect_right(&f, cases[i].step);
+        ok(CL(clGetMemObjectInfo(f.subject.buffers[cases[i].buffer], CL_MEM_SIZE, sizeof bytes,
+                                 &bytes, NULL)));
+        spoil(&f, cases[i].buffer, 0, bytes / 4 * 4);
+        expect_wrong(&f, cases[i].step, cases[i].name);
+        expect_right(&f, cases[i].step);
+    }
+    tear_down(&f);
+}
+
+/* One word of each array of the plan. */
+static void test_wrong_plans_are_found(void **state) {
+    fixture f;
+    (void)state;
+    set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
+    const clmoe_plan_layout *plan = &f.subject.plan;
+    const size_t places[] = {plan->load,        plan->kept,   plan->offsets + 4,
+                             plan->slot_of + 4, plan->row_of, plan->token_of + 4};
+    for (size_t i = 0; i < COUNT_OF(places); i++) {
+        cl_uint word = 0;
+        expect_right(&f, STEP_PLAN);
+        ok(subject_read(&f.subject, SUBJECT_PLAN, places[i], sizeof word, &word));
+        word += 7;
+        ok(CL(clEnqueueWriteBuffer(f.device.queue, f.subject.buffers[SUBJECT_PLAN], CL_TRUE,
+                                   places[i], sizeof word, &word, 0, NULL, NULL)));
+        expect_wrong(&f, STEP_PLAN, "the plan");
+    }
+    tear_down(&f);
+}
+
+static void test_rows(void **state) {
+    const double want[] = {1, 2, 2};
+    const float near[] = {1, 2, 2.00002F}, far[] = {1, 2, 2.0001F}, bad[] = {1, NAN, 2};
+    check_result result = {""};
+    (void)state;
+    check_row("row", near, want, 3, 1e-5, &result);
+    assert_string_equal(result.wrong, "");
+    check_row("row", far, want, 3, 1e-5, &result);
+    assert_string_not_equal(result.wrong, "");
+    result.wrong[0] = '\0';
+    check_row("row", bad, want, 3, 1e-5, &result);
+    assert_string_not_equal(result.wrong, "");
+}
+
+static void test_peer(void **state) {
+    fixture f;
+    peer_openblas peer;
+    check_result result;
+    int32_t ids[21 * 3];
+    (void)state;
+    set_up(&f, ROUTE_ZIPF, CLMOE_F32);
+    if (!peer_openblas_built() || !f.device.cpu) {
+        tear_down(&f);
+        skip();
+    }
+    ok(subject_read(&f.subject, SUBJECT_IDS, 0, sizeof ids, ids));
+    ok(peer_openblas_create(&f.device, &f.in, ids, &peer));
+    peer_openblas_run(&peer);
+    peer_openblas_check(&peer, &f.ref, &result);
+    assert_string_equal(result.wrong, "");
+    memset(peer.out, 0, sizeof ids * layer_case.dim);
+    peer_openblas_check(&peer, &f.ref, &result);
+    assert_string_not_equal(result.wrong, "");
+    peer_openblas_release(&peer);
+    tear_down(&f);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_right_results_pass),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_wrong_results_are_found),
+        cmocka_unit_test(test_wrong_plans_are_found),
+        cmocka_unit_test(test_peer),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
