@@ -77,15 +77,9 @@ done:
 }
 
 /* The kernels' warnings and errors. */
-static void print_log(const char *message, void *user) {
-    (void)user;
-    fprintf(stderr, "%s\n", message);
-}
-
 clmoe_status device_open(uint32_t index, bench_device *d) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
-    clmoe_context_options options;
     *d = (bench_device){0};
     TRY(pick_device(index, &d->id));
     TRY(read_facts(d));
@@ -93,9 +87,7 @@ clmoe_status device_open(uint32_t index, bench_device *d) {
     TRY(bench_cl(code, "clCreateContext"));
     d->queue = clCreateCommandQueue(d->cl, d->id, d->cpu ? 0 : CL_QUEUE_PROFILING_ENABLE, &code);
     TRY(bench_cl(code, "clCreateCommandQueue"));
-    clmoe_context_options_init(&options);
-    options.log = print_log;
-    TRY(LIB(clmoe_context_create(d->cl, d->id, &options, &d->clmoe)));
+    TRY(LIB(clmoe_context_create(d->cl, d->id, NULL, &d->clmoe)));
 done:
     if (status != CLMOE_SUCCESS)
         device_close(d);
