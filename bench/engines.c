@@ -6,18 +6,20 @@
 
 /* Engines that take weights in more than one form: a row says which. */
 static const bench_engine forms[] = {
-    {"cpu-raw", "cpu"},
+    {"cpu-packed", "cpu", true},
+    {"cpu-raw", "cpu", false},
 };
 
 /* The plain kernels that the tests compare with: only by name. */
 static const char plain_engine[] = "ref";
 
-static void add(engine_list *list, const char *name, const char *library) {
+static void add(engine_list *list, const char *name, const char *library, bool packed) {
     bench_engine *engine = &list->engines[list->count];
     if (list->count == MAX_ENGINES)
         return;
-    snprintf(engine->name, sizeof engine->name, "%s", name);
-    snprintf(engine->library, sizeof engine->library, "%s", library);
+    snprintf(engine->name, sizeof engine->name, "%.31s", name);
+    snprintf(engine->library, sizeof engine->library, "%.31s", library);
+    engine->packed = packed;
     list->count++;
 }
 
@@ -25,11 +27,11 @@ static void add_forms(engine_list *list, const char *library) {
     bool found = false;
     for (size_t i = 0; i < COUNT_OF(forms); i++)
         if (strcmp(forms[i].library, library) == 0) {
-            add(list, forms[i].name, library);
+            add(list, forms[i].name, library, forms[i].packed);
             found = true;
         }
     if (!found)
-        add(list, library, library);
+        add(list, library, library, false);
 }
 
 /* Everything that runs on the device. */
@@ -41,7 +43,7 @@ static void list_engines(const bench_device *device, engine_list *list) {
         if (supported)
             add_forms(list, name);
     if (device->cpu && peer_openblas_built())
-        add(list, PEER_OPENBLAS, "");
+        add(list, PEER_OPENBLAS, "", false);
 }
 
 static bool chosen(const bench_options *options, const bench_engine *engine) {

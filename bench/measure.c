@@ -76,7 +76,7 @@ done:
 
 static clmoe_status enter_engine(contest *t, contender *c) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(subject_create(t->m->device, &t->m->inputs, c->engine->library, &c->subject));
+    TRY(subject_create(t->m->device, &t->m->inputs, c->engine, &c->subject));
     if (!t->ids)
         TRY(read_choices(t, &c->subject));
 done:

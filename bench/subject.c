@@ -8,7 +8,7 @@ static clmoe_status enqueue_layer(subject *s, cl_event *event) {
     clmoe_forward_args args;
     clmoe_forward_args_init(&args);
     args.tokens = s->in->of.tokens;
-    args.weights = &s->in->weights;
+    args.weights = &s->weights;
     args.x = s->in->x_buf;
     args.saved = place(s, SUBJECT_SAVED);
     args.scratch = place(s, SUBJECT_SCRATCH);
@@ -21,7 +21,7 @@ static clmoe_status enqueue_layer(subject *s, cl_event *event) {
 static clmoe_status enqueue_score(subject *s, bool from_logits, cl_event *event) {
     clmoe_score_args args = {.struct_size = sizeof args,
                              .tokens = s->in->of.tokens,
-                             .weights = &s->in->weights,
+                             .weights = &s->weights,
                              .x = s->in->x_buf,
                              .scores = place(s, SUBJECT_SCORES)};
     if (from_logits)
@@ -34,7 +34,7 @@ static clmoe_status enqueue_score(subject *s, bool from_logits, cl_event *event)
 static clmoe_status enqueue_topk(subject *s, cl_event *event) {
     clmoe_topk_args args = {.struct_size = sizeof args,
                             .tokens = s->in->of.tokens,
-                            .weights = &s->in->weights,
+                            .weights = &s->weights,
                             .scores = place(s, SUBJECT_SCORES),
                             .ids = place(s, SUBJECT_IDS),
                             .weights_out = place(s, SUBJECT_WEIGHTS),
@@ -76,7 +76,7 @@ static clmoe_status enqueue_dispatch(subject *s, cl_event *event) {
 static clmoe_status enqueue_experts(subject *s, cl_event *event) {
     clmoe_experts_args args = {.struct_size = sizeof args,
                                .tokens = s->in->of.tokens,
-                               .weights = &s->in->weights,
+                               .weights = &s->weights,
                                .pair_weights = place(s, SUBJECT_WEIGHTS),
                                .plan = place(s, SUBJECT_PLAN),
                                .scratch = place(s, SUBJECT_SCRATCH),
@@ -91,7 +91,7 @@ static clmoe_status enqueue_experts(subject *s, cl_event *event) {
 static clmoe_status enqueue_combine(subject *s, cl_event *event) {
     clmoe_combine_args args = {.struct_size = sizeof args,
                                .tokens = s->in->of.tokens,
-                               .weights = &s->in->weights,
+                               .weights = &s->weights,
                                .x = s->in->x_buf,
                                .ye = place(s, SUBJECT_YE),
                                .pair_weights = place(s, SUBJECT_WEIGHTS),
@@ -150,6 +150,8 @@ static clmoe_status buffer_sizes(const subject *s, size_t sizes[SUBJECT_COUNT]) 
     sizes[SUBJECT_XE] = sizes[SUBJECT_YE] = rows ? (size_t)s->plan.slots * c->dim * element : 0;
     sizes[SUBJECT_Y] = sizes[SUBJECT_STEP_Y] = rows ? tokens * c->dim * element : 0;
     sizes[SUBJECT_STATS] = clmoe_stats_size(s->layer);
+    if (s->packed)
+        TRY(LIB(clmoe_packed_size(s->layer, CLMOE_MLP_EXPERTS, &sizes[SUBJECT_PACKED])));
     TRY(LIB(
         clmoe_layer_memory(s->layer, c->tokens, &sizes[SUBJECT_SAVED], &sizes[SUBJECT_SCRATCH])));
 done:
@@ -169,6 +171,16 @@ static clmoe_status create_buffers(subject *s) {
             TRY(CL(clEnqueueFillBuffer(s->device->queue, s->buffers[i], &poison, sizeof poison, 0,
                                        bytes, 0, NULL, NULL)));
     }
+done:
+    return status;
+}
+
+static clmoe_status pack_weights(subject *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_buf packed = place(s, SUBJECT_PACKED);
+    TRY(LIB(clmoe_pack_weights(s->layer, s->device->queue, CLMOE_MLP_EXPERTS, &s->weights.experts,
+                               packed, 0, NULL, NULL)));
+    s->weights.experts = (clmoe_mlp_weights){.packed = packed};
 done:
     return status;
 }
@@ -196,14 +208,17 @@ done:
     return status;
 }
 
-clmoe_status subject_create(const bench_device *device, const inputs *in, const char *engine,
-                            subject *s) {
+clmoe_status subject_create(const bench_device *device, const inputs *in,
+                            const bench_engine *engine, subject *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer_desc desc = inputs_desc(in, engine);
-    *s = (subject){.device = device, .in = in};
+    const clmoe_layer_desc desc = inputs_desc(in, engine ? engine->library : NULL);
+    *s = (subject){.device = device, .in = in, .weights = in->weights};
+    s->packed = engine && engine->packed && !in->of.routing_only;
     TRY(LIB(clmoe_layer_create(device->clmoe, &desc, &s->layer)));
     TRY(LIB(clmoe_plan_layout_get(s->layer, in->of.tokens, &s->plan)));
     TRY(create_buffers(s));
+    if (s->packed)
+        TRY(pack_weights(s));
     TRY(first_run(s));
 done:
     if (status != CLMOE_SUCCESS)

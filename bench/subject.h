@@ -6,8 +6,9 @@
 
 /* An engine as the bench names it: a library's engine on weights as they are, or a peer. */
 typedef struct bench_engine {
-    char name[32];    /* "cpu-raw", "tiled", "peer:openblas" */
+    char name[32];    /* "cpu-raw", "cpu-packed", "tiled", "peer:openblas" */
     char library[32]; /* the library's name of it; empty for a peer */
+    bool packed;      /* on weights that clmoe_pack_weights() made */
 } bench_engine;
 
 typedef enum subject_buffer {
@@ -24,6 +25,7 @@ typedef enum subject_buffer {
     SUBJECT_STEP_Y, /* [T,D], of the step combine */
     SUBJECT_Y,      /* [T,D], of the whole layer */
     SUBJECT_STATS,
+    SUBJECT_PACKED, /* the experts' weights */
     SUBJECT_COUNT
 } subject_buffer;
 
@@ -31,14 +33,17 @@ typedef struct subject {
     const bench_device *device;
     const inputs *in;
     clmoe_layer *layer;
+    clmoe_weights weights; /* the inputs', packed where the engine is */
     clmoe_plan_layout plan;
     cl_mem buffers[SUBJECT_COUNT];
+    bool packed;     /* the engine reads packed weights */
     bool dispatches; /* the engine reads xe, not x through the plan */
 } subject;
 
-/* Creates the layer and its buffers, and runs every step of the case once in order. */
-clmoe_status subject_create(const bench_device *device, const inputs *in, const char *engine,
-                            subject *s);
+/* Creates the layer and its buffers, and runs every step of the case once in order. Without an
+ * engine, the library picks one by device. */
+clmoe_status subject_create(const bench_device *device, const inputs *in,
+                            const bench_engine *engine, subject *s);
 void subject_release(subject *s);
 
 /* Enqueues a step; its inputs are what subject_create() left. */

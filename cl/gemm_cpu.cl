@@ -1,195 +1,80 @@
 /*
- * Purpose        Grouped GEMM for CPUs: one work-item computes a tile of rows by COLUMNS columns
- *                with sums in vector registers. No local memory, no barriers, nothing packed.
- * Formula        as gemm_ref.cl. Two inner loops, by how W lies in memory:
- *                TRANSPOSED=0, W contiguous along k: dot products of vectors along k, their lanes
- *                added at the end; TRANSPOSED=1, W contiguous along n: one element of A times a
- *                vector of W.
- * Arrays         as in gemm.clh. TRANSPOSED=1 with w_row 2 (interleaved gate and up): read as 2n
- *                plain columns and taken apart at the end.
- * NDRange        (ceil(slots / row_tile), ceil(n / COLUMNS)), one work-item per group.
- * Limits         TRANSPOSED=0 needs w_col 1; TRANSPOSED=1 needs w_row 1 or 2.
+ * Purpose        Grouped GEMM for CPUs: one work-item computes COLUMNS columns of all rows of a tile,
+ *                with sums in vector registers. No local memory, no barriers.
+ * Formula        as gemm_ref.cl. How W is read is WEIGHTS:
+ *                BY_ROW     W contiguous along k: gemm_cpu_rows.clh
+ *                BY_COLUMN  W contiguous along n: gemm_cpu_panels.clh, after a copy of each panel
+ *                PACKED     panels as pack.cl made them: gemm_cpu_panels.clh
+ * Arrays         as in gemm.clh. BY_COLUMN with w_row 2: gate and up take turns. PACKED: `up` holds
+ *                gate and up, no strides are read.
+ * NDRange        (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours
+ *                share rows of A, and each weight comes from memory once.
+ * Limits         row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
  * Repeatability  the order of a sum depends on k alone: the same for every row, tile and neighbour.
  *
  * WIDTH floats per vector: 4, 8 or 16.
  */
-#define VEC           JOIN(float, WIDTH)
-#define VLOAD(p)      JOIN(vload, WIDTH)(0, p)
-#define VSTORE(v, p)  JOIN(vstore, WIDTH)(v, 0, p)
+#define VEC          JOIN(float, WIDTH)
+#define VLOAD(p)     JOIN(vload, WIDTH)(0, p)
+#define VSTORE(v, p) JOIN(vstore, WIDTH)(v, 0, p)
 
 #define ACT_T VEC
 #include "act.clh"
 #include "gemm.clh"
 
-#define MATRICES (1 + GATED)
-#define COLUMNS  32 /* of C per work-item: a multiple of WIDTH */
-#define UNROLL   _Pragma("unroll")
+#define BY_ROW    0
+#define BY_COLUMN 1
+#define PACKED    2
 
 /*
- * A block is what fits the registers: its sums, its elements of A and a vector of W. The compiler
- * keeps sums in registers only if the loops over them are unrolled where the array is declared.
+ * A work-item sums two vectors of columns side by side: WIDTH columns of gate and of up, or 2 * WIDTH
+ * of the one matrix. HALF_STEP columns of C lie between the two.
  */
-#if TRANSPOSED
-#define ROWS    (WIDTH == 16 ? 8 : 4)
-#define VECTORS 2 /* of columns */
+#define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
+#define HALF_STEP (GATED ? 0 : WIDTH)
+
+/* The compiler keeps an array in registers only where all loops over it are unrolled. */
+#define UNROLL _Pragma("unroll")
+
+/* Brings memory closer before it is needed. OpenCL's own prefetch() does nothing in PoCL. */
+#ifdef POCL_DEVICE_ADDRESS_BITS
+#define FETCH(p) __builtin_prefetch((const void *)(size_t)(p), 0, 2)
 #else
-#define ROWS        4
-#define DOT_COLUMNS (WIDTH == 16 ? 4 : 2)
+#define FETCH(p) prefetch(p, WIDTH)
 #endif
 
-/* Sums over k of one block of rows: gate's COLUMNS, then up's; or gate and up taking turns. */
-typedef struct sums {
-    float at[ROWS][MATRICES * COLUMNS];
-} sums;
+/* The first `count` < WIDTH elements, then zeros: nothing behind them is read. */
+#define LOAD_PART(type, p, count) JOIN(load_part_, type)(p, count)
+#define DEFINE_LOAD_PART(type)                                                                     \
+    static inline VEC load_part_##type(__global const STORAGE(type) *p, uint count) {              \
+        float part[WIDTH];                                                                         \
+        for (uint i = 0; i < WIDTH; ++i)                                                           \
+            part[i] = i < count ? LOAD(type, p + i) : 0.0f;                                        \
+        return VLOAD(part);                                                                        \
+    }
+DEFINE_LOAD_PART(f32)
+DEFINE_LOAD_PART(f16)
+DEFINE_LOAD_PART(bf16)
 
-#if !TRANSPOSED
+/* The matrix of a half: gate and up, or two parts of up. */
+static inline __global const STORAGE(W) *matrix_of(const problem *p, uint side) {
+    return GATED && side == 0 ? p->gate : p->up;
+}
 
-static inline float add_lanes(VEC v) {
-#if WIDTH == 16
-    const float8 v8 = v.lo + v.hi;
-    const float4 v4 = v8.lo + v8.hi;
-#elif WIDTH == 8
-    const float4 v4 = v.lo + v.hi;
+#if WEIGHTS == BY_ROW
+#include "gemm_cpu_rows.clh"
 #else
-    const float4 v4 = v;
+#include "gemm_cpu_panels.clh"
 #endif
-    return dot(v4.lo + v4.hi, (float2)1.0f);
-}
-
-/* ROWS x DOT_COLUMNS dot products of rows of A with rows of W. */
-static inline void dot_block(__global const STORAGE(A) *const *a, __global const STORAGE(W) *const *w, uint k,
-                             sums *out, uint at) {
-    VEC sum[ROWS][DOT_COLUMNS], x[ROWS];
-    uint i = 0;
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c)
-            sum[r][c] = 0.0f;
-    for (; i + WIDTH <= k; i += WIDTH) {
-        UNROLL for (uint r = 0; r < ROWS; ++r)
-            x[r] = LOADN(A, WIDTH, a[r] + i);
-        UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c) {
-            const VEC wc = LOADN(W, WIDTH, w[c] + i);
-            UNROLL for (uint r = 0; r < ROWS; ++r)
-                sum[r][c] = fma(x[r], wc, sum[r][c]);
-        }
-    }
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c) {
-            float total = add_lanes(sum[r][c]);
-            for (uint j = i; j < k; ++j)
-                total = fma(LOAD(A, a[r] + j), LOAD(W, w[c] + j), total);
-            out->at[r][at + c] = total;
-        }
-}
-
-/* Sums of `columns` columns of W from `w` on. Columns past the last repeat it, never stored. */
-static inline void sum_columns(const problem *p, __global const STORAGE(A) *const *a,
-                               __global const STORAGE(W) *w, uint columns, sums *out, uint at) {
-    for (uint column = 0; column < columns; column += DOT_COLUMNS) {
-        __global const STORAGE(W) *wc[DOT_COLUMNS];
-        UNROLL for (uint c = 0; c < DOT_COLUMNS; ++c)
-            wc[c] = w + (ulong)min(column + c, columns - 1) * p->w_row;
-        dot_block(a, wc, p->k, out, at + column);
-    }
-}
-
-#else
-
-/* Sums of VECTORS vectors of columns. */
-static inline void axpy_block(const problem *p, __global const STORAGE(A) *const *a,
-                              __global const STORAGE(W) *w, sums *out, uint at) {
-    VEC sum[ROWS][VECTORS], wv[VECTORS];
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        UNROLL for (uint v = 0; v < VECTORS; ++v)
-            sum[r][v] = 0.0f;
-    for (uint i = 0; i < p->k; ++i, w += p->w_col) {
-        UNROLL for (uint v = 0; v < VECTORS; ++v)
-            wv[v] = LOADN(W, WIDTH, w + v * WIDTH);
-        UNROLL for (uint r = 0; r < ROWS; ++r) {
-            const VEC x = LOAD(A, a[r] + i);
-            UNROLL for (uint v = 0; v < VECTORS; ++v)
-                sum[r][v] = fma(x, wv[v], sum[r][v]);
-        }
-    }
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        UNROLL for (uint v = 0; v < VECTORS; ++v)
-            VSTORE(sum[r][v], out->at[r] + at + v * WIDTH);
-}
-
-/* The first `count` <= WIDTH elements, then zeros: nothing behind them is read. */
-static inline VEC load_w_part(__global const STORAGE(W) *p, uint count) {
-    float part[WIDTH];
-    if (count == WIDTH)
-        return LOADN(W, WIDTH, p);
-    for (uint i = 0; i < WIDTH; ++i)
-        part[i] = i < count ? LOAD(W, p + i) : 0.0f;
-    return VLOAD(part);
-}
-
-/* Sums of `count` <= WIDTH columns. */
-static inline void axpy_part(const problem *p, __global const STORAGE(A) *const *a,
-                             __global const STORAGE(W) *w, uint count, sums *out, uint at) {
-    VEC sum[ROWS];
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        sum[r] = 0.0f;
-    for (uint i = 0; i < p->k; ++i, w += p->w_col) {
-        const VEC wv = load_w_part(w, count);
-        UNROLL for (uint r = 0; r < ROWS; ++r)
-            sum[r] = fma((VEC)LOAD(A, a[r] + i), wv, sum[r]);
-    }
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        VSTORE(sum[r], out->at[r] + at);
-}
-
-/* Sums of `columns` columns of W from `w` on. */
-static inline void sum_columns(const problem *p, __global const STORAGE(A) *const *a,
-                               __global const STORAGE(W) *w, uint columns, sums *out, uint at) {
-    uint column = 0;
-    for (; column + VECTORS * WIDTH <= columns; column += VECTORS * WIDTH)
-        axpy_block(p, a, w + column, out, at + column);
-    for (; column < columns; column += WIDTH)
-        axpy_part(p, a, w + column, min((uint)WIDTH, columns - column), out, at + column);
-}
-
-#endif
-
-/* Gate and up lie together, taking turns, and are summed as one matrix. */
-static inline bool taking_turns(const problem *p) {
-    return GATED && TRANSPOSED && p->w_row == 2;
-}
-
-static inline void sum_block(const problem *p, const rows *tile, uint row, uint first,
-                             uint columns, sums *out) {
-    __global const STORAGE(A) *a[ROWS];
-    UNROLL for (uint r = 0; r < ROWS; ++r)
-        a[r] = row_of_a(p, min(row + r, tile->end - 1));
-#if GATED
-    __global const STORAGE(W) *gate = weight_at(p, p->gate, tile->expert, first);
-    if (taking_turns(p)) {
-        sum_columns(p, a, gate, 2 * columns, out, 0);
-        return;
-    }
-    sum_columns(p, a, gate, columns, out, 0);
-#endif
-    sum_columns(p, a, weight_at(p, p->up, tile->expert, first), columns, out, GATED * COLUMNS);
-}
-
-/* A vector of gate's (0) or up's sums of a row, from `column` on. */
-static inline VEC row_sums(const problem *p, const float *row, uint matrix, uint column) {
-    if (!taking_turns(p))
-        return VLOAD(row + matrix * COLUMNS + column);
-    const VEC left = VLOAD(row + 2 * column);
-    const VEC right = VLOAD(row + 2 * column + WIDTH);
-    return matrix ? (VEC)(left.odd, right.odd) : (VEC)(left.even, right.even);
-}
 
 /* The end of a row: WIDTH columns at a time, the last ones through `part`. */
-static inline void store_row(const problem *p, const float *row, const float *gate_bias,
+static inline void store_row(const problem *p, const VEC *sums, const float *gate_bias,
                              const float *up_bias, float weight, uint columns,
                              __global STORAGE(C) *c) {
     for (uint column = 0; column < columns; column += WIDTH) {
-        const VEC y = gemm_output(p, row_sums(p, row, 0, column), VLOAD(gate_bias + column),
-                                  row_sums(p, row, GATED, column), VLOAD(up_bias + column), weight);
+        const VEC gate_sum = sums[0], up_sum = sums[GATED || column > 0];
+        const VEC y = gemm_output(p, gate_sum, VLOAD(gate_bias + column), up_sum,
+                                  VLOAD(up_bias + column), weight);
         if (column + WIDTH <= columns) {
             STOREN(C, WIDTH, y, c + column);
         } else {
@@ -204,10 +89,10 @@ static inline void store_row(const problem *p, const float *row, const float *ga
 KERNEL(1, 1, 1)
 void gemm_cpu(GEMM_PARAMETERS) {
     const problem p = GEMM_PROBLEM;
-    const rows tile = rows_in_use(&p, (uint)get_group_id(0) * row_tile, row_tile);
+    const rows tile = rows_in_use(&p, (uint)get_group_id(1) * row_tile, row_tile);
     if (tile.first >= tile.end)
         return;
-    const uint first = (uint)get_group_id(1) * COLUMNS;
+    const uint first = (uint)get_group_id(0) * COLUMNS;
     const uint columns = min((uint)COLUMNS, n - first);
 
     float gate_biases[COLUMNS], up_biases[COLUMNS];
@@ -216,11 +101,9 @@ void gemm_cpu(GEMM_PARAMETERS) {
         gate_biases[column] = bias_at(&p, p.gate_bias, tile.expert, from);
         up_biases[column] = bias_at(&p, p.up_bias, tile.expert, from);
     }
-    sums s = {{{0.0f}}}; /* lanes past the last column stay 0 */
-    for (uint row = tile.first; row < tile.end; row += ROWS) {
-        sum_block(&p, &tile, row, first, columns, &s);
-        for (uint r = 0; r < ROWS && row + r < tile.end; ++r)
-            store_row(&p, s.at[r], gate_biases, up_biases, row_weight_of(&p, row + r), columns,
-                      p.c + (ulong)(row + r) * n + first);
-    }
+    VEC sums[MAX_ROWS][2];
+    sum_tile(&p, &tile, first, sums);
+    for (uint row = tile.first; row < tile.end; ++row)
+        store_row(&p, sums[row - tile.first], gate_biases, up_biases, row_weight_of(&p, row),
+                  columns, p.c + (ulong)row * n + first);
 }

@@ -103,41 +103,91 @@ static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *
 
 /* Names of an MLP's buffers in messages. */
 typedef struct mlp_names {
-    const char *gate, *up, *down, *gate_bias, *up_bias, *down_bias;
+    const char *gate, *up, *down, *packed, *gate_bias, *up_bias, *down_bias;
 } mlp_names;
 
-static const mlp_names experts_names = {"weights.experts.gate",    "weights.experts.up",
-                                        "weights.experts.down",    "weights.experts.gate_bias",
-                                        "weights.experts.up_bias", "weights.experts.down_bias"};
-static const mlp_names shared_names = {"weights.shared.gate",    "weights.shared.up",
-                                       "weights.shared.down",    "weights.shared.gate_bias",
-                                       "weights.shared.up_bias", "weights.shared.down_bias"};
+#define MLP_NAMES(of)                                                                              \
+    {                                                                                              \
+        of ".gate", of ".up", of ".down", of ".packed", of ".gate_bias", of ".up_bias",            \
+            of ".down_bias"                                                                        \
+    }
 
-static clmoe_status check_mlp(const clmoe_layer *layer, const clmoe_mlp_desc *mlp, size_t experts,
-                              const clmoe_mlp_weights *weights, const mlp_names *names) {
-    bool fused =
-        mlp->gate_layout == CLMOE_GATE_CONCAT || mlp->gate_layout == CLMOE_GATE_INTERLEAVED;
-    size_t rows = experts * mlp->hidden_dim, dim = layer->desc.dim;
+static const mlp_names weights_names[] = {MLP_NAMES("weights.experts"),
+                                          MLP_NAMES("weights.shared")}; /* by clmoe_mlp */
+static const mlp_names raw_names = MLP_NAMES("raw");
+
+/* Rows of the stored matrices gate and up, of all experts; one buffer may hold both. */
+typedef struct mlp_rows {
+    size_t gate, up;
+} mlp_rows;
+
+static mlp_rows rows_of(const clmoe_mlp_desc *mlp, size_t experts) {
+    size_t rows = experts * mlp->hidden_dim;
+    switch (mlp->gate_layout) {
+    case CLMOE_GATE_CONCAT:
+    case CLMOE_GATE_INTERLEAVED:
+        return (mlp_rows){2 * rows, 0};
+    case CLMOE_GATE_SEPARATE:
+        return (mlp_rows){rows, rows};
+    case CLMOE_GATE_NONE:
+        break;
+    }
+    return (mlp_rows){0, rows};
+}
+
+static clmoe_status check_matrices(const clmoe_layer *layer, clmoe_mlp which,
+                                   const clmoe_mlp_weights *weights, const mlp_names *names) {
+    const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
+    size_t experts = layer_mlp_use(layer, which)->shape.experts, dim = layer->desc.dim;
     size_t element = type_bytes(layer->desc.weight_type);
-    size_t gate_rows = fused ? 2 * rows : (mlp->gate_layout == CLMOE_GATE_SEPARATE ? rows : 0);
-    size_t up_rows = fused ? 0 : rows;
+    mlp_rows rows = rows_of(mlp, experts);
     const buffer_need needs[] = {
-        {names->gate, &weights->gate, bytes_of(gate_rows, dim, element), element, true},
-        {names->up, &weights->up, bytes_of(up_rows, dim, element), element, true},
-        {names->down, &weights->down, bytes_of(rows, dim, element), element, true},
-        {names->gate_bias, &weights->gate_bias, mlp->gate_up_bias ? gate_rows * element : 0,
-         element, true},
-        {names->up_bias, &weights->up_bias, mlp->gate_up_bias ? up_rows * element : 0, element,
+        {names->gate, &weights->gate, bytes_of(rows.gate, dim, element), element, true},
+        {names->up, &weights->up, bytes_of(rows.up, dim, element), element, true},
+        {names->down, &weights->down, bytes_of(experts * mlp->hidden_dim, dim, element), element,
          true},
-        {names->down_bias, &weights->down_bias,
-         mlp->down_bias ? bytes_of(experts, dim, element) : 0, element, true},
     };
     return CHECK_BUFFERS(layer, needs);
 }
 
+static clmoe_status check_packed(const clmoe_layer *layer, clmoe_mlp which, const clmoe_buf *packed,
+                                 const char *name) {
+    clmoe_status status = CLMOE_SUCCESS;
+    buffer_need need = {name, packed, 0, type_bytes(layer->desc.weight_type), true};
+    TRY(gemm_mlp_packed_bytes(layer_mlp_use(layer, which), layer_mlp(layer, which), layer->desc.dim,
+                              &need.bytes));
+    TRY(check_buffer(layer, &need));
+done:
+    return status;
+}
+
+static clmoe_status check_mlp(const clmoe_layer *layer, clmoe_mlp which,
+                              const clmoe_mlp_weights *weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
+    const mlp_names *names = &weights_names[which];
+    size_t experts = layer_mlp_use(layer, which)->shape.experts;
+    size_t element = type_bytes(layer->desc.weight_type);
+    mlp_rows rows = rows_of(mlp, experts);
+    const buffer_need biases[] = {
+        {names->gate_bias, &weights->gate_bias, mlp->gate_up_bias ? rows.gate * element : 0,
+         element, true},
+        {names->up_bias, &weights->up_bias, mlp->gate_up_bias ? rows.up * element : 0, element,
+         true},
+        {names->down_bias, &weights->down_bias,
+         mlp->down_bias ? bytes_of(experts, layer->desc.dim, element) : 0, element, true},
+    };
+    if (weights->packed.mem)
+        TRY(check_packed(layer, which, &weights->packed, names->packed));
+    else
+        TRY(check_matrices(layer, which, weights, names));
+    TRY(CHECK_BUFFERS(layer, biases));
+done:
+    return status;
+}
+
 static clmoe_status check_experts_weights(const clmoe_layer *layer, const clmoe_weights *weights) {
-    return check_mlp(layer, &layer->desc.experts, layer->desc.num_experts, &weights->experts,
-                     &experts_names);
+    return check_mlp(layer, CLMOE_MLP_EXPERTS, &weights->experts);
 }
 
 static clmoe_status check_dense_weights(const clmoe_layer *layer, const clmoe_weights *weights) {
@@ -145,7 +195,7 @@ static clmoe_status check_dense_weights(const clmoe_layer *layer, const clmoe_we
     size_t dim = layer->desc.dim, router = type_bytes(layer->desc.router.weight_type);
     size_t weight = type_bytes(layer->desc.weight_type);
     if (layer->desc.shared.hidden_dim)
-        TRY(check_mlp(layer, &layer->desc.shared, 1, &weights->shared, &shared_names));
+        TRY(check_mlp(layer, CLMOE_MLP_SHARED, &weights->shared));
     const buffer_need needs[] = {
         {"weights.shared_gate", &weights->shared_gate, layer->desc.shared_gate ? dim * router : 0,
          router, true},
@@ -359,6 +409,28 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
         {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
+done:
+    return status;
+}
+
+clmoe_status check_mlp_exists(const clmoe_layer *layer, clmoe_mlp mlp) {
+    if (!layer)
+        return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
+    if ((int)mlp != CLMOE_MLP_EXPERTS && (int)mlp != CLMOE_MLP_SHARED)
+        return fail(CLMOE_INVALID_ARGUMENT, "mlp is %d, but must be 0 or 1", (int)mlp);
+    if (layer_mlp(layer, mlp)->hidden_dim == 0)
+        return fail(CLMOE_INVALID_ARGUMENT, "mlp is CLMOE_MLP_SHARED, but the layer has none");
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status check_pack(const clmoe_layer *layer, clmoe_mlp mlp, const clmoe_mlp_weights *raw,
+                        clmoe_buf packed) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_mlp_exists(layer, mlp));
+    if (!raw)
+        return fail(CLMOE_INVALID_ARGUMENT, "raw is NULL");
+    TRY(check_packed(layer, mlp, &packed, "packed"));
+    TRY(check_matrices(layer, mlp, raw, &raw_names));
 done:
     return status;
 }

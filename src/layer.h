@@ -38,6 +38,15 @@ struct clmoe_layer {
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
+/* One of the layer's MLPs; its hidden_dim is 0 if the layer has none. */
+static inline const clmoe_mlp_desc *layer_mlp(const clmoe_layer *layer, clmoe_mlp mlp) {
+    return mlp == CLMOE_MLP_SHARED ? &layer->desc.shared : &layer->desc.experts;
+}
+
+static inline const gemm_use *layer_mlp_use(const clmoe_layer *layer, clmoe_mlp mlp) {
+    return mlp == CLMOE_MLP_SHARED ? &layer->shared : &layer->experts;
+}
+
 /* C for a batch of T tokens; only for layers with a capacity. */
 uint32_t layer_capacity(const clmoe_layer *layer, uint32_t tokens);
 

@@ -222,5 +222,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d);
 void batch_compare(const batch *b, const device_batch *d, const ref_result *want);
 /* Upload, forward on the in-order queue, wait. */
 void batch_run(clmoe_layer *layer, const batch *b, device_batch *d);
+/* Replaces the matrices of one of the layer's MLPs by their packed form; the biases stay. */
+void weights_pack(clmoe_layer *layer, clmoe_mlp mlp, clmoe_mlp_weights *weights);
 
 #endif

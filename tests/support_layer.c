@@ -249,3 +249,13 @@ void batch_run(clmoe_layer *layer, const batch *b, device_batch *d) {
     OK(clmoe_forward(layer, test.queue, &d->args, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
 }
+
+void weights_pack(clmoe_layer *layer, clmoe_mlp mlp, clmoe_mlp_weights *weights) {
+    size_t bytes = 0;
+    OK(clmoe_packed_size(layer, mlp, &bytes));
+    clmoe_buf packed = buf_new(bytes);
+    OK(clmoe_pack_weights(layer, test.queue, mlp, weights, packed, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    weights->gate = weights->up = weights->down = (clmoe_buf){NULL, 0};
+    weights->packed = packed;
+}

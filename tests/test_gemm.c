@@ -44,7 +44,7 @@ typedef struct gemm_case {
     uint32_t experts, rows, n, k; /* rows: of the fullest expert */
     clmoe_activation activation;
     float limit, alpha, up_shift;
-    bool bias, gather, exact;
+    bool bias, gather, exact, packed;
     gemm_row_weight row_weight;
 } gemm_case;
 
@@ -248,6 +248,22 @@ static gemm_shape shape_of(const gemm_case *c) {
     };
 }
 
+/* Hands the weights over in the engine's own form; the raw ones are out of reach from then on. */
+static void pack(const gemm_case *c, gemm_run *run) {
+    gemm_problem *p = &run->problem;
+    launch chain;
+    cl_event event = NULL;
+    clmoe_buf packed = buf_new(4 * c->engine->packed_elements(run->state, p));
+    OK(launch_begin(&chain, test_context(0), test.queue, 0, NULL));
+    clmoe_status status = c->engine->pack(run->state, &chain, p, packed);
+    OK(launch_end(&chain, status, &event));
+    CL_OK(clWaitForEvents(1, &event));
+    clReleaseEvent(event);
+    p->packed = true;
+    p->gate.buf = (clmoe_buf){0};
+    p->up.buf = packed;
+}
+
 static void prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
     const gemm_shape layer = shape_of(c);
     gemm_problem *p = &run->problem;
@@ -281,6 +297,8 @@ static void prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
     set_weights(c, d, p);
     OK(c->engine->create(test_context(0), &layer, &run->state));
     clean_later(c->engine->destroy, run->state);
+    if (c->packed)
+        pack(c, run);
 }
 
 static float *run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue) {
@@ -330,9 +348,9 @@ static void check_case(const gemm_case *c, uint64_t seed) {
     gemm_data d;
     gemm_run run;
     test_case("%s: %s, %u experts, %u rows, n %u, k %u, spread %d, activation %d, bias %d, "
-              "gather %d, row weight %d",
+              "gather %d, row weight %d, packed %d",
               c->engine->name, c->store->name, c->experts, c->rows, c->n, c->k, c->spread,
-              c->activation, c->bias, c->gather, c->row_weight);
+              c->activation, c->bias, c->gather, c->row_weight, c->packed);
     seed_set(seed);
     make_data(c, &d);
     prepare(c, &d, &run);
@@ -349,8 +367,8 @@ static uint32_t pick(const uint32_t *from, size_t count) {
 
 /* Everything random but the engine and the storage. */
 static gemm_case random_case(const gemm_engine *engine, const storage *store, uint32_t most) {
-    static const uint32_t edges[] = {1,  2,  3,  5,  8,  15, 16, 17,  31,  32,
-                                     33, 47, 48, 63, 64, 65, 96, 100, 129, 160};
+    static const uint32_t edges[] = {1,  2,  3,  5,  8,  15, 16,  17,  31,  32, 33,
+                                     47, 48, 63, 64, 65, 96, 100, 129, 160, 257};
     const bool clamped = random_below(2) == 0;
     gemm_case c = {
         .engine = engine,
@@ -365,6 +383,7 @@ static gemm_case random_case(const gemm_engine *engine, const storage *store, ui
         .up_shift = clamped ? 1.0F : 0.0F,
         .bias = random_below(2) == 0,
         .gather = engine->gathers && random_below(2) == 0,
+        .packed = engine->pack && random_below(2) == 0,
         .row_weight = (gemm_row_weight)random_below(GEMM_ROW_WEIGHT_OUTPUT + 1),
     };
     c.experts = c.spread == SPREAD_DENSE ? 1 : 1 + random_below(6);
@@ -404,54 +423,64 @@ static void exact_values(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
         for (size_t s = 0; s < COUNT_OF(storages) && runs_here(gemm_engines[i]); s++) {
-            const gemm_case c = {.engine = gemm_engines[i],
-                                 .store = &storages[s],
-                                 .experts = 3,
-                                 .rows = 70,
-                                 .n = 45,
-                                 .k = 77,
-                                 .activation = CLMOE_ACT_RELU,
-                                 .bias = true,
-                                 .exact = true};
+            gemm_case c = {.engine = gemm_engines[i],
+                           .store = &storages[s],
+                           .experts = 3,
+                           .rows = 70,
+                           .n = 45,
+                           .k = 77,
+                           .activation = CLMOE_ACT_RELU,
+                           .bias = true,
+                           .exact = true};
             check_case(&c, s);
+            c.packed = c.engine->pack;
+            if (c.packed)
+                check_case(&c, s);
         }
 }
 
 /* Twenty runs, the same bits. */
+static void check_repeatable(const gemm_engine *engine, const storage *store, bool packed) {
+    const gemm_case c = {.engine = engine,
+                         .store = store,
+                         .experts = 3,
+                         .rows = 70,
+                         .n = 45,
+                         .k = 277,
+                         .alpha = 1.0F,
+                         .packed = packed};
+    gemm_data d;
+    gemm_run run;
+    test_case("%s: %s, packed %d", engine->name, store->name, packed);
+    seed_set(7);
+    make_data(&c, &d);
+    prepare(&c, &d, &run);
+    const float *first = run_on(&c, &run, test.queue);
+    for (int n = 1; n < 20; n++)
+        compare_bits("C", run_on(&c, &run, n % 2 ? test.queue : test.out_of_order), first,
+                     4 * (size_t)d.slots * c.n);
+}
+
 static void repeatable(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < 2 && runs_here(gemm_engines[i]); s++) {
-            const gemm_case c = {.engine = gemm_engines[i],
-                                 .store = &storages[s],
-                                 .experts = 3,
-                                 .rows = 70,
-                                 .n = 45,
-                                 .k = 77,
-                                 .alpha = 1.0F};
-            gemm_data d;
-            gemm_run run;
-            test_case("%s: %s", c.engine->name, c.store->name);
-            seed_set(7);
-            make_data(&c, &d);
-            prepare(&c, &d, &run);
-            const float *first = run_on(&c, &run, test.queue);
-            for (int n = 1; n < 20; n++)
-                compare_bits("C", run_on(&c, &run, n % 2 ? test.queue : test.out_of_order), first,
-                             4 * (size_t)d.slots * c.n);
-        }
+        for (size_t s = 0; s < 2 && runs_here(gemm_engines[i]); s++)
+            for (int packed = 0; packed <= (gemm_engines[i]->pack != NULL); packed++)
+                check_repeatable(gemm_engines[i], &storages[s], packed);
 }
 
 /* Rows of a dense problem that are all the same one. */
-static const float *equal_rows(const gemm_engine *engine, const storage *store, uint32_t rows) {
+static const float *equal_rows(const gemm_engine *engine, const storage *store, bool packed,
+                               uint32_t rows) {
     const gemm_case c = {.engine = engine,
                          .store = store,
                          .spread = SPREAD_DENSE,
                          .experts = 1,
                          .rows = rows,
                          .n = 67,
-                         .k = 83,
-                         .alpha = 1.0F};
+                         .k = 283,
+                         .alpha = 1.0F,
+                         .packed = packed};
     gemm_data d;
     gemm_run run;
     seed_set(11);
@@ -477,17 +506,19 @@ static void rows_are_independent(void **state) {
     };
     for (size_t i = 0; gemm_engines[i]; i++)
         for (size_t s = 0; s < COUNT_OF(kinds) && runs_here(gemm_engines[i]); s++) {
-            if (gemm_engines[i]->blocks)
-                continue;
-            test_case("%s: %s", gemm_engines[i]->name, kinds[s].name);
-            const float *one = equal_rows(gemm_engines[i], &kinds[s], 1);
-            const float *many = equal_rows(gemm_engines[i], &kinds[s], 71);
-            for (size_t row = 0; row < 71; row++)
-                compare_bits("row", many + row * 67, one, 4 * 67);
+            const gemm_engine *engine = gemm_engines[i];
+            for (int packed = 0; packed <= (engine->pack != NULL) && !engine->blocks; packed++) {
+                test_case("%s: %s, packed %d", engine->name, kinds[s].name, packed);
+                const float *one = equal_rows(engine, &kinds[s], packed, 1);
+                const float *many = equal_rows(engine, &kinds[s], packed, 71);
+                for (size_t row = 0; row < 71; row++)
+                    compare_bits("row", many + row * 67, one, 4 * 67);
+            }
         }
 }
 
-static void check_nan(const gemm_engine *engine, const storage *store, clmoe_activation act) {
+static void check_nan(const gemm_engine *engine, const storage *store, clmoe_activation act,
+                      bool packed) {
     const gemm_case c = {.engine = engine,
                          .store = store,
                          .spread = SPREAD_DENSE,
@@ -497,10 +528,11 @@ static void check_nan(const gemm_engine *engine, const storage *store, clmoe_act
                          .k = 18,
                          .activation = act,
                          .limit = 1.0F,
-                         .alpha = 1.0F};
+                         .alpha = 1.0F,
+                         .packed = packed};
     gemm_data d;
     gemm_run run;
-    test_case("%s: %s, activation %d", engine->name, store->name, act);
+    test_case("%s: %s, activation %d, packed %d", engine->name, store->name, act, packed);
     seed_set(5);
     make_data(&c, &d);
     d.a[4 * c.k + 17] = NAN;
@@ -514,10 +546,11 @@ static void check_nan(const gemm_engine *engine, const storage *store, clmoe_act
 static void nan_stays_in_its_row(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (int act = 0; act <= CLMOE_ACT_RELU2 && runs_here(gemm_engines[i]); act++) {
-            check_nan(gemm_engines[i], &storages[0], (clmoe_activation)act);
-            check_nan(gemm_engines[i], &storages[6], (clmoe_activation)act);
-        }
+        for (int act = 0; act <= CLMOE_ACT_RELU2 && runs_here(gemm_engines[i]); act++)
+            for (int packed = 0; packed <= (gemm_engines[i]->pack != NULL); packed++) {
+                check_nan(gemm_engines[i], &storages[0], (clmoe_activation)act, packed);
+                check_nan(gemm_engines[i], &storages[6], (clmoe_activation)act, packed);
+            }
 }
 
 static void no_rows(void **state) {
@@ -586,14 +619,17 @@ static void devices_with_less(void **state) {
 
 static void check_storages(const gemm_engine *engine) {
     for (size_t s = 0; s < COUNT_OF(storages) && runs_here(engine); s++) {
-        const gemm_case c = {.engine = engine,
-                             .store = &storages[s],
-                             .experts = 3,
-                             .rows = 70,
-                             .n = 75,
-                             .k = 37,
-                             .alpha = 1.0F};
+        gemm_case c = {.engine = engine,
+                       .store = &storages[s],
+                       .experts = 3,
+                       .rows = 70,
+                       .n = 75,
+                       .k = 37,
+                       .alpha = 1.0F};
         check_case(&c, s);
+        c.packed = c.engine->pack;
+        if (c.packed)
+            check_case(&c, s);
     }
 }
 

@@ -75,9 +75,20 @@ static const kernel_case cases[] = {
     {"many columns", 2, many_columns},
 };
 
+/* The batch again, with the weights in the engine's own form. */
+static void run_packed(clmoe_layer *layer, const batch *b, device_batch *d) {
+    batch_upload(layer, b, d);
+    weights_pack(layer, CLMOE_MLP_EXPERTS, &d->weights.experts);
+    if (b->desc.shared.hidden_dim)
+        weights_pack(layer, CLMOE_MLP_SHARED, &d->weights.shared);
+    OK(clmoe_forward(layer, test.queue, &d->args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+}
+
 static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     batch b;
     device_batch d;
+    size_t bytes = 0;
     clmoe_layer_desc desc = desc_of(&small);
     c->set(&desc);
     desc.engine = engine;
@@ -86,8 +97,13 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     b.in.residual = random_floats((size_t)c->tokens * desc.dim, 1.0);
     b.in.token_mask = random_mask(c->tokens);
     clmoe_layer *layer = test_layer(form, &desc);
+    const ref_result *want = batch_reference(&b);
     batch_run(layer, &b, &d);
-    batch_compare(&b, &d, batch_reference(&b));
+    batch_compare(&b, &d, want);
+    if (clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes) != CLMOE_SUCCESS)
+        return;
+    run_packed(layer, &b, &d);
+    batch_compare(&b, &d, want);
 }
 
 static void kernels_on_small_shapes(void **state) {

@@ -1,14 +1,19 @@
-/* The engine for CPU devices: a register tile per work-item, weights as they lie in memory. */
+/* The engine for CPU devices: a register tile per work-item, weights as they lie or packed. */
 #include "../program.h"
 #include "kernel.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { COLUMNS = 32, MAX_ROW_TILE = 32, MIN_ROW_TILE = 4 }; /* COLUMNS: of cl/gemm_cpu.cl */
+enum { MAX_ROW_TILE = 160, ROW_UNIT = 8 };
+
+/* How a kernel reads W: WEIGHTS of cl/gemm_cpu.cl. */
+typedef enum weights { BY_ROW, BY_COLUMN, PACKED, WEIGHTS_COUNT } weights;
 
 typedef struct cpu_state {
-    cl_kernel kernels[GEMM_VARIANTS][2]; /* by form, and by TRANSPOSED; NULL where not asked for */
+    unsigned width;                                  /* floats per vector */
+    cl_kernel kernels[GEMM_VARIANTS][WEIGHTS_COUNT]; /* NULL where not asked for */
+    cl_kernel pack[GEMM_VARIANTS];
 } cpu_state;
 
 static clmoe_status cpu_supports(const clmoe_context *context) {
@@ -22,9 +27,11 @@ static void cpu_destroy(void *opaque) {
     cpu_state *state = opaque;
     if (!state)
         return;
-    for (int i = 0; i < GEMM_VARIANTS; i++)
-        for (int j = 0; j < 2; j++)
+    for (int i = 0; i < GEMM_VARIANTS; i++) {
+        for (int j = 0; j < WEIGHTS_COUNT; j++)
             kernel_release(&state->kernels[i][j]);
+        kernel_release(&state->pack[i]);
+    }
     free(state);
 }
 
@@ -34,25 +41,37 @@ static unsigned vector_width(const clmoe_context *context) {
 }
 
 /*
- * Whether some problem of `shape` needs a variant. Ungated with weights along k: the router. Where
- * a matrix has one row or column, both orders are the same; then every order is compiled.
+ * Whether some problem of `shape` needs a kernel. Only MLPs are packed. Ungated with weights along
+ * k: the router. Where a matrix has one row or column, both orders are the same; then every order
+ * is compiled.
  */
-static bool needs(const gemm_shape *shape, gemm_variant variant, bool transposed) {
+static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) {
     const bool first = variant == gemm_variant_of(shape->form);
     const bool any_order = shape->dim == 1 || shape->hidden_dim == 1;
+    const bool by_column = order == BY_COLUMN;
+    if (order == PACKED)
+        return shape->form != GEMM_LINEAR && (first || variant == GEMM_UNGATED);
     if (variant == GEMM_GATE_AND_UP)
-        return first && (any_order || transposed == shape->gate_up_transposed);
-    return !transposed || any_order || shape->down_transposed ||
+        return first && (any_order || by_column == shape->gate_up_transposed);
+    return !by_column || any_order || shape->down_transposed ||
            (first && shape->gate_up_transposed);
 }
 
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
-                            gemm_variant variant, bool transposed) {
-    char options[64];
-    snprintf(options, sizeof options, "-DGATED=%d -DTRANSPOSED=%d -DWIDTH=%u",
-             variant == GEMM_GATE_AND_UP, transposed, vector_width(context));
-    return gemm_kernel_create(context, shape, "gemm_cpu", options, "gemm_cpu",
-                              &state->kernels[variant][transposed]);
+                            gemm_variant variant, weights order) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool gated = variant == GEMM_GATE_AND_UP;
+    char options[96];
+    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DWEIGHTS=%d -DMAX_ROWS=%d", gated,
+             state->width, (int)order, MAX_ROW_TILE);
+    TRY(gemm_kernel_create(context, shape, "gemm_cpu", options, "gemm_cpu",
+                           &state->kernels[variant][order]));
+    if (order != PACKED)
+        return CLMOE_SUCCESS;
+    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u", gated, state->width);
+    TRY(gemm_kernel_create(context, shape, "pack", options, "pack_panels", &state->pack[variant]));
+done:
+    return status;
 }
 
 static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, void **out) {
@@ -60,10 +79,11 @@ static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, 
     cpu_state *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the cpu engine");
+    state->width = vector_width(context);
     for (int variant = 0; variant < GEMM_VARIANTS; variant++)
-        for (int transposed = 0; transposed < 2; transposed++)
-            if (needs(shape, (gemm_variant)variant, transposed))
-                TRY(compile(context, shape, state, (gemm_variant)variant, transposed));
+        for (int order = 0; order < WEIGHTS_COUNT; order++)
+            if (needs(shape, (gemm_variant)variant, (weights)order))
+                TRY(compile(context, shape, state, (gemm_variant)variant, (weights)order));
     *out = state;
     state = NULL;
 done:
@@ -71,29 +91,72 @@ done:
     return status;
 }
 
-/* Longer tiles read each weight less often; shorter ones pad less. */
+/*
+ * Long tiles read each weight less often. A quarter more rows than the average fit, so that few
+ * experts need another tile for the rest.
+ */
 static uint32_t cpu_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
-    uint32_t tile = MIN_ROW_TILE;
+    const size_t rows = (size_t)rows_per_expert + rows_per_expert / 4;
+    const size_t tiles = gemm_tiles(rows > 0 ? rows : 1, MAX_ROW_TILE);
     (void)context;
-    while (tile < rows_per_expert && tile < MAX_ROW_TILE)
-        tile *= 2;
-    return tile;
+    return (uint32_t)gemm_tiles(rows > 0 ? rows : 1, tiles * ROW_UNIT) * ROW_UNIT;
+}
+
+/* Work-items side by side for n columns of C; also the panels of a packed matrix. */
+static size_t panels_of(const cpu_state *state, gemm_form form, uint32_t n) {
+    return gemm_tiles(n, form == GEMM_GATED ? state->width : 2 * state->width);
+}
+
+static weights order_of(const gemm_problem *problem) {
+    if (problem->packed)
+        return PACKED;
+    return problem->up.col == 1 ? BY_ROW : BY_COLUMN;
 }
 
 static clmoe_status cpu_run(void *opaque, launch *chain, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
     const cpu_state *state = opaque;
-    const bool transposed = problem->up.col != 1;
+    const weights order = order_of(problem);
     const uint32_t row_tile =
         problem->tile_expert.mem ? problem->row_tile : cpu_row_tile(NULL, problem->slots);
-    const size_t groups[] = {gemm_tiles(problem->slots, row_tile), gemm_tiles(problem->n, COLUMNS)};
+    const size_t groups[] = {panels_of(state, problem->form, problem->n),
+                             gemm_tiles(problem->slots, row_tile)};
     const size_t local[] = {1, 1};
-    cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)][transposed];
-    if (!kernel || (transposed && problem->up.row > (problem->form == GEMM_GATED ? 2 : 1)))
+    cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)][order];
+    if (!kernel || (order == BY_COLUMN && problem->up.row > (problem->form == GEMM_GATED ? 2 : 1)))
         return fail(CLMOE_UNSUPPORTED,
                     "engine cpu was not created for weights of stride %llu, %llu",
                     (unsigned long long)problem->up.row, (unsigned long long)problem->up.col);
     TRY(gemm_kernel_set(kernel, problem, row_tile));
+    TRY(launch_kernel(chain, kernel, 2, groups, local));
+done:
+    return status;
+}
+
+/* Gate and up take turns vector by vector in one panel, so that their activation is at hand. */
+static size_t cpu_packed_elements(const void *opaque, const gemm_problem *problem) {
+    const cpu_state *state = opaque;
+    size_t panels = 0, elements = 0;
+    if (size_mul(panels_of(state, problem->form, problem->n), problem->experts, &panels) &&
+        size_mul(panels, problem->k, &elements) &&
+        size_mul(elements, (size_t)2 * state->width, &elements))
+        return elements;
+    return SIZE_MAX;
+}
+
+static clmoe_status cpu_pack(void *opaque, launch *chain, const gemm_problem *problem,
+                             clmoe_buf packed) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cpu_state *state = opaque;
+    const gemm_weight *up = &problem->up;
+    const clmoe_type type = problem->w_type;
+    const clmoe_buf gate = problem->form == GEMM_GATED ? problem->gate.buf : (clmoe_buf){0};
+    cl_kernel kernel = state->pack[gemm_variant_of(problem->form)];
+    const size_t groups[] = {panels_of(state, problem->form, problem->n), problem->experts};
+    const size_t local[] = {1, 1};
+    TRY(KERNEL_SET(kernel, ARG_TYPE(gate, type), ARG_TYPE(up->buf, type), arg_u64(up->expert),
+                   arg_u64(up->row), arg_u64(up->col), arg_u32(problem->n), arg_u32(problem->k),
+                   ARG_TYPE(packed, type)));
     TRY(launch_kernel(chain, kernel, 2, groups, local));
 done:
     return status;
@@ -108,4 +171,6 @@ const gemm_engine gemm_cpu = {
     .row_tile = cpu_row_tile,
     .scratch = gemm_no_scratch,
     .run = cpu_run,
+    .packed_elements = cpu_packed_elements,
+    .pack = cpu_pack,
 };

@@ -51,6 +51,7 @@ typedef struct gemm_problem {
     uint32_t k;
     gemm_weight gate; /* form GATED only */
     gemm_weight up;   /* or the only matrix */
+    bool packed;      /* up.buf holds gate and up, or the only matrix, as pack() made it */
     clmoe_activation activation;
     float limit, alpha, up_shift;
     /* Row weights: pair_weights[row_of[s]] */
@@ -83,6 +84,12 @@ typedef struct gemm_engine {
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
     clmoe_status (*run)(void *state, launch *chain, const gemm_problem *problem);
+    /*
+     * The engine's own form of weights; both NULL where it has none. Of a problem only experts,
+     * form, n, k, gate and up are read. Elements are of w_type; SIZE_MAX: more than size_t holds.
+     */
+    size_t (*packed_elements)(const void *state, const gemm_problem *problem);
+    clmoe_status (*pack)(void *state, launch *chain, const gemm_problem *problem, clmoe_buf packed);
 } gemm_engine;
 
 /* The table, ended by NULL, in order of preference where several would do. */

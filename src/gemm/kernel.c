@@ -8,7 +8,7 @@ enum { ACT_NONE = -1 }; /* of cl/act.clh */
 
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel) {
-    char all[128];
+    char all[160];
     snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DC=%s", options, type_name(shape->a_type),
              type_name(shape->w_type), type_name(shape->c_type));
     return program_kernel(context, step, all, name, kernel);

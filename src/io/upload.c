@@ -179,6 +179,7 @@ static void release_mlp(clmoe_mlp_weights *w) {
     release(&w->gate_bias);
     release(&w->up_bias);
     release(&w->down_bias);
+    release(&w->packed);
 }
 
 void clmoe_weights_release(clmoe_weights *weights) {

@@ -38,7 +38,7 @@ static void set_up(fixture *f, case_pattern pattern, clmoe_type type) {
     ok(device_open(device_index(), &f->device));
     ok(inputs_set(&f->in, &f->device, &layer_case, pattern, type));
     ok(reference_make(&f->in, &f->ref));
-    ok(subject_create(&f->device, &f->in, "ref", &f->subject));
+    ok(subject_create(&f->device, &f->in, &(bench_engine){.library = "ref"}, &f->subject));
 }
 
 static void tear_down(fixture *f) {
