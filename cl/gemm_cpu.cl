@@ -28,10 +28,10 @@
 
 /*
  * A work-item sums two vectors of columns side by side: WIDTH columns of gate and of up, or 2 * WIDTH
- * of the one matrix. HALF_STEP columns of C lie between the two.
+ * of the one matrix: its two sides. Between their first columns of C lie SIDE_STEP.
  */
 #define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
-#define HALF_STEP (GATED ? 0 : WIDTH)
+#define SIDE_STEP (GATED ? 0 : WIDTH)
 
 /* The compiler keeps an array in registers only where all loops over it are unrolled. */
 #define UNROLL _Pragma("unroll")
@@ -56,7 +56,7 @@ DEFINE_LOAD_PART(f32)
 DEFINE_LOAD_PART(f16)
 DEFINE_LOAD_PART(bf16)
 
-/* The matrix of a half: gate and up, or two parts of up. */
+/* The matrix of a side: gate and up, or up twice. */
 static inline __global const STORAGE(W) *matrix_of(const problem *p, uint side) {
     return GATED && side == 0 ? p->gate : p->up;
 }

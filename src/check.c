@@ -42,7 +42,7 @@ static clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *ne
         return fail(CLMOE_INVALID_ARGUMENT, "%s has %zu bytes, but needs %zu from offset %zu",
                     need->name, size, need->bytes, buf->offset);
 done:
-    if (status < 0)
+    if (status == CL_INVALID_MEM_OBJECT)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is not a valid OpenCL buffer: %s", need->name,
                     clmoe_status_string(status));
     return status;

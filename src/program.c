@@ -116,6 +116,12 @@ done:
     return status;
 }
 
+/* The driver ran short, as opposed to a source it cannot compile. */
+static bool is_shortage(cl_int code) {
+    return code == CL_OUT_OF_RESOURCES || code == CL_OUT_OF_HOST_MEMORY ||
+           code == CL_MEM_OBJECT_ALLOCATION_FAILURE;
+}
+
 /* Compiles; *log gets the compiler's words, if it had any. */
 static clmoe_status compile(const clmoe_context *context, const char *step, const char *flags,
                             const text *source, cl_program *out, char **log) {
@@ -125,6 +131,8 @@ static clmoe_status compile(const clmoe_context *context, const char *step, cons
         clCreateProgramWithSource(context->cl, 1, (const char **)&source->chars, NULL, &code);
     TRY(clmoe_cl_check(code, "clCreateProgramWithSource"));
     code = clBuildProgram(program, 1, &context->device, flags, NULL, NULL);
+    if (is_shortage(code))
+        TRY(clmoe_cl_check(code, "clBuildProgram"));
     TRY(build_log(context, program, log));
     if (code != CL_SUCCESS) {
         status = fail(CLMOE_BUILD_FAILED, "cl/%s did not build with \"%s\": %s (%d): %.256s", step,

@@ -1,5 +1,6 @@
 #include "safetensors.h"
 #include "../types.h"
+#include "json.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -307,7 +308,9 @@ static clmoe_status read_header(safetensors *file) {
     TRY(read_at(file, LENGTH_BYTES, length, text));
     header = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
     if (header == NULL)
-        TRY(fail(CLMOE_BAD_FILE, "%s: the header is not JSON: %s", file->path, error.text));
+        TRY(json_out_of_memory(&error)
+                ? fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to read its header", file->path)
+                : fail(CLMOE_BAD_FILE, "%s: the header is not JSON: %s", file->path, error.text));
     TRY(parse_header(file, header));
 done:
     json_decref(header);
