@@ -11,8 +11,6 @@
  * Limits: V is 4, 8 or 16; X and W are storage types.
  * Repeatability: one work-item adds an element's terms, in the order above.
  */
-#define SEGMENT 1024
-
 #define FLOATV JOIN(float, V)
 
 typedef struct token_row {

@@ -6,7 +6,7 @@
  *         [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
  *         row_of [S], token_of [S], tile_expert [S/row_tile]; histogram [blocks, R] u32.
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
- *          plan_scan: a work-item per column. plan_offsets: one group. plan_renorm: a work-item per
+ *          plan_scan: a group per column. plan_offsets: one group. plan_renorm: a work-item per
  *          token.
  * Limits: T*K <= 2^30; KEEP is the keep rule.
  * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
@@ -99,18 +99,25 @@ KERNEL(GROUP, 1, 1)
 void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *load, ulong load_off,
                __global uint *kept, ulong kept_off, uint blocks, uint columns, uint experts,
                int dropless, uint capacity) {
-    uint e = get_global_id(0), sum = 0;
-    if (e >= columns)
-        return;
-    histogram += histogram_off;
-    for (uint block = 0; block < blocks; block++) {
-        ulong cell = (ulong)block * columns + e;
-        uint size = histogram[cell];
-        histogram[cell] = sum;
+    uint e = get_group_id(0), each = (blocks + GROUP - 1) / GROUP, sum = 0;
+    uint begin = min((uint)get_local_id(0) * each, blocks), end = min(begin + each, blocks);
+    histogram += histogram_off + e;
+#if GROUP > 1
+    __local uint tmp[GROUP];
+    uint mine = 0, all;
+    for (uint block = begin; block < end; block++)
+        mine += histogram[(ulong)block * columns];
+    sum = group_scan(mine, &all, tmp);
+#endif
+    for (uint block = begin; block < end; block++) {
+        uint size = histogram[(ulong)block * columns];
+        histogram[(ulong)block * columns] = sum;
         sum += size;
     }
-    load[load_off + e] = sum;
-    kept[kept_off + e] = dropless || e >= experts ? sum : min(sum, capacity);
+    if (get_local_id(0) == GROUP - 1) {
+        load[load_off + e] = sum;
+        kept[kept_off + e] = dropless || e >= experts ? sum : min(sum, capacity);
+    }
 }
 
 static inline uint round_up(uint rows, uint tile) {

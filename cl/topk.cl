@@ -6,13 +6,17 @@
  *          unbiased scores, see router.clh.
  * Arrays: scores [T,R], select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], weights
  *         [T,K], live [T] (leading pairs with a finite choice; the rest have weight 0).
- * NDRange: topk_bitonic: TOKENS tokens per group of GROUP work-items, each token a bitonic sort of
- *          CHUNK keys in local memory; more columns than CHUNK come in rounds that keep the best
- *          KEEP. topk_select: one work-item per token, an insertion into the K best; for CPUs.
- * Limits: CHUNK, KEEP powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; GROUPS is the
- *         number of groups, 0 without group limits. At most 12 KiB of local memory.
+ * NDRange: topk_bitonic: TOKENS tokens per group of GROUP work-items. With LANES, each token has
+ *          LANES work-items that sort KEEP columns at a time in registers and merge their runs
+ *          pairwise; without, CHUNK keys at a time are sorted in local memory. topk_select: one
+ *          work-item per token, an insertion into the K best; for CPUs.
+ * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; GROUPS is
+ *         the number of groups, 0 without group limits. Local memory: see topk_bytes() in layer.c.
  * Repeatability: integer keys; weights are summed in the order of choice by one work-item.
  */
+#ifdef BITONIC
+#define WEIGHTS_SPACE __local
+#endif
 #include "router.clh"
 
 #define FINITE_CHOICE 0x00800000u /* ordered_bits(-INFINITY) + 1 */
@@ -60,24 +64,135 @@ static inline float group_choice(const router_switches *r, __global const float 
         return better < r->topk_groups;                                                            \
     }
 
-/* Writes choice k of a token. */
-static inline void write_choice(__global const float *scores, __global int *ids, __global float *weights,
-                         int k, ulong key) {
-    int id = (int)key_id(key);
-    ids[k] = id;
-    weights[k] = key_is_live(key) ? scores[id] : 0.0f;
+/* The weight of a choice before renorm and scale. */
+static inline float chosen_weight(__global const float *scores, ulong key) {
+    return key_is_live(key) ? scores[key_id(key)] : 0.0f;
 }
 
 #ifdef BITONIC
 
 DEFINE_GROUP_IS_IN(group_is_in, __local)
 
+#define UNROLL _Pragma("unroll")
+
+#define ITEMS (GROUP / TOKENS) /* work-items of a token */
+
+#if GROUPS > 0
+/* Fills taking_part [TOKENS, GROUPS] with whether a group takes part; choices is scratch of that size. */
+void choose_groups(const router_switches *r, __global const float *scores,
+                                 __global const float *select_bias, int tokens,
+                                 __local float *choices, __local uchar *taking_part) {
+    const uint item = get_local_id(0), part = item % ITEMS;
+    const int token = item / ITEMS;
+    scores += (ulong)token * r->columns;
+    choices += token * GROUPS;
+    for (int g = part; token < tokens && g < GROUPS; g += ITEMS)
+        choices[g] = group_choice(r, scores, select_bias, g);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int g = part; token < tokens && g < GROUPS; g += ITEMS)
+        taking_part[token * GROUPS + g] = group_is_in(r, choices, g);
+    barrier(CLK_LOCAL_MEM_FENCE);
+}
+#endif
+
+/* The tokens of a group, and what their keys are made of. */
+typedef struct token_keys {
+    __global const float *scores, *select_bias;
+    __local const uchar *taking_part;
+    int tokens, columns;
+} token_keys;
+
+/* The key of column e of a token; past the last token or column, one below all others. */
+static inline ulong key_at(const token_keys *of, int token, int e) {
+    if (token >= of->tokens || e >= of->columns)
+        return 0;
+    float choice = choice_of(of->scores + (ulong)token * of->columns, of->select_bias, e);
+#if GROUPS > 0
+    if (!of->taking_part[token * GROUPS + e / (of->columns / GROUPS)])
+        choice = -INFINITY;
+#endif
+    return choice_key(choice, (uint)e);
+}
+
+#ifdef LANES
+
+#define TMP_SLOTS (TOKENS * LANES / 2)
+#define TMP_KEYS  (TMP_SLOTS > 0 ? KEEP * TMP_SLOTS : 1)
+
+static inline void order(ulong *better, ulong *other) {
+    const ulong high = max(*better, *other);
+    *other = min(*better, *other);
+    *better = high;
+}
+
+/* Bitonic to descending. */
+static inline void merge_keys(ulong *x) {
+    UNROLL for (int stride = KEEP / 2; stride > 0; stride /= 2)
+        UNROLL for (int i = 0; i < KEEP; i++)
+            if ((i & stride) == 0)
+                order(&x[i], &x[i + stride]);
+}
+
+static inline void sort_keys(ulong *x) {
+    UNROLL for (int size = 2; size <= KEEP; size *= 2)
+        UNROLL for (int stride = size / 2; stride > 0; stride /= 2)
+            UNROLL for (int i = 0; i < KEEP; i++)
+                if ((i & stride) == 0 && (i & size) == 0)
+                    order(&x[i], &x[i + stride]);
+                else if ((i & stride) == 0)
+                    order(&x[i + stride], &x[i]);
+}
+
+/* The better half of two descending runs, descending. */
+static inline void keep_better(ulong *x, const ulong *other) {
+    UNROLL for (int i = 0; i < KEEP; i++)
+        x[i] = max(x[i], other[KEEP - 1 - i]);
+    merge_keys(x);
+}
+
+/* LANES work-items per token: each keeps the best KEEP of its columns, then one run of two is kept. */
+void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
+    const uint lane = get_local_id(0), token = lane / LANES;
+    const uint part = token < TOKENS ? lane % LANES : LANES;
+    ulong mine[KEEP], other[KEEP];
+    UNROLL for (int i = 0; i < KEEP; i++)
+        mine[i] = part < LANES ? key_at(of, token, part + i * LANES) : 0;
+    sort_keys(mine);
+    for (int next = LANES * KEEP; next < of->columns; next += LANES * KEEP) {
+        UNROLL for (int i = 0; i < KEEP; i++)
+            other[i] = part < LANES ? key_at(of, token, next + part + i * LANES) : 0;
+        sort_keys(other);
+        keep_better(mine, other);
+    }
+    for (uint width = LANES / 2; width > 0; width /= 2) {
+        const uint slot = token * (LANES / 2) + part % width;
+        if (part >= width && part < 2 * width)
+            UNROLL for (int i = 0; i < KEEP; i++)
+                tmp[i * TMP_SLOTS + slot] = mine[i];
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (part < width) {
+            UNROLL for (int i = 0; i < KEEP; i++)
+                other[i] = tmp[i * TMP_SLOTS + slot];
+            keep_better(mine, other);
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    if (part == 0)
+        UNROLL for (int i = 0; i < KEEP; i++)
+            best[token * KEEP + i] = mine[i];
+    barrier(CLK_LOCAL_MEM_FENCE);
+}
+
+#else
+
+#define TMP_KEYS (TOKENS * CHUNK)
+
 /* Sorts TOKENS independent runs of CHUNK keys, descending. */
 void sort_keys(__local ulong *keys) {
     for (int size = 2; size <= CHUNK; size *= 2)
         for (int stride = size / 2; stride > 0; stride /= 2) {
-            for (int i = get_local_id(0); i < TOKENS * CHUNK / 2; i += GROUP) {
-                int low = 2 * i - (i & (stride - 1));
+            for (uint i = get_local_id(0); i < TOKENS * CHUNK / 2; i += GROUP) {
+                uint low = 2 * i - (i & (stride - 1));
                 ulong a = keys[low], b = keys[low + stride];
                 bool descending = ((low & (CHUNK - 1)) & size) == 0;
                 if (descending ? a < b : a > b) {
@@ -89,21 +204,20 @@ void sort_keys(__local ulong *keys) {
         }
 }
 
-#if GROUPS > 0
-/* Fills chosen [TOKENS, GROUPS] with whether a group takes part; choices is scratch of that size. */
-void choose_groups(const router_switches *r, __global const float *scores,
-                                 __global const float *select_bias, int tokens,
-                                 __local float *choices, __local uchar *chosen) {
-    for (int token = 0; token < tokens; token++)
-        for (int g = get_local_id(0); g < GROUPS; g += GROUP)
-            choices[token * GROUPS + g] =
-                group_choice(r, scores + (ulong)token * r->columns, select_bias, g);
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int token = 0; token < tokens; token++)
-        for (int g = get_local_id(0); g < GROUPS; g += GROUP)
-            chosen[token * GROUPS + g] = group_is_in(r, choices + token * GROUPS, g);
+/* CHUNK columns at a time, of which the best KEEP stay. */
+void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
+    for (int next = 0, kept = 0; next < of->columns; next += CHUNK - kept, kept = KEEP) {
+        for (uint i = get_local_id(0); i < TOKENS * CHUNK; i += GROUP)
+            if (i % CHUNK >= (uint)kept)
+                tmp[i] = key_at(of, i / CHUNK, next + i % CHUNK - kept);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        sort_keys(tmp);
+    }
+    for (uint i = get_local_id(0); i < TOKENS * KEEP; i += GROUP)
+        best[i] = tmp[i / KEEP * CHUNK + i % KEEP];
     barrier(CLK_LOCAL_MEM_FENCE);
 }
+
 #endif
 
 KERNEL(GROUP, 1, 1)
@@ -112,7 +226,9 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
                   __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
                   ulong ids_off, __global float *weights, ulong weights_off, __global int *live,
                   ulong live_off, uint num_tokens, router_switches r) {
-    __local ulong keys[TOKENS * CHUNK];
+    __local ulong tmp[TMP_KEYS], best[TOKENS * KEEP];
+    __local int chosen[TOKENS * KEEP];
+    __local float raw[TOKENS * KEEP];
     uint first = get_group_id(0) * TOKENS;
     int tokens = (int)min((uint)TOKENS, num_tokens - first);
     scores += scores_off + (ulong)first * r.columns;
@@ -122,44 +238,35 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
     weights += weights_off + (ulong)first * r.top_k;
     live += live_off + first;
 
+    token_keys of = {scores, select_bias, 0, tokens, r.columns};
 #if GROUPS > 0
     __local float choices[TOKENS * GROUPS];
-    __local uchar chosen[TOKENS * GROUPS];
-    choose_groups(&r, scores, select_bias, tokens, choices, chosen);
+    __local uchar taking_part[TOKENS * GROUPS];
+    choose_groups(&r, scores, select_bias, tokens, choices, taking_part);
+    of.taking_part = taking_part;
 #endif
+    choose(&of, tmp, best);
 
-    for (int next = 0, kept = 0; next < r.columns; next += CHUNK - kept, kept = KEEP) {
-        for (uint i = get_local_id(0); i < TOKENS * CHUNK; i += GROUP) {
-            int token = i / CHUNK, slot = i % CHUNK, e = next + slot - kept;
-            if (slot < kept)
-                continue;
-            ulong key = 0;
-            if (token < tokens && e < r.columns) {
-                float choice = choice_of(scores + (ulong)token * r.columns, select_bias, e);
-#if GROUPS > 0
-                if (!chosen[token * GROUPS + e / (r.columns / GROUPS)])
-                    choice = -INFINITY;
-#endif
-                key = choice_key(choice, (uint)e);
-            }
-            keys[i] = key;
-        }
-        barrier(CLK_LOCAL_MEM_FENCE);
-        sort_keys(keys);
+    for (uint i = get_local_id(0); i < (uint)tokens * KEEP; i += GROUP) {
+        const int token = i / KEEP, k = i % KEEP;
+        if (k >= r.top_k)
+            continue;
+        chosen[token * r.top_k + k] = (int)key_id(best[i]);
+        raw[token * r.top_k + k] = chosen_weight(scores + (ulong)token * r.columns, best[i]);
     }
-
-    for (int token = 0; token < tokens; token++)
-        for (int k = get_local_id(0); k < r.top_k; k += GROUP)
-            write_choice(scores + (ulong)token * r.columns, ids + token * r.top_k,
-                         weights + token * r.top_k, k, keys[token * CHUNK + k]);
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    barrier(CLK_LOCAL_MEM_FENCE);
     for (int token = get_local_id(0); token < tokens; token += GROUP) {
         int count = 0;
-        while (count < r.top_k && key_is_live(keys[token * CHUNK + count]))
+        while (count < r.top_k && key_is_live(best[token * KEEP + count]))
             count++;
         live[token] = count;
-        token_weights(&r, scores + (ulong)token * r.columns, expert_scale, ids + token * r.top_k,
-                      weights + token * r.top_k, count);
+        token_weights(&r, scores + (ulong)token * r.columns, expert_scale,
+                      chosen + token * r.top_k, raw + token * r.top_k, count);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int i = get_local_id(0); i < tokens * r.top_k; i += GROUP) {
+        ids[i] = chosen[i];
+        weights[i] = raw[i];
     }
 }
 
@@ -204,7 +311,8 @@ void topk_select(__global const float *scores, ulong scores_off,
 
     int count = 0;
     for (int k = 0; k < r.top_k; k++) {
-        write_choice(scores, ids, weights, k, best[k]);
+        ids[k] = (int)key_id(best[k]);
+        weights[k] = chosen_weight(scores, best[k]);
         count += key_is_live(best[k]);
     }
     live[live_off + token] = count;

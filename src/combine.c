@@ -1,8 +1,6 @@
 /* Expert outputs -> y. */
 #include "steps.h"
 
-enum { SEGMENT = 1024 }; /* columns per group, as in combine.cl */
-
 clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_combine_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE];
@@ -20,7 +18,8 @@ clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_c
                  layer->desc.weight_type),
         ARG_TYPE(args->residual, type), ARG_TYPE(args->y, type), arg_u32(layer->desc.dim),
         arg_u32(layer->desc.top_k), arg_u32(weight_in_expert)));
-    size_t groups[] = {(layer->desc.dim + SEGMENT - 1) / SEGMENT, args->tokens};
+    uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
+    size_t groups[] = {dim / segment + (dim % segment != 0), args->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));
 done:
     return status;

@@ -7,7 +7,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_TOPK_CHUNK = 1024, MIN_SCORE_GROUP = 32 };
+enum {
+    MAX_TOPK_CHUNK = 1024,
+    MAX_TOPK_BYTES = 12288,
+    MAX_TOPK_TOKENS = 64,
+    MAX_REGISTER_KEYS = 16,
+    MAX_TOPK_KEYS = 2048, /* in registers of a group */
+    MIN_SCORE_GROUP = 32,
+    SCORE_COLUMNS = 8, /* per work-item */
+    SERIAL_SEGMENT = 1024,
+};
 
 /* cl/router.clh has the same numbers; types.clh's device code relies on them. */
 _Static_assert((int)CLMOE_SCORE_SPARSEMIXER == (int)SCORE_SPARSEMIXER, "scores differ");
@@ -138,37 +147,68 @@ static clmoe_status create_kernel(clmoe_layer *layer, kernel_id id, const char *
 
 static clmoe_status create_score(clmoe_layer *layer) {
     char options[64];
-    uint32_t wanted = layer->columns > MIN_SCORE_GROUP ? layer->columns : MIN_SCORE_GROUP;
+    uint32_t wanted = layer->columns / SCORE_COLUMNS;
+    if (wanted < MIN_SCORE_GROUP)
+        wanted = MIN_SCORE_GROUP;
     layer->score_group = power_of_two(wanted, layer->context->group);
     snprintf(options, sizeof options, "-DGROUP=%u", layer->score_group);
     return program_kernel(layer->context, "score", options, "score_rows",
                           &layer->kernels[KERNEL_SCORE]);
 }
 
-/* Small rows share a group: each token needs half a work-item per key. */
+/* How topk.cl's group shares its work-items among tokens. */
+typedef struct topk_split {
+    uint32_t lanes; /* per token, in registers; 0: in local memory */
+    uint32_t chunk, tokens;
+} topk_split;
+
+/* Local memory of a group. */
+static uint32_t topk_bytes(const topk_split *split, uint32_t keep, uint32_t groups) {
+    const uint32_t keys = split->lanes ? split->lanes * keep / 2 : split->chunk;
+    return split->tokens * (8 * keys + 16 * keep + 5 * groups);
+}
+
+static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, uint32_t groups) {
+    topk_split split = {.chunk = power_of_two(columns > 2 ? columns : 2, MAX_TOPK_CHUNK),
+                        .tokens = 1};
+    if (keep <= MAX_REGISTER_KEYS) {
+        const uint32_t most = MAX_TOPK_KEYS / keep < group ? MAX_TOPK_KEYS / keep : group;
+        split.lanes = power_of_two((columns + keep - 1) / keep, most);
+    }
+    const uint32_t items = split.lanes ? split.lanes : split.chunk / 2;
+    topk_split twice = split;
+    while (twice.tokens *= 2, twice.tokens * items <= group && twice.tokens <= MAX_TOPK_TOKENS &&
+                                  topk_bytes(&twice, keep, groups) <= MAX_TOPK_BYTES)
+        split = twice;
+    return split;
+}
+
 static clmoe_status create_topk(clmoe_layer *layer) {
     char options[128];
-    uint32_t group = layer->context->group;
-    uint32_t groups = (uint32_t)layer->router.num_groups;
-    uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
-    uint32_t chunk = power_of_two(layer->columns > 2 ? layer->columns : 2, MAX_TOPK_CHUNK);
-    bool bitonic = group > 1;
-    layer->topk_tokens = bitonic && group > chunk / 2 ? group / (chunk / 2) : 1;
-    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%u -DGROUPS=%u", group, keep, groups);
-    if (bitonic)
-        snprintf(options, sizeof options,
-                 "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DCHUNK=%u -DTOKENS=%u", group, keep,
-                 groups, chunk, layer->topk_tokens);
-    return program_kernel(layer->context, "topk", options, bitonic ? "topk_bitonic" : "topk_select",
-                          &layer->kernels[KERNEL_TOPK]);
+    const uint32_t group = layer->context->group, groups = (uint32_t)layer->router.num_groups;
+    const uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
+    const topk_split split = split_topk(group, layer->columns, keep, groups);
+    int length =
+        snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%u -DGROUPS=%u", group, keep, groups);
+    layer->topk_tokens = group > 1 ? split.tokens : 1;
+    if (group > 1)
+        length += snprintf(options + length, sizeof options - (size_t)length,
+                           " -DBITONIC -DCHUNK=%u -DTOKENS=%u", split.chunk, split.tokens);
+    if (group > 1 && split.lanes)
+        snprintf(options + length, sizeof options - (size_t)length, " -DLANES=%u", split.lanes);
+    return program_kernel(layer->context, "topk", options,
+                          group > 1 ? "topk_bitonic" : "topk_select", &layer->kernels[KERNEL_TOPK]);
 }
 
 /* Work-items that walk a row alone take wide vectors; lanes side by side, 16 bytes each. */
 static clmoe_status create_combine(clmoe_layer *layer) {
     char options[64];
     uint32_t group = layer->context->group;
-    snprintf(options, sizeof options, "-DGROUP=%u -DV=%d -DX=%s -DW=%s", group, group == 1 ? 16 : 4,
-             type_name(layer->desc.type), type_name(layer->desc.weight_type));
+    uint32_t width = group == 1 ? 16 : 16 / (uint32_t)type_bytes(layer->desc.type);
+    layer->combine_segment = group == 1 ? SERIAL_SEGMENT : group * width;
+    snprintf(options, sizeof options, "-DGROUP=%u -DSEGMENT=%u -DV=%u -DX=%s -DW=%s", group,
+             layer->combine_segment, width, type_name(layer->desc.type),
+             type_name(layer->desc.weight_type));
     return program_kernel(layer->context, "combine", options, "combine_rows",
                           &layer->kernels[KERNEL_COMBINE]);
 }

@@ -31,8 +31,9 @@ struct clmoe_layer {
     clmoe_layer_desc desc; /* desc.engine is NULL here; see experts.engine */
     uint32_t columns;      /* R = E + Z */
     router_switches router;
-    uint32_t score_group; /* work-items per token in score.cl */
-    uint32_t topk_tokens; /* tokens per group in topk.cl */
+    uint32_t score_group;     /* work-items per token in score.cl */
+    uint32_t topk_tokens;     /* tokens per group in topk.cl */
+    uint32_t combine_segment; /* columns per group in combine.cl */
     gemm_use experts, shared;
     gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */

@@ -91,8 +91,7 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCAN], ARG_F32(histogram), ARG_F32(load), ARG_F32(kept),
                    arg_u32(blocks.count), arg_u32(columns), arg_u32(experts), arg_u32(dropless),
                    arg_u32(plan->capacity)));
-    TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCAN], columns / group + (columns % group != 0),
-                  group));
+    TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCAN], columns, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_OFFSETS], ARG_F32(load), ARG_F32(offsets), arg_u32(experts),
                    arg_u32(dropless), arg_u32(plan->capacity), arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_OFFSETS], 1, group));
