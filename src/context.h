@@ -16,6 +16,7 @@ typedef struct device_info {
     size_t max_group;     /* work-items per group */
     cl_uint vector_width; /* native floats per vector register, at least 1 */
     cl_uint compute_units;
+    cl_uint nv_capability; /* NVIDIA's compute capability, 90 for 9.0; 0: not NVIDIA's */
 } device_info;
 
 clmoe_status device_info_read(cl_device_id device, device_info *info);
@@ -25,6 +26,9 @@ static inline bool device_is_cpu(const device_info *info) {
 }
 
 typedef struct program_entry program_entry; /* program.c */
+
+/* What gemm/nv_probe.c found out. */
+typedef enum nv_probe_result { NV_PROBE_NONE, NV_PROBE_PASSED, NV_PROBE_FAILED } nv_probe_result;
 
 struct clmoe_context {
     cl_context cl;
@@ -36,6 +40,7 @@ struct clmoe_context {
     pthread_mutex_t lock; /* guards what follows */
     program_entry *programs;
     bool cache_warned;
+    nv_probe_result nv_probe;
 };
 
 #endif

@@ -106,18 +106,20 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
     };
 }
 
-static clmoe_status use_engine(clmoe_context *context, const gemm_engine *engine, gemm_shape shape,
+static clmoe_status use_engine(clmoe_context *context, const char *name, gemm_shape shape,
                                gemm_use *use) {
-    use->engine = engine;
+    clmoe_status status = CLMOE_SUCCESS;
     use->shape = shape;
-    return engine->create(context, &shape, &use->state);
+    TRY(gemm_engine_pick(context, name, &shape, &use->engine));
+    TRY(use->engine->create(context, &shape, &use->state));
+done:
+    return status;
 }
 
 static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_context *context = layer->context;
     const clmoe_layer_desc *desc = &layer->desc;
-    const gemm_engine *engine = NULL, *by_device = NULL;
     gemm_shape dense = {.a_type = desc->type,
                         .w_type = desc->router.weight_type,
                         .c_type = CLMOE_F32,
@@ -125,13 +127,11 @@ static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
                         .dim = desc->dim,
                         .hidden_dim = layer->columns,
                         .form = GEMM_LINEAR};
-    TRY(gemm_engine_pick(context, NULL, &by_device));
-    TRY(gemm_engine_pick(context, name, &engine));
-    TRY(use_engine(context, by_device, dense, &layer->dense));
-    TRY(use_engine(context, engine, shape_of(desc, &desc->experts, desc->num_experts),
+    TRY(use_engine(context, NULL, dense, &layer->dense));
+    TRY(use_engine(context, name, shape_of(desc, &desc->experts, desc->num_experts),
                    &layer->experts));
     if (desc->shared.hidden_dim)
-        TRY(use_engine(context, engine, shape_of(desc, &desc->shared, 1), &layer->shared));
+        TRY(use_engine(context, name, shape_of(desc, &desc->shared, 1), &layer->shared));
 done:
     return status;
 }

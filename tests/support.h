@@ -78,8 +78,11 @@ clmoe_context *test_context(uint32_t group_size);
 /* Group sizes the routing tests run with. */
 static const uint32_t group_sizes[] = {0, 64, 256};
 
-/* The engines that run on the device, NULL at the end; CLMOE_TEST_ENGINE names one of them alone.
+/*
+ * The engines that run layers of these types on the device, NULL at the end; CLMOE_TEST_ENGINE
+ * names one of them alone. test_engines(): those for f32.
  */
+const char *const *test_engines_of(clmoe_type type, clmoe_type weight_type);
 const char *const *test_engines(void);
 
 /* Creates a layer on test_context(group_size). */
@@ -105,6 +108,7 @@ clmoe_buf buf_new(size_t bytes);
  * Oclgrind 21.10 takes a new buffer for a released one and forgets what was written to it.
  */
 extern bool support_bare;
+extern bool support_aligned;                      /* set: the offset is a multiple of 256 */
 clmoe_buf buf_of(const void *data, size_t bytes); /* {NULL, 0} if data is NULL */
 void buf_write(clmoe_buf buf, const void *data, size_t bytes);
 void buf_poison(clmoe_buf buf);

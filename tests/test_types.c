@@ -59,17 +59,25 @@ static void run(const char *engine, const shape *s, size_t which, clmoe_type typ
 
 static void every_type_and_engine(void **state) {
     (void)state;
-    const char *const *engines = test_engines();
-    for (size_t n = 0; engines[n] != NULL; n++)
-        for (size_t which = 0; which < COUNT_OF(switches); which++) {
-            if (strcmp(engines[n], "clblast") == 0)
-                continue;
-            run(engines[n], &small, which, CLMOE_BF16, CLMOE_BF16, CLMOE_F32);
-            run(engines[n], &wide, which, CLMOE_BF16, CLMOE_BF16, CLMOE_BF16);
-            run(engines[n], &small, which, CLMOE_F16, CLMOE_F16, CLMOE_F32);
-            run(engines[n], &small, which, CLMOE_F32, CLMOE_BF16, CLMOE_F32);
-            run(engines[n], &wide, which, CLMOE_F16, CLMOE_F32, CLMOE_F16);
-        }
+    static const struct {
+        const shape *s;
+        clmoe_type type, weight_type, router_type;
+    } kinds[] = {
+        {&small, CLMOE_BF16, CLMOE_BF16, CLMOE_F32}, {&wide, CLMOE_BF16, CLMOE_BF16, CLMOE_BF16},
+        {&small, CLMOE_F16, CLMOE_F16, CLMOE_F32},   {&wide, CLMOE_F16, CLMOE_F16, CLMOE_F32},
+        {&small, CLMOE_F32, CLMOE_BF16, CLMOE_F32},  {&wide, CLMOE_F16, CLMOE_F32, CLMOE_F16},
+    };
+    for (size_t i = 0; i < COUNT_OF(kinds); i++) {
+        const char *const *engines = test_engines_of(kinds[i].type, kinds[i].weight_type);
+        for (size_t n = 0; engines[n] != NULL; n++)
+            for (size_t which = 0; which < COUNT_OF(switches); which++)
+                for (int aligned = 0; aligned < 2; aligned++) {
+                    support_aligned = aligned;
+                    run(engines[n], kinds[i].s, which, kinds[i].type, kinds[i].weight_type,
+                        kinds[i].router_type);
+                }
+    }
+    support_aligned = false;
 }
 
 static void clblast_refuses(void **state) {
@@ -85,6 +93,18 @@ static void clblast_refuses(void **state) {
         CHECK(clmoe_layer_create(test_context(0), &desc, &layer) == CLMOE_UNSUPPORTED, "bf16\n");
         CHECK(strstr(clmoe_last_error(), "bf16") != NULL, "%s\n", clmoe_last_error());
     }
+}
+
+static void nv_mma_refuses(void **state) {
+    (void)state;
+    clmoe_layer *layer = NULL;
+    clmoe_layer_desc desc = desc_of(&small);
+    test_case("nv_mma and f32");
+    desc.engine = "nv_mma";
+    desc.type = CLMOE_BF16;
+    CHECK(clmoe_layer_create(test_context(0), &desc, &layer) == CLMOE_UNSUPPORTED, "weights f32\n");
+    CHECK(strstr(clmoe_last_error(), "nv_mma") != NULL, "%s\n", clmoe_last_error());
+    CHECK(strstr(clmoe_last_error(), "f32") != NULL, "%s\n", clmoe_last_error());
 }
 
 /* Every code of both types there and back, and the floats half-way between neighbours. */
@@ -110,6 +130,6 @@ static void host_conversions(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(host_conversions), TEST(every_type_and_engine),
-                                       TEST(clblast_refuses)};
+                                       TEST(clblast_refuses), TEST(nv_mma_refuses)};
     return RUN(tests);
 }

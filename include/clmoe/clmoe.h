@@ -307,7 +307,7 @@ typedef struct clmoe_layer_desc {
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
     uint32_t training;             /* 1: `saved` keeps what a backward pass needs */
-    const char *engine;            /* NULL: by device; or a name of clmoe_engine_name() */
+    const char *engine;            /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
     clmoe_mlp_desc experts;

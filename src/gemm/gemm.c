@@ -5,7 +5,7 @@
 #include <string.h>
 
 const gemm_engine *const gemm_engines[] = {
-    &gemm_cpu,     &gemm_tiled, &gemm_ref,
+    &gemm_cpu,     &gemm_nv_mma, &gemm_tiled, &gemm_ref,
 #ifdef CLMOE_WITH_CLBLAST
     &gemm_clblast,
 #endif
@@ -27,19 +27,37 @@ static clmoe_status unknown_engine(const char *name) {
     return fail(CLMOE_INVALID_DESC, "engine is \"%.64s\", but must be one of: %s", name, list);
 }
 
-/* The best engine for the device; ref runs everywhere. */
-static const gemm_engine *pick_by_device(const clmoe_context *context) {
-    const gemm_engine *best = device_is_cpu(&context->info) ? &gemm_cpu : &gemm_tiled;
-    return best->supports(context) == CLMOE_SUCCESS ? best : &gemm_ref;
+static clmoe_status can_run(const gemm_engine *engine, const clmoe_context *context,
+                            const gemm_shape *shape) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (engine->takes)
+        TRY(engine->takes(shape));
+    TRY(engine->supports(context));
+done:
+    return status;
+}
+
+/* ref runs everything everywhere. */
+static clmoe_status pick_first(const clmoe_context *context, const gemm_shape *shape,
+                               const gemm_engine **engine) {
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    for (size_t i = 0; status == CLMOE_UNSUPPORTED && gemm_engines[i]; i++) {
+        status = can_run(gemm_engines[i], context, shape);
+        if (status == CLMOE_SUCCESS)
+            *engine = gemm_engines[i];
+    }
+    return status;
 }
 
 clmoe_status gemm_engine_pick(const clmoe_context *context, const char *name,
-                              const gemm_engine **engine) {
+                              const gemm_shape *shape, const gemm_engine **engine) {
     *engine = NULL;
-    const gemm_engine *found = name ? find_engine(name) : pick_by_device(context);
+    if (!name)
+        return pick_first(context, shape, engine);
+    const gemm_engine *found = find_engine(name);
     if (!found)
         return unknown_engine(name);
-    clmoe_status status = found->supports(context);
+    clmoe_status status = can_run(found, context, shape);
     if (status == CLMOE_SUCCESS)
         *engine = found;
     return status;

@@ -76,6 +76,8 @@ typedef struct gemm_engine {
     bool blocks;  /* reads sizes back to the host */
     /* 0 with a sentence (fail()) if the engine cannot run on this device. */
     clmoe_status (*supports)(const clmoe_context *context);
+    /* 0 with a sentence if it has no kernels for `shape`; NULL: it has for all. */
+    clmoe_status (*takes)(const gemm_shape *shape);
     /* Compiles what `shape` needs; *state goes to the calls below. */
     clmoe_status (*create)(clmoe_context *context, const gemm_shape *shape, void **state);
     void (*destroy)(void *state); /* NULL allowed */
@@ -95,11 +97,11 @@ typedef struct gemm_engine {
 /* The table, ended by NULL, in order of preference where several would do. */
 extern const gemm_engine *const gemm_engines[];
 
-/* By name; NULL name: by device. */
+/* By name; NULL name: the first of the table that runs `shape` on the device. */
 clmoe_status gemm_engine_pick(const clmoe_context *context, const char *name,
-                              const gemm_engine **engine);
+                              const gemm_shape *shape, const gemm_engine **engine);
 
-extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu;
+extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma;
 #ifdef CLMOE_WITH_CLBLAST
 extern const gemm_engine gemm_clblast;
 #endif

@@ -1,0 +1,327 @@
+#include "gemm_case.h"
+
+#include <math.h>
+#include <string.h>
+
+#define TOLERANCE 1e-6
+
+static bool gated(const gemm_case *c) {
+    return !c->store->down && c->store->layout != CLMOE_GATE_NONE;
+}
+
+/* Whether one buffer holds gate and up. */
+static bool together(const gemm_case *c) {
+    return gated(c) && c->store->layout != CLMOE_GATE_SEPARATE;
+}
+
+/* ---- Making a case ------------------------------------------------------------------------- */
+
+static uint32_t random_kept(const gemm_case *c, uint32_t expert) {
+    switch (c->spread) {
+    case SPREAD_RANDOM:
+        return random_below(3) == 0 ? 0 : random_below(c->rows + 1);
+    case SPREAD_ONE_EXPERT:
+        return expert == c->experts / 2 ? c->rows : 0;
+    case SPREAD_DENSE:
+        return c->rows;
+    case SPREAD_NONE:
+        break;
+    }
+    return 0;
+}
+
+/* Buckets start at multiples of the tile, with an empty tile here and there and one at the end. */
+static void make_buckets(const gemm_case *c, gemm_data *d) {
+    d->row_tile = c->engine->row_tile(test_context(0), c->rows);
+    d->offsets = HOST(uint32_t, c->experts + 1);
+    d->kept = HOST(uint32_t, c->experts);
+    for (uint32_t e = 0; e < c->experts; e++) {
+        d->kept[e] = random_kept(c, e);
+        uint32_t tiles = (d->kept[e] + d->row_tile - 1) / d->row_tile + random_below(2);
+        d->offsets[e + 1] = d->offsets[e] + tiles * d->row_tile;
+        d->pairs += d->kept[e];
+    }
+    d->slots = c->spread == SPREAD_DENSE ? c->rows : d->offsets[c->experts] + d->row_tile;
+}
+
+static void make_rows(const gemm_case *c, gemm_data *d) {
+    uint32_t pair = 0;
+    d->tokens = d->pairs + 1;
+    d->tile_expert = HOST(int32_t, d->slots / d->row_tile + 1);
+    d->token_of = HOST(int32_t, d->slots);
+    d->row_of = HOST(int32_t, d->slots);
+    for (uint32_t tile = 0; tile < d->slots / d->row_tile; tile++)
+        d->tile_expert[tile] = -1;
+    for (uint32_t s = 0; s < d->slots; s++)
+        d->token_of[s] = d->row_of[s] = -1;
+    for (uint32_t e = 0; e < c->experts; e++)
+        for (uint32_t s = d->offsets[e]; s < d->offsets[e] + d->kept[e]; s++) {
+            d->tile_expert[s / d->row_tile] = (int32_t)e;
+            d->token_of[s] = (int32_t)random_below(d->tokens);
+            d->row_of[s] = (int32_t)(d->pairs - ++pair);
+        }
+}
+
+static float *random_values(const gemm_case *c, size_t n, double deviation) {
+    return c->exact ? random_eighths(n, deviation) : random_floats(n, deviation);
+}
+
+static float *random_elements(const gemm_case *c, size_t n, double deviation) {
+    float *values = random_values(c, n, deviation);
+    round_all(c->type, values, n);
+    return values;
+}
+
+static void make_floats(const gemm_case *c, gemm_data *d) {
+    const size_t matrix = (size_t)c->experts * c->n * c->k, bias = (size_t)c->experts * c->n;
+    const size_t rows = c->gather ? d->tokens : d->slots;
+    const double deviation = c->exact ? 1.0 : 1.0 / sqrt(c->k);
+    d->a = random_elements(c, rows * c->k, 1.0);
+    if (!c->gather)
+        for (uint32_t s = 0; s < d->slots; s++)
+            if (d->row_of[s] < 0)
+                for (uint32_t i = 0; i < c->k; i++)
+                    d->a[(size_t)s * c->k + i] = NAN;
+    d->pair_weights = random_values(c, d->pairs, 1.0);
+    for (int m = gated(c) ? 0 : 1; m < 2; m++) {
+        d->matrices[m] = random_elements(c, together(c) ? 2 * matrix : matrix, deviation);
+        d->biases[m] = random_elements(c, together(c) ? 2 * bias : bias, deviation);
+    }
+}
+
+void gemm_make_data(const gemm_case *c, gemm_data *d) {
+    memset(d, 0, sizeof *d);
+    make_buckets(c, d);
+    make_rows(c, d);
+    make_floats(c, d);
+}
+
+/* ---- What should come out ------------------------------------------------------------------ */
+
+/* Row of the stored matrix of an expert, and how many it has, for column n of gate (0) or up (1).
+ */
+static size_t stored_row(const gemm_case *c, int m, size_t n, size_t *rows) {
+    *rows = together(c) ? 2 * (size_t)c->n : c->n;
+    if (!together(c))
+        return n;
+    return c->store->layout == CLMOE_GATE_INTERLEAVED ? 2 * n + (size_t)m : (size_t)m * c->n + n;
+}
+
+static double linear(const gemm_case *c, const gemm_data *d, int m, size_t expert, uint32_t s,
+                     size_t n, double weight) {
+    size_t rows = 0;
+    const size_t row = stored_row(c, m, n, &rows), from = c->gather ? (size_t)d->token_of[s] : s;
+    const float *w = d->matrices[together(c) ? 0 : m] + expert * rows * c->k;
+    double sum = 0.0;
+    for (size_t k = 0; k < c->k; k++)
+        sum += (double)d->a[from * c->k + k] *
+               (double)(c->store->transposed ? w[k * rows + row] : w[row * c->k + k]);
+    if (c->row_weight == GEMM_ROW_WEIGHT_INPUT)
+        sum *= weight;
+    if (c->bias)
+        sum += (double)d->biases[together(c) ? 0 : m][expert * rows + row];
+    return sum;
+}
+
+static double activated(const gemm_case *c, double v) {
+    const double pi = 3.14159265358979323846;
+    switch (c->activation) {
+    case CLMOE_ACT_SILU:
+        return v / (1.0 + exp(-(double)c->alpha * v));
+    case CLMOE_ACT_GELU_ERF:
+        return v / 2.0 * (1.0 + erf(v / sqrt(2.0)));
+    case CLMOE_ACT_GELU_TANH:
+        return v / 2.0 * (1.0 + tanh(sqrt(2.0 / pi) * (v + 0.044715 * v * v * v)));
+    case CLMOE_ACT_RELU:
+        return fmax(v, 0.0);
+    case CLMOE_ACT_RELU2:
+        return fmax(v, 0.0) * fmax(v, 0.0);
+    }
+    return NAN;
+}
+
+static double expected(const gemm_case *c, const gemm_data *d, size_t expert, uint32_t s,
+                       size_t n) {
+    const double weight = c->row_weight ? (double)d->pair_weights[d->row_of[s]] : 1.0;
+    const double at_output = c->row_weight == GEMM_ROW_WEIGHT_OUTPUT ? weight : 1.0;
+    double up = linear(c, d, 1, expert, s, n, weight);
+    if (c->store->down)
+        return up * at_output;
+    if (!gated(c))
+        return activated(c, up) * at_output;
+    double gate = linear(c, d, 0, expert, s, n, weight);
+    if (c->limit > 0.0F) {
+        gate = fmin(gate, (double)c->limit);
+        up = fmin(fmax(up, -(double)c->limit), (double)c->limit);
+    }
+    return activated(c, gate) * (up + (double)c->up_shift) * at_output;
+}
+
+/* ---- Running ------------------------------------------------------------------------------- */
+
+static void set_weights(const gemm_case *c, const gemm_data *d, gemm_problem *p) {
+    const size_t matrix = (size_t)c->experts * c->n * c->k, bias = (size_t)c->experts * c->n;
+    const size_t both = together(c) ? 2 : 1;
+    const clmoe_type type = c->type;
+    const bool down = c->store->down;
+    gemm_weight unused = {0};
+    const clmoe_mlp_desc desc = {
+        .hidden_dim = down ? c->k : c->n,
+        .gate_layout = c->store->layout,
+        .gate_up_transposed = c->store->transposed && !down,
+        .down_transposed = c->store->transposed && down,
+        .gate_up_bias = c->bias,
+        .down_bias = c->bias,
+    };
+    const clmoe_mlp_weights weights = {
+        .gate = buf_of_type(type, d->matrices[0], matrix * both),
+        .up = together(c) || down ? (clmoe_buf){0} : buf_of_type(type, d->matrices[1], matrix),
+        .down = down ? buf_of_type(type, d->matrices[1], matrix) : (clmoe_buf){0},
+        .gate_bias = buf_of_type(type, d->biases[0], bias * both),
+        .up_bias = together(c) || down ? (clmoe_buf){0} : buf_of_type(type, d->biases[1], bias),
+        .down_bias = down ? buf_of_type(type, d->biases[1], bias) : (clmoe_buf){0},
+    };
+    gemm_mlp_weights(&desc, &weights, down ? c->n : c->k, type, &p->gate, down ? &unused : &p->up,
+                     down ? &p->up : &unused);
+}
+
+static gemm_shape shape_of(const gemm_case *c) {
+    const bool down = c->store->down;
+    return (gemm_shape){
+        .a_type = c->type,
+        .w_type = c->type,
+        .c_type = c->type,
+        .experts = c->experts,
+        .dim = down ? c->n : c->k,
+        .hidden_dim = down ? c->k : c->n,
+        .form = gated(c) ? GEMM_GATED : GEMM_PLAIN,
+        .gate_up_transposed = c->store->transposed && !down,
+        .down_transposed = c->store->transposed && down,
+        .interleaved = c->store->layout == CLMOE_GATE_INTERLEAVED,
+    };
+}
+
+/* Hands the weights over in the engine's own form; the raw ones are out of reach from then on. */
+static void pack(const gemm_case *c, gemm_run *run) {
+    gemm_problem *p = &run->problem;
+    launch chain;
+    cl_event event = NULL;
+    clmoe_buf packed = buf_new(4 * c->engine->packed_elements(run->state, p));
+    OK(launch_begin(&chain, test_context(0), test.queue, 0, NULL));
+    clmoe_status status = c->engine->pack(run->state, &chain, p, packed);
+    OK(launch_end(&chain, status, &event));
+    CL_OK(clWaitForEvents(1, &event));
+    clReleaseEvent(event);
+    p->packed = true;
+    p->gate.buf = (clmoe_buf){0};
+    p->up.buf = packed;
+}
+
+void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
+    const gemm_shape layer = shape_of(c);
+    gemm_problem *p = &run->problem;
+    *p = (gemm_problem){
+        .a_type = c->type,
+        .w_type = c->type,
+        .c_type = c->type,
+        .slots = d->slots,
+        .row_tile = d->row_tile,
+        .experts = c->experts,
+        .a = buf_of_type(c->type, d->a, (size_t)(c->gather ? d->tokens : d->slots) * c->k),
+        .form = c->store->down ? GEMM_LINEAR
+                : gated(c)     ? GEMM_GATED
+                               : GEMM_PLAIN,
+        .n = c->n,
+        .k = c->k,
+        .activation = c->activation,
+        .limit = c->limit,
+        .alpha = c->alpha,
+        .up_shift = c->up_shift,
+        .row_weight = c->row_weight,
+        .row_of = buf_of(d->row_of, 4 * (size_t)d->slots),
+        .pair_weights = buf_of(d->pair_weights, 4 * (size_t)d->pairs),
+        .c = buf_new(type_size(c->type) * d->slots * c->n),
+    };
+    if (c->gather)
+        p->token_of = buf_of(d->token_of, 4 * (size_t)d->slots);
+    if (c->spread != SPREAD_DENSE) {
+        p->tile_expert = buf_of(d->tile_expert, 4 * (size_t)(d->slots / d->row_tile));
+        p->offsets = buf_of(d->offsets, 4 * (size_t)(c->experts + 1));
+        p->kept = buf_of(d->kept, 4 * (size_t)c->experts);
+    }
+    p->scratch = buf_new(c->engine->scratch(&layer, d->slots, c->n, p->form));
+    set_weights(c, d, p);
+    OK(c->engine->create(test_context(0), &layer, &run->state));
+    clean_later(c->engine->destroy, run->state);
+    if (c->packed)
+        pack(c, run);
+}
+
+float *gemm_run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue) {
+    launch chain;
+    cl_event event = NULL;
+    buf_poison(run->problem.c);
+    OK(launch_begin(&chain, test_context(0), queue, 0, NULL));
+    clmoe_status status = c->engine->run(run->state, &chain, &run->problem);
+    OK(launch_end(&chain, status, &event));
+    CL_OK(clWaitForEvents(1, &event));
+    clReleaseEvent(event);
+    return buf_get_type(run->problem.c, c->type, (size_t)run->problem.slots * c->n);
+}
+
+static bool in_use(const gemm_data *d, uint32_t s) {
+    return d->row_of[s] >= 0;
+}
+
+/* An element that was left as it was, or is finite; 16-bit elements are halves of the poison. */
+static bool finite_or_poison(const gemm_case *c, float value) {
+    uint32_t bits = 0;
+    memcpy(&bits, &value, sizeof bits);
+    return isfinite(value) || (c->type == CLMOE_F32 ? bits == 0x7FC0DEADu : value != value);
+}
+
+static void check_padding(const gemm_case *c, const gemm_data *d, const float *got) {
+    for (uint32_t s = 0; s < d->slots; s++)
+        for (size_t i = (size_t)s * c->n; !in_use(d, s) && i < (size_t)(s + 1) * c->n; i++)
+            CHECK(finite_or_poison(c, got[i]), "padding in row %u became %g\n", s, (double)got[i]);
+}
+
+/* A square doubles the relative error of what it is taken of. */
+static double tolerance(const gemm_case *c) {
+    const double squares = c->activation == CLMOE_ACT_RELU2 ? 2.0 : 1.0;
+    return c->type == CLMOE_F32 ? squares * TOLERANCE : type_tolerance(c->type);
+}
+
+static void check_output(const gemm_case *c, const gemm_data *d, const float *got) {
+    const size_t size = (size_t)d->pairs * c->n;
+    float *rows = HOST(float, size);
+    double *want = HOST(double, size);
+    size_t row = 0;
+    for (uint32_t e = 0; e < c->experts; e++)
+        for (uint32_t s = d->offsets[e]; s < d->offsets[e] + d->kept[e]; s++, row++)
+            for (size_t n = 0; n < c->n; n++) {
+                rows[row * c->n + n] = got[(size_t)s * c->n + n];
+                want[row * c->n + n] = expected(c, d, e, s, n);
+            }
+    for (size_t i = 0; c->exact && i < size; i++)
+        CHECK(rows[i] == type_round(c->type, (float)want[i]), "element %zu is %g, not %g\n", i,
+              (double)rows[i], want[i]);
+    compare_floats("C", rows, want, size, tolerance(c));
+    check_padding(c, d, got);
+}
+
+void gemm_check_case(const gemm_case *c, uint64_t seed) {
+    gemm_data d;
+    gemm_run run;
+    test_case(
+        "%s: %s, %u experts, %u rows, n %u, k %u, type %d, spread %d, activation %d, bias %d, "
+        "gather %d, row weight %d, packed %d",
+        c->engine->name, c->store->name, c->experts, c->rows, c->n, c->k, c->type, c->spread,
+        c->activation, c->bias, c->gather, c->row_weight, c->packed);
+    seed_set(seed);
+    support_aligned = seed % 2;
+    gemm_make_data(c, &d);
+    gemm_prepare(c, &d, &run);
+    check_output(c, &d, gemm_run_on(c, &run, seed % 4 < 2 ? test.queue : test.out_of_order));
+    support_aligned = false;
+}
