@@ -185,8 +185,14 @@ static void set_weights(const gemm_case *c, const gemm_data *d, gemm_problem *p)
                      down ? &p->up : &unused);
 }
 
+/* As a layer has it for its router: one matrix, without a plan. */
+static bool like_router(const gemm_case *c) {
+    return c->store->down && !c->store->transposed && c->spread == SPREAD_DENSE && !c->gather &&
+           !c->packed;
+}
+
 static gemm_shape shape_of(const gemm_case *c) {
-    const bool down = c->store->down;
+    const bool down = c->store->down && !like_router(c);
     return (gemm_shape){
         .a_type = c->type,
         .w_type = c->type,
@@ -194,7 +200,9 @@ static gemm_shape shape_of(const gemm_case *c) {
         .experts = c->experts,
         .dim = down ? c->n : c->k,
         .hidden_dim = down ? c->k : c->n,
-        .form = gated(c) ? GEMM_GATED : GEMM_PLAIN,
+        .form = like_router(c) ? GEMM_LINEAR
+                : gated(c)     ? GEMM_GATED
+                               : GEMM_PLAIN,
         .gate_up_transposed = c->store->transposed && !down,
         .down_transposed = c->store->transposed && down,
         .interleaved = c->store->layout == CLMOE_GATE_INTERLEAVED,

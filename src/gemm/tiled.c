@@ -13,11 +13,22 @@ enum {
     MANY_ROWS = 64,
 };
 
+/* As in cl/gemm_narrow.cl, whose sums have the same bits as those of the tiles. */
+enum {
+    NARROW_ROWS = 16,
+    NARROW_COLUMNS = 8,
+    NARROW_ITEMS = NARROW_ROWS * NARROW_COLUMNS,
+    NARROW_LOCAL_BYTES = 4 * (NARROW_ROWS + NARROW_COLUMNS) * (NARROW_ITEMS + 4),
+    NARROW_PER_TILE = 24, /* groups a compute unit does in the time of a tile; on an H200 */
+};
+
 typedef enum tile_size { TILE_FEW_ROWS, TILE_MANY_ROWS, TILE_SIZES } tile_size;
 
 typedef struct tiled_state {
     uint32_t rows[TILE_SIZES];
     cl_kernel kernels[GEMM_VARIANTS][TILE_SIZES]; /* by form; NULL where not asked for */
+    cl_kernel narrow;                             /* NULL where not asked for, or too large */
+    uint32_t compute_units;
 } tiled_state;
 
 static size_t items(uint32_t rows) {
@@ -59,6 +70,7 @@ static void tiled_destroy(void *opaque) {
     for (int i = 0; i < GEMM_VARIANTS; i++)
         for (int j = 0; j < TILE_SIZES; j++)
             kernel_release(&state->kernels[i][j]);
+    kernel_release(&state->narrow);
     free(state);
 }
 
@@ -81,11 +93,16 @@ static clmoe_status tiled_create(clmoe_context *context, const gemm_shape *shape
     tiled_state *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the tiled engine");
+    state->compute_units = context->info.compute_units;
     state->rows[TILE_FEW_ROWS] = FEW_ROWS;
     state->rows[TILE_MANY_ROWS] = many_rows(&context->info);
     TRY(compile(context, shape, state, GEMM_UNGATED));
     if (shape->form == GEMM_GATED)
         TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
+    if (shape->form == GEMM_LINEAR && context->info.max_group >= NARROW_ITEMS &&
+        context->info.local_mem_bytes >= NARROW_LOCAL_BYTES)
+        TRY(gemm_kernel_create(context, shape, "gemm_narrow", "-DGATED=0", "gemm_narrow",
+                               &state->narrow));
     *out = state;
     state = NULL;
 done:
@@ -111,12 +128,39 @@ static clmoe_status choose_size(const tiled_state *state, const gemm_problem *pr
     return CLMOE_SUCCESS;
 }
 
+static size_t narrow_groups(const gemm_problem *problem) {
+    return gemm_tiles(problem->slots, NARROW_ROWS) * gemm_tiles(problem->n, NARROW_COLUMNS);
+}
+
+/* Whether the narrow form can do it, and is done before all compute units are done with tiles. */
+static bool is_narrow(const tiled_state *state, const gemm_problem *problem) {
+    const size_t tiles = gemm_tiles(problem->slots, state->rows[TILE_MANY_ROWS]) *
+                         gemm_tiles(problem->n, 2 * COLUMNS);
+    const size_t rounds = gemm_tiles(tiles, state->compute_units);
+    return state->narrow && problem->form == GEMM_LINEAR && !problem->tile_expert.mem &&
+           !problem->token_of.mem && problem->up.col == 1 &&
+           narrow_groups(problem) / NARROW_PER_TILE < rounds * state->compute_units;
+}
+
+static clmoe_status run_narrow(const tiled_state *state, launch *chain,
+                               const gemm_problem *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t groups[] = {gemm_tiles(problem->slots, NARROW_ROWS),
+                             gemm_tiles(problem->n, NARROW_COLUMNS)};
+    TRY(gemm_kernel_set(state->narrow, problem, problem->row_tile));
+    TRY(launch_kernel(chain, state->narrow, 2, groups, (size_t[]){NARROW_ITEMS, 1}));
+done:
+    return status;
+}
+
 static clmoe_status tiled_run(void *opaque, launch *chain, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
     const tiled_state *state = opaque;
     const gemm_variant variant = gemm_variant_of(problem->form);
     const size_t columns = variant == GEMM_GATE_AND_UP ? COLUMNS : 2 * COLUMNS;
     tile_size size = TILE_FEW_ROWS;
+    if (is_narrow(state, problem))
+        return run_narrow(state, chain, problem);
     TRY(choose_size(state, problem, &size));
     const uint32_t rows = state->rows[size];
     const size_t groups[] = {gemm_tiles(problem->slots, rows), gemm_tiles(problem->n, columns)};
