@@ -48,7 +48,8 @@ says() {
 echo "== every engine and step"
 run 0 --case tiny,tiny-router --engine all,ref --repeat 3 --json "$tmp/rows.json"
 [ ! -s "$tmp/out" ] || fail "--json prints a table too"
-[ ! -s "$tmp/err" ] || { cat "$tmp/err" >&2; fail "unexpected words on standard error"; }
+# nv_mma, where it runs at all, has no f32.
+! grep -v "skipped .*, nv_mma: " "$tmp/err" >&2 || fail "unexpected words on standard error"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for step in layer score topk plan routing topk_to_plan experts combine stats; do
     expect "$tmp/lines" "tiny 37 ref $step"
