@@ -7,7 +7,7 @@
  * Limits: none.
  * Repeatability: integers; the entropy is a compensated sum per lane, then a tree.
  */
-#define HEADER_WORDS 16
+#define HEADER_WORDS 32
 
 uint group_total(uint value, __local uint *tmp) {
     uint total;

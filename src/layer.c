@@ -17,9 +17,19 @@ _Static_assert((int)CLMOE_KEEP_WEIGHT == (int)KEEP_WEIGHT, "keep rules differ");
 void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
     *desc = (clmoe_layer_desc){
         .struct_size = sizeof *desc,
-        .router = {.temperature = 1, .renorm_p = 1, .scale = 1, .sparsemixer_eps = 0.01F},
+        .router = {.temperature = 1,
+                   .renorm_p = 1,
+                   .scale = 1,
+                   .sparsemixer_eps = 0.01F,
+                   .sinkhorn_iterations = 100,
+                   .sinkhorn_tolerance = 1e-4F,
+                   .slots_per_expert = 1,
+                   .soft_scale = 1,
+                   .noise_scale = 1,
+                   .rebalance_mu = 1},
         .experts = {.alpha = 1},
         .shared = {.alpha = 1},
+        .balance = {.dead_window = 32768},
     };
 }
 

@@ -64,6 +64,8 @@ static clmoe_status plan_layout(const clmoe_layer *layer, uint32_t tokens,
     } arrays[] = {
         {&plan->load, layer->columns},
         {&plan->kept, layer->columns},
+        {&plan->rerouted_in, layer->columns},
+        {&plan->rerouted_out, layer->columns},
         {&plan->offsets, (size_t)layer->desc.num_experts + 1},
         {&plan->slot_of, plan->pairs},
         {&plan->row_of, plan->slots},

@@ -373,13 +373,27 @@ static void step_arguments(fixture *f) {
     clmoe_buf scores = buf_new(T * R * 4), live = buf_new(T * 4), plan = buf_new(layout.bytes);
     clmoe_buf xe = buf_new(layout.slots * D * 4), ye = buf_new(layout.slots * D * 4);
     clmoe_buf none = {NULL, 0};
-    f->score = (clmoe_score_args){sizeof f->score, small.tokens, &f->weights, a->x, none,
-                                  a->logits,       scores};
-    f->topk = (clmoe_topk_args){sizeof f->topk, small.tokens,   &f->weights, scores,
-                                a->ids,         a->weights_out, live};
-    f->plan =
-        (clmoe_plan_args){sizeof f->plan, small.tokens, a->ids, a->weights_out, live, a->token_mask,
-                          none,           a->scratch,   plan};
+    f->score = (clmoe_score_args){.struct_size = sizeof f->score,
+                                  .tokens = small.tokens,
+                                  .weights = &f->weights,
+                                  .x = a->x,
+                                  .logits = a->logits,
+                                  .scores = scores};
+    f->topk = (clmoe_topk_args){.struct_size = sizeof f->topk,
+                                .tokens = small.tokens,
+                                .weights = &f->weights,
+                                .scores = scores,
+                                .ids = a->ids,
+                                .weights_out = a->weights_out,
+                                .live = live};
+    f->plan = (clmoe_plan_args){.struct_size = sizeof f->plan,
+                                .tokens = small.tokens,
+                                .ids = a->ids,
+                                .pair_weights = a->weights_out,
+                                .live = live,
+                                .token_mask = a->token_mask,
+                                .scratch = a->scratch,
+                                .plan = plan};
     f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
     f->experts = (clmoe_experts_args){sizeof f->experts, small.tokens, &f->weights, a->x, none,
                                       a->weights_out,    plan,         a->scratch,  ye};
@@ -387,8 +401,16 @@ static void step_arguments(fixture *f) {
         sizeof f->combine, small.tokens, &f->weights,   a->x, ye,
         a->weights_out,    plan,         a->token_mask, none, buf_new(T * D * 4),
         buf_new(T * 4),    a->residual,  a->y};
-    f->stats =
-        (clmoe_stats_args){sizeof f->stats, small.tokens, plan, live, a->token_mask, a->stats};
+    f->stats = (clmoe_stats_args){.struct_size = sizeof f->stats,
+                                  .tokens = small.tokens,
+                                  .logits = a->logits,
+                                  .ids = a->ids,
+                                  .pair_weights = a->weights_out,
+                                  .plan = plan,
+                                  .live = live,
+                                  .token_mask = a->token_mask,
+                                  .scratch = a->scratch,
+                                  .stats = a->stats};
 }
 
 static void fixture_make(fixture *f) {
