@@ -1,24 +1,13 @@
 /* Arguments of the public calls. */
-#include "check.h"
-#include "workspace.h"
+#include "check_buffers.h"
 
-/* Bytes of rows x columns elements; saturates, and no buffer is that large. */
-static size_t bytes_of(size_t rows, size_t columns, size_t element) {
+size_t bytes_of(size_t rows, size_t columns, size_t element) {
     size_t elements, bytes;
     return size_mul(rows, columns, &elements) && size_mul(elements, element, &bytes) ? bytes
                                                                                      : SIZE_MAX;
 }
 
-/* One buffer argument: what it must hold. */
-typedef struct buffer_need {
-    const char *name;
-    const clmoe_buf *buf;
-    size_t bytes;
-    size_t element;
-    bool required;
-} buffer_need;
-
-static clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *need) {
+clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *need) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t size = 0, end;
     cl_context context = NULL;
@@ -48,8 +37,7 @@ done:
     return status;
 }
 
-static clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs,
-                                  size_t count) {
+clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs, size_t count) {
     clmoe_status status = CLMOE_SUCCESS;
     for (size_t i = 0; i < count; i++)
         TRY(check_buffer(layer, &needs[i]));
@@ -57,12 +45,8 @@ done:
     return status;
 }
 
-#define CHECK_BUFFERS(layer, needs)                                                                \
-    check_buffers((layer), (needs), sizeof(needs) / sizeof(needs)[0])
-
-/* What every argument struct begins with, and the sizes that follow from its tokens. */
-static clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
-                               workspace_layout *ws) {
+clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
+                        workspace_layout *ws) {
     if (!layer || !args)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
     const struct {
@@ -75,7 +59,7 @@ static clmoe_status check_head(const clmoe_layer *layer, const void *args, size_
     return workspace_layout_get(layer, head->tokens, ws);
 }
 
-static clmoe_status check_weights_given(const clmoe_weights *weights) {
+clmoe_status check_weights_given(const clmoe_weights *weights) {
     return weights ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
 }
 

@@ -64,4 +64,11 @@ static inline bool layer_sorts(const clmoe_layer *layer) {
     return layer_keep(layer) == CLMOE_KEEP_PRIORITY || layer_keep(layer) == CLMOE_KEEP_WEIGHT;
 }
 
+/* Whether logits change when a state is given: by noise, expert dropout or logit dropout. */
+static inline bool layer_is_noisy(const clmoe_layer *layer) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    return router->noise != CLMOE_NOISE_NONE || router->expert_dropout > 0 ||
+           router->logit_dropout > 0;
+}
+
 #endif
