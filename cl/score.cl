@@ -2,12 +2,13 @@
  * Purpose: router logits to scores.
  * Formula: l' = l; softcap: c * tanh(l / c); / temperature; s(l'), see score_of(); softmax over the
  *          row without its non-finite logits. With topk-then-score order, l' itself.
- * Arrays: logits [T,R] f32 -> scores [T,R] f32, -infinity where the logit is not finite.
+ * Arrays: logits [T,R] f32, state or NULL (its scale multiplies the temperature) -> scores [T,R] f32, -infinity where the logit is not finite.
  * NDRange: one group per token; its lanes stride over the R columns.
  * Limits: GROUP a power of two.
  * Repeatability: sums in lane order, then a tree; the same for the same GROUP.
  */
 #include "router.clh"
+#include "state.clh"
 
 /* l' of one logit, -infinity if it was not finite. */
 static inline float prepared_logit(const router_switches *r, float logit) {
@@ -20,8 +21,11 @@ static inline float prepared_logit(const router_switches *r, float logit) {
 
 KERNEL(GROUP, 1, 1)
 void score_rows(__global const float *logits, ulong logits_off, __global float *scores,
-                ulong scores_off, router_switches r) {
+                ulong scores_off, __global const uint *state, ulong state_off,
+                router_switches r) {
     __local float tmp[GROUP];
+    if (state)
+        r.temperature *= state_of(state, state_off)->temperature_scale;
     int lane = get_local_id(0);
     ulong row = (ulong)get_group_id(0) * r.columns;
     logits += logits_off + row;

@@ -29,9 +29,7 @@ clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expec
 
 clmoe_status check_weights_given(const clmoe_weights *weights);
 
-/* Bytes of the layer's state. */
-static inline size_t state_bytes(const clmoe_layer *layer) {
-    return sizeof(clmoe_state) + 16 * (size_t)layer->columns;
-}
+/* The size of a state, where one is given. */
+clmoe_status check_state(const clmoe_layer *layer, const clmoe_buf *state);
 
 #endif

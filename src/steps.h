@@ -42,7 +42,7 @@ clmoe_status step_shared(const clmoe_layer *layer, launch *chain, const shared_a
 typedef struct noise_args {
     uint32_t tokens;
     const clmoe_weights *weights; /* noise_router, if the noise is learned; else not read */
-    clmoe_buf x;                  /* [T,D] as the caller gave it, likewise */
+    clmoe_buf x;                  /* [T,D] as the application gave it, likewise */
     bool x_is_jittered;           /* x is what step_jitter() made of it */
     clmoe_buf logits;             /* [T,R] f32, clean */
     clmoe_buf state;
@@ -59,15 +59,5 @@ clmoe_status step_noise(const clmoe_layer *layer, launch *chain, const noise_arg
 /* x [T,D] -> jittered x [T,D] in REGION_JITTERED, for layers with jitter, with a state. */
 clmoe_status step_jitter(const clmoe_layer *layer, launch *chain, uint32_t tokens, clmoe_buf x,
                          clmoe_buf state, clmoe_buf scratch);
-
-clmoe_status step_state_init(const clmoe_layer *layer, launch *chain, clmoe_buf state,
-                             uint64_t seed);
-clmoe_status step_balance_update(const clmoe_layer *layer, launch *chain,
-                                 const clmoe_balance_args *args);
-
-/* Kernels of the steps above; noise and jitter only if the descriptor asks for them. */
-clmoe_status noise_kernels_create(clmoe_layer *layer);
-clmoe_status state_kernels_create(clmoe_layer *layer);
-clmoe_status control_kernels_create(clmoe_layer *layer);
 
 #endif
