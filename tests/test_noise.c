@@ -49,7 +49,7 @@ static void score(score_run *run, uint32_t group_size, const clmoe_layer_desc *d
         .struct_size = sizeof run->args,
         .tokens = tokens,
         .weights = &run->weights,
-        .x = buf_of(x, (size_t)tokens * desc->dim * 4),
+        .x = buf_of_type(desc->type, x, (size_t)tokens * desc->dim),
         .logits_in = buf_of(logits_in, run->logits * 4),
         .logits = logits_in ? (clmoe_buf){NULL, 0} : buf_new(run->logits * 4),
         .scores = buf_new(run->logits * 4),
@@ -247,7 +247,7 @@ static float *jittered(const clmoe_layer_desc *desc, const clmoe_state *s, uint3
     for (uint32_t t = 0; t < tokens; t++)
         for (uint32_t d = 0; d < desc->dim; d++) {
             size_t i = (size_t)t * desc->dim + d;
-            out[i] = (float)((double)x[i] * ref_jitter(desc, s, t, d));
+            out[i] = type_round(desc->type, (float)((double)x[i] * ref_jitter(desc, s, t, d)));
         }
     return out;
 }
@@ -255,10 +255,13 @@ static float *jittered(const clmoe_layer_desc *desc, const clmoe_state *s, uint3
 static void jitter_of_the_router(void **state) {
     (void)state;
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (int learned = 0; learned < 2; learned++) {
+        for (uint32_t i = 0; i < 6; i++) {
             clmoe_layer_desc desc = desc_of(&small);
-            test_case("group size %u, learned %d", group_sizes[g], learned);
+            uint32_t learned = i % 2;
+            test_case("group size %u, learned %u, type %u", group_sizes[g], learned, i / 2);
             seed_set(4);
+            desc.type = (clmoe_type)(i / 2);
+            double tolerance = type_tolerance(desc.type);
             desc.router.score = CLMOE_SCORE_IDENTITY;
             desc.router.jitter = 0.3f;
             desc.router.noise = learned ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
@@ -267,17 +270,18 @@ static void jitter_of_the_router(void **state) {
             clmoe_state s = some_state(63);
             s.noise_scale = 0.5f;
             size_t n = (size_t)small.tokens * 63;
-            const float *x = random_floats((size_t)small.tokens * small.dim, 1.0);
+            float *x = random_floats((size_t)small.tokens * small.dim, 1.0);
+            round_all(desc.type, x, (size_t)small.tokens * small.dim);
             score_run run = {.weights = weights_upload(&desc, &w)};
             run.weights.noise_router = buf_of(wn, (size_t)63 * small.dim * 4);
             score(&run, group_sizes[g], &desc, small.tokens, x, NULL, state_upload(&s, NULL));
             const float *moved = jittered(&desc, &s, small.tokens, x);
             double *want = HOST(double, n);
             ref_logits(&desc, small.tokens, moved, &w, want);
-            compare_floats("logits", buf_get(run.args.logits), want, n, 1e-5);
+            compare_floats("logits", buf_get(run.args.logits), want, n, tolerance);
             ref_noisy(&desc, &s, small.tokens, buf_get(run.args.logits),
                       raw_of(&desc, small.tokens, moved, wn), want);
-            compare_floats("noisy", buf_get(run.args.scores), want, n, 1e-5);
+            compare_floats("noisy", buf_get(run.args.scores), want, n, tolerance);
         }
 }
 
