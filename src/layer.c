@@ -21,14 +21,24 @@ enum {
 /* cl/router.clh has the same numbers; types.clh's device code relies on them. */
 _Static_assert((int)CLMOE_SCORE_SPARSEMIXER == (int)SCORE_SPARSEMIXER, "scores differ");
 _Static_assert((int)CLMOE_RENORM_PNORM == (int)RENORM_PNORM, "renorms differ");
-_Static_assert((int)CLMOE_KEEP_WEIGHT == (int)KEEP_WEIGHT, "keep rules differ");
+_Static_assert((int)CLMOE_KEEP_RANDOM == (int)KEEP_RANDOM, "keep rules differ");
 
 void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
     *desc = (clmoe_layer_desc){
         .struct_size = sizeof *desc,
-        .router = {.temperature = 1, .renorm_p = 1, .scale = 1, .sparsemixer_eps = 0.01F},
+        .router = {.temperature = 1,
+                   .renorm_p = 1,
+                   .scale = 1,
+                   .sparsemixer_eps = 0.01F,
+                   .sinkhorn_iterations = 100,
+                   .sinkhorn_tolerance = 1e-4F,
+                   .slots_per_expert = 1,
+                   .soft_scale = 1,
+                   .noise_scale = 1,
+                   .rebalance_mu = 1},
         .experts = {.alpha = 1},
         .shared = {.alpha = 1},
+        .balance = {.dead_window = 32768},
     };
 }
 
@@ -246,6 +256,7 @@ done:
 static clmoe_status create_kernels(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_score(layer));
+    TRY(noise_kernels_create(layer));
     TRY(create_topk(layer));
     TRY(create_plan(layer));
     if (layer_sorts(layer))
@@ -255,6 +266,8 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
         TRY(create_kernel(layer, KERNEL_NORMALIZE, "normalize", "normalize_rows"));
     TRY(create_combine(layer));
     TRY(create_kernel(layer, KERNEL_STATS, "stats", "stats_of_plan"));
+    TRY(state_kernels_create(layer));
+    TRY(control_kernels_create(layer));
 done:
     return status;
 }

@@ -2,7 +2,9 @@
 #include "steps.h"
 
 size_t clmoe_stats_size(const clmoe_layer *layer) {
-    return layer ? sizeof(clmoe_stats) + 3 * sizeof(cl_uint) * (size_t)layer->columns : 0;
+    return layer ? sizeof(clmoe_stats) + sizeof(cl_uint) * (8 * (size_t)layer->columns +
+                                                            layer->desc.balance.device_groups)
+                 : 0;
 }
 
 clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args) {

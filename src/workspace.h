@@ -9,6 +9,10 @@
 typedef enum region_id {
     REGION_LOGITS,    /* [T,R] f32 */
     REGION_SCORES,    /* [T,R] f32 */
+    REGION_NOISY,     /* [T,R] f32, for noisy layers */
+    REGION_NOISE_RAW, /* [T,R] f32: x Wn^T, with learned noise */
+    REGION_DROPOUT,   /* [2,R] f32, with expert dropout: draws, then 1 where masked */
+    REGION_JITTERED,  /* [T,D] X, with jitter */
     REGION_IDS,       /* [T,K] i32 */
     REGION_WEIGHTS,   /* [T,K] f32 */
     REGION_LIVE,      /* [T] i32 */

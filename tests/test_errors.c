@@ -112,11 +112,23 @@ static const desc_error desc_errors[] = {
     {F(router.weight_at, ENUM, 3), "3", BAD_DESC, {{0}}},
     {F(router.weight_type, ENUM, 2), "bf16", BAD_DESC, {{0}}},
     {F(router.weight_type, ENUM, 9), "9", BAD_DESC, {{0}}},
+    {F(router.noise, ENUM, 4), "4", BAD_DESC, {{0}}},
+    {F(router.noise, ENUM, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.noise_scale, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.noise_scale, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.jitter, FLOAT, 1), "1", BAD_DESC, {{0}}},
+    {F(router.jitter, FLOAT, -0.5), "-0.5", BAD_DESC, {{0}}},
+    {F(router.jitter_experts, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.jitter_experts, U32, 1), "1", BAD_DESC, {{0}}},
+    {F(router.expert_dropout, FLOAT, 1), "1", BAD_DESC, {{0}}},
+    {F(router.expert_dropout, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.logit_dropout, FLOAT, 1.5), "1.5", BAD_DESC, {{0}}},
+    {F(router.logit_dropout, FLOAT, -1), "-1", BAD_DESC, {{0}}},
     {F(capacity.factor, DOUBLE, -0.5), "-0.5", BAD_DESC, {{0}}},
     {F(capacity.factor, DOUBLE, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(capacity.factor, DOUBLE, (double)INFINITY), "inf", BAD_DESC, {{0}}},
     {F(capacity.rounding, ENUM, 3), "3", BAD_DESC, {{0}}},
-    {F(capacity.keep, ENUM, 4), "4", BAD_DESC, {{0}}},
+    {F(capacity.keep, ENUM, 5), "5", BAD_DESC, {{0}}},
     {F(capacity.keep, ENUM, -1), "-1", BAD_DESC, {{0}}},
     {F(experts.hidden_dim, U32, 0), "0", BAD_DESC, {{0}}},
     {F(experts.activation, ENUM, 5), "5", BAD_DESC, {{0}}},
@@ -373,13 +385,27 @@ static void step_arguments(fixture *f) {
     clmoe_buf scores = buf_new(T * R * 4), live = buf_new(T * 4), plan = buf_new(layout.bytes);
     clmoe_buf xe = buf_new(layout.slots * D * 4), ye = buf_new(layout.slots * D * 4);
     clmoe_buf none = {NULL, 0};
-    f->score = (clmoe_score_args){sizeof f->score, small.tokens, &f->weights, a->x, none,
-                                  a->logits,       scores};
-    f->topk = (clmoe_topk_args){sizeof f->topk, small.tokens,   &f->weights, scores,
-                                a->ids,         a->weights_out, live};
-    f->plan =
-        (clmoe_plan_args){sizeof f->plan, small.tokens, a->ids, a->weights_out, live, a->token_mask,
-                          none,           a->scratch,   plan};
+    f->score = (clmoe_score_args){.struct_size = sizeof f->score,
+                                  .tokens = small.tokens,
+                                  .weights = &f->weights,
+                                  .x = a->x,
+                                  .logits = a->logits,
+                                  .scores = scores};
+    f->topk = (clmoe_topk_args){.struct_size = sizeof f->topk,
+                                .tokens = small.tokens,
+                                .weights = &f->weights,
+                                .scores = scores,
+                                .ids = a->ids,
+                                .weights_out = a->weights_out,
+                                .live = live};
+    f->plan = (clmoe_plan_args){.struct_size = sizeof f->plan,
+                                .tokens = small.tokens,
+                                .ids = a->ids,
+                                .pair_weights = a->weights_out,
+                                .live = live,
+                                .token_mask = a->token_mask,
+                                .scratch = a->scratch,
+                                .plan = plan};
     f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
     f->experts = (clmoe_experts_args){sizeof f->experts, small.tokens, &f->weights, a->x, none,
                                       a->weights_out,    plan,         a->scratch,  ye};
@@ -387,8 +413,16 @@ static void step_arguments(fixture *f) {
         sizeof f->combine, small.tokens, &f->weights,   a->x, ye,
         a->weights_out,    plan,         a->token_mask, none, buf_new(T * D * 4),
         buf_new(T * 4),    a->residual,  a->y};
-    f->stats =
-        (clmoe_stats_args){sizeof f->stats, small.tokens, plan, live, a->token_mask, a->stats};
+    f->stats = (clmoe_stats_args){.struct_size = sizeof f->stats,
+                                  .tokens = small.tokens,
+                                  .logits = a->logits,
+                                  .ids = a->ids,
+                                  .pair_weights = a->weights_out,
+                                  .plan = plan,
+                                  .live = live,
+                                  .token_mask = a->token_mask,
+                                  .scratch = a->scratch,
+                                  .stats = a->stats};
 }
 
 static void fixture_make(fixture *f) {

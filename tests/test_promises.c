@@ -118,15 +118,29 @@ static void steps_by_events(void **state) {
         clmoe_buf scores = buf_new(T * R * 4), live = buf_new(T * 4), plan = buf_new(layout.bytes);
         clmoe_buf xe = buf_new(rows * 4), ye = buf_new(rows * 4);
         cl_event e[7] = {NULL};
-        clmoe_score_args score = {sizeof score, small.tokens, f->weights, f->x,
-                                  {NULL, 0},    f->logits,    scores};
+        clmoe_score_args score = {.struct_size = sizeof score,
+                                  .tokens = small.tokens,
+                                  .weights = f->weights,
+                                  .x = f->x,
+                                  .logits = f->logits,
+                                  .scores = scores};
         OK(clmoe_score(layer, test.out_of_order, &score, 0, NULL, &e[0]));
-        clmoe_topk_args topk = {sizeof topk, small.tokens,   f->weights, scores,
-                                f->ids,      f->weights_out, live};
+        clmoe_topk_args topk = {.struct_size = sizeof topk,
+                                .tokens = small.tokens,
+                                .weights = f->weights,
+                                .scores = scores,
+                                .ids = f->ids,
+                                .weights_out = f->weights_out,
+                                .live = live};
         OK(clmoe_topk(layer, test.out_of_order, &topk, 1, &e[0], &e[1]));
-        clmoe_plan_args planning = {sizeof planning, small.tokens, f->ids,
-                                    f->weights_out,  live,         f->token_mask,
-                                    {NULL, 0},       f->scratch,   plan};
+        clmoe_plan_args planning = {.struct_size = sizeof planning,
+                                    .tokens = small.tokens,
+                                    .ids = f->ids,
+                                    .pair_weights = f->weights_out,
+                                    .live = live,
+                                    .token_mask = f->token_mask,
+                                    .scratch = f->scratch,
+                                    .plan = plan};
         OK(clmoe_plan(layer, test.out_of_order, &planning, 1, &e[1], &e[2]));
         clmoe_dispatch_args dispatch = {sizeof dispatch, small.tokens, f->x, plan, xe};
         OK(clmoe_dispatch(layer, test.out_of_order, &dispatch, 1, &e[2], &e[3]));
@@ -143,7 +157,16 @@ static void steps_by_events(void **state) {
         combine.residual = f->residual;
         combine.y = f->y;
         OK(clmoe_combine(layer, test.out_of_order, &combine, 1, &e[4], &e[5]));
-        clmoe_stats_args stats = {sizeof stats, small.tokens, plan, live, f->token_mask, f->stats};
+        clmoe_stats_args stats = {.struct_size = sizeof stats,
+                                  .tokens = small.tokens,
+                                  .logits = f->logits,
+                                  .ids = f->ids,
+                                  .pair_weights = f->weights_out,
+                                  .plan = plan,
+                                  .live = live,
+                                  .token_mask = f->token_mask,
+                                  .scratch = f->scratch,
+                                  .stats = f->stats};
         OK(clmoe_stats_compute(layer, test.out_of_order, &stats, 1, &e[2], &e[6]));
         CL_OK(clFlush(test.out_of_order));
         for (size_t i = 0; i < COUNT_OF(e); i++)

@@ -18,7 +18,7 @@
  * the router, K experts per token (top_k), H hidden dim of an expert, C capacity (rows per expert),
  * S slots (rows of all buckets together). Arrays are row-major, the last dimension is contiguous.
  *
- * A layer is a chain of steps; each is also a call of its own (see "The steps"):
+ * A layer is a chain of steps; each is also a call of its own, see steps.h:
  *
  *   score     x [T,D], router [R,D]   -> logits [T,R], scores [T,R]
  *   topk      scores                  -> ids [T,K], weights [T,K], live [T]
@@ -26,7 +26,11 @@
  *   dispatch  x, plan                 -> xe [S,D]   (inside the first GEMM where an engine can)
  *   experts   xe, weights             -> ye [S,D]
  *   combine   ye, weights, plan       -> y [T,D]
- *   stats     plan                    -> clmoe_stats and its arrays
+ *   stats     logits, plan            -> clmoe_stats and its arrays
+ *   loss      logits, plan            -> values of balancing losses, dlogits [T,R]
+ *
+ * balance.h has statistics, losses, the state and the controllers; docs/balancing.md tells which
+ * model or paper uses what.
  *
  * Promises.
  *   - Nothing blocks and nothing is read back: a call enqueues work on your queue and returns. It
@@ -51,6 +55,7 @@
 #include <CL/cl.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #define CLMOE_VERSION_MAJOR 0
 #define CLMOE_VERSION_MINOR 1
@@ -207,6 +212,47 @@ typedef enum clmoe_weight_at {
     CLMOE_WEIGHT_AT_ACTIVATION = 2, /* the hidden activation, before down: Megatron-Core */
 } clmoe_weight_at;
 
+/* Who chooses whom. */
+typedef enum clmoe_policy {
+    CLMOE_POLICY_TOKEN_CHOICE = 0, /* each token its K best experts */
+    /*
+     * Each expert takes its C best tokens (Zhou et al. 2022, arXiv 2202.09368), ties to the lower
+     * token; needs a capacity. A token gets 0 to E experts, in ascending id. Weights are the scores
+     * as they are, times scale and expert_scale. The plan's pairs are E * C, and token_offsets say
+     * which are whose. Masked tokens and logits that are not finite are never taken.
+     */
+    CLMOE_POLICY_EXPERT_CHOICE = 1,
+    /*
+     * Token choice by balanced scores (S-BASE, Clark et al. 2022, arXiv 2202.01169; Megatron-Core):
+     * C = exp(l), rows scaled by their largest; d1 = 1; repeat d0_t = 1/T / (sum_e C d1 + 1e-8),
+     * d1_e = 1/R / (sum_t d0 C + 1e-8) until the mean |change of d1| <= sinkhorn_tolerance, or
+     * sinkhorn_iterations times. Choice is by d1 * C, weights are the unbalanced scores.
+     */
+    CLMOE_POLICY_SINKHORN = 2,
+    /* Every token passes all experts, weighted by its scores; top_k must be R, and may pass 256. */
+    CLMOE_POLICY_SOFT = 3,
+    /*
+     * Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951): each expert has slots_per_expert slots
+     * p, weights.router is [E*p,D]; l = soft_scale * x/|x| . r/|r|; a slot's row is the mean of the
+     * tokens weighted by softmax of l over the tokens, a token's output the mean of the slots'
+     * outputs weighted by softmax of l over all slots. No pairs, no top-k; top_k must be 1.
+     */
+    CLMOE_POLICY_SOFT_MOE = 4,
+} clmoe_policy;
+
+/*
+ * Noise n added to the logits, times router.noise_scale and the state's noise_scale. It acts when a
+ * state is given, and is left out without one: training and evaluation of the same layer.
+ */
+typedef enum clmoe_noise {
+    CLMOE_NOISE_NONE = 0,
+    CLMOE_NOISE_GAUSSIAN = 1, /* N(0,1): V-MoE with noise_scale 1/E */
+    /* N(0,1) * (softplus(x Wn^T) + 0.01), Wn = weights.noise_router: Shazeer et al. 2017 */
+    CLMOE_NOISE_LEARNED = 2,
+    CLMOE_NOISE_GUMBEL = 3, /* -log(-log u) */
+} clmoe_noise;
+
+/* All random numbers are Philox4x32-10 of (seed, step, token, column): see clmoe_state. */
 typedef struct clmoe_router_desc {
     clmoe_score_function score;
     clmoe_order order;
@@ -219,7 +265,8 @@ typedef struct clmoe_router_desc {
     /*
      * Group-limited choice: the R columns are num_groups equal groups, and only the topk_groups
      * best may be chosen from (ties to the lower group). 0 or 1: off. num_groups <= 256 divides R,
-     * and topk_groups * R / num_groups >= K.
+     * and topk_groups * R / num_groups >= K. With one group per device this is DeepSeek-V2's
+     * device-limited routing: at most topk_groups devices per token.
      */
     uint32_t num_groups, topk_groups;
     clmoe_group_score group_score;
@@ -231,7 +278,44 @@ typedef struct clmoe_router_desc {
     uint32_t expert_scale;      /* 1: weights.expert_scale [R] multiplies too */
     float sparsemixer_eps;      /* >= 0; default 0.01 */
     clmoe_weight_at weight_at;
-    clmoe_type weight_type; /* of weights.router and weights.shared_gate: f32, or `type` */
+    /* of weights.router, shared_gate, group_router and noise_router: f32, or `type` */
+    clmoe_type weight_type;
+    clmoe_policy policy;
+    uint32_t sinkhorn_iterations; /* 1 to 1000; default 100 */
+    float sinkhorn_tolerance;     /* >= 0; default 1e-4 */
+    uint32_t slots_per_expert;    /* p of Soft MoE; default 1 */
+    float soft_scale;             /* of Soft MoE; default 1 */
+    /*
+     * 1: two levels. Group gate softmax(x Wg^T), Wg = weights.group_router [num_groups,D], picks
+     * topk_groups groups (ties to the lower); softmax of l within each picks its K / topk_groups
+     * best, which must divide; a weight is the product of both. Needs score softmax. The pairs of a
+     * token come group by group, the best group first.
+     */
+    uint32_t two_level;
+    clmoe_noise noise;
+    float noise_scale; /* >= 0; default 1 */
+    /*
+     * x is multiplied by U(1 - jitter, 1 + jitter), times the state's noise_scale, before the
+     * router (Switch), or with jitter_experts before all experts too, identity and shared ones
+     * included (Mixtral). 0 <= jitter < 1; 0 (default): off. Acts when a state is given.
+     */
+    float jitter;
+    uint32_t jitter_experts;
+    /*
+     * Probabilities, 0 (default) to less than 1, that an expert is masked for all tokens of a step,
+     * and that one logit of one token is. A masked logit counts as -infinity. Of the R experts, the
+     * K with the largest random numbers (ties to the lower id) are never masked as experts; a token
+     * left with fewer than K experts gets surplus pairs. Act when a state is given.
+     */
+    float expert_dropout, logit_dropout;
+    /*
+     * Weight rebalancing on the fixed choice (0 iterations: off): minimises 1/2 sum_e (L'_e - L*)^2
+     * + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = (sum of W) / E, rows of W' non-negative with the
+     * sum they had, by projected gradient with the step 1 / (mu + max_e pairs of e). Dropped pairs
+     * are not known yet and take part. Not with renorm_after_drop.
+     */
+    uint32_t rebalance_iterations;
+    float rebalance_mu; /* >= 0; default 1 */
 } clmoe_router_desc;
 
 /* Which pairs keep their place when an expert has more than C. The others are dropped. */
@@ -240,7 +324,21 @@ typedef enum clmoe_keep {
     CLMOE_KEEP_CHOICE_MAJOR = 1, /* all first choices before any second: GShard */
     CLMOE_KEEP_PRIORITY = 2,     /* choice-major, tokens by descending best weight: V-MoE's BPR */
     CLMOE_KEEP_WEIGHT = 3,       /* the C largest weights of each expert: Megatron-Core "probs" */
+    CLMOE_KEEP_RANDOM = 4,       /* in a random order of the pairs: DeepSpeed; needs a state */
 } clmoe_keep;
+
+/* What happens to the pairs that found no place. */
+typedef enum clmoe_overflow {
+    CLMOE_OVERFLOW_DROP = 0, /* they contribute zero */
+    /*
+     * Each goes to the best expert (by score, ties to the lower id) outside its token's choice that
+     * has room. In rounds: every token with such a pair asks for one place, and an expert gives its
+     * places in token order; at most R + K rounds. Afterwards no dropped pair is left of which an
+     * expert outside the token's choice has room. Weights are those of the new choice. A finite
+     * score is needed, groups are not respected.
+     */
+    CLMOE_OVERFLOW_REROUTE = 1,
+} clmoe_overflow;
 
 typedef enum clmoe_rounding {
     CLMOE_ROUND_UP = 0,
@@ -260,7 +358,20 @@ typedef struct clmoe_capacity_desc {
     uint32_t min_rows;
     uint32_t multiple; /* 0 and 1: any */
     clmoe_keep keep;
+    clmoe_overflow overflow; /* reroute: token choice without identity experts only */
+    /*
+     * 0 (default): the batch is one. Else the batch is sequences of that many tokens, the last one
+     * may be shorter; C is computed with T = tokens_per_sequence, and each sequence has its own C
+     * places at each expert. Losses of scope sequence use it too.
+     */
+    uint32_t tokens_per_sequence;
 } clmoe_capacity_desc;
+
+/* What statistics and losses need to know. */
+typedef struct clmoe_balance_desc {
+    uint32_t device_groups; /* the E experts are that many equal groups, one per device; 0: none */
+    uint32_t dead_window;   /* an expert is dead after so many tokens without it; default 32768 */
+} clmoe_balance_desc;
 
 typedef enum clmoe_activation {
     CLMOE_ACT_SILU = 0,      /* v * sigmoid(alpha * v) */
@@ -315,6 +426,7 @@ typedef struct clmoe_layer_desc {
     clmoe_mlp_desc shared;      /* a dense MLP every token passes; its E is 1 */
     uint32_t shared_gate; /* 1: its output is multiplied by sigmoid(x . weights.shared_gate) */
     uint32_t output_bias; /* 1: weights.output_bias [D] is added to y (JetMoE) */
+    clmoe_balance_desc balance;
 } clmoe_layer_desc;
 
 /* Zeroes, sets struct_size and the defaults named above. Sizes stay 0 and must be set. */
@@ -372,12 +484,14 @@ typedef struct clmoe_mlp_weights {
 typedef struct clmoe_weights {
     clmoe_buf router;       /* [R,D]; not needed with external logits or ids */
     clmoe_buf router_bias;  /* [R] f32, if router.bias */
-    clmoe_buf select_bias;  /* [R] f32, if router.select_bias */
+    clmoe_buf select_bias;  /* [R] f32, if router.select_bias; not given: the state's */
     clmoe_buf expert_scale; /* [R] f32, if router.expert_scale */
     clmoe_mlp_weights experts;
     clmoe_mlp_weights shared; /* if shared.hidden_dim */
     clmoe_buf shared_gate;    /* [D], if shared_gate */
     clmoe_buf output_bias;    /* [D], if output_bias */
+    clmoe_buf group_router;   /* [num_groups,D], if router.two_level */
+    clmoe_buf noise_router;   /* [R,D], if router.noise is learned; not read without a state */
 } clmoe_weights;
 
 /* Releases every buffer of `weights` and clears it: for weights that clmoe_checkpoint_upload()
@@ -445,13 +559,22 @@ typedef struct clmoe_forward_args {
      * place and contributes nothing.
      */
     clmoe_buf ids_in, weights_in;
+    clmoe_buf state;       /* optional, see clmoe_state in balance.h; read only */
+    clmoe_buf load_target; /* optional [E] f32: Q of statistics and losses; uniform if not given */
     clmoe_buf saved, scratch; /* as clmoe_layer_memory() says; undefined contents */
     /* Outputs. */
     clmoe_buf y;           /* [T,D] */
-    clmoe_buf logits;      /* optional [T,R] f32: x Wr^T + router_bias, before softcap */
-    clmoe_buf ids;         /* optional [T,K] i32, best first */
-    clmoe_buf weights_out; /* optional [T,K] f32: the combine weights, after renorm and scale */
-    clmoe_buf stats;       /* optional, clmoe_stats_size() bytes */
+    clmoe_buf logits;      /* optional [T,R] f32: x Wr^T + router_bias, before noise and softcap */
+    clmoe_buf ids;         /* optional [pairs] i32, best first; pairs is T*K, see clmoe_policy */
+    clmoe_buf weights_out; /* optional [pairs] f32: the combine weights, after renorm and scale */
+    clmoe_buf token_offsets; /* optional [T+1] i32, with expert choice only */
+    clmoe_buf stats;         /* optional, clmoe_stats_size() bytes */
+    /* Balancing losses, see clmoe_loss_args: 0 to 16 of them. */
+    const struct clmoe_loss_desc *losses;
+    uint32_t num_losses;
+    clmoe_buf loss_values; /* optional [num_losses] f32 */
+    clmoe_buf dlogits;     /* optional [T,R] f32: their gradient is added */
+    clmoe_buf dnoise;      /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
 } clmoe_forward_args;
 
 CLMOE_API void clmoe_forward_args_init(clmoe_forward_args *args);
@@ -464,181 +587,6 @@ CLMOE_API void clmoe_forward_args_init(clmoe_forward_args *args);
 CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
                                      const clmoe_forward_args *args, cl_uint num_wait,
                                      const cl_event *wait, cl_event *event);
-
-/* ---- Statistics ---------------------------------------------------------------------------- */
-
-/*
- * What a batch did to the load, on the device: this header, then three arrays of R u32, in this
- * order: load c (pairs that chose the expert, before dropping), kept, dropped. Every field has four
- * bytes, so the struct is also the host's mirror. Pairs of masked tokens and surplus pairs count
- * nowhere. pairs = kept + dropped. Identity experts keep all their pairs.
- */
-typedef struct clmoe_stats {
-    uint32_t tokens;           /* unmasked tokens */
-    uint32_t columns;          /* R: length of each array */
-    uint32_t pairs;            /* sum of load over R */
-    uint32_t kept;             /* sum of kept over R */
-    uint32_t dropped;          /* sum of dropped over R */
-    uint32_t identity_pairs;   /* sum of load over the identity experts */
-    uint32_t nonfinite_tokens; /* unmasked tokens with fewer than K finite logits */
-    uint32_t idle_experts;     /* of the E experts with weights, those with load 0 */
-    uint32_t max_load;         /* over the E experts with weights */
-    uint32_t min_load;
-    float max_violation; /* MaxVio = max_load / mean load - 1 over the E experts; 0 without load */
-    float load_entropy; /* -sum F log F in nats, F = load / sum over the E experts; at most log E */
-    uint32_t reserved[4];
-} clmoe_stats;
-
-/* Bytes of the statistics of a layer: sizeof(clmoe_stats) + 3 * R * 4. 0 for a NULL layer. */
-CLMOE_API size_t clmoe_stats_size(const clmoe_layer *layer);
-
-/* ---- The steps ------------------------------------------------------------------------------ */
-
-/*
- * The steps of clmoe_forward() one by one, for applications that replace one. Each takes the layer,
- * a queue, its arguments, a wait list and an event, with the promises of clmoe_forward(). `scratch`
- * is a buffer of the size clmoe_layer_memory() gives.
- */
-
-/* score: x [T,D] -> logits [T,R] f32 and scores [T,R] f32. */
-typedef struct clmoe_score_args {
-    size_t struct_size;
-    uint32_t tokens;
-    const clmoe_weights *weights; /* router, router_bias */
-    clmoe_buf x;                  /* [T,D]; not read with logits_in */
-    clmoe_buf logits_in;          /* optional [T,R] */
-    clmoe_buf logits;             /* [T,R]; not written with logits_in */
-    /*
-     * [T,R]: what topk chooses by, without the selection bias: s(l), or with topk-then-score order
-     * l itself after softcap and temperature. -infinity where the logit was not finite.
-     */
-    clmoe_buf scores;
-} clmoe_score_args;
-
-/* topk: scores [T,R] -> ids [T,K], weights [T,K], live [T]. */
-typedef struct clmoe_topk_args {
-    size_t struct_size;
-    uint32_t tokens;
-    const clmoe_weights *weights; /* select_bias, expert_scale */
-    clmoe_buf scores;             /* [T,R] f32 */
-    clmoe_buf ids;                /* [T,K] i32 */
-    /* [T,K] f32, after renorm and scale; before both with renorm_after_drop. */
-    clmoe_buf weights_out;
-    clmoe_buf live; /* [T] i32: how many leading pairs of the token are real, K or fewer */
-} clmoe_topk_args;
-
-/*
- * The routing plan is one buffer; this says where its arrays lie, in bytes from its start. A pair
- * is (token, choice k), pair = token * K + k, or token_offsets[token] + k with token_offsets. The
- * rows of expert e are the slots [offsets[e], offsets[e] + kept[e]), offsets are multiples of
- * row_tile; with a capacity, offsets[e] = e * (C rounded up to row_tile).
- */
-typedef struct clmoe_plan_layout {
-    size_t bytes;       /* of the whole plan */
-    uint32_t pairs;     /* T*K */
-    uint32_t slots;     /* S: bound of the slots in use, a multiple of row_tile */
-    uint32_t capacity;  /* C, or 0 when dropless */
-    uint32_t row_tile;  /* rows an engine computes together */
-    size_t load;        /* [R] u32: pairs per expert before dropping */
-    size_t kept;        /* [R] u32 */
-    size_t offsets;     /* [E+1] u32: first slot of each bucket */
-    size_t slot_of;     /* [T*K] i32: slot of a pair; -1 no place, -2 identity expert */
-    size_t row_of;      /* [S] i32: pair of a slot, -1 padding */
-    size_t token_of;    /* [S] i32: token of a slot, -1 padding */
-    size_t tile_expert; /* [S/row_tile] i32: expert of a tile of rows, -1 no rows */
-} clmoe_plan_layout;
-
-CLMOE_API clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
-                                             clmoe_plan_layout *layout);
-
-/* plan: ids -> plan. */
-typedef struct clmoe_plan_args {
-    size_t struct_size;
-    uint32_t tokens;
-    clmoe_buf ids;          /* [pairs] i32 */
-    clmoe_buf pair_weights; /* [pairs] f32; needed by the keep rules priority and weight */
-    clmoe_buf live;         /* optional [T] i32 */
-    clmoe_buf token_mask;   /* optional [T] u8 */
-    /*
-     * Optional [T+1] i32, ascending from 0: token t owns the pairs [token_offsets[t],
-     * token_offsets[t+1]), at most K of them. Without it, pairs [t*K, t*K + K).
-     */
-    clmoe_buf token_offsets;
-    clmoe_buf scratch;
-    clmoe_buf plan;
-} clmoe_plan_args;
-
-/* dispatch: x [T,D] -> xe [S,D]; rows of padding become 0. */
-typedef struct clmoe_dispatch_args {
-    size_t struct_size;
-    uint32_t tokens;
-    clmoe_buf x;
-    clmoe_buf plan;
-    clmoe_buf xe;
-} clmoe_dispatch_args;
-
-/* experts: xe [S,D], or x [T,D] gathered through the plan -> ye [S,D]. */
-typedef struct clmoe_experts_args {
-    size_t struct_size;
-    uint32_t tokens;
-    const clmoe_weights *weights; /* experts */
-    clmoe_buf x;                  /* [T,D], if xe is not given */
-    clmoe_buf xe;                 /* [S,D], as dispatch made it */
-    clmoe_buf pair_weights;       /* [pairs] f32, needed unless weight_at is output */
-    clmoe_buf plan;
-    clmoe_buf scratch;
-    clmoe_buf ye; /* [S,D]; rows of padding are undefined */
-} clmoe_experts_args;
-
-/* combine: y = residual + output_bias + sum over the pairs of a token of w * ye[slot], k ascending.
- */
-typedef struct clmoe_combine_args {
-    size_t struct_size;
-    uint32_t tokens;
-    const clmoe_weights *weights; /* output_bias */
-    clmoe_buf x;                  /* [T,D], needed with identity experts */
-    clmoe_buf ye;                 /* [S,D] */
-    clmoe_buf pair_weights;       /* [pairs] f32 */
-    clmoe_buf plan;
-    clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
-    clmoe_buf shared;        /* optional [T,D]: output of the shared expert */
-    clmoe_buf shared_gate;   /* optional [T] f32: x . weights.shared_gate, before the sigmoid */
-    clmoe_buf residual;      /* optional [T,D] */
-    clmoe_buf y;             /* [T,D] */
-} clmoe_combine_args;
-
-/* stats: plan -> clmoe_stats. */
-typedef struct clmoe_stats_args {
-    size_t struct_size;
-    uint32_t tokens;
-    clmoe_buf plan;
-    clmoe_buf live;       /* optional [T] i32 */
-    clmoe_buf token_mask; /* optional [T] u8 */
-    clmoe_buf stats;
-} clmoe_stats_args;
-
-CLMOE_API clmoe_status clmoe_score(clmoe_layer *layer, cl_command_queue queue,
-                                   const clmoe_score_args *args, cl_uint num_wait,
-                                   const cl_event *wait, cl_event *event);
-CLMOE_API clmoe_status clmoe_topk(clmoe_layer *layer, cl_command_queue queue,
-                                  const clmoe_topk_args *args, cl_uint num_wait,
-                                  const cl_event *wait, cl_event *event);
-CLMOE_API clmoe_status clmoe_plan(clmoe_layer *layer, cl_command_queue queue,
-                                  const clmoe_plan_args *args, cl_uint num_wait,
-                                  const cl_event *wait, cl_event *event);
-CLMOE_API clmoe_status clmoe_dispatch(clmoe_layer *layer, cl_command_queue queue,
-                                      const clmoe_dispatch_args *args, cl_uint num_wait,
-                                      const cl_event *wait, cl_event *event);
-CLMOE_API clmoe_status clmoe_experts(clmoe_layer *layer, cl_command_queue queue,
-                                     const clmoe_experts_args *args, cl_uint num_wait,
-                                     const cl_event *wait, cl_event *event);
-CLMOE_API clmoe_status clmoe_combine(clmoe_layer *layer, cl_command_queue queue,
-                                     const clmoe_combine_args *args, cl_uint num_wait,
-                                     const cl_event *wait, cl_event *event);
-CLMOE_API clmoe_status clmoe_stats_compute(clmoe_layer *layer, cl_command_queue queue,
-                                           const clmoe_stats_args *args, cl_uint num_wait,
-                                           const cl_event *wait, cl_event *event);
 
 /* ---- Checkpoints --------------------------------------------------------------------------- */
 
@@ -682,5 +630,8 @@ CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoin
 #ifdef __cplusplus
 }
 #endif
+
+#include "balance.h"
+#include "steps.h"
 
 #endif

@@ -1,0 +1,167 @@
+/*
+ * clmoe, the steps of clmoe_forward() one by one, for applications that replace one. Part of
+ * clmoe.h, which includes it.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Each call takes the layer, a queue, its arguments, a wait list and an event, with the promises of
+ * clmoe_forward(). `scratch` is a buffer of the size clmoe_layer_memory() gives; `state` is as in
+ * clmoe_forward_args.
+ */
+#ifndef CLMOE_PUBLIC_STEPS_H
+#define CLMOE_PUBLIC_STEPS_H
+
+#include "clmoe.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* score: x [T,D] -> logits [T,R] f32 and scores [T,R] f32. */
+typedef struct clmoe_score_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* router, router_bias, noise_router, group_router */
+    clmoe_buf x;                  /* [T,D]; with logits_in only read for learned noise */
+    clmoe_buf logits_in;          /* optional [T,R] */
+    clmoe_buf logits;             /* [T,R]; not written with logits_in */
+    /*
+     * [T,R]: what topk chooses by, without the selection bias: s(l), or with topk-then-score order
+     * l itself after softcap and temperature. -infinity where the logit was not finite or dropout
+     * masked it, and with two levels in the groups that were not picked.
+     */
+    clmoe_buf scores;
+    clmoe_buf state; /* optional: noise, jitter, dropout, temperature_scale */
+    clmoe_buf
+        scratch; /* needed with a state if the layer has noise, jitter, dropout or two levels */
+} clmoe_score_args;
+
+/* topk: scores [T,R] -> ids [T,K], weights [T,K], live [T]. */
+typedef struct clmoe_topk_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* select_bias, expert_scale */
+    clmoe_buf scores;             /* [T,R] f32 */
+    clmoe_buf ids;                /* [T,K] i32 */
+    /* [T,K] f32, after renorm and scale; before both with renorm_after_drop. */
+    clmoe_buf weights_out;
+    clmoe_buf live; /* [T] i32: how many leading pairs of the token are real, K or fewer */
+    /* Expert choice: [T+1] i32, whose pairs are whose; ids and weights_out are then [pairs]. */
+    clmoe_buf token_offsets;
+    clmoe_buf token_mask; /* optional [T] u8, for the policies and rebalancing that see the batch */
+    clmoe_buf state;      /* optional: select_bias where weights has none */
+    clmoe_buf scratch;    /* needed but for plain token choice */
+} clmoe_topk_args;
+
+/*
+ * The routing plan is one buffer; this says where its arrays lie, in bytes from its start. A pair
+ * is (token, choice k), pair = token * K + k, or token_offsets[token] + k with token_offsets. The
+ * rows of expert e are the slots [offsets[e], offsets[e] + kept[e]), offsets are multiples of
+ * row_tile; with a capacity, offsets[e] = e * (C rounded up to row_tile).
+ */
+typedef struct clmoe_plan_layout {
+    size_t bytes;        /* of the whole plan */
+    uint32_t pairs;      /* T*K; with expert choice E*C, a bound: token_offsets[T] are in use */
+    uint32_t slots;      /* S: bound of the slots in use, a multiple of row_tile */
+    uint32_t capacity;   /* C, or 0 when dropless */
+    uint32_t row_tile;   /* rows an engine computes together */
+    size_t load;         /* [R] u32: pairs per expert before dropping */
+    size_t kept;         /* [R] u32: rows of the bucket in use */
+    size_t rerouted_in;  /* [R] u32: of these, those that came from another choice */
+    size_t rerouted_out; /* [R] u32: pairs that chose the expert and were sent to another */
+    size_t offsets;      /* [E+1] u32: first slot of each bucket */
+    size_t slot_of;      /* [pairs] i32: slot of a pair; -1 no place, -2 identity expert */
+    size_t row_of;       /* [S] i32: pair of a slot, -1 padding */
+    size_t token_of;     /* [S] i32: token of a slot, -1 padding */
+    size_t tile_expert;  /* [S/row_tile] i32: expert of a tile of rows, -1 no rows */
+} clmoe_plan_layout;
+
+CLMOE_API clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
+                                             clmoe_plan_layout *layout);
+
+/* plan: ids -> plan. */
+typedef struct clmoe_plan_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_buf ids;          /* [pairs] i32 */
+    clmoe_buf pair_weights; /* [pairs] f32; needed by the keep rules priority and weight */
+    clmoe_buf live;         /* optional [T] i32 */
+    clmoe_buf token_mask;   /* optional [T] u8 */
+    /*
+     * Optional [T+1] i32, ascending from 0: token t owns the pairs [token_offsets[t],
+     * token_offsets[t+1]), at most K of them (any number with expert choice, where it is needed).
+     * Without it, pairs [t*K, t*K + K).
+     */
+    clmoe_buf token_offsets;
+    clmoe_buf state; /* optional: capacity_scale, and the seed of the keep rule random */
+    /* Overflow reroute: the scores, and ids and pair_weights are changed. */
+    clmoe_buf scores;             /* [T,R] f32 */
+    const clmoe_weights *weights; /* expert_scale */
+    clmoe_buf scratch;
+    clmoe_buf plan;
+} clmoe_plan_args;
+
+/* dispatch: x [T,D] -> xe [S,D]; rows of padding become 0. */
+typedef struct clmoe_dispatch_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_buf x;
+    clmoe_buf plan;
+    clmoe_buf xe;
+} clmoe_dispatch_args;
+
+/* experts: xe [S,D], or x [T,D] gathered through the plan -> ye [S,D]. */
+typedef struct clmoe_experts_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* experts */
+    clmoe_buf x;                  /* [T,D], if xe is not given */
+    clmoe_buf xe;                 /* [S,D], as dispatch made it */
+    clmoe_buf pair_weights;       /* [pairs] f32, needed unless weight_at is output */
+    clmoe_buf plan;
+    clmoe_buf scratch;
+    clmoe_buf ye; /* [S,D]; rows of padding are undefined */
+} clmoe_experts_args;
+
+/* combine: y = residual + output_bias + sum over the pairs of a token of w * ye[slot], k ascending.
+ */
+typedef struct clmoe_combine_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* output_bias */
+    clmoe_buf x;                  /* [T,D], needed with identity experts */
+    clmoe_buf ye;                 /* [S,D] */
+    clmoe_buf pair_weights;       /* [pairs] f32 */
+    clmoe_buf plan;
+    clmoe_buf token_mask;    /* optional [T] u8 */
+    clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
+    clmoe_buf shared;        /* optional [T,D]: output of the shared expert */
+    clmoe_buf shared_gate;   /* optional [T] f32: x . weights.shared_gate, before the sigmoid */
+    clmoe_buf residual;      /* optional [T,D] */
+    clmoe_buf y;             /* [T,D] */
+} clmoe_combine_args;
+
+CLMOE_API clmoe_status clmoe_score(clmoe_layer *layer, cl_command_queue queue,
+                                   const clmoe_score_args *args, cl_uint num_wait,
+                                   const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_topk(clmoe_layer *layer, cl_command_queue queue,
+                                  const clmoe_topk_args *args, cl_uint num_wait,
+                                  const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_plan(clmoe_layer *layer, cl_command_queue queue,
+                                  const clmoe_plan_args *args, cl_uint num_wait,
+                                  const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_dispatch(clmoe_layer *layer, cl_command_queue queue,
+                                      const clmoe_dispatch_args *args, cl_uint num_wait,
+                                      const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_experts(clmoe_layer *layer, cl_command_queue queue,
+                                     const clmoe_experts_args *args, cl_uint num_wait,
+                                     const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_combine(clmoe_layer *layer, cl_command_queue queue,
+                                     const clmoe_combine_args *args, cl_uint num_wait,
+                                     const cl_event *wait, cl_event *event);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
