@@ -12,9 +12,12 @@ static void check_stats(uint32_t group_size, const clmoe_layer_desc *desc, uint3
     clmoe_stats_args args = {
         .struct_size = sizeof args,
         .tokens = tokens,
+        .ids = buf_of(in.ids, (size_t)tokens * desc->top_k * 4),
+        .pair_weights = buf_of(in.pair_weights, (size_t)tokens * desc->top_k * 4),
         .plan = plan_run(layer, desc, &in, &layout),
         .live = buf_of(in.live, tokens * 4),
         .token_mask = buf_of(in.token_mask, tokens),
+        .scratch = scratch_of(layer, tokens),
         .stats = buf_new(clmoe_stats_size(layer)),
     };
     OK(clmoe_stats_compute(layer, test.queue, &args, 0, NULL, NULL));
@@ -43,9 +46,9 @@ static void size_in_bytes(void **state) {
     (void)state;
     const shape s = {1, 5, 8, 3, 2, 3};
     clmoe_layer_desc desc = desc_of(&s);
-    assert_int_equal(clmoe_stats_size(test_layer(0, &desc)), sizeof(clmoe_stats) + 3 * 11 * 4);
+    assert_int_equal(clmoe_stats_size(test_layer(0, &desc)), sizeof(clmoe_stats) + 8 * 11 * 4);
     assert_int_equal(clmoe_stats_size(NULL), 0);
-    assert_int_equal(sizeof(clmoe_stats), 64);
+    assert_int_equal(sizeof(clmoe_stats), 128);
 }
 
 int main(void) {
