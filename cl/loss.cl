@@ -142,8 +142,7 @@ static inline float cell_gradient(const cells *c, uint d) {
     case LOSS_SQUARED:
         return cell_away(c, d);
     case LOSS_ENTROPY:
-        away = fmax(cell_share(c, d), c->eps);
-        return log(c->targets ? away / cell_target(c, d) : away) + 1.0f;
+        return log(fmax(cell_share(c, d), c->eps) / cell_target(c, d)) + 1.0f;
     case LOSS_L1:
         away = cell_away(c, d);
         return away > 0.0f ? 1.0f : (away < 0.0f ? -1.0f : 0.0f);
@@ -285,6 +284,8 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
             value = as_float(scalars[SCALAR_LSE_SQUARED]) / tokens;
         if (c.item.source == GRAD_ENTROPY)
             value = -as_float(scalars[SCALAR_ENTROPY]) / tokens;
+        if (c.item.source == GRAD_SOFT_ENTROPY)
+            value = -as_float(scalars[SCALAR_SOFT_ENTROPY]) / tokens;
         if (get_local_id(0) == 0)
             values[values_off + (ulong)i * s.sequences + q] = known ? value : 0.0f;
         __global float *to = grads + grads_off + ((ulong)c.item.source * s.sequences + q) * R;
@@ -363,25 +364,45 @@ static inline FLOATV smooth_slope(const token_row *t, FLOATV noisy, FLOATV clean
     return known ? slope : none;
 }
 
+/*
+ * G less that of the token's best column: p does not see the difference, and where p of that column
+ * is almost 1 nothing cancels.
+ */
+static inline FLOATV relative_grad(__global const float *g, const token_row *t, uint e,
+                                   uint columns) {
+    return grad_at(g, e, columns) - g[t->first_best];
+}
+
+/* dL/ds_j of -H, times S. */
+static inline FLOATV entropy_slope(const router_switches *r, const token_row *t, FLOATV l,
+                                   FLOATV s) {
+    const FLOATV none = (FLOATV)(0.0f);
+    FLOATV p = s / t->scores;
+    if (r->score == SCORE_IDENTITY)
+        return (p > 0.0f ? log(p) + 1.0f : none) + t->entropy - t->positive;
+    FLOATV log_p = (is_softmax(r) ? l - t->best : log(s)) - t->log_scores;
+    return s > 0.0f ? log_p + t->entropy : none;
+}
+
 /* Gradient of the sums of p by source and of the token's own terms, on the noisy logits. */
 static inline FLOATV chain(const router_switches *r, const token_row *t, const gradient_view *g,
                            float temperature, float dot_p, float dot_softmax, uint e, uint columns,
                            FLOATV noisy) {
-    const FLOATV none = (FLOATV)(0.0f);
-    FLOATV l = prepared_columns(r, temperature, noisy), d = none;
+    FLOATV l = prepared_columns(r, temperature, noisy), d = (FLOATV)(0.0f);
     FLOATV s = score_columns(r, t->best, l), slope = score_slope(r, l, s);
     bool has_p = t->scores != 0.0f;
     if (g->of[SUM_NORMALISED] && has_p)
-        d += slope * (grad_at(g->of[SUM_NORMALISED], e, columns) - dot_p) / t->scores;
+        d += slope * (relative_grad(g->of[SUM_NORMALISED], t, e, columns) - dot_p) / t->scores;
     if (g->of[SUM_SOFTMAX])
-        d += exp(l - t->best) / t->total * (grad_at(g->of[SUM_SOFTMAX], e, columns) - dot_softmax);
+        d += exp(l - t->best) / t->total *
+             (relative_grad(g->of[SUM_SOFTMAX], t, e, columns) - dot_softmax);
     if (g->of[SUM_RAW])
         d += (is_softmax(r) ? (FLOATV)(1.0f) : slope) * grad_at(g->of[SUM_RAW], e, columns);
-    if (g->of[GRAD_ENTROPY] && has_p) {
-        FLOATV p = s / t->scores;
-        FLOATV own = p > 0.0f ? log(p) + 1.0f : none;
-        d += g->of[GRAD_ENTROPY][0] * slope * (own + t->entropy - t->positive) / t->scores;
-    }
+    if (g->of[GRAD_ENTROPY] && has_p)
+        d += g->of[GRAD_ENTROPY][0] * slope * entropy_slope(r, t, l, s) / t->scores;
+    if (g->of[GRAD_SOFT_ENTROPY])
+        d += g->of[GRAD_SOFT_ENTROPY][0] * exp(l - t->best) / t->total *
+             (l - t->best - t->log_total + t->soft_entropy);
     d *= prepared_slope(r, temperature, noisy);
     if (g->of[GRAD_Z])
         d += g->of[GRAD_Z][0] * 2.0f * t->lse * exp(noisy - t->lse);
@@ -429,10 +450,10 @@ void loss_gradient(__global const float *logits, ulong logits_off, __global cons
         FLOATV l = prepared_columns(&r, temperature, load_columns(row.logits, e, R, -INFINITY));
         if (g.of[SUM_NORMALISED] && t.scores != 0.0f)
             dot_p += sum_columns(score_columns(&r, t.best, l) / t.scores *
-                                 grad_at(g.of[SUM_NORMALISED], e, R));
+                                 relative_grad(g.of[SUM_NORMALISED], &t, e, R));
         if (g.of[SUM_SOFTMAX])
             dot_softmax += sum_columns((l == -INFINITY ? (FLOATV)(0.0f) : exp(l - t.best)) /
-                                       t.total * grad_at(g.of[SUM_SOFTMAX], e, R));
+                                       t.total * relative_grad(g.of[SUM_SOFTMAX], &t, e, R));
     }
     dot_p = group_sum(dot_p, tmp);
     dot_softmax = group_sum(dot_softmax, tmp);

@@ -56,44 +56,123 @@ void choice_thresholds(__global const float *logits, uint columns, uint top_k, u
             }
 }
 
-/* Sums of exp, of scores and of s log s of one token, over this lane's columns. */
+/*
+ * Sums over this lane's columns of one token. Those of exp and of scores leave out what equals the
+ * largest, so that the entropy of a token that is almost sure keeps its digits.
+ */
 typedef struct lane_sums {
-    float total, scores, weighted, largest, raw;
+    float power, power_weighted, score, score_weighted, raw;
+    uint ties; /* columns equal to the largest */
+    uint first_best;
 } lane_sums;
 
 static inline lane_sums sum_row(const router_switches *r, float temperature, float best, float top,
                                 __global const float *logits, uint columns) {
-    lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+    lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0, 0};
+    const FLOATV gone = (FLOATV)(0.0f);
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
         FLOATV raw = load_columns(logits, e, columns, -INFINITY);
         FLOATV l = prepared_columns(r, temperature, raw);
-        FLOATV gone = (FLOATV)(0.0f);
-        FLOATV power = l == -INFINITY ? gone : exp(l - best);
-        FLOATV s = is_softmax(r) ? power : score_columns(r, best, l);
-        FLOATV log_s = is_softmax(r) ? l - best : log(s);
-        sums.total += sum_columns(power);
+        INTV other = (l < best) & (l > -INFINITY);
+        FLOATV power = other ? exp(l - best) : gone;
+        UINTV from_end = (UINTV)(columns - e) - AS_UINTV((INTV)LANE_COLUMNS);
+        sums.power += sum_columns(power);
+        sums.power_weighted += sum_columns(other ? power * (l - best) : gone);
         sums.raw += sum_columns(isfinite(raw) ? exp(raw - top) : gone);
-        sums.scores += sum_columns(s);
-        sums.weighted += sum_columns(s > 0.0f ? s * log_s : gone);
-        sums.largest = fmax(sums.largest, max_columns(s));
+        sums.ties += total_columns(l == best ? (UINTV)(1u) : (UINTV)(0u));
+        sums.first_best = max(sums.first_best, largest_columns(l == best ? from_end : (UINTV)(0u)));
+        if (!is_softmax(r) && r->score != SCORE_IDENTITY) {
+            FLOATV s = score_columns(r, best, l);
+            sums.score += sum_columns(other ? s : gone);
+            sums.score_weighted += sum_columns(other & (s > 0.0f) ? s * log(s) : gone);
+        }
     }
     return sums;
 }
 
-/* Entropy, largest and positive p where scores may be negative. */
-static inline lane_sums sum_signed(const router_switches *r, float temperature, float scores,
-                                   __global const float *logits, uint columns) {
-    lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+/* p of scores that all are positive, from its sums without the `ties` largest. */
+void positive_scores(const router_switches *r, float rest, float weighted, uint ties,
+                     token_row *row) {
+    float most = max_columns(score_columns(r, row->best, (FLOATV)(row->best)));
+    if (most == 0.0f)
+        return;
+    float extra = (float)(ties - 1) * most;
+    rest += extra;
+    weighted += extra * log(most);
+    float sure = log1p(rest / most);
+    row->scores = most + rest;
+    row->log_scores = log(most) + sure;
+    row->entropy = (most * sure + rest * row->log_scores - weighted) / row->scores;
+    row->confidence = most / row->scores;
+}
+
+/* Entropy, largest and positive p of scores of either sign, s(l') = l'. */
+typedef struct signed_sums {
+    float entropy, positive, largest;
+} signed_sums;
+
+static inline float sum_identity(const router_switches *r, float temperature,
+                                 __global const float *logits, uint columns) {
+    float sum = 0.0f;
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
+        sum += sum_columns(isfinite(raw) ? prepared_columns(r, temperature, raw) : (FLOATV)(0.0f));
+    }
+    return sum;
+}
+
+static inline signed_sums sum_signed(const router_switches *r, float temperature, float scores,
+                                     __global const float *logits, uint columns) {
+    signed_sums sums = {0.0f, 0.0f, 0.0f};
+    const FLOATV gone = (FLOATV)(0.0f);
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
         FLOATV raw = load_columns(logits, e, columns, -INFINITY);
         FLOATV l = prepared_columns(r, temperature, raw);
-        FLOATV gone = (FLOATV)(0.0f);
         FLOATV p = l == -INFINITY ? gone : l / scores;
-        sums.weighted += sum_columns(p > 0.0f ? p * log(p) : gone);
-        sums.total += sum_columns(fmax(p, gone));
+        sums.entropy -= sum_columns(p > 0.0f ? p * log(p) : gone);
+        sums.positive += sum_columns(fmax(p, gone));
         sums.largest = fmax(sums.largest, max_columns(p));
     }
     return sums;
+}
+
+/* p of a token, whatever the score; `columns` is 0 where nothing is known. */
+void probabilities(const router_switches *r, float temperature, __global const float *logits,
+                   uint columns, float top, token_row *row, __local float *tmp,
+                   __local uint *uint_tmp) {
+    lane_sums sums = sum_row(r, temperature, row->best, top, logits, columns);
+    float rest = group_sum(sums.power, tmp), weighted = group_sum(sums.power_weighted, tmp);
+    float score_rest = group_sum(sums.score, tmp);
+    float score_weighted = group_sum(sums.score_weighted, tmp);
+    float raw = group_sum(sums.raw, tmp);
+    uint ties = group_total(sums.ties, uint_tmp);
+    uint from_end = group_largest(sums.first_best, uint_tmp);
+    uint with_signs = r->score == SCORE_IDENTITY ? columns : 0;
+    float scores = group_sum(sum_identity(r, temperature, logits, with_signs), tmp);
+    signed_sums other = sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : with_signs);
+    float entropy = group_sum(other.entropy, tmp), positive = group_sum(other.positive, tmp);
+    float largest = group_max(other.largest, tmp);
+    if (columns == 0)
+        return;
+    rest += (float)(ties - 1);
+    row->first_best = columns - from_end;
+    row->lse = top + log(raw);
+    row->total = 1.0f + rest;
+    row->log_total = log1p(rest);
+    row->soft_entropy = row->log_total - weighted / row->total;
+    if (is_softmax(r)) {
+        row->scores = row->total;
+        row->log_scores = row->log_total;
+        row->entropy = row->soft_entropy;
+        row->confidence = 1.0f / row->total;
+    } else if (r->score != SCORE_IDENTITY) {
+        positive_scores(r, score_rest, score_weighted, ties, row);
+    } else {
+        row->scores = scores;
+        row->entropy = entropy;
+        row->positive = positive;
+        row->confidence = largest;
+    }
 }
 
 KERNEL(GROUP, 1, 1)
@@ -108,7 +187,7 @@ void sums_rows(__global const float *logits, ulong logits_off, __global const uc
     bool masked = token_mask && !token_mask[token_mask_off + token];
     uint columns = masked || !logits ? 0 : s.columns;
     token_row row = {-INFINITY, 0.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0.0f, masked ? 0 : TOKEN_LIVE,
-                     0,         0,    0,    0};
+                     0,         0,    0,    0,    0.0f, 0.0f, 0.0f, 0};
     if (!masked && live && live[live_off + token] < (int)s.top_k)
         row.flags |= TOKEN_NONFINITE;
     if (logits)
@@ -124,27 +203,9 @@ void sums_rows(__global const float *logits, ulong logits_off, __global const uc
     top = group_max(top, tmp);
     if (top == -INFINITY)
         columns = 0;
-    lane_sums sums = sum_row(&r, temperature, row.best, top, logits, columns);
-    row.total = group_sum(sums.total, tmp);
-    row.scores = group_sum(sums.scores, tmp);
-    float raw_total = group_sum(sums.raw, tmp);
-    float weighted = group_sum(sums.weighted, tmp);
-    float largest = group_max(sums.largest, tmp);
-    bool with_signs = r.score == SCORE_IDENTITY;
-    lane_sums other = sum_signed(&r, temperature, row.scores, logits,
-                                 with_signs && row.scores != 0.0f ? columns : 0);
-    float signed_weighted = group_sum(other.weighted, tmp);
-    float positive = group_sum(other.total, tmp);
-    float signed_largest = group_max(other.largest, tmp);
+    probabilities(&r, temperature, logits, columns, top, &row, tmp, uint_tmp);
     uint asked = SUM_BIT(SUM_SMOOTH) | COUNT_BIT(COUNT_FRESH);
     choice_thresholds(logits, columns, s.top_k, s.asked & asked ? 32 : 0, &row, uint_tmp);
-    if (columns > 0)
-        row.lse = top + log(raw_total);
-    if (row.scores != 0.0f) {
-        row.entropy = with_signs ? -signed_weighted : log(row.scores) - weighted / row.scores;
-        row.confidence = with_signs ? signed_largest : largest / row.scores;
-        row.positive = with_signs ? positive : 1.0f;
-    }
     if (get_local_id(0) == 0)
         ((__global token_row *)(rows + rows_off))[token] = row;
 }
@@ -279,17 +340,20 @@ static inline void sum_scalars(__global const token_row *rows, token_range range
                                __global uint *scalars) {
     uint tokens = 0, nonfinite = 0;
     float4 sum = (float4)(0.0f), lost = (float4)(0.0f);
+    float soft = 0.0f, soft_lost = 0.0f;
     for (uint token = range.begin; token < range.end; token++) {
         token_row row = rows[token];
         float4 terms = (float4)(row.entropy, row.confidence, row.lse, row.lse * row.lse);
         tokens += (row.flags & TOKEN_LIVE) != 0;
         nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
         ADD_CAREFULLY(float4, sum, lost, terms);
+        ADD_CAREFULLY(float, soft, soft_lost, row.soft_entropy);
     }
     scalars[SCALAR_TOKENS] = tokens;
     scalars[SCALAR_NONFINITE] = nonfinite;
     scalars[SCALAR_SEQUENCES] = 0;
     scalars[SCALAR_ENTROPY] = as_uint(sum.x);
+    scalars[SCALAR_SOFT_ENTROPY] = as_uint(soft);
     scalars[SCALAR_CONFIDENCE] = as_uint(sum.y);
     scalars[SCALAR_LSE] = as_uint(sum.z);
     scalars[SCALAR_LSE_SQUARED] = as_uint(sum.w);

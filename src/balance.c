@@ -37,14 +37,10 @@ clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_s
         return CLMOE_SUCCESS;
     sums = loss ? sums_of_loss(loss) : sums_of_stats(stats);
     sums.has_noise = has_noise;
-    if (stats) {
+    if (stats)
         sums.asked |= stats_asks(layer, stats);
-        sums.by_sequence = stats_by_sequence(layer);
-    }
-    if (loss) {
+    if (loss)
         sums.asked |= loss_asks(layer, loss);
-        sums.by_sequence = sums.by_sequence || loss_by_sequence(layer, loss);
-    }
     TRY(step_sums(layer, chain, &sums));
     if (stats)
         TRY(stats_finish(layer, chain, stats, &sums.shape));

@@ -106,6 +106,8 @@ static clmoe_status check_kind(const clmoe_layer *layer, uint32_t i, const clmoe
         return refuse(i, loss, "which has no form per_device");
     if (loss->p_source == CLMOE_P_WEIGHTS && !is_importance(loss->kind))
         return refuse(i, loss, "but p_source weights is for the importance kinds only");
+    if (loss->p_source == CLMOE_P_RAW && loss->kind == CLMOE_LOSS_TOKEN_ENTROPY)
+        return refuse(i, loss, "but p_source raw is no distribution");
     if (loss->kind == CLMOE_LOSS_OVERFLOW && layer_is_dropless(layer))
         return refuse(i, loss, "but the layer has no capacity");
     if (loss->kind == CLMOE_LOSS_OVERFLOW && totals)

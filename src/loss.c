@@ -52,7 +52,8 @@ static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
     case CLMOE_LOSS_Z:
         return GRAD_Z;
     case CLMOE_LOSS_TOKEN_ENTROPY:
-        return GRAD_ENTROPY;
+        return loss->p_source == CLMOE_P_SOFTMAX && !score_is_softmax(layer) ? GRAD_SOFT_ENTROPY
+                                                                             : GRAD_ENTROPY;
     default:
         break;
     }
@@ -88,13 +89,6 @@ uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args) {
             asked |= COUNT_BIT(load);
     }
     return asked;
-}
-
-bool loss_by_sequence(const clmoe_layer *layer, const clmoe_loss_args *args) {
-    for (uint32_t i = 0; i < args->num_losses; i++)
-        if (args->losses[i].per_sequence)
-            return layer->desc.capacity.tokens_per_sequence > 0;
-    return false;
 }
 
 static loss_set set_of(const clmoe_layer *layer, const clmoe_loss_args *args, uint32_t capacity) {

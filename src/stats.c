@@ -11,17 +11,13 @@ clmoe_status stats_kernels_create(clmoe_layer *layer) {
     return balance_kernel(layer, KERNEL_STATS, "stats", "stats_finish");
 }
 
-bool stats_by_sequence(const clmoe_layer *layer) {
-    return layer->desc.capacity.tokens_per_sequence > 0 && !layer_is_dropless(layer);
-}
-
 uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args) {
     uint32_t asked = layer->desc.balance.device_groups ? DEVICE_BIT : 0;
     if (args->logits.mem)
         asked |= SUM_BIT(SUM_NORMALISED);
     if (args->pair_weights.mem)
         asked |= SUM_BIT(SUM_WEIGHTS);
-    if (stats_by_sequence(layer))
+    if (layer->desc.capacity.tokens_per_sequence > 0 && !layer_is_dropless(layer))
         asked |= COUNT_BIT(COUNT_ASSIGNED);
     return asked;
 }

@@ -72,7 +72,6 @@ typedef struct sums_args {
     clmoe_buf logits;             /* [T,R] f32, clean; without them nothing is known of p */
     clmoe_buf ids, pair_weights, live, token_mask, token_offsets, state, scratch;
     uint32_t asked; /* SUM_BIT, COUNT_BIT, DEVICE_BIT of balance.clh */
-    bool by_sequence;
     /* Written by the step. */
     sums_shape shape;
     clmoe_buf noisy, noise_raw;
@@ -90,11 +89,9 @@ clmoe_status step_loss(const clmoe_layer *layer, launch *chain, const clmoe_loss
 
 /* What each of the two asks of the sums, and does with them. */
 uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args);
-bool stats_by_sequence(const clmoe_layer *layer);
 clmoe_status stats_finish(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args,
                           const sums_shape *shape);
 uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args);
-bool loss_by_sequence(const clmoe_layer *layer, const clmoe_loss_args *args);
 clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
                          const sums_args *sums);
 

@@ -121,7 +121,7 @@ clmoe_status step_sums(const clmoe_layer *layer, launch *chain, sums_args *args)
     clmoe_buf rows = workspace_region(&ws, REGION_SUMS_ROWS, none, args->scratch);
     clmoe_buf partial = workspace_region(&ws, REGION_SUMS_PARTIAL, none, args->scratch);
     clmoe_buf sums = workspace_region(&ws, REGION_SUMS, none, args->scratch);
-    args->shape = workspace_sums(layer, args->tokens, args->by_sequence, args->asked);
+    args->shape = workspace_sums(layer, args->tokens, args->asked);
     const sums_shape *shape = &args->shape;
     size_t local[2] = {layer->balance_group, 1};
     size_t records[2] = {record_words(shape) / local[0] + 1,

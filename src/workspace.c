@@ -31,10 +31,9 @@ block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
     return split;
 }
 
-sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, bool by_sequence,
-                          uint32_t asked) {
+sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked) {
     const clmoe_layer_desc *desc = &layer->desc;
-    uint32_t sequence = by_sequence ? desc->capacity.tokens_per_sequence : tokens;
+    uint32_t sequence = desc->capacity.tokens_per_sequence;
     uint32_t block = tokens / SUM_BLOCKS + (tokens % SUM_BLOCKS != 0);
     if (sequence == 0 || sequence > tokens)
         sequence = tokens;
@@ -128,16 +127,15 @@ static size_t engine_bytes(const gemm_use *use, size_t rows) {
                   use->engine->scratch(shape, rows, shape->dim, GEMM_LINEAR));
 }
 
-/* Blocks of the balance pass: the larger number, of the batch in one or in sequences. */
+/* Regions of statistics and losses. */
 static size_t balance_bytes(region_id id, const batch *b) {
-    sums_shape one = workspace_sums(b->layer, (uint32_t)b->tokens, false, 0);
-    sums_shape cut = workspace_sums(b->layer, (uint32_t)b->tokens, true, 0);
-    size_t columns = b->layer->columns, sequences = cut.sequences;
+    sums_shape shape = workspace_sums(b->layer, (uint32_t)b->tokens, 0);
+    size_t columns = b->layer->columns, sequences = shape.sequences;
     size_t record =
-        (SUM_SOURCES + COUNT_SOURCES) * columns + one.device_groups + (size_t)SCALAR_COUNT;
+        (SUM_SOURCES + COUNT_SOURCES) * columns + shape.device_groups + (size_t)SCALAR_COUNT;
     switch (id) {
     case REGION_SUMS_PARTIAL:
-        return matrix(larger(one.blocks_each, sequences * cut.blocks_each), record);
+        return matrix(sequences * shape.blocks_each, record);
     case REGION_SUMS:
         return matrix(sequences + 1, record);
     case REGION_LOSS_GRADS:

@@ -62,9 +62,11 @@ typedef struct block_split {
 
 block_split workspace_blocks(const clmoe_context *context, uint32_t count);
 
-/* How the balance pass cuts the batch: in one, or in the sequences of the descriptor. */
-sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, bool by_sequence,
-                          uint32_t asked);
+/*
+ * How the balance pass cuts the batch: in the sequences of the descriptor, whether a loss looks at
+ * them or not, so that no value depends on what else is asked for.
+ */
+sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked);
 
 /* The place of an array of the plan. */
 static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {
