@@ -90,7 +90,9 @@ static inline float cell_term(const cells *c, uint d) {
         return 0.5f * cell_away(c, d) * cell_away(c, d);
     case LOSS_ENTROPY:
         share = cell_share(c, d);
-        return share > 0.0f ? share * log(c->targets ? share / cell_target(c, d) : share) : 0.0f;
+        if (c->targets)
+            return divergence_term(share, cell_target(c, d), cell_away(c, d));
+        return share > 0.0f ? share * log(share) : 0.0f;
     case LOSS_L1:
         return fabs(cell_away(c, d));
     case LOSS_MINIMAX:

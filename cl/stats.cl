@@ -55,7 +55,7 @@ static inline float term_of(const load_view *v, int term, uint e) {
     case TERM_VARIANCE:
         return excess * excess;
     case TERM_DIVERGENCE:
-        return share > 0.0f ? share * log(share / target) : 0.0f;
+        return divergence_term(share, target, away);
     case TERM_DISTANCE:
         return 0.5f * away * away;
     case TERM_PREVIOUS_DISTANCE:

@@ -84,7 +84,7 @@ static inline lane_sums sum_row(const router_switches *r, float temperature, flo
         if (!is_softmax(r) && r->score != SCORE_IDENTITY) {
             FLOATV s = score_columns(r, best, l);
             sums.score += sum_columns(other ? s : gone);
-            sums.score_weighted += sum_columns(other & (s > 0.0f) ? s * log(s) : gone);
+            sums.score_weighted += sum_columns((other & (s > 0.0f)) ? s * log(s) : gone);
         }
     }
     return sums;

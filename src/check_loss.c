@@ -112,9 +112,6 @@ static clmoe_status check_kind(const clmoe_layer *layer, uint32_t i, const clmoe
         return refuse(i, loss, "but the layer has no capacity");
     if (loss->kind == CLMOE_LOSS_OVERFLOW && totals)
         return refuse(i, loss, "which needs counts, but f_source is a share");
-    if (loss->kind == CLMOE_LOSS_OVERFLOW && desc->capacity.tokens_per_sequence > 0 &&
-        !loss->per_sequence)
-        return refuse(i, loss, "not per_sequence, but each sequence has a capacity of its own");
     if (loss->kind == CLMOE_LOSS_COMMUNICATION && loss->f_source != CLMOE_F_ASSIGNED)
         return refuse(i, loss, "which counts the tokens sent, but f_source is another");
     return CLMOE_SUCCESS;
