@@ -17,11 +17,11 @@ typedef struct ref_balance_in {
     const float *pair_weights; /* optional [pairs] */
     const int32_t *live;       /* optional [T] */
     const uint8_t *token_mask; /* optional [T] */
-    const int32_t *token_offsets; /* optional [T+1] */
-    const uint32_t *kept;         /* [R], of the plan; statistics only */
-    const uint32_t *rerouted_in;  /* optional [R], of the plan */
-    const uint32_t *rerouted_out; /* optional [R], of the plan */
-    const clmoe_state *state;     /* optional, its arrays behind it */
+    const int32_t *token_offsets;             /* optional [T+1] */
+    const uint32_t *kept;                     /* [R], of the plan; statistics only */
+    const uint32_t *rerouted_in;              /* optional [R], of the plan */
+    const uint32_t *rerouted_out;             /* optional [R], of the plan */
+    const clmoe_state *state;                 /* optional, its arrays behind it */
     const float *load_target, *load_supplied; /* optional [E] */
     const float *expert_scale;                /* [R], for p_source weights */
 } ref_balance_in;

@@ -167,8 +167,7 @@ static void weights_gradient(const clmoe_layer_desc *desc, const ref_balance_in 
         else if (!over_chosen)
             dl[j] = row.p[j] * (dr[j] - mean) * row.chain[j];
     for (size_t k = 0; k < n && softmax && over_chosen; k++)
-        dl[list[k].column] =
-            list[k].r * (dr[list[k].column] - mean) * row.chain[list[k].column];
+        dl[list[k].column] = list[k].r * (dr[list[k].column] - mean) * row.chain[list[k].column];
     ref_row_free(&row);
     free(list);
     free(derivative);
@@ -572,9 +571,8 @@ static void token_gradient(const clmoe_layer_desc *desc, const ref_balance_in *i
         if (loss->kind == CLMOE_LOSS_Z)
             dl[j] = 2.0 * lse * exp(row.noisy[j] - lse);
         else if (loss->kind == CLMOE_LOSS_TOKEN_ENTROPY)
-            dl[j] = row.p[j] > 0.0
-                        ? row.chain[j] * row.ds[j] * (log(row.p[j]) + entropy) / row.sum
-                        : 0.0;
+            dl[j] = row.p[j] > 0.0 ? row.chain[j] * row.ds[j] * (log(row.p[j]) + entropy) / row.sum
+                                   : 0.0;
         else if (loss->p_source == CLMOE_P_RAW)
             dl[j] = row.chain[j] * row.ds[j] * g[j];
         else if (row.sum != 0.0)
