@@ -191,6 +191,48 @@ static void cold(void **state) {
     assert_true(away[0] > away[1] && away[1] > away[2] && away[2] < 1e-3);
 }
 
+/* The average of F that a state keeps: of independent F its variance is (1-b)/(1+b) of theirs. */
+static void average_of_load(void **state) {
+    (void)state;
+    enum { E = 64, STEPS = 500, BURN_IN = 50 };
+    const shape s = {1, 5, E, 0, 1, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    clmoe_layer *layer = test_layer(0, &desc);
+    size_t bytes = 0;
+    clmoe_balance_args args;
+    clmoe_balance_init(&args);
+    OK(clmoe_state_size(layer, &bytes));
+    args.state = buf_new(bytes);
+    args.stats = buf_of(HOST(char, clmoe_stats_size(layer)), clmoe_stats_size(layer));
+    args.load = buf_new(E * 4);
+    args.ema_decay = 0.8f;
+    OK(clmoe_state_init(layer, test.queue, args.state, 1, 0, NULL, NULL));
+    clmoe_state *copy = host_alloc(1, bytes);
+    const float *ema = (const float *)(copy + 1) + E, *previous = ema + E;
+    double sums[2][E] = {0}, squares[2][E] = {0}, variance[2] = {0.0, 0.0};
+    seed_set(8);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        uint32_t load[E];
+        for (size_t e = 0; e < E; e++)
+            load[e] = 400 + random_below(200);
+        buf_write(args.load, load, sizeof load);
+        OK(clmoe_balance_update(layer, test.queue, &args, 0, NULL, NULL));
+        buf_read(args.state, copy, bytes);
+        for (size_t e = 0; e < E && step >= BURN_IN; e++)
+            for (int i = 0; i < 2; i++) {
+                double v = (double)(i ? ema[e] : previous[e]);
+                sums[i][e] += v / (STEPS - BURN_IN);
+                squares[i][e] += v * v / (STEPS - BURN_IN);
+            }
+    }
+    for (int i = 0; i < 2; i++)
+        for (size_t e = 0; e < E; e++)
+            variance[i] += squares[i][e] - sums[i][e] * sums[i][e];
+    double ratio = variance[1] / variance[0];
+    CHECK(fabs(ratio * 9.0 - 1.0) < 0.1, "the variance is %g of the input's, not 1/9\n", ratio);
+    print_message("variance of the average: %.4f of the input's, 1/9 = 0.1111\n", ratio);
+}
+
 /* ---- The rest -------------------------------------------------------------------------------- */
 
 static void size_in_bytes(void **state) {
@@ -236,9 +278,9 @@ static void print(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_size),   TEST(every_score),   TEST(state_scales),
-        TEST(masked_whole), TEST(balanced),      TEST(half_and_half),
-        TEST(cold),         TEST(size_in_bytes), TEST(print),
+        TEST(every_size),    TEST(every_score),   TEST(state_scales), TEST(masked_whole),
+        TEST(balanced),      TEST(half_and_half), TEST(cold),         TEST(average_of_load),
+        TEST(size_in_bytes), TEST(print),
     };
     return RUN(tests);
 }
