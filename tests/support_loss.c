@@ -53,20 +53,20 @@ bool loss_is_defined(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) 
     clmoe_loss_kind kind = loss->kind;
     bool importance = kind == CLMOE_LOSS_IMPORTANCE_VARIANCE || kind == CLMOE_LOSS_IMPORTANCE_CV2;
     bool of_load = kind <= CLMOE_LOSS_MINIMAX || kind == CLMOE_LOSS_LOAD_CV2;
-    bool has_p = of_load || importance || kind == CLMOE_LOSS_COMMUNICATION ||
-                 kind == CLMOE_LOSS_OVERFLOW || kind == CLMOE_LOSS_TOKEN_ENTROPY;
+    bool has_p =
+        of_load || importance || kind == CLMOE_LOSS_COMMUNICATION || kind == CLMOE_LOSS_OVERFLOW;
     bool batch_load = loss->f_source == CLMOE_F_EMA || loss->f_source == CLMOE_F_SUPPLIED;
     if (loss->p_source == CLMOE_P_WEIGHTS && !importance)
         return false;
     if (loss->p_source != CLMOE_P_NORMALISED && !has_p)
-        return false;
-    if (loss->p_source == CLMOE_P_RAW && kind == CLMOE_LOSS_TOKEN_ENTROPY)
         return false;
     if (loss->f_source != CLMOE_F_ASSIGNED && !of_load)
         return false;
     if (loss->per_sequence && (batch_load || desc->capacity.tokens_per_sequence == 0))
         return false;
     if (loss->per_device && (!(of_load || importance) || desc->balance.device_groups == 0))
+        return false;
+    if (kind == CLMOE_LOSS_OVERFLOW && desc->capacity.tokens_per_sequence && !loss->per_sequence)
         return false;
     if (kind == CLMOE_LOSS_OVERFLOW && desc->capacity.rows == 0 && desc->capacity.factor == 0.0)
         return false;
