@@ -60,6 +60,8 @@ bool loss_is_defined(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) 
         return false;
     if (loss->p_source != CLMOE_P_NORMALISED && !has_p)
         return false;
+    if (loss->p_source == CLMOE_P_RAW && kind == CLMOE_LOSS_TOKEN_ENTROPY)
+        return false;
     if (loss->f_source != CLMOE_F_ASSIGNED && !of_load)
         return false;
     if (loss->per_sequence && (batch_load || desc->capacity.tokens_per_sequence == 0))
