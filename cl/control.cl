@@ -110,6 +110,7 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     __global const uint *c = load ? load + load_off : stats + STATS_WORDS;
 
     bool first = s->updates == 0;
+    barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
     ulong total = 0, largest = 0;
     for (uint e = lane; e < r.experts; e += GROUP) {
         total += c[e];

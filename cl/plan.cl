@@ -33,7 +33,7 @@ typedef struct walked_pair {
 
 static inline walked_pair walk(const pair_walk *w, uint i) {
     bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
-    uint entry = (KEEP == KEEP_WEIGHT) | (KEEP == KEEP_RANDOM) ? w->order[i] : i;
+    uint entry = ((KEEP == KEEP_WEIGHT) | (KEEP == KEEP_RANDOM)) ? w->order[i] : i;
     uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
     uint high = entry / row, low = entry - high * row;
     uint token = choice_major ? low : high;
