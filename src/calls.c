@@ -21,6 +21,7 @@ DEFINE_CALL(clmoe_dispatch, clmoe_dispatch_args, check_dispatch, step_dispatch)
 DEFINE_CALL(clmoe_experts, clmoe_experts_args, check_experts, step_experts)
 DEFINE_CALL(clmoe_combine, clmoe_combine_args, check_combine, step_combine)
 DEFINE_CALL(clmoe_stats_compute, clmoe_stats_args, check_stats, step_stats)
+DEFINE_CALL(clmoe_loss, clmoe_loss_args, check_loss, step_loss)
 
 clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
                                    clmoe_plan_layout *layout) {

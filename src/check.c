@@ -277,6 +277,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
     TRY(CHECK_BUFFERS(layer, needs));
     TRY(check_plan_state(layer, &args->state));
     TRY(check_forward_weights(layer, args));
+    TRY(check_forward_losses(layer, args));
 done:
     return status;
 }
@@ -426,21 +427,6 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
                                   type_bytes(layer->desc.weight_type), true};
         TRY(check_buffer(layer, &bias));
     }
-done:
-    return status;
-}
-
-clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
-    clmoe_status status = CLMOE_SUCCESS;
-    workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
-    const buffer_need needs[] = {
-        {"plan", &args->plan, ws.plan.bytes, 4, true},
-        {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, false},
-        {"token_mask", &args->token_mask, args->tokens, 1, false},
-        {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
-    };
-    TRY(CHECK_BUFFERS(layer, needs));
 done:
     return status;
 }

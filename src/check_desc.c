@@ -144,6 +144,18 @@ done:
     return status;
 }
 
+static clmoe_status check_device_groups(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint32_t groups = desc->balance.device_groups;
+    TRY(in_range("balance.device_groups", groups, 0, MAX_GROUPS));
+    if (groups > 0 && desc->num_experts % groups != 0)
+        return fail(CLMOE_INVALID_DESC,
+                    "balance.device_groups is %u, but does not divide %u experts", groups,
+                    desc->num_experts);
+done:
+    return status;
+}
+
 /* Names of an MLP's fields in messages. */
 typedef struct mlp_fields {
     const char *hidden_dim, *activation, *gate_layout, *gate_up_transposed, *down_transposed;
@@ -188,6 +200,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     TRY(check_sizes(desc));
     TRY(check_router(desc));
     TRY(check_capacity(&desc->capacity));
+    TRY(check_device_groups(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));
     if (desc->shared.hidden_dim)
         TRY(check_mlp(&desc->shared, &shared_fields));

@@ -143,16 +143,45 @@ static clmoe_status report(const clmoe_layer *layer, launch *chain, const batch 
         TRY(launch_copy(chain, b->logits, in->logits, logits_bytes));
     TRY(launch_copy(chain, b->ids, in->ids, pairs_bytes));
     TRY(launch_copy(chain, b->pair_weights, in->weights_out, pairs_bytes));
-    if (in->stats.mem) {
-        clmoe_stats_args stats = {.tokens = in->tokens,
-                                  .plan = b->plan,
-                                  .live = b->live,
-                                  .token_mask = in->token_mask,
-                                  .stats = in->stats};
-        TRY(step_stats(layer, chain, &stats));
-    }
 done:
     return status;
+}
+
+/* Statistics and losses, from one pass over the batch. */
+static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch *b) {
+    const clmoe_forward_args *in = b->in;
+    clmoe_buf none = {0}, logits = in->ids_in.mem ? none : b->logits;
+    clmoe_stats_args stats = {.tokens = in->tokens,
+                              .logits = logits,
+                              .ids = b->ids,
+                              .pair_weights = b->pair_weights,
+                              .plan = b->plan,
+                              .live = b->live,
+                              .token_mask = in->token_mask,
+                              .token_offsets = none,
+                              .state = in->state,
+                              .load_target = in->load_target,
+                              .scratch = in->scratch,
+                              .stats = in->stats};
+    clmoe_loss_args loss = {.tokens = in->tokens,
+                            .losses = in->losses,
+                            .num_losses = in->num_losses,
+                            .weights = in->weights,
+                            .logits = logits,
+                            .ids = b->ids,
+                            .pair_weights = b->pair_weights,
+                            .plan = b->plan,
+                            .live = b->live,
+                            .token_mask = in->token_mask,
+                            .token_offsets = none,
+                            .state = in->state,
+                            .load_target = in->load_target,
+                            .scratch = in->scratch,
+                            .values = in->loss_values,
+                            .dlogits = in->dlogits,
+                            .dnoise = in->dnoise};
+    return step_balance(layer, chain, in->stats.mem ? &stats : NULL,
+                        in->num_losses > 0 ? &loss : NULL, true);
 }
 
 clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
@@ -169,6 +198,7 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     TRY(experts(layer, &chain, &b));
     TRY(combine(layer, &chain, &b));
     TRY(report(layer, &chain, &b));
+    TRY(balance(layer, &chain, &b));
 done:
     return launch_end(&chain, status, event);
 }

@@ -265,7 +265,9 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
     if (layer->desc.normalize_experts)
         TRY(create_kernel(layer, KERNEL_NORMALIZE, "normalize", "normalize_rows"));
     TRY(create_combine(layer));
-    TRY(create_kernel(layer, KERNEL_STATS, "stats", "stats_of_plan"));
+    TRY(sums_kernels_create(layer));
+    TRY(stats_kernels_create(layer));
+    TRY(loss_kernels_create(layer));
     TRY(state_kernels_create(layer));
     TRY(control_kernels_create(layer));
 done:

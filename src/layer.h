@@ -25,7 +25,16 @@ typedef enum kernel_id {
     KERNEL_DISPATCH,
     KERNEL_NORMALIZE,
     KERNEL_COMBINE,
+    KERNEL_SUMS_ROWS,
+    KERNEL_SUMS_COLUMNS,
+    KERNEL_SUMS_PAIRS,
+    KERNEL_SUMS_TOKENS,
+    KERNEL_SUMS_REDUCE,
     KERNEL_STATS,
+    KERNEL_LOSS_VALUES,
+    KERNEL_LOSS_MEAN,
+    KERNEL_LOSS_GRADIENT,
+    KERNEL_LOSS_WEIGHTS,
     KERNEL_STATE_INIT,
     KERNEL_CONTROL,
     KERNEL_COUNT
@@ -39,6 +48,7 @@ struct clmoe_layer {
     uint32_t score_group;     /* work-items per token in score.cl */
     uint32_t topk_tokens;     /* tokens per group in topk.cl */
     uint32_t combine_segment; /* columns per group in combine.cl */
+    uint32_t balance_group;   /* work-items per group in sums.cl, stats.cl and loss.cl */
     gemm_use experts, shared;
     gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
@@ -78,6 +88,21 @@ static inline bool layer_is_noisy(const clmoe_layer *layer) {
            router->logit_dropout > 0;
 }
 
+/* Whether a loss of this kind looks at F. */
+static inline bool loss_reads_load(clmoe_loss_kind kind) {
+    switch (kind) {
+    case CLMOE_LOSS_IMPORTANCE_VARIANCE:
+    case CLMOE_LOSS_IMPORTANCE_CV2:
+    case CLMOE_LOSS_SMOOTH_LOAD:
+    case CLMOE_LOSS_COMMUNICATION:
+    case CLMOE_LOSS_Z:
+    case CLMOE_LOSS_TOKEN_ENTROPY:
+        return false;
+    default:
+        return true;
+    }
+}
+
 static inline size_t layer_state_bytes(const clmoe_layer *layer) {
     return sizeof(clmoe_state) + 16 * (size_t)layer->columns;
 }
@@ -87,7 +112,13 @@ static inline size_t layer_state_bytes(const clmoe_layer *layer) {
  * Each looks at the descriptor for what is needed.
  */
 clmoe_status noise_kernels_create(clmoe_layer *layer);
+clmoe_status sums_kernels_create(clmoe_layer *layer);
+clmoe_status stats_kernels_create(clmoe_layer *layer);
+clmoe_status loss_kernels_create(clmoe_layer *layer);
 clmoe_status state_kernels_create(clmoe_layer *layer);
 clmoe_status control_kernels_create(clmoe_layer *layer);
+
+/* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
+clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
 
 #endif

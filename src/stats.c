@@ -1,4 +1,4 @@
-/* The plan -> what the batch did to the load. */
+/* The plan and the sums of the batch -> what the batch did to the load. */
 #include "steps.h"
 
 size_t clmoe_stats_size(const clmoe_layer *layer) {
@@ -7,17 +7,43 @@ size_t clmoe_stats_size(const clmoe_layer *layer) {
                  : 0;
 }
 
-clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args) {
+clmoe_status stats_kernels_create(clmoe_layer *layer) {
+    return balance_kernel(layer, KERNEL_STATS, "stats", "stats_finish");
+}
+
+uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args) {
+    uint32_t asked = layer->desc.balance.device_groups ? DEVICE_BIT : 0;
+    if (args->logits.mem)
+        asked |= SUM_BIT(SUM_NORMALISED);
+    if (args->pair_weights.mem)
+        asked |= SUM_BIT(SUM_WEIGHTS);
+    if (layer->desc.capacity.tokens_per_sequence > 0 && !layer_is_dropless(layer))
+        asked |= COUNT_BIT(COUNT_ASSIGNED);
+    return asked;
+}
+
+clmoe_status stats_finish(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args,
+                          const sums_shape *shape) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_STATS];
     workspace_layout ws;
+    clmoe_buf none = {0};
     TRY(workspace_layout_get(layer, args->tokens, &ws));
+    bool reroutes = layer->desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE;
+    clmoe_buf in = plan_array(args->plan, ws.plan.rerouted_in);
+    clmoe_buf out = plan_array(args->plan, ws.plan.rerouted_out);
     TRY(KERNEL_SET(kernel, ARG_F32(plan_array(args->plan, ws.plan.load)),
-                   ARG_F32(plan_array(args->plan, ws.plan.kept)), ARG_F32(args->live),
-                   ARG_U8(args->token_mask), ARG_F32(args->stats), arg_u32(args->tokens),
-                   arg_u32(layer->desc.num_experts), arg_u32(layer->columns),
-                   arg_u32(layer->desc.top_k)));
-    TRY(launch_1d(chain, kernel, 1, layer->context->group));
+                   ARG_F32(plan_array(args->plan, ws.plan.kept)), ARG_F32(reroutes ? in : none),
+                   ARG_F32(reroutes ? out : none),
+                   ARG_F32(workspace_region(&ws, REGION_SUMS, none, args->scratch)),
+                   ARG_F32(args->state), ARG_F32(args->load_target), ARG_F32(args->stats),
+                   arg_struct(shape, sizeof *shape), arg_u32(ws.plan.capacity),
+                   arg_u32(layer->desc.balance.dead_window)));
+    TRY(launch_1d(chain, kernel, 1, layer->balance_group));
 done:
     return status;
+}
+
+clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args) {
+    return step_balance(layer, chain, args, NULL, false);
 }

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
+enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
 /* Sizes that must fit the plan's 31-bit integers. */
 #define MAX_PAIRS ((size_t)1 << 30)
@@ -28,6 +29,28 @@ block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
     block_split split = {.size = unit * per_block};
     split.count = count / split.size + (count % split.size != 0);
     return split;
+}
+
+sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked) {
+    const clmoe_layer_desc *desc = &layer->desc;
+    uint32_t sequence = desc->capacity.tokens_per_sequence;
+    uint32_t block = tokens / SUM_BLOCKS + (tokens % SUM_BLOCKS != 0);
+    if (sequence == 0 || sequence > tokens)
+        sequence = tokens;
+    block = block > MIN_SUM_BLOCK ? block : MIN_SUM_BLOCK;
+    return (sums_shape){
+        .tokens = tokens,
+        .columns = layer->columns,
+        .experts = desc->num_experts,
+        .top_k = desc->top_k,
+        .device_groups = desc->balance.device_groups,
+        .sequence = sequence,
+        .sequences = tokens > 0 ? tokens / sequence + (tokens % sequence != 0) : 1,
+        .block = block,
+        .blocks_each = sequence / block + (sequence % block != 0),
+        .asked = asked,
+        .noise_scale = desc->router.noise_scale,
+    };
 }
 
 /* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
@@ -104,6 +127,24 @@ static size_t engine_bytes(const gemm_use *use, size_t rows) {
                   use->engine->scratch(shape, rows, shape->dim, GEMM_LINEAR));
 }
 
+/* Regions of statistics and losses. */
+static size_t balance_bytes(region_id id, const batch *b) {
+    sums_shape shape = workspace_sums(b->layer, (uint32_t)b->tokens, 0);
+    size_t columns = b->layer->columns, sequences = shape.sequences;
+    size_t record =
+        (SUM_SOURCES + COUNT_SOURCES) * columns + shape.device_groups + (size_t)SCALAR_COUNT;
+    switch (id) {
+    case REGION_SUMS_PARTIAL:
+        return matrix(sequences * shape.blocks_each, record);
+    case REGION_SUMS:
+        return matrix(sequences + 1, record);
+    case REGION_LOSS_GRADS:
+        return matrix(sequences, columns * GRAD_SOURCES);
+    default:
+        return matrix(sequences, MAX_LOSSES);
+    }
+}
+
 static size_t region_bytes(region_id id, const batch *b) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
@@ -148,6 +189,13 @@ static size_t region_bytes(region_id id, const batch *b) {
         return has_shared ? matrix_of(b->tokens, desc->dim, x) : 0;
     case REGION_SHARED_GATE:
         return desc->shared_gate ? matrix(b->tokens, 1) : 0;
+    case REGION_SUMS_ROWS:
+        return matrix(b->tokens, TOKEN_ROW_WORDS);
+    case REGION_SUMS_PARTIAL:
+    case REGION_SUMS:
+    case REGION_LOSS_GRADS:
+    case REGION_LOSS_VALUES:
+        return balance_bytes(id, b);
     case REGION_PLAN:
     case REGION_COUNT:
         break;

@@ -3,6 +3,7 @@
 #ifndef CLMOE_WORKSPACE_H
 #define CLMOE_WORKSPACE_H
 
+#include "../cl/balance.clh"
 #include "layer.h"
 
 /* X: the storage type of x and y. */
@@ -29,6 +30,11 @@ typedef enum region_id {
     REGION_SHARED_HIDDEN, /* [T,Hs] X */
     REGION_SHARED_Y,      /* [T,D] X */
     REGION_SHARED_GATE,   /* [T] f32 */
+    REGION_SUMS_ROWS,     /* [T] token_row of balance.clh; this and the next, of sums.cl */
+    REGION_SUMS_PARTIAL,  /* [blocks] records */
+    REGION_SUMS,          /* [Q + 1] records: sequences, batch */
+    REGION_LOSS_GRADS,    /* [GRAD_SOURCES, Q, R] f32 */
+    REGION_LOSS_VALUES,   /* [MAX_LOSSES, Q] f32 */
     REGION_COUNT
 } region_id;
 
@@ -55,6 +61,12 @@ typedef struct block_split {
 } block_split;
 
 block_split workspace_blocks(const clmoe_context *context, uint32_t count);
+
+/*
+ * How the balance pass cuts the batch: in the sequences of the descriptor, whether a loss looks at
+ * them or not, so that no value depends on what else is asked for.
+ */
+sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked);
 
 /* The place of an array of the plan. */
 static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {

@@ -327,10 +327,10 @@ static const buf_field combine_fields[] = {
     B(clmoe_combine_args, y, true),
 };
 static const buf_field stats_fields[] = {
-    B(clmoe_stats_args, plan, true),
-    B(clmoe_stats_args, live, false),
-    M(clmoe_stats_args, token_mask),
-    B(clmoe_stats_args, stats, true),
+    B(clmoe_stats_args, logits, false),       B(clmoe_stats_args, ids, true),
+    B(clmoe_stats_args, pair_weights, false), B(clmoe_stats_args, scratch, true),
+    B(clmoe_stats_args, plan, true),          B(clmoe_stats_args, live, false),
+    M(clmoe_stats_args, token_mask),          B(clmoe_stats_args, stats, true),
 };
 /* Each call needs a run of these. */
 static const buf_field all_weights[] = {

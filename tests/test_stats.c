@@ -1,27 +1,30 @@
-/* stats: plan -> clmoe_stats and the arrays load, kept, dropped. */
-#include "support.h"
+/* stats: every field and array of clmoe_stats against the oracle, and the identities they obey. */
+#include "support_balance.h"
 
-static void check_stats(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
-                        pattern kind, bool with_live, bool with_mask) {
-    clmoe_layer *layer = test_layer(group_size, desc);
-    ref_plan_in in;
-    route_random(desc, tokens, kind, &in);
-    in.token_mask = with_mask ? random_mask(tokens) : NULL;
-    in.live = with_live ? in.live : NULL;
-    clmoe_plan_layout layout;
-    clmoe_stats_args args = {
-        .struct_size = sizeof args,
-        .tokens = tokens,
-        .plan = plan_run(layer, desc, &in, &layout),
-        .live = buf_of(in.live, tokens * 4),
-        .token_mask = buf_of(in.token_mask, tokens),
-        .stats = buf_new(clmoe_stats_size(layer)),
-    };
-    OK(clmoe_stats_compute(layer, test.queue, &args, 0, NULL, NULL));
-    const ref_plan *plan = plan_reference(desc, &in);
-    clmoe_stats want;
-    ref_stats(desc, tokens, plan, in.live, in.token_mask, &want);
-    compare_stats(buf_get(args.stats), &want, plan);
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static void check(balance_batch *b, uint32_t group_size) {
+    balance_upload(b, group_size);
+    balance_compare_stats(b, balance_stats(b));
+}
+
+/* The largest divisor of E up to `most`. */
+static uint32_t divisor_of(uint32_t E, uint32_t most) {
+    uint32_t d = most;
+    while (E % d != 0)
+        d--;
+    return d;
+}
+
+/* Switches of a case by the bits of a number. */
+static balance_options options_of(uint32_t number, pattern kind) {
+    return (balance_options){.kind = kind,
+                             .mask = number % 2,
+                             .state = number / 2 % 2,
+                             .target = number / 4 % 2,
+                             .external = number % 5 == 3};
 }
 
 static void every_size(void **state) {
@@ -30,25 +33,254 @@ static void every_size(void **state) {
         for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
                 const shape *s = &routing_shapes[i];
+                uint32_t number = (uint32_t)(i + kind + g);
                 clmoe_layer_desc desc = desc_of(s);
-                desc.capacity.factor = kind % 2 ? 0.8 : 0.0;
-                test_case("group size %u, T %u, E %u, K %u, %s", group_sizes[g], s->tokens,
-                          s->experts, s->top_k, pattern_name(kind));
+                desc.capacity.factor = number % 3 == 1 ? 0.8 : 0.0;
+                desc.balance.device_groups = number % 4 ? divisor_of(s->experts, 8) : 0;
+                desc.balance.dead_window = number % 4 == 2 ? 64 : 32768;
+                balance_options options = options_of(number, kind);
+                test_case("group size %u, T %u, E %u, Z %u, K %u, %s, number %u", group_sizes[g],
+                          s->tokens, s->experts, s->identity, s->top_k, pattern_name(kind), number);
                 seed_set(i + 1);
-                check_stats(group_sizes[g], &desc, s->tokens, kind, kind != 1, (i + kind) % 2 == 0);
+                balance_batch b;
+                balance_make(&b, &desc, s->tokens, &options);
+                check(&b, group_sizes[g]);
             }
 }
+
+static void every_score(void **state) {
+    (void)state;
+    const shape s = {64, 5, 24, 3, 4, 3};
+    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_SPARSEMIXER; score++)
+        for (uint32_t number = 0; number < 8; number++) {
+            clmoe_layer_desc desc = desc_of(&s);
+            desc.router.score = (clmoe_score_function)score;
+            desc.router.order = score == CLMOE_SCORE_SPARSEMIXER || number % 2
+                                    ? CLMOE_ORDER_TOPK_THEN_SCORE
+                                    : CLMOE_ORDER_SCORE_THEN_TOPK;
+            desc.router.softcap = number / 2 % 2 ? 2.5f : 0.0f;
+            desc.router.temperature = number / 4 % 2 ? 0.7f : 1.0f;
+            desc.router.renorm = number % 3 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+            desc.balance.device_groups = 8;
+            pattern kind = number == 5 ? PATTERN_NONFINITE : PATTERN_UNIFORM;
+            balance_options options = {.kind = kind,
+                                       .mask = number % 3 == 0,
+                                       .state = number > 3,
+                                       .positive = score == CLMOE_SCORE_IDENTITY};
+            test_case("score %d, number %u", score, number);
+            seed_set(number + 1);
+            balance_batch b;
+            balance_make(&b, &desc, s.tokens, &options);
+            check(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+        }
+}
+
+/* The state's scales: the temperature of the scores. */
+static void state_scales(void **state) {
+    (void)state;
+    const shape s = {50, 5, 12, 0, 3, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    balance_options options = {.kind = PATTERN_ZIPF, .state = true};
+    balance_batch b;
+    seed_set(4);
+    balance_make(&b, &desc, s.tokens, &options);
+    clmoe_state *header = host_alloc(1, sizeof *header + 16 * 12);
+    memcpy(header, b.in.state, sizeof *header + 16 * 12);
+    header->temperature_scale = 2.0f;
+    b.in.state = header;
+    check(&b, 0);
+    /* A state that has seen no batch has no previous F. */
+    test_case("the first batch");
+    seed_set(5);
+    balance_make(&b, &desc, s.tokens, &options);
+    memcpy(header = host_alloc(1, sizeof *header + 16 * 12), b.in.state, sizeof *header + 16 * 12);
+    header->updates = 0;
+    b.in.state = header;
+    check(&b, 0);
+    clmoe_stats got;
+    memcpy(&got, buf_get(balance_stats(&b)), sizeof got);
+    assert_true(got.fluctuation == 0.0f && got.target_change == 0.0f);
+}
+
+static void masked_whole(void **state) {
+    (void)state;
+    const shape s = {9, 5, 8, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.balance.device_groups = 4;
+    balance_options options = {.kind = PATTERN_UNIFORM, .state = true};
+    balance_batch b;
+    seed_set(1);
+    balance_make(&b, &desc, s.tokens, &options);
+    b.in.token_mask = HOST(uint8_t, s.tokens);
+    check(&b, 0);
+}
+
+/* ---- Identities ------------------------------------------------------------------------------ */
+
+/* Runs a batch whose pairs are given: token t chooses ids [t*K, t*K + K). */
+static clmoe_stats stats_of_ids(clmoe_layer_desc *desc, uint32_t tokens, int32_t *ids,
+                                float *logits) {
+    balance_batch b;
+    balance_options options = {.kind = PATTERN_UNIFORM};
+    balance_make(&b, desc, tokens, &options);
+    b.in.ids = ids;
+    b.in.live = NULL;
+    if (logits)
+        balance_set_logits(&b, logits);
+    check(&b, 0);
+    clmoe_stats got;
+    memcpy(&got, buf_get(balance_stats(&b)), sizeof got);
+    return got;
+}
+
+/* Balanced F and P: entropy log n, no variance, no violation, no distance. */
+static void balanced(void **state) {
+    (void)state;
+    const shape s = {32, 5, 16, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    int32_t *ids = HOST(int32_t, 64);
+    for (int32_t p = 0; p < 64; p++)
+        ids[p] = p % 16;
+    clmoe_stats got = stats_of_ids(&desc, s.tokens, ids, HOST(float, 32 * 16));
+    assert_true(got.max_violation == 0.0f && got.load_variance == 0.0f && got.load_cv2 == 0.0f);
+    assert_true(got.importance_variance < 1e-12f && got.importance_cv2 < 1e-12f);
+    assert_true(fabs((double)got.load_entropy - log(16.0)) < 1e-6);
+    assert_true(fabs((double)got.token_entropy - log(16.0)) < 1e-6);
+    assert_true(fabs((double)got.load_divergence) < 1e-6 && got.target_distance == 0.0f);
+    assert_true(fabs((double)got.mean_logsumexp - log(16.0)) < 1e-6);
+}
+
+/* F = (1/2, 1/2, 0, ...) with C = T/n uses 2 T/n of the capacity; K = 1. */
+static void half_and_half(void **state) {
+    (void)state;
+    const shape s = {64, 5, 16, 0, 1, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.capacity.rows = 4;
+    int32_t *ids = HOST(int32_t, 64);
+    for (int32_t t = 0; t < 64; t++)
+        ids[t] = t % 2;
+    clmoe_stats got = stats_of_ids(&desc, s.tokens, ids, NULL);
+    assert_int_equal(got.used_capacity, 2 * 64 / 16);
+    assert_int_equal(got.dropped, 64 - 8);
+    assert_true(fabs((double)got.load_entropy - log(2.0)) < 1e-6);
+    assert_true(got.max_violation == 7.0f && got.load_cv2 == 7.0f);
+}
+
+/* P -> F as the temperature goes to 0, with K = 1. */
+static void cold(void **state) {
+    (void)state;
+    const shape s = {200, 5, 12, 0, 1, 3};
+    double away[3];
+    const float temperatures[] = {1.0f, 0.1f, 1e-4f};
+    for (size_t i = 0; i < 3; i++) {
+        clmoe_layer_desc desc = desc_of(&s);
+        desc.router.temperature = temperatures[i];
+        test_case("temperature %g", (double)temperatures[i]);
+        seed_set(6);
+        balance_batch b;
+        balance_options options = {.kind = PATTERN_ZIPF};
+        balance_make(&b, &desc, s.tokens, &options);
+        balance_upload(&b, 0);
+        const uint32_t *words = buf_get(balance_stats(&b));
+        const uint32_t *load = words + sizeof(clmoe_stats) / 4;
+        const float *importance = (const float *)(load + 4 * 12);
+        away[i] = 0.0;
+        for (size_t e = 0; e < 12; e++)
+            away[i] += fabs((double)importance[e] - load[e]) / 200.0;
+    }
+    assert_true(away[0] > away[1] && away[1] > away[2] && away[2] < 1e-3);
+}
+
+/* The average of F that a state keeps: of independent F its variance is (1-b)/(1+b) of theirs. */
+static void average_of_load(void **state) {
+    (void)state;
+    enum { E = 64, STEPS = 500, BURN_IN = 50 };
+    const shape s = {1, 5, E, 0, 1, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    clmoe_layer *layer = test_layer(0, &desc);
+    size_t bytes = 0;
+    clmoe_balance_args args;
+    clmoe_balance_init(&args);
+    OK(clmoe_state_size(layer, &bytes));
+    args.state = buf_new(bytes);
+    args.stats = buf_of(HOST(char, clmoe_stats_size(layer)), clmoe_stats_size(layer));
+    args.load = buf_new(E * 4);
+    args.ema_decay = 0.8f;
+    OK(clmoe_state_init(layer, test.queue, args.state, 1, 0, NULL, NULL));
+    clmoe_state *copy = host_alloc(1, bytes);
+    const float *ema = (const float *)(copy + 1) + E, *previous = ema + E;
+    double sums[2][E] = {0}, squares[2][E] = {0}, variance[2] = {0.0, 0.0};
+    seed_set(8);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        uint32_t load[E];
+        for (size_t e = 0; e < E; e++)
+            load[e] = 400 + random_below(200);
+        buf_write(args.load, load, sizeof load);
+        OK(clmoe_balance_update(layer, test.queue, &args, 0, NULL, NULL));
+        buf_read(args.state, copy, bytes);
+        for (size_t e = 0; e < E && step >= BURN_IN; e++)
+            for (int i = 0; i < 2; i++) {
+                double v = (double)(i ? ema[e] : previous[e]);
+                sums[i][e] += v / (STEPS - BURN_IN);
+                squares[i][e] += v * v / (STEPS - BURN_IN);
+            }
+    }
+    for (int i = 0; i < 2; i++)
+        for (size_t e = 0; e < E; e++)
+            variance[i] += squares[i][e] - sums[i][e] * sums[i][e];
+    double ratio = variance[1] / variance[0];
+    CHECK(fabs(ratio * 9.0 - 1.0) < 0.1, "the variance is %g of the input's, not 1/9\n", ratio);
+    print_message("variance of the average: %.4f of the input's, 1/9 = 0.1111\n", ratio);
+}
+
+/* ---- The rest -------------------------------------------------------------------------------- */
 
 static void size_in_bytes(void **state) {
     (void)state;
     const shape s = {1, 5, 8, 3, 2, 3};
     clmoe_layer_desc desc = desc_of(&s);
-    assert_int_equal(clmoe_stats_size(test_layer(0, &desc)), sizeof(clmoe_stats) + 8 * 11 * 4);
+    desc.balance.device_groups = 4;
+    assert_int_equal(clmoe_stats_size(test_layer(0, &desc)),
+                     sizeof(clmoe_stats) + (8 * 11 + 4) * 4);
     assert_int_equal(clmoe_stats_size(NULL), 0);
     assert_int_equal(sizeof(clmoe_stats), 128);
 }
 
+/* Every field by its name, a row per expert, and refusal of bytes that do not fit. */
+static void print(void **state) {
+    (void)state;
+    const shape s = {20, 5, 6, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.balance.device_groups = 3;
+    balance_options options = {.kind = PATTERN_ZIPF, .state = true};
+    balance_batch b;
+    balance_make(&b, &desc, s.tokens, &options);
+    balance_upload(&b, 0);
+    size_t bytes = clmoe_stats_size(b.layer);
+    const void *stats = buf_get(balance_stats(&b));
+    FILE *file = tmpfile();
+    assert_non_null(file);
+    OK(clmoe_stats_print(file, stats, bytes));
+    char text[8192] = "";
+    rewind(file);
+    size_t length = fread(text, 1, sizeof text - 1, file);
+    assert_true(length > 0 && length < sizeof text - 1);
+#define FIELD(name) CHECK(strstr(text, #name), "%s is not printed\n", #name);
+    REF_STATS_INTS(FIELD)
+    REF_STATS_FLOATS(FIELD)
+#undef FIELD
+    assert_int_equal(clmoe_stats_print(file, stats, bytes - 4), CLMOE_INVALID_ARGUMENT);
+    assert_int_equal(clmoe_stats_print(file, stats, 8), CLMOE_INVALID_ARGUMENT);
+    assert_int_equal(clmoe_stats_print(NULL, stats, bytes), CLMOE_INVALID_ARGUMENT);
+    assert_int_equal(clmoe_stats_print(file, NULL, bytes), CLMOE_INVALID_ARGUMENT);
+    fclose(file);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(every_size), TEST(size_in_bytes)};
+    const struct CMUnitTest tests[] = {
+        TEST(every_size),    TEST(every_score),   TEST(state_scales), TEST(masked_whole),
+        TEST(balanced),      TEST(half_and_half), TEST(cold),         TEST(average_of_load),
+        TEST(size_in_bytes), TEST(print),
+    };
     return RUN(tests);
 }

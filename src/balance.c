@@ -1,0 +1,51 @@
+/* Statistics and losses of a batch, from one pass over it. */
+#include "steps.h"
+
+static sums_args sums_of_stats(const clmoe_stats_args *args) {
+    return (sums_args){.tokens = args->tokens,
+                       .weights = args->weights,
+                       .x = args->x,
+                       .logits = args->logits,
+                       .ids = args->ids,
+                       .pair_weights = args->pair_weights,
+                       .live = args->live,
+                       .token_mask = args->token_mask,
+                       .token_offsets = args->token_offsets,
+                       .state = args->state,
+                       .scratch = args->scratch};
+}
+
+static sums_args sums_of_loss(const clmoe_loss_args *args) {
+    return (sums_args){.tokens = args->tokens,
+                       .weights = args->weights,
+                       .x = args->x,
+                       .logits = args->logits,
+                       .ids = args->ids,
+                       .pair_weights = args->pair_weights,
+                       .live = args->live,
+                       .token_mask = args->token_mask,
+                       .token_offsets = args->token_offsets,
+                       .state = args->state,
+                       .scratch = args->scratch};
+}
+
+clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
+                          const clmoe_loss_args *loss, bool has_noise) {
+    clmoe_status status = CLMOE_SUCCESS;
+    sums_args sums = {0};
+    if (!stats && !loss)
+        return CLMOE_SUCCESS;
+    sums = loss ? sums_of_loss(loss) : sums_of_stats(stats);
+    sums.has_noise = has_noise;
+    if (stats)
+        sums.asked |= stats_asks(layer, stats);
+    if (loss)
+        sums.asked |= loss_asks(layer, loss);
+    TRY(step_sums(layer, chain, &sums));
+    if (stats)
+        TRY(stats_finish(layer, chain, stats, &sums.shape));
+    if (loss)
+        TRY(loss_finish(layer, chain, loss, &sums));
+done:
+    return status;
+}

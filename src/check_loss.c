@@ -1,0 +1,246 @@
+/* Arguments of statistics and losses: buffers, and descriptors that contradict each other. */
+#include "check_buffers.h"
+
+#include <math.h>
+
+/* Whether p is that of noisy logits that read x again. */
+static bool reads_noise_router(const clmoe_layer *layer, clmoe_buf state) {
+    return state.mem && layer->desc.router.noise == CLMOE_NOISE_LEARNED;
+}
+
+static clmoe_status check_noise_weights(const clmoe_layer *layer, const clmoe_weights *weights,
+                                        const clmoe_buf *x, uint32_t tokens) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t router = type_bytes(layer->desc.router.weight_type);
+    size_t element = type_bytes(layer->desc.type);
+    TRY(check_weights_given(weights));
+    const buffer_need needs[] = {
+        {"weights.noise_router", &weights->noise_router,
+         bytes_of(layer->columns, layer->desc.dim, router), router, true},
+        {"x", x, bytes_of(tokens, layer->desc.dim, element), element, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+done:
+    return status;
+}
+
+/* With token_offsets only the device knows how many pairs there are: at least one element then. */
+static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
+    size_t pairs = token_offsets.mem && ws->plan.pairs > 0 ? 1 : ws->plan.pairs;
+    return bytes_of(pairs, 1, 4);
+}
+
+clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    const buffer_need needs[] = {
+        {"logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false},
+        {"ids", &args->ids, pairs, 4, true},
+        {"pair_weights", &args->pair_weights, pairs, 4, false},
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+        {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
+        {"token_mask", &args->token_mask, tokens, 1, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
+        {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_state(layer, &args->state));
+    if (args->logits.mem && reads_noise_router(layer, args->state))
+        TRY(check_noise_weights(layer, args->weights, &args->x, args->tokens));
+done:
+    return status;
+}
+
+static clmoe_status refuse(uint32_t i, const clmoe_loss_desc *loss, const char *why) {
+    return fail(CLMOE_INVALID_ARGUMENT, "losses[%u] is %s, %s", i, clmoe_loss_name(loss->kind),
+                why);
+}
+
+static clmoe_status check_number(uint32_t i, const char *field, int value, int last) {
+    if (value >= 0 && value <= last)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT, "losses[%u].%s is %d, but must be from 0 to %d", i, field,
+                value, last);
+}
+
+static clmoe_status check_fields(uint32_t i, const clmoe_loss_desc *loss) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_number(i, "kind", (int)loss->kind, CLMOE_LOSS_TOKEN_ENTROPY));
+    TRY(check_number(i, "p_source", (int)loss->p_source, CLMOE_P_WEIGHTS));
+    TRY(check_number(i, "f_source", (int)loss->f_source, CLMOE_F_SUPPLIED));
+    TRY(check_number(i, "per_sequence", (int)loss->per_sequence, 1));
+    TRY(check_number(i, "per_device", (int)loss->per_device, 1));
+    TRY(check_number(i, "controlled", (int)loss->controlled, 1));
+    if (!isfinite(loss->weight))
+        return fail(CLMOE_INVALID_ARGUMENT, "losses[%u].weight is %g, but must be finite", i,
+                    (double)loss->weight);
+    if (!isfinite(loss->beta) || loss->beta < 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "losses[%u].beta is %g, but must be finite and at least 0", i,
+                    (double)loss->beta);
+done:
+    return status;
+}
+
+static bool is_importance(clmoe_loss_kind kind) {
+    return kind == CLMOE_LOSS_IMPORTANCE_VARIANCE || kind == CLMOE_LOSS_IMPORTANCE_CV2;
+}
+
+/* Switches that a kind has no meaning for, or that the layer does not have. */
+static clmoe_status check_kind(const clmoe_layer *layer, uint32_t i, const clmoe_loss_desc *loss) {
+    const clmoe_layer_desc *desc = &layer->desc;
+    bool totals = loss->f_source == CLMOE_F_EMA || loss->f_source == CLMOE_F_SUPPLIED;
+    bool by_device = loss->per_device || loss->kind == CLMOE_LOSS_COMMUNICATION;
+    if (loss->per_sequence && desc->capacity.tokens_per_sequence == 0)
+        return refuse(i, loss, "per_sequence, but capacity.tokens_per_sequence is 0");
+    if (loss->per_sequence && totals)
+        return refuse(i, loss, "per_sequence, but f_source is of all sequences");
+    if (by_device && desc->balance.device_groups == 0)
+        return refuse(i, loss, "by device groups, but balance.device_groups is 0");
+    if (loss->per_device && (loss->kind == CLMOE_LOSS_Z || loss->kind == CLMOE_LOSS_OVERFLOW ||
+                             loss->kind == CLMOE_LOSS_TOKEN_ENTROPY))
+        return refuse(i, loss, "which has no form per_device");
+    if (loss->p_source == CLMOE_P_WEIGHTS && !is_importance(loss->kind))
+        return refuse(i, loss, "but p_source weights is for the importance kinds only");
+    if (loss->p_source == CLMOE_P_RAW && loss->kind == CLMOE_LOSS_TOKEN_ENTROPY)
+        return refuse(i, loss, "but p_source raw is no distribution");
+    if (loss->kind == CLMOE_LOSS_OVERFLOW && layer_is_dropless(layer))
+        return refuse(i, loss, "but the layer has no capacity");
+    if (loss->kind == CLMOE_LOSS_OVERFLOW && totals)
+        return refuse(i, loss, "which needs counts, but f_source is a share");
+    if (loss->kind == CLMOE_LOSS_COMMUNICATION && loss->f_source != CLMOE_F_ASSIGNED)
+        return refuse(i, loss, "which counts the tokens sent, but f_source is another");
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_smooth_load(const clmoe_layer *layer, uint32_t i,
+                                      const clmoe_loss_desc *loss) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    if (loss->kind != CLMOE_LOSS_SMOOTH_LOAD)
+        return CLMOE_SUCCESS;
+    if (router->noise != CLMOE_NOISE_GAUSSIAN && router->noise != CLMOE_NOISE_LEARNED)
+        return refuse(i, loss, "which needs router.noise gaussian or learned");
+    if (layer->desc.top_k >= layer->desc.num_experts)
+        return refuse(i, loss, "which needs top_k < num_experts");
+    if (router->num_groups > 1 || router->select_bias)
+        return refuse(i, loss, "which allows no groups and no select_bias");
+    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->two_level)
+        return refuse(i, loss, "which needs plain token choice");
+    return CLMOE_SUCCESS;
+}
+
+/* What the gradient through the combine weights does not know. */
+static clmoe_status check_weights_source(const clmoe_layer *layer, uint32_t i,
+                                         const clmoe_loss_desc *loss) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    const char *what = NULL;
+    if (loss->p_source != CLMOE_P_WEIGHTS)
+        return CLMOE_SUCCESS;
+    if (router->score == CLMOE_SCORE_SPARSEMIXER)
+        what = "router.score sparsemixer";
+    if (router->two_level)
+        what = "router.two_level";
+    if (router->rebalance_iterations > 0)
+        what = "router.rebalance_iterations";
+    if (!what)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED, "losses[%u].p_source is weights, which %s does not have yet", i,
+                what);
+}
+
+/* What the descriptors need beside the layer. */
+typedef struct loss_inputs {
+    const clmoe_loss_desc *losses;
+    uint32_t num_losses;
+    bool has_state, has_weights, has_supplied;
+} loss_inputs;
+
+static clmoe_status check_inputs(uint32_t i, const clmoe_loss_desc *loss, const loss_inputs *in) {
+    bool reads_state = loss->controlled || loss->kind == CLMOE_LOSS_SMOOTH_LOAD ||
+                       (loss_reads_load(loss->kind) && loss->f_source == CLMOE_F_EMA);
+    bool supplied = loss_reads_load(loss->kind) && loss->f_source == CLMOE_F_SUPPLIED;
+    if (reads_state && !in->has_state)
+        return refuse(i, loss, "which reads the state, but state is not given");
+    if (supplied && !in->has_supplied)
+        return refuse(i, loss, "f_source is supplied, but load_supplied is not given");
+    if (loss->p_source == CLMOE_P_WEIGHTS && !in->has_weights)
+        return refuse(i, loss, "p_source is weights, but pair_weights is not given");
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_descs(const clmoe_layer *layer, const loss_inputs *in) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (in->num_losses < 1 || in->num_losses > MAX_LOSSES)
+        return fail(CLMOE_INVALID_ARGUMENT, "num_losses is %u, but must be from 1 to %d",
+                    in->num_losses, MAX_LOSSES);
+    if (!in->losses)
+        return fail(CLMOE_INVALID_ARGUMENT, "losses is NULL");
+    for (uint32_t i = 0; i < in->num_losses; i++) {
+        const clmoe_loss_desc *loss = &in->losses[i];
+        TRY(check_fields(i, loss));
+        TRY(check_kind(layer, i, loss));
+        TRY(check_smooth_load(layer, i, loss));
+        TRY(check_weights_source(layer, i, loss));
+        TRY(check_inputs(i, loss, in));
+    }
+done:
+    return status;
+}
+
+clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL,
+                            args->pair_weights.mem != NULL, args->load_supplied.mem != NULL};
+    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    size_t logits = bytes_of(tokens, layer->columns, 4);
+    size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
+    const buffer_need needs[] = {
+        {"logits", &args->logits, logits, 4, true},
+        {"ids", &args->ids, pairs, 4, true},
+        {"pair_weights", &args->pair_weights, pairs, 4, false},
+        {"plan", &args->plan, ws.plan.bytes, 4, true},
+        {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
+        {"token_mask", &args->token_mask, tokens, 1, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"load_target", &args->load_target, experts, 4, false},
+        {"load_supplied", &args->load_supplied, experts, 4, false},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
+        {"values", &args->values, bytes_of(args->num_losses, 1, 4), 4, false},
+        {"dlogits", &args->dlogits, logits, 4, false},
+        {"dnoise", &args->dnoise, logits, 4, false},
+    };
+    TRY(check_descs(layer, &in));
+    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_state(layer, &args->state));
+    if (reads_noise_router(layer, args->state))
+        TRY(check_noise_weights(layer, args->weights, &args->x, args->tokens));
+done:
+    return status;
+}
+
+clmoe_status check_forward_losses(const clmoe_layer *layer, const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true, false};
+    size_t logits = bytes_of(args->tokens, layer->columns, 4);
+    const buffer_need needs[] = {
+        {"load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false},
+        {"loss_values", &args->loss_values, bytes_of(args->num_losses, 1, 4), 4, false},
+        {"dlogits", &args->dlogits, logits, 4, false},
+        {"dnoise", &args->dnoise, logits, 4, false},
+    };
+    if (args->num_losses > 0) {
+        TRY(check_descs(layer, &in));
+        if (args->ids_in.mem)
+            return fail(CLMOE_INVALID_ARGUMENT,
+                        "num_losses is %u, but with ids_in there are no logits", args->num_losses);
+    }
+    TRY(CHECK_BUFFERS(layer, needs));
+done:
+    return status;
+}

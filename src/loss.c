@@ -1,0 +1,199 @@
+/* The plan and the sums of the batch -> balancing losses and their gradient on the logits. */
+#include "steps.h"
+
+_Static_assert((int)CLMOE_LOSS_TOKEN_ENTROPY == (int)LOSS_TOKEN_ENTROPY, "losses differ");
+_Static_assert((int)CLMOE_LOSS_SMOOTH_LOAD == (int)LOSS_SMOOTH_LOAD, "losses differ");
+_Static_assert((int)CLMOE_P_WEIGHTS == (int)SUM_WEIGHTS, "sources of P differ");
+_Static_assert((int)CLMOE_F_FIRST == (int)COUNT_FIRST, "sources of F differ");
+_Static_assert((int)CLMOE_F_SUPPLIED == (int)LOAD_SUPPLIED, "sources of F differ");
+
+static const char *const loss_names[] = {
+    "switch",
+    "squared",
+    "entropy",
+    "l1",
+    "max",
+    "minimax",
+    "importance_variance",
+    "importance_cv2",
+    "load_cv2",
+    "smooth_load",
+    "communication",
+    "overflow",
+    "z",
+    "token_entropy",
+};
+_Static_assert(sizeof loss_names / sizeof loss_names[0] == LOSS_KINDS, "a loss has no name");
+
+const char *clmoe_loss_name(clmoe_loss_kind kind) {
+    return (int)kind >= 0 && (int)kind < LOSS_KINDS ? loss_names[kind] : NULL;
+}
+
+clmoe_status loss_kernels_create(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(balance_kernel(layer, KERNEL_LOSS_VALUES, "loss", "loss_values"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_MEAN, "loss", "loss_mean"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_GRADIENT, "loss", "loss_gradient"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_WEIGHTS, "loss", "loss_weights"));
+done:
+    return status;
+}
+
+static bool score_is_softmax(const clmoe_layer *layer) {
+    return layer->desc.router.score == CLMOE_SCORE_SOFTMAX ||
+           layer->desc.router.score == CLMOE_SCORE_SPARSEMIXER;
+}
+
+/* Where the gradient of a loss starts: P, or terms of each token. */
+static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
+    switch (loss->kind) {
+    case CLMOE_LOSS_SMOOTH_LOAD:
+        return SUM_SMOOTH;
+    case CLMOE_LOSS_Z:
+        return GRAD_Z;
+    case CLMOE_LOSS_TOKEN_ENTROPY:
+        return loss->p_source == CLMOE_P_SOFTMAX && !score_is_softmax(layer) ? GRAD_SOFT_ENTROPY
+                                                                             : GRAD_ENTROPY;
+    default:
+        break;
+    }
+    if (loss->p_source == CLMOE_P_SOFTMAX && score_is_softmax(layer))
+        return SUM_NORMALISED;
+    return (int)loss->p_source;
+}
+
+/* A fresh choice is the one made, unless a bias, groups or a policy had a say in it. */
+static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    bool other = router->select_bias || router->num_groups > 1 || router->two_level ||
+                 router->policy != CLMOE_POLICY_TOKEN_CHOICE ||
+                 layer->desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE;
+    if (!loss_reads_load(loss->kind))
+        return COUNT_ASSIGNED;
+    if (loss->f_source == CLMOE_F_FRESH && !other)
+        return COUNT_ASSIGNED;
+    return (int)loss->f_source;
+}
+
+uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args) {
+    uint32_t asked = 0;
+    for (uint32_t i = 0; i < args->num_losses; i++) {
+        const clmoe_loss_desc *loss = &args->losses[i];
+        int source = source_of(layer, loss), load = load_of(layer, loss);
+        if (source < SUM_SOURCES)
+            asked |= SUM_BIT(source);
+        if (loss->kind == CLMOE_LOSS_COMMUNICATION)
+            asked |= DEVICE_BIT;
+        if (loss_reads_load(loss->kind) && load < COUNT_SOURCES &&
+            (load != COUNT_ASSIGNED || loss->per_sequence))
+            asked |= COUNT_BIT(load);
+    }
+    return asked;
+}
+
+static loss_set set_of(const clmoe_layer *layer, const clmoe_loss_args *args, uint32_t capacity) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    uint32_t groups = layer->desc.balance.device_groups;
+    loss_set set = {.count = args->num_losses,
+                    .capacity = capacity,
+                    .reach = router->num_groups > 1 ? router->topk_groups : groups};
+    for (uint32_t i = 0; i < args->num_losses; i++) {
+        const clmoe_loss_desc *loss = &args->losses[i];
+        int source = source_of(layer, loss);
+        set.items[i] = (loss_item){.kind = (int)loss->kind,
+                                   .source = source,
+                                   .load = load_of(layer, loss),
+                                   .by_device = (int)loss->per_device,
+                                   .each = (int)loss->per_sequence,
+                                   .controlled = (int)loss->controlled,
+                                   .adds = (set.sources >> source) & 1,
+                                   .weight = loss->weight,
+                                   .beta = loss->beta};
+        set.sources |= 1U << source;
+    }
+    return set;
+}
+
+/* Through the combine weights of the chosen. */
+static clmoe_status weights_gradient(const clmoe_layer *layer, launch *chain,
+                                     const clmoe_loss_args *args, const sums_args *sums,
+                                     const workspace_layout *ws) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &sums->shape;
+    const clmoe_router_desc *router = &layer->desc.router;
+    router_switches switches = layer->router;
+    cl_kernel kernel = layer->kernels[KERNEL_LOSS_WEIGHTS];
+    clmoe_buf none = {0};
+    clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
+    clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch);
+    if (router->policy == CLMOE_POLICY_EXPERT_CHOICE)
+        switches.renorm = RENORM_NONE;
+    TRY(KERNEL_SET(kernel, ARG_F32(sums->noisy), ARG_F32(args->logits), ARG_F32(sums->noise_raw),
+                   ARG_F32(args->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(args->dlogits),
+                   ARG_F32(sums->noise_raw.mem ? args->dnoise : none), ARG_F32(args->ids),
+                   ARG_F32(args->live), ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+                   ARG_F32(plan_array(args->plan, ws->plan.slot_of)),
+                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
+                   arg_struct(shape, sizeof *shape), arg_struct(&switches, sizeof switches)));
+    TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
+done:
+    return status;
+}
+
+static clmoe_status gradient(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
+                             const sums_args *sums, const workspace_layout *ws, uint32_t sources) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &sums->shape;
+    const router_switches *router = &layer->router;
+    cl_kernel kernel = layer->kernels[KERNEL_LOSS_GRADIENT];
+    clmoe_buf none = {0};
+    clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
+    clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch);
+    clmoe_buf dnoise = sums->noise_raw.mem ? args->dnoise : none;
+    if (!args->dlogits.mem && !dnoise.mem)
+        return CLMOE_SUCCESS;
+    if (sources & SUM_BIT(SUM_WEIGHTS))
+        TRY(weights_gradient(layer, chain, args, sums, ws));
+    if (sources & ~SUM_BIT(SUM_WEIGHTS)) {
+        TRY(KERNEL_SET(kernel, ARG_F32(sums->noisy), ARG_F32(args->logits),
+                       ARG_F32(sums->noise_raw), ARG_F32(args->state), ARG_F32(rows),
+                       ARG_F32(grads), ARG_F32(args->dlogits), ARG_F32(dnoise),
+                       arg_struct(shape, sizeof *shape), arg_struct(router, sizeof *router),
+                       arg_u32(sources)));
+        TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
+    }
+done:
+    return status;
+}
+
+clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
+                         const sums_args *sums) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &sums->shape;
+    cl_kernel kernel = layer->kernels[KERNEL_LOSS_VALUES];
+    workspace_layout ws;
+    clmoe_buf none = {0};
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    clmoe_buf records = workspace_region(&ws, REGION_SUMS, none, args->scratch);
+    clmoe_buf values = workspace_region(&ws, REGION_LOSS_VALUES, none, args->scratch);
+    clmoe_buf load = plan_array(args->plan, ws.plan.load);
+    clmoe_buf grads = workspace_region(&ws, REGION_LOSS_GRADS, none, args->scratch);
+    loss_set set = set_of(layer, args, ws.plan.capacity);
+    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
+                   ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
+                   ARG_F32(grads), arg_struct(shape, sizeof *shape), arg_struct(&set, sizeof set)));
+    TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
+    kernel = layer->kernels[KERNEL_LOSS_MEAN];
+    if (args->values.mem) {
+        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(args->values),
+                       arg_struct(shape, sizeof *shape), arg_struct(&set, sizeof set)));
+        TRY(launch_1d(chain, kernel, 1, layer->balance_group));
+    }
+    TRY(gradient(layer, chain, args, sums, &ws, set.sources));
+done:
+    return status;
+}
+
+clmoe_status step_loss(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args) {
+    return step_balance(layer, chain, NULL, args, false);
+}

@@ -1,0 +1,138 @@
+/* The batch -> what it adds up to: shared by statistics and losses. */
+#include "program.h"
+#include "steps.h"
+
+#include <stdio.h>
+
+enum { MAX_SUM_GROUP = 64, SERIAL_COLUMNS = 16 };
+
+/* Columns a group of the balance kernels takes at once. */
+static uint32_t columns_at_once(const clmoe_layer *layer) {
+    return layer->balance_group == 1 ? SERIAL_COLUMNS : layer->balance_group;
+}
+
+clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name) {
+    char options[32];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->balance_group);
+    return program_kernel(layer->context, step, options, name, &layer->kernels[id]);
+}
+
+clmoe_status sums_kernels_create(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint32_t group = layer->context->group;
+    layer->balance_group = group < MAX_SUM_GROUP ? group : MAX_SUM_GROUP;
+    TRY(balance_kernel(layer, KERNEL_SUMS_ROWS, "sums", "sums_rows"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_COLUMNS, "sums", "sums_columns"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_PAIRS, "sums", "sums_pairs"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_TOKENS, "sums", "sums_tokens"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_REDUCE, "sums", "sums_reduce"));
+done:
+    return status;
+}
+
+static uint32_t divide_up(uint32_t value, uint32_t by) {
+    return value / by + (value % by != 0);
+}
+
+static size_t record_words(const sums_shape *shape) {
+    return (size_t)(SUM_SOURCES + COUNT_SOURCES) * shape->columns + shape->device_groups +
+           SCALAR_COUNT;
+}
+
+static clmoe_status sums_noisy(const clmoe_layer *layer, launch *chain, sums_args *args,
+                               const workspace_layout *ws) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf none = {0};
+    args->noisy = args->logits;
+    if (!args->logits.mem || !args->state.mem || !layer_is_noisy(layer))
+        return CLMOE_SUCCESS;
+    noise_args noise = {.tokens = args->tokens,
+                        .weights = args->weights,
+                        .x = args->x,
+                        .logits = args->logits,
+                        .state = args->state,
+                        .scratch = args->scratch};
+    if (!args->has_noise)
+        TRY(step_noise(layer, chain, &noise));
+    args->noisy = workspace_region(ws, REGION_NOISY, none, args->scratch);
+    args->noise_raw = workspace_region(ws, REGION_NOISE_RAW, none, args->scratch);
+done:
+    return status;
+}
+
+/* Each token's row, then the sums of the blocks over the columns. */
+static clmoe_status sum_logits(const clmoe_layer *layer, launch *chain, const sums_args *args,
+                               clmoe_buf rows, clmoe_buf partial) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &args->shape;
+    const router_switches *router = &layer->router;
+    cl_kernel kernel = layer->kernels[KERNEL_SUMS_ROWS];
+    size_t local[2] = {layer->balance_group, 1};
+    size_t blocks[2] = {divide_up(layer->columns, columns_at_once(layer)),
+                        (size_t)shape->sequences * shape->blocks_each};
+    TRY(KERNEL_SET(kernel, ARG_F32(args->noisy), ARG_U8(args->token_mask), ARG_F32(args->live),
+                   ARG_F32(args->state), ARG_F32(rows), arg_struct(shape, sizeof *shape),
+                   arg_struct(router, sizeof *router)));
+    TRY(launch_1d(chain, kernel, args->tokens, local[0]));
+    if (!(shape->asked & LOGIT_BITS))
+        return CLMOE_SUCCESS;
+    kernel = layer->kernels[KERNEL_SUMS_COLUMNS];
+    TRY(KERNEL_SET(kernel, ARG_F32(args->noisy), ARG_F32(args->logits), ARG_F32(args->noise_raw),
+                   ARG_F32(args->state), ARG_F32(rows), ARG_F32(partial),
+                   arg_struct(shape, sizeof *shape), arg_struct(router, sizeof *router)));
+    TRY(launch_kernel(chain, kernel, 2, blocks, local));
+done:
+    return status;
+}
+
+/* The sums of the blocks over pairs and tokens. */
+static clmoe_status sum_pairs(const clmoe_layer *layer, launch *chain, const sums_args *args,
+                              clmoe_buf rows, clmoe_buf partial) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &args->shape;
+    cl_kernel kernel = layer->kernels[KERNEL_SUMS_PAIRS];
+    const uint32_t by_pair =
+        SUM_BIT(SUM_WEIGHTS) | COUNT_BIT(COUNT_ASSIGNED) | COUNT_BIT(COUNT_FIRST);
+    uint32_t group = layer->balance_group, groups = shape->device_groups + 1;
+    size_t local[2] = {group, 1}, all_blocks = (size_t)shape->sequences * shape->blocks_each;
+    size_t columns[2] = {divide_up(layer->columns, columns_at_once(layer)), all_blocks};
+    size_t tokens[2] = {divide_up(groups, group), all_blocks};
+    if (shape->asked & by_pair) {
+        TRY(KERNEL_SET(kernel, ARG_F32(args->ids), ARG_F32(args->pair_weights), ARG_F32(args->live),
+                       ARG_U8(args->token_mask), ARG_F32(args->token_offsets), ARG_F32(partial),
+                       arg_struct(shape, sizeof *shape)));
+        TRY(launch_kernel(chain, kernel, 2, columns, local));
+    }
+    kernel = layer->kernels[KERNEL_SUMS_TOKENS];
+    TRY(KERNEL_SET(kernel, ARG_F32(args->ids), ARG_F32(args->live), ARG_U8(args->token_mask),
+                   ARG_F32(args->token_offsets), ARG_F32(rows), ARG_F32(partial),
+                   arg_struct(shape, sizeof *shape)));
+    TRY(launch_kernel(chain, kernel, 2, tokens, local));
+done:
+    return status;
+}
+
+clmoe_status step_sums(const clmoe_layer *layer, launch *chain, sums_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel reduce = layer->kernels[KERNEL_SUMS_REDUCE];
+    workspace_layout ws;
+    clmoe_buf none = {0};
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    clmoe_buf rows = workspace_region(&ws, REGION_SUMS_ROWS, none, args->scratch);
+    clmoe_buf partial = workspace_region(&ws, REGION_SUMS_PARTIAL, none, args->scratch);
+    clmoe_buf sums = workspace_region(&ws, REGION_SUMS, none, args->scratch);
+    args->shape = workspace_sums(layer, args->tokens, args->asked);
+    const sums_shape *shape = &args->shape;
+    size_t local[2] = {layer->balance_group, 1};
+    size_t records[2] = {record_words(shape) / local[0] + 1,
+                         shape->sequences > 1 ? shape->sequences + 1 : 1};
+    TRY(sums_noisy(layer, chain, args, &ws));
+    if (args->tokens > 0) {
+        TRY(sum_logits(layer, chain, args, rows, partial));
+        TRY(sum_pairs(layer, chain, args, rows, partial));
+    }
+    TRY(KERNEL_SET(reduce, ARG_F32(partial), ARG_F32(sums), arg_struct(shape, sizeof *shape)));
+    TRY(launch_kernel(chain, reduce, 2, records, local));
+done:
+    return status;
+}

@@ -1,0 +1,267 @@
+/* Losses and statistics as clmoe_forward() computes them, and calls that are refused. */
+#include "support_loss.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- clmoe_forward -----------------------------------------------------------------------------
+ */
+
+static const clmoe_loss_desc losses[] = {
+    {.kind = CLMOE_LOSS_SWITCH, .weight = 0.5f, .controlled = 1},
+    {.kind = CLMOE_LOSS_SWITCH,
+     .weight = 1.0f,
+     .p_source = CLMOE_P_SOFTMAX,
+     .f_source = CLMOE_F_FRESH},
+    {.kind = CLMOE_LOSS_ENTROPY, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+    {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+    {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+    {.kind = CLMOE_LOSS_OVERFLOW, .weight = 1.0f},
+    {.kind = CLMOE_LOSS_Z, .weight = 0.01f},
+    {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = 1.0f},
+    {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
+};
+
+/* What forward gave is put into `b`, as if it had been its input. */
+static void take_outputs(balance_batch *b, const clmoe_forward_args *args) {
+    size_t R = ref_columns(&b->desc), E = b->desc.num_experts, K = b->desc.top_k, e;
+    const float *weights = buf_get(args->weights_out);
+    uint32_t *kept = HOST(uint32_t, R), C = ref_capacity(&b->desc, b->tokens);
+    balance_set_logits(b, buf_get(args->logits));
+    b->in.ids = buf_get(args->ids);
+    b->in.live = NULL;
+    b->in.pair_weights = weights;
+    for (size_t t = 0; t < b->tokens; t++)
+        for (size_t p = t * K; p < t * K + K && !ref_is_masked(&b->in, t); p++)
+            kept[ref_pair_column(&b->desc, &b->in, p, &e) ? e : 0]++;
+    for (e = 0; e < E; e++)
+        kept[e] = C > 0 && kept[e] > C ? C : kept[e];
+    b->in.kept = kept;
+}
+
+static void compare_losses(const balance_batch *b, const clmoe_forward_args *args) {
+    size_t n = (size_t)b->tokens * ref_columns(&b->desc);
+    const float *values = buf_get(args->loss_values);
+    double *dlogits = HOST(double, n), *dnoise = HOST(double, n);
+    bool learned = b->in.noise_input != NULL;
+    for (size_t i = 0; i < COUNT_OF(losses); i++) {
+        ref_loss fixed;
+        ref_loss_make(&b->desc, &b->in, &losses[i], &fixed);
+        ref_loss_gradient(&b->desc, &b->in, &losses[i], &fixed, dlogits, learned ? dnoise : NULL);
+        double error = fabs((double)values[i] - fixed.value) / fabs(fixed.value);
+        worst_note("forward: values", error);
+        CHECK(error <= LOSS_TOLERANCE, "%s is %.9g, not %.9g\n", loss_label(&losses[i]),
+              (double)values[i], fixed.value);
+        ref_loss_free(&fixed);
+    }
+    compare_floats("dlogits", buf_get(args->dlogits), dlogits, n, LOSS_TOLERANCE);
+    if (learned)
+        compare_floats("dnoise", buf_get(args->dnoise), dnoise, n, LOSS_TOLERANCE);
+}
+
+/* Forward on the inputs of `b`, which has noise, a state and a target; everything is asked for. */
+static void run_forward(balance_batch *b) {
+    size_t T = b->tokens, R = ref_columns(&b->desc), D = b->desc.dim, pairs = T * b->desc.top_k;
+    ref_weights host = weights_make(&b->desc);
+    clmoe_weights weights = weights_upload(&b->desc, &host);
+    weights.router = b->weights.router;
+    weights.noise_router = b->weights.noise_router;
+    clmoe_forward_args args;
+    clmoe_forward_args_init(&args);
+    args.tokens = b->tokens;
+    args.weights = &weights;
+    args.x = b->dev.x;
+    args.token_mask = b->dev.token_mask;
+    args.state = b->dev.state;
+    args.load_target = b->dev.load_target;
+    args.scratch = b->dev.scratch;
+    args.y = buf_new(T * D * 4);
+    args.logits = buf_new(T * R * 4);
+    args.ids = buf_new(pairs * 4);
+    args.weights_out = buf_new(pairs * 4);
+    args.stats = buf_new(clmoe_stats_size(b->layer));
+    args.losses = losses;
+    args.num_losses = COUNT_OF(losses);
+    args.loss_values = buf_new(sizeof losses / sizeof losses[0] * 4);
+    args.dlogits = buf_of(HOST(float, T *R), T * R * 4);
+    if (b->in.noise_input)
+        args.dnoise = buf_of(HOST(float, T *R), T * R * 4);
+    cl_event event = NULL;
+    OK(clmoe_forward(b->layer, test.out_of_order, &args, 0, NULL, &event));
+    CL_OK(clWaitForEvents(1, &event));
+    clReleaseEvent(event);
+    take_outputs(b, &args);
+    balance_compare_stats(b, args.stats);
+    compare_losses(b, &args);
+}
+
+static void forward(void **state) {
+    (void)state;
+    const shape s = {50, 7, 12, 0, 3, 5};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (int kind = CLMOE_NOISE_GAUSSIAN; kind <= CLMOE_NOISE_LEARNED; kind++) {
+            clmoe_layer_desc desc = desc_of(&s);
+            desc.router.noise = (clmoe_noise)kind;
+            desc.router.renorm = CLMOE_RENORM_SUM;
+            desc.router.scale = 1.5f;
+            desc.balance.device_groups = 4;
+            desc.capacity.factor = 0.8;
+            balance_options options = {
+                .kind = PATTERN_UNIFORM, .mask = true, .state = true, .target = true};
+            test_case("group size %u, noise %d", group_sizes[g], kind);
+            seed_set(g + 31);
+            balance_batch b;
+            balance_make(&b, &desc, s.tokens, &options);
+            ((clmoe_state *)(uintptr_t)b.in.state)->loss_weight = 3.0f;
+            loss_draw_noise(&b);
+            balance_upload(&b, group_sizes[g]);
+            run_forward(&b);
+        }
+}
+
+/* ---- Refusals ----------------------------------------------------------------------------------
+ */
+
+/* A layer with sequences, devices, a capacity and no noise. */
+static clmoe_layer_desc full_desc(void) {
+    const shape s = {22, 5, 12, 0, 3, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.balance.device_groups = 4;
+    desc.capacity.tokens_per_sequence = 7;
+    desc.capacity.rows = 2;
+    return desc;
+}
+
+static clmoe_loss_args args_of(balance_batch *b, const clmoe_loss_desc *loss, uint32_t count) {
+    return (clmoe_loss_args){.struct_size = sizeof(clmoe_loss_args),
+                             .tokens = b->tokens,
+                             .losses = loss,
+                             .num_losses = count,
+                             .weights = &b->weights,
+                             .logits = b->dev.logits,
+                             .ids = b->dev.ids,
+                             .pair_weights = b->dev.pair_weights,
+                             .plan = b->dev.plan,
+                             .live = b->dev.live,
+                             .token_mask = b->dev.token_mask,
+                             .state = b->dev.state,
+                             .load_target = b->dev.load_target,
+                             .load_supplied = b->dev.load_supplied,
+                             .scratch = b->dev.scratch,
+                             .values = buf_new(count * 4)};
+}
+
+static void refused(balance_batch *b, const clmoe_loss_desc *loss, uint32_t count) {
+    clmoe_loss_args args = args_of(b, loss, count);
+    clmoe_status status = clmoe_loss(b->layer, test.queue, &args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT || status == CLMOE_UNSUPPORTED, "kind %d gave %s\n",
+          (int)loss->kind, clmoe_status_string(status));
+    CHECK(strlen(clmoe_last_error()) > 10, "no sentence for kind %d\n", (int)loss->kind);
+    assert_true(buf_untouched(args.values));
+}
+
+/* Losses that have no meaning, whatever the layer. */
+static void descriptors(void **state) {
+    (void)state;
+    static const clmoe_loss_desc wrong[] = {
+        {.kind = CLMOE_LOSS_TOKEN_ENTROPY + 1, .weight = 1.0f},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = NAN},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = INFINITY},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS + 1},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED + 1},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA, .per_sequence = 1},
+        {.kind = CLMOE_LOSS_SWITCH,
+         .weight = 1.0f,
+         .f_source = CLMOE_F_SUPPLIED,
+         .per_sequence = 1},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 2},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 2},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 2},
+        {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = -1.0f},
+        {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = NAN},
+        {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
+    };
+    clmoe_layer_desc desc = full_desc();
+    balance_options options = {.kind = PATTERN_UNIFORM, .state = true, .supplied = true};
+    balance_batch b;
+    balance_make(&b, &desc, 22, &options);
+    balance_upload(&b, 0);
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        test_note("wrong[%zu]", i);
+        refused(&b, &wrong[i], 1);
+    }
+    clmoe_loss_desc good[17];
+    for (size_t i = 0; i < 17; i++)
+        good[i] = (clmoe_loss_desc){.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
+    refused(&b, good, 17);
+    refused(&b, good, 0);
+}
+
+/* Losses that need what the layer or the call does not have. */
+static void needs(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = full_desc();
+    static const clmoe_loss_desc with_state[] = {
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 1},
+    };
+    balance_options plain = {.kind = PATTERN_UNIFORM};
+    balance_batch b;
+    balance_make(&b, &desc, 22, &plain);
+    balance_upload(&b, 0);
+    for (size_t i = 0; i < COUNT_OF(with_state); i++)
+        refused(&b, &with_state[i], 1);
+    test_case("no pair weights");
+    balance_make(&b, &desc, 22, &plain);
+    balance_upload(&b, 0);
+    b.dev.pair_weights = (clmoe_buf){NULL, 0};
+    clmoe_loss_desc loss = {
+        .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
+    refused(&b, &loss, 1);
+    test_case("no sequences, no devices");
+    desc.capacity.tokens_per_sequence = 0;
+    desc.balance.device_groups = 0;
+    static const clmoe_loss_desc with_groups[] = {
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 1},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 1},
+        {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+    };
+    balance_make(&b, &desc, 22, &plain);
+    balance_upload(&b, 0);
+    for (size_t i = 0; i < COUNT_OF(with_groups); i++)
+        refused(&b, &with_groups[i], 1);
+}
+
+/* Buffers that must be there. */
+static void buffers(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = full_desc();
+    balance_options plain = {.kind = PATTERN_UNIFORM};
+    balance_batch b;
+    balance_make(&b, &desc, 22, &plain);
+    balance_upload(&b, 0);
+    const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
+    const clmoe_loss_args good = args_of(&b, &loss, 1);
+    const size_t required[] = {offsetof(clmoe_loss_args, logits), offsetof(clmoe_loss_args, ids),
+                               offsetof(clmoe_loss_args, plan), offsetof(clmoe_loss_args, scratch)};
+    for (size_t i = 0; i < COUNT_OF(required); i++) {
+        clmoe_loss_args args = good;
+        memset((char *)&args + required[i], 0, sizeof(clmoe_buf));
+        test_note("buffer %zu", i);
+        assert_int_equal(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL),
+                         CLMOE_INVALID_ARGUMENT);
+    }
+    clmoe_loss_args args = good;
+    args.dlogits = buf_new(22 * 12 * 4 - 4);
+    args.dlogits.offset += support_bare ? 0 : 256 + 8;
+    assert_int_equal(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT);
+    OK(clmoe_loss(b.layer, test.queue, &good, 0, NULL, NULL));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {TEST(forward), TEST(descriptors), TEST(needs),
+                                       TEST(buffers)};
+    return RUN(tests);
+}
