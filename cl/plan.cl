@@ -8,7 +8,8 @@
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan: a work-item per column. plan_offsets: one group. plan_renorm: a work-item per
  *          token.
- * Limits: T*K <= 2^30; KEEP is the keep rule.
+ * Limits: T*K <= 2^30; KEEP is the keep rule. With PAIR_GRID, for expert choice, the grid entries
+ *         are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only.
  * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
  */
 #include "router.clh"
@@ -29,8 +30,31 @@ typedef struct walked_pair {
     int expert; /* -1: takes no place and is no load */
 } walked_pair;
 
+/* Entry i of the grid of pairs: pair i, of the token whose offsets enclose it. */
+static inline walked_pair walk_pairs(const pair_walk *w, uint i) {
+    walked_pair at = {-1, 0, -1};
+    uint end = w->tokens;
+    if ((int)i >= w->owner.token_offsets[w->tokens])
+        return at;
+    while (end - at.token > 1) {
+        uint middle = at.token + (end - at.token) / 2;
+        if (w->owner.token_offsets[middle] <= (int)i)
+            at.token = middle;
+        else
+            end = middle;
+    }
+    if (w->owner.token_mask && !w->owner.token_mask[at.token])
+        return at;
+    int id = w->ids[i];
+    at.pair = i;
+    at.expert = id >= 0 && id < w->columns ? id : -1;
+    return at;
+}
+
 static inline walked_pair walk(const pair_walk *w, uint i) {
     bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
+    if (PAIR_GRID)
+        return walk_pairs(w, i);
     uint entry = KEEP == KEEP_WEIGHT ? w->order[i] : i;
     uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
     uint high = entry / row, low = entry - high * row;
@@ -52,7 +76,7 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
         __global const uchar *token_mask, ulong token_mask_off,                                    \
         __global const int *token_offsets, ulong token_offsets_off, __global const uint *order,    \
         ulong order_off, __global uint *histogram, ulong histogram_off, uint tokens, int top_k,    \
-        int columns, uint block_size
+        int columns, uint block_size, uint pairs
 
 #define WALK_INIT                                                                                  \
     {{token_offsets ? token_offsets + token_offsets_off : 0, live ? live + live_off : 0,           \
@@ -69,7 +93,7 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
                     __global int *tile_expert, ulong tile_expert_off, uint slots, uint tiles) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
-    uint count = tokens * (uint)top_k;
+    uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
     histogram += histogram_off + (ulong)get_group_id(0) * columns;
     for (uint i = get_global_id(0); i < slots; i += get_global_size(0)) {
@@ -145,7 +169,7 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
                   ulong tile_expert_off, int experts, uint row_tile) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
-    uint count = tokens * (uint)top_k;
+    uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
     histogram += histogram_off + (ulong)get_group_id(0) * columns;
     kept += kept_off;

@@ -91,6 +91,17 @@ static clmoe_status check_router(const clmoe_layer *layer, const clmoe_weights *
     return CHECK_BUFFERS(layer, needs);
 }
 
+/* weights.group_router; also needed with external logits. */
+static clmoe_status check_group_router(const clmoe_layer *layer, const clmoe_weights *weights) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    size_t element = type_bytes(router->weight_type);
+    const buffer_need need = {
+        "weights.group_router", &weights->group_router,
+        router->two_level ? bytes_of(router->num_groups, layer->desc.dim, element) : 0, element,
+        true};
+    return check_buffer(layer, &need);
+}
+
 static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *weights) {
     const clmoe_router_desc *router = &layer->desc.router;
     size_t bytes = bytes_of(layer->columns, 1, 4);
@@ -214,6 +225,7 @@ static clmoe_status check_forward_weights(const clmoe_layer *layer,
     if (!args->ids_in.mem) {
         if (!args->logits_in.mem)
             TRY(check_router(layer, args->weights));
+        TRY(check_group_router(layer, args->weights));
         TRY(check_choice(layer, args->weights));
     }
     TRY(check_experts_weights(layer, args->weights));
@@ -222,10 +234,21 @@ done:
     return status;
 }
 
+/* Which of the batch's arrays go with the layer's policy. */
+static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_forward_args *args) {
+    if (layer_is_expert_choice(layer) && args->ids_in.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "ids_in is given, but the policy is expert choice");
+    if (!layer_is_expert_choice(layer) && args->token_offsets.mem)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "token_offsets is given, but the policy is not expert choice");
+    return CLMOE_SUCCESS;
+}
+
 clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_forward_policy(layer, args));
     if (!args->ids_in.mem != !args->weights_in.mem)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is given without %s",
                     args->ids_in.mem ? "ids_in" : "weights_in",
@@ -250,6 +273,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
         {"logits", &args->logits, columns, 4, false},
         {"ids", &args->ids, pairs, 4, false},
         {"weights_out", &args->weights_out, pairs, 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of((size_t)args->tokens + 1, 1, 4), 4, false},
         {"stats", &args->stats, clmoe_stats_size(layer), 4, false},
     };
     TRY(CHECK_BUFFERS(layer, needs));
@@ -262,20 +286,24 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
-    bool external = args->logits_in.mem != NULL;
+    bool external = args->logits_in.mem != NULL, two_level = layer->desc.router.two_level;
     size_t element = type_bytes(layer->desc.type);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
     const buffer_need needs[] = {
-        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, !external},
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element,
+         !external || two_level},
         {"logits_in", &args->logits_in, columns, 4, false},
         {"logits", &args->logits, columns, 4, !external},
         {"scores", &args->scores, columns, 4, true},
+        {"scratch", &args->scratch, two_level ? ws.scratch_bytes : 0, 4, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
-    if (!external) {
+    if (!external || two_level)
         TRY(check_weights_given(args->weights));
+    if (!external)
         TRY(check_router(layer, args->weights));
-    }
+    if (two_level)
+        TRY(check_group_router(layer, args->weights));
 done:
     return status;
 }
@@ -284,12 +312,19 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
-    size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
+    clmoe_policy policy = layer->desc.router.policy;
+    bool expert_choice = layer_is_expert_choice(layer);
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
-        {"scores", &args->scores, bytes_of(args->tokens, layer->columns, 4), 4, true},
+        {"scores", &args->scores, bytes_of(tokens, layer->columns, 4), 4, true},
         {"ids", &args->ids, pairs, 4, true},
         {"weights_out", &args->weights_out, pairs, 4, true},
-        {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, true},
+        {"live", &args->live, bytes_of(tokens, 1, 4), 4, !expert_choice},
+        {"token_offsets", &args->token_offsets, expert_choice ? bytes_of(tokens + 1, 1, 4) : 0, 4,
+         true},
+        {"token_mask", &args->token_mask, tokens, 1, false},
+        {"scratch", &args->scratch, policy == CLMOE_POLICY_TOKEN_CHOICE ? 0 : ws.scratch_bytes, 4,
+         true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
     if (layer->desc.router.select_bias || layer->desc.router.expert_scale) {
@@ -301,8 +336,10 @@ done:
 }
 
 /* With token_offsets only the device knows how many pairs there are: at least one element then. */
-static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
-    size_t pairs = token_offsets.mem && ws->plan.pairs > 0 ? 1 : ws->plan.pairs;
+static size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws,
+                          clmoe_buf token_offsets) {
+    bool any = token_offsets.mem && !layer_is_expert_choice(layer) && ws->plan.pairs > 0;
+    size_t pairs = any ? 1 : ws->plan.pairs;
     return bytes_of(pairs, 1, 4);
 }
 
@@ -310,13 +347,14 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
-    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
     const buffer_need needs[] = {
         {"ids", &args->ids, pairs, 4, true},
         {"pair_weights", &args->pair_weights, pairs, 4, false},
         {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+         layer_is_expert_choice(layer)},
         {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
     };
@@ -377,10 +415,12 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     const buffer_need needs[] = {
         {"x", &args->x, rows, element, layer->desc.num_identity_experts > 0},
         {"ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true},
-        {"pair_weights", &args->pair_weights, pairs_bytes(&ws, args->token_offsets), 4, true},
+        {"pair_weights", &args->pair_weights, pairs_bytes(layer, &ws, args->token_offsets), 4,
+         true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+         layer_is_expert_choice(layer)},
         {"shared", &args->shared, rows, element, false},
         {"shared_gate", &args->shared_gate, bytes_of(tokens, 1, 4), 4, gated},
         {"residual", &args->residual, rows, element, false},

@@ -6,7 +6,7 @@
 typedef struct batch {
     const clmoe_forward_args *in;
     workspace_layout ws;
-    clmoe_buf logits, scores, ids, pair_weights, live, plan, xe, ye;
+    clmoe_buf logits, scores, ids, pair_weights, live, token_offsets, plan, xe, ye;
     clmoe_buf shared_y, shared_gate;
 } batch;
 
@@ -24,7 +24,8 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
     b->scores = region(b, REGION_SCORES);
     b->ids = external ? args->ids_in : region(b, REGION_IDS);
     b->pair_weights = external ? args->weights_in : region(b, REGION_WEIGHTS);
-    b->live = external ? none : region(b, REGION_LIVE);
+    b->live = external || layer_is_expert_choice(layer) ? none : region(b, REGION_LIVE);
+    b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
     b->plan = region(b, REGION_PLAN);
     b->xe = region(b, REGION_XE);
     b->ye = region(b, REGION_YE);
@@ -45,14 +46,18 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                               .x = in->x,
                               .logits_in = in->logits_in,
                               .logits = b->logits,
-                              .scores = b->scores};
+                              .scores = b->scores,
+                              .scratch = in->scratch};
     TRY(step_score(layer, chain, &score));
     clmoe_topk_args topk = {.tokens = in->tokens,
                             .weights = in->weights,
                             .scores = b->scores,
                             .ids = b->ids,
                             .weights_out = b->pair_weights,
-                            .live = b->live};
+                            .live = b->live,
+                            .token_offsets = b->token_offsets,
+                            .token_mask = in->token_mask,
+                            .scratch = in->scratch};
     TRY(step_topk(layer, chain, &topk));
 done:
     return status;
@@ -66,6 +71,7 @@ static clmoe_status plan(const clmoe_layer *layer, launch *chain, const batch *b
                             .pair_weights = b->pair_weights,
                             .live = b->live,
                             .token_mask = in->token_mask,
+                            .token_offsets = b->token_offsets,
                             .scratch = in->scratch,
                             .plan = b->plan};
     TRY(step_plan(layer, chain, &args));
@@ -116,6 +122,7 @@ static clmoe_status combine(const clmoe_layer *layer, launch *chain, const batch
                                .pair_weights = b->pair_weights,
                                .plan = b->plan,
                                .token_mask = in->token_mask,
+                               .token_offsets = b->token_offsets,
                                .shared = b->shared_y,
                                .shared_gate = b->shared_gate,
                                .residual = in->residual,
@@ -133,11 +140,14 @@ static clmoe_status report(const clmoe_layer *layer, launch *chain, const batch 
         TRY(launch_copy(chain, b->logits, in->logits, logits_bytes));
     TRY(launch_copy(chain, b->ids, in->ids, pairs_bytes));
     TRY(launch_copy(chain, b->pair_weights, in->weights_out, pairs_bytes));
+    TRY(launch_copy(chain, b->token_offsets, in->token_offsets,
+                    ((size_t)in->tokens + 1) * sizeof(cl_int)));
     if (in->stats.mem) {
         clmoe_stats_args stats = {.tokens = in->tokens,
                                   .plan = b->plan,
                                   .live = b->live,
                                   .token_mask = in->token_mask,
+                                  .token_offsets = b->token_offsets,
                                   .stats = in->stats};
         TRY(step_stats(layer, chain, &stats));
     }

@@ -194,8 +194,8 @@ static clmoe_status create_plan(clmoe_layer *layer) {
     };
     clmoe_status status = CLMOE_SUCCESS;
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d", layer->context->group,
-             (int)layer_keep(layer));
+    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d", layer->context->group,
+             (int)layer_keep(layer), layer_is_expert_choice(layer));
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
         TRY(program_kernel(layer->context, "plan", options, kernels[i].name,
                            &layer->kernels[kernels[i].id]));
@@ -213,10 +213,27 @@ done:
     return status;
 }
 
+static clmoe_status create_policy(clmoe_layer *layer) {
+    switch (layer->desc.router.policy) {
+    case CLMOE_POLICY_EXPERT_CHOICE:
+        return expert_choice_kernels_create(layer);
+    case CLMOE_POLICY_SINKHORN:
+        return sinkhorn_kernels_create(layer);
+    case CLMOE_POLICY_SOFT:
+        return soft_kernels_create(layer);
+    case CLMOE_POLICY_TOKEN_CHOICE:
+    case CLMOE_POLICY_SOFT_MOE:
+        break;
+    }
+    return layer->desc.router.two_level ? two_level_kernels_create(layer) : CLMOE_SUCCESS;
+}
+
 static clmoe_status create_kernels(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_score(layer));
-    TRY(create_topk(layer));
+    if (layer_has_topk(layer))
+        TRY(create_topk(layer));
+    TRY(create_policy(layer));
     TRY(create_plan(layer));
     if (layer_sorts(layer))
         TRY(create_sort(layer));

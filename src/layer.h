@@ -10,6 +10,20 @@
 typedef enum kernel_id {
     KERNEL_SCORE,
     KERNEL_TOPK,
+    KERNEL_SINKHORN_START,
+    KERNEL_SINKHORN_EXP,
+    KERNEL_SINKHORN_ROWS,
+    KERNEL_SINKHORN_COLUMNS,
+    KERNEL_SINKHORN_CHOICES,
+    KERNEL_SINKHORN_WEIGHTS,
+    KERNEL_SOFT,
+    KERNEL_TWO_LEVEL_SCORES,
+    KERNEL_TWO_LEVEL_TOPK,
+    KERNEL_CHOICE_KEYS,
+    KERNEL_CHOICE_THRESHOLDS,
+    KERNEL_CHOICE_COUNTS,
+    KERNEL_CHOICE_OFFSETS,
+    KERNEL_CHOICE_PAIRS,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,
@@ -63,5 +77,27 @@ static inline clmoe_keep layer_keep(const clmoe_layer *layer) {
 static inline bool layer_sorts(const clmoe_layer *layer) {
     return layer_keep(layer) == CLMOE_KEEP_PRIORITY || layer_keep(layer) == CLMOE_KEEP_WEIGHT;
 }
+
+static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
+    return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+}
+
+/* Whether the policy makes its own scores of l, after softcap and temperature. */
+static inline bool layer_chooses_by_logit(const clmoe_layer *layer) {
+    return layer->desc.router.policy == CLMOE_POLICY_SINKHORN || layer->desc.router.two_level;
+}
+
+/* Whether topk.cl chooses; the other policies have kernels of their own. */
+static inline bool layer_has_topk(const clmoe_layer *layer) {
+    clmoe_policy policy = layer->desc.router.policy;
+    return policy == CLMOE_POLICY_SINKHORN ||
+           (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.two_level);
+}
+
+/* Kernels of the policies, made where the descriptor asks for them. */
+clmoe_status sinkhorn_kernels_create(clmoe_layer *layer);
+clmoe_status soft_kernels_create(clmoe_layer *layer);
+clmoe_status two_level_kernels_create(clmoe_layer *layer);
+clmoe_status expert_choice_kernels_create(clmoe_layer *layer);
 
 #endif

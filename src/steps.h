@@ -10,6 +10,18 @@
 
 clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_score_args *args);
 clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+/* What step_topk() does by the layer's policy. */
+clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
+                               const clmoe_topk_args *args);
+clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
+                                const clmoe_topk_args *args);
+/* scores, l at first, become those of two levels. */
+clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
+                                   const clmoe_score_args *args);
+clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
+                                 const clmoe_topk_args *args);
 clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args);
 clmoe_status step_dispatch(const clmoe_layer *layer, launch *chain,
                            const clmoe_dispatch_args *args);

@@ -7,13 +7,21 @@
 
 /* X: the storage type of x and y. */
 typedef enum region_id {
-    REGION_LOGITS,    /* [T,R] f32 */
-    REGION_SCORES,    /* [T,R] f32 */
-    REGION_IDS,       /* [T,K] i32 */
-    REGION_WEIGHTS,   /* [T,K] f32 */
-    REGION_LIVE,      /* [T] i32 */
-    REGION_PLAN,      /* clmoe_plan_layout */
-    REGION_HISTOGRAM, /* [blocks, max(R, 256)] u32 */
+    REGION_LOGITS,            /* [T,R] f32 */
+    REGION_SCORES,            /* [T,R] f32 */
+    REGION_IDS,               /* [T,K] i32 */
+    REGION_WEIGHTS,           /* [T,K] f32 */
+    REGION_LIVE,              /* [T] i32 */
+    REGION_TOKEN_OFFSETS,     /* [T+1] i32, with expert choice; as the next two */
+    REGION_CHOICE_THRESHOLDS, /* [R,2] u32 */
+    REGION_CHOICE_KEYS,       /* [R,T] u32 */
+    REGION_CHOICES,           /* [T,R] f32, with Sinkhorn; as the next three */
+    REGION_SINKHORN_TOPS,     /* [T,2] f32 */
+    REGION_SINKHORN_BALANCE,  /* [R+2] f32 */
+    REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
+    REGION_GROUP_LOGITS,      /* [T,num_groups] f32, with two levels */
+    REGION_PLAN,              /* clmoe_plan_layout */
+    REGION_HISTOGRAM,         /* [blocks, max(R, 256)] u32 */
     REGION_SORT_KEYS, /* [T*K] u32, for the keep rules priority and weight; as the next three */
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
@@ -51,6 +59,9 @@ typedef struct block_split {
 } block_split;
 
 block_split workspace_blocks(const clmoe_context *context, uint32_t count);
+
+/* How Sinkhorn's sums over tokens are cut into blocks. */
+block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens);
 
 /* The place of an array of the plan. */
 static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {
