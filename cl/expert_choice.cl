@@ -18,11 +18,12 @@
 #include "router.clh"
 
 #define SIDE       32
+#define ACROSS     (GROUP < SIDE ? GROUP : SIDE) /* lanes along a row of a tile */
 #define DIGIT_BITS 8
 #define BINS       256
-/* Tokens that a work-item counts side by side. */
+/* Tokens that a work-item counts side by side: enough to read columns in long pieces on CPUs. */
 #if GROUP == 1
-#define SPAN 16
+#define SPAN 128
 #else
 #define SPAN 1
 #endif
@@ -37,25 +38,22 @@ void choice_keys(__global const float *scores, ulong scores_off, __global const 
                  uint columns) {
     __local uint tile[SIDE * (SIDE + 1)];
     uint first_token = get_group_id(0) * SIDE, first_column = get_group_id(1) * SIDE;
-    scores += scores_off;
-    keys += keys_off;
-    for (uint i = get_local_id(0); i < SIDE * SIDE; i += GROUP) {
-        uint row = i / SIDE, column = i & (SIDE - 1), t = first_token + row;
-        uint e = first_column + column, key = 0;
-        if (t < tokens && e < columns) {
-            float score = scores[(ulong)t * columns + e];
-            bool in = isfinite(score) && (!token_mask || token_mask[token_mask_off + t]);
-            key = in ? ordered_bits(score) : 0;
+    uint rows = min((uint)SIDE, tokens - first_token);
+    uint wide = min((uint)SIDE, columns - first_column);
+    uint across = get_local_id(0) % ACROSS, down = get_local_id(0) / ACROSS;
+    scores += scores_off + (ulong)first_token * columns + first_column;
+    keys += keys_off + (ulong)first_column * tokens + first_token;
+    for (uint row = down; row < rows; row += GROUP / ACROSS) {
+        bool in = !token_mask || token_mask[token_mask_off + first_token + row];
+        for (uint column = across; column < wide; column += ACROSS) {
+            float score = scores[(ulong)row * columns + column];
+            tile[row * (SIDE + 1) + column] = in & (bool)isfinite(score) ? ordered_bits(score) : 0;
         }
-        tile[column * (SIDE + 1) + row] = key;
     }
     barrier(CLK_LOCAL_MEM_FENCE);
-    for (uint i = get_local_id(0); i < SIDE * SIDE; i += GROUP) {
-        uint column = i / SIDE, row = i & (SIDE - 1), t = first_token + row;
-        uint e = first_column + column;
-        if (t < tokens && e < columns)
-            keys[(ulong)e * tokens + t] = tile[column * (SIDE + 1) + row];
-    }
+    for (uint column = down; column < wide; column += GROUP / ACROSS)
+        for (uint row = across; row < rows; row += ACROSS)
+            keys[(ulong)column * tokens + row] = tile[row * (SIDE + 1) + column];
 }
 
 /* Counts the digits at `shift` of the keys whose higher bits are those of `prefix`. */
@@ -132,8 +130,8 @@ void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint 
     }
 }
 
-static inline bool is_taken(uint key, __global const uint *threshold, uint token) {
-    return key > threshold[0] || (key == threshold[0] && token < threshold[1]);
+static inline bool is_taken(uint key, uint bits, uint limit, uint token) {
+    return (key > bits) | ((key == bits) & (token < limit));
 }
 
 KERNEL(GROUP, 1, 1)
@@ -148,8 +146,9 @@ void choice_counts(__global const uint *keys, ulong keys_off, __global const uin
         count[i] = 0;
     for (uint e = 0; e < columns; e++) {
         __global const uint *column = keys + (ulong)e * tokens;
+        uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
         for (uint i = 0; i < span; i++)
-            count[i] += is_taken(column[first + i], thresholds + 2 * e, first + i);
+            count[i] += is_taken(column[first + i], bits, limit, first + i);
     }
     for (uint i = 0; i < span; i++)
         counts[counts_off + first + i] = count[i];
@@ -195,10 +194,11 @@ void choice_pairs(__global const uint *keys, ulong keys_off, __global const uint
         next[i] = (uint)offsets[first + i];
     for (uint e = 0; e < columns; e++) {
         __global const uint *column = keys + (ulong)e * tokens;
+        uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
         float factor = expert_scale ? scale * expert_scale[expert_scale_off + e] : scale;
         for (uint i = 0; i < span; i++) {
             uint key = column[first + i];
-            if (!is_taken(key, thresholds + 2 * e, first + i))
+            if (!is_taken(key, bits, limit, first + i))
                 continue;
             ids[next[i]] = (int)e;
             weights[next[i]] = score_of_key(key) * factor;

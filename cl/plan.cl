@@ -30,31 +30,8 @@ typedef struct walked_pair {
     int expert; /* -1: takes no place and is no load */
 } walked_pair;
 
-/* Entry i of the grid of pairs: pair i, of the token whose offsets enclose it. */
-static inline walked_pair walk_pairs(const pair_walk *w, uint i) {
-    walked_pair at = {-1, 0, -1};
-    uint end = w->tokens;
-    if ((int)i >= w->owner.token_offsets[w->tokens])
-        return at;
-    while (end - at.token > 1) {
-        uint middle = at.token + (end - at.token) / 2;
-        if (w->owner.token_offsets[middle] <= (int)i)
-            at.token = middle;
-        else
-            end = middle;
-    }
-    if (w->owner.token_mask && !w->owner.token_mask[at.token])
-        return at;
-    int id = w->ids[i];
-    at.pair = i;
-    at.expert = id >= 0 && id < w->columns ? id : -1;
-    return at;
-}
-
 static inline walked_pair walk(const pair_walk *w, uint i) {
     bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
-    if (PAIR_GRID)
-        return walk_pairs(w, i);
     uint entry = KEEP == KEEP_WEIGHT ? w->order[i] : i;
     uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
     uint high = entry / row, low = entry - high * row;
@@ -62,6 +39,10 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
     int k = (int)(choice_major ? high : low);
     if (KEEP == KEEP_PRIORITY)
         token = w->order[token];
+    if (PAIR_GRID) {
+        token = pair_owner(&w->owner, w->tokens, i);
+        k = (int)i - w->owner.token_offsets[token];
+    }
     walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
     if (at.pair >= 0) {
         int id = w->ids[at.pair];

@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 /* As in expert_choice.cl: the side of a tile of keys, and tokens per work-item on CPUs. */
-enum { SIDE = 32, SERIAL_SPAN = 16 };
+enum { SIDE = 32, SERIAL_SPAN = 128 };
 
 clmoe_status expert_choice_kernels_create(clmoe_layer *layer) {
     static const struct {
