@@ -47,7 +47,7 @@ void choice_keys(__global const float *scores, ulong scores_off, __global const 
         bool in = !token_mask || token_mask[token_mask_off + first_token + row];
         for (uint column = across; column < wide; column += ACROSS) {
             float score = scores[(ulong)row * columns + column];
-            tile[row * (SIDE + 1) + column] = in & (bool)isfinite(score) ? ordered_bits(score) : 0;
+            tile[row * (SIDE + 1) + column] = in && isfinite(score) ? ordered_bits(score) : 0;
         }
     }
     barrier(CLK_LOCAL_MEM_FENCE);

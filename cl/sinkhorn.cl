@@ -214,6 +214,7 @@ void sinkhorn_columns(__global const float *partials, ulong partials_off, __glob
         balance[e] = next;
     }
     change = group_sum(change, tmp);
+    barrier(CLK_GLOBAL_MEM_FENCE);
     if (lane == 0 && !done)
         balance[columns] = change / (float)columns <= tolerance ? 1.0f : 0.0f;
 }

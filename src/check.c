@@ -75,6 +75,15 @@ static clmoe_status check_head(const clmoe_layer *layer, const void *args, size_
     return workspace_layout_get(layer, head->tokens, ws);
 }
 
+/* The same for a step of its own, which Soft MoE does not have. */
+static clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expected,
+                               workspace_layout *ws) {
+    clmoe_status status = check_head(layer, args, expected, ws);
+    if (status == CLMOE_SUCCESS && layer_is_soft_moe(layer))
+        return fail(CLMOE_UNSUPPORTED, "router.policy is Soft MoE, which has no such step");
+    return status;
+}
+
 static clmoe_status check_weights_given(const clmoe_weights *weights) {
     return weights ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
 }
@@ -83,8 +92,8 @@ static clmoe_status check_router(const clmoe_layer *layer, const clmoe_weights *
     const clmoe_router_desc *router = &layer->desc.router;
     size_t element = type_bytes(router->weight_type);
     const buffer_need needs[] = {
-        {"weights.router", &weights->router, bytes_of(layer->columns, layer->desc.dim, element),
-         element, true},
+        {"weights.router", &weights->router,
+         bytes_of(layer_router_rows(layer), layer->desc.dim, element), element, true},
         {"weights.router_bias", &weights->router_bias,
          router->bias ? bytes_of(layer->columns, 1, 4) : 0, 4, true},
     };
@@ -241,6 +250,20 @@ static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_f
     if (!layer_is_expert_choice(layer) && args->token_offsets.mem)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "token_offsets is given, but the policy is not expert choice");
+    if (!layer_is_soft_moe(layer))
+        return CLMOE_SUCCESS;
+    const struct {
+        const char *name;
+        cl_mem mem;
+    } unused[] = {
+        {"logits_in", args->logits_in.mem},     {"ids_in", args->ids_in.mem},
+        {"logits", args->logits.mem},           {"ids", args->ids.mem},
+        {"weights_out", args->weights_out.mem}, {"stats", args->stats.mem},
+    };
+    for (size_t i = 0; i < sizeof unused / sizeof unused[0]; i++)
+        if (unused[i].mem)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but the policy is Soft MoE",
+                        unused[i].name);
     return CLMOE_SUCCESS;
 }
 
@@ -285,7 +308,7 @@ done:
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     bool external = args->logits_in.mem != NULL, two_level = layer->desc.router.two_level;
     size_t element = type_bytes(layer->desc.type);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
@@ -311,7 +334,7 @@ done:
 clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     clmoe_policy policy = layer->desc.router.policy;
     bool expert_choice = layer_is_expert_choice(layer);
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
@@ -346,7 +369,7 @@ static size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws,
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
     const buffer_need needs[] = {
         {"ids", &args->ids, pairs, 4, true},
@@ -369,7 +392,7 @@ done:
 clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     size_t element = type_bytes(layer->desc.type);
     const buffer_need needs[] = {
         {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, true},
@@ -384,7 +407,7 @@ done:
 clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     bool gathers = layer->experts.engine->gathers;
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
     size_t element = type_bytes(layer->desc.type);
@@ -408,7 +431,7 @@ done:
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     size_t rows = bytes_of(tokens, layer->desc.dim, element);
     bool gated = layer->desc.shared_gate && args->shared.mem;
@@ -441,7 +464,7 @@ done:
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     const buffer_need needs[] = {
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, false},

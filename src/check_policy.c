@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#define MAX_SLOTS (1u << 20)
+
 static const char *const policies[] = {"token choice", "expert choice", "Sinkhorn", "soft",
                                        "Soft MoE"};
 
@@ -78,6 +80,44 @@ static clmoe_status check_soft(const clmoe_layer_desc *desc) {
     return CLMOE_SUCCESS;
 }
 
+static clmoe_status check_soft_moe(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    const unused_field fields[] = {
+        {"top_k", desc->top_k, 1},
+        {"num_identity_experts", desc->num_identity_experts, 0},
+        {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
+        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.bias", router->bias, 0},
+        {"router.renorm", (uint32_t)router->renorm, CLMOE_RENORM_NONE},
+        {"router.renorm_after_drop", router->renorm_after_drop, 0},
+        {"router.expert_scale", router->expert_scale, 0},
+        {"router.weight_at", (uint32_t)router->weight_at, CLMOE_WEIGHT_AT_OUTPUT},
+        {"router.noise", (uint32_t)router->noise, CLMOE_NOISE_NONE},
+        {"router.rebalance_iterations", router->rebalance_iterations, 0},
+        {"router.jitter", router->jitter > 0, 0},
+        {"router.expert_dropout", router->expert_dropout > 0, 0},
+        {"router.logit_dropout", router->logit_dropout > 0, 0},
+        {"capacity.rows", desc->capacity.rows, 0},
+        {"capacity.factor", desc->capacity.factor > 0, 0},
+    };
+    if (router->slots_per_expert < 1 || router->slots_per_expert > MAX_SLOTS / desc->num_experts)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.slots_per_expert is %u, but with %u experts must be from 1 to %u",
+                    router->slots_per_expert, desc->num_experts, MAX_SLOTS / desc->num_experts);
+    if (!isfinite(router->soft_scale))
+        return fail(CLMOE_INVALID_DESC, "router.soft_scale is %g, but must be finite",
+                    (double)router->soft_scale);
+    if (router->softcap != 0 || router->temperature != 1 || router->scale != 1)
+        return fail(CLMOE_INVALID_DESC, "router.%s is %g, but Soft MoE has soft_scale instead",
+                    router->softcap != 0       ? "softcap"
+                    : router->temperature != 1 ? "temperature"
+                                               : "scale",
+                    (double)(router->softcap != 0       ? router->softcap
+                             : router->temperature != 1 ? router->temperature
+                                                        : router->scale));
+    return CHECK_UNUSED("Soft MoE", fields);
+}
+
 static clmoe_status check_two_level(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     const unused_field fields[] = {
@@ -114,7 +154,7 @@ clmoe_status check_policy(const clmoe_layer_desc *desc) {
     if (policy == CLMOE_POLICY_SOFT)
         TRY(check_soft(desc));
     if (policy == CLMOE_POLICY_SOFT_MOE)
-        return fail(CLMOE_UNSUPPORTED, "router.policy is Soft MoE, which is not built yet");
+        TRY(check_soft_moe(desc));
 done:
     return status;
 }

@@ -99,16 +99,66 @@ static clmoe_status experts(const clmoe_layer *layer, launch *chain, const batch
                                .scratch = in->scratch,
                                .ye = b->ye};
     TRY(step_experts(layer, chain, &args));
-    if (layer->desc.shared.hidden_dim) {
-        shared_args shared = {.tokens = in->tokens,
-                              .weights = in->weights,
-                              .x = in->x,
-                              .hidden = region(b, REGION_SHARED_HIDDEN),
-                              .engine = region(b, REGION_ENGINE),
-                              .y = b->shared_y,
-                              .gate = b->shared_gate};
-        TRY(step_shared(layer, chain, &shared));
-    }
+done:
+    return status;
+}
+
+static clmoe_status shared(const clmoe_layer *layer, launch *chain, const batch *b) {
+    const clmoe_forward_args *in = b->in;
+    shared_args args = {.tokens = in->tokens,
+                        .weights = in->weights,
+                        .x = in->x,
+                        .hidden = region(b, REGION_SHARED_HIDDEN),
+                        .engine = region(b, REGION_ENGINE),
+                        .y = b->shared_y,
+                        .gate = b->shared_gate};
+    return layer->desc.shared.hidden_dim ? step_shared(layer, chain, &args) : CLMOE_SUCCESS;
+}
+
+/* Soft MoE instead of routing and experts: afterwards each token has one pair, ye's row of its own.
+ */
+static clmoe_status soft_moe(const clmoe_layer *layer, launch *chain, batch *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_forward_args *in = b->in;
+    const soft_moe_args args = {.tokens = in->tokens,
+                                .weights = in->weights,
+                                .x = in->x,
+                                .token_mask = in->token_mask,
+                                .clean = region(b, REGION_SOFT_X),
+                                .plan = b->plan,
+                                .ones = b->pair_weights,
+                                .token_norms = region(b, REGION_TOKEN_NORMS),
+                                .slot_norms = region(b, REGION_SLOT_NORMS),
+                                .logits = b->logits,
+                                .tops = region(b, REGION_SINKHORN_TOPS),
+                                .partials = region(b, REGION_SOFT_PARTIALS),
+                                .columns = region(b, REGION_SOFT_COLUMNS),
+                                .dispatch = region(b, REGION_SOFT_DISPATCH),
+                                .combine = region(b, REGION_SOFT_COMBINE),
+                                .xe = b->xe,
+                                .ye = b->ye,
+                                .mixed = region(b, REGION_MIXED)};
+    const clmoe_experts_args rows = {.tokens = in->tokens,
+                                     .weights = in->weights,
+                                     .xe = b->xe,
+                                     .plan = b->plan,
+                                     .scratch = in->scratch,
+                                     .ye = b->ye};
+    if (in->tokens == 0)
+        return CLMOE_SUCCESS;
+    TRY(step_soft_moe_dispatch(layer, chain, &args));
+    TRY(step_experts(layer, chain, &rows));
+    TRY(step_soft_moe_combine(layer, chain, &args));
+    b->ye = args.mixed;
+done:
+    return status;
+}
+
+static clmoe_status routed(const clmoe_layer *layer, launch *chain, const batch *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(route(layer, chain, b));
+    TRY(plan(layer, chain, b));
+    TRY(experts(layer, chain, b));
 done:
     return status;
 }
@@ -164,9 +214,8 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     TRY(check_forward(layer, args));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
     TRY(bind(layer, args, &b));
-    TRY(route(layer, &chain, &b));
-    TRY(plan(layer, &chain, &b));
-    TRY(experts(layer, &chain, &b));
+    TRY(layer_is_soft_moe(layer) ? soft_moe(layer, &chain, &b) : routed(layer, &chain, &b));
+    TRY(shared(layer, &chain, &b));
     TRY(combine(layer, &chain, &b));
     TRY(report(layer, &chain, &b));
 done:

@@ -126,6 +126,14 @@ static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
                         .dim = desc->dim,
                         .hidden_dim = layer->columns,
                         .form = GEMM_LINEAR};
+    /* Its k is not known before the batch is. */
+    gemm_shape mix = {.a_type = CLMOE_F32,
+                      .w_type = desc->type,
+                      .c_type = desc->type,
+                      .experts = 1,
+                      .hidden_dim = desc->dim,
+                      .form = GEMM_LINEAR,
+                      .gate_up_transposed = true};
     TRY(gemm_engine_pick(context, NULL, &by_device));
     TRY(gemm_engine_pick(context, name, &engine));
     TRY(use_engine(context, by_device, dense, &layer->dense));
@@ -133,6 +141,8 @@ static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
                    &layer->experts));
     if (desc->shared.hidden_dim)
         TRY(use_engine(context, engine, shape_of(desc, &desc->shared, 1), &layer->shared));
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE)
+        TRY(use_engine(context, by_device, mix, &layer->mix));
 done:
     return status;
 }
@@ -221,8 +231,9 @@ static clmoe_status create_policy(clmoe_layer *layer) {
         return sinkhorn_kernels_create(layer);
     case CLMOE_POLICY_SOFT:
         return soft_kernels_create(layer);
-    case CLMOE_POLICY_TOKEN_CHOICE:
     case CLMOE_POLICY_SOFT_MOE:
+        return soft_moe_kernels_create(layer);
+    case CLMOE_POLICY_TOKEN_CHOICE:
         break;
     }
     return layer->desc.router.two_level ? two_level_kernels_create(layer) : CLMOE_SUCCESS;
@@ -286,6 +297,7 @@ void clmoe_layer_destroy(clmoe_layer *layer) {
     release_use(&layer->experts);
     release_use(&layer->shared);
     release_use(&layer->dense);
+    release_use(&layer->mix);
     free(layer);
 }
 

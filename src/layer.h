@@ -24,6 +24,15 @@ typedef enum kernel_id {
     KERNEL_CHOICE_COUNTS,
     KERNEL_CHOICE_OFFSETS,
     KERNEL_CHOICE_PAIRS,
+    KERNEL_SOFT_MOE_NORMS,
+    KERNEL_SOFT_MOE_SLOT_NORMS,
+    KERNEL_SOFT_MOE_LOGITS,
+    KERNEL_SOFT_MOE_PARTIALS,
+    KERNEL_SOFT_MOE_COLUMNS,
+    KERNEL_SOFT_MOE_DISPATCH,
+    KERNEL_SOFT_MOE_COMBINE,
+    KERNEL_SOFT_MOE_PLAN,
+    KERNEL_SOFT_MOE_CLEAR,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,
@@ -49,6 +58,7 @@ struct clmoe_layer {
     uint32_t topk_tokens; /* tokens per group in topk.cl */
     gemm_use experts, shared;
     gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
+    gemm_use mix;   /* of Soft MoE: f32 weights times rows of x or ye, by device */
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
@@ -82,6 +92,16 @@ static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
 }
 
+static inline bool layer_is_soft_moe(const clmoe_layer *layer) {
+    return layer->desc.router.policy == CLMOE_POLICY_SOFT_MOE;
+}
+
+/* Rows of weights.router. */
+static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
+    return layer_is_soft_moe(layer) ? layer->columns * layer->desc.router.slots_per_expert
+                                    : layer->columns;
+}
+
 /* Whether the policy makes its own scores of l, after softcap and temperature. */
 static inline bool layer_chooses_by_logit(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_SINKHORN || layer->desc.router.two_level;
@@ -99,5 +119,6 @@ clmoe_status sinkhorn_kernels_create(clmoe_layer *layer);
 clmoe_status soft_kernels_create(clmoe_layer *layer);
 clmoe_status two_level_kernels_create(clmoe_layer *layer);
 clmoe_status expert_choice_kernels_create(clmoe_layer *layer);
+clmoe_status soft_moe_kernels_create(clmoe_layer *layer);
 
 #endif

@@ -49,9 +49,13 @@ static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_
     if (pairs > MAX_PAIRS)
         return fail(CLMOE_UNSUPPORTED, "tokens is %u: %zu pairs are more than 2^30", tokens, pairs);
     plan->pairs = (uint32_t)pairs;
-    plan->row_tile = layer->experts.engine->row_tile(layer->context, (uint32_t)(pairs / experts));
+    size_t rows = layer_is_soft_moe(layer) ? layer_router_rows(layer) : pairs;
+    plan->row_tile = layer->experts.engine->row_tile(layer->context, (uint32_t)(rows / experts));
     plan->capacity = 0;
-    if (layer_is_dropless(layer)) {
+    if (layer_is_soft_moe(layer)) {
+        plan->capacity = layer->desc.router.slots_per_expert;
+        slots = experts * round_up(plan->capacity, plan->row_tile);
+    } else if (layer_is_dropless(layer)) {
         slots = round_up(pairs + (experts < pairs ? experts : pairs) * (plan->row_tile - 1),
                          plan->row_tile);
     } else {
@@ -133,7 +137,7 @@ static size_t policy_bytes(region_id id, const batch *b) {
     case REGION_CHOICES:
         return sinkhorn ? matrix(b->tokens, columns) : 0;
     case REGION_SINKHORN_TOPS:
-        return sinkhorn ? matrix(b->tokens, 2) : 0;
+        return sinkhorn || layer_is_soft_moe(b->layer) ? matrix(b->tokens, 2) : 0;
     case REGION_SINKHORN_BALANCE:
         return sinkhorn ? matrix(columns + 2, 1) : 0;
     case REGION_SINKHORN_PARTIALS:
@@ -146,6 +150,28 @@ static size_t policy_bytes(region_id id, const batch *b) {
     return 0;
 }
 
+static size_t soft_moe_bytes(region_id id, const batch *b) {
+    const clmoe_layer_desc *desc = &b->layer->desc;
+    size_t columns = layer_router_rows(b->layer);
+    switch ((int)id) {
+    case REGION_SOFT_X:
+    case REGION_MIXED:
+        return matrix_of(b->tokens, desc->dim, type_bytes(desc->type));
+    case REGION_TOKEN_NORMS:
+        return matrix(b->tokens, 1);
+    case REGION_SLOT_NORMS:
+        return matrix(columns, 1);
+    case REGION_SOFT_PARTIALS:
+        return matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, 2 * columns);
+    case REGION_SOFT_COLUMNS:
+        return matrix(columns, 2);
+    case REGION_SOFT_DISPATCH:
+    case REGION_SOFT_COMBINE:
+        return matrix(b->slots, b->tokens);
+    }
+    return 0;
+}
+
 static size_t region_bytes(region_id id, const batch *b) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
@@ -153,6 +179,7 @@ static size_t region_bytes(region_id id, const batch *b) {
     size_t x = type_bytes(desc->type);
     switch (id) {
     case REGION_LOGITS:
+        return matrix(b->tokens, layer_router_rows(layer));
     case REGION_SCORES:
         return matrix(b->tokens, layer->columns);
     case REGION_IDS:
@@ -169,6 +196,15 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_SINKHORN_PARTIALS:
     case REGION_GROUP_LOGITS:
         return policy_bytes(id, b);
+    case REGION_SOFT_X:
+    case REGION_TOKEN_NORMS:
+    case REGION_SLOT_NORMS:
+    case REGION_SOFT_PARTIALS:
+    case REGION_SOFT_COLUMNS:
+    case REGION_SOFT_DISPATCH:
+    case REGION_SOFT_COMBINE:
+    case REGION_MIXED:
+        return layer_is_soft_moe(layer) ? soft_moe_bytes(id, b) : 0;
     case REGION_HISTOGRAM:
         return matrix(b->blocks, larger(layer->columns, SORT_BINS));
     case REGION_SORT_KEYS:
@@ -177,7 +213,9 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_SORT_ORDER_2:
         return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
     case REGION_XE:
-        return layer->experts.engine->gathers ? 0 : matrix_of(b->slots, desc->dim, x);
+        return layer->experts.engine->gathers && !layer_is_soft_moe(layer)
+                   ? 0
+                   : matrix_of(b->slots, desc->dim, x);
     case REGION_HIDDEN:
         return matrix_of(b->slots, desc->experts.hidden_dim, x);
     case REGION_YE:

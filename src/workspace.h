@@ -19,6 +19,14 @@ typedef enum region_id {
     REGION_SINKHORN_TOPS,     /* [T,2] f32 */
     REGION_SINKHORN_BALANCE,  /* [R+2] f32 */
     REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
+    REGION_SOFT_X,            /* [T,D] X, with Soft MoE; as the next seven; N = E p */
+    REGION_TOKEN_NORMS,       /* [T] f32 */
+    REGION_SLOT_NORMS,        /* [N] f32 */
+    REGION_SOFT_PARTIALS,     /* [blocks,N,2] f32 */
+    REGION_SOFT_COLUMNS,      /* [N,2] f32 */
+    REGION_SOFT_DISPATCH,     /* [S,T] f32 */
+    REGION_SOFT_COMBINE,      /* [T,S] f32 */
+    REGION_MIXED,             /* [T,D] X */
     REGION_GROUP_LOGITS,      /* [T,num_groups] f32, with two levels */
     REGION_PLAN,              /* clmoe_plan_layout */
     REGION_HISTOGRAM,         /* [blocks, max(R, 256)] u32 */

@@ -26,6 +26,13 @@ static inline uint32_t ref_columns(const clmoe_layer_desc *desc) {
     return desc->num_experts + desc->num_identity_experts;
 }
 
+/* Rows of weights.router: R, or with Soft MoE one per slot. */
+static inline uint32_t ref_router_rows(const clmoe_layer_desc *desc) {
+    return desc->router.policy == CLMOE_POLICY_SOFT_MOE
+               ? desc->num_experts * desc->router.slots_per_expert
+               : ref_columns(desc);
+}
+
 /* x [T,D] -> logits [T,R]. */
 void ref_logits(const clmoe_layer_desc *desc, uint32_t tokens, const float *x,
                 const ref_weights *weights, double *logits);
@@ -120,6 +127,7 @@ typedef struct ref_result {
     ref_plan plan;           /* of row_tile 1 */
     clmoe_stats stats;
     double *y;         /* [T,D] */
+    double *mixed;     /* [T,D], with Soft MoE only, which has y and nothing else */
     double choice_gap; /* infinite with ids_in */
     double order_gap;  /* the like for the keep rules that order pairs by weight, else infinite */
 } ref_result;

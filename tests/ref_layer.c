@@ -181,6 +181,10 @@ static void add_routed(const clmoe_layer_desc *desc, const ref_forward_in *in, s
                        const ref_result *r, double *y) {
     size_t D = desc->dim, K = desc->top_k;
     const float *x = in->x + t * D;
+    for (size_t d = 0; d < D && r->mixed; d++)
+        y[d] += r->mixed[t * D + d];
+    if (r->mixed)
+        return;
     double *out = make(D, sizeof *out);
     size_t first = r->token_offsets ? (size_t)r->token_offsets[t] : t * K;
     size_t end = r->token_offsets ? (size_t)r->token_offsets[t + 1] : t * K + K;
@@ -272,6 +276,12 @@ void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_res
     r->pair_weights = make(pairs, sizeof *r->pair_weights);
     r->y = make(T * desc->dim, sizeof *r->y);
     r->choice_gap = INFINITY;
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE) {
+        r->mixed = make(T * desc->dim, sizeof *r->mixed);
+        ref_soft_moe(desc, in, r->mixed);
+        outputs(desc, in, r);
+        return;
+    }
     if (in->ids_in)
         for (size_t p = 0; p < pairs; p++) {
             r->ids[p] = in->ids_in[p];
@@ -294,6 +304,7 @@ void ref_result_free(ref_result *result) {
     free(result->pair_weights);
     free(result->live);
     free(result->token_offsets);
+    free(result->mixed);
     free(result->y);
     ref_plan_free(&result->plan);
     memset(result, 0, sizeof *result);

@@ -308,6 +308,70 @@ static double two_level(const clmoe_layer_desc *desc, const ref_forward_in *in, 
     return gap;
 }
 
+/* ---- Soft MoE -------------------------------------------------------------------------------- */
+
+static double norm_of(const float *row, size_t n) {
+    double sum = 0.0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)row[i] * (double)row[i];
+    return sqrt(sum);
+}
+
+/* l [T,N], NaN where a token or a slot takes no part. */
+static void soft_moe_logits(const clmoe_layer_desc *desc, const ref_forward_in *in, double *l) {
+    size_t N = ref_router_rows(desc), D = desc->dim;
+    for (size_t t = 0; t < in->tokens; t++)
+        for (size_t s = 0; s < N; s++) {
+            const float *x = in->x + t * D, *r = in->weights->router + s * D;
+            double dot = 0.0, norms = norm_of(x, D) * norm_of(r, D);
+            for (size_t d = 0; d < D; d++)
+                dot += (double)x[d] * (double)r[d];
+            l[t * N + s] = norms == 0.0 ? 0.0 : (double)desc->router.soft_scale * dot / norms;
+            if (!is_in(in->token_mask, t))
+                l[t * N + s] = NAN;
+        }
+}
+
+/* The output of slot s: its expert on the mean of the tokens. */
+static void slot_output(const clmoe_layer_desc *desc, const ref_forward_in *in, const double *l,
+                        size_t s, double *out) {
+    size_t N = ref_router_rows(desc), D = desc->dim, T = in->tokens;
+    double *column = make(T, sizeof *column), *share = make(T, sizeof *share);
+    double *row = make(D, sizeof *row);
+    float *f32 = make(D, sizeof *f32);
+    for (size_t t = 0; t < T; t++)
+        column[t] = l[t * N + s];
+    softmax(column, T, share);
+    for (size_t t = 0; t < T; t++)
+        for (size_t d = 0; d < D && share[t] > 0.0; d++)
+            row[d] += share[t] * (double)in->x[t * D + d];
+    for (size_t d = 0; d < D; d++)
+        f32[d] = (float)row[d];
+    ref_expert(desc, in->weights, (uint32_t)(s / desc->router.slots_per_expert), f32, 1.0, out);
+    free(column);
+    free(share);
+    free(row);
+    free(f32);
+}
+
+void ref_soft_moe(const clmoe_layer_desc *desc, const ref_forward_in *in, double *mixed) {
+    size_t N = ref_router_rows(desc), D = desc->dim, T = in->tokens;
+    double *l = make(T * N, sizeof *l), *out = make(N * D, sizeof *out);
+    double *share = make(N, sizeof *share);
+    soft_moe_logits(desc, in, l);
+    for (size_t s = 0; s < N; s++)
+        slot_output(desc, in, l, s, out + s * D);
+    for (size_t t = 0; t < T; t++) {
+        softmax(l + t * N, N, share);
+        for (size_t s = 0; s < N; s++)
+            for (size_t d = 0; d < D; d++)
+                mixed[t * D + d] += share[s] * out[s * D + d];
+    }
+    free(l);
+    free(out);
+    free(share);
+}
+
 /* ---- The route of a batch -------------------------------------------------------------------- */
 
 bool ref_policy_route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {

@@ -36,4 +36,7 @@ double ref_sinkhorn_topk(const clmoe_layer_desc *desc, uint32_t tokens, const do
 void ref_two_level_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *l,
                           const double *group_logits, double *scores);
 
+/* x -> the mean of the slots' outputs of every token, [T,D]; 0 where a token takes no part. */
+void ref_soft_moe(const clmoe_layer_desc *desc, const ref_forward_in *in, double *mixed);
+
 #endif

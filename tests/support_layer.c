@@ -66,8 +66,9 @@ ref_weights weights_make(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc), D = desc->dim;
     ref_weights w = {0};
-    float *matrix = random_eighths(R * D, 0.4);
-    round_all(router->weight_type, matrix, R * D);
+    size_t rows = ref_router_rows(desc);
+    float *matrix = random_eighths(rows * D, 0.4);
+    round_all(router->weight_type, matrix, rows * D);
     w.router = matrix;
     w.router_bias = router->bias ? random_eighths(R, 0.5) : NULL;
     w.select_bias = some(CLMOE_F32, router->select_bias ? R : 0, 0.3);
@@ -94,7 +95,8 @@ static clmoe_mlp_weights mlp_upload(clmoe_type type, const clmoe_mlp_desc *mlp, 
 clmoe_weights weights_upload(const clmoe_layer_desc *desc, const ref_weights *w) {
     size_t R = ref_columns(desc), D = desc->dim;
     return (clmoe_weights){
-        .router = buf_of_type(desc->router.weight_type, w->router, R * D),
+        .router =
+            buf_of_type(desc->router.weight_type, w->router, (size_t)ref_router_rows(desc) * D),
         .router_bias = buf_of(w->router_bias, R * F32),
         .select_bias = buf_of(w->select_bias, R * F32),
         .expert_scale = buf_of(w->expert_scale, R * F32),
@@ -188,7 +190,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     size_t T = in->tokens, D = b->desc.dim, R = ref_columns(&b->desc);
     size_t pairs = ref_pairs(&b->desc, in->tokens);
     clmoe_type type = b->desc.type;
-    bool all = !b->no_outputs;
+    bool all = !b->no_outputs && b->desc.router.policy != CLMOE_POLICY_SOFT_MOE;
     size_t saved = 0, scratch = 0;
     OK(clmoe_layer_memory(layer, in->tokens, &saved, &scratch));
     d->weights = weights_upload(&b->desc, &b->weights);

@@ -88,6 +88,13 @@ static void two_level(clmoe_layer_desc *d) {
     d->router.select_bias = 1;
 }
 
+static void soft_moe(clmoe_layer_desc *d) {
+    d->top_k = 1;
+    d->num_identity_experts = 0;
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->router.slots_per_expert = 3;
+}
+
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
@@ -105,6 +112,7 @@ static const kernel_case cases[] = {
     {"Sinkhorn", 9, sinkhorn},
     {"soft", 9, soft},
     {"two levels", 9, two_level},
+    {"Soft MoE", 9, soft_moe},
 };
 
 /* The batch again, with the weights in the engine's own form. */

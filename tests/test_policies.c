@@ -294,6 +294,24 @@ static void two_level_biased(clmoe_layer_desc *d) {
     d->capacity.factor = 0.8;
 }
 
+static void soft_moe(clmoe_layer_desc *d) {
+    d->num_experts += d->num_identity_experts;
+    d->num_identity_experts = 0;
+    d->top_k = 1;
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->router.soft_scale = 3.0f;
+}
+
+static void soft_moe_slots(clmoe_layer_desc *d) {
+    soft_moe(d);
+    d->router.slots_per_expert = 3;
+    d->normalize_experts = 1;
+    d->experts.down_bias = 1;
+    d->shared.hidden_dim = 9;
+    d->shared_gate = 1;
+    d->output_bias = 1;
+}
+
 static const policy_case policy_cases[] = {
     {"expert choice", expert_choice},
     {"expert choice, weight at input", expert_choice_weight_in},
@@ -304,6 +322,8 @@ static const policy_case policy_cases[] = {
     {"soft, scored", soft_scored},
     {"two levels", two_level},
     {"two levels, biased", two_level_biased},
+    {"Soft MoE", soft_moe},
+    {"Soft MoE, three slots", soft_moe_slots},
 };
 
 /* A batch without near ties, with residual and mask. */
@@ -404,6 +424,8 @@ static void bad_logits(void **state) {
             const ref_result *want = NULL;
             clmoe_layer_desc desc = desc_of(&s);
             policy_cases[i].set(&desc);
+            if (desc.router.policy == CLMOE_POLICY_SOFT_MOE)
+                continue;
             for (uint64_t seed = 1; seed < 60 && want == NULL; seed++) {
                 test_case("%s, group size %u", policy_cases[i].name, group_sizes[g]);
                 seed_set(seed);
@@ -416,6 +438,48 @@ static void bad_logits(void **state) {
             batch_run(test_layer(group_sizes[g], &desc), &b, &d);
             batch_compare(&b, &d, want);
         }
+}
+
+/*
+ * Padding and rows that are not finite enter no slot: the other tokens' outputs are those of the
+ * batch in which such rows are masked zeros.
+ */
+static void soft_moe_bad_rows(void **state) {
+    (void)state;
+    const shape s = {40, 13, 6, 0, 1, 7};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        batch b;
+        device_batch d;
+        test_case("group size %u", group_sizes[g]);
+        seed_set(7);
+        clmoe_layer_desc desc = desc_of(&s);
+        soft_moe(&desc);
+        batch_make(&b, &desc, s.tokens);
+        uint8_t *mask = random_mask(s.tokens);
+        float *x = HOST(float, s.tokens *s.dim), *clean = HOST(float, s.tokens *s.dim);
+        memcpy(x, b.in.x, s.tokens * s.dim * sizeof *x);
+        mask[3] = mask[5] = mask[8] = 1;
+        x[3 * s.dim + 2] = NAN;
+        x[5 * s.dim] = INFINITY;
+        memset(x + 8 * s.dim, 0, s.dim * sizeof *x);
+        for (size_t t = 0; t < s.tokens; t++)
+            for (size_t i = 0; i < s.dim && mask[t] == 0; i++)
+                x[t * s.dim + i] = NAN;
+        b.in.x = x;
+        b.in.token_mask = mask;
+        batch_run(test_layer(group_sizes[g], &desc), &b, &d);
+        const float *y = buf_get(d.args.y);
+
+        uint8_t *stricter = HOST(uint8_t, s.tokens);
+        memcpy(stricter, mask, s.tokens);
+        stricter[3] = stricter[5] = 0;
+        for (size_t i = 0; i < s.tokens * s.dim; i++)
+            clean[i] = stricter[i / s.dim] ? x[i] : 0.0f;
+        b.in.x = clean;
+        b.in.token_mask = stricter;
+        const ref_result *want = batch_reference(&b);
+        compare_floats("y", y, want->y, s.tokens * s.dim, FORWARD_TOLERANCE);
+    }
 }
 
 /* ---- Promises -------------------------------------------------------------------------------- */
@@ -436,13 +500,16 @@ static void same_bits_again(void **state) {
             clmoe_layer *layer = test_layer(group_sizes[g], &desc);
             batch_run(layer, &b, &d);
             size_t bytes = (size_t)s.tokens * s.dim * 4, pairs = ref_pairs(&desc, s.tokens) * 4;
-            const void *y = buf_get(d.args.y), *ids = buf_get(d.args.ids);
-            const void *weights = buf_get(d.args.weights_out);
+            bool routed = d.args.ids.mem != NULL;
+            const void *y = buf_get(d.args.y), *ids = routed ? buf_get(d.args.ids) : NULL;
+            const void *weights = routed ? buf_get(d.args.weights_out) : NULL;
             for (int run = 0; run < 20; run++) {
                 buf_poison(d.args.scratch);
                 buf_poison(d.args.y);
                 OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
                 compare_bits("y", buf_get(d.args.y), y, bytes);
+                if (!routed)
+                    continue;
                 compare_bits("ids", buf_get(d.args.ids), ids, pairs);
                 compare_bits("weights", buf_get(d.args.weights_out), weights, pairs);
             }
@@ -534,6 +601,11 @@ static void many_rounds(clmoe_layer_desc *d)  { d->router.sinkhorn_iterations = 
 static void below_zero(clmoe_layer_desc *d)   { d->router.sinkhorn_tolerance = -1; }
 static void one_less(clmoe_layer_desc *d)     { d->top_k--; }
 static void one_group(clmoe_layer_desc *d)    { d->router.num_groups = 1; }
+static void no_slots(clmoe_layer_desc *d)     { d->router.slots_per_expert = 0; }
+static void two_choices(clmoe_layer_desc *d)  { d->top_k = 2; }
+static void softcap(clmoe_layer_desc *d)      { d->router.softcap = 1; }
+static void capacity(clmoe_layer_desc *d)     { d->capacity.rows = 9; }
+static void weight_in(clmoe_layer_desc *d)    { d->router.weight_at = CLMOE_WEIGHT_AT_INPUT; }
 static void sigmoid(clmoe_layer_desc *d)      { d->router.score = CLMOE_SCORE_SIGMOID; }
 static void odd(clmoe_layer_desc *d)          { d->top_k = 5; }
 static void too_many(clmoe_layer_desc *d)     { d->top_k = 8; }
@@ -567,6 +639,13 @@ static const refusal refusals[] = {
     {soft, one_less, "top_k is 11"},
     {soft, groups, "router.num_groups is 2"},
     {soft, mixer, "sparsemixer"},
+    {soft_moe, no_slots, "router.slots_per_expert is 0"},
+    {soft_moe, two_choices, "top_k is 2"},
+    {soft_moe, identity, "num_identity_experts is 1"},
+    {soft_moe, renorm, "router.renorm is 1"},
+    {soft_moe, softcap, "router.softcap is 1"},
+    {soft_moe, capacity, "capacity.rows is 9"},
+    {soft_moe, weight_in, "router.weight_at is 1"},
     {two_level, level_two, "router.two_level is 2"},
     {two_level, one_group, "router.num_groups is 1"},
     {two_level, sigmoid, "router.score is 1"},
@@ -601,6 +680,7 @@ int main(void) {
         TEST(soft_is_all_experts),
         TEST(soft_passes_256),
         TEST(bad_logits),
+        TEST(soft_moe_bad_rows),
         TEST(same_bits_again),
         TEST(never_blocks),
         TEST(device_limit),

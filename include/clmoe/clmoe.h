@@ -44,7 +44,7 @@
  *   - A context is thread-safe; a layer is used by one thread at a time.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
- * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256), T*K <= 2^30.
+ * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (soft: K = E + Z), T*K <= 2^30.
  */
 #ifndef CLMOE_CLMOE_H
 #define CLMOE_CLMOE_H
@@ -241,7 +241,12 @@ typedef enum clmoe_policy {
      * Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951): each expert has slots_per_expert slots
      * p, weights.router is [E*p,D]; l = soft_scale * x/|x| . r/|r|; a slot's row is the mean of the
      * tokens weighted by softmax of l over the tokens, a token's output the mean of the slots'
-     * outputs weighted by softmax of l over all slots. No pairs, no top-k; top_k must be 1.
+     * outputs weighted by softmax of l over all slots; l is 0 where a norm is 0. No pairs, no
+     * top-k; top_k must be 1. Masked tokens and rows that are not finite enter no slot and get
+     * nothing from one. clmoe_forward() alone has it, not the single steps; of its outputs there is
+     * only y. Scores are softmax; not with what weighs or places pairs: biases, renorm, scales,
+     * noise, capacity, identity experts. N = E*p is at most 2^20, and needs scratch for two [T,N]
+     * matrices more.
      */
     CLMOE_POLICY_SOFT_MOE = 4,
 } clmoe_policy;
@@ -490,7 +495,7 @@ typedef struct clmoe_mlp_weights {
 } clmoe_mlp_weights;
 
 typedef struct clmoe_weights {
-    clmoe_buf router;       /* [R,D]; not needed with external logits or ids */
+    clmoe_buf router;       /* [R,D], Soft MoE [E*p,D]; not needed with external logits or ids */
     clmoe_buf router_bias;  /* [R] f32, if router.bias */
     clmoe_buf select_bias;  /* [R] f32, if router.select_bias; not given: the state's */
     clmoe_buf expert_scale; /* [R] f32, if router.expert_scale */
