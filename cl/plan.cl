@@ -9,7 +9,8 @@
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan: a group per column. plan_offsets: one group. plan_renorm: a work-item per
  *          token.
- * Limits: T*K <= 2^30; KEEP is the keep rule.
+ * Limits: T*K <= 2^30; KEEP is the keep rule. With PAIR_GRID, for expert choice, the grid entries
+ *         are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only.
  * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
  */
 #include "router.clh"
@@ -40,6 +41,10 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
     int k = (int)(choice_major ? high : low);
     if (KEEP == KEEP_PRIORITY)
         token = w->order[token];
+    if (PAIR_GRID) {
+        token = pair_owner(&w->owner, w->tokens, i);
+        k = (int)i - w->owner.token_offsets[token];
+    }
     walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
     if (at.pair >= 0) {
         int id = w->ids[at.pair];
@@ -54,7 +59,7 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
         __global const uchar *token_mask, ulong token_mask_off,                                    \
         __global const int *token_offsets, ulong token_offsets_off, __global const uint *order,    \
         ulong order_off, __global uint *histogram, ulong histogram_off, uint tokens, int top_k,    \
-        int columns, uint block_size
+        int columns, uint block_size, uint pairs
 
 #define WALK_INIT                                                                                  \
     {{token_offsets ? token_offsets + token_offsets_off : 0, live ? live + live_off : 0,           \
@@ -71,7 +76,7 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
                     __global int *tile_expert, ulong tile_expert_off, uint slots, uint tiles) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
-    uint count = tokens * (uint)top_k;
+    uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
     histogram += histogram_off + (ulong)get_group_id(0) * columns;
     for (uint i = get_global_id(0); i < slots; i += get_global_size(0)) {
@@ -155,7 +160,7 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
                   ulong tile_expert_off, int experts, uint row_tile) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
-    uint count = tokens * (uint)top_k;
+    uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
     histogram += histogram_off + (ulong)get_group_id(0) * columns;
     kept += kept_off;

@@ -59,6 +59,14 @@ clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expec
     return workspace_layout_get(layer, head->tokens, ws);
 }
 
+clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expected,
+                        workspace_layout *ws) {
+    clmoe_status status = check_head(layer, args, expected, ws);
+    if (status == CLMOE_SUCCESS && layer_is_soft_moe(layer))
+        return fail(CLMOE_UNSUPPORTED, "router.policy is Soft MoE, which has no such step");
+    return status;
+}
+
 clmoe_status check_weights_given(const clmoe_weights *weights) {
     return weights ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
 }
@@ -67,8 +75,8 @@ static clmoe_status check_router(const clmoe_layer *layer, const clmoe_weights *
     const clmoe_router_desc *router = &layer->desc.router;
     size_t element = type_bytes(router->weight_type);
     const buffer_need needs[] = {
-        {"weights.router", &weights->router, bytes_of(layer->columns, layer->desc.dim, element),
-         element, true},
+        {"weights.router", &weights->router,
+         bytes_of(layer_router_rows(layer), layer->desc.dim, element), element, true},
         {"weights.router_bias", &weights->router_bias,
          router->bias ? bytes_of(layer->columns, 1, 4) : 0, 4, true},
     };
@@ -99,6 +107,17 @@ static clmoe_status check_plan_state(const clmoe_layer *layer, const clmoe_buf *
     if (layer_keep(layer) == CLMOE_KEEP_RANDOM && !state->mem)
         return fail(CLMOE_INVALID_ARGUMENT, "state is not given, but capacity.keep is random");
     return check_state(layer, state);
+}
+
+/* weights.group_router; also needed with external logits. */
+static clmoe_status check_group_router(const clmoe_layer *layer, const clmoe_weights *weights) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    size_t element = type_bytes(router->weight_type);
+    const buffer_need need = {
+        "weights.group_router", &weights->group_router,
+        router->two_level ? bytes_of(router->num_groups, layer->desc.dim, element) : 0, element,
+        true};
+    return check_buffer(layer, &need);
 }
 
 /* Where weights has no select_bias, that of the state is used. */
@@ -236,6 +255,7 @@ static clmoe_status check_forward_weights(const clmoe_layer *layer,
             TRY(check_router(layer, args->weights));
         if (args->state.mem)
             TRY(check_noise_router(layer, args->weights));
+        TRY(check_group_router(layer, args->weights));
         TRY(check_choice(layer, args->weights, args->state));
     }
     TRY(check_experts_weights(layer, args->weights));
@@ -244,10 +264,38 @@ done:
     return status;
 }
 
+/* Which of the batch's arrays go with the layer's policy. */
+static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_forward_args *args) {
+    if (layer_is_expert_choice(layer) && args->ids_in.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "ids_in is given, but the policy is expert choice");
+    if (!layer_is_expert_choice(layer) && args->token_offsets.mem)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "token_offsets is given, but the policy is not expert choice");
+    if (!layer_is_soft_moe(layer))
+        return CLMOE_SUCCESS;
+    const struct {
+        const char *name;
+        cl_mem mem;
+    } unused[] = {
+        {"logits_in", args->logits_in.mem},     {"ids_in", args->ids_in.mem},
+        {"logits", args->logits.mem},           {"ids", args->ids.mem},
+        {"weights_out", args->weights_out.mem}, {"stats", args->stats.mem},
+    };
+    if (args->num_losses > 0)
+        return fail(CLMOE_INVALID_ARGUMENT, "num_losses is %u, but the policy is Soft MoE",
+                    args->num_losses);
+    for (size_t i = 0; i < sizeof unused / sizeof unused[0]; i++)
+        if (unused[i].mem)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but the policy is Soft MoE",
+                        unused[i].name);
+    return CLMOE_SUCCESS;
+}
+
 clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_forward_policy(layer, args));
     if (!args->ids_in.mem != !args->weights_in.mem)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is given without %s",
                     args->ids_in.mem ? "ids_in" : "weights_in",
@@ -272,6 +320,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
         {"logits", &args->logits, columns, 4, false},
         {"ids", &args->ids, pairs, 4, false},
         {"weights_out", &args->weights_out, pairs, 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of((size_t)args->tokens + 1, 1, 4), 4, false},
         {"stats", &args->stats, clmoe_stats_size(layer), 4, false},
     };
     TRY(CHECK_BUFFERS(layer, needs));
@@ -285,12 +334,12 @@ done:
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     const clmoe_router_desc *router = &layer->desc.router;
-    bool external = args->logits_in.mem != NULL;
+    bool external = args->logits_in.mem != NULL, two_level = router->two_level;
     bool noisy = args->state.mem && layer_is_noisy(layer);
     bool jittered = args->state.mem && router->jitter > 0 && !external;
-    bool reads_x = !external || (noisy && router->noise == CLMOE_NOISE_LEARNED);
+    bool reads_x = !external || two_level || (noisy && router->noise == CLMOE_NOISE_LEARNED);
     size_t element = type_bytes(layer->desc.type);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
     const buffer_need needs[] = {
@@ -298,16 +347,18 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
         {"logits_in", &args->logits_in, columns, 4, false},
         {"logits", &args->logits, columns, 4, !external},
         {"scores", &args->scores, columns, 4, true},
-        {"scratch", &args->scratch, ws.scratch_bytes, 4, noisy || jittered},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, noisy || jittered || two_level},
     };
     TRY(CHECK_BUFFERS(layer, needs));
     TRY(check_state(layer, &args->state));
-    if (!external) {
+    if (!external || two_level)
         TRY(check_weights_given(args->weights));
+    if (!external)
         TRY(check_router(layer, args->weights));
-    }
     if (noisy)
         TRY(check_noise_router(layer, args->weights));
+    if (two_level)
+        TRY(check_group_router(layer, args->weights));
 done:
     return status;
 }
@@ -315,13 +366,20 @@ done:
 clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
-    size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
+    TRY(check_step(layer, args, sizeof *args, &ws));
+    clmoe_policy policy = layer->desc.router.policy;
+    bool expert_choice = layer_is_expert_choice(layer);
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
-        {"scores", &args->scores, bytes_of(args->tokens, layer->columns, 4), 4, true},
+        {"scores", &args->scores, bytes_of(tokens, layer->columns, 4), 4, true},
         {"ids", &args->ids, pairs, 4, true},
         {"weights_out", &args->weights_out, pairs, 4, true},
-        {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, true},
+        {"live", &args->live, bytes_of(tokens, 1, 4), 4, !expert_choice},
+        {"token_offsets", &args->token_offsets, expert_choice ? bytes_of(tokens + 1, 1, 4) : 0, 4,
+         true},
+        {"token_mask", &args->token_mask, tokens, 1, false},
+        {"scratch", &args->scratch, policy == CLMOE_POLICY_TOKEN_CHOICE ? 0 : ws.scratch_bytes, 4,
+         true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
     TRY(check_state(layer, &args->state));
@@ -332,22 +390,25 @@ done:
 }
 
 /* With token_offsets only the device knows how many pairs there are: at least one element then. */
-static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
-    size_t pairs = token_offsets.mem && ws->plan.pairs > 0 ? 1 : ws->plan.pairs;
+static size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws,
+                          clmoe_buf token_offsets) {
+    bool any = token_offsets.mem && !layer_is_expert_choice(layer) && ws->plan.pairs > 0;
+    size_t pairs = any ? 1 : ws->plan.pairs;
     return bytes_of(pairs, 1, 4);
 }
 
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
-    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    TRY(check_step(layer, args, sizeof *args, &ws));
+    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
     const buffer_need needs[] = {
         {"ids", &args->ids, pairs, 4, true},
         {"pair_weights", &args->pair_weights, pairs, 4, false},
         {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+         layer_is_expert_choice(layer)},
         {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
     };
@@ -364,7 +425,7 @@ done:
 clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     size_t element = type_bytes(layer->desc.type);
     const buffer_need needs[] = {
         {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, true},
@@ -379,7 +440,7 @@ done:
 clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     bool gathers = layer->experts.engine->gathers;
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
     size_t element = type_bytes(layer->desc.type);
@@ -403,17 +464,19 @@ done:
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     size_t rows = bytes_of(tokens, layer->desc.dim, element);
     bool gated = layer->desc.shared_gate && args->shared.mem;
     const buffer_need needs[] = {
         {"x", &args->x, rows, element, layer->desc.num_identity_experts > 0},
         {"ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true},
-        {"pair_weights", &args->pair_weights, pairs_bytes(&ws, args->token_offsets), 4, true},
+        {"pair_weights", &args->pair_weights, pairs_bytes(layer, &ws, args->token_offsets), 4,
+         true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+         layer_is_expert_choice(layer)},
         {"shared", &args->shared, rows, element, false},
         {"shared_gate", &args->shared_gate, bytes_of(tokens, 1, 4), 4, gated},
         {"residual", &args->residual, rows, element, false},

@@ -6,6 +6,8 @@
 
 /* The descriptor alone; context and device are not asked. */
 clmoe_status check_layer_desc(const clmoe_layer_desc *desc);
+/* Its part about the policy of choice, once sizes and groups are known to be right. */
+clmoe_status check_policy(const clmoe_layer_desc *desc);
 
 clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args);
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args);

@@ -27,6 +27,10 @@ clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs, s
 clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
                         workspace_layout *ws);
 
+/* The same for a step of its own, which Soft MoE does not have. */
+clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expected,
+                        workspace_layout *ws);
+
 clmoe_status check_weights_given(const clmoe_weights *weights);
 
 /* The size of a state, where one is given. */

@@ -39,7 +39,8 @@ static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
         return fail(CLMOE_INVALID_DESC,
                     "num_experts %u and num_identity_experts %u are together more than %d", experts,
                     identity, MAX_COLUMNS);
-    TRY(in_range("top_k", desc->top_k, 1, MAX_TOP_K));
+    TRY(in_range("top_k", desc->top_k, 1,
+                 desc->router.policy == CLMOE_POLICY_SOFT ? MAX_COLUMNS : MAX_TOP_K));
     if (desc->top_k > experts + identity)
         return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts is %u", desc->top_k,
                     experts + identity);
@@ -201,6 +202,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     TRY(check_router(desc));
     TRY(check_capacity(&desc->capacity));
     TRY(check_device_groups(desc));
+    TRY(check_policy(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));
     if (desc->shared.hidden_dim)
         TRY(check_mlp(&desc->shared, &shared_fields));

@@ -33,7 +33,7 @@ static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
     const buffer_need needs[] = {
         {"logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false},
@@ -194,7 +194,7 @@ done:
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args, sizeof *args, &ws));
     const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL,
                             args->pair_weights.mem != NULL, args->load_supplied.mem != NULL};
     size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;

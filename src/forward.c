@@ -6,7 +6,7 @@
 typedef struct batch {
     const clmoe_forward_args *in;
     workspace_layout ws;
-    clmoe_buf logits, scores, ids, pair_weights, live, plan, xe, ye;
+    clmoe_buf logits, scores, ids, pair_weights, live, token_offsets, plan, xe, ye;
     clmoe_buf shared_y, shared_gate;
     bool jitter_experts;
     clmoe_buf experts_x; /* x, or with jitter_experts what jitter made of it */
@@ -26,7 +26,8 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
     b->scores = region(b, REGION_SCORES);
     b->ids = external ? args->ids_in : region(b, REGION_IDS);
     b->pair_weights = external ? args->weights_in : region(b, REGION_WEIGHTS);
-    b->live = external ? none : region(b, REGION_LIVE);
+    b->live = external || layer_is_expert_choice(layer) ? none : region(b, REGION_LIVE);
+    b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
     b->plan = region(b, REGION_PLAN);
     b->xe = region(b, REGION_XE);
     b->ye = region(b, REGION_YE);
@@ -59,7 +60,10 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                             .ids = b->ids,
                             .weights_out = b->pair_weights,
                             .live = b->live,
-                            .state = in->state};
+                            .token_offsets = b->token_offsets,
+                            .token_mask = in->token_mask,
+                            .state = in->state,
+                            .scratch = in->scratch};
     TRY(step_topk(layer, chain, &topk));
 done:
     return status;
@@ -73,6 +77,7 @@ static clmoe_status plan(const clmoe_layer *layer, launch *chain, const batch *b
                             .pair_weights = b->pair_weights,
                             .live = b->live,
                             .token_mask = in->token_mask,
+                            .token_offsets = b->token_offsets,
                             .state = in->state,
                             .scratch = in->scratch,
                             .plan = b->plan};
@@ -103,16 +108,66 @@ static clmoe_status experts(const clmoe_layer *layer, launch *chain, const batch
                                .scratch = in->scratch,
                                .ye = b->ye};
     TRY(step_experts(layer, chain, &args));
-    if (layer->desc.shared.hidden_dim) {
-        shared_args shared = {.tokens = in->tokens,
-                              .weights = in->weights,
-                              .x = b->experts_x,
-                              .hidden = region(b, REGION_SHARED_HIDDEN),
-                              .engine = region(b, REGION_ENGINE),
-                              .y = b->shared_y,
-                              .gate = b->shared_gate};
-        TRY(step_shared(layer, chain, &shared));
-    }
+done:
+    return status;
+}
+
+static clmoe_status shared(const clmoe_layer *layer, launch *chain, const batch *b) {
+    const clmoe_forward_args *in = b->in;
+    shared_args args = {.tokens = in->tokens,
+                        .weights = in->weights,
+                        .x = b->experts_x,
+                        .hidden = region(b, REGION_SHARED_HIDDEN),
+                        .engine = region(b, REGION_ENGINE),
+                        .y = b->shared_y,
+                        .gate = b->shared_gate};
+    return layer->desc.shared.hidden_dim ? step_shared(layer, chain, &args) : CLMOE_SUCCESS;
+}
+
+/* Soft MoE instead of routing and experts: afterwards each token has one pair, ye's row of its own.
+ */
+static clmoe_status soft_moe(const clmoe_layer *layer, launch *chain, batch *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_forward_args *in = b->in;
+    const soft_moe_args args = {.tokens = in->tokens,
+                                .weights = in->weights,
+                                .x = in->x,
+                                .token_mask = in->token_mask,
+                                .clean = region(b, REGION_SOFT_X),
+                                .plan = b->plan,
+                                .ones = b->pair_weights,
+                                .token_norms = region(b, REGION_TOKEN_NORMS),
+                                .slot_norms = region(b, REGION_SLOT_NORMS),
+                                .logits = b->logits,
+                                .tops = region(b, REGION_SINKHORN_TOPS),
+                                .partials = region(b, REGION_SOFT_PARTIALS),
+                                .columns = region(b, REGION_SOFT_COLUMNS),
+                                .dispatch = region(b, REGION_SOFT_DISPATCH),
+                                .combine = region(b, REGION_SOFT_COMBINE),
+                                .xe = b->xe,
+                                .ye = b->ye,
+                                .mixed = region(b, REGION_MIXED)};
+    const clmoe_experts_args rows = {.tokens = in->tokens,
+                                     .weights = in->weights,
+                                     .xe = b->xe,
+                                     .plan = b->plan,
+                                     .scratch = in->scratch,
+                                     .ye = b->ye};
+    if (in->tokens == 0)
+        return CLMOE_SUCCESS;
+    TRY(step_soft_moe_dispatch(layer, chain, &args));
+    TRY(step_experts(layer, chain, &rows));
+    TRY(step_soft_moe_combine(layer, chain, &args));
+    b->ye = args.mixed;
+done:
+    return status;
+}
+
+static clmoe_status routed(const clmoe_layer *layer, launch *chain, const batch *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(route(layer, chain, b));
+    TRY(plan(layer, chain, b));
+    TRY(experts(layer, chain, b));
 done:
     return status;
 }
@@ -126,6 +181,7 @@ static clmoe_status combine(const clmoe_layer *layer, launch *chain, const batch
                                .pair_weights = b->pair_weights,
                                .plan = b->plan,
                                .token_mask = in->token_mask,
+                               .token_offsets = b->token_offsets,
                                .shared = b->shared_y,
                                .shared_gate = b->shared_gate,
                                .residual = in->residual,
@@ -143,6 +199,8 @@ static clmoe_status report(const clmoe_layer *layer, launch *chain, const batch 
         TRY(launch_copy(chain, b->logits, in->logits, logits_bytes));
     TRY(launch_copy(chain, b->ids, in->ids, pairs_bytes));
     TRY(launch_copy(chain, b->pair_weights, in->weights_out, pairs_bytes));
+    TRY(launch_copy(chain, b->token_offsets, in->token_offsets,
+                    ((size_t)in->tokens + 1) * sizeof(cl_int)));
 done:
     return status;
 }
@@ -158,7 +216,7 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch
                               .plan = b->plan,
                               .live = b->live,
                               .token_mask = in->token_mask,
-                              .token_offsets = none,
+                              .token_offsets = b->token_offsets,
                               .state = in->state,
                               .load_target = in->load_target,
                               .scratch = in->scratch,
@@ -173,7 +231,7 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch
                             .plan = b->plan,
                             .live = b->live,
                             .token_mask = in->token_mask,
-                            .token_offsets = none,
+                            .token_offsets = b->token_offsets,
                             .state = in->state,
                             .load_target = in->load_target,
                             .scratch = in->scratch,
@@ -193,9 +251,8 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     TRY(check_forward(layer, args));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
     TRY(bind(layer, args, &b));
-    TRY(route(layer, &chain, &b));
-    TRY(plan(layer, &chain, &b));
-    TRY(experts(layer, &chain, &b));
+    TRY(layer_is_soft_moe(layer) ? soft_moe(layer, &chain, &b) : routed(layer, &chain, &b));
+    TRY(shared(layer, &chain, &b));
     TRY(combine(layer, &chain, &b));
     TRY(report(layer, &chain, &b));
     TRY(balance(layer, &chain, &b));

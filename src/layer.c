@@ -137,11 +137,21 @@ static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
                         .dim = desc->dim,
                         .hidden_dim = layer->columns,
                         .form = GEMM_LINEAR};
+    /* Its k is not known before the batch is. */
+    gemm_shape mix = {.a_type = CLMOE_F32,
+                      .w_type = desc->type,
+                      .c_type = desc->type,
+                      .experts = 1,
+                      .hidden_dim = desc->dim,
+                      .form = GEMM_LINEAR,
+                      .gate_up_transposed = true};
     TRY(use_engine(context, NULL, dense, &layer->dense));
     TRY(use_engine(context, name, shape_of(desc, &desc->experts, desc->num_experts),
                    &layer->experts));
     if (desc->shared.hidden_dim)
         TRY(use_engine(context, name, shape_of(desc, &desc->shared, 1), &layer->shared));
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE)
+        TRY(use_engine(context, NULL, mix, &layer->mix));
 done:
     return status;
 }
@@ -234,8 +244,8 @@ static clmoe_status create_plan(clmoe_layer *layer) {
     };
     clmoe_status status = CLMOE_SUCCESS;
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d", layer->context->group,
-             (int)layer_keep(layer));
+    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d", layer->context->group,
+             (int)layer_keep(layer), layer_is_expert_choice(layer));
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
         TRY(program_kernel(layer->context, "plan", options, kernels[i].name,
                            &layer->kernels[kernels[i].id]));
@@ -253,11 +263,29 @@ done:
     return status;
 }
 
+static clmoe_status create_policy(clmoe_layer *layer) {
+    switch (layer->desc.router.policy) {
+    case CLMOE_POLICY_EXPERT_CHOICE:
+        return expert_choice_kernels_create(layer);
+    case CLMOE_POLICY_SINKHORN:
+        return sinkhorn_kernels_create(layer);
+    case CLMOE_POLICY_SOFT:
+        return soft_kernels_create(layer);
+    case CLMOE_POLICY_SOFT_MOE:
+        return soft_moe_kernels_create(layer);
+    case CLMOE_POLICY_TOKEN_CHOICE:
+        break;
+    }
+    return layer->desc.router.two_level ? two_level_kernels_create(layer) : CLMOE_SUCCESS;
+}
+
 static clmoe_status create_kernels(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_score(layer));
     TRY(noise_kernels_create(layer));
-    TRY(create_topk(layer));
+    if (layer_has_topk(layer))
+        TRY(create_topk(layer));
+    TRY(create_policy(layer));
     TRY(create_plan(layer));
     if (layer_sorts(layer))
         TRY(create_sort(layer));
@@ -314,6 +342,7 @@ void clmoe_layer_destroy(clmoe_layer *layer) {
     release_use(&layer->experts);
     release_use(&layer->shared);
     release_use(&layer->dense);
+    release_use(&layer->mix);
     free(layer);
 }
 

@@ -13,6 +13,29 @@ typedef enum kernel_id {
     KERNEL_NOISE_EXPERTS,
     KERNEL_NOISE,
     KERNEL_TOPK,
+    KERNEL_SINKHORN_START,
+    KERNEL_SINKHORN_EXP,
+    KERNEL_SINKHORN_ROWS,
+    KERNEL_SINKHORN_COLUMNS,
+    KERNEL_SINKHORN_CHOICES,
+    KERNEL_SINKHORN_WEIGHTS,
+    KERNEL_SOFT,
+    KERNEL_TWO_LEVEL_SCORES,
+    KERNEL_TWO_LEVEL_TOPK,
+    KERNEL_CHOICE_KEYS,
+    KERNEL_CHOICE_THRESHOLDS,
+    KERNEL_CHOICE_COUNTS,
+    KERNEL_CHOICE_OFFSETS,
+    KERNEL_CHOICE_PAIRS,
+    KERNEL_SOFT_MOE_NORMS,
+    KERNEL_SOFT_MOE_SLOT_NORMS,
+    KERNEL_SOFT_MOE_LOGITS,
+    KERNEL_SOFT_MOE_PARTIALS,
+    KERNEL_SOFT_MOE_COLUMNS,
+    KERNEL_SOFT_MOE_DISPATCH,
+    KERNEL_SOFT_MOE_COMBINE,
+    KERNEL_SOFT_MOE_PLAN,
+    KERNEL_SOFT_MOE_CLEAR,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,
@@ -51,6 +74,7 @@ struct clmoe_layer {
     uint32_t balance_group;   /* work-items per group in sums.cl, stats.cl and loss.cl */
     gemm_use experts, shared;
     gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
+    gemm_use mix;   /* of Soft MoE: f32 weights times rows of x or ye, by device */
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
@@ -120,5 +144,38 @@ clmoe_status control_kernels_create(clmoe_layer *layer);
 
 /* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
 clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
+
+static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
+    return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+}
+
+static inline bool layer_is_soft_moe(const clmoe_layer *layer) {
+    return layer->desc.router.policy == CLMOE_POLICY_SOFT_MOE;
+}
+
+/* Rows of weights.router. */
+static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
+    return layer_is_soft_moe(layer) ? layer->columns * layer->desc.router.slots_per_expert
+                                    : layer->columns;
+}
+
+/* Whether the policy makes its own scores of l, after softcap and temperature. */
+static inline bool layer_chooses_by_logit(const clmoe_layer *layer) {
+    return layer->desc.router.policy == CLMOE_POLICY_SINKHORN || layer->desc.router.two_level;
+}
+
+/* Whether topk.cl chooses; the other policies have kernels of their own. */
+static inline bool layer_has_topk(const clmoe_layer *layer) {
+    clmoe_policy policy = layer->desc.router.policy;
+    return policy == CLMOE_POLICY_SINKHORN ||
+           (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.two_level);
+}
+
+/* Kernels of the policies, made where the descriptor asks for them. */
+clmoe_status sinkhorn_kernels_create(clmoe_layer *layer);
+clmoe_status soft_kernels_create(clmoe_layer *layer);
+clmoe_status two_level_kernels_create(clmoe_layer *layer);
+clmoe_status expert_choice_kernels_create(clmoe_layer *layer);
+clmoe_status soft_moe_kernels_create(clmoe_layer *layer);
 
 #endif

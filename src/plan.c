@@ -49,11 +49,11 @@ done:
 }
 
 /* The arguments plan_histogram and plan_scatter share, in the order of plan.cl's WALK_ARGS. */
-#define WALK_ARGS(layer, args, order, histogram, block_size)                                       \
+#define WALK_ARGS(layer, args, order, histogram, block_size, pairs)                                \
     ARG_F32((args)->ids), ARG_F32((args)->live), ARG_U8((args)->token_mask),                       \
         ARG_F32((args)->token_offsets), ARG_F32(order), ARG_F32(histogram),                        \
         arg_u32((args)->tokens), arg_u32((layer)->desc.top_k), arg_u32((layer)->columns),          \
-        arg_u32(block_size)
+        arg_u32(block_size), arg_u32(pairs)
 
 clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -85,9 +85,9 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
         order = buffers.order[0];
     }
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_HISTOGRAM],
-                   WALK_ARGS(layer, args, order, histogram, blocks.size), ARG_F32(slot_of),
-                   ARG_F32(row_of), ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(plan->slots),
-                   arg_u32(plan->slots / plan->row_tile)));
+                   WALK_ARGS(layer, args, order, histogram, blocks.size, plan->pairs),
+                   ARG_F32(slot_of), ARG_F32(row_of), ARG_F32(token_of), ARG_F32(tile_expert),
+                   arg_u32(plan->slots), arg_u32(plan->slots / plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_HISTOGRAM], blocks.count, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCAN], ARG_F32(histogram), ARG_F32(load), ARG_F32(kept),
                    ARG_F32(args->state), arg_u32(blocks.count), arg_u32(columns), arg_u32(experts),
@@ -97,9 +97,10 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
                    arg_u32(dropless), arg_u32(plan->capacity), arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_OFFSETS], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCATTER],
-                   WALK_ARGS(layer, args, order, histogram, blocks.size), ARG_F32(kept),
-                   ARG_F32(offsets), ARG_F32(slot_of), ARG_F32(row_of), ARG_F32(token_of),
-                   ARG_F32(tile_expert), arg_u32(experts), arg_u32(plan->row_tile)));
+                   WALK_ARGS(layer, args, order, histogram, blocks.size, plan->pairs),
+                   ARG_F32(kept), ARG_F32(offsets), ARG_F32(slot_of), ARG_F32(row_of),
+                   ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(experts),
+                   arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCATTER], blocks.count, group));
 done:
     return status;

@@ -20,6 +20,7 @@ clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_sco
     clmoe_status status = CLMOE_SUCCESS;
     bool external = args->logits_in.mem != NULL;
     clmoe_buf none = {0}, x = args->x, logits = external ? args->logits_in : args->logits;
+    router_switches switches = layer->router;
     cl_kernel kernel = layer->kernels[KERNEL_SCORE];
     workspace_layout ws;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
@@ -40,9 +41,12 @@ clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_sco
         TRY(step_noise(layer, chain, &noise));
         logits = workspace_region(&ws, REGION_NOISY, none, args->scratch);
     }
+    switches.topk_first |= layer_chooses_by_logit(layer);
     TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores), ARG_F32(args->state),
-                   arg_struct(&layer->router, sizeof layer->router)));
+                   arg_struct(&switches, sizeof switches)));
     TRY(launch_1d(chain, kernel, args->tokens, layer->score_group));
+    if (layer->desc.router.two_level)
+        TRY(step_two_level_scores(layer, chain, args));
 done:
     return status;
 }

@@ -10,6 +10,45 @@
 
 clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_score_args *args);
 clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+/* What step_topk() does by the layer's policy. */
+clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
+                               const clmoe_topk_args *args);
+clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
+                                const clmoe_topk_args *args);
+/* scores, l at first, become those of two levels. */
+clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
+                                   const clmoe_score_args *args);
+clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
+                                 const clmoe_topk_args *args);
+
+/* Buffers of a Soft MoE batch: N = E p columns, S slots. */
+typedef struct soft_moe_args {
+    uint32_t tokens;
+    const clmoe_weights *weights;
+    clmoe_buf x;          /* [T,D] */
+    clmoe_buf token_mask; /* optional [T] u8 */
+    clmoe_buf clean;      /* [T,D]: x, 0 where a token takes no part */
+    clmoe_buf plan;
+    clmoe_buf ones;              /* [T] f32 */
+    clmoe_buf token_norms;       /* [T] f32 */
+    clmoe_buf slot_norms;        /* [N] f32 */
+    clmoe_buf logits;            /* [T,N] f32 */
+    clmoe_buf tops;              /* [T,2] f32 */
+    clmoe_buf partials;          /* [blocks,N,2] f32 */
+    clmoe_buf columns;           /* [N,2] f32 */
+    clmoe_buf dispatch, combine; /* [S,T] and [T,S] f32 */
+    clmoe_buf xe, ye, mixed;     /* [S,D], [S,D], [T,D] */
+} soft_moe_args;
+
+/* x -> xe, combine and a plan of constant buckets. */
+clmoe_status step_soft_moe_dispatch(const clmoe_layer *layer, launch *chain,
+                                    const soft_moe_args *args);
+/* ye -> mixed: what step_combine() takes as one pair per token, of weight 1. */
+clmoe_status step_soft_moe_combine(const clmoe_layer *layer, launch *chain,
+                                   const soft_moe_args *args);
+
 clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args);
 clmoe_status step_dispatch(const clmoe_layer *layer, launch *chain,
                            const clmoe_dispatch_args *args);

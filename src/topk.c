@@ -11,7 +11,8 @@ static clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args 
     return (clmoe_buf){args->state.mem, args->state.offset + sizeof(clmoe_state)};
 }
 
-clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
+                               const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel kernel = layer->kernels[KERNEL_TOPK];
@@ -25,4 +26,21 @@ clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk
                   layer->context->group));
 done:
     return status;
+}
+
+clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    switch (router->policy) {
+    case CLMOE_POLICY_EXPERT_CHOICE:
+        return step_expert_choice(layer, chain, args);
+    case CLMOE_POLICY_SINKHORN:
+        return step_sinkhorn(layer, chain, args);
+    case CLMOE_POLICY_SOFT:
+        return step_soft(layer, chain, args);
+    case CLMOE_POLICY_TOKEN_CHOICE:
+    case CLMOE_POLICY_SOFT_MOE:
+        break;
+    }
+    return router->two_level ? step_two_level_topk(layer, chain, args)
+                             : step_token_choice(layer, chain, args);
 }

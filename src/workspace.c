@@ -6,6 +6,9 @@
 enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
 enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
+/* Tokens that Sinkhorn's blocks are multiples of, on CPUs and elsewhere. */
+enum { SERIAL_ROWS = 256, ROWS = 32 };
+
 /* Sizes that must fit the plan's 31-bit integers. */
 #define MAX_PAIRS ((size_t)1 << 30)
 #define MAX_SLOTS ((size_t)INT32_MAX)
@@ -53,15 +56,29 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
     };
 }
 
+block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens) {
+    uint32_t unit = context->group == 1 ? SERIAL_ROWS : ROWS;
+    uint32_t units = tokens / unit + (tokens % unit != 0);
+    block_split split = {.size = unit * (units / MAX_BLOCKS + (units % MAX_BLOCKS != 0))};
+    split.count = tokens ? tokens / split.size + (tokens % split.size != 0) : 0;
+    return split;
+}
+
 /* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
 static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_plan_layout *plan) {
     size_t pairs = (size_t)tokens * layer->desc.top_k, experts = layer->desc.num_experts, slots;
+    if (layer_is_expert_choice(layer))
+        pairs = experts * layer_capacity(layer, tokens);
     if (pairs > MAX_PAIRS)
         return fail(CLMOE_UNSUPPORTED, "tokens is %u: %zu pairs are more than 2^30", tokens, pairs);
     plan->pairs = (uint32_t)pairs;
-    plan->row_tile = layer->experts.engine->row_tile(layer->context, (uint32_t)(pairs / experts));
+    size_t rows = layer_is_soft_moe(layer) ? layer_router_rows(layer) : pairs;
+    plan->row_tile = layer->experts.engine->row_tile(layer->context, (uint32_t)(rows / experts));
     plan->capacity = 0;
-    if (layer_is_dropless(layer)) {
+    if (layer_is_soft_moe(layer)) {
+        plan->capacity = layer->desc.router.slots_per_expert;
+        slots = experts * round_up(plan->capacity, plan->row_tile);
+    } else if (layer_is_dropless(layer)) {
         slots = round_up(pairs + (experts < pairs ? experts : pairs) * (plan->row_tile - 1),
                          plan->row_tile);
     } else {
@@ -145,6 +162,57 @@ static size_t balance_bytes(region_id id, const batch *b) {
     }
 }
 
+/* What the policies need beside the scores; nothing for plain token choice. */
+static size_t policy_bytes(region_id id, const batch *b) {
+    const clmoe_router_desc *router = &b->layer->desc.router;
+    size_t columns = b->layer->columns;
+    bool expert_choice = layer_is_expert_choice(b->layer);
+    bool sinkhorn = router->policy == CLMOE_POLICY_SINKHORN;
+    switch ((int)id) {
+    case REGION_TOKEN_OFFSETS:
+        return expert_choice ? matrix(b->tokens + 1, 1) : 0;
+    case REGION_CHOICE_THRESHOLDS:
+        return expert_choice ? matrix(columns, 2) : 0;
+    case REGION_CHOICE_KEYS:
+        return expert_choice ? matrix(columns, b->tokens) : 0;
+    case REGION_CHOICES:
+        return sinkhorn ? matrix(b->tokens, columns) : 0;
+    case REGION_SINKHORN_TOPS:
+        return sinkhorn || layer_is_soft_moe(b->layer) ? matrix(b->tokens, 2) : 0;
+    case REGION_SINKHORN_BALANCE:
+        return sinkhorn ? matrix(columns + 2, 1) : 0;
+    case REGION_SINKHORN_PARTIALS:
+        return sinkhorn
+                   ? matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, columns)
+                   : 0;
+    case REGION_GROUP_LOGITS:
+        return router->two_level ? matrix(b->tokens, router->num_groups) : 0;
+    }
+    return 0;
+}
+
+static size_t soft_moe_bytes(region_id id, const batch *b) {
+    const clmoe_layer_desc *desc = &b->layer->desc;
+    size_t columns = layer_router_rows(b->layer);
+    switch ((int)id) {
+    case REGION_SOFT_X:
+    case REGION_MIXED:
+        return matrix_of(b->tokens, desc->dim, type_bytes(desc->type));
+    case REGION_TOKEN_NORMS:
+        return matrix(b->tokens, 1);
+    case REGION_SLOT_NORMS:
+        return matrix(columns, 1);
+    case REGION_SOFT_PARTIALS:
+        return matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, 2 * columns);
+    case REGION_SOFT_COLUMNS:
+        return matrix(columns, 2);
+    case REGION_SOFT_DISPATCH:
+    case REGION_SOFT_COMBINE:
+        return matrix(b->slots, b->tokens);
+    }
+    return 0;
+}
+
 static size_t region_bytes(region_id id, const batch *b) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
@@ -152,6 +220,7 @@ static size_t region_bytes(region_id id, const batch *b) {
     size_t x = type_bytes(desc->type);
     switch (id) {
     case REGION_LOGITS:
+        return matrix(b->tokens, layer_router_rows(layer));
     case REGION_SCORES:
         return matrix(b->tokens, layer->columns);
     case REGION_NOISY:
@@ -167,6 +236,24 @@ static size_t region_bytes(region_id id, const batch *b) {
         return matrix(b->pairs, 1);
     case REGION_LIVE:
         return matrix(b->tokens, 1);
+    case REGION_TOKEN_OFFSETS:
+    case REGION_CHOICE_THRESHOLDS:
+    case REGION_CHOICE_KEYS:
+    case REGION_CHOICES:
+    case REGION_SINKHORN_TOPS:
+    case REGION_SINKHORN_BALANCE:
+    case REGION_SINKHORN_PARTIALS:
+    case REGION_GROUP_LOGITS:
+        return policy_bytes(id, b);
+    case REGION_SOFT_X:
+    case REGION_TOKEN_NORMS:
+    case REGION_SLOT_NORMS:
+    case REGION_SOFT_PARTIALS:
+    case REGION_SOFT_COLUMNS:
+    case REGION_SOFT_DISPATCH:
+    case REGION_SOFT_COMBINE:
+    case REGION_MIXED:
+        return layer_is_soft_moe(layer) ? soft_moe_bytes(id, b) : 0;
     case REGION_HISTOGRAM:
         return matrix(b->blocks, larger(layer->columns, SORT_BINS));
     case REGION_SORT_KEYS:
@@ -175,7 +262,9 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_SORT_ORDER_2:
         return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
     case REGION_XE:
-        return layer->experts.engine->gathers ? 0 : matrix_of(b->slots, desc->dim, x);
+        return layer->experts.engine->gathers && !layer_is_soft_moe(layer)
+                   ? 0
+                   : matrix_of(b->slots, desc->dim, x);
     case REGION_HIDDEN:
         return matrix_of(b->slots, desc->experts.hidden_dim, x);
     case REGION_YE:
@@ -206,7 +295,7 @@ static size_t region_bytes(region_id id, const batch *b) {
 /* What a backward pass reads again; the rest is computed anew or not needed. */
 static bool region_is_saved(region_id id) {
     return id == REGION_SCORES || id == REGION_IDS || id == REGION_WEIGHTS || id == REGION_LIVE ||
-           id == REGION_PLAN || id == REGION_YE;
+           id == REGION_TOKEN_OFFSETS || id == REGION_PLAN || id == REGION_YE;
 }
 
 clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,

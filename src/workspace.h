@@ -8,17 +8,33 @@
 
 /* X: the storage type of x and y. */
 typedef enum region_id {
-    REGION_LOGITS,    /* [T,R] f32 */
-    REGION_SCORES,    /* [T,R] f32 */
-    REGION_NOISY,     /* [T,R] f32, for noisy layers */
-    REGION_NOISE_RAW, /* [T,R] f32: x Wn^T, with learned noise */
-    REGION_DROPOUT,   /* [2,R] f32, with expert dropout: draws, then 1 where masked */
-    REGION_JITTERED,  /* [T,D] X, with jitter */
-    REGION_IDS,       /* [T,K] i32 */
-    REGION_WEIGHTS,   /* [T,K] f32 */
-    REGION_LIVE,      /* [T] i32 */
-    REGION_PLAN,      /* clmoe_plan_layout */
-    REGION_HISTOGRAM, /* [blocks, max(R, 256)] u32 */
+    REGION_LOGITS,            /* [T,R] f32 */
+    REGION_SCORES,            /* [T,R] f32 */
+    REGION_NOISY,             /* [T,R] f32, for noisy layers */
+    REGION_NOISE_RAW,         /* [T,R] f32: x Wn^T, with learned noise */
+    REGION_DROPOUT,           /* [2,R] f32, with expert dropout: draws, then 1 where masked */
+    REGION_JITTERED,          /* [T,D] X, with jitter */
+    REGION_IDS,               /* [pairs] i32 */
+    REGION_WEIGHTS,           /* [pairs] f32 */
+    REGION_LIVE,              /* [T] i32 */
+    REGION_TOKEN_OFFSETS,     /* [T+1] i32, with expert choice; as the next two */
+    REGION_CHOICE_THRESHOLDS, /* [R,2] u32 */
+    REGION_CHOICE_KEYS,       /* [R,T] u32 */
+    REGION_CHOICES,           /* [T,R] f32, with Sinkhorn; as the next three */
+    REGION_SINKHORN_TOPS,     /* [T,2] f32 */
+    REGION_SINKHORN_BALANCE,  /* [R+2] f32 */
+    REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
+    REGION_SOFT_X,            /* [T,D] X, with Soft MoE; as the next seven; N = E p */
+    REGION_TOKEN_NORMS,       /* [T] f32 */
+    REGION_SLOT_NORMS,        /* [N] f32 */
+    REGION_SOFT_PARTIALS,     /* [blocks,N,2] f32 */
+    REGION_SOFT_COLUMNS,      /* [N,2] f32 */
+    REGION_SOFT_DISPATCH,     /* [S,T] f32 */
+    REGION_SOFT_COMBINE,      /* [T,S] f32 */
+    REGION_MIXED,             /* [T,D] X */
+    REGION_GROUP_LOGITS,      /* [T,num_groups] f32, with two levels */
+    REGION_PLAN,              /* clmoe_plan_layout */
+    REGION_HISTOGRAM,         /* [blocks, max(R, 256)] u32 */
     REGION_SORT_KEYS, /* [T*K] u32, for the keep rules priority and weight; as the next three */
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
@@ -67,6 +83,9 @@ block_split workspace_blocks(const clmoe_context *context, uint32_t count);
  * them or not, so that no value depends on what else is asked for.
  */
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked);
+
+/* How Sinkhorn's sums over tokens are cut into blocks. */
+block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens);
 
 /* The place of an array of the plan. */
 static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {

@@ -281,6 +281,12 @@ uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens) {
     return (uint32_t)fmin(rows, tokens);
 }
 
+size_t ref_pairs(const clmoe_layer_desc *desc, uint32_t tokens) {
+    if (desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE)
+        return (size_t)desc->num_experts * ref_capacity(desc, tokens);
+    return (size_t)tokens * desc->top_k;
+}
+
 static uint32_t round_up(uint32_t n, uint32_t to) {
     return (n + to - 1) / to * to;
 }
@@ -341,7 +347,7 @@ static void fill_i32(int32_t *list, size_t n, int32_t value) {
 }
 
 static void plan_alloc(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan) {
-    size_t R = ref_columns(desc), pairs = (size_t)in->tokens * desc->top_k;
+    size_t R = ref_columns(desc), pairs = ref_pairs(desc, in->tokens);
     plan->pairs = (uint32_t)pairs;
     plan->slots = in->slots;
     plan->row_tile = in->row_tile;

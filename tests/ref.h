@@ -19,10 +19,18 @@ typedef struct ref_weights {
     const float *router, *router_bias, *select_bias, *expert_scale;
     ref_mlp_weights experts, shared;
     const float *shared_gate, *output_bias;
+    const float *group_router;
 } ref_weights;
 
 static inline uint32_t ref_columns(const clmoe_layer_desc *desc) {
     return desc->num_experts + desc->num_identity_experts;
+}
+
+/* Rows of weights.router: R, or with Soft MoE one per slot. */
+static inline uint32_t ref_router_rows(const clmoe_layer_desc *desc) {
+    return desc->router.policy == CLMOE_POLICY_SOFT_MOE
+               ? desc->num_experts * desc->router.slots_per_expert
+               : ref_columns(desc);
 }
 
 /* x [T,D] -> logits [T,R]. */
@@ -50,6 +58,9 @@ double ref_choice_gap(const clmoe_layer_desc *desc, uint32_t tokens, const doubl
 
 /* C, 0 when dropless. */
 uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens);
+
+/* Pairs of a batch: T*K, with expert choice E*C. */
+size_t ref_pairs(const clmoe_layer_desc *desc, uint32_t tokens);
 
 typedef struct ref_plan_in {
     uint32_t tokens;
@@ -109,12 +120,14 @@ typedef struct ref_forward_in {
 /* Everything a batch yields, allocated by ref_forward(). */
 typedef struct ref_result {
     double *logits, *scores; /* [T,R] */
-    int32_t *ids;            /* [T,K] */
-    double *pair_weights;    /* [T,K] */
-    int32_t *live;           /* [T], NULL with ids_in */
+    int32_t *ids;            /* [pairs] */
+    double *pair_weights;    /* [pairs] */
+    int32_t *live;           /* [T], NULL with ids_in and with expert choice */
+    int32_t *token_offsets;  /* [T+1], with expert choice only */
     ref_plan plan;           /* of row_tile 1 */
     clmoe_stats stats;
     double *y;         /* [T,D] */
+    double *mixed;     /* [T,D], with Soft MoE only, which has y and nothing else */
     double choice_gap; /* infinite with ids_in */
     double order_gap;  /* the like for the keep rules that order pairs by weight, else infinite */
 } ref_result;

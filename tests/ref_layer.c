@@ -1,5 +1,5 @@
 /* The oracle's experts, combine, statistics and the whole layer; routing is in ref.c. */
-#include "ref.h"
+#include "ref_policy.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -181,8 +181,14 @@ static void add_routed(const clmoe_layer_desc *desc, const ref_forward_in *in, s
                        const ref_result *r, double *y) {
     size_t D = desc->dim, K = desc->top_k;
     const float *x = in->x + t * D;
+    for (size_t d = 0; d < D && r->mixed; d++)
+        y[d] += r->mixed[t * D + d];
+    if (r->mixed)
+        return;
     double *out = make(D, sizeof *out);
-    for (size_t p = t * K; p < t * K + K; p++) {
+    size_t first = r->token_offsets ? (size_t)r->token_offsets[t] : t * K;
+    size_t end = r->token_offsets ? (size_t)r->token_offsets[t + 1] : t * K + K;
+    for (size_t p = first; p < end; p++) {
         double w = r->pair_weights[p];
         if (r->plan.slot_of[p] == -1)
             continue;
@@ -221,6 +227,10 @@ static void route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_re
             r->logits[i] = (double)in->logits_in[i];
     else
         ref_logits(desc, in->tokens, in->x, in->weights, r->logits);
+    if (ref_policy_route(desc, in, r)) {
+        free(f32);
+        return;
+    }
     ref_scores(desc, in->tokens, r->logits, r->scores);
     for (size_t i = 0; i < n; i++)
         f32[i] = (float)r->scores[i];
@@ -243,20 +253,21 @@ static double order_gap(const clmoe_layer_desc *desc, const double *w, size_t n)
 }
 
 static void forward_plan(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
-    size_t pairs = (size_t)in->tokens * desc->top_k;
+    size_t pairs = ref_pairs(desc, in->tokens);
     uint32_t capacity = ref_capacity(desc, in->tokens);
     float *f32 = make(pairs, sizeof *f32);
     for (size_t p = 0; p < pairs; p++)
         f32[p] = (float)r->pair_weights[p];
     uint32_t slots = capacity ? desc->num_experts * capacity : (uint32_t)pairs;
-    ref_plan_in plan = {in->tokens, slots, 1, r->ids, f32, r->live, in->token_mask, NULL};
+    ref_plan_in plan = {in->tokens,     slots,           1, r->ids, f32, r->live,
+                        in->token_mask, r->token_offsets};
     ref_plan_make(desc, &plan, &r->plan);
     r->order_gap = order_gap(desc, r->pair_weights, pairs);
     free(f32);
 }
 
 void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *result) {
-    size_t T = in->tokens, R = ref_columns(desc), pairs = T * desc->top_k;
+    size_t T = in->tokens, R = ref_columns(desc), pairs = ref_pairs(desc, in->tokens);
     ref_result *r = result;
     memset(r, 0, sizeof *r);
     r->logits = make(T * R, sizeof *r->logits);
@@ -265,6 +276,12 @@ void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_res
     r->pair_weights = make(pairs, sizeof *r->pair_weights);
     r->y = make(T * desc->dim, sizeof *r->y);
     r->choice_gap = INFINITY;
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE) {
+        r->mixed = make(T * desc->dim, sizeof *r->mixed);
+        ref_soft_moe(desc, in, r->mixed);
+        outputs(desc, in, r);
+        return;
+    }
     if (in->ids_in)
         for (size_t p = 0; p < pairs; p++) {
             r->ids[p] = in->ids_in[p];
@@ -286,6 +303,8 @@ void ref_result_free(ref_result *result) {
     free(result->ids);
     free(result->pair_weights);
     free(result->live);
+    free(result->token_offsets);
+    free(result->mixed);
     free(result->y);
     ref_plan_free(&result->plan);
     memset(result, 0, sizeof *result);

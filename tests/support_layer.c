@@ -66,8 +66,9 @@ ref_weights weights_make(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc), D = desc->dim;
     ref_weights w = {0};
-    float *matrix = random_eighths(R * D, 0.4);
-    round_all(router->weight_type, matrix, R * D);
+    size_t rows = ref_router_rows(desc);
+    float *matrix = random_eighths(rows * D, 0.4);
+    round_all(router->weight_type, matrix, rows * D);
     w.router = matrix;
     w.router_bias = router->bias ? random_eighths(R, 0.5) : NULL;
     w.select_bias = some(CLMOE_F32, router->select_bias ? R : 0, 0.3);
@@ -76,6 +77,7 @@ ref_weights weights_make(const clmoe_layer_desc *desc) {
     w.shared = mlp_make(desc->weight_type, &desc->shared, 1, D);
     w.shared_gate = some(router->weight_type, desc->shared_gate ? D : 0, 0.3);
     w.output_bias = some(desc->weight_type, desc->output_bias ? D : 0, 0.5);
+    w.group_router = some(router->weight_type, router->two_level ? router->num_groups * D : 0, 0.4);
     return w;
 }
 
@@ -93,7 +95,8 @@ static clmoe_mlp_weights mlp_upload(clmoe_type type, const clmoe_mlp_desc *mlp, 
 clmoe_weights weights_upload(const clmoe_layer_desc *desc, const ref_weights *w) {
     size_t R = ref_columns(desc), D = desc->dim;
     return (clmoe_weights){
-        .router = buf_of_type(desc->router.weight_type, w->router, R * D),
+        .router =
+            buf_of_type(desc->router.weight_type, w->router, (size_t)ref_router_rows(desc) * D),
         .router_bias = buf_of(w->router_bias, R * F32),
         .select_bias = buf_of(w->select_bias, R * F32),
         .expert_scale = buf_of(w->expert_scale, R * F32),
@@ -101,6 +104,8 @@ clmoe_weights weights_upload(const clmoe_layer_desc *desc, const ref_weights *w)
         .shared = mlp_upload(desc->weight_type, &desc->shared, 1, D, &w->shared),
         .shared_gate = buf_of_type(desc->router.weight_type, w->shared_gate, D),
         .output_bias = buf_of_type(desc->weight_type, w->output_bias, D),
+        .group_router = buf_of_type(desc->router.weight_type, w->group_router,
+                                    (size_t)desc->router.num_groups * D),
     };
 }
 
@@ -114,7 +119,7 @@ clmoe_buf scratch_of(clmoe_layer *layer, uint32_t tokens) {
 
 clmoe_buf plan_run(clmoe_layer *layer, const clmoe_layer_desc *desc, ref_plan_in *in,
                    clmoe_plan_layout *layout) {
-    size_t T = in->tokens, pairs = T * desc->top_k;
+    size_t T = in->tokens, pairs = ref_pairs(desc, in->tokens);
     OK(clmoe_plan_layout_get(layer, in->tokens, layout));
     in->slots = layout->slots;
     in->row_tile = layout->row_tile;
@@ -182,9 +187,10 @@ const ref_result *batch_reference(const batch *b) {
 
 void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     const ref_forward_in *in = &b->in;
-    size_t T = in->tokens, D = b->desc.dim, R = ref_columns(&b->desc), pairs = T * b->desc.top_k;
+    size_t T = in->tokens, D = b->desc.dim, R = ref_columns(&b->desc);
+    size_t pairs = ref_pairs(&b->desc, in->tokens);
     clmoe_type type = b->desc.type;
-    bool all = !b->no_outputs;
+    bool all = !b->no_outputs && b->desc.router.policy != CLMOE_POLICY_SOFT_MOE;
     size_t saved = 0, scratch = 0;
     OK(clmoe_layer_memory(layer, in->tokens, &saved, &scratch));
     d->weights = weights_upload(&b->desc, &b->weights);
@@ -206,6 +212,8 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     if (all && !in->ids_in) {
         args->ids = buf_new(pairs * 4);
         args->weights_out = buf_new(pairs * F32);
+        if (b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE)
+            args->token_offsets = buf_new((T + 1) * 4);
     }
     if (all)
         args->stats = buf_new(clmoe_stats_size(layer));
@@ -227,12 +235,15 @@ void compare_stats(const uint32_t *got, const clmoe_stats *want, const ref_plan 
 }
 
 void batch_compare(const batch *b, const device_batch *d, const ref_result *want) {
-    size_t T = b->in.tokens, pairs = T * b->desc.top_k;
+    size_t T = b->in.tokens, pairs = ref_pairs(&b->desc, b->in.tokens);
     const clmoe_forward_args *args = &d->args;
     if (args->logits.mem)
         compare_floats("logits", buf_get(args->logits), want->logits, T * want->stats.columns,
                        STEP_TOLERANCE);
-    if (args->ids.mem)
+    if (args->token_offsets.mem) {
+        compare_ints("token_offsets", buf_get(args->token_offsets), want->token_offsets, T + 1);
+        compare_ints("ids", buf_get(args->ids), want->ids, pairs);
+    } else if (args->ids.mem)
         compare_ids(&b->desc, b->in.tokens, buf_get(args->ids), want->ids, want->live);
     if (args->weights_out.mem)
         compare_floats("weights", buf_get(args->weights_out), want->pair_weights, pairs,

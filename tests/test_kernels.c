@@ -60,6 +60,41 @@ static void many_columns(clmoe_layer_desc *d) {
     d->experts.hidden_dim = 2;
 }
 
+static void expert_choice(clmoe_layer_desc *d) {
+    d->num_experts = 14;
+    d->num_identity_experts = 0;
+    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    d->router.expert_scale = 1;
+    d->capacity.rows = 3;
+}
+
+static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+    d->router.sinkhorn_iterations = 3;
+    d->router.expert_scale = 1;
+}
+
+static void soft(clmoe_layer_desc *d) {
+    d->top_k = d->num_experts + d->num_identity_experts;
+    d->router.policy = CLMOE_POLICY_SOFT;
+    d->router.renorm = CLMOE_RENORM_SUM;
+}
+
+static void two_level(clmoe_layer_desc *d) {
+    d->top_k = 4;
+    d->router.two_level = 1;
+    d->router.num_groups = 7;
+    d->router.topk_groups = 4;
+    d->router.select_bias = 1;
+}
+
+static void soft_moe(clmoe_layer_desc *d) {
+    d->top_k = 1;
+    d->num_identity_experts = 0;
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->router.slots_per_expert = 3;
+}
+
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
@@ -73,6 +108,11 @@ static const kernel_case cases[] = {
     {"groups and biases", 9, groups_and_biases},
     {"plain MLP", 9, plain_mlp},
     {"many columns", 2, many_columns},
+    {"expert choice", 9, expert_choice},
+    {"Sinkhorn", 9, sinkhorn},
+    {"soft", 9, soft},
+    {"two levels", 9, two_level},
+    {"Soft MoE", 9, soft_moe},
 };
 
 /* The batch again, with the weights in the engine's own form. */

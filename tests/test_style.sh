@@ -39,7 +39,7 @@ level() {
     src/layer.* | src/check*.[ch] | src/workspace.*) echo 3 ;;
     src/steps.h | src/score.c | src/topk.c | src/plan.c | src/dispatch.c | src/experts.c | \
         src/combine.c | src/balance.c | src/stats.c | src/loss.c | src/noise.c | src/sums.c | src/sinkhorn.c | \
-        src/expert_choice.c | src/two_level.c | src/rebalance.c | src/reroute.c | src/state.c | \
+        src/expert_choice.c | src/soft.c | src/two_level.c | src/rebalance.c | src/reroute.c | src/state.c | \
         src/control.c | src/soft_moe.c) echo 4 ;;
     src/cli/*) echo 6 ;;
     src/*) echo 5 ;;

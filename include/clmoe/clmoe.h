@@ -44,7 +44,7 @@
  *   - A context is thread-safe; a layer is used by one thread at a time.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
- * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256), T*K <= 2^30.
+ * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (soft: K = E + Z), T*K <= 2^30.
  */
 #ifndef CLMOE_CLMOE_H
 #define CLMOE_CLMOE_H
@@ -219,23 +219,34 @@ typedef enum clmoe_policy {
      * Each expert takes its C best tokens (Zhou et al. 2022, arXiv 2202.09368), ties to the lower
      * token; needs a capacity. A token gets 0 to E experts, in ascending id. Weights are the scores
      * as they are, times scale and expert_scale. The plan's pairs are E * C, and token_offsets say
-     * which are whose. Masked tokens and logits that are not finite are never taken.
+     * which are whose; pairs that no token owns have id -1. Masked tokens and logits that are not
+     * finite are never taken. Needs score-then-topk order and keep rule position; not with groups,
+     * selection bias, renorm, rebalancing, identity experts, tokens_per_sequence or external ids.
      */
     CLMOE_POLICY_EXPERT_CHOICE = 1,
     /*
      * Token choice by balanced scores (S-BASE, Clark et al. 2022, arXiv 2202.01169; Megatron-Core):
      * C = exp(l), rows scaled by their largest; d1 = 1; repeat d0_t = 1/T / (sum_e C d1 + 1e-8),
      * d1_e = 1/R / (sum_t d0 C + 1e-8) until the mean |change of d1| <= sinkhorn_tolerance, or
-     * sinkhorn_iterations times. Choice is by d1 * C, weights are the unbalanced scores.
+     * sinkhorn_iterations times. Masked tokens take no part in T and the sums, logits that are not
+     * finite have C = 0. Choice is by d1 * C, weights are the unbalanced scores s(l).
      */
     CLMOE_POLICY_SINKHORN = 2,
-    /* Every token passes all experts, weighted by its scores; top_k must be R, and may pass 256. */
+    /*
+     * Every token passes all experts, weighted by its scores; top_k must be R, and may pass 256.
+     * The pairs of a token come in ascending id.
+     */
     CLMOE_POLICY_SOFT = 3,
     /*
      * Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951): each expert has slots_per_expert slots
      * p, weights.router is [E*p,D]; l = soft_scale * x/|x| . r/|r|; a slot's row is the mean of the
      * tokens weighted by softmax of l over the tokens, a token's output the mean of the slots'
-     * outputs weighted by softmax of l over all slots. No pairs, no top-k; top_k must be 1.
+     * outputs weighted by softmax of l over all slots; l is 0 where a norm is 0. No pairs, no
+     * top-k; top_k must be 1. Masked tokens and rows that are not finite enter no slot and get
+     * nothing from one. clmoe_forward() alone has it, not the single steps; of its outputs there is
+     * only y. Scores are softmax; not with what weighs or places pairs: biases, renorm, scales,
+     * noise, capacity, identity experts. N = E*p is at most 2^20, and needs scratch for two [T,N]
+     * matrices more.
      */
     CLMOE_POLICY_SOFT_MOE = 4,
 } clmoe_policy;
@@ -288,8 +299,10 @@ typedef struct clmoe_router_desc {
     /*
      * 1: two levels. Group gate softmax(x Wg^T), Wg = weights.group_router [num_groups,D], picks
      * topk_groups groups (ties to the lower); softmax of l within each picks its K / topk_groups
-     * best, which must divide; a weight is the product of both. Needs score softmax. The pairs of a
-     * token come group by group, the best group first.
+     * best, which must divide; a weight is the product of both. Needs score softmax,
+     * score-then-topk order and token choice; group_score is not used. The pairs of a token come
+     * group by group, in the order of group ids, the best of each group first. The select_bias acts
+     * within the groups.
      */
     uint32_t two_level;
     clmoe_noise noise;
@@ -482,7 +495,7 @@ typedef struct clmoe_mlp_weights {
 } clmoe_mlp_weights;
 
 typedef struct clmoe_weights {
-    clmoe_buf router;       /* [R,D]; not needed with external logits or ids */
+    clmoe_buf router;       /* [R,D], Soft MoE [E*p,D]; not needed with external logits or ids */
     clmoe_buf router_bias;  /* [R] f32, if router.bias */
     clmoe_buf select_bias;  /* [R] f32, if router.select_bias; not given: the state's */
     clmoe_buf expert_scale; /* [R] f32, if router.expert_scale */

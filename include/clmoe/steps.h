@@ -27,8 +27,8 @@ typedef struct clmoe_score_args {
     clmoe_buf logits;             /* [T,R]; not written with logits_in */
     /*
      * [T,R]: what topk chooses by, without the selection bias: s(l), or with topk-then-score order
-     * l itself after softcap and temperature. -infinity where the logit was not finite or dropout
-     * masked it, and with two levels in the groups that were not picked.
+     * or Sinkhorn l itself after softcap and temperature. -infinity where the logit was not finite
+     * or dropout masked it, and with two levels in the groups that were not picked.
      */
     clmoe_buf scores;
     clmoe_buf state; /* optional: noise, jitter, dropout, temperature_scale */
@@ -45,7 +45,8 @@ typedef struct clmoe_topk_args {
     clmoe_buf ids;                /* [T,K] i32 */
     /* [T,K] f32, after renorm and scale; before both with renorm_after_drop. */
     clmoe_buf weights_out;
-    clmoe_buf live; /* [T] i32: how many leading pairs of the token are real, K or fewer */
+    /* [T] i32: how many leading pairs of the token are real, K or fewer; not with expert choice */
+    clmoe_buf live;
     /* Expert choice: [T+1] i32, whose pairs are whose; ids and weights_out are then [pairs]. */
     clmoe_buf token_offsets;
     clmoe_buf token_mask; /* optional [T] u8, for the policies and rebalancing that see the batch */
@@ -85,7 +86,7 @@ typedef struct clmoe_plan_args {
     uint32_t tokens;
     clmoe_buf ids;          /* [pairs] i32 */
     clmoe_buf pair_weights; /* [pairs] f32; needed by the keep rules priority and weight */
-    clmoe_buf live;         /* optional [T] i32 */
+    clmoe_buf live;         /* optional [T] i32; not read with expert choice */
     clmoe_buf token_mask;   /* optional [T] u8 */
     /*
      * Optional [T+1] i32, ascending from 0: token t owns the pairs [token_offsets[t],

@@ -3,8 +3,8 @@
 
 enum { PACKED_ALIGNMENT = 256 };
 
-clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
-                        clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out) {
+static clmoe_status run_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
+                              gemm_weight weight, uint32_t n, uint32_t k, clmoe_buf out) {
     gemm_problem problem = {
         .a_type = use->shape.a_type,
         .w_type = use->shape.w_type,
@@ -16,10 +16,22 @@ clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe
         .form = GEMM_LINEAR,
         .n = n,
         .k = k,
-        .up = {.buf = weight, .row = k, .col = 1, .bias = bias, .bias_row = 1},
+        .up = weight,
         .c = out,
     };
     return use->engine->run(use->state, chain, &problem);
+}
+
+clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
+                        clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out) {
+    const gemm_weight stored = {.buf = weight, .row = k, .col = 1, .bias = bias, .bias_row = 1};
+    return run_dense(use, chain, rows, a, stored, n, k, out);
+}
+
+clmoe_status gemm_dense_transposed(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
+                                   clmoe_buf weight, uint32_t n, uint32_t k, clmoe_buf out) {
+    const gemm_weight stored = {.buf = weight, .row = 1, .col = n};
+    return run_dense(use, chain, rows, a, stored, n, k, out);
 }
 
 /* The two problems of an MLP: gate and up, or up alone, and down. */

@@ -15,6 +15,10 @@ typedef struct gemm_use {
 clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
                         clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out);
 
+/* out [rows,n] = a [rows,k] weight [k,n]: for a use created with gate_up_transposed. */
+clmoe_status gemm_dense_transposed(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
+                                   clmoe_buf weight, uint32_t n, uint32_t k, clmoe_buf out);
+
 /*
  * out [slots,dim] = down(h), h [slots,H] = activation of gate and up. `rows` describes the buckets,
  * A and the row weights: the first part of a gemm_problem; hidden and engine are scratch.

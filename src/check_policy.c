@@ -1,0 +1,160 @@
+/* The descriptor's policy of choice: its ranges, and what it cannot be together with. */
+#include "check.h"
+
+#include <math.h>
+
+#define MAX_SLOTS (1u << 20)
+
+static const char *const policies[] = {"token choice", "expert choice", "Sinkhorn", "soft",
+                                       "Soft MoE"};
+
+/* A field that a policy has no use for. */
+typedef struct unused_field {
+    const char *name;
+    uint32_t value, must_be;
+} unused_field;
+
+static clmoe_status check_unused(const char *policy, const unused_field *fields, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (fields[i].value != fields[i].must_be)
+            return fail(CLMOE_INVALID_DESC, "%s is %u, but with %s it must be %u", fields[i].name,
+                        fields[i].value, policy, fields[i].must_be);
+    return CLMOE_SUCCESS;
+}
+
+#define CHECK_UNUSED(policy, fields)                                                               \
+    check_unused((policy), (fields), sizeof(fields) / sizeof(fields)[0])
+
+/* What only plain token choice has. */
+static clmoe_status check_token_choice_only(const clmoe_layer_desc *desc, const char *policy) {
+    const clmoe_router_desc *router = &desc->router;
+    const unused_field fields[] = {
+        {"router.two_level", router->two_level, 0},
+        {"router.select_bias", router->select_bias, 0},
+        {"router.num_groups", router->num_groups > 1 ? router->num_groups : 0, 0},
+        {"capacity.overflow", (uint32_t)desc->capacity.overflow, CLMOE_OVERFLOW_DROP},
+    };
+    if (router->score == CLMOE_SCORE_SPARSEMIXER)
+        return fail(CLMOE_INVALID_DESC, "router.score is sparsemixer, but the policy is %s",
+                    policy);
+    return CHECK_UNUSED(policy, fields);
+}
+
+static clmoe_status check_expert_choice(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    const unused_field fields[] = {
+        {"num_identity_experts", desc->num_identity_experts, 0},
+        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.renorm", (uint32_t)router->renorm, CLMOE_RENORM_NONE},
+        {"router.renorm_after_drop", router->renorm_after_drop, 0},
+        {"router.rebalance_iterations", router->rebalance_iterations, 0},
+        {"capacity.keep", (uint32_t)desc->capacity.keep, CLMOE_KEEP_POSITION},
+        {"capacity.tokens_per_sequence", desc->capacity.tokens_per_sequence, 0},
+    };
+    if (desc->capacity.rows == 0 && desc->capacity.factor == 0)
+        return fail(CLMOE_INVALID_DESC, "capacity.rows and capacity.factor are 0, but expert "
+                                        "choice needs a capacity");
+    return CHECK_UNUSED("expert choice", fields);
+}
+
+static clmoe_status check_sinkhorn(const clmoe_router_desc *router) {
+    const unused_field fields[] = {
+        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+    };
+    if (router->sinkhorn_iterations < 1 || router->sinkhorn_iterations > 1000)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.sinkhorn_iterations is %u, but must be from 1 to 1000",
+                    router->sinkhorn_iterations);
+    if (!isfinite(router->sinkhorn_tolerance) || router->sinkhorn_tolerance < 0)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.sinkhorn_tolerance is %g, but must be finite and at least 0",
+                    (double)router->sinkhorn_tolerance);
+    return CHECK_UNUSED("Sinkhorn", fields);
+}
+
+static clmoe_status check_soft(const clmoe_layer_desc *desc) {
+    uint32_t columns = desc->num_experts + desc->num_identity_experts;
+    if (desc->top_k != columns)
+        return fail(CLMOE_INVALID_DESC, "top_k is %u, but with the policy soft it must be all %u",
+                    desc->top_k, columns);
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_soft_moe(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    const unused_field fields[] = {
+        {"top_k", desc->top_k, 1},
+        {"num_identity_experts", desc->num_identity_experts, 0},
+        {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
+        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.bias", router->bias, 0},
+        {"router.renorm", (uint32_t)router->renorm, CLMOE_RENORM_NONE},
+        {"router.renorm_after_drop", router->renorm_after_drop, 0},
+        {"router.expert_scale", router->expert_scale, 0},
+        {"router.weight_at", (uint32_t)router->weight_at, CLMOE_WEIGHT_AT_OUTPUT},
+        {"router.noise", (uint32_t)router->noise, CLMOE_NOISE_NONE},
+        {"router.rebalance_iterations", router->rebalance_iterations, 0},
+        {"router.jitter", router->jitter > 0, 0},
+        {"router.expert_dropout", router->expert_dropout > 0, 0},
+        {"router.logit_dropout", router->logit_dropout > 0, 0},
+        {"capacity.rows", desc->capacity.rows, 0},
+        {"capacity.factor", desc->capacity.factor > 0, 0},
+    };
+    if (router->slots_per_expert < 1 || router->slots_per_expert > MAX_SLOTS / desc->num_experts)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.slots_per_expert is %u, but with %u experts must be from 1 to %u",
+                    router->slots_per_expert, desc->num_experts, MAX_SLOTS / desc->num_experts);
+    if (!isfinite(router->soft_scale))
+        return fail(CLMOE_INVALID_DESC, "router.soft_scale is %g, but must be finite",
+                    (double)router->soft_scale);
+    if (router->softcap != 0 || router->temperature != 1 || router->scale != 1)
+        return fail(CLMOE_INVALID_DESC, "router.%s is %g, but Soft MoE has soft_scale instead",
+                    router->softcap != 0       ? "softcap"
+                    : router->temperature != 1 ? "temperature"
+                                               : "scale",
+                    (double)(router->softcap != 0       ? router->softcap
+                             : router->temperature != 1 ? router->temperature
+                                                        : router->scale));
+    return CHECK_UNUSED("Soft MoE", fields);
+}
+
+static clmoe_status check_two_level(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    const unused_field fields[] = {
+        {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
+        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+    };
+    if (router->num_groups <= 1)
+        return fail(CLMOE_INVALID_DESC, "router.num_groups is %u, but two_level needs at least 2",
+                    router->num_groups);
+    if (desc->top_k % router->topk_groups != 0)
+        return fail(CLMOE_INVALID_DESC, "router.topk_groups is %u, but does not divide top_k %u",
+                    router->topk_groups, desc->top_k);
+    return CHECK_UNUSED("two_level", fields);
+}
+
+clmoe_status check_policy(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &desc->router;
+    int policy = (int)router->policy;
+    if (policy < 0 || policy > CLMOE_POLICY_SOFT_MOE)
+        return fail(CLMOE_INVALID_DESC, "router.policy is %d, but must be from 0 to %d", policy,
+                    CLMOE_POLICY_SOFT_MOE);
+    if (router->two_level > 1)
+        return fail(CLMOE_INVALID_DESC, "router.two_level is %u, but must be from 0 to 1",
+                    router->two_level);
+    if (policy != CLMOE_POLICY_TOKEN_CHOICE)
+        TRY(check_token_choice_only(desc, policies[policy]));
+    else if (router->two_level)
+        TRY(check_two_level(desc));
+    if (policy == CLMOE_POLICY_EXPERT_CHOICE)
+        TRY(check_expert_choice(desc));
+    if (policy == CLMOE_POLICY_SINKHORN)
+        TRY(check_sinkhorn(router));
+    if (policy == CLMOE_POLICY_SOFT)
+        TRY(check_soft(desc));
+    if (policy == CLMOE_POLICY_SOFT_MOE)
+        TRY(check_soft_moe(desc));
+done:
+    return status;
+}

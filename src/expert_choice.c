@@ -1,0 +1,72 @@
+/* scores -> the tokens each expert takes, as pairs in the order of tokens. */
+#include "program.h"
+#include "steps.h"
+
+#include <stdio.h>
+
+/* As in expert_choice.cl: the side of a tile of keys, and tokens per work-item on CPUs. */
+enum { SIDE = 32, SERIAL_SPAN = 128 };
+
+clmoe_status expert_choice_kernels_create(clmoe_layer *layer) {
+    static const struct {
+        kernel_id id;
+        const char *name;
+    } kernels[] = {
+        {KERNEL_CHOICE_KEYS, "choice_keys"},     {KERNEL_CHOICE_THRESHOLDS, "choice_thresholds"},
+        {KERNEL_CHOICE_COUNTS, "choice_counts"}, {KERNEL_CHOICE_OFFSETS, "choice_offsets"},
+        {KERNEL_CHOICE_PAIRS, "choice_pairs"},
+    };
+    clmoe_status status = CLMOE_SUCCESS;
+    char options[32];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
+        TRY(program_kernel(layer->context, "expert_choice", options, kernels[i].name,
+                           &layer->kernels[kernels[i].id]));
+done:
+    return status;
+}
+
+static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
+                           uint32_t capacity, clmoe_buf keys, clmoe_buf thresholds) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cl_kernel *kernels = layer->kernels;
+    uint32_t group = layer->context->group, columns = layer->columns, tokens = args->tokens;
+    size_t tiles[] = {tokens / SIDE + (tokens % SIDE != 0), columns / SIDE + (columns % SIDE != 0)};
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(args->scores), ARG_U8(args->token_mask),
+                   ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
+    TRY(launch_kernel(chain, kernels[KERNEL_CHOICE_KEYS], 2, tiles, (size_t[]){group, 1}));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_THRESHOLDS], ARG_F32(keys), ARG_F32(thresholds),
+                   arg_u32(tokens), arg_u32(capacity)));
+    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_THRESHOLDS], columns, group));
+done:
+    return status;
+}
+
+clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
+                                const clmoe_topk_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &layer->desc.router;
+    const cl_kernel *kernels = layer->kernels;
+    uint32_t group = layer->context->group, columns = layer->columns, tokens = args->tokens;
+    size_t each = group == 1 ? SERIAL_SPAN : group, groups = tokens / each + (tokens % each != 0);
+    clmoe_buf none = {0};
+    workspace_layout ws;
+    TRY(workspace_layout_get(layer, tokens, &ws));
+    clmoe_buf keys = workspace_region(&ws, REGION_CHOICE_KEYS, none, args->scratch);
+    clmoe_buf thresholds = workspace_region(&ws, REGION_CHOICE_THRESHOLDS, none, args->scratch);
+    if (tokens > 0)
+        TRY(choose(layer, chain, args, ws.plan.capacity, keys, thresholds));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_COUNTS], ARG_F32(keys), ARG_F32(thresholds),
+                   ARG_F32(args->token_offsets), arg_u32(tokens), arg_u32(columns)));
+    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_COUNTS], groups, group));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_OFFSETS], ARG_F32(args->token_offsets), arg_u32(tokens)));
+    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_OFFSETS], 1, group));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_PAIRS], ARG_F32(keys), ARG_F32(thresholds),
+                   ARG_F32(args->token_offsets),
+                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
+                   ARG_F32(args->ids), ARG_F32(args->weights_out), arg_u32(tokens),
+                   arg_u32(columns), arg_u32(ws.plan.pairs), arg_f32(router->scale)));
+    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_PAIRS], groups, group));
+done:
+    return status;
+}

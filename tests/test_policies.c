@@ -1,0 +1,609 @@
+/* Who chooses whom: expert choice, Sinkhorn, soft, two levels, and the limit of devices. */
+#include "workspace.h" /* before cmocka, whose fail is a macro */
+
+#include "ref_policy.h"
+#include "support.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- Expert choice --------------------------------------------------------------------------- */
+
+static const shape choice_shapes[] = {
+    /* T     D  E    Z  K  H */
+    {1, 5, 1, 0, 1, 3},     {7, 5, 8, 0, 2, 3},    {64, 5, 12, 0, 3, 3},  {0, 5, 8, 0, 2, 3},
+    {1000, 5, 60, 0, 4, 3}, {300, 5, 33, 0, 2, 3}, {65, 5, 205, 0, 7, 3}, {7, 5, 4096, 0, 16, 3},
+};
+
+static clmoe_layer_desc choice_desc(const shape *s, double factor) {
+    clmoe_layer_desc desc = desc_of(s);
+    desc.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    desc.router.scale = 1.5f;
+    desc.router.expert_scale = 1;
+    desc.capacity.factor = factor;
+    return desc;
+}
+
+/* Every bucket holds C rows, or all there are to take. */
+static void check_full(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores,
+                       const uint8_t *mask, const int32_t *ids, int32_t pairs) {
+    uint32_t C = ref_capacity(desc, tokens), E = desc->num_experts;
+    for (uint32_t e = 0; e < E; e++) {
+        uint32_t taken = 0, there = 0;
+        for (int32_t p = 0; p < pairs; p++)
+            taken += ids[p] == (int32_t)e;
+        for (uint32_t t = 0; t < tokens; t++)
+            there += isfinite(scores[t * E + e]) && (mask == NULL || mask[t] != 0);
+        CHECK(taken == (there < C ? there : C), "expert %u took %u of %u, C is %u\n", e, taken,
+              there, C);
+    }
+}
+
+static void check_choice(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
+                         const float *scores, const uint8_t *mask) {
+    size_t E = desc->num_experts, T = tokens, pairs = ref_pairs(desc, tokens);
+    clmoe_layer *layer = test_layer(group_size, desc);
+    ref_weights w = {.expert_scale = random_floats(E, 1.0)};
+    clmoe_weights weights = {.expert_scale = buf_of(w.expert_scale, E * 4)};
+    clmoe_topk_args args = {
+        .struct_size = sizeof args,
+        .tokens = tokens,
+        .weights = &weights,
+        .scores = buf_of(scores, T * E * 4),
+        .ids = buf_new(pairs * 4),
+        .weights_out = buf_new(pairs * 4),
+        .token_offsets = buf_new((T + 1) * 4),
+        .token_mask = buf_of(mask, T),
+        .scratch = scratch_of(layer, tokens),
+    };
+    OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+
+    int32_t *offsets = HOST(int32_t, T + 1), *ids = HOST(int32_t, pairs);
+    double *pair_weights = HOST(double, pairs), *wide = HOST(double, T *E);
+    for (size_t i = 0; i < T * E; i++)
+        wide[i] = (double)scores[i];
+    ref_expert_choice(desc, tokens, wide, mask, &w, offsets, ids, pair_weights);
+    const int32_t *got = buf_get(args.ids);
+    compare_ints("token_offsets", buf_get(args.token_offsets), offsets, T + 1);
+    compare_ints("ids", got, ids, pairs);
+    compare_floats("weights", buf_get(args.weights_out), pair_weights, pairs, STEP_TOLERANCE);
+    check_full(desc, tokens, scores, mask, got, offsets[T]);
+
+    /* The plan over these pairs, in token order. */
+    clmoe_plan_layout layout;
+    ref_plan_in in = {.tokens = tokens, .ids = ids, .token_mask = mask, .token_offsets = offsets};
+    clmoe_buf plan = plan_run(layer, desc, &in, &layout);
+    const ref_plan *want = plan_reference(desc, &in);
+    const char *bytes = buf_get(plan);
+    CHECK(layout.pairs == pairs, "pairs is %u\n", layout.pairs);
+    compare_ints("load", bytes + layout.load, want->load, E);
+    compare_ints("kept", bytes + layout.kept, want->load, E);
+    compare_ints("slot_of", bytes + layout.slot_of, want->slot_of, pairs);
+    compare_ints("row_of", bytes + layout.row_of, want->row_of, layout.slots);
+    compare_ints("token_of", bytes + layout.token_of, want->token_of, layout.slots);
+    compare_ints("tile_expert", bytes + layout.tile_expert, want->tile_expert,
+                 layout.slots / layout.row_tile);
+}
+
+static void experts_take_their_best(void **state) {
+    (void)state;
+    const double factors[] = {1.0, 0.3, 2.5, 1e6};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(choice_shapes); i++)
+            for (size_t f = 0; f < COUNT_OF(factors); f++)
+                for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
+                    const shape *s = &choice_shapes[i];
+                    if ((i + f + kind + g) % 3 != 0)
+                        continue;
+                    clmoe_layer_desc desc = choice_desc(s, factors[f]);
+                    test_case("group size %u, T %u, E %u, factor %g, %s", group_sizes[g], s->tokens,
+                              s->experts, factors[f], pattern_name(kind));
+                    seed_set(i * 10 + f);
+                    const float *scores = pattern_scores(kind, s->tokens, s->experts);
+                    check_choice(group_sizes[g], &desc, s->tokens, scores,
+                                 f % 2 ? random_mask(s->tokens) : NULL);
+                }
+}
+
+/* ---- Sinkhorn -------------------------------------------------------------------------------- */
+
+static clmoe_layer_desc sinkhorn_desc(const shape *s, uint32_t iterations, float tolerance) {
+    clmoe_layer_desc desc = desc_of(s);
+    desc.router.policy = CLMOE_POLICY_SINKHORN;
+    desc.router.sinkhorn_iterations = iterations;
+    desc.router.sinkhorn_tolerance = tolerance;
+    return desc;
+}
+
+/* The choice of one batch of logits; returns the scratch buffer. */
+static clmoe_topk_args sinkhorn_run(clmoe_layer *layer, const clmoe_layer_desc *desc,
+                                    uint32_t tokens, const float *l, const uint8_t *mask) {
+    size_t T = tokens, pairs = T * desc->top_k;
+    clmoe_topk_args args = {
+        .struct_size = sizeof args,
+        .tokens = tokens,
+        .scores = buf_of(l, T * ref_columns(desc) * 4),
+        .ids = buf_new(pairs * 4),
+        .weights_out = buf_new(pairs * 4),
+        .live = buf_new(T * 4),
+        .token_mask = buf_of(mask, T),
+        .scratch = scratch_of(layer, tokens),
+    };
+    OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    return args;
+}
+
+/* A choice without near ties is compared with the oracle's; returns whether it was. */
+static bool check_sinkhorn(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
+                           const float *l, const uint8_t *mask) {
+    size_t R = ref_columns(desc), T = tokens, pairs = T * desc->top_k;
+    double *wide = HOST(double, T *R), *scores = HOST(double, T *R), *w = HOST(double, pairs);
+    int32_t *ids = HOST(int32_t, pairs), *live = HOST(int32_t, T);
+    for (size_t i = 0; i < T * R; i++)
+        wide[i] = isfinite(l[i]) ? (double)l[i] : -INFINITY;
+    ref_scores(desc, tokens, wide, scores);
+    if (ref_sinkhorn_topk(desc, tokens, wide, scores, mask, NULL, ids, w, live) < 1e-5)
+        return false;
+    clmoe_topk_args args = sinkhorn_run(test_layer(group_size, desc), desc, tokens, l, mask);
+    compare_ints("live", buf_get(args.live), live, T);
+    compare_ids(desc, tokens, buf_get(args.ids), ids, live);
+    compare_floats("weights", buf_get(args.weights_out), w, pairs, STEP_TOLERANCE);
+    return true;
+}
+
+static void sinkhorn_chooses_balanced(void **state) {
+    (void)state;
+    const shape shapes[] = {{7, 5, 8, 0, 2, 3},   {64, 5, 12, 3, 3, 3},  {100, 5, 60, 0, 1, 3},
+                            {300, 5, 9, 0, 2, 3}, {13, 5, 205, 0, 5, 3}, {1, 5, 1, 0, 1, 3}};
+    const pattern kinds[] = {PATTERN_UNIFORM, PATTERN_ZIPF, PATTERN_NONFINITE};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(shapes); i++)
+            for (size_t k = 0; k < COUNT_OF(kinds); k++) {
+                const shape *s = &shapes[i];
+                bool fixed = (i + k) % 2 == 0, done = false;
+                clmoe_layer_desc desc = sinkhorn_desc(s, fixed ? 3 : 100, fixed ? 0.0f : 1e-2f);
+                desc.router.score = k == 1 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+                desc.router.renorm = i % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+                for (uint64_t seed = 1; seed < 40 && !done; seed++) {
+                    test_case("group size %u, T %u, E %u, %s, seed %d", group_sizes[g], s->tokens,
+                              s->experts, pattern_name(kinds[k]), (int)seed);
+                    seed_set(seed);
+                    const float *l = pattern_scores(kinds[k], s->tokens, ref_columns(&desc));
+                    const uint8_t *mask = i % 2 ? random_mask(s->tokens) : NULL;
+                    done = check_sinkhorn(group_sizes[g], &desc, s->tokens, l, mask);
+                }
+                CHECK(done, "no seed without near ties\n");
+            }
+}
+
+/* d0 d1 C sums to 1/T in every row and to 1/R in every column. */
+static void sinkhorn_has_its_marginals(void **state) {
+    (void)state;
+    const shape s = {200, 5, 24, 0, 2, 3};
+    double worst = 0.0;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        test_case("group size %u", group_sizes[g]);
+        seed_set(5);
+        clmoe_layer_desc desc = sinkhorn_desc(&s, 1000, 0.0f);
+        clmoe_layer *layer = test_layer(group_sizes[g], &desc);
+        const float *l = random_floats((size_t)s.tokens * s.experts, 1.0);
+        clmoe_topk_args args = sinkhorn_run(layer, &desc, s.tokens, l, NULL);
+        workspace_layout ws;
+        OK(workspace_layout_get(layer, s.tokens, &ws));
+        const float *c =
+            (const float *)((const char *)buf_get(args.scratch) + ws.offset[REGION_CHOICES]);
+        double *columns = HOST(double, s.experts);
+        for (size_t t = 0; t < s.tokens; t++) {
+            double sum = 0.0;
+            for (size_t e = 0; e < s.experts; e++)
+                sum += (double)c[t * s.experts + e];
+            for (size_t e = 0; e < s.experts; e++)
+                columns[e] += (double)c[t * s.experts + e] / sum / s.tokens;
+        }
+        for (size_t e = 0; e < s.experts; e++) {
+            worst = fmax(worst, fabs(columns[e] * s.experts - 1.0));
+            CHECK(fabs(columns[e] * s.experts - 1.0) < 1e-5, "column %zu sums to %g / R\n", e,
+                  columns[e] * s.experts);
+        }
+    }
+    print_message("worst marginal: %.2g off\n", worst);
+}
+
+/* ---- Whole layers ---------------------------------------------------------------------------- */
+
+typedef struct policy_case {
+    const char *name;
+    void (*set)(clmoe_layer_desc *desc);
+} policy_case;
+
+static void expert_choice(clmoe_layer_desc *d) {
+    d->num_experts += d->num_identity_experts;
+    d->num_identity_experts = 0;
+    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    d->capacity.factor = 1.0;
+}
+
+static void expert_choice_weight_in(clmoe_layer_desc *d) {
+    expert_choice(d);
+    d->capacity.factor = 1.6;
+    d->router.weight_at = CLMOE_WEIGHT_AT_INPUT;
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.expert_scale = 1;
+    d->output_bias = 1;
+}
+
+static void expert_choice_activation(clmoe_layer_desc *d) {
+    expert_choice(d);
+    d->capacity.factor = 0.5;
+    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+    d->shared.hidden_dim = 9;
+    d->shared_gate = 1;
+}
+
+static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+    d->router.sinkhorn_tolerance = 1e-3f;
+    d->router.softcap = 4.0f;
+}
+
+static void sinkhorn_capacity(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+    d->router.sinkhorn_iterations = 4;
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_after_drop = 1;
+    d->router.expert_scale = 1;
+    d->capacity.factor = 1.0;
+}
+
+static void soft(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SOFT;
+    d->top_k = d->num_experts + d->num_identity_experts;
+}
+
+static void soft_scored(clmoe_layer_desc *d) {
+    soft(d);
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.renorm = CLMOE_RENORM_PNORM;
+    d->router.renorm_p = 2.0f;
+    d->router.scale = 0.5f;
+    d->router.expert_scale = 1;
+}
+
+static void two_level(clmoe_layer_desc *d) {
+    d->num_experts = 12;
+    d->num_identity_experts = 0;
+    d->top_k = 6;
+    d->router.two_level = 1;
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+}
+
+static void two_level_biased(clmoe_layer_desc *d) {
+    two_level(d);
+    d->num_identity_experts = 2;
+    d->num_experts = 58;
+    d->top_k = 3;
+    d->router.num_groups = 6;
+    d->router.topk_groups = 3;
+    d->router.bias = 1;
+    d->router.select_bias = 1;
+    d->router.temperature = 0.7f;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->capacity.factor = 0.8;
+}
+
+static void soft_moe(clmoe_layer_desc *d) {
+    d->num_experts += d->num_identity_experts;
+    d->num_identity_experts = 0;
+    d->top_k = 1;
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->router.soft_scale = 3.0f;
+}
+
+static void soft_moe_slots(clmoe_layer_desc *d) {
+    soft_moe(d);
+    d->router.slots_per_expert = 3;
+    d->normalize_experts = 1;
+    d->experts.down_bias = 1;
+    d->shared.hidden_dim = 9;
+    d->shared_gate = 1;
+    d->output_bias = 1;
+}
+
+static const policy_case policy_cases[] = {
+    {"expert choice", expert_choice},
+    {"expert choice, weight at input", expert_choice_weight_in},
+    {"expert choice, weight at activation", expert_choice_activation},
+    {"Sinkhorn", sinkhorn},
+    {"Sinkhorn with a capacity", sinkhorn_capacity},
+    {"soft", soft},
+    {"soft, scored", soft_scored},
+    {"two levels", two_level},
+    {"two levels, biased", two_level_biased},
+    {"Soft MoE", soft_moe},
+    {"Soft MoE, three slots", soft_moe_slots},
+};
+
+/* A batch without near ties, with residual and mask. */
+static const ref_result *policy_batch(batch *b, const policy_case *c, const shape *s,
+                                      const char *engine, clmoe_type type) {
+    clmoe_layer_desc desc = desc_of(s);
+    c->set(&desc);
+    desc.engine = engine;
+    desc.type = desc.weight_type = type;
+    for (uint64_t seed = 1; seed < 60; seed++) {
+        seed_set(seed);
+        batch_make(b, &desc, s->tokens);
+        b->in.residual = random_floats((size_t)s->tokens * desc.dim, 1.0);
+        b->in.token_mask = seed % 2 ? random_mask(s->tokens) : NULL;
+        const ref_result *want = batch_reference(b);
+        if (want->choice_gap > 1e-5)
+            return want;
+    }
+    CHECK(false, "no seed without near ties\n");
+    return NULL;
+}
+
+static void every_policy(void **state) {
+    (void)state;
+    const shape shapes[] = {
+        {7, 33, 8, 0, 2, 21}, {64, 45, 12, 2, 3, 29}, {0, 17, 8, 0, 2, 11}, {1, 37, 8, 0, 2, 19}};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(policy_cases); i++)
+            for (size_t n = 0; n < COUNT_OF(shapes); n++) {
+                batch b;
+                device_batch d;
+                test_case("%s, group size %u, T %u", policy_cases[i].name, group_sizes[g],
+                          shapes[n].tokens);
+                const ref_result *want =
+                    policy_batch(&b, &policy_cases[i], &shapes[n], "ref", CLMOE_F32);
+                batch_run(test_layer(group_sizes[g], &b.desc), &b, &d);
+                batch_compare(&b, &d, want);
+            }
+}
+
+static void every_engine(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {64, 45, 12, 0, 3, 29};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(policy_cases); i++) {
+            batch b;
+            device_batch d;
+            test_case("%s, engine %s", policy_cases[i].name, engines[n]);
+            const ref_result *want = policy_batch(&b, &policy_cases[i], &s, engines[n], CLMOE_F32);
+            batch_run(test_layer(0, &b.desc), &b, &d);
+            batch_compare(&b, &d, want);
+        }
+}
+
+static void every_type(void **state) {
+    (void)state;
+    const shape s = {64, 45, 12, 0, 3, 29};
+    for (clmoe_type type = CLMOE_F16; type <= CLMOE_BF16; type++)
+        for (size_t i = 0; i < COUNT_OF(policy_cases); i++) {
+            batch b;
+            device_batch d;
+            test_case("%s, type %d", policy_cases[i].name, (int)type);
+            const ref_result *want = policy_batch(&b, &policy_cases[i], &s, NULL, type);
+            batch_run(test_layer(0, &b.desc), &b, &d);
+            batch_compare(&b, &d, want);
+        }
+}
+
+/* Soft routing is token choice with K = E, but for the order of the sums. */
+static void soft_is_all_experts(void **state) {
+    (void)state;
+    const shape s = {64, 45, 12, 0, 12, 29};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        batch b;
+        device_batch dense, sparse;
+        test_case("group size %u", group_sizes[g]);
+        seed_set(9);
+        clmoe_layer_desc desc = desc_of(&s);
+        batch_make(&b, &desc, s.tokens);
+        batch_run(test_layer(group_sizes[g], &desc), &b, &sparse);
+        b.desc.router.policy = CLMOE_POLICY_SOFT;
+        batch_run(test_layer(group_sizes[g], &b.desc), &b, &dense);
+        size_t n = (size_t)s.tokens * s.dim;
+        const float *want = buf_get(sparse.args.y);
+        double *wide = HOST(double, n);
+        for (size_t i = 0; i < n; i++)
+            wide[i] = (double)want[i];
+        compare_floats("y", buf_get(dense.args.y), wide, n, STEP_TOLERANCE);
+    }
+}
+
+/* More experts per token than token choice allows. */
+static void soft_passes_256(void **state) {
+    (void)state;
+    const shape s = {3, 5, 300, 0, 300, 4};
+    batch b;
+    device_batch d;
+    const policy_case c = {"soft", soft};
+    test_case("R 300");
+    const ref_result *want = policy_batch(&b, &c, &s, "ref", CLMOE_F32);
+    batch_run(test_layer(0, &b.desc), &b, &d);
+    batch_compare(&b, &d, want);
+}
+
+/* Logits that are not finite are never chosen, whoever chooses. */
+static void bad_logits(void **state) {
+    (void)state;
+    const shape s = {64, 9, 12, 0, 4, 5};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(policy_cases); i++) {
+            batch b;
+            device_batch d;
+            const ref_result *want = NULL;
+            clmoe_layer_desc desc = desc_of(&s);
+            policy_cases[i].set(&desc);
+            if (desc.router.policy == CLMOE_POLICY_SOFT_MOE)
+                continue;
+            for (uint64_t seed = 1; seed < 60 && want == NULL; seed++) {
+                test_case("%s, group size %u", policy_cases[i].name, group_sizes[g]);
+                seed_set(seed);
+                batch_make(&b, &desc, s.tokens);
+                b.in.logits_in = pattern_logits(PATTERN_NONFINITE, s.tokens, ref_columns(&desc));
+                want = batch_reference(&b);
+                want = want->choice_gap > 1e-5 ? want : NULL;
+            }
+            CHECK(want != NULL, "no seed without near ties\n");
+            batch_run(test_layer(group_sizes[g], &desc), &b, &d);
+            batch_compare(&b, &d, want);
+        }
+}
+
+/*
+ * Padding and rows that are not finite enter no slot: the other tokens' outputs are those of the
+ * batch in which such rows are masked zeros.
+ */
+static void soft_moe_bad_rows(void **state) {
+    (void)state;
+    const shape s = {40, 13, 6, 0, 1, 7};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        batch b;
+        device_batch d;
+        test_case("group size %u", group_sizes[g]);
+        seed_set(7);
+        clmoe_layer_desc desc = desc_of(&s);
+        soft_moe(&desc);
+        batch_make(&b, &desc, s.tokens);
+        uint8_t *mask = random_mask(s.tokens);
+        float *x = HOST(float, s.tokens *s.dim), *clean = HOST(float, s.tokens *s.dim);
+        memcpy(x, b.in.x, s.tokens * s.dim * sizeof *x);
+        mask[3] = mask[5] = mask[8] = 1;
+        x[3 * s.dim + 2] = NAN;
+        x[5 * s.dim] = INFINITY;
+        memset(x + 8 * s.dim, 0, s.dim * sizeof *x);
+        for (size_t t = 0; t < s.tokens; t++)
+            for (size_t i = 0; i < s.dim && mask[t] == 0; i++)
+                x[t * s.dim + i] = NAN;
+        b.in.x = x;
+        b.in.token_mask = mask;
+        batch_run(test_layer(group_sizes[g], &desc), &b, &d);
+        const float *y = buf_get(d.args.y);
+
+        uint8_t *stricter = HOST(uint8_t, s.tokens);
+        memcpy(stricter, mask, s.tokens);
+        stricter[3] = stricter[5] = 0;
+        for (size_t i = 0; i < s.tokens * s.dim; i++)
+            clean[i] = stricter[i / s.dim] ? x[i] : 0.0f;
+        b.in.x = clean;
+        b.in.token_mask = stricter;
+        const ref_result *want = batch_reference(&b);
+        compare_floats("y", y, want->y, s.tokens * s.dim, FORWARD_TOLERANCE);
+    }
+}
+
+/* ---- Promises -------------------------------------------------------------------------------- */
+
+static void same_bits_again(void **state) {
+    (void)state;
+    const shape s = {300, 21, 12, 0, 3, 19};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(policy_cases); i++) {
+            batch b;
+            device_batch d;
+            clmoe_layer_desc desc = desc_of(&s);
+            policy_cases[i].set(&desc);
+            test_case("%s, group size %u", policy_cases[i].name, group_sizes[g]);
+            seed_set(4);
+            batch_make(&b, &desc, s.tokens);
+            b.in.token_mask = random_mask(s.tokens);
+            clmoe_layer *layer = test_layer(group_sizes[g], &desc);
+            batch_run(layer, &b, &d);
+            size_t bytes = (size_t)s.tokens * s.dim * 4, pairs = ref_pairs(&desc, s.tokens) * 4;
+            bool routed = d.args.ids.mem != NULL;
+            const void *y = buf_get(d.args.y), *ids = routed ? buf_get(d.args.ids) : NULL;
+            const void *weights = routed ? buf_get(d.args.weights_out) : NULL;
+            for (int run = 0; run < 20; run++) {
+                buf_poison(d.args.scratch);
+                buf_poison(d.args.y);
+                OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+                compare_bits("y", buf_get(d.args.y), y, bytes);
+                if (!routed)
+                    continue;
+                compare_bits("ids", buf_get(d.args.ids), ids, pairs);
+                compare_bits("weights", buf_get(d.args.weights_out), weights, pairs);
+            }
+        }
+}
+
+/* A call that blocked would never return: its wait list completes after it. */
+static void never_blocks(void **state) {
+    (void)state;
+    const shape s = {64, 21, 12, 0, 3, 19};
+    for (size_t i = 0; i < COUNT_OF(policy_cases); i++)
+        for (int q = 0; q < 2; q++) {
+            batch b;
+            device_batch d;
+            cl_int code = CL_SUCCESS, status = -1;
+            cl_event event = NULL;
+            test_case("%s, queue %d", policy_cases[i].name, q);
+            const ref_result *want = policy_batch(&b, &policy_cases[i], &s, "ref", CLMOE_F32);
+            clmoe_layer *layer = test_layer(0, &b.desc);
+            batch_upload(layer, &b, &d);
+            cl_event gate = clCreateUserEvent(test.context, &code);
+            CL_OK(code);
+            cl_command_queue queue = q ? test.out_of_order : test.queue;
+            OK(clmoe_forward(layer, queue, &d.args, 1, &gate, &event));
+            CL_OK(clFlush(queue));
+            CL_OK(clGetEventInfo(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status,
+                                 NULL));
+            CHECK(status != CL_COMPLETE, "it ran before its wait list\n");
+            CL_OK(clSetUserEventStatus(gate, CL_COMPLETE));
+            CL_OK(clWaitForEvents(1, &event));
+            clReleaseEvent(event);
+            clReleaseEvent(gate);
+            batch_compare(&b, &d, want);
+        }
+}
+
+/* Groups of experts as devices: no token goes to more than topk_groups of them. */
+static void device_limit(void **state) {
+    (void)state;
+    const shape s = {300, 17, 32, 0, 6, 5};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (uint32_t limit = 2; limit <= 4; limit++) {
+            batch b;
+            device_batch d;
+            test_case("group size %u, at most %u devices", group_sizes[g], limit);
+            seed_set(limit);
+            clmoe_layer_desc desc = desc_of(&s);
+            desc.router.num_groups = 8;
+            desc.router.topk_groups = limit;
+            batch_make(&b, &desc, s.tokens);
+            batch_run(test_layer(group_sizes[g], &desc), &b, &d);
+            const int32_t *ids = buf_get(d.args.ids);
+            for (size_t t = 0; t < s.tokens; t++) {
+                uint32_t devices = 0, count = 0;
+                for (size_t k = 0; k < s.top_k; k++)
+                    devices |= 1u << (ids[t * s.top_k + k] / 4);
+                for (; devices; devices &= devices - 1)
+                    count++;
+                CHECK(count <= limit, "token %zu goes to %u devices\n", t, count);
+            }
+        }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(experts_take_their_best),
+        TEST(sinkhorn_chooses_balanced),
+        TEST(sinkhorn_has_its_marginals),
+        TEST(every_policy),
+        TEST(every_engine),
+        TEST(every_type),
+        TEST(soft_is_all_experts),
+        TEST(soft_passes_256),
+        TEST(bad_logits),
+        TEST(soft_moe_bad_rows),
+        TEST(same_bits_again),
+        TEST(never_blocks),
+        TEST(device_limit),
+    };
+    return RUN(tests);
+}

@@ -1,0 +1,205 @@
+/* What the policies of choice refuse: descriptors that contradict themselves, and wrong arguments.
+ */
+#include "support.h"
+
+#include <string.h>
+
+static void expert_choice(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    d->capacity.factor = 1.0;
+}
+
+static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+}
+
+static void soft(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SOFT;
+    d->top_k = d->num_experts;
+}
+
+static void two_level(clmoe_layer_desc *d) {
+    d->top_k = 6;
+    d->router.two_level = 1;
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+}
+
+static void soft_moe(clmoe_layer_desc *d) {
+    d->top_k = 1;
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+}
+
+typedef struct refusal {
+    void (*base)(clmoe_layer_desc *desc);
+    void (*spoil)(clmoe_layer_desc *desc);
+    const char *says;
+} refusal;
+
+/* clang-format off */
+static void no_policy(clmoe_layer_desc *d)    { d->router.policy = (clmoe_policy)5; }
+static void no_capacity(clmoe_layer_desc *d)  { d->capacity.factor = 0; }
+static void by_logit(clmoe_layer_desc *d)     { d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE; }
+static void renorm(clmoe_layer_desc *d)       { d->router.renorm = CLMOE_RENORM_SUM; }
+static void late(clmoe_layer_desc *d)         { d->router.renorm_after_drop = 1; }
+static void identity(clmoe_layer_desc *d)     { d->num_identity_experts = 1; }
+static void keep(clmoe_layer_desc *d)         { d->capacity.keep = CLMOE_KEEP_WEIGHT; }
+static void reroute(clmoe_layer_desc *d)      { d->capacity.overflow = CLMOE_OVERFLOW_REROUTE; }
+static void sequences(clmoe_layer_desc *d)    { d->capacity.tokens_per_sequence = 4; }
+static void groups(clmoe_layer_desc *d)       { d->router.num_groups = 2; d->router.topk_groups = 2; }
+static void select_bias(clmoe_layer_desc *d)  { d->router.select_bias = 1; }
+static void rebalance(clmoe_layer_desc *d)    { d->router.rebalance_iterations = 1; }
+static void in_levels(clmoe_layer_desc *d)    { d->router.two_level = 1; }
+static void level_two(clmoe_layer_desc *d)    { d->router.two_level = 2; }
+static void no_rounds(clmoe_layer_desc *d)    { d->router.sinkhorn_iterations = 0; }
+static void many_rounds(clmoe_layer_desc *d)  { d->router.sinkhorn_iterations = 1001; }
+static void below_zero(clmoe_layer_desc *d)   { d->router.sinkhorn_tolerance = -1; }
+static void one_less(clmoe_layer_desc *d)     { d->top_k--; }
+static void one_group(clmoe_layer_desc *d)    { d->router.num_groups = 1; }
+static void no_slots(clmoe_layer_desc *d)     { d->router.slots_per_expert = 0; }
+static void two_choices(clmoe_layer_desc *d)  { d->top_k = 2; }
+static void softcap(clmoe_layer_desc *d)      { d->router.softcap = 1; }
+static void capacity(clmoe_layer_desc *d)     { d->capacity.rows = 9; }
+static void weight_in(clmoe_layer_desc *d)    { d->router.weight_at = CLMOE_WEIGHT_AT_INPUT; }
+static void sigmoid(clmoe_layer_desc *d)      { d->router.score = CLMOE_SCORE_SIGMOID; }
+static void odd(clmoe_layer_desc *d)          { d->top_k = 5; }
+static void too_many(clmoe_layer_desc *d)     { d->top_k = 8; }
+static void mixer(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SPARSEMIXER;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+}
+
+static const refusal refusals[] = {
+    {expert_choice, no_policy, "router.policy is 5"},
+    {expert_choice, no_capacity, "needs a capacity"},
+    {expert_choice, by_logit, "router.order is 1"},
+    {expert_choice, mixer, "sparsemixer"},
+    {expert_choice, renorm, "router.renorm is 1"},
+    {expert_choice, late, "router.renorm_after_drop is 1"},
+    {expert_choice, identity, "num_identity_experts is 1"},
+    {expert_choice, keep, "capacity.keep is 3"},
+    {expert_choice, reroute, "capacity.overflow is 1"},
+    {expert_choice, sequences, "capacity.tokens_per_sequence is 4"},
+    {expert_choice, groups, "router.num_groups is 2"},
+    {expert_choice, select_bias, "router.select_bias is 1"},
+    {expert_choice, rebalance, "router.rebalance_iterations is 1"},
+    {expert_choice, in_levels, "router.two_level is 1"},
+    {sinkhorn, no_rounds, "router.sinkhorn_iterations is 0"},
+    {sinkhorn, many_rounds, "router.sinkhorn_iterations is 1001"},
+    {sinkhorn, below_zero, "router.sinkhorn_tolerance is -1"},
+    {sinkhorn, by_logit, "router.order is 1"},
+    {sinkhorn, mixer, "sparsemixer"},
+    {sinkhorn, groups, "router.num_groups is 2"},
+    {sinkhorn, select_bias, "router.select_bias is 1"},
+    {soft, one_less, "top_k is 11"},
+    {soft, groups, "router.num_groups is 2"},
+    {soft, mixer, "sparsemixer"},
+    {soft_moe, no_slots, "router.slots_per_expert is 0"},
+    {soft_moe, two_choices, "top_k is 2"},
+    {soft_moe, identity, "num_identity_experts is 1"},
+    {soft_moe, renorm, "router.renorm is 1"},
+    {soft_moe, softcap, "router.softcap is 1"},
+    {soft_moe, capacity, "capacity.rows is 9"},
+    {soft_moe, weight_in, "router.weight_at is 1"},
+    {two_level, level_two, "router.two_level is 2"},
+    {two_level, one_group, "router.num_groups is 1"},
+    {two_level, sigmoid, "router.score is 1"},
+    {two_level, by_logit, "router.order is 1"},
+    {two_level, odd, "does not divide top_k 5"},
+    {two_level, too_many, "its groups hold 6 experts"},
+};
+/* clang-format on */
+
+static void contradictions(void **state) {
+    (void)state;
+    const shape s = {1, 5, 12, 0, 3, 3};
+    for (size_t i = 0; i < COUNT_OF(refusals); i++) {
+        clmoe_layer *layer = NULL;
+        clmoe_layer_desc desc = desc_of(&s);
+        test_case("%s", refusals[i].says);
+        refusals[i].base(&desc);
+        refusals[i].spoil(&desc);
+        clmoe_status status = clmoe_layer_create(test_context(0), &desc, &layer);
+        CHECK(status == CLMOE_INVALID_DESC && layer == NULL, "the status is %d\n", (int)status);
+        CHECK(strstr(clmoe_last_error(), refusals[i].says), "it says: %s\n", clmoe_last_error());
+    }
+}
+
+/* A small batch of a policy, ready to run, with one argument to spoil. */
+static clmoe_forward_args *small_batch(void (*set)(clmoe_layer_desc *desc), batch *b,
+                                       device_batch *d, clmoe_layer **layer) {
+    const shape s = {7, 5, 12, 0, 3, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    set(&desc);
+    batch_make(b, &desc, s.tokens);
+    *layer = test_layer(0, &desc);
+    batch_upload(*layer, b, d);
+    return &d->args;
+}
+
+static void check_refused(clmoe_layer *layer, const clmoe_forward_args *args, const char *says) {
+    clmoe_status status = clmoe_forward(layer, test.queue, args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "the status is %d\n", (int)status);
+    CHECK(strstr(clmoe_last_error(), says), "it says: %s\n", clmoe_last_error());
+    CHECK(all_untouched(), "something was written\n");
+}
+
+static void wrong_arguments(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    clmoe_layer *layer;
+    test_case("external ids for expert choice");
+    clmoe_forward_args *args = small_batch(expert_choice, &b, &d, &layer);
+    args->ids_in = args->weights_in = buf_new(1024);
+    check_refused(layer, args, "ids_in is given, but the policy is expert choice");
+    test_case("token_offsets for token choice");
+    args = small_batch(sinkhorn, &b, &d, &layer);
+    args->token_offsets = buf_new(1024);
+    check_refused(layer, args, "token_offsets is given, but the policy is not expert choice");
+    test_case("two levels without a group router");
+    args = small_batch(two_level, &b, &d, &layer);
+    d.weights.group_router = (clmoe_buf){NULL, 0};
+    check_refused(layer, args, "weights.group_router is not given");
+    test_case("ids of Soft MoE");
+    args = small_batch(soft_moe, &b, &d, &layer);
+    args->ids = buf_new(1024);
+    check_refused(layer, args, "ids is given, but the policy is Soft MoE");
+}
+
+/* The steps of their own ask for what the policy needs. */
+static void wrong_steps(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    clmoe_layer *layer;
+    test_case("Sinkhorn without scratch");
+    small_batch(sinkhorn, &b, &d, &layer);
+    clmoe_topk_args topk = {.struct_size = sizeof topk, .tokens = 7};
+    topk.scores = buf_new(7 * 12 * 4);
+    topk.ids = topk.weights_out = topk.live = buf_new(7 * 3 * 4);
+    CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
+              strstr(clmoe_last_error(), "scratch is not given"),
+          "it says: %s\n", clmoe_last_error());
+    test_case("expert choice without token_offsets");
+    small_batch(expert_choice, &b, &d, &layer);
+    topk = (clmoe_topk_args){.struct_size = sizeof topk, .tokens = 7};
+    topk.scores = topk.ids = topk.weights_out = topk.scratch = buf_new(1 << 20);
+    CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
+              strstr(clmoe_last_error(), "token_offsets is not given"),
+          "it says: %s\n", clmoe_last_error());
+    test_case("a step of Soft MoE");
+    small_batch(soft_moe, &b, &d, &layer);
+    CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_UNSUPPORTED &&
+              strstr(clmoe_last_error(), "Soft MoE, which has no such step"),
+          "it says: %s\n", clmoe_last_error());
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(contradictions),
+        TEST(wrong_arguments),
+        TEST(wrong_steps),
+    };
+    return RUN(tests);
+}
