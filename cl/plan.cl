@@ -4,7 +4,8 @@
  *          rank < capacity keeps the slot offsets[e] + rank, the others have no place.
  * Arrays: ids [pairs], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, order
  *         [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
- *         row_of [S], token_of [S], tile_expert [S/row_tile]; histogram [blocks, R] u32.
+ *         row_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
+ *         histogram [blocks, R] u32.
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan: a work-item per column. plan_offsets: one group. plan_renorm: a work-item per
  *          token.
@@ -62,11 +63,13 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
      tokens,                                                                                       \
      columns}
 
-/* Also clears what plan_scatter fills only in part. */
+/* Also clears what plan_scatter fills only in part, and what reroute.cl counts. */
 KERNEL(GROUP, 1, 1)
 void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __global int *row_of,
                     ulong row_of_off, __global int *token_of, ulong token_of_off,
-                    __global int *tile_expert, ulong tile_expert_off, uint slots, uint tiles) {
+                    __global int *tile_expert, ulong tile_expert_off, __global uint *rerouted_in,
+                    ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,
+                    uint slots, uint tiles) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
     uint count = tokens * (uint)top_k;
@@ -80,6 +83,10 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
         tile_expert[tile_expert_off + i] = -1;
     for (uint i = get_global_id(0); i < count; i += get_global_size(0))
         slot_of[slot_of_off + i] = SLOT_NONE;
+    for (uint e = get_global_id(0); e < (uint)columns; e += get_global_size(0)) {
+        rerouted_in[rerouted_in_off + e] = 0;
+        rerouted_out[rerouted_out_off + e] = 0;
+    }
     for (int e = get_local_id(0); e < columns; e += GROUP)
         histogram[e] = 0;
     barrier(CLK_GLOBAL_MEM_FENCE);

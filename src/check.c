@@ -306,6 +306,25 @@ static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
     return bytes_of(pairs, 1, 4);
 }
 
+/* What overflow reroute reads and writes besides. */
+static clmoe_status check_reroute(const clmoe_layer *layer, const clmoe_plan_args *args,
+                                  size_t pairs) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const buffer_need needs[] = {
+        {"scores", &args->scores, bytes_of(args->tokens, layer->columns, 4), 4, true},
+        {"pair_weights", &args->pair_weights, pairs, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    if (layer->desc.router.expert_scale) {
+        TRY(check_weights_given(args->weights));
+        const buffer_need scale = {"weights.expert_scale", &args->weights->expert_scale,
+                                   bytes_of(layer->columns, 1, 4), 4, true};
+        TRY(check_buffer(layer, &scale));
+    }
+done:
+    return status;
+}
+
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
@@ -324,6 +343,8 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     if (layer_sorts(layer) && !args->pair_weights.mem && pairs > 0)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "pair_weights is not given, but the capacity's keep rule ranks by weight");
+    if (layer_reroutes(layer))
+        TRY(check_reroute(layer, args, pairs));
 done:
     return status;
 }

@@ -109,14 +109,40 @@ done:
     return status;
 }
 
-static clmoe_status check_capacity(const clmoe_capacity_desc *capacity) {
+/* Reroute has one room per expert and the token's scores of all of them. */
+static clmoe_status check_overflow(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_capacity_desc *capacity = &desc->capacity;
+    TRY(is_enum("capacity.overflow", (int)capacity->overflow, CLMOE_OVERFLOW_REROUTE));
+    if (capacity->overflow != CLMOE_OVERFLOW_REROUTE)
+        return CLMOE_SUCCESS;
+    const char *why = NULL;
+    if (capacity->rows == 0 && capacity->factor == 0)
+        why = "there is no capacity";
+    else if (desc->router.policy != CLMOE_POLICY_TOKEN_CHOICE)
+        why = "router.policy is not token choice";
+    else if (desc->num_identity_experts)
+        why = "there are identity experts";
+    else if (desc->router.two_level)
+        why = "router.two_level is 1";
+    else if (capacity->tokens_per_sequence)
+        why = "capacity.tokens_per_sequence is given";
+    if (why)
+        return fail(CLMOE_INVALID_DESC, "capacity.overflow is reroute, but %s", why);
+done:
+    return status;
+}
+
+static clmoe_status check_capacity(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_capacity_desc *capacity = &desc->capacity;
     TRY(is_at_least("capacity.factor", capacity->factor, 0));
     TRY(is_enum("capacity.rounding", (int)capacity->rounding, CLMOE_ROUND_NEAREST));
     TRY(is_enum("capacity.keep", (int)capacity->keep, CLMOE_KEEP_WEIGHT));
     if (capacity->rows > 0 && capacity->factor > 0)
         return fail(CLMOE_INVALID_DESC, "capacity.rows is %u and capacity.factor is %g: give one",
                     capacity->rows, capacity->factor);
+    TRY(check_overflow(desc));
 done:
     return status;
 }
@@ -164,7 +190,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
                     desc->struct_size, sizeof *desc);
     TRY(check_sizes(desc));
     TRY(check_router(desc));
-    TRY(check_capacity(&desc->capacity));
+    TRY(check_capacity(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));
     if (desc->shared.hidden_dim)
         TRY(check_mlp(&desc->shared, &shared_fields));

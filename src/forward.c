@@ -66,6 +66,8 @@ static clmoe_status plan(const clmoe_layer *layer, launch *chain, const batch *b
                             .pair_weights = b->pair_weights,
                             .live = b->live,
                             .token_mask = in->token_mask,
+                            .scores = in->ids_in.mem ? (clmoe_buf){0} : b->scores,
+                            .weights = in->weights,
                             .scratch = in->scratch,
                             .plan = b->plan};
     TRY(step_plan(layer, chain, &args));

@@ -19,6 +19,10 @@ typedef enum kernel_id {
     KERNEL_PLAN_OFFSETS,
     KERNEL_PLAN_SCATTER,
     KERNEL_PLAN_RENORM,
+    KERNEL_REROUTE_ASK,
+    KERNEL_REROUTE_ACCEPT,
+    KERNEL_REROUTE_FINISH,
+    KERNEL_REROUTE_WEIGHTS,
     KERNEL_DISPATCH,
     KERNEL_NORMALIZE,
     KERNEL_COMBINE,
@@ -58,6 +62,14 @@ static inline bool layer_is_dropless(const clmoe_layer *layer) {
 static inline clmoe_keep layer_keep(const clmoe_layer *layer) {
     return layer_is_dropless(layer) ? CLMOE_KEEP_POSITION : layer->desc.capacity.keep;
 }
+
+/* Whether dropped pairs go to other experts. */
+static inline bool layer_reroutes(const clmoe_layer *layer) {
+    return !layer_is_dropless(layer) && layer->desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE;
+}
+
+/* The kernels of a step of its own, into layer->kernels; in the step's file. */
+clmoe_status reroute_kernels_create(clmoe_layer *layer);
 
 /* Whether plan.cl walks in an order that sort.cl makes. */
 static inline bool layer_sorts(const clmoe_layer *layer) {

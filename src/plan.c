@@ -85,7 +85,9 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
     }
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_HISTOGRAM],
                    WALK_ARGS(layer, args, order, histogram, blocks.size), ARG_F32(slot_of),
-                   ARG_F32(row_of), ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(plan->slots),
+                   ARG_F32(row_of), ARG_F32(token_of), ARG_F32(tile_expert),
+                   ARG_F32(plan_array(args->plan, plan->rerouted_in)),
+                   ARG_F32(plan_array(args->plan, plan->rerouted_out)), arg_u32(plan->slots),
                    arg_u32(plan->slots / plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_HISTOGRAM], blocks.count, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCAN], ARG_F32(histogram), ARG_F32(load), ARG_F32(kept),
@@ -101,6 +103,8 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
                    ARG_F32(offsets), ARG_F32(slot_of), ARG_F32(row_of), ARG_F32(token_of),
                    ARG_F32(tile_expert), arg_u32(experts), arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCATTER], blocks.count, group));
+    if (layer_reroutes(layer) && args->scores.mem)
+        TRY(step_reroute(layer, chain, args));
 done:
     return status;
 }

@@ -125,6 +125,8 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_SORT_ORDER:
     case REGION_SORT_ORDER_2:
         return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
+    case REGION_REROUTE:
+        return layer_reroutes(layer) ? matrix(b->tokens, REROUTE_WORDS) : 0;
     case REGION_XE:
         return layer->experts.engine->gathers ? 0 : matrix_of(b->slots, desc->dim, x);
     case REGION_HIDDEN:

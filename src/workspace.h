@@ -18,6 +18,7 @@ typedef enum region_id {
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
+    REGION_REROUTE,       /* [REROUTE_WORDS,T] i32, with overflow reroute */
     REGION_XE,            /* [S,D] X, for engines that do not gather */
     REGION_HIDDEN,        /* [S,H] X */
     REGION_YE,            /* [S,D] X */
@@ -27,6 +28,9 @@ typedef enum region_id {
     REGION_SHARED_GATE,   /* [T] f32 */
     REGION_COUNT
 } region_id;
+
+/* Words per token that reroute.cl works with. */
+enum { REROUTE_WORDS = 19 };
 
 /* Byte offsets of all regions, in saved or scratch. */
 typedef struct workspace_layout {

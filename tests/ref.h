@@ -41,6 +41,13 @@ void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores
               const ref_weights *weights, int32_t *ids, double *pair_weights, int32_t *live);
 
 /*
+ * The weights w [K] of one token whose `live` choices are ids [K], from its scores row [R]; before
+ * renorm and scale with renorm_after_drop.
+ */
+void ref_token_weights(const clmoe_layer_desc *desc, const double *row, const int32_t *ids,
+                       int32_t live, const ref_weights *weights, double *w);
+
+/*
  * The smallest relative distance between different neighbours among the K+1 best choices of a
  * token, and between different group scores. Above some 1e-5 an f32 implementation must choose the
  * same.

@@ -1,5 +1,6 @@
 /* The oracle's experts, combine, statistics and the whole layer; routing is in ref.c. */
 #include "ref.h"
+#include "ref_places.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -242,6 +243,19 @@ static double order_gap(const clmoe_layer_desc *desc, const double *w, size_t n)
     return gap;
 }
 
+static void forward_reroute(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
+    size_t n = (size_t)in->tokens * ref_columns(desc);
+    float *f32 = make(n, sizeof *f32);
+    uint32_t *counts = make(2 * desc->num_experts, sizeof *counts);
+    for (size_t i = 0; i < n; i++)
+        f32[i] = (float)r->scores[i];
+    ref_reroute_in args = {f32, r->live, in->token_mask, NULL, in->weights};
+    ref_rerouted rerouted = {0, counts, counts + desc->num_experts};
+    ref_reroute(desc, in->tokens, &args, r->ids, r->pair_weights, &r->plan, &rerouted);
+    free(f32);
+    free(counts);
+}
+
 static void forward_plan(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
     size_t pairs = (size_t)in->tokens * desc->top_k;
     uint32_t capacity = ref_capacity(desc, in->tokens);
@@ -251,6 +265,8 @@ static void forward_plan(const clmoe_layer_desc *desc, const ref_forward_in *in,
     uint32_t slots = capacity ? desc->num_experts * capacity : (uint32_t)pairs;
     ref_plan_in plan = {in->tokens, slots, 1, r->ids, f32, r->live, in->token_mask, NULL};
     ref_plan_make(desc, &plan, &r->plan);
+    if (desc->capacity.overflow == CLMOE_OVERFLOW_REROUTE && !in->ids_in)
+        forward_reroute(desc, in, r);
     r->order_gap = order_gap(desc, r->pair_weights, pairs);
     free(f32);
 }

@@ -60,6 +60,15 @@ static void many_columns(clmoe_layer_desc *d) {
     d->experts.hidden_dim = 2;
 }
 
+static void reroute(clmoe_layer_desc *d) {
+    d->num_identity_experts = 0;
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.expert_scale = 1;
+    d->capacity.factor = 1.0;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
+
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
@@ -73,6 +82,7 @@ static const kernel_case cases[] = {
     {"groups and biases", 9, groups_and_biases},
     {"plain MLP", 9, plain_mlp},
     {"many columns", 2, many_columns},
+    {"reroute", 9, reroute},
 };
 
 /* The batch again, with the weights in the engine's own form. */
@@ -98,7 +108,11 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     b.in.token_mask = random_mask(c->tokens);
     clmoe_layer *layer = test_layer(form, &desc);
     const ref_result *want = batch_reference(&b);
-    batch_run(layer, &b, &d);
+    batch_upload(layer, &b, &d);
+    if (desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE)
+        d.args.stats = (clmoe_buf){NULL, 0};
+    OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
     batch_compare(&b, &d, want);
     if (clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes) != CLMOE_SUCCESS)
         return;

@@ -335,7 +335,8 @@ typedef enum clmoe_overflow {
      * has room. In rounds: every token with such a pair asks for one place, and an expert gives its
      * places in token order; at most R + K rounds. Afterwards no dropped pair is left of which an
      * expert outside the token's choice has room. Weights are those of the new choice. A finite
-     * score is needed, groups are not respected.
+     * score is needed, groups are not respected. External ids come without scores: their pairs are
+     * dropped.
      */
     CLMOE_OVERFLOW_REROUTE = 1,
 } clmoe_overflow;

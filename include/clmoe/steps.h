@@ -94,7 +94,10 @@ typedef struct clmoe_plan_args {
      */
     clmoe_buf token_offsets;
     clmoe_buf state; /* optional: capacity_scale, and the seed of the keep rule random */
-    /* Overflow reroute: the scores, and ids and pair_weights are changed. */
+    /*
+     * Overflow reroute: the scores, and ids and pair_weights are changed; a token with an id out of
+     * range stays as it is.
+     */
     clmoe_buf scores;             /* [T,R] f32 */
     const clmoe_weights *weights; /* expert_scale */
     clmoe_buf scratch;

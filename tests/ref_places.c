@@ -1,0 +1,119 @@
+#include "ref_places.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static void *make(size_t count, size_t size) {
+    void *block = calloc(count ? count : 1, size);
+    if (block == NULL) {
+        fprintf(stderr, "ref: out of memory\n");
+        abort();
+    }
+    return block;
+}
+
+/* ---- reroute ------------------------------------------------------------------------------- */
+
+/* The pairs of a token: [first, end) all of them, [first, live) the real ones. */
+typedef struct span {
+    size_t first, live, end;
+} span;
+
+static span pairs_of(const clmoe_layer_desc *desc, const ref_reroute_in *in, size_t t) {
+    span s = {t * desc->top_k, 0, (t + 1) * desc->top_k};
+    if (in->token_offsets)
+        s = (span){(size_t)in->token_offsets[t], 0, (size_t)in->token_offsets[t + 1]};
+    s.live = s.end;
+    if (in->live && s.first + (size_t)in->live[t] < s.end)
+        s.live = s.first + (size_t)in->live[t];
+    if (in->token_mask && in->token_mask[t] == 0)
+        s.live = s.first;
+    return s;
+}
+
+int32_t ref_roomy_expert(const clmoe_layer_desc *desc, const ref_reroute_in *in, size_t token,
+                         const int32_t *ids, const uint32_t *kept, uint32_t capacity) {
+    span s = pairs_of(desc, in, token);
+    const float *row = in->scores + token * desc->num_experts;
+    int32_t best = -1;
+    for (uint32_t e = 0; e < desc->num_experts; e++) {
+        bool wanted = isfinite(row[e]) && kept[e] < capacity;
+        for (size_t p = s.first; p < s.end; p++)
+            wanted = wanted && ids[p] != (int32_t)e;
+        if (wanted && (best < 0 || row[e] > row[best]))
+            best = (int32_t)e;
+    }
+    return best;
+}
+
+/* The first dropped pair of a token, or SIZE_MAX; also if an id of it is out of range. */
+static size_t first_dropped(const clmoe_layer_desc *desc, const ref_reroute_in *in, size_t t,
+                            const int32_t *ids, const ref_plan *plan) {
+    span s = pairs_of(desc, in, t);
+    size_t found = SIZE_MAX;
+    for (size_t p = s.first; p < s.live; p++) {
+        if (ids[p] < 0 || (uint32_t)ids[p] >= desc->num_experts)
+            return SIZE_MAX;
+        if (plan->slot_of[p] == -1 && found == SIZE_MAX)
+            found = p;
+    }
+    return found;
+}
+
+static void move_pair(size_t token, size_t pair, int32_t to, int32_t *ids, ref_plan *plan,
+                      ref_rerouted *counts) {
+    uint32_t slot = plan->offsets[to] + plan->kept[to]++;
+    counts->out[ids[pair]]++;
+    counts->in[to]++;
+    ids[pair] = to;
+    plan->slot_of[pair] = (int32_t)slot;
+    plan->row_of[slot] = (int32_t)pair;
+    plan->token_of[slot] = (int32_t)token;
+    plan->tile_expert[slot / plan->row_tile] = to;
+}
+
+static void new_weights(const clmoe_layer_desc *desc, const ref_reroute_in *in, size_t t,
+                        const int32_t *ids, double *pair_weights) {
+    span s = pairs_of(desc, in, t);
+    size_t E = desc->num_experts, K = desc->top_k;
+    double *row = make(E, sizeof *row), *w = make(K, sizeof *w);
+    int32_t *of = make(K, sizeof *of);
+    for (size_t e = 0; e < E; e++)
+        row[e] = (double)in->scores[t * E + e];
+    for (size_t p = s.first; p < s.live; p++)
+        of[p - s.first] = ids[p];
+    ref_token_weights(desc, row, of, (int32_t)(s.live - s.first), in->weights, w);
+    for (size_t p = s.first; p < s.live; p++)
+        pair_weights[p] = w[p - s.first];
+    free(row);
+    free(w);
+    free(of);
+}
+
+void ref_reroute(const clmoe_layer_desc *desc, uint32_t tokens, const ref_reroute_in *in,
+                 int32_t *ids, double *pair_weights, ref_plan *plan, ref_rerouted *counts) {
+    int32_t *wish = make(tokens, sizeof *wish);
+    bool *changed = make(tokens, sizeof *changed);
+    for (bool asked = true; asked; counts->rounds += asked) {
+        asked = false;
+        for (size_t t = 0; t < tokens; t++) {
+            wish[t] = -1;
+            if (first_dropped(desc, in, t, ids, plan) != SIZE_MAX)
+                wish[t] = ref_roomy_expert(desc, in, t, ids, plan->kept, plan->capacity);
+            asked = asked || wish[t] >= 0;
+        }
+        for (size_t t = 0; t < tokens; t++) {
+            if (wish[t] < 0 || plan->kept[wish[t]] >= plan->capacity)
+                continue;
+            size_t pair = first_dropped(desc, in, t, ids, plan);
+            move_pair(t, pair, wish[t], ids, plan, counts);
+            changed[t] = true;
+        }
+    }
+    for (size_t t = 0; t < tokens; t++)
+        if (changed[t])
+            new_weights(desc, in, t, ids, pair_weights);
+    free(wish);
+    free(changed);
+}

@@ -1,0 +1,29 @@
+/* The oracle of what happens to places and weights after the choice; see ref.h. */
+#ifndef REF_PLACES_H
+#define REF_PLACES_H
+
+#include "ref.h"
+
+typedef struct ref_reroute_in {
+    const float *scores; /* [T,E] */
+    const int32_t *live; /* optional [T] */
+    const uint8_t *token_mask;
+    const int32_t *token_offsets;
+    const ref_weights *weights; /* expert_scale */
+} ref_reroute_in;
+
+/* Changes ids and pair_weights [pairs] and the plan of a layer with overflow reroute. */
+typedef struct ref_rerouted {
+    uint32_t rounds; /* in which somebody asked */
+    uint32_t *in;    /* [E], the caller's */
+    uint32_t *out;   /* [E], the caller's */
+} ref_rerouted;
+
+void ref_reroute(const clmoe_layer_desc *desc, uint32_t tokens, const ref_reroute_in *in,
+                 int32_t *ids, double *pair_weights, ref_plan *plan, ref_rerouted *counts);
+
+/* The best expert outside the token's ids with a finite score and room, -1: none. */
+int32_t ref_roomy_expert(const clmoe_layer_desc *desc, const ref_reroute_in *in, size_t token,
+                         const int32_t *ids, const uint32_t *kept, uint32_t capacity);
+
+#endif
