@@ -290,6 +290,8 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
         {"ids", &args->ids, pairs, 4, true},
         {"weights_out", &args->weights_out, pairs, 4, true},
         {"live", &args->live, bytes_of(args->tokens, 1, 4), 4, true},
+        {"token_mask", &args->token_mask, args->tokens, 1, false},
+        {"scratch", &args->scratch, layer_rebalances(layer) ? ws.scratch_bytes : 0, 4, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
     if (layer->desc.router.select_bias || layer->desc.router.expert_scale) {

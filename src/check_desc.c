@@ -3,7 +3,13 @@
 
 #include <math.h>
 
-enum { MAX_COLUMNS = 4096, MAX_TOP_K = 256, MAX_GROUPS = 256, MAX_DIM = 1 << 24 };
+enum {
+    MAX_COLUMNS = 4096,
+    MAX_TOP_K = 256,
+    MAX_GROUPS = 256,
+    MAX_DIM = 1 << 24,
+    MAX_ITERATIONS = 1000
+};
 
 static clmoe_status in_range(const char *name, uint32_t value, uint32_t low, uint32_t high) {
     if (value >= low && value <= high)
@@ -76,6 +82,28 @@ done:
     return status;
 }
 
+/* Rebalancing needs K pairs per token, and nothing that changes the weights after it. */
+static clmoe_status check_rebalance(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &desc->router;
+    const char *why = NULL;
+    TRY(in_range("router.rebalance_iterations", router->rebalance_iterations, 0, MAX_ITERATIONS));
+    TRY(is_at_least("router.rebalance_mu", router->rebalance_mu, 0));
+    if (router->rebalance_iterations == 0)
+        return CLMOE_SUCCESS;
+    if (router->renorm_after_drop)
+        why = "router.renorm_after_drop is 1";
+    else if (desc->capacity.overflow == CLMOE_OVERFLOW_REROUTE)
+        why = "capacity.overflow is reroute";
+    else if (router->policy != CLMOE_POLICY_TOKEN_CHOICE && router->policy != CLMOE_POLICY_SINKHORN)
+        why = "router.policy is neither token choice nor sinkhorn";
+    if (why)
+        return fail(CLMOE_INVALID_DESC, "router.rebalance_iterations is %u, but %s",
+                    router->rebalance_iterations, why);
+done:
+    return status;
+}
+
 static clmoe_status check_router(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
@@ -105,6 +133,7 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
         return fail(CLMOE_INVALID_DESC, "router.order is %d, but sparsemixer needs topk-then-score",
                     (int)router->order);
     TRY(check_groups(desc));
+    TRY(check_rebalance(desc));
 done:
     return status;
 }

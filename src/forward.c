@@ -52,7 +52,9 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                             .scores = b->scores,
                             .ids = b->ids,
                             .weights_out = b->pair_weights,
-                            .live = b->live};
+                            .live = b->live,
+                            .token_mask = in->token_mask,
+                            .scratch = in->scratch};
     TRY(step_topk(layer, chain, &topk));
 done:
     return status;

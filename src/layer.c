@@ -220,6 +220,7 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
     TRY(create_plan(layer));
     if (layer_sorts(layer))
         TRY(create_sort(layer));
+    TRY(rebalance_kernels_create(layer));
     TRY(reroute_kernels_create(layer));
     TRY(create_kernel(layer, KERNEL_DISPATCH, "dispatch", "dispatch_rows"));
     if (layer->desc.normalize_experts)

@@ -19,6 +19,10 @@ typedef enum kernel_id {
     KERNEL_PLAN_OFFSETS,
     KERNEL_PLAN_SCATTER,
     KERNEL_PLAN_RENORM,
+    KERNEL_REBALANCE_BEGIN,
+    KERNEL_REBALANCE_COLUMNS,
+    KERNEL_REBALANCE_TARGET,
+    KERNEL_REBALANCE_ROWS,
     KERNEL_REROUTE_ASK,
     KERNEL_REROUTE_ACCEPT,
     KERNEL_REROUTE_FINISH,
@@ -68,7 +72,13 @@ static inline bool layer_reroutes(const clmoe_layer *layer) {
     return !layer_is_dropless(layer) && layer->desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE;
 }
 
+/* Whether weights are rebalanced; a token's only weight cannot be. */
+static inline bool layer_rebalances(const clmoe_layer *layer) {
+    return layer->desc.router.rebalance_iterations > 0 && layer->desc.top_k > 1;
+}
+
 /* The kernels of a step of its own, into layer->kernels; in the step's file. */
+clmoe_status rebalance_kernels_create(clmoe_layer *layer);
 clmoe_status reroute_kernels_create(clmoe_layer *layer);
 
 /* Whether plan.cl walks in an order that sort.cl makes. */

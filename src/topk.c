@@ -14,6 +14,8 @@ clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk
                    arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, args->tokens / each + (args->tokens % each != 0),
                   layer->context->group));
+    if (layer_rebalances(layer))
+        TRY(step_rebalance(layer, chain, args));
 done:
     return status;
 }

@@ -104,6 +104,14 @@ static size_t engine_bytes(const gemm_use *use, size_t rows) {
                   use->engine->scratch(shape, rows, shape->dim, GEMM_LINEAR));
 }
 
+/* Two arrays per block and column, one per column, one per pair and per token, two numbers. */
+static size_t rebalance_bytes(const batch *b) {
+    size_t blocks = workspace_blocks(b->layer->context, (uint32_t)b->tokens).count;
+    size_t columns = matrix(2 * blocks + 1, b->layer->desc.num_experts);
+    size_t rows = matrix(b->pairs + b->tokens + 2, 1), bytes;
+    return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
+}
+
 static size_t region_bytes(region_id id, const batch *b) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
@@ -125,6 +133,8 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_SORT_ORDER:
     case REGION_SORT_ORDER_2:
         return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
+    case REGION_REBALANCE:
+        return layer_rebalances(layer) ? rebalance_bytes(b) : 0;
     case REGION_REROUTE:
         return layer_reroutes(layer) ? matrix(b->tokens, REROUTE_WORDS) : 0;
     case REGION_XE:

@@ -227,6 +227,9 @@ static void route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_re
         f32[i] = (float)r->scores[i];
     r->live = make(in->tokens, sizeof *r->live);
     ref_topk(desc, in->tokens, f32, in->weights, r->ids, r->pair_weights, r->live);
+    if (desc->router.rebalance_iterations && desc->top_k > 1)
+        ref_rebalance(desc, in->tokens, desc->router.rebalance_iterations, r->ids, r->live,
+                      in->token_mask, r->pair_weights);
     r->choice_gap = ref_choice_gap(desc, in->tokens, r->scores, in->weights);
     free(f32);
 }

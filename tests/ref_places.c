@@ -117,3 +117,132 @@ void ref_reroute(const clmoe_layer_desc *desc, uint32_t tokens, const ref_rerout
     free(wish);
     free(changed);
 }
+
+/* ---- rebalance ----------------------------------------------------------------------------- */
+
+/* part [T,K]: the pair's expert, -1 if it takes no part. */
+static int32_t *parts_of(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *ids,
+                         const int32_t *live, const uint8_t *token_mask, const double *before) {
+    size_t K = desc->top_k;
+    int32_t *part = make(tokens * K, sizeof *part);
+    for (size_t t = 0; t < tokens; t++) {
+        double sum = 0.0;
+        size_t real = live ? (size_t)live[t] : K;
+        for (size_t k = 0; k < K; k++) {
+            size_t p = t * K + k;
+            bool in = k < real && !(token_mask && token_mask[t] == 0) && ids[p] >= 0 &&
+                      (uint32_t)ids[p] < desc->num_experts;
+            part[p] = in ? ids[p] : -1;
+            sum += in ? before[p] : 0.0;
+        }
+        for (size_t k = 0; k < K && !(sum > 0.0 && isfinite(sum)); k++)
+            part[t * K + k] = -1;
+    }
+    return part;
+}
+
+/* column [E]: what each expert gets of the weights w; returns the sum. */
+static double column_sums(const clmoe_layer_desc *desc, size_t pairs, const int32_t *part,
+                          const double *w, double *column) {
+    double sum = 0.0;
+    for (uint32_t e = 0; e < desc->num_experts; e++)
+        column[e] = 0.0;
+    for (size_t p = 0; p < pairs; p++)
+        if (part[p] >= 0) {
+            column[part[p]] += w[p];
+            sum += w[p];
+        }
+    return sum;
+}
+
+double ref_rebalance_objective(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *ids,
+                               const int32_t *live, const uint8_t *token_mask, const double *before,
+                               const double *now) {
+    size_t pairs = (size_t)tokens * desc->top_k, E = desc->num_experts;
+    int32_t *part = parts_of(desc, tokens, ids, live, token_mask, before);
+    double *column = make(E, sizeof *column), value = 0.0;
+    double mean = column_sums(desc, pairs, part, before, column) / (double)E;
+    column_sums(desc, pairs, part, now, column);
+    for (size_t e = 0; e < E; e++)
+        value += 0.5 * (column[e] - mean) * (column[e] - mean);
+    for (size_t p = 0; p < pairs; p++)
+        if (part[p] >= 0)
+            value += 0.5 * (double)desc->router.rebalance_mu * (now[p] - before[p]) *
+                     (now[p] - before[p]);
+    free(part);
+    free(column);
+    return value;
+}
+
+static int descending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* v [n] -> the nearest point of the simplex with the sum, by sorting (Held et al. 1974). */
+static void project(double *v, size_t n, double sum) {
+    double *sorted = make(n, sizeof *sorted), partial = 0.0, tau = 0.0;
+    for (size_t i = 0; i < n; i++)
+        sorted[i] = v[i];
+    qsort(sorted, n, sizeof *sorted, descending);
+    for (size_t i = 0; i < n; i++) {
+        partial += sorted[i];
+        double t = (partial - sum) / (double)(i + 1);
+        if (sorted[i] > t)
+            tau = t;
+    }
+    for (size_t i = 0; i < n; i++)
+        v[i] = fmax(v[i] - tau, 0.0);
+    free(sorted);
+}
+
+/* Projects the parts of each row of w to the sum they had before. */
+static void project_rows(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *part,
+                         const double *before, double *w) {
+    size_t K = desc->top_k;
+    double *row = make(K, sizeof *row);
+    for (size_t t = 0; t < tokens; t++) {
+        size_t n = 0;
+        double sum = 0.0;
+        for (size_t p = t * K; p < t * K + K; p++)
+            if (part[p] >= 0) {
+                row[n++] = w[p];
+                sum += before[p];
+            }
+        if (n > 0)
+            project(row, n, sum);
+        n = 0;
+        for (size_t p = t * K; p < t * K + K; p++)
+            if (part[p] >= 0)
+                w[p] = row[n++];
+    }
+    free(row);
+}
+
+void ref_rebalance(const clmoe_layer_desc *desc, uint32_t tokens, uint32_t iterations,
+                   const int32_t *ids, const int32_t *live, const uint8_t *token_mask,
+                   double *pair_weights) {
+    size_t pairs = (size_t)tokens * desc->top_k, E = desc->num_experts;
+    double mu = (double)desc->router.rebalance_mu, most = 0.0;
+    double *before = make(pairs, sizeof *before), *column = make(E, sizeof *column);
+    double *count = make(E, sizeof *count);
+    for (size_t p = 0; p < pairs; p++)
+        before[p] = pair_weights[p];
+    int32_t *part = parts_of(desc, tokens, ids, live, token_mask, before);
+    for (size_t p = 0; p < pairs; p++)
+        if (part[p] >= 0)
+            most = fmax(most, ++count[part[p]]);
+    double mean = column_sums(desc, pairs, part, before, column) / (double)E;
+    for (uint32_t i = 0; i < iterations; i++) {
+        column_sums(desc, pairs, part, pair_weights, column);
+        for (size_t p = 0; p < pairs; p++)
+            if (part[p] >= 0)
+                pair_weights[p] -=
+                    (column[part[p]] - mean + mu * (pair_weights[p] - before[p])) / (mu + most);
+        project_rows(desc, tokens, part, before, pair_weights);
+    }
+    free(before);
+    free(column);
+    free(count);
+    free(part);
+}

@@ -26,4 +26,17 @@ void ref_reroute(const clmoe_layer_desc *desc, uint32_t tokens, const ref_rerout
 int32_t ref_roomy_expert(const clmoe_layer_desc *desc, const ref_reroute_in *in, size_t token,
                          const int32_t *ids, const uint32_t *kept, uint32_t capacity);
 
+/*
+ * Weight rebalancing of pair_weights [T,K] in place, `iterations` steps; live and token_mask are
+ * optional.
+ */
+void ref_rebalance(const clmoe_layer_desc *desc, uint32_t tokens, uint32_t iterations,
+                   const int32_t *ids, const int32_t *live, const uint8_t *token_mask,
+                   double *pair_weights);
+
+/* What it minimises, at `now`, of weights that were `before`. */
+double ref_rebalance_objective(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *ids,
+                               const int32_t *live, const uint8_t *token_mask, const double *before,
+                               const double *now);
+
 #endif

@@ -69,6 +69,11 @@ static void reroute(clmoe_layer_desc *d) {
     d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
 }
 
+static void rebalance(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.rebalance_iterations = 3;
+}
+
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
@@ -83,6 +88,7 @@ static const kernel_case cases[] = {
     {"plain MLP", 9, plain_mlp},
     {"many columns", 2, many_columns},
     {"reroute", 9, reroute},
+    {"rebalance", 9, rebalance},
 };
 
 /* The batch again, with the weights in the engine's own form. */

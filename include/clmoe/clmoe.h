@@ -312,7 +312,9 @@ typedef struct clmoe_router_desc {
      * Weight rebalancing on the fixed choice (0 iterations: off): minimises 1/2 sum_e (L'_e - L*)^2
      * + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = (sum of W) / E, rows of W' non-negative with the
      * sum they had, by projected gradient with the step 1 / (mu + max_e pairs of e). Dropped pairs
-     * are not known yet and take part. Not with renorm_after_drop.
+     * are not known yet and take part. Pairs of identity experts and tokens whose weights do not
+     * have a positive sum keep their weights and are not in L. Not with renorm_after_drop or
+     * overflow reroute.
      */
     uint32_t rebalance_iterations;
     float rebalance_mu; /* >= 0; default 1 */
