@@ -12,22 +12,36 @@ enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS 
 /* The sizes every region is made of. */
 typedef struct batch {
     const clmoe_layer *layer;
-    size_t tokens, pairs, slots, blocks;
+    size_t tokens, pairs, slots, blocks, sort_blocks;
 } batch;
 
 static size_t round_up(size_t value, size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
+static block_split split(const clmoe_context *context, uint32_t count, uint32_t max_blocks) {
     uint32_t unit = context->group == 1 ? SERIAL_BLOCK : context->group;
     uint32_t units = count / unit + (count % unit != 0);
-    uint32_t per_block = units / MAX_BLOCKS + (units % MAX_BLOCKS != 0);
+    uint32_t per_block = units / max_blocks + (units % max_blocks != 0);
     if (count == 0)
         return (block_split){.size = unit, .count = 1};
     block_split split = {.size = unit * per_block};
     split.count = count / split.size + (count % split.size != 0);
     return split;
+}
+
+block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
+    return split(context, count, MAX_BLOCKS);
+}
+
+walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
+    uint32_t sequences = layer_sequences(layer, tokens);
+    uint32_t each = tokens > 0 ? layer_sequence_tokens(layer, tokens) : 0;
+    uint32_t most = sequences < MAX_BLOCKS ? MAX_BLOCKS / sequences : 1;
+    walk_split walk = {.blocks = split(layer->context, each * layer->desc.top_k, most)};
+    walk.sequence_blocks = walk.blocks.count;
+    walk.blocks.count *= sequences;
+    return walk;
 }
 
 /* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
@@ -43,7 +57,8 @@ static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_
                          plan->row_tile);
     } else {
         plan->capacity = layer_capacity(layer, tokens);
-        slots = experts * round_up(plan->capacity, plan->row_tile);
+        size_t rows = (size_t)layer_sequences(layer, tokens) * plan->capacity;
+        slots = rows > MAX_SLOTS ? rows : experts * round_up(rows, plan->row_tile);
     }
     if (slots > MAX_SLOTS)
         return fail(CLMOE_UNSUPPORTED,
@@ -127,7 +142,11 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_LIVE:
         return matrix(b->tokens, 1);
     case REGION_HISTOGRAM:
-        return matrix(b->blocks, larger(layer->columns, SORT_BINS));
+        return larger(matrix(b->blocks, layer->columns), matrix(b->sort_blocks, SORT_BINS));
+    case REGION_SEQUENCES:
+        return layer_has_sequences(layer)
+                   ? matrix(layer_sequences(layer, (uint32_t)b->tokens) + (size_t)1, layer->columns)
+                   : 0;
     case REGION_SORT_KEYS:
     case REGION_SORT_KEYS_2:
     case REGION_SORT_ORDER:
@@ -174,7 +193,8 @@ clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
                .tokens = tokens,
                .pairs = layout->plan.pairs,
                .slots = layout->plan.slots,
-               .blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
+               .blocks = workspace_walk(layer, tokens).blocks.count,
+               .sort_blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
     for (int id = 0; id < REGION_COUNT; id++) {
         bool saved = layer->desc.training && region_is_saved((region_id)id);
         size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;

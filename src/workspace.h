@@ -13,7 +13,8 @@ typedef enum region_id {
     REGION_WEIGHTS,   /* [T,K] f32 */
     REGION_LIVE,      /* [T] i32 */
     REGION_PLAN,      /* clmoe_plan_layout */
-    REGION_HISTOGRAM, /* [blocks, max(R, 256)] u32 */
+    REGION_HISTOGRAM, /* [blocks, R] or, while sorting, [blocks, 256] u32 */
+    REGION_SEQUENCES, /* [sequences + 1, R] u32, with a capacity per sequence */
     REGION_SORT_KEYS, /* [T*K] u32, for the keep rules priority and weight; as the next three */
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
@@ -56,6 +57,14 @@ typedef struct block_split {
 } block_split;
 
 block_split workspace_blocks(const clmoe_context *context, uint32_t count);
+
+/* The blocks of the plan's walk, and how many of them each sequence has; none spans two. */
+typedef struct walk_split {
+    block_split blocks;
+    uint32_t sequence_blocks;
+} walk_split;
+
+walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens);
 
 /* The place of an array of the plan. */
 static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {

@@ -271,6 +271,8 @@ uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens) {
     if (capacity->rows == 0 && capacity->factor == 0.0)
         return 0;
     double rows = capacity->rows;
+    if (capacity->tokens_per_sequence > 0)
+        tokens = capacity->tokens_per_sequence;
     if (capacity->rows == 0) {
         rows = (double)tokens * desc->top_k * capacity->factor / desc->num_experts;
         if (capacity->rounding == CLMOE_ROUND_UP)

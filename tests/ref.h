@@ -55,7 +55,7 @@ void ref_token_weights(const clmoe_layer_desc *desc, const double *row, const in
 double ref_choice_gap(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
                       const ref_weights *weights);
 
-/* C, 0 when dropless. */
+/* C, of each sequence if there are several; 0 when dropless. */
 uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens);
 
 typedef struct ref_plan_in {
@@ -79,6 +79,7 @@ typedef struct ref_plan {
     int32_t *tile_expert;  /* [S/row_tile] */
 } ref_plan;
 
+/* For a batch of one sequence; see ref_plan_places(). */
 void ref_plan_make(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan);
 void ref_plan_free(ref_plan *plan);
 

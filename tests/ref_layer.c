@@ -265,9 +265,10 @@ static void forward_plan(const clmoe_layer_desc *desc, const ref_forward_in *in,
     float *f32 = make(pairs, sizeof *f32);
     for (size_t p = 0; p < pairs; p++)
         f32[p] = (float)r->pair_weights[p];
-    uint32_t slots = capacity ? desc->num_experts * capacity : (uint32_t)pairs;
+    uint32_t rows = capacity * ref_sequences(desc, in->tokens);
+    uint32_t slots = capacity ? desc->num_experts * rows : (uint32_t)pairs;
     ref_plan_in plan = {in->tokens, slots, 1, r->ids, f32, r->live, in->token_mask, NULL};
-    ref_plan_make(desc, &plan, &r->plan);
+    ref_plan_places(desc, &plan, &r->plan);
     if (desc->capacity.overflow == CLMOE_OVERFLOW_REROUTE && !in->ids_in)
         forward_reroute(desc, in, r);
     r->order_gap = order_gap(desc, r->pair_weights, pairs);

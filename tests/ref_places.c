@@ -13,6 +13,103 @@ static void *make(size_t count, size_t size) {
     return block;
 }
 
+/* ---- sequences ----------------------------------------------------------------------------- */
+
+static bool has_sequences(const clmoe_layer_desc *desc) {
+    const clmoe_capacity_desc *capacity = &desc->capacity;
+    return capacity->tokens_per_sequence > 0 && (capacity->rows > 0 || capacity->factor > 0.0);
+}
+
+uint32_t ref_sequences(const clmoe_layer_desc *desc, uint32_t tokens) {
+    uint32_t count = 0;
+    if (!has_sequences(desc))
+        return 1;
+    for (uint64_t t = 0; t < tokens; t += desc->capacity.tokens_per_sequence)
+        count++;
+    return count > 0 ? count : 1;
+}
+
+/* The layer for one sequence alone, with C rows. */
+static clmoe_layer_desc desc_of_one(const clmoe_layer_desc *desc, uint32_t capacity) {
+    clmoe_layer_desc one = *desc;
+    clmoe_keep keep = desc->capacity.keep;
+    one.capacity = (clmoe_capacity_desc){.rows = capacity, .keep = keep};
+    if (capacity == 0)
+        one.capacity =
+            (clmoe_capacity_desc){.factor = 1e-30, .rounding = CLMOE_ROUND_DOWN, .keep = keep};
+    return one;
+}
+
+/* Puts the plan of a sequence, whose first pair and token are given, behind those in `plan`. */
+static void append_sequence(const clmoe_layer_desc *desc, const ref_plan *one, const int32_t *ids,
+                            size_t pair, size_t token, size_t pairs, ref_plan *plan) {
+    for (size_t p = 0; p < pairs; p++) {
+        int32_t slot = one->slot_of[p];
+        plan->slot_of[pair + p] = slot;
+        if (slot < 0)
+            continue;
+        uint32_t e = (uint32_t)ids[pair + p];
+        uint32_t to = plan->offsets[e] + plan->kept[e] + (uint32_t)slot - one->offsets[e];
+        plan->slot_of[pair + p] = (int32_t)to;
+        plan->row_of[to] = (int32_t)(pair + p);
+        plan->token_of[to] = (int32_t)token + one->token_of[slot];
+        plan->tile_expert[to / plan->row_tile] = (int32_t)e;
+    }
+    for (uint32_t e = 0; e < ref_columns(desc); e++) {
+        plan->load[e] += one->load[e];
+        plan->kept[e] += one->kept[e];
+    }
+}
+
+static void sequence_places(const clmoe_layer_desc *one, const ref_plan_in *in, size_t token,
+                            uint32_t tokens, ref_plan *plan) {
+    size_t K = one->top_k, first = token * K, pairs = tokens * K;
+    int32_t *offsets = make((size_t)tokens + 1, sizeof *offsets);
+    if (in->token_offsets) {
+        first = (size_t)in->token_offsets[token];
+        for (uint32_t t = 0; t <= tokens; t++)
+            offsets[t] = in->token_offsets[token + t] - (int32_t)first;
+        pairs = (size_t)offsets[tokens];
+    }
+    ref_plan_in of = {.tokens = tokens,
+                      .slots = one->num_experts * plan->capacity,
+                      .row_tile = 1,
+                      .ids = in->ids + first,
+                      .pair_weights = in->pair_weights ? in->pair_weights + first : NULL,
+                      .live = in->live ? in->live + token : NULL,
+                      .token_mask = in->token_mask ? in->token_mask + token : NULL,
+                      .token_offsets = in->token_offsets ? offsets : NULL};
+    ref_plan alone;
+    ref_plan_make(one, &of, &alone);
+    append_sequence(one, &alone, in->ids, first, token, pairs, plan);
+    ref_plan_free(&alone);
+    free(offsets);
+}
+
+void ref_plan_places(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan) {
+    if (!has_sequences(desc)) {
+        ref_plan_make(desc, in, plan);
+        return;
+    }
+    uint32_t length = desc->capacity.tokens_per_sequence;
+    uint32_t C = ref_capacity(desc, in->tokens), E = desc->num_experts;
+    clmoe_layer_desc one = desc_of_one(desc, C);
+    uint8_t *nobody = make(in->tokens, sizeof *nobody);
+    ref_plan_in empty = *in;
+    empty.token_mask = nobody;
+    ref_plan_make(&one, &empty, plan);
+    plan->capacity = C;
+    uint32_t rows = ref_sequences(desc, in->tokens) * C;
+    for (uint32_t e = 0; e < E; e++)
+        plan->offsets[e + 1] =
+            plan->offsets[e] + (rows + in->row_tile - 1) / in->row_tile * in->row_tile;
+    for (uint64_t t = 0; t < in->tokens; t += length) {
+        uint64_t left = in->tokens - t;
+        sequence_places(&one, in, (size_t)t, left < length ? (uint32_t)left : length, plan);
+    }
+    free(nobody);
+}
+
 /* ---- reroute ------------------------------------------------------------------------------- */
 
 /* The pairs of a token: [first, end) all of them, [first, live) the real ones. */

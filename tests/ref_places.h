@@ -4,6 +4,12 @@
 
 #include "ref.h"
 
+/* How many sequences with a capacity of their own the batch is: 1 without tokens_per_sequence. */
+uint32_t ref_sequences(const clmoe_layer_desc *desc, uint32_t tokens);
+
+/* ref_plan_make(), or with tokens_per_sequence one plan per sequence, put behind one another. */
+void ref_plan_places(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan);
+
 typedef struct ref_reroute_in {
     const float *scores; /* [T,E] */
     const int32_t *live; /* optional [T] */

@@ -74,6 +74,18 @@ static void rebalance(clmoe_layer_desc *d) {
     d->router.rebalance_iterations = 3;
 }
 
+static void sequences_by_weight(clmoe_layer_desc *d) {
+    d->capacity.rows = 1;
+    d->capacity.keep = CLMOE_KEEP_WEIGHT;
+    d->capacity.tokens_per_sequence = 4;
+}
+
+static void sequences_by_priority(clmoe_layer_desc *d) {
+    sequences_by_weight(d);
+    d->capacity.keep = CLMOE_KEEP_PRIORITY;
+    d->capacity.tokens_per_sequence = 3;
+}
+
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
@@ -89,6 +101,8 @@ static const kernel_case cases[] = {
     {"many columns", 2, many_columns},
     {"reroute", 9, reroute},
     {"rebalance", 9, rebalance},
+    {"sequences by weight", 9, sequences_by_weight},
+    {"sequences by priority", 9, sequences_by_priority},
 };
 
 /* The batch again, with the weights in the engine's own form. */
