@@ -217,10 +217,30 @@ static void same_bits_every_time(void **state) {
     }
 }
 
+static void missing_scratch(void **state) {
+    (void)state;
+    const shape s = {9, 5, 6, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.rebalance_iterations = 2;
+    test_case("missing scratch");
+    clmoe_topk_args args = {
+        .struct_size = sizeof args,
+        .tokens = s.tokens,
+        .scores = buf_new(54 * 4),
+        .ids = buf_new(18 * 4),
+        .weights_out = buf_new(18 * 4),
+        .live = buf_new(9 * 4),
+    };
+    clmoe_status status = clmoe_topk(test_layer(0, &desc), test.queue, &args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "status %d\n", status);
+    CHECK(strstr(clmoe_last_error(), "scratch"), "%s\n", clmoe_last_error());
+    CHECK(all_untouched(), "something was written\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(every_pattern), TEST(odd_weights),          TEST(objective_falls),
-        TEST(whole_layer),   TEST(same_bits_every_time),
+        TEST(whole_layer),   TEST(same_bits_every_time), TEST(missing_scratch),
     };
     return RUN(tests);
 }

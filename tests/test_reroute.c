@@ -316,10 +316,47 @@ static void same_bits_every_time(void **state) {
     }
 }
 
+/* Scores and weights are needed; nothing is written without them. */
+static void missing_buffers(void **state) {
+    (void)state;
+    const shape s = {9, 5, 6, 0, 2, 3};
+    clmoe_layer_desc desc = desc_rerouting(&s, 1.0);
+    desc.router.expert_scale = 1;
+    test_case("missing buffers");
+    clmoe_layer *layer = test_layer(0, &desc);
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(layer, s.tokens, &layout));
+    clmoe_weights weights = {.expert_scale = buf_new(6 * 4)};
+    const clmoe_plan_args all = {
+        .struct_size = sizeof all,
+        .tokens = s.tokens,
+        .ids = buf_new(18 * 4),
+        .pair_weights = buf_new(18 * 4),
+        .scores = buf_new(54 * 4),
+        .weights = &weights,
+        .scratch = scratch_of(layer, s.tokens),
+        .plan = buf_new(layout.bytes),
+    };
+    const clmoe_buf none = {NULL, 0};
+    clmoe_weights empty = {.expert_scale = none};
+    clmoe_plan_args args[4] = {all, all, all, all};
+    args[0].scores = none;
+    args[1].pair_weights = none;
+    args[2].weights = NULL;
+    args[3].weights = &empty;
+    static const char *const named[] = {"scores", "pair_weights", "weights", "expert_scale"};
+    for (size_t i = 0; i < COUNT_OF(args); i++) {
+        clmoe_status status = clmoe_plan(layer, test.queue, &args[i], 0, NULL, NULL);
+        CHECK(status == CLMOE_INVALID_ARGUMENT, "case %zu: status %d\n", i, status);
+        CHECK(strstr(clmoe_last_error(), named[i]), "case %zu: %s\n", i, clmoe_last_error());
+    }
+    CHECK(all_untouched(), "something was written\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_keep_rule), TEST(every_weight_rule), TEST(foreign_choices),
-        TEST(many_rounds),     TEST(whole_layer),       TEST(same_bits_every_time),
+        TEST(every_keep_rule), TEST(every_weight_rule),    TEST(foreign_choices), TEST(many_rounds),
+        TEST(whole_layer),     TEST(same_bits_every_time), TEST(missing_buffers),
     };
     return RUN(tests);
 }
