@@ -5,8 +5,9 @@
  * Arrays: sort_keys: weights [pairs], live, token_mask, token_offsets -> keys [n] (ascending for
  *         descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n = T
  *         and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is
- *         t*K + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes: keys, order -> keys, order; histogram [blocks, 256] u32.
- * NDRange: sort_keys: one work-item per entry, GROUP per group. sort_histogram, sort_scatter: a
+ *         t*K + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes:
+ *         keys, order -> keys, order; histogram [blocks, 256] u32.
+ * NDRange: sort_keys, sort_sequences: one work-item per entry, GROUP per group. sort_histogram, sort_scatter: a
  *          group per block of block_size entries. sort_scan: one group.
  * Limits: n <= 2^30; GROUP divides 256.
  * Repeatability: integers only; equal keys keep their order.
@@ -43,6 +44,15 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
     }
     keys[keys_off + i] = ~best;
     order[order_off + i] = i;
+}
+
+/* keys: the sequence of each entry of the order, `each` entries long; sorted last, it rules. */
+KERNEL(GROUP, 1, 1)
+void sort_sequences(__global uint *keys, ulong keys_off, __global const uint *order,
+                    ulong order_off, uint count, uint each) {
+    uint i = get_global_id(0);
+    if (i < count)
+        keys[keys_off + i] = order[order_off + i] / each;
 }
 
 static inline int digit_of(uint key, int shift) {

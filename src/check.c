@@ -378,7 +378,8 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
         {"token_offsets", &args->token_offsets, expert_choice ? bytes_of(tokens + 1, 1, 4) : 0, 4,
          true},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"scratch", &args->scratch, policy == CLMOE_POLICY_TOKEN_CHOICE ? 0 : ws.scratch_bytes, 4,
+        {"scratch", &args->scratch,
+         policy == CLMOE_POLICY_TOKEN_CHOICE && !layer_rebalances(layer) ? 0 : ws.scratch_bytes, 4,
          true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
@@ -395,6 +396,25 @@ static size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws,
     bool any = token_offsets.mem && !layer_is_expert_choice(layer) && ws->plan.pairs > 0;
     size_t pairs = any ? 1 : ws->plan.pairs;
     return bytes_of(pairs, 1, 4);
+}
+
+/* What overflow reroute reads and writes besides. */
+static clmoe_status check_reroute(const clmoe_layer *layer, const clmoe_plan_args *args,
+                                  size_t pairs) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const buffer_need needs[] = {
+        {"scores", &args->scores, bytes_of(args->tokens, layer->columns, 4), 4, true},
+        {"pair_weights", &args->pair_weights, pairs, 4, true},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    if (layer->desc.router.expert_scale) {
+        TRY(check_weights_given(args->weights));
+        const buffer_need scale = {"weights.expert_scale", &args->weights->expert_scale,
+                                   bytes_of(layer->columns, 1, 4), 4, true};
+        TRY(check_buffer(layer, &scale));
+    }
+done:
+    return status;
 }
 
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
@@ -418,6 +438,8 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     if (by_weight && !args->pair_weights.mem && pairs > 0)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "pair_weights is not given, but the capacity's keep rule ranks by weight");
+    if (layer_reroutes(layer))
+        TRY(check_reroute(layer, args, pairs));
 done:
     return status;
 }

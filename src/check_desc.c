@@ -3,7 +3,13 @@
 
 #include <math.h>
 
-enum { MAX_COLUMNS = 4096, MAX_TOP_K = 256, MAX_GROUPS = 256, MAX_DIM = 1 << 24 };
+enum {
+    MAX_COLUMNS = 4096,
+    MAX_TOP_K = 256,
+    MAX_GROUPS = 256,
+    MAX_DIM = 1 << 24,
+    MAX_ITERATIONS = 1000
+};
 
 static clmoe_status in_range(const char *name, uint32_t value, uint32_t low, uint32_t high) {
     if (value >= low && value <= high)
@@ -99,6 +105,28 @@ done:
     return status;
 }
 
+/* Rebalancing needs K pairs per token, and nothing that changes the weights after it. */
+static clmoe_status check_rebalance(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &desc->router;
+    const char *why = NULL;
+    TRY(in_range("router.rebalance_iterations", router->rebalance_iterations, 0, MAX_ITERATIONS));
+    TRY(is_at_least("router.rebalance_mu", router->rebalance_mu, 0));
+    if (router->rebalance_iterations == 0)
+        return CLMOE_SUCCESS;
+    if (router->renorm_after_drop)
+        why = "router.renorm_after_drop is 1";
+    else if (desc->capacity.overflow == CLMOE_OVERFLOW_REROUTE)
+        why = "capacity.overflow is reroute";
+    else if (router->policy != CLMOE_POLICY_TOKEN_CHOICE && router->policy != CLMOE_POLICY_SINKHORN)
+        why = "router.policy is neither token choice nor sinkhorn";
+    if (why)
+        return fail(CLMOE_INVALID_DESC, "router.rebalance_iterations is %u, but %s",
+                    router->rebalance_iterations, why);
+done:
+    return status;
+}
+
 static clmoe_status check_router(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
@@ -129,18 +157,45 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
                     (int)router->order);
     TRY(check_groups(desc));
     TRY(check_noise(router));
+    TRY(check_rebalance(desc));
 done:
     return status;
 }
 
-static clmoe_status check_capacity(const clmoe_capacity_desc *capacity) {
+/* Reroute has one room per expert and the token's scores of all of them. */
+static clmoe_status check_overflow(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_capacity_desc *capacity = &desc->capacity;
+    TRY(is_enum("capacity.overflow", (int)capacity->overflow, CLMOE_OVERFLOW_REROUTE));
+    if (capacity->overflow != CLMOE_OVERFLOW_REROUTE)
+        return CLMOE_SUCCESS;
+    const char *why = NULL;
+    if (capacity->rows == 0 && capacity->factor == 0)
+        why = "there is no capacity";
+    else if (desc->router.policy != CLMOE_POLICY_TOKEN_CHOICE)
+        why = "router.policy is not token choice";
+    else if (desc->num_identity_experts)
+        why = "there are identity experts";
+    else if (desc->router.two_level)
+        why = "router.two_level is 1";
+    else if (capacity->tokens_per_sequence)
+        why = "capacity.tokens_per_sequence is given";
+    if (why)
+        return fail(CLMOE_INVALID_DESC, "capacity.overflow is reroute, but %s", why);
+done:
+    return status;
+}
+
+static clmoe_status check_capacity(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_capacity_desc *capacity = &desc->capacity;
     TRY(is_at_least("capacity.factor", capacity->factor, 0));
     TRY(is_enum("capacity.rounding", (int)capacity->rounding, CLMOE_ROUND_NEAREST));
     TRY(is_enum("capacity.keep", (int)capacity->keep, CLMOE_KEEP_RANDOM));
     if (capacity->rows > 0 && capacity->factor > 0)
         return fail(CLMOE_INVALID_DESC, "capacity.rows is %u and capacity.factor is %g: give one",
                     capacity->rows, capacity->factor);
+    TRY(check_overflow(desc));
 done:
     return status;
 }
@@ -200,7 +255,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
                     desc->struct_size, sizeof *desc);
     TRY(check_sizes(desc));
     TRY(check_router(desc));
-    TRY(check_capacity(&desc->capacity));
+    TRY(check_capacity(desc));
     TRY(check_device_groups(desc));
     TRY(check_policy(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));

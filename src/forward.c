@@ -79,6 +79,8 @@ static clmoe_status plan(const clmoe_layer *layer, launch *chain, const batch *b
                             .token_mask = in->token_mask,
                             .token_offsets = b->token_offsets,
                             .state = in->state,
+                            .scores = in->ids_in.mem ? (clmoe_buf){0} : b->scores,
+                            .weights = in->weights,
                             .scratch = in->scratch,
                             .plan = b->plan};
     TRY(step_plan(layer, chain, &args));

@@ -61,6 +61,8 @@ static double round_capacity(double rows, clmoe_rounding rounding) {
 uint32_t layer_capacity(const clmoe_layer *layer, uint32_t tokens) {
     const clmoe_capacity_desc *capacity = &layer->desc.capacity;
     double rows = capacity->rows;
+    if (layer_has_sequences(layer))
+        tokens = capacity->tokens_per_sequence;
     if (capacity->rows == 0)
         rows = round_capacity((double)tokens * layer->desc.top_k * capacity->factor /
                                   layer->desc.num_experts,
@@ -238,14 +240,18 @@ static clmoe_status create_plan(clmoe_layer *layer) {
         kernel_id id;
         const char *name;
     } kernels[] = {
-        {KERNEL_PLAN_HISTOGRAM, "plan_histogram"}, {KERNEL_PLAN_SCAN, "plan_scan"},
-        {KERNEL_PLAN_OFFSETS, "plan_offsets"},     {KERNEL_PLAN_SCATTER, "plan_scatter"},
+        {KERNEL_PLAN_HISTOGRAM, "plan_histogram"},
+        {KERNEL_PLAN_SCAN, "plan_scan"},
+        {KERNEL_PLAN_OFFSETS, "plan_offsets"},
+        {KERNEL_PLAN_SCATTER, "plan_scatter"},
         {KERNEL_PLAN_RENORM, "plan_renorm"},
+        {KERNEL_PLAN_SCAN_SEQUENCES, "plan_scan_sequences"},
     };
     clmoe_status status = CLMOE_SUCCESS;
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d", layer->context->group,
-             (int)layer_keep(layer), layer_is_expert_choice(layer));
+    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
+             layer->context->group, (int)layer_keep(layer), layer_is_expert_choice(layer),
+             layer_has_sequences(layer));
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
         TRY(program_kernel(layer->context, "plan", options, kernels[i].name,
                            &layer->kernels[kernels[i].id]));
@@ -259,6 +265,7 @@ static clmoe_status create_sort(clmoe_layer *layer) {
     TRY(create_kernel(layer, KERNEL_SORT_HISTOGRAM, "sort", "sort_histogram"));
     TRY(create_kernel(layer, KERNEL_SORT_SCAN, "sort", "sort_scan"));
     TRY(create_kernel(layer, KERNEL_SORT_SCATTER, "sort", "sort_scatter"));
+    TRY(create_kernel(layer, KERNEL_SORT_SEQUENCES, "sort", "sort_sequences"));
 done:
     return status;
 }
@@ -289,6 +296,8 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
     TRY(create_plan(layer));
     if (layer_sorts(layer))
         TRY(create_sort(layer));
+    TRY(rebalance_kernels_create(layer));
+    TRY(reroute_kernels_create(layer));
     TRY(create_kernel(layer, KERNEL_DISPATCH, "dispatch", "dispatch_rows"));
     if (layer->desc.normalize_experts)
         TRY(create_kernel(layer, KERNEL_NORMALIZE, "normalize", "normalize_rows"));

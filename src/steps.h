@@ -56,6 +56,12 @@ clmoe_status step_experts(const clmoe_layer *layer, launch *chain, const clmoe_e
 clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_combine_args *args);
 clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args);
 
+/* Weight rebalancing: the end of step_topk(), on its weights. */
+clmoe_status step_rebalance(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+
+/* Overflow reroute: the end of step_plan(), where there are scores. */
+clmoe_status step_reroute(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args);
+
 /* weights [T,K] in place, after the plan: what renorm_after_drop asks for. */
 clmoe_status step_plan_renorm(const clmoe_layer *layer, launch *chain, uint32_t tokens,
                               const clmoe_weights *weights, clmoe_buf ids, clmoe_buf plan,

@@ -28,7 +28,7 @@ done:
     return status;
 }
 
-clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
     const clmoe_router_desc *router = &layer->desc.router;
     switch (router->policy) {
     case CLMOE_POLICY_EXPERT_CHOICE:
@@ -43,4 +43,13 @@ clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk
     }
     return router->two_level ? step_two_level_topk(layer, chain, args)
                              : step_token_choice(layer, chain, args);
+}
+
+clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(choose(layer, chain, args));
+    if (layer_rebalances(layer))
+        TRY(step_rebalance(layer, chain, args));
+done:
+    return status;
 }

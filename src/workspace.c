@@ -16,17 +16,17 @@ enum { SERIAL_ROWS = 256, ROWS = 32 };
 /* The sizes every region is made of. */
 typedef struct batch {
     const clmoe_layer *layer;
-    size_t tokens, pairs, slots, blocks;
+    size_t tokens, pairs, slots, blocks, sort_blocks;
 } batch;
 
 static size_t round_up(size_t value, size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
+static block_split split(const clmoe_context *context, uint32_t count, uint32_t max_blocks) {
     uint32_t unit = context->group == 1 ? SERIAL_BLOCK : context->group;
     uint32_t units = count / unit + (count % unit != 0);
-    uint32_t per_block = units / MAX_BLOCKS + (units % MAX_BLOCKS != 0);
+    uint32_t per_block = units / max_blocks + (units % max_blocks != 0);
     if (count == 0)
         return (block_split){.size = unit, .count = 1};
     block_split split = {.size = unit * per_block};
@@ -64,6 +64,20 @@ block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens) {
     return split;
 }
 
+block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
+    return split(context, count, MAX_BLOCKS);
+}
+
+walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
+    uint32_t sequences = layer_sequences(layer, tokens);
+    uint32_t each = tokens > 0 ? layer_sequence_tokens(layer, tokens) : 0;
+    uint32_t most = sequences < MAX_BLOCKS ? MAX_BLOCKS / sequences : 1;
+    walk_split walk = {.blocks = split(layer->context, each * layer->desc.top_k, most)};
+    walk.sequence_blocks = walk.blocks.count;
+    walk.blocks.count *= sequences;
+    return walk;
+}
+
 /* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
 static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_plan_layout *plan) {
     size_t pairs = (size_t)tokens * layer->desc.top_k, experts = layer->desc.num_experts, slots;
@@ -83,7 +97,8 @@ static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_
                          plan->row_tile);
     } else {
         plan->capacity = layer_capacity(layer, tokens);
-        slots = experts * round_up(plan->capacity, plan->row_tile);
+        size_t places = (size_t)layer_sequences(layer, tokens) * plan->capacity;
+        slots = places > MAX_SLOTS ? places : experts * round_up(places, plan->row_tile);
     }
     if (slots > MAX_SLOTS)
         return fail(CLMOE_UNSUPPORTED,
@@ -213,6 +228,14 @@ static size_t soft_moe_bytes(region_id id, const batch *b) {
     return 0;
 }
 
+/* Two arrays per block and column, one per column, one per pair and per token, two numbers. */
+static size_t rebalance_bytes(const batch *b) {
+    size_t blocks = workspace_blocks(b->layer->context, (uint32_t)b->tokens).count;
+    size_t columns = matrix(2 * blocks + 1, b->layer->desc.num_experts);
+    size_t rows = matrix(b->pairs + b->tokens + 2, 1), bytes;
+    return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
+}
+
 static size_t region_bytes(region_id id, const batch *b) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
@@ -255,12 +278,20 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_MIXED:
         return layer_is_soft_moe(layer) ? soft_moe_bytes(id, b) : 0;
     case REGION_HISTOGRAM:
-        return matrix(b->blocks, larger(layer->columns, SORT_BINS));
+        return larger(matrix(b->blocks, layer->columns), matrix(b->sort_blocks, SORT_BINS));
+    case REGION_SEQUENCES:
+        return layer_has_sequences(layer)
+                   ? matrix(layer_sequences(layer, (uint32_t)b->tokens) + (size_t)1, layer->columns)
+                   : 0;
     case REGION_SORT_KEYS:
     case REGION_SORT_KEYS_2:
     case REGION_SORT_ORDER:
     case REGION_SORT_ORDER_2:
         return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
+    case REGION_REBALANCE:
+        return layer_rebalances(layer) ? rebalance_bytes(b) : 0;
+    case REGION_REROUTE:
+        return layer_reroutes(layer) ? matrix(b->tokens, REROUTE_WORDS) : 0;
     case REGION_XE:
         return layer->experts.engine->gathers && !layer_is_soft_moe(layer)
                    ? 0
@@ -307,7 +338,8 @@ clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
                .tokens = tokens,
                .pairs = layout->plan.pairs,
                .slots = layout->plan.slots,
-               .blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
+               .blocks = workspace_walk(layer, tokens).blocks.count,
+               .sort_blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
     for (int id = 0; id < REGION_COUNT; id++) {
         bool saved = layer->desc.training && region_is_saved((region_id)id);
         size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;

@@ -34,11 +34,14 @@ typedef enum region_id {
     REGION_MIXED,             /* [T,D] X */
     REGION_GROUP_LOGITS,      /* [T,num_groups] f32, with two levels */
     REGION_PLAN,              /* clmoe_plan_layout */
-    REGION_HISTOGRAM,         /* [blocks, max(R, 256)] u32 */
+    REGION_HISTOGRAM,         /* [blocks, R] or, while sorting, [blocks, 256] u32 */
+    REGION_SEQUENCES,         /* [sequences + 1, R] u32, with a capacity per sequence */
     REGION_SORT_KEYS, /* [T*K] u32, for the keep rules priority and weight; as the next three */
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
+    REGION_REBALANCE,     /* see rebalance.c, with weight rebalancing */
+    REGION_REROUTE,       /* [REROUTE_WORDS,T] i32, with overflow reroute */
     REGION_XE,            /* [S,D] X, for engines that do not gather */
     REGION_HIDDEN,        /* [S,H] X */
     REGION_YE,            /* [S,D] X */
@@ -53,6 +56,9 @@ typedef enum region_id {
     REGION_LOSS_VALUES,   /* [MAX_LOSSES, Q] f32 */
     REGION_COUNT
 } region_id;
+
+/* Words per token that reroute.cl works with. */
+enum { REROUTE_WORDS = 19 };
 
 /* Byte offsets of all regions, in saved or scratch. */
 typedef struct workspace_layout {
@@ -86,6 +92,14 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
 
 /* How Sinkhorn's sums over tokens are cut into blocks. */
 block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens);
+
+/* The blocks of the plan's walk, and how many of them each sequence has; none spans two. */
+typedef struct walk_split {
+    block_split blocks;
+    uint32_t sequence_blocks;
+} walk_split;
+
+walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens);
 
 /* The place of an array of the plan. */
 static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {

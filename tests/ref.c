@@ -242,6 +242,13 @@ static void finish_weights(const clmoe_layer_desc *desc, const int32_t *ids,
     }
 }
 
+void ref_token_weights(const clmoe_layer_desc *desc, const double *row, const int32_t *ids,
+                       int32_t live, const ref_weights *weights, double *w) {
+    raw_weights(desc, row, ids, live, w);
+    if (!desc->router.renorm_after_drop)
+        finish_weights(desc, ids, weights, w);
+}
+
 void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores,
               const ref_weights *weights, int32_t *ids, double *pair_weights, int32_t *live) {
     size_t R = ref_columns(desc), K = desc->top_k;
@@ -251,9 +258,7 @@ void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores
             row[e] = (double)scores[t * R + e];
         choices(desc, row, weights, true, choice);
         live[t] = choose(desc, choice, true, ids + t * K, &gap);
-        raw_weights(desc, row, ids + t * K, live[t], pair_weights + t * K);
-        if (!desc->router.renorm_after_drop)
-            finish_weights(desc, ids + t * K, weights, pair_weights + t * K);
+        ref_token_weights(desc, row, ids + t * K, live[t], weights, pair_weights + t * K);
     }
     free(row);
     free(choice);
@@ -266,6 +271,8 @@ uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens) {
     if (capacity->rows == 0 && capacity->factor == 0.0)
         return 0;
     double rows = capacity->rows;
+    if (capacity->tokens_per_sequence > 0)
+        tokens = capacity->tokens_per_sequence;
     if (capacity->rows == 0) {
         rows = (double)tokens * desc->top_k * capacity->factor / desc->num_experts;
         if (capacity->rounding == CLMOE_ROUND_UP)

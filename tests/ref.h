@@ -49,6 +49,13 @@ void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores
               const ref_weights *weights, int32_t *ids, double *pair_weights, int32_t *live);
 
 /*
+ * The weights w [K] of one token whose `live` choices are ids [K], from its scores row [R]; before
+ * renorm and scale with renorm_after_drop.
+ */
+void ref_token_weights(const clmoe_layer_desc *desc, const double *row, const int32_t *ids,
+                       int32_t live, const ref_weights *weights, double *w);
+
+/*
  * The smallest relative distance between different neighbours among the K+1 best choices of a
  * token, and between different group scores. Above some 1e-5 an f32 implementation must choose the
  * same.
@@ -56,7 +63,7 @@ void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores
 double ref_choice_gap(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
                       const ref_weights *weights);
 
-/* C, 0 when dropless. */
+/* C, of each sequence if there are several; 0 when dropless. */
 uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens);
 
 /* Pairs of a batch: T*K, with expert choice E*C. */
@@ -83,6 +90,7 @@ typedef struct ref_plan {
     int32_t *tile_expert;  /* [S/row_tile] */
 } ref_plan;
 
+/* For a batch of one sequence; see ref_plan_places(). */
 void ref_plan_make(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan);
 void ref_plan_free(ref_plan *plan);
 

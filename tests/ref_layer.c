@@ -1,4 +1,5 @@
 /* The oracle's experts, combine, statistics and the whole layer; routing is in ref.c. */
+#include "ref_places.h"
 #include "ref_policy.h"
 
 #include <math.h>
@@ -236,6 +237,9 @@ static void route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_re
         f32[i] = (float)r->scores[i];
     r->live = make(in->tokens, sizeof *r->live);
     ref_topk(desc, in->tokens, f32, in->weights, r->ids, r->pair_weights, r->live);
+    if (desc->router.rebalance_iterations && desc->top_k > 1)
+        ref_rebalance(desc, in->tokens, desc->router.rebalance_iterations, r->ids, r->live,
+                      in->token_mask, r->pair_weights);
     r->choice_gap = ref_choice_gap(desc, in->tokens, r->scores, in->weights);
     free(f32);
 }
@@ -252,16 +256,32 @@ static double order_gap(const clmoe_layer_desc *desc, const double *w, size_t n)
     return gap;
 }
 
+static void forward_reroute(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
+    size_t n = (size_t)in->tokens * ref_columns(desc);
+    float *f32 = make(n, sizeof *f32);
+    uint32_t *counts = make(2 * desc->num_experts, sizeof *counts);
+    for (size_t i = 0; i < n; i++)
+        f32[i] = (float)r->scores[i];
+    ref_reroute_in args = {f32, r->live, in->token_mask, NULL, in->weights};
+    ref_rerouted rerouted = {0, counts, counts + desc->num_experts};
+    ref_reroute(desc, in->tokens, &args, r->ids, r->pair_weights, &r->plan, &rerouted);
+    free(f32);
+    free(counts);
+}
+
 static void forward_plan(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
     size_t pairs = ref_pairs(desc, in->tokens);
     uint32_t capacity = ref_capacity(desc, in->tokens);
     float *f32 = make(pairs, sizeof *f32);
     for (size_t p = 0; p < pairs; p++)
         f32[p] = (float)r->pair_weights[p];
-    uint32_t slots = capacity ? desc->num_experts * capacity : (uint32_t)pairs;
+    uint32_t rows = capacity * ref_sequences(desc, in->tokens);
+    uint32_t slots = capacity ? desc->num_experts * rows : (uint32_t)pairs;
     ref_plan_in plan = {in->tokens,     slots,           1, r->ids, f32, r->live,
                         in->token_mask, r->token_offsets};
-    ref_plan_make(desc, &plan, &r->plan);
+    ref_plan_places(desc, &plan, &r->plan);
+    if (desc->capacity.overflow == CLMOE_OVERFLOW_REROUTE && !in->ids_in)
+        forward_reroute(desc, in, r);
     r->order_gap = order_gap(desc, r->pair_weights, pairs);
     free(f32);
 }

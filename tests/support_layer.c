@@ -1,4 +1,5 @@
 /* Weights, plans and whole batches: the device's and the oracle's. */
+#include "ref_places.h"
 #include "support.h"
 
 #include <stdlib.h>
@@ -145,7 +146,7 @@ static void free_plan(void *plan) {
 const ref_plan *plan_reference(const clmoe_layer_desc *desc, const ref_plan_in *in) {
     ref_plan *plan = HOST(ref_plan, 1);
     clean_later(free_plan, plan);
-    ref_plan_make(desc, in, plan);
+    ref_plan_places(desc, in, plan);
     return plan;
 }
 

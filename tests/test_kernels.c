@@ -95,6 +95,32 @@ static void soft_moe(clmoe_layer_desc *d) {
     d->router.slots_per_expert = 3;
 }
 
+static void reroute(clmoe_layer_desc *d) {
+    d->num_identity_experts = 0;
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.expert_scale = 1;
+    d->capacity.factor = 1.0;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
+
+static void rebalance(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.rebalance_iterations = 3;
+}
+
+static void sequences_by_weight(clmoe_layer_desc *d) {
+    d->capacity.rows = 1;
+    d->capacity.keep = CLMOE_KEEP_WEIGHT;
+    d->capacity.tokens_per_sequence = 4;
+}
+
+static void sequences_by_priority(clmoe_layer_desc *d) {
+    sequences_by_weight(d);
+    d->capacity.keep = CLMOE_KEEP_PRIORITY;
+    d->capacity.tokens_per_sequence = 3;
+}
+
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
@@ -113,6 +139,10 @@ static const kernel_case cases[] = {
     {"soft", 9, soft},
     {"two levels", 9, two_level},
     {"Soft MoE", 9, soft_moe},
+    {"reroute", 9, reroute},
+    {"rebalance", 9, rebalance},
+    {"sequences by weight", 9, sequences_by_weight},
+    {"sequences by priority", 9, sequences_by_priority},
 };
 
 /* The batch again, with the weights in the engine's own form. */
@@ -138,7 +168,11 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     b.in.token_mask = random_mask(c->tokens);
     clmoe_layer *layer = test_layer(form, &desc);
     const ref_result *want = batch_reference(&b);
-    batch_run(layer, &b, &d);
+    batch_upload(layer, &b, &d);
+    if (desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE)
+        d.args.stats = (clmoe_buf){NULL, 0};
+    OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
     batch_compare(&b, &d, want);
     if (clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes) != CLMOE_SUCCESS)
         return;

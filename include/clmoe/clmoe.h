@@ -325,7 +325,9 @@ typedef struct clmoe_router_desc {
      * Weight rebalancing on the fixed choice (0 iterations: off): minimises 1/2 sum_e (L'_e - L*)^2
      * + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = (sum of W) / E, rows of W' non-negative with the
      * sum they had, by projected gradient with the step 1 / (mu + max_e pairs of e). Dropped pairs
-     * are not known yet and take part. Not with renorm_after_drop.
+     * are not known yet and take part. Pairs of identity experts and tokens whose weights do not
+     * have a positive sum keep their weights and are not in L. Not with renorm_after_drop or
+     * overflow reroute.
      */
     uint32_t rebalance_iterations;
     float rebalance_mu; /* >= 0; default 1 */
@@ -348,7 +350,8 @@ typedef enum clmoe_overflow {
      * has room. In rounds: every token with such a pair asks for one place, and an expert gives its
      * places in token order; at most R + K rounds. Afterwards no dropped pair is left of which an
      * expert outside the token's choice has room. Weights are those of the new choice. A finite
-     * score is needed, groups are not respected.
+     * score is needed, groups are not respected. External ids come without scores: their pairs are
+     * dropped.
      */
     CLMOE_OVERFLOW_REROUTE = 1,
 } clmoe_overflow;

@@ -58,13 +58,15 @@ typedef struct clmoe_topk_args {
  * The routing plan is one buffer; this says where its arrays lie, in bytes from its start. A pair
  * is (token, choice k), pair = token * K + k, or token_offsets[token] + k with token_offsets. The
  * rows of expert e are the slots [offsets[e], offsets[e] + kept[e]), offsets are multiples of
- * row_tile; with a capacity, offsets[e] = e * (C rounded up to row_tile).
+ * row_tile; with a capacity, offsets[e] = e * (C rounded up to row_tile). With tokens_per_sequence
+ * C is that of one sequence: the rows of an expert come sequence by sequence, up to C of each, and
+ * offsets[e] = e * (sequences * C rounded up to row_tile).
  */
 typedef struct clmoe_plan_layout {
     size_t bytes;        /* of the whole plan */
     uint32_t pairs;      /* T*K; with expert choice E*C, a bound: token_offsets[T] are in use */
     uint32_t slots;      /* S: bound of the slots in use, a multiple of row_tile */
-    uint32_t capacity;   /* C, or 0 when dropless */
+    uint32_t capacity;   /* C, of each sequence; 0 when dropless */
     uint32_t row_tile;   /* rows an engine computes together */
     size_t load;         /* [R] u32: pairs per expert before dropping */
     size_t kept;         /* [R] u32: rows of the bucket in use */
@@ -95,7 +97,10 @@ typedef struct clmoe_plan_args {
      */
     clmoe_buf token_offsets;
     clmoe_buf state; /* optional: capacity_scale, and the seed of the keep rule random */
-    /* Overflow reroute: the scores, and ids and pair_weights are changed. */
+    /*
+     * Overflow reroute: the scores, and ids and pair_weights are changed; a token with an id out of
+     * range stays as it is.
+     */
     clmoe_buf scores;             /* [T,R] f32 */
     const clmoe_weights *weights; /* expert_scale */
     clmoe_buf scratch;

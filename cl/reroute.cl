@@ -1,0 +1,287 @@
+/*
+ * Purpose: overflow reroute: pairs that found no place go to another expert of their token's liking.
+ * Formula: in rounds: a token with a dropped pair asks for its best expert by score (finite, ties to
+ *          the lower id) that has room and is none of its ids; an expert takes in token order as many
+ *          as it has room for; the pair takes the expert's id and its next slot. The rest ask again;
+ *          a token that can ask nobody is done. At most R + K rounds: in each an expert becomes full
+ *          or every token that asked is served.
+ * Arrays: scores [T,E], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, the
+ *         plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of, row_of,
+ *         token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done), changed [T],
+ *         waiting [T], wishes [T,WISHES+1] (the next experts to ask, and which is the next).
+ * NDRange: reroute_ask: a work-item per token. reroute_accept: a group per expert. reroute_finish:
+ *          one group, all rounds that are left. reroute_weights: a work-item per token.
+ * Limits: no identity experts.
+ * Repeatability: integers; places follow from ordered counts. The one atomic only counts.
+ */
+#include "router.clh"
+#include "pairs.clh"
+#include "state.clh"
+
+#define DONE   (-1)
+#define WISHES 15
+
+typedef struct rerouting {
+    token_owner owner;
+    __global const float *scores;
+    __global int *ids;
+    __global uint *kept;
+    __global uint *rerouted_in;
+    __global uint *rerouted_out;
+    __global const uint *offsets;
+    __global int *slot_of;
+    __global int *row_of;
+    __global int *token_of;
+    __global int *tile_expert;
+    __global int *asked;
+    __global int *changed;
+    __global uint *waiting;
+    __global int *wishes;
+    uint tokens;
+    int experts;
+    uint capacity;
+    uint row_tile;
+} rerouting;
+
+/* The arguments that the rounds share. */
+#define REROUTE_ARGS                                                                               \
+    __global const float *scores, ulong scores_off, __global const int *live, ulong live_off,      \
+        __global const uchar *token_mask, ulong token_mask_off,                                    \
+        __global const int *token_offsets, ulong token_offsets_off, __global int *ids,             \
+        ulong ids_off, __global uint *kept, ulong kept_off, __global uint *rerouted_in,            \
+        ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,                \
+        __global const uint *offsets, ulong offsets_off, __global int *slot_of, ulong slot_of_off, \
+        __global int *row_of, ulong row_of_off, __global int *token_of, ulong token_of_off,        \
+        __global int *tile_expert, ulong tile_expert_off, __global int *asked, ulong asked_off,    \
+        __global int *changed, ulong changed_off, __global uint *waiting, ulong waiting_off,       \
+        __global int *wishes, ulong wishes_off, __global const uint *state, ulong state_off,       \
+        uint tokens, int top_k, int experts, uint capacity, uint row_tile
+
+#define REROUTE_INIT                                                                               \
+    {{token_offsets ? token_offsets + token_offsets_off : 0, live ? live + live_off : 0,           \
+      token_mask ? token_mask + token_mask_off : 0, top_k},                                        \
+     scores + scores_off,                                                                          \
+     ids + ids_off,                                                                                \
+     kept + kept_off,                                                                              \
+     rerouted_in + rerouted_in_off,                                                                \
+     rerouted_out + rerouted_out_off,                                                              \
+     offsets + offsets_off,                                                                        \
+     slot_of + slot_of_off,                                                                        \
+     row_of + row_of_off,                                                                          \
+     token_of + token_of_off,                                                                      \
+     tile_expert + tile_expert_off,                                                                \
+     asked + asked_off,                                                                            \
+     changed + changed_off,                                                                        \
+     waiting + waiting_off,                                                                        \
+     wishes + wishes_off,                                                                          \
+     tokens,                                                                                       \
+     experts,                                                                                      \
+     effective_capacity(state_of(state, state_off), capacity),                                     \
+     row_tile}
+
+/* The token's first pair without a place, -1: none. Ids out of range leave a token as it is. */
+static inline long dropped_pair(const rerouting *r, uint token) {
+    long dropped = -1;
+    for (int k = r->owner.top_k - 1; k >= 0; k--) {
+        long pair = owned_pair(&r->owner, token, k);
+        if (pair >= 0 && (r->ids[pair] < 0 || r->ids[pair] >= r->experts))
+            return -1;
+        if (pair >= 0 && r->slot_of[pair] == SLOT_NONE)
+            dropped = pair;
+    }
+    return dropped;
+}
+
+/* Whether an id of the token, surplus ones included, is e. */
+static inline bool token_has(const rerouting *r, uint token, int e) {
+    long first = (long)token * r->owner.top_k, end = first + r->owner.top_k;
+    if (r->owner.token_offsets) {
+        first = r->owner.token_offsets[token];
+        end = r->owner.token_offsets[token + 1];
+    }
+    bool found = false;
+    for (long pair = first; pair < end; pair++)
+        found = found || r->ids[pair] == e;
+    return found;
+}
+
+static inline bool has_room(const rerouting *r, int e) {
+    return r->kept[e] < r->capacity;
+}
+
+/* row [WISHES]: the token's best experts with room, best first; DONE behind the last. */
+static inline void make_wishes(const rerouting *r, uint token, __global int *row) {
+    __global const float *scores = r->scores + (ulong)token * r->experts;
+    float best[WISHES];
+    for (int i = 0; i < WISHES; i++) {
+        best[i] = -INFINITY;
+        row[i] = DONE;
+    }
+    for (int e = 0; e < r->experts; e++) {
+        float score = scores[e];
+        if (!(score > best[WISHES - 1]) || score == INFINITY || !has_room(r, e) ||
+            token_has(r, token, e))
+            continue;
+        int i = WISHES - 1;
+        for (; i > 0 && best[i - 1] < score; i--) {
+            best[i] = best[i - 1];
+            row[i] = row[i - 1];
+        }
+        best[i] = score;
+        row[i] = e;
+    }
+}
+
+/*
+ * Whom the token asks, DONE: nobody. Reads `kept` as the last round left it. Nobody is asked twice:
+ * an expert takes the pair or is full from then on. So wishes last until all of them are full.
+ */
+static inline int expert_to_ask(const rerouting *r, uint token) {
+    __global int *row = r->wishes + (ulong)token * (WISHES + 1);
+    int next = row[WISHES];
+    if (dropped_pair(r, token) < 0)
+        return DONE;
+    while (next < WISHES && row[next] != DONE && !has_room(r, row[next]))
+        next++;
+    if (next == WISHES) {
+        make_wishes(r, token, row);
+        next = 0;
+    }
+    row[WISHES] = next + 1;
+    return row[next];
+}
+
+/* Before the first round. */
+static inline void begin_token(const rerouting *r, uint token) {
+    r->changed[token] = 0;
+    r->wishes[(ulong)token * (WISHES + 1) + WISHES] = WISHES;
+}
+
+/* Gives the token's first dropped pair place number `place` of the expert. */
+static inline void settle(const rerouting *r, uint token, int expert, uint place) {
+    long pair = dropped_pair(r, token);
+    uint slot = r->offsets[expert] + place;
+    uint tile = slot / r->row_tile;
+    atomic_inc(&r->rerouted_out[r->ids[pair]]);
+    r->ids[pair] = expert;
+    r->slot_of[pair] = (int)slot;
+    r->row_of[slot] = (int)pair;
+    r->token_of[slot] = (int)token;
+    if (tile * r->row_tile == slot)
+        r->tile_expert[tile] = expert;
+    r->changed[token] = 1;
+}
+
+KERNEL(GROUP, 1, 1)
+void reroute_ask(REROUTE_ARGS, int fresh) {
+    rerouting r = REROUTE_INIT;
+    uint token = get_global_id(0);
+    if (token >= tokens)
+        return;
+    if (fresh)
+        begin_token(&r, token);
+    if (fresh || r.asked[token] != DONE)
+        r.asked[token] = expert_to_ask(&r, token);
+}
+
+/* Each lane takes a range of tokens, so that places follow the order of tokens. */
+KERNEL(GROUP, 1, 1)
+void reroute_accept(REROUTE_ARGS) {
+    __local uint tmp[GROUP];
+    rerouting r = REROUTE_INIT;
+    int expert = (int)get_group_id(0);
+    uint each = (tokens + GROUP - 1) / GROUP;
+    uint begin = min((uint)get_local_id(0) * each, tokens), end = min(begin + each, tokens);
+    uint mine = 0, all, before = r.kept[expert];
+    for (uint token = begin; token < end; token++)
+        mine += r.asked[token] == expert;
+    uint place = before + group_scan(mine, &all, tmp);
+    barrier(CLK_GLOBAL_MEM_FENCE);
+    for (uint token = begin; token < end && place < r.capacity; token++)
+        if (r.asked[token] == expert)
+            settle(&r, token, expert, place++);
+    if (get_local_id(0) == 0) {
+        uint after = min(before + all, r.capacity);
+        r.kept[expert] = after;
+        r.rerouted_in[expert] += after - before;
+    }
+}
+
+/* The tokens that wait, in order, are a list that each round shortens in place. */
+KERNEL(GROUP, 1, 1)
+void reroute_finish(REROUTE_ARGS, int fresh) {
+    __local uint tmp[GROUP];
+    __local int bins[GROUP];
+    rerouting r = REROUTE_INIT;
+    uint lane = get_local_id(0), count = 0, all;
+    for (uint chunk = 0; chunk < tokens; chunk += GROUP) {
+        uint token = chunk + lane, waits = 0;
+        if (token < tokens) {
+            if (fresh)
+                begin_token(&r, token);
+            waits = (fresh || r.asked[token] != DONE) && dropped_pair(&r, token) >= 0;
+        }
+        uint place = count + group_scan(waits, &all, tmp);
+        if (waits)
+            r.waiting[place] = token;
+        count += all;
+    }
+    barrier(CLK_GLOBAL_MEM_FENCE);
+    while (count > 0) {
+        for (uint i = lane; i < count; i += GROUP)
+            r.asked[r.waiting[i]] = expert_to_ask(&r, r.waiting[i]);
+        barrier(CLK_GLOBAL_MEM_FENCE);
+        uint left = 0;
+        for (uint chunk = 0; chunk < count; chunk += GROUP) {
+            uint token = 0, place = 0;
+            int expert = DONE;
+            bool last;
+            if (chunk + lane < count) {
+                token = r.waiting[chunk + lane];
+                expert = r.asked[token];
+            }
+            uint rank = group_rank(expert, &last, bins);
+            if (expert != DONE)
+                place = r.kept[expert] + rank;
+            barrier(CLK_GLOBAL_MEM_FENCE);
+            if (expert != DONE && place < r.capacity)
+                settle(&r, token, expert, place);
+            if (expert != DONE && last) {
+                uint after = min(place + 1, r.capacity);
+                r.rerouted_in[expert] += after - (place - rank);
+                r.kept[expert] = after;
+            }
+            uint waits = expert != DONE && dropped_pair(&r, token) >= 0;
+            uint to = left + group_scan(waits, &all, tmp);
+            if (waits)
+                r.waiting[to] = token;
+            left += all;
+            barrier(CLK_GLOBAL_MEM_FENCE);
+        }
+        count = left;
+    }
+}
+
+/* The weights of changed tokens, anew: those of topk.cl for the new choice. */
+KERNEL(GROUP, 1, 1)
+void reroute_weights(__global const float *scores, ulong scores_off, __global const int *live,
+                     ulong live_off, __global const int *token_offsets, ulong token_offsets_off,
+                     __global const float *expert_scale, ulong expert_scale_off,
+                     __global const int *ids, ulong ids_off, __global float *weights,
+                     ulong weights_off, __global const int *changed, ulong changed_off, uint tokens,
+                     router_switches r) {
+    token_owner owner = {token_offsets ? token_offsets + token_offsets_off : 0,
+                         live ? live + live_off : 0, 0, r.top_k};
+    uint token = get_global_id(0);
+    if (token >= tokens || !changed[changed_off + token])
+        return;
+    long first = owned_pair(&owner, token, 0);
+    scores += scores_off + (ulong)token * r.columns;
+    ids += ids_off + first;
+    weights += weights_off + first;
+    int count = 0;
+    for (; count < r.top_k && owned_pair(&owner, token, count) >= 0; count++)
+        weights[count] = scores[ids[count]];
+    token_weights(&r, scores, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+                  count);
+}
