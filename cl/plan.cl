@@ -1,7 +1,8 @@
 /*
  * Purpose: the routing plan: a row in a bucket for every pair, by a stable counting sort.
  * Formula: the pairs are walked in keep order; the rank of a pair among its expert's pairs decides:
- *          rank < capacity keeps the slot offsets[e] + rank, the others have no place.
+ *          rank < capacity keeps the slot offsets[e] + rank, the others have no place. A state scales
+ *          the capacity of plan_scan, not the buckets.
  * Arrays: ids [pairs], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, order
  *         [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
  *         row_of [S], token_of [S], tile_expert [S/row_tile]; histogram [blocks, R] u32.
@@ -14,6 +15,7 @@
  */
 #include "router.clh"
 #include "pairs.clh"
+#include "state.clh"
 
 /* The grid of (token, choice) and the order in which it is walked. */
 typedef struct pair_walk {
@@ -32,7 +34,7 @@ typedef struct walked_pair {
 
 static inline walked_pair walk(const pair_walk *w, uint i) {
     bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
-    uint entry = KEEP == KEEP_WEIGHT ? w->order[i] : i;
+    uint entry = ((KEEP == KEEP_WEIGHT) | (KEEP == KEEP_RANDOM)) ? w->order[i] : i;
     uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
     uint high = entry / row, low = entry - high * row;
     uint token = choice_major ? low : high;
@@ -102,8 +104,8 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
 /* histogram: counts -> pairs of the same expert in earlier blocks. */
 KERNEL(GROUP, 1, 1)
 void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *load, ulong load_off,
-               __global uint *kept, ulong kept_off, uint blocks, uint columns, uint experts,
-               int dropless, uint capacity) {
+               __global uint *kept, ulong kept_off, __global const uint *state, ulong state_off,
+               uint blocks, uint columns, uint experts, int dropless, uint capacity) {
     uint e = get_global_id(0), sum = 0;
     if (e >= columns)
         return;
@@ -114,6 +116,7 @@ void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *loa
         histogram[cell] = sum;
         sum += size;
     }
+    capacity = effective_capacity(state_of(state, state_off), capacity);
     load[load_off + e] = sum;
     kept[kept_off + e] = dropless || e >= experts ? sum : min(sum, capacity);
 }

@@ -1,10 +1,11 @@
 /*
- * Purpose: a stable sort by descending weight, for the keep rules that rank tokens or pairs.
+ * Purpose: a stable sort by descending weight, or by random numbers, for the keep rules that rank
+ *          tokens or pairs.
  * Formula: least significant digit first, 8 bits a pass: histogram per block, scan, scatter.
  * Arrays: sort_keys: weights [pairs], live, token_mask, token_offsets -> keys [n] (ascending for
  *         descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n = T
  *         and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is
- *         t*K + k. The passes: keys, order -> keys, order; histogram [blocks, 256] u32.
+ *         t*K + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes: keys, order -> keys, order; histogram [blocks, 256] u32.
  * NDRange: sort_keys: one work-item per entry, GROUP per group. sort_histogram, sort_scatter: a
  *          group per block of block_size entries. sort_scan: one group.
  * Limits: n <= 2^30; GROUP divides 256.
@@ -12,6 +13,7 @@
  */
 #include "router.clh"
 #include "pairs.clh"
+#include "random.clh"
 
 #define BINS 256
 
@@ -19,8 +21,8 @@ KERNEL(GROUP, 1, 1)
 void sort_keys(__global const float *weights, ulong weights_off, __global const int *live,
                ulong live_off, __global const uchar *token_mask, ulong token_mask_off,
                __global const int *token_offsets, ulong token_offsets_off, __global uint *keys,
-               ulong keys_off, __global uint *order, ulong order_off, uint count, int keep,
-               int top_k) {
+               ulong keys_off, __global uint *order, ulong order_off, __global const uint *state,
+               ulong state_off, uint count, int keep, int top_k) {
     token_owner owner = {token_offsets ? token_offsets + token_offsets_off : 0,
                          live ? live + live_off : 0,
                          token_mask ? token_mask + token_mask_off : 0, top_k};
@@ -34,7 +36,9 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
     uint best = 0;
     for (int k = first; k < end; k++) {
         long pair = owned_pair(&owner, token, k);
-        if (pair >= 0)
+        if (pair >= 0 && keep == KEEP_RANDOM)
+            best = random_bits(state_of(state, state_off), token, (uint)k, RANDOM_KEEP).x;
+        else if (pair >= 0)
             best = max(best, ordered_bits(weights[pair]));
     }
     keys[keys_off + i] = ~best;

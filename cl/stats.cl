@@ -1,7 +1,7 @@
 /*
  * Purpose: what a batch did to the load.
  * Formula: see clmoe_stats in clmoe.h.
- * Arrays: load [R] u32, kept [R] u32, live [T] or NULL, token_mask [T] or NULL -> header (16 words:
+ * Arrays: load [R] u32, kept [R] u32, live [T] or NULL, token_mask [T] or NULL -> header (32 words:
  *         the fields of clmoe_stats in order), then load, kept, dropped [R] u32 each.
  * NDRange: one group; its lanes stride over experts and tokens.
  * Limits: none.

@@ -1,24 +1,13 @@
 /* Arguments of the public calls. */
-#include "check.h"
-#include "workspace.h"
+#include "check_buffers.h"
 
-/* Bytes of rows x columns elements; saturates, and no buffer is that large. */
-static size_t bytes_of(size_t rows, size_t columns, size_t element) {
+size_t bytes_of(size_t rows, size_t columns, size_t element) {
     size_t elements, bytes;
     return size_mul(rows, columns, &elements) && size_mul(elements, element, &bytes) ? bytes
                                                                                      : SIZE_MAX;
 }
 
-/* One buffer argument: what it must hold. */
-typedef struct buffer_need {
-    const char *name;
-    const clmoe_buf *buf;
-    size_t bytes;
-    size_t element;
-    bool required;
-} buffer_need;
-
-static clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *need) {
+clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *need) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t size = 0, end;
     cl_context context = NULL;
@@ -48,8 +37,7 @@ done:
     return status;
 }
 
-static clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs,
-                                  size_t count) {
+clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs, size_t count) {
     clmoe_status status = CLMOE_SUCCESS;
     for (size_t i = 0; i < count; i++)
         TRY(check_buffer(layer, &needs[i]));
@@ -57,12 +45,8 @@ done:
     return status;
 }
 
-#define CHECK_BUFFERS(layer, needs)                                                                \
-    check_buffers((layer), (needs), sizeof(needs) / sizeof(needs)[0])
-
-/* What every argument struct begins with, and the sizes that follow from its tokens. */
-static clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
-                               workspace_layout *ws) {
+clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
+                        workspace_layout *ws) {
     if (!layer || !args)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
     const struct {
@@ -84,7 +68,7 @@ static clmoe_status check_step(const clmoe_layer *layer, const void *args, size_
     return status;
 }
 
-static clmoe_status check_weights_given(const clmoe_weights *weights) {
+clmoe_status check_weights_given(const clmoe_weights *weights) {
     return weights ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
 }
 
@@ -111,11 +95,47 @@ static clmoe_status check_group_router(const clmoe_layer *layer, const clmoe_wei
     return check_buffer(layer, &need);
 }
 
-static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *weights) {
+/* With a state. */
+static clmoe_status check_noise_router(const clmoe_layer *layer, const clmoe_weights *weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t element = type_bytes(layer->desc.router.weight_type);
+    if (layer->desc.router.noise != CLMOE_NOISE_LEARNED)
+        return CLMOE_SUCCESS;
+    TRY(check_weights_given(weights));
+    const buffer_need need = {"weights.noise_router", &weights->noise_router,
+                              bytes_of(layer->columns, layer->desc.dim, element), element, true};
+    TRY(check_buffer(layer, &need));
+done:
+    return status;
+}
+
+clmoe_status check_state(const clmoe_layer *layer, const clmoe_buf *state) {
+    const buffer_need need = {"state", state, layer_state_bytes(layer), 4, false};
+    return check_buffer(layer, &need);
+}
+
+/* The state of a step that gives places to pairs. */
+static clmoe_status check_plan_state(const clmoe_layer *layer, const clmoe_buf *state) {
+    if (layer_keep(layer) == CLMOE_KEEP_RANDOM && !state->mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "state is not given, but capacity.keep is random");
+    return check_state(layer, state);
+}
+
+/* Where weights has no select_bias, that of the state is used. */
+static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *weights,
+                                 clmoe_buf state) {
     const clmoe_router_desc *router = &layer->desc.router;
     size_t bytes = bytes_of(layer->columns, 1, 4);
+    bool own_bias = router->select_bias && !state.mem;
+    if (!own_bias && !router->expert_scale && !weights)
+        return CLMOE_SUCCESS;
+    if (!weights)
+        return check_weights_given(weights);
+    if (own_bias && !weights->select_bias.mem)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "weights.select_bias is not given, and there is no state to take it from");
     const buffer_need needs[] = {
-        {"weights.select_bias", &weights->select_bias, router->select_bias ? bytes : 0, 4, true},
+        {"weights.select_bias", &weights->select_bias, router->select_bias ? bytes : 0, 4, false},
         {"weights.expert_scale", &weights->expert_scale, router->expert_scale ? bytes : 0, 4, true},
     };
     return CHECK_BUFFERS(layer, needs);
@@ -235,7 +255,9 @@ static clmoe_status check_forward_weights(const clmoe_layer *layer,
         if (!args->logits_in.mem)
             TRY(check_router(layer, args->weights));
         TRY(check_group_router(layer, args->weights));
-        TRY(check_choice(layer, args->weights));
+        if (args->state.mem)
+            TRY(check_noise_router(layer, args->weights));
+        TRY(check_choice(layer, args->weights, args->state));
     }
     TRY(check_experts_weights(layer, args->weights));
     TRY(check_dense_weights(layer, args->weights));
@@ -300,6 +322,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
         {"stats", &args->stats, clmoe_stats_size(layer), 4, false},
     };
     TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_plan_state(layer, &args->state));
     TRY(check_forward_weights(layer, args));
 done:
     return status;
@@ -309,24 +332,30 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    bool external = args->logits_in.mem != NULL, two_level = layer->desc.router.two_level;
+    const clmoe_router_desc *router = &layer->desc.router;
+    bool external = args->logits_in.mem != NULL, two_level = router->two_level;
+    bool noisy = args->state.mem && layer_is_noisy(layer);
+    bool jittered = args->state.mem && router->jitter > 0 && !external;
+    bool reads_x = !external || two_level || (noisy && router->noise == CLMOE_NOISE_LEARNED);
     size_t element = type_bytes(layer->desc.type);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
     const buffer_need needs[] = {
-        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element,
-         !external || two_level},
+        {"x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, reads_x},
         {"logits_in", &args->logits_in, columns, 4, false},
         {"logits", &args->logits, columns, 4, !external},
         {"scores", &args->scores, columns, 4, true},
-        {"scratch", &args->scratch, two_level ? ws.scratch_bytes : 0, 4, true},
+        {"scratch", &args->scratch, ws.scratch_bytes, 4, noisy || jittered || two_level},
     };
     TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_state(layer, &args->state));
     if (!external || two_level)
         TRY(check_weights_given(args->weights));
     if (!external)
         TRY(check_router(layer, args->weights));
     if (two_level)
         TRY(check_group_router(layer, args->weights));
+    if (noisy)
+        TRY(check_noise_router(layer, args->weights));
 done:
     return status;
 }
@@ -350,10 +379,9 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
          true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
-    if (layer->desc.router.select_bias || layer->desc.router.expert_scale) {
-        TRY(check_weights_given(args->weights));
-        TRY(check_choice(layer, args->weights));
-    }
+    TRY(check_state(layer, &args->state));
+    if (layer->desc.router.select_bias || layer->desc.router.expert_scale)
+        TRY(check_choice(layer, args->weights, args->state));
 done:
     return status;
 }
@@ -382,7 +410,9 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
         {"plan", &args->plan, ws.plan.bytes, 4, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
-    if (layer_sorts(layer) && !args->pair_weights.mem && pairs > 0)
+    TRY(check_plan_state(layer, &args->state));
+    bool by_weight = layer_sorts(layer) && layer_keep(layer) != CLMOE_KEEP_RANDOM;
+    if (by_weight && !args->pair_weights.mem && pairs > 0)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "pair_weights is not given, but the capacity's keep rule ranks by weight");
 done:

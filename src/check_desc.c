@@ -77,6 +77,28 @@ done:
     return status;
 }
 
+/* A probability, or the width of an interval, that may not reach 1. */
+static clmoe_status is_below_one(const char *name, float value) {
+    if (value >= 0 && value < 1)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_DESC, "%s is %g, but must be at least 0 and less than 1", name,
+                (double)value);
+}
+
+static clmoe_status check_noise(const clmoe_router_desc *router) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(is_enum("router.noise", (int)router->noise, CLMOE_NOISE_GUMBEL));
+    TRY(is_at_least("router.noise_scale", router->noise_scale, 0));
+    TRY(is_below_one("router.jitter", router->jitter));
+    TRY(is_flag("router.jitter_experts", router->jitter_experts));
+    TRY(is_below_one("router.expert_dropout", router->expert_dropout));
+    TRY(is_below_one("router.logit_dropout", router->logit_dropout));
+    if (router->jitter_experts && router->jitter <= 0)
+        return fail(CLMOE_INVALID_DESC, "router.jitter_experts is 1, but router.jitter is 0");
+done:
+    return status;
+}
+
 static clmoe_status check_router(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
@@ -106,6 +128,7 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
         return fail(CLMOE_INVALID_DESC, "router.order is %d, but sparsemixer needs topk-then-score",
                     (int)router->order);
     TRY(check_groups(desc));
+    TRY(check_noise(router));
 done:
     return status;
 }
@@ -114,7 +137,7 @@ static clmoe_status check_capacity(const clmoe_capacity_desc *capacity) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(is_at_least("capacity.factor", capacity->factor, 0));
     TRY(is_enum("capacity.rounding", (int)capacity->rounding, CLMOE_ROUND_NEAREST));
-    TRY(is_enum("capacity.keep", (int)capacity->keep, CLMOE_KEEP_WEIGHT));
+    TRY(is_enum("capacity.keep", (int)capacity->keep, CLMOE_KEEP_RANDOM));
     if (capacity->rows > 0 && capacity->factor > 0)
         return fail(CLMOE_INVALID_DESC, "capacity.rows is %u and capacity.factor is %g: give one",
                     capacity->rows, capacity->factor);

@@ -8,6 +8,8 @@ typedef struct batch {
     workspace_layout ws;
     clmoe_buf logits, scores, ids, pair_weights, live, token_offsets, plan, xe, ye;
     clmoe_buf shared_y, shared_gate;
+    bool jitter_experts;
+    clmoe_buf experts_x; /* x, or with jitter_experts what jitter made of it */
 } batch;
 
 static clmoe_buf region(const batch *b, region_id id) {
@@ -31,6 +33,8 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
     b->ye = region(b, REGION_YE);
     b->shared_y = region(b, REGION_SHARED_Y);
     b->shared_gate = region(b, REGION_SHARED_GATE);
+    b->jitter_experts = args->state.mem && layer->desc.router.jitter_experts;
+    b->experts_x = b->jitter_experts ? region(b, REGION_JITTERED) : args->x;
 done:
     return status;
 }
@@ -47,6 +51,7 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                               .logits_in = in->logits_in,
                               .logits = b->logits,
                               .scores = b->scores,
+                              .state = in->state,
                               .scratch = in->scratch};
     TRY(step_score(layer, chain, &score));
     clmoe_topk_args topk = {.tokens = in->tokens,
@@ -57,6 +62,7 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                             .live = b->live,
                             .token_offsets = b->token_offsets,
                             .token_mask = in->token_mask,
+                            .state = in->state,
                             .scratch = in->scratch};
     TRY(step_topk(layer, chain, &topk));
 done:
@@ -72,6 +78,7 @@ static clmoe_status plan(const clmoe_layer *layer, launch *chain, const batch *b
                             .live = b->live,
                             .token_mask = in->token_mask,
                             .token_offsets = b->token_offsets,
+                            .state = in->state,
                             .scratch = in->scratch,
                             .plan = b->plan};
     TRY(step_plan(layer, chain, &args));
@@ -85,14 +92,16 @@ done:
 static clmoe_status experts(const clmoe_layer *layer, launch *chain, const batch *b) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_forward_args *in = b->in;
+    if (b->jitter_experts && (in->logits_in.mem || in->ids_in.mem))
+        TRY(step_jitter(layer, chain, in->tokens, in->x, in->state, in->scratch));
     if (b->xe.mem) {
         clmoe_dispatch_args dispatch = {
-            .tokens = in->tokens, .x = in->x, .plan = b->plan, .xe = b->xe};
+            .tokens = in->tokens, .x = b->experts_x, .plan = b->plan, .xe = b->xe};
         TRY(step_dispatch(layer, chain, &dispatch));
     }
     clmoe_experts_args args = {.tokens = in->tokens,
                                .weights = in->weights,
-                               .x = in->x,
+                               .x = b->experts_x,
                                .xe = b->xe,
                                .pair_weights = b->pair_weights,
                                .plan = b->plan,
@@ -107,7 +116,7 @@ static clmoe_status shared(const clmoe_layer *layer, launch *chain, const batch 
     const clmoe_forward_args *in = b->in;
     shared_args args = {.tokens = in->tokens,
                         .weights = in->weights,
-                        .x = in->x,
+                        .x = b->experts_x,
                         .hidden = region(b, REGION_SHARED_HIDDEN),
                         .engine = region(b, REGION_ENGINE),
                         .y = b->shared_y,
@@ -167,7 +176,7 @@ static clmoe_status combine(const clmoe_layer *layer, launch *chain, const batch
     const clmoe_forward_args *in = b->in;
     clmoe_combine_args args = {.tokens = in->tokens,
                                .weights = in->weights,
-                               .x = in->x,
+                               .x = b->experts_x,
                                .ye = b->ye,
                                .pair_weights = b->pair_weights,
                                .plan = b->plan,

@@ -12,7 +12,7 @@ enum { MAX_TOPK_CHUNK = 1024, MIN_SCORE_GROUP = 32 };
 /* cl/router.clh has the same numbers; types.clh's device code relies on them. */
 _Static_assert((int)CLMOE_SCORE_SPARSEMIXER == (int)SCORE_SPARSEMIXER, "scores differ");
 _Static_assert((int)CLMOE_RENORM_PNORM == (int)RENORM_PNORM, "renorms differ");
-_Static_assert((int)CLMOE_KEEP_WEIGHT == (int)KEEP_WEIGHT, "keep rules differ");
+_Static_assert((int)CLMOE_KEEP_RANDOM == (int)KEEP_RANDOM, "keep rules differ");
 
 void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
     *desc = (clmoe_layer_desc){
@@ -242,6 +242,7 @@ static clmoe_status create_policy(clmoe_layer *layer) {
 static clmoe_status create_kernels(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_score(layer));
+    TRY(noise_kernels_create(layer));
     if (layer_has_topk(layer))
         TRY(create_topk(layer));
     TRY(create_policy(layer));
@@ -253,6 +254,8 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
         TRY(create_kernel(layer, KERNEL_NORMALIZE, "normalize", "normalize_rows"));
     TRY(create_combine(layer));
     TRY(create_kernel(layer, KERNEL_STATS, "stats", "stats_of_plan"));
+    TRY(state_kernels_create(layer));
+    TRY(control_kernels_create(layer));
 done:
     return status;
 }

@@ -9,6 +9,9 @@
 /* Every kernel of the routing steps, by index; the file and its name are in layer.c's table. */
 typedef enum kernel_id {
     KERNEL_SCORE,
+    KERNEL_JITTER,
+    KERNEL_NOISE_EXPERTS,
+    KERNEL_NOISE,
     KERNEL_TOPK,
     KERNEL_SINKHORN_START,
     KERNEL_SINKHORN_EXP,
@@ -46,6 +49,8 @@ typedef enum kernel_id {
     KERNEL_NORMALIZE,
     KERNEL_COMBINE,
     KERNEL_STATS,
+    KERNEL_STATE_INIT,
+    KERNEL_CONTROL,
     KERNEL_COUNT
 } kernel_id;
 
@@ -85,8 +90,28 @@ static inline clmoe_keep layer_keep(const clmoe_layer *layer) {
 
 /* Whether plan.cl walks in an order that sort.cl makes. */
 static inline bool layer_sorts(const clmoe_layer *layer) {
-    return layer_keep(layer) == CLMOE_KEEP_PRIORITY || layer_keep(layer) == CLMOE_KEEP_WEIGHT;
+    clmoe_keep keep = layer_keep(layer);
+    return keep == CLMOE_KEEP_PRIORITY || keep == CLMOE_KEEP_WEIGHT || keep == CLMOE_KEEP_RANDOM;
 }
+
+/* Whether logits change when a state is given: by noise, expert dropout or logit dropout. */
+static inline bool layer_is_noisy(const clmoe_layer *layer) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    return router->noise != CLMOE_NOISE_NONE || router->expert_dropout > 0 ||
+           router->logit_dropout > 0;
+}
+
+static inline size_t layer_state_bytes(const clmoe_layer *layer) {
+    return sizeof(clmoe_state) + 16 * (size_t)layer->columns;
+}
+
+/*
+ * Steps that create their own kernels, in the step's file; here because layer.c lies below them.
+ * Each looks at the descriptor for what is needed.
+ */
+clmoe_status noise_kernels_create(clmoe_layer *layer);
+clmoe_status state_kernels_create(clmoe_layer *layer);
+clmoe_status control_kernels_create(clmoe_layer *layer);
 
 static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;

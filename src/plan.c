@@ -29,17 +29,18 @@ done:
     return status;
 }
 
-/* Tokens by descending best weight (priority), or grid entries by descending weight (weight). */
-static clmoe_status sort_by_weight(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_plan_args *args, const sort_buffers *buffers) {
+/* Tokens by descending best weight (priority), or grid entries by descending weight (weight) or in
+   a random order (random). */
+static clmoe_status sort_walk(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args,
+                              const sort_buffers *buffers) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_SORT_KEYS];
     uint32_t keep = layer_keep(layer), top_k = layer->desc.top_k, group = layer->context->group;
     uint32_t count = keep == CLMOE_KEEP_PRIORITY ? args->tokens : args->tokens * top_k;
     TRY(KERNEL_SET(kernel, ARG_F32(args->pair_weights), ARG_F32(args->live),
                    ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
-                   ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), arg_u32(count),
-                   arg_u32(keep), arg_u32(top_k)));
+                   ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_F32(args->state),
+                   arg_u32(count), arg_u32(keep), arg_u32(top_k)));
     TRY(launch_1d(chain, kernel, count / group + (count % group != 0), group));
     for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
         TRY(sort_pass(layer, chain, buffers, count, shift, from));
@@ -80,7 +81,7 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
                       workspace_region(&ws, REGION_SORT_ORDER_2, none, args->scratch)},
             .histogram = histogram,
         };
-        TRY(sort_by_weight(layer, chain, args, &buffers));
+        TRY(sort_walk(layer, chain, args, &buffers));
         order = buffers.order[0];
     }
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_HISTOGRAM],
@@ -89,8 +90,8 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
                    arg_u32(plan->slots), arg_u32(plan->slots / plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_HISTOGRAM], blocks.count, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCAN], ARG_F32(histogram), ARG_F32(load), ARG_F32(kept),
-                   arg_u32(blocks.count), arg_u32(columns), arg_u32(experts), arg_u32(dropless),
-                   arg_u32(plan->capacity)));
+                   ARG_F32(args->state), arg_u32(blocks.count), arg_u32(columns), arg_u32(experts),
+                   arg_u32(dropless), arg_u32(plan->capacity)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCAN], columns / group + (columns % group != 0),
                   group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_OFFSETS], ARG_F32(load), ARG_F32(offsets), arg_u32(experts),

@@ -1,24 +1,52 @@
-/* x -> logits -> scores. */
+/* x -> logits -> noisy logits -> scores. */
 #include "steps.h"
+
+/* x as the router sees it: jittered if there is a state. */
+static clmoe_status router_input(const clmoe_layer *layer, launch *chain,
+                                 const clmoe_score_args *args, const workspace_layout *ws,
+                                 clmoe_buf *x) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf none = {0};
+    *x = args->x;
+    if (!args->state.mem || layer->desc.router.jitter <= 0)
+        return CLMOE_SUCCESS;
+    TRY(step_jitter(layer, chain, args->tokens, args->x, args->state, args->scratch));
+    *x = workspace_region(ws, REGION_JITTERED, none, args->scratch);
+done:
+    return status;
+}
 
 clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_score_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf logits = args->logits_in;
+    bool external = args->logits_in.mem != NULL;
+    clmoe_buf none = {0}, x = args->x, logits = external ? args->logits_in : args->logits;
     router_switches switches = layer->router;
     cl_kernel kernel = layer->kernels[KERNEL_SCORE];
-    if (!logits.mem) {
-        clmoe_buf none = {0};
+    workspace_layout ws;
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    if (!external) {
         clmoe_buf bias = layer->desc.router.bias ? args->weights->router_bias : none;
-        TRY(gemm_dense(&layer->dense, chain, args->tokens, args->x, args->weights->router, bias,
-                       layer->columns, layer->desc.dim, args->logits));
-        logits = args->logits;
+        TRY(router_input(layer, chain, args, &ws, &x));
+        TRY(gemm_dense(&layer->dense, chain, args->tokens, x, args->weights->router, bias,
+                       layer->columns, layer->desc.dim, logits));
+    }
+    if (args->state.mem && layer_is_noisy(layer)) {
+        noise_args noise = {.tokens = args->tokens,
+                            .weights = args->weights,
+                            .x = x,
+                            .x_is_jittered = !external,
+                            .logits = logits,
+                            .state = args->state,
+                            .scratch = args->scratch};
+        TRY(step_noise(layer, chain, &noise));
+        logits = workspace_region(&ws, REGION_NOISY, none, args->scratch);
     }
     switches.topk_first |= layer_chooses_by_logit(layer);
-    TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores),
+    TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores), ARG_F32(args->state),
                    arg_struct(&switches, sizeof switches)));
     TRY(launch_1d(chain, kernel, args->tokens, layer->score_group));
     if (layer->desc.router.two_level)
-        TRY(step_two_level_scores(layer, chain, args));
+        TRY(step_two_level_scores(layer, chain, args, x));
 done:
     return status;
 }

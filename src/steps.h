@@ -10,6 +10,9 @@
 
 clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_score_args *args);
 clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+/* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */
+clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args);
+
 /* What step_topk() does by the layer's policy. */
 clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
                                const clmoe_topk_args *args);
@@ -17,9 +20,9 @@ clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_
 clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
 clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
                                 const clmoe_topk_args *args);
-/* scores, l at first, become those of two levels. */
+/* scores, l at first, become those of two levels; x as the router sees it. */
 clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_score_args *args);
+                                   const clmoe_score_args *args, clmoe_buf x);
 clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
                                  const clmoe_topk_args *args);
 
@@ -73,5 +76,30 @@ typedef struct shared_args {
 } shared_args;
 
 clmoe_status step_shared(const clmoe_layer *layer, launch *chain, const shared_args *args);
+
+/*
+ * Noise and dropout of the logits. Everything random follows from the state, so that the same clean
+ * logits and the same state give the same noisy logits again: in score, stats and loss.
+ */
+typedef struct noise_args {
+    uint32_t tokens;
+    const clmoe_weights *weights; /* noise_router, if the noise is learned; else not read */
+    clmoe_buf x;                  /* [T,D] as the application gave it, likewise */
+    bool x_is_jittered;           /* x is what step_jitter() made of it */
+    clmoe_buf logits;             /* [T,R] f32, clean */
+    clmoe_buf state;
+    clmoe_buf scratch; /* of the layer */
+} noise_args;
+
+/*
+ * For noisy layers (layer_is_noisy()), with a state: leaves the noisy logits [T,R] in REGION_NOISY,
+ * -infinity where dropout masked one, and with learned noise x Wn^T [T,R] in REGION_NOISE_RAW.
+ * args->logits may not be one of the two.
+ */
+clmoe_status step_noise(const clmoe_layer *layer, launch *chain, const noise_args *args);
+
+/* x [T,D] -> jittered x [T,D] in REGION_JITTERED, for layers with jitter, with a state. */
+clmoe_status step_jitter(const clmoe_layer *layer, launch *chain, uint32_t tokens, clmoe_buf x,
+                         clmoe_buf state, clmoe_buf scratch);
 
 #endif

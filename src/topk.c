@@ -1,6 +1,15 @@
 /* scores -> ids, weights. */
 #include "steps.h"
 
+clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args) {
+    clmoe_buf none = {0};
+    if (!layer->desc.router.select_bias)
+        return none;
+    if (args->weights && args->weights->select_bias.mem)
+        return args->weights->select_bias;
+    return (clmoe_buf){args->state.mem, args->state.offset + sizeof(clmoe_state)};
+}
+
 clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
                                const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -8,8 +17,7 @@ clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_TOPK];
     clmoe_buf none = {0};
     uint32_t each = layer->topk_tokens;
-    TRY(KERNEL_SET(kernel, ARG_F32(args->scores),
-                   ARG_F32(router->select_bias ? args->weights->select_bias : none),
+    TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(select_bias_of(layer, args)),
                    ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
                    ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
                    arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));

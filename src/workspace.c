@@ -182,6 +182,14 @@ static size_t region_bytes(region_id id, const batch *b) {
         return matrix(b->tokens, layer_router_rows(layer));
     case REGION_SCORES:
         return matrix(b->tokens, layer->columns);
+    case REGION_NOISY:
+        return layer_is_noisy(layer) ? matrix(b->tokens, layer->columns) : 0;
+    case REGION_NOISE_RAW:
+        return desc->router.noise == CLMOE_NOISE_LEARNED ? matrix(b->tokens, layer->columns) : 0;
+    case REGION_DROPOUT:
+        return desc->router.expert_dropout > 0 ? matrix(2, layer->columns) : 0;
+    case REGION_JITTERED:
+        return desc->router.jitter > 0 ? matrix_of(b->tokens, desc->dim, x) : 0;
     case REGION_IDS:
     case REGION_WEIGHTS:
         return matrix(b->pairs, 1);

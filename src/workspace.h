@@ -30,6 +30,10 @@ typedef enum region_id {
     REGION_GROUP_LOGITS,      /* [T,num_groups] f32, with two levels */
     REGION_PLAN,              /* clmoe_plan_layout */
     REGION_HISTOGRAM,         /* [blocks, max(R, 256)] u32 */
+    REGION_NOISY,             /* [T,R] f32, for noisy layers */
+    REGION_NOISE_RAW,         /* [T,R] f32: x Wn^T, with learned noise */
+    REGION_DROPOUT,           /* [2,R] f32, with expert dropout: draws, then 1 where masked */
+    REGION_JITTERED,          /* [T,D] X, with jitter */
     REGION_SORT_KEYS, /* [T*K] u32, for the keep rules priority and weight; as the next three */
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,

@@ -146,6 +146,58 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     batch_compare(&b, &d, want);
 }
 
+/* Everything that a state makes random, and its update. */
+static void with_state(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_LEARNED;
+    d->router.jitter = 0.1f;
+    d->router.jitter_experts = 1;
+    d->router.expert_dropout = 0.9f;
+    d->router.logit_dropout = 0.1f;
+    d->router.select_bias = 1;
+    d->capacity.rows = 2;
+    d->capacity.keep = CLMOE_KEEP_RANDOM;
+}
+
+static void run_state(uint32_t form) {
+    batch b;
+    device_batch d;
+    size_t bytes = 0;
+    clmoe_balance_args balance;
+    clmoe_layer_desc desc = desc_of(&small);
+    with_state(&desc);
+    seed_set(3);
+    batch_make(&b, &desc, small.tokens);
+    clmoe_layer *layer = test_layer(form, &desc);
+    batch_upload(layer, &b, &d);
+    d.weights.noise_router = d.weights.router;
+    d.weights.select_bias = (clmoe_buf){NULL, 0};
+    OK(clmoe_state_size(layer, &bytes));
+    d.args.state = buf_new(bytes);
+    clmoe_balance_init(&balance);
+    balance.state = d.args.state;
+    balance.stats = d.args.stats;
+    balance.bias_rule = CLMOE_BIAS_PROPORTIONAL;
+    balance.bias_centred = 1;
+    balance.target_violation = 1.0f;
+    balance.target_drop_rate = 0.1f;
+    OK(clmoe_state_init(layer, test.queue, d.args.state, 5, 0, NULL, NULL));
+    for (int step = 0; step < 2; step++) {
+        OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+        OK(clmoe_balance_update(layer, test.queue, &balance, 0, NULL, NULL));
+    }
+    const clmoe_state *s = buf_get(d.args.state);
+    CHECK(s->step == 2 && s->updates == 2, "step %u, updates %u\n", s->step, s->updates);
+}
+
+static void kernels_with_a_state(void **state) {
+    (void)state;
+    support_bare = true;
+    for (size_t form = 0; form < COUNT_OF(forms); form++) {
+        test_case("state, groups of %u", forms[form]);
+        run_state(forms[form]);
+    }
+}
+
 static void kernels_on_small_shapes(void **state) {
     (void)state;
     const char *const *engines = test_engines();
@@ -161,6 +213,6 @@ static void kernels_on_small_shapes(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(kernels_on_small_shapes)};
+    const struct CMUnitTest tests[] = {TEST(kernels_on_small_shapes), TEST(kernels_with_a_state)};
     return RUN(tests);
 }

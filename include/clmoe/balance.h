@@ -231,8 +231,10 @@ CLMOE_API const char *clmoe_loss_name(clmoe_loss_kind kind);
  * four bytes.
  *
  * Random numbers are Philox4x32-10 with the key `seed` and the counter {token, column, step, use},
- * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random, 5 jitter: the
- * same on every device, whatever the group size.
+ * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random (the choice k
+ * as column; the largest bits come first), 5 jitter (the element of x as column): the same on every
+ * device, whatever the group size. A uniform number is (first word / 2^9 + 1/2) / 2^23, the
+ * division whole; a normal one comes from the first two words by Box and Muller.
  */
 typedef struct clmoe_state {
     uint32_t version; /* 1 */
@@ -285,7 +287,7 @@ typedef struct clmoe_balance_args {
     clmoe_buf stats; /* of the batch, from clmoe_forward() or clmoe_stats_compute() */
     /*
      * The batch's load instead of that of stats: optional [R] u32, summed over ranks. MaxVio and F
-     * follow from it.
+     * follow from it; tokens and the drop rate stay those of stats.
      */
     clmoe_buf load;
     clmoe_bias_rule bias_rule;

@@ -309,16 +309,16 @@ typedef struct clmoe_router_desc {
     float noise_scale; /* >= 0; default 1 */
     /*
      * x is multiplied by U(1 - jitter, 1 + jitter), times the state's noise_scale, before the
-     * router (Switch), or with jitter_experts before the experts too (Mixtral). 0 <= jitter < 1; 0
-     * (default): off. Acts when a state is given.
+     * router (Switch), or with jitter_experts before all experts too, identity and shared ones
+     * included (Mixtral). 0 <= jitter < 1; 0 (default): off. Acts when a state is given.
      */
     float jitter;
     uint32_t jitter_experts;
     /*
      * Probabilities, 0 (default) to less than 1, that an expert is masked for all tokens of a step,
-     * and that one logit of one token is. A masked logit counts as -infinity. Of the experts, the K
-     * with the largest random numbers are never masked; a token left with fewer than K experts gets
-     * surplus pairs. Act when a state is given.
+     * and that one logit of one token is. A masked logit counts as -infinity. Of the R experts, the
+     * K with the largest random numbers (ties to the lower id) are never masked as experts; a token
+     * left with fewer than K experts gets surplus pairs. Act when a state is given.
      */
     float expert_dropout, logit_dropout;
     /*

@@ -22,7 +22,7 @@ typedef struct clmoe_score_args {
     size_t struct_size;
     uint32_t tokens;
     const clmoe_weights *weights; /* router, router_bias, noise_router, group_router */
-    clmoe_buf x;                  /* [T,D]; not read with logits_in */
+    clmoe_buf x;                  /* [T,D]; with logits_in only read for learned noise */
     clmoe_buf logits_in;          /* optional [T,R] */
     clmoe_buf logits;             /* [T,R]; not written with logits_in */
     /*

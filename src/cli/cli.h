@@ -11,6 +11,7 @@ enum { EXIT_OK = 0, EXIT_MISMATCH = 1, EXIT_BAD_INPUT = 2 };
 /* The subcommands; argv[0] is the subcommand's name. Each returns the exit code. */
 int devices_main(int argc, char **argv);
 int run_main(int argc, char **argv);
+int balance_main(int argc, char **argv);
 
 /* "clmoe 0.1.0" on stdout. */
 void print_version(void);

@@ -11,6 +11,7 @@ static const char usage[] =
     "Commands:\n"
     "  devices    lists the OpenCL devices and the engines that would run on them\n"
     "  run        runs the MoE block of a checkpoint on a tensor and reports the routing\n"
+    "  balance    runs a controller of the load on a checkpoint's router\n"
     "\n"
     "Options:\n"
     "  --help     this text; also after a command\n"
@@ -24,6 +25,7 @@ static const struct {
 } commands[] = {
     {"devices", devices_main},
     {"run", run_main},
+    {"balance", balance_main},
 };
 
 void print_version(void) {

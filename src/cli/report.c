@@ -16,7 +16,7 @@ static const uint32_t *stats_array(const clmoe_stats *stats, uint32_t which) {
     return (const uint32_t *)(stats + 1) + (size_t)which * stats->columns;
 }
 
-static int terminal_width(void) {
+int terminal_width(void) {
     struct winsize size;
     bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
     int width = known ? size.ws_col : 80;

@@ -20,6 +20,9 @@ typedef struct run_report {
     bool pass;
 } run_report;
 
+/* Columns of the terminal, 40 to 120; 80 where there is none. */
+int terminal_width(void);
+
 void report_text(const run_report *report);
 clmoe_status report_json(const run_report *report);
 

@@ -1,7 +1,8 @@
 /* clmoe run: the MoE block of a checkpoint on a tensor, checked against another and reported. */
 #include "batch.h"
-#include "device_list.h"
+#include "cli.h"
 #include "report.h"
+#include "session.h"
 #include "tensors.h"
 
 #include <getopt.h>
@@ -49,15 +50,12 @@ typedef struct run_session {
     clmoe_checkpoint *checkpoint;
     safetensors *input;
     clmoe_layer_desc desc;
-    cl_context cl;
-    cl_command_queue queue;
-    clmoe_context *context;
+    device_session device;
     clmoe_layer *layer;
     clmoe_weights weights;
     batch batch;
     float *x, *y, *expect; /* [T,D] */
     clmoe_stats *stats;
-    char *log; /* the OpenCL compiler's */
     run_report report;
 } run_session;
 
@@ -237,53 +235,27 @@ done:
     return status;
 }
 
-/* Keeps what the OpenCL compiler said last, for a kernel that does not build. */
-static void keep_log(const char *message, void *user) {
-    char **log = user;
-    free(*log);
-    *log = strdup(message);
-}
-
 static clmoe_status open_device(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    device_list list;
-    cl_int code;
-    clmoe_context_options options;
-    char cache_path[CACHE_PATH_SIZE];
-    TRY(device_list_get(&list));
-    uint32_t index = o->device_given ? o->device : list.preferred;
-    if (index >= list.count)
-        TRY(fail(CLMOE_INVALID_ARGUMENT, "--device is %u, but clmoe devices lists %u, from 0",
-                 (unsigned)index, (unsigned)list.count));
-    cl_device_id device = list.entries[index].device;
-    device_text(device, CL_DEVICE_NAME, s->report.device, sizeof s->report.device);
-    s->cl = clCreateContext(NULL, 1, &device, NULL, NULL, &code);
-    TRY(clmoe_cl_check(code, "clCreateContext"));
-    s->queue = clCreateCommandQueue(s->cl, device, CL_QUEUE_PROFILING_ENABLE, &code);
-    TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
-    clmoe_context_options_init(&options);
-    options.log = keep_log;
-    options.log_user = &s->log;
-    if (!o->no_cache)
-        options.cache_dir = user_cache_dir(list.entries[index].platform, cache_path);
-    TRY(clmoe_context_create(s->cl, device, &options, &s->context));
+    TRY(session_open(&s->device, o->device_given ? &o->device : NULL, !o->no_cache));
+    snprintf(s->report.device, sizeof s->report.device, "%s", s->device.name);
 done:
-    device_list_free(&list);
     return status;
 }
 
 static clmoe_status run_layer(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t count = (size_t)s->batch.tokens * s->desc.dim;
-    TRY(clmoe_layer_create(s->context, &s->desc, &s->layer));
-    TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->cl, s->queue, &s->weights));
+    TRY(clmoe_layer_create(s->device.context, &s->desc, &s->layer));
+    TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl, s->device.queue,
+                                &s->weights));
     s->y = malloc(count > 0 ? count * sizeof(float) : 1);
     if (s->y == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for the result"));
     s->batch.layer = s->layer;
     s->batch.weights = &s->weights;
-    s->batch.queue = s->queue;
-    TRY(batch_create(&s->batch, s->cl, s->x));
+    s->batch.queue = s->device.queue;
+    TRY(batch_create(&s->batch, s->device.cl, s->x));
     TRY(batch_forward(&s->batch, s->y, &s->stats));
     TRY(batch_time(&s->batch, o->repeat, &s->report.times));
     if (o->output != NULL)
@@ -315,24 +287,19 @@ static clmoe_status print_report(const run_options *o, run_session *s) {
     return CLMOE_SUCCESS;
 }
 
-static void session_close(run_session *s) {
-    if (s->queue != NULL)
-        clFinish(s->queue);
+static void release(run_session *s) {
+    if (s->device.queue != NULL)
+        clFinish(s->device.queue);
     batch_release(&s->batch);
     clmoe_weights_release(&s->weights);
     clmoe_layer_destroy(s->layer);
-    clmoe_context_destroy(s->context);
-    if (s->queue != NULL)
-        clReleaseCommandQueue(s->queue);
-    if (s->cl != NULL)
-        clReleaseContext(s->cl);
+    session_close(&s->device);
     safetensors_close(s->input);
     clmoe_checkpoint_close(s->checkpoint);
     free(s->x);
     free(s->y);
     free(s->expect);
     free(s->stats);
-    free(s->log);
 }
 
 int run_main(int argc, char **argv) {
@@ -349,9 +316,9 @@ int run_main(int argc, char **argv) {
 done:
     if (status != CLMOE_SUCCESS)
         exit_with_error("run");
-    if (status == CLMOE_BUILD_FAILED && session.log != NULL)
-        fputs(session.log, stderr);
+    if (status == CLMOE_BUILD_FAILED && session.device.log != NULL)
+        fputs(session.device.log, stderr);
     bool pass = !session.report.checked || session.report.pass;
-    session_close(&session);
+    release(&session);
     return status != CLMOE_SUCCESS ? EXIT_BAD_INPUT : pass ? EXIT_OK : EXIT_MISMATCH;
 }

@@ -13,7 +13,7 @@ expect_error() {
     [ ! -s "$tmp/out" ] || complain "output on stdout: clmoe $*"
 }
 
-for command in "" devices run; do
+for command in "" devices run balance; do
     # shellcheck disable=SC2086 # the empty command is no word
     run_exit 0 $command --help
     grep -q '^Usage: clmoe' "$tmp/out" || complain "no usage: clmoe $command --help"

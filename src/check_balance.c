@@ -1,0 +1,105 @@
+/* Arguments of the calls on the state: its first values, and the controllers. */
+#include "check_buffers.h"
+
+#include <math.h>
+
+clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state) {
+    if (!layer)
+        return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
+    const buffer_need need = {"state", &state, layer_state_bytes(layer), 4, true};
+    return check_buffer(layer, &need);
+}
+
+static clmoe_status in_range(const char *name, uint32_t value, uint32_t low, uint32_t high) {
+    if (value >= low && value <= high)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT, "%s is %u, but must be from %u to %u", name, value, low,
+                high);
+}
+
+static clmoe_status is_at_least(const char *name, float value, float low) {
+    if (isfinite(value) && value >= low)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT, "%s is %g, but must be finite and at least %g", name,
+                (double)value, (double)low);
+}
+
+static clmoe_status is_positive(const char *name, float value) {
+    if (isfinite(value) && value > 0)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT, "%s is %g, but must be finite and more than 0", name,
+                (double)value);
+}
+
+/* Names of a schedule's fields in messages. */
+typedef struct schedule_names {
+    const char *shape, *start, *end, *steps;
+} schedule_names;
+
+#define SCHEDULE_NAMES(of)                                                                         \
+    { of ".shape", of ".start", of ".end", of ".steps" }
+
+static const schedule_names noise_names = SCHEDULE_NAMES("noise");
+static const schedule_names temperature_names = SCHEDULE_NAMES("temperature");
+
+static clmoe_status check_schedule(const clmoe_schedule *schedule, const schedule_names *names,
+                                   bool positive) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(in_range(names->shape, (uint32_t)schedule->shape, 0, CLMOE_SCHEDULE_EXPONENTIAL));
+    if (schedule->shape == CLMOE_SCHEDULE_NONE)
+        return CLMOE_SUCCESS;
+    TRY(in_range(names->steps, schedule->steps, 1, UINT32_MAX));
+    if (positive || schedule->shape == CLMOE_SCHEDULE_EXPONENTIAL) {
+        TRY(is_positive(names->start, schedule->start));
+        TRY(is_positive(names->end, schedule->end));
+    }
+    TRY(is_at_least(names->start, schedule->start, 0));
+    TRY(is_at_least(names->end, schedule->end, 0));
+done:
+    return status;
+}
+
+static clmoe_status check_rates(const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(in_range("bias_rule", (uint32_t)args->bias_rule, 0, CLMOE_BIAS_PROPORTIONAL));
+    TRY(in_range("bias_centred", args->bias_centred, 0, 1));
+    TRY(is_at_least("bias_rate", args->bias_rate, 0));
+    TRY(is_at_least("target_violation", args->target_violation, 0));
+    TRY(is_at_least("loss_rate", args->loss_rate, 0));
+    TRY(is_positive("loss_min", args->loss_min));
+    TRY(is_at_least("loss_max", args->loss_max, args->loss_min));
+    TRY(is_at_least("capacity_rate", args->capacity_rate, 0));
+    if (!(args->ema_decay >= 0 && args->ema_decay < 1))
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "ema_decay is %g, but must be at least 0 and less than 1",
+                    (double)args->ema_decay);
+    if (!(args->target_drop_rate < 1))
+        return fail(CLMOE_INVALID_ARGUMENT, "target_drop_rate is %g, but must be less than 1",
+                    (double)args->target_drop_rate);
+    if (!(args->capacity_min > 0 && args->capacity_min <= 1))
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "capacity_min is %g, but must be more than 0 and at most 1",
+                    (double)args->capacity_min);
+done:
+    return status;
+}
+
+clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!layer || !args)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
+    if (args->struct_size != sizeof *args)
+        return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
+                    args->struct_size, sizeof *args);
+    const buffer_need needs[] = {
+        {"state", &args->state, layer_state_bytes(layer), 4, true},
+        {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
+        {"load", &args->load, bytes_of(layer->columns, 1, 4), 4, false},
+    };
+    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_rates(args));
+    TRY(check_schedule(&args->noise, &noise_names, false));
+    TRY(check_schedule(&args->temperature, &temperature_names, true));
+done:
+    return status;
+}

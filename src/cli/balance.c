@@ -1,0 +1,426 @@
+/* clmoe balance: a controller of the load on the router of a checkpoint, batch after batch. */
+#include "../layer.h"
+#include "cli.h"
+#include "report.h"
+#include "session.h"
+#include "tensors.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char usage[] =
+    "Usage: clmoe balance MODEL_DIR --layer N --input FILE --tensor NAME [OPTION]...\n"
+    "Routes a tensor through the router of layer N of a checkpoint, again and again, while a\n"
+    "controller moves the selection bias of the experts, and draws MaxVio = largest load / mean\n"
+    "load - 1 over the steps. The bias starts from the checkpoint's own, if it has one.\n"
+    "\n"
+    "  MODEL_DIR            holds config.json and model.safetensors, or shards with their index\n"
+    "  --layer N            the layer, counted from 0\n"
+    "  --input FILE         a safetensors file\n"
+    "  --tensor NAME        its tensor to route, [T,D] or [B,S,D]\n"
+    "\n"
+    "Options:\n"
+    "  --controller C       bias (default): b += G * sign(mean load - load); proportional:\n"
+    "                       b += G * (mean load - load) / mean load; none\n"
+    "  --gamma G            the rate G (default 0.001)\n"
+    "  --steps N            batches (default 100)\n"
+    "  --csv FILE           writes a line per step to a new file\n"
+    "  --device I           the device, as clmoe devices counts (default: the first GPU, else 0)\n"
+    "  --no-cache           compiles anew: no program is read from or written to the user's cache\n"
+    "  --help               this text\n"
+    "  --version            the version\n"
+    "\n"
+    "Exit status: 0 success, 2 bad input.\n";
+
+enum { CHART_ROWS = 12, LABEL_COLUMNS = 10, MAX_STEPS = 1000000 };
+
+typedef struct balance_options {
+    const char *model, *input, *tensor, *csv;
+    clmoe_bias_rule rule;
+    uint32_t layer, device, steps;
+    double gamma;
+    bool layer_given, device_given, no_cache;
+} balance_options;
+
+typedef enum buffer_id {
+    BUFFER_X,
+    BUFFER_LOGITS,
+    BUFFER_SCORES,
+    BUFFER_IDS,
+    BUFFER_WEIGHTS,
+    BUFFER_LIVE,
+    BUFFER_PLAN,
+    BUFFER_SCRATCH,
+    BUFFER_STATS,
+    BUFFER_STATE,
+    BUFFER_COUNT
+} buffer_id;
+
+typedef struct balance_session {
+    clmoe_checkpoint *checkpoint;
+    safetensors *input;
+    clmoe_layer_desc desc;
+    device_session device;
+    clmoe_layer *layer;
+    clmoe_weights weights;
+    cl_mem buffers[BUFFER_COUNT];
+    uint32_t tokens;
+    float *x;           /* [T,D] */
+    clmoe_stats *steps; /* [steps]: the headers */
+} balance_session;
+
+enum {
+    OPT_LAYER = 256,
+    OPT_INPUT,
+    OPT_TENSOR,
+    OPT_CONTROLLER,
+    OPT_GAMMA,
+    OPT_STEPS,
+    OPT_CSV,
+    OPT_DEVICE,
+    OPT_NO_CACHE,
+    OPT_VERSION,
+};
+
+static const struct option long_options[] = {
+    {"layer", required_argument, NULL, OPT_LAYER},
+    {"input", required_argument, NULL, OPT_INPUT},
+    {"tensor", required_argument, NULL, OPT_TENSOR},
+    {"controller", required_argument, NULL, OPT_CONTROLLER},
+    {"gamma", required_argument, NULL, OPT_GAMMA},
+    {"steps", required_argument, NULL, OPT_STEPS},
+    {"csv", required_argument, NULL, OPT_CSV},
+    {"device", required_argument, NULL, OPT_DEVICE},
+    {"no-cache", no_argument, NULL, OPT_NO_CACHE},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+/* ---- Options ------------------------------------------------------------------------------- */
+
+static const char *const controllers[] = {"none", "bias", "proportional"}; /* by clmoe_bias_rule */
+
+static clmoe_status parse_controller(const char *text, clmoe_bias_rule *rule) {
+    for (size_t i = 0; i < sizeof controllers / sizeof controllers[0]; i++)
+        if (strcmp(text, controllers[i]) == 0) {
+            *rule = (clmoe_bias_rule)i;
+            return CLMOE_SUCCESS;
+        }
+    return fail(CLMOE_INVALID_ARGUMENT,
+                "--controller is '%s', but must be bias, proportional or none", text);
+}
+
+static clmoe_status parse_option(balance_options *o, int option, char **argv) {
+    switch (option) {
+    case OPT_LAYER:
+        o->layer_given = true;
+        return parse_u32("--layer", optarg, 0, UINT32_MAX, &o->layer);
+    case OPT_INPUT:
+        o->input = optarg;
+        return CLMOE_SUCCESS;
+    case OPT_TENSOR:
+        o->tensor = optarg;
+        return CLMOE_SUCCESS;
+    case OPT_CONTROLLER:
+        return parse_controller(optarg, &o->rule);
+    case OPT_GAMMA:
+        return parse_real("--gamma", optarg, &o->gamma);
+    case OPT_STEPS:
+        return parse_u32("--steps", optarg, 1, MAX_STEPS, &o->steps);
+    case OPT_CSV:
+        o->csv = optarg;
+        return CLMOE_SUCCESS;
+    case OPT_DEVICE:
+        o->device_given = true;
+        return parse_u32("--device", optarg, 0, UINT32_MAX, &o->device);
+    case OPT_NO_CACHE:
+        o->no_cache = true;
+        return CLMOE_SUCCESS;
+    default:
+        return option_refused(argv, option);
+    }
+}
+
+static clmoe_status check_options(const balance_options *o) {
+    const char *missing = o->model == NULL    ? "MODEL_DIR"
+                          : !o->layer_given   ? "--layer"
+                          : o->input == NULL  ? "--input"
+                          : o->tensor == NULL ? "--tensor"
+                                              : NULL;
+    if (missing != NULL)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is missing; see --help", missing);
+    if (o->csv != NULL && access(o->csv, F_OK) == 0)
+        return fail(CLMOE_INVALID_ARGUMENT, "--csv %s exists already", o->csv);
+    return CLMOE_SUCCESS;
+}
+
+/* *stop: after --help and --version there is nothing to run. */
+static clmoe_status parse_options(balance_options *o, int argc, char **argv, bool *stop) {
+    clmoe_status status = CLMOE_SUCCESS;
+    int option;
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
+        *stop = option == 'h' || option == OPT_VERSION;
+        if (option == 'h')
+            fputs(usage, stdout);
+        if (option == OPT_VERSION)
+            print_version();
+        if (*stop)
+            return CLMOE_SUCCESS;
+        TRY(parse_option(o, option, argv));
+    }
+    o->model = optind < argc ? argv[optind] : NULL;
+    if (optind + 1 < argc)
+        TRY(fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'; see --help", argv[optind + 1]));
+    TRY(check_options(o));
+done:
+    return status;
+}
+
+/* ---- Running ------------------------------------------------------------------------------- */
+
+static clmoe_buf place(const balance_session *s, buffer_id id) {
+    return (clmoe_buf){s->buffers[id], 0};
+}
+
+static clmoe_status read_files(const balance_options *o, balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(clmoe_checkpoint_open(o->model, &s->checkpoint));
+    TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
+    TRY(safetensors_open(o->input, &s->input));
+    TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->tokens, &s->x));
+    s->steps = calloc(o->steps, sizeof *s->steps);
+    if (s->steps == NULL)
+        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for %u steps", (unsigned)o->steps));
+done:
+    return status;
+}
+
+/* The layer with a selection bias, and its weights with the checkpoint's own one, if any. */
+static clmoe_status open_layer(const balance_options *o, balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_layer_desc biased;
+    s->desc.type = s->desc.weight_type = CLMOE_F32;
+    TRY(session_open(&s->device, o->device_given ? &o->device : NULL, !o->no_cache));
+    TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl, s->device.queue,
+                                &s->weights));
+    biased = s->desc;
+    biased.router.select_bias = 1;
+    TRY(clmoe_layer_create(s->device.context, &biased, &s->layer));
+done:
+    return status;
+}
+
+static clmoe_status create_buffers(balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_plan_layout plan;
+    size_t sizes[BUFFER_COUNT] = {0}, saved, tokens = s->tokens, f32 = sizeof(float);
+    size_t x_bytes = tokens * s->desc.dim * f32;
+    TRY(clmoe_plan_layout_get(s->layer, s->tokens, &plan));
+    TRY(clmoe_layer_memory(s->layer, s->tokens, &saved, &sizes[BUFFER_SCRATCH]));
+    TRY(clmoe_state_size(s->layer, &sizes[BUFFER_STATE]));
+    sizes[BUFFER_X] = x_bytes;
+    sizes[BUFFER_LOGITS] = sizes[BUFFER_SCORES] = tokens * s->layer->columns * f32;
+    sizes[BUFFER_IDS] = sizes[BUFFER_WEIGHTS] = tokens * s->desc.top_k * f32;
+    sizes[BUFFER_LIVE] = tokens * f32;
+    sizes[BUFFER_PLAN] = plan.bytes;
+    sizes[BUFFER_STATS] = clmoe_stats_size(s->layer);
+    for (int id = 0; id < BUFFER_COUNT; id++) {
+        cl_int code;
+        size_t bytes = sizes[id] > 0 ? sizes[id] : f32; /* OpenCL has no empty buffers */
+        s->buffers[id] = clCreateBuffer(s->device.cl, CL_MEM_READ_WRITE, bytes, NULL, &code);
+        TRY(clmoe_cl_check(code, "clCreateBuffer"));
+    }
+    if (x_bytes > 0)
+        TRY(CL(clEnqueueWriteBuffer(s->device.queue, s->buffers[BUFFER_X], CL_TRUE, 0, x_bytes,
+                                    s->x, 0, NULL, NULL)));
+done:
+    return status;
+}
+
+/* The scores, which do not change, and the state with the checkpoint's bias. */
+static clmoe_status begin(balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_score_args score = {.struct_size = sizeof score,
+                              .tokens = s->tokens,
+                              .weights = &s->weights,
+                              .x = place(s, BUFFER_X),
+                              .logits = place(s, BUFFER_LOGITS),
+                              .scores = place(s, BUFFER_SCORES)};
+    clmoe_buf own = s->weights.select_bias;
+    TRY(clmoe_score(s->layer, s->device.queue, &score, 0, NULL, NULL));
+    TRY(clmoe_state_init(s->layer, s->device.queue, place(s, BUFFER_STATE), 0, 0, NULL, NULL));
+    if (own.mem != NULL)
+        TRY(CL(clEnqueueCopyBuffer(s->device.queue, own.mem, s->buffers[BUFFER_STATE], own.offset,
+                                   sizeof(clmoe_state), s->layer->columns * sizeof(float), 0, NULL,
+                                   NULL)));
+done:
+    return status;
+}
+
+/* One batch and the controller's answer to it. */
+static clmoe_status step(const balance_options *o, balance_session *s, clmoe_stats *seen) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_command_queue queue = s->device.queue;
+    clmoe_weights routing = s->weights;
+    clmoe_balance_args balance;
+    clmoe_topk_args topk = {.struct_size = sizeof topk,
+                            .tokens = s->tokens,
+                            .weights = &routing,
+                            .scores = place(s, BUFFER_SCORES),
+                            .ids = place(s, BUFFER_IDS),
+                            .weights_out = place(s, BUFFER_WEIGHTS),
+                            .live = place(s, BUFFER_LIVE),
+                            .state = place(s, BUFFER_STATE)};
+    clmoe_plan_args plan = {.struct_size = sizeof plan,
+                            .tokens = s->tokens,
+                            .ids = topk.ids,
+                            .pair_weights = topk.weights_out,
+                            .live = topk.live,
+                            .scratch = place(s, BUFFER_SCRATCH),
+                            .plan = place(s, BUFFER_PLAN)};
+    clmoe_stats_args stats = {.struct_size = sizeof stats,
+                              .tokens = s->tokens,
+                              .weights = &routing,
+                              .logits = place(s, BUFFER_LOGITS),
+                              .ids = topk.ids,
+                              .pair_weights = topk.weights_out,
+                              .plan = plan.plan,
+                              .live = topk.live,
+                              .scratch = plan.scratch,
+                              .stats = place(s, BUFFER_STATS)};
+    routing.select_bias = (clmoe_buf){NULL, 0}; /* the state's, then */
+    clmoe_balance_init(&balance);
+    balance.state = topk.state;
+    balance.stats = stats.stats;
+    balance.bias_rule = o->rule;
+    balance.bias_rate = (float)o->gamma;
+    TRY(clmoe_topk(s->layer, queue, &topk, 0, NULL, NULL));
+    TRY(clmoe_plan(s->layer, queue, &plan, 0, NULL, NULL));
+    TRY(clmoe_stats_compute(s->layer, queue, &stats, 0, NULL, NULL));
+    TRY(clmoe_balance_update(s->layer, queue, &balance, 0, NULL, NULL));
+    TRY(CL(clEnqueueReadBuffer(queue, s->buffers[BUFFER_STATS], CL_TRUE, 0, sizeof *seen, seen, 0,
+                               NULL, NULL)));
+done:
+    return status;
+}
+
+static clmoe_status run_steps(const balance_options *o, balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(create_buffers(s));
+    TRY(begin(s));
+    for (uint32_t i = 0; i < o->steps; i++)
+        TRY(step(o, s, &s->steps[i]));
+done:
+    return status;
+}
+
+/* ---- Report -------------------------------------------------------------------------------- */
+
+/* Mean MaxVio of the steps that share column `column` of `columns`. */
+static double column_value(const balance_session *s, uint32_t steps, uint32_t column,
+                           uint32_t columns) {
+    uint32_t first = (uint32_t)((uint64_t)steps * column / columns);
+    uint32_t end = (uint32_t)((uint64_t)steps * (column + 1) / columns);
+    double sum = 0;
+    for (uint32_t i = first; i < end; i++)
+        sum += (double)s->steps[i].max_violation;
+    return sum / (end - first);
+}
+
+static void print_chart(const balance_session *s, uint32_t steps) {
+    uint32_t wide = (uint32_t)terminal_width() - LABEL_COLUMNS;
+    uint32_t columns = steps < wide ? steps : wide;
+    double most = 0;
+    for (uint32_t c = 0; c < columns; c++) {
+        double value = column_value(s, steps, c, columns);
+        most = value > most ? value : most;
+    }
+    printf("\n  MaxVio\n");
+    for (int row = CHART_ROWS; row > 0; row--) {
+        printf("%7.3f |", most * row / CHART_ROWS);
+        for (uint32_t c = 0; c < columns; c++) {
+            double height = most > 0 ? column_value(s, steps, c, columns) / most * CHART_ROWS : 0;
+            putchar(height > row - 0.5 ? '#' : ' ');
+        }
+        putchar('\n');
+    }
+    printf("        +");
+    for (uint32_t c = 0; c < columns; c++)
+        putchar('-');
+    printf("\n         step 0 to %u\n\n", (unsigned)(steps - 1));
+}
+
+static void print_report(const balance_options *o, const balance_session *s) {
+    uint32_t least = 0;
+    for (uint32_t i = 1; i < o->steps; i++)
+        if (s->steps[i].max_violation < s->steps[least].max_violation)
+            least = i;
+    printf("%s layer %u on %s\n", clmoe_checkpoint_model_type(s->checkpoint), (unsigned)o->layer,
+           s->device.name);
+    printf("routing   %u tokens, %u experts, top %u; controller %s, gamma %g\n",
+           (unsigned)s->tokens, (unsigned)s->desc.num_experts, (unsigned)s->desc.top_k,
+           controllers[o->rule], o->gamma);
+    print_chart(s, o->steps);
+    printf("MaxVio    first %.3f, last %.3f, least %.3f at step %u\n",
+           (double)s->steps[0].max_violation, (double)s->steps[o->steps - 1].max_violation,
+           (double)s->steps[least].max_violation, (unsigned)least);
+}
+
+/* "wx": an existing file is never overwritten. */
+static clmoe_status write_csv(const balance_options *o, const balance_session *s) {
+    FILE *file = fopen(o->csv, "wx");
+    if (file == NULL)
+        return fail(CLMOE_IO, "%s: cannot be created as a new file", o->csv);
+    fprintf(file, "step,max_violation,load_entropy,min_load,max_load,idle_experts\n");
+    for (uint32_t i = 0; i < o->steps; i++)
+        fprintf(file, "%u,%.9g,%.9g,%u,%u,%u\n", (unsigned)i, (double)s->steps[i].max_violation,
+                (double)s->steps[i].load_entropy, (unsigned)s->steps[i].min_load,
+                (unsigned)s->steps[i].max_load, (unsigned)s->steps[i].idle_experts);
+    bool failed = ferror(file) != 0;
+    if (fclose(file) != 0 || failed)
+        return fail(CLMOE_IO, "%s: cannot be written", o->csv);
+    return CLMOE_SUCCESS;
+}
+
+static void release(balance_session *s) {
+    if (s->device.queue != NULL)
+        clFinish(s->device.queue);
+    for (int id = 0; id < BUFFER_COUNT; id++)
+        if (s->buffers[id] != NULL)
+            clReleaseMemObject(s->buffers[id]);
+    clmoe_weights_release(&s->weights);
+    clmoe_layer_destroy(s->layer);
+    session_close(&s->device);
+    safetensors_close(s->input);
+    clmoe_checkpoint_close(s->checkpoint);
+    free(s->x);
+    free(s->steps);
+}
+
+int balance_main(int argc, char **argv) {
+    clmoe_status status = CLMOE_SUCCESS;
+    balance_options options = {.rule = CLMOE_BIAS_SIGN, .steps = 100, .gamma = 1e-3};
+    balance_session session = {0};
+    bool stop = false;
+    TRY(parse_options(&options, argc, argv, &stop));
+    if (stop)
+        return EXIT_OK;
+    TRY(read_files(&options, &session));
+    TRY(open_layer(&options, &session));
+    TRY(run_steps(&options, &session));
+    if (options.csv != NULL)
+        TRY(write_csv(&options, &session));
+    print_report(&options, &session);
+done:
+    if (status != CLMOE_SUCCESS)
+        exit_with_error("balance");
+    if (status == CLMOE_BUILD_FAILED && session.device.log != NULL)
+        fputs(session.device.log, stderr);
+    release(&session);
+    return status != CLMOE_SUCCESS ? EXIT_BAD_INPUT : EXIT_OK;
+}

@@ -1,0 +1,50 @@
+#include "session.h"
+#include "device_list.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Keeps what the OpenCL compiler said last, for a kernel that does not build. */
+static void keep_log(const char *message, void *user) {
+    char **log = user;
+    free(*log);
+    *log = strdup(message);
+}
+
+clmoe_status session_open(device_session *s, const uint32_t *index, bool cache) {
+    clmoe_status status = CLMOE_SUCCESS;
+    device_list list;
+    cl_int code;
+    clmoe_context_options options;
+    char cache_path[CACHE_PATH_SIZE];
+    TRY(device_list_get(&list));
+    uint32_t picked = index != NULL ? *index : list.preferred;
+    if (picked >= list.count)
+        TRY(fail(CLMOE_INVALID_ARGUMENT, "--device is %u, but clmoe devices lists %u, from 0",
+                 (unsigned)picked, (unsigned)list.count));
+    cl_device_id device = list.entries[picked].device;
+    device_text(device, CL_DEVICE_NAME, s->name, sizeof s->name);
+    s->cl = clCreateContext(NULL, 1, &device, NULL, NULL, &code);
+    TRY(clmoe_cl_check(code, "clCreateContext"));
+    s->queue = clCreateCommandQueue(s->cl, device, CL_QUEUE_PROFILING_ENABLE, &code);
+    TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
+    clmoe_context_options_init(&options);
+    options.log = keep_log;
+    options.log_user = &s->log;
+    if (cache)
+        options.cache_dir = user_cache_dir(list.entries[picked].platform, cache_path);
+    TRY(clmoe_context_create(s->cl, device, &options, &s->context));
+done:
+    device_list_free(&list);
+    return status;
+}
+
+void session_close(device_session *s) {
+    clmoe_context_destroy(s->context);
+    if (s->queue != NULL)
+        clReleaseCommandQueue(s->queue);
+    if (s->cl != NULL)
+        clReleaseContext(s->cl);
+    free(s->log);
+    *s = (device_session){0};
+}

@@ -1,0 +1,22 @@
+/* What a command that computes opens: a device, a queue, a clmoe context. */
+#ifndef CLMOE_CLI_SESSION_H
+#define CLMOE_CLI_SESSION_H
+
+#include "../context.h"
+
+/* Start from {0}. */
+typedef struct device_session {
+    cl_context cl;
+    cl_command_queue queue; /* with profiling */
+    clmoe_context *context;
+    char name[256]; /* the device's */
+    char *log;      /* the OpenCL compiler's last words, for a kernel that does not build */
+} device_session;
+
+/* Device `*index` of `clmoe devices`; NULL: the preferred one. `cache`: the user's program cache.
+ */
+clmoe_status session_open(device_session *s, const uint32_t *index, bool cache);
+/* Allowed on what session_open() left after an error. */
+void session_close(device_session *s);
+
+#endif

@@ -1,0 +1,61 @@
+#!/bin/sh
+# clmoe balance: the chart, the CSV file, and what the controller does; refused command lines.
+set -eu
+. "$(dirname "$0")/lib.sh"
+device=$(device_option)
+
+# balance CODE MODEL OPTION...: on the model's recorded input.
+balance() {
+    code=$1 model=$2
+    shift 2
+    # shellcheck disable=SC2046,SC2086
+    run_exit "$code" balance $(block_args "$model" model.layers.0.mlp) "$@" $device
+}
+
+# column N: that column of the CSV file, without its title.
+column() {
+    cut -d, -f"$1" "$tmp/$model.csv" | tail -n +2
+}
+
+for model in qwen3_moe deepseek_v3 longcat_flash gpt_oss; do
+    balance 0 $model --controller bias --gamma 0.01 --steps 60 --csv "$tmp/$model.csv"
+    grep -q '^MaxVio    first [0-9.]*, last [0-9.]*, least' "$tmp/out" || complain "$model: no summary"
+    [ "$(grep -c ' |' "$tmp/out")" = 12 ] || complain "$model: no chart of 12 rows"
+    [ "$(wc -l <"$tmp/$model.csv")" = 61 ] || complain "$model: not a line per step"
+    [ "$(column 1 | tail -1)" = 59 ] || complain "$model: the last step is not 59"
+    least=$(column 2 | sort -g | head -1) first=$(column 2 | head -1)
+    awk "BEGIN { exit !($least < 0.75 * $first) }" || complain "$model: MaxVio $first stays $least"
+done
+
+# Without a controller, or with the rate 0, nothing moves; the proportional one moves too.
+for options in "--controller none" "--gamma 0"; do
+    rm -f "$tmp/qwen3_moe.csv"
+    model=qwen3_moe
+    # shellcheck disable=SC2086
+    balance 0 $model $options --steps 5 --csv "$tmp/$model.csv"
+    [ "$(column 2 | sort -u | wc -l)" = 1 ] || complain "$options: MaxVio changes"
+done
+rm -f "$tmp/qwen3_moe.csv"
+balance 0 qwen3_moe --controller proportional --gamma 0.01 --steps 20 --csv "$tmp/qwen3_moe.csv"
+[ "$(column 2 | sort -u | wc -l)" -gt 1 ] || complain "proportional: MaxVio stays"
+balance 0 qwen3_moe --steps 1
+
+# refused PATTERN OPTION...: exit 2 with one sentence that has the pattern.
+refused() {
+    pattern=$1
+    shift
+    balance 2 qwen3_moe "$@"
+    [ "$(wc -l <"$tmp/err")" = 1 ] || complain "not one sentence: $*"
+    grep -q -e "$pattern" "$tmp/err" || complain "no '$pattern' in the sentence: $*"
+    [ ! -s "$tmp/out" ] || complain "output on stdout: $*"
+}
+refused "'sign'" --controller sign
+refused "'-1'" --gamma -1
+refused "'nan'" --gamma nan
+refused "'0'" --steps 0
+refused "exists already" --csv "$tmp/qwen3_moe.csv"
+refused "$tmp/none/x.csv" --csv "$tmp/none/x.csv"
+refused "unknown option" --expect x
+run_exit 2 balance "$DATA/qwen3_moe" --layer 0
+grep -q -e "--input is missing" "$tmp/err" || complain "no '--input is missing'"
+finish

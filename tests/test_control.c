@@ -1,0 +1,362 @@
+/* control: the state's first values, and every rule that moves it. */
+#include "ref_random.h"
+#include "support.h"
+
+#include <math.h>
+#include <string.h>
+
+static const shape small = {64, 5, 60, 3, 4, 3};
+
+/* A layer, its state and the statistics that the tests write themselves. */
+typedef struct control {
+    clmoe_layer_desc desc;
+    clmoe_layer *layer;
+    clmoe_balance_args args;
+    ref_state want;
+    size_t state_bytes;
+} control;
+
+static void control_make(control *c, uint32_t group_size) {
+    size_t R = small.experts + small.identity;
+    *c = (control){.desc = desc_of(&small)};
+    c->layer = test_layer(group_size, &c->desc);
+    clmoe_balance_init(&c->args);
+    OK(clmoe_state_size(c->layer, &c->state_bytes));
+    c->args.state = buf_new(c->state_bytes);
+    c->args.stats = buf_new(clmoe_stats_size(c->layer));
+    OK(clmoe_state_init(c->layer, test.queue, c->args.state, 0x1122334455667788u, 0, NULL, NULL));
+    c->want = (ref_state){.noise_scale = 1,
+                          .temperature_scale = 1,
+                          .loss_weight = 1,
+                          .capacity_scale = 1,
+                          .select_bias = HOST(double, R),
+                          .ema = HOST(double, R),
+                          .previous = HOST(double, R),
+                          .idle_tokens = HOST(uint32_t, R)};
+}
+
+/* Statistics of a batch with that load. */
+static clmoe_stats stats_write(control *c, const uint32_t *load, uint32_t dropped) {
+    size_t R = small.experts + small.identity, bytes = clmoe_stats_size(c->layer);
+    uint32_t *words = HOST(uint32_t, bytes / 4);
+    clmoe_stats stats = {.tokens = 100, .columns = (uint32_t)R, .dropped = dropped};
+    for (size_t e = 0; e < R; e++)
+        stats.pairs += load[e];
+    memcpy(words, &stats, sizeof stats);
+    memcpy(words + sizeof stats / 4, load, R * 4);
+    buf_write(c->args.stats, words, bytes);
+    return stats;
+}
+
+static void compare_state(const control *c) {
+    size_t R = small.experts + small.identity;
+    const char *bytes = buf_get(c->args.state);
+    const float *arrays = (const float *)(const void *)(bytes + sizeof(clmoe_state));
+    clmoe_state got;
+    memcpy(&got, bytes, sizeof got);
+    CHECK(got.version == 1 && got.columns == R, "version %u, columns %u\n", got.version,
+          got.columns);
+    CHECK(got.seed[0] == 0x55667788u && got.seed[1] == 0x11223344u, "the seed is %x %x\n",
+          got.seed[0], got.seed[1]);
+    CHECK(got.step == c->want.step && got.updates == c->want.updates, "step %u, updates %u\n",
+          got.step, got.updates);
+    compare_floats("noise_scale", &got.noise_scale, &c->want.noise_scale, 1, 1e-5);
+    compare_floats("temperature_scale", &got.temperature_scale, &c->want.temperature_scale, 1,
+                   1e-5);
+    compare_floats("loss_weight", &got.loss_weight, &c->want.loss_weight, 1, 1e-5);
+    compare_floats("capacity_scale", &got.capacity_scale, &c->want.capacity_scale, 1, 1e-5);
+    compare_floats("select_bias", arrays, c->want.select_bias, R, 1e-5);
+    compare_floats("ema", arrays + R, c->want.ema, R, 1e-5);
+    compare_floats("previous", arrays + 2 * R, c->want.previous, R, 1e-5);
+    compare_ints("idle_tokens", arrays + 3 * R, c->want.idle_tokens, R);
+}
+
+static uint32_t *random_load(uint32_t largest) {
+    uint32_t *load = HOST(uint32_t, small.experts + small.identity);
+    for (size_t e = 0; e < small.experts + small.identity; e++)
+        load[e] = random_below(4) ? random_below(largest + 1) : 0;
+    return load;
+}
+
+static void update(control *c) {
+    OK(clmoe_balance_update(c->layer, test.queue, &c->args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+}
+
+static void first_state(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        control c;
+        test_case("group size %u", group_sizes[g]);
+        control_make(&c, group_sizes[g]);
+        CHECK(c.state_bytes == 64 + 16 * 63, "%zu bytes\n", c.state_bytes);
+        compare_state(&c);
+    }
+}
+
+/* Everything on; a batch without load now and then, and one with the load of all ranks. */
+static void every_rule(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (int rule = 0; rule < 3; rule++)
+            for (uint32_t centred = 0; centred < 2; centred++) {
+                control c;
+                test_case("group size %u, rule %d, centred %u", group_sizes[g], rule, centred);
+                seed_set((uint64_t)rule + 1);
+                control_make(&c, group_sizes[g]);
+                c.args.bias_rule = (clmoe_bias_rule)rule;
+                c.args.bias_rate = 0.01f;
+                c.args.bias_centred = centred;
+                c.args.target_violation = 1.5f;
+                c.args.loss_rate = 0.3f;
+                c.args.loss_max = 1.5f;
+                c.args.target_drop_rate = 0.1f;
+                c.args.capacity_rate = 0.2f;
+                c.args.capacity_min = 0.4f;
+                for (uint32_t step = 0; step < 12; step++) {
+                    uint32_t *load = random_load(step % 5 == 3 ? 0 : 40);
+                    uint32_t *all = step % 4 == 2 ? random_load(4000000000u) : load;
+                    clmoe_stats stats = stats_write(&c, load, random_below(200));
+                    c.args.load = all == load ? (clmoe_buf){NULL, 0} : buf_of(all, 63 * 4);
+                    update(&c);
+                    ref_balance_update(&c.desc, &c.args, &stats, all, &c.want);
+                    compare_state(&c);
+                }
+            }
+}
+
+/* The sign is taken in integers: one pair off the mean of a huge load counts, none does not. */
+static void exact_sign(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        control c;
+        test_case("group size %u", group_sizes[g]);
+        control_make(&c, group_sizes[g]);
+        c.args.bias_rule = CLMOE_BIAS_SIGN;
+        uint32_t load[63];
+        for (size_t e = 0; e < 63; e++)
+            load[e] = 4000000000u;
+        load[7]++;
+        load[9]--;
+        stats_write(&c, load, 0);
+        update(&c);
+        const float *bias = (const float *)buf_get(c.args.state) + 16;
+        for (size_t e = 0; e < 63; e++)
+            CHECK(bias[e] == (e == 7   ? -1e-3f
+                              : e == 9 ? 1e-3f
+                                       : 0.0f),
+                  "select_bias[%zu] is %g\n", e, (double)bias[e]);
+    }
+}
+
+static void schedules(void **state) {
+    (void)state;
+    for (int form = 0; form <= CLMOE_SCHEDULE_EXPONENTIAL; form++) {
+        control c;
+        test_case("shape %d", form);
+        seed_set(1);
+        control_make(&c, 0);
+        c.args.noise = (clmoe_schedule){(clmoe_schedule_shape)form, 2.0f, 0.125f, 3, 7};
+        c.args.temperature = (clmoe_schedule){(clmoe_schedule_shape)form, 0.5f, 1.5f, 0, 1};
+        for (uint32_t step = 0; step < 15; step++) {
+            uint32_t *load = random_load(step % 2 ? 0 : 9);
+            clmoe_stats stats = stats_write(&c, load, 0);
+            update(&c);
+            ref_balance_update(&c.desc, &c.args, &stats, load, &c.want);
+            compare_state(&c);
+        }
+        const float *header = buf_get(c.args.state);
+        CHECK(form == 0 || header[6] == 0.125f, "noise_scale ends at %g\n", (double)header[6]);
+        CHECK(form == 0 || header[7] == 1.5f, "temperature_scale ends at %g\n", (double)header[7]);
+    }
+}
+
+/* A copy of the state, restored, goes on bit for bit. */
+static void resumed_bit_for_bit(void **state) {
+    (void)state;
+    control c;
+    test_case("resumed");
+    seed_set(1);
+    control_make(&c, 0);
+    c.args.bias_rule = CLMOE_BIAS_PROPORTIONAL;
+    c.args.bias_centred = 1;
+    c.args.target_violation = 0.5f;
+    c.args.noise = (clmoe_schedule){CLMOE_SCHEDULE_COSINE, 1.0f, 0.1f, 2, 6};
+    uint32_t *loads[10];
+    void *copy = NULL, *end = NULL;
+    for (int i = 0; i < 10; i++)
+        loads[i] = random_load(50);
+    for (int i = 0; i < 10; i++) {
+        stats_write(&c, loads[i], 0);
+        update(&c);
+        copy = i == 4 ? buf_get(c.args.state) : copy;
+    }
+    end = buf_get(c.args.state);
+    c.args.state = buf_of(copy, c.state_bytes);
+    for (int i = 5; i < 10; i++) {
+        stats_write(&c, loads[i], 0);
+        update(&c);
+    }
+    compare_bits("state", buf_get(c.args.state), end, c.state_bytes);
+}
+
+/* ---- Loss-free balancing ------------------------------------------------------------------- */
+
+enum { TOKENS = 4096, EXPERTS = 64, TOP_K = 8, STEPS = 400 };
+
+/* Logits of a router that prefers some experts. */
+static float *skewed_logits(void) {
+    float *logits = HOST(float, TOKENS *EXPERTS), lean[EXPERTS];
+    for (size_t e = 0; e < EXPERTS; e++)
+        lean[e] = (float)(0.4 * random_normal());
+    for (size_t i = 0; i < (size_t)TOKENS * EXPERTS; i++)
+        logits[i] = lean[i % EXPERTS] + (float)random_normal();
+    return logits;
+}
+
+/* The sign rule on a fixed sigmoid router brings the largest load to the mean. */
+static void the_sign_rule_balances(void **state) {
+    (void)state;
+    test_case("E 64, K 8, T 4096, gamma 1e-3");
+    seed_set(1);
+    clmoe_layer_desc desc = desc_of(&(shape){TOKENS, 1, EXPERTS, 0, TOP_K, 1});
+    desc.router.score = CLMOE_SCORE_SIGMOID;
+    desc.router.select_bias = 1;
+    clmoe_layer *layer = test_layer(0, &desc);
+    clmoe_plan_layout layout;
+    clmoe_balance_args args;
+    size_t pairs = TOKENS * TOP_K, bytes = 0;
+    OK(clmoe_state_size(layer, &bytes));
+    OK(clmoe_plan_layout_get(layer, TOKENS, &layout));
+    clmoe_balance_init(&args);
+    args.bias_rule = CLMOE_BIAS_SIGN;
+    args.state = buf_new(bytes);
+    args.stats = buf_new(clmoe_stats_size(layer));
+    clmoe_score_args score = {.struct_size = sizeof score, .tokens = TOKENS};
+    score.logits_in = buf_of(skewed_logits(), (size_t)TOKENS * EXPERTS * 4);
+    score.scores = buf_new((size_t)TOKENS * EXPERTS * 4);
+    clmoe_topk_args topk = {.struct_size = sizeof topk,
+                            .tokens = TOKENS,
+                            .scores = score.scores,
+                            .ids = buf_new(pairs * 4),
+                            .weights_out = buf_new(pairs * 4),
+                            .live = buf_new(TOKENS * 4),
+                            .state = args.state};
+    clmoe_plan_args plan = {.struct_size = sizeof plan,
+                            .tokens = TOKENS,
+                            .ids = topk.ids,
+                            .scratch = scratch_of(layer, TOKENS),
+                            .plan = buf_new(layout.bytes)};
+    clmoe_stats_args stats = {.struct_size = sizeof stats,
+                              .tokens = TOKENS,
+                              .ids = topk.ids,
+                              .plan = plan.plan,
+                              .live = topk.live,
+                              .stats = args.stats};
+    clmoe_stats seen;
+    float first = 0;
+    int step = 0;
+    OK(clmoe_state_init(layer, test.queue, args.state, 1, 0, NULL, NULL));
+    OK(clmoe_score(layer, test.queue, &score, 0, NULL, NULL));
+    for (; step < STEPS; step++) {
+        OK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL));
+        OK(clmoe_plan(layer, test.queue, &plan, 0, NULL, NULL));
+        OK(clmoe_stats_compute(layer, test.queue, &stats, 0, NULL, NULL));
+        OK(clmoe_balance_update(layer, test.queue, &args, 0, NULL, NULL));
+        memcpy(&seen, buf_get(args.stats), sizeof seen);
+        first = step ? first : seen.max_violation;
+        if (seen.max_violation < 0.1f)
+            break;
+    }
+    print_message("MaxVio %.3f at first, %.3f after %d steps\n", (double)first,
+                  (double)seen.max_violation, step);
+    CHECK(first > 0.5f, "MaxVio is %g at first\n", (double)first);
+    CHECK(step < STEPS, "MaxVio is %g after %d steps\n", (double)seen.max_violation, step);
+}
+
+/* ---- Arguments ------------------------------------------------------------------------------- */
+
+static void check_bad(const control *c, const clmoe_balance_args *args, const char *field,
+                      const char *value) {
+    clmoe_status status = clmoe_balance_update(c->layer, test.queue, args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "%s: status %s\n", field, clmoe_status_string(status));
+    const char *sentence = clmoe_last_error();
+    CHECK(strstr(sentence, field) && strstr(sentence, value), "\"%s\"\n", sentence);
+}
+
+#define BAD(field, v, text)                                                                        \
+    do {                                                                                           \
+        clmoe_balance_args args = c.args;                                                          \
+        args.field = v;                                                                            \
+        check_bad(&c, &args, #field, text);                                                        \
+    } while (0)
+
+/* A buffer one byte too small. */
+static clmoe_buf one_short(size_t bytes) {
+    clmoe_buf buf = {NULL, 0};
+    cl_int code;
+    buf.mem = clCreateBuffer(test.context, CL_MEM_READ_WRITE, bytes - 1, NULL, &code);
+    CL_OK(code);
+    return buf;
+}
+
+static void bad_arguments(void **state) {
+    (void)state;
+    control c;
+    clmoe_buf none = {NULL, 0};
+    size_t bytes = 0;
+    test_case("arguments");
+    control_make(&c, 0);
+    BAD(struct_size, 3, "3");
+    BAD(state, none, "not given");
+    BAD(stats, none, "not given");
+    BAD(bias_rule, (clmoe_bias_rule)3, "3");
+    BAD(bias_rate, -1.0f, "-1");
+    BAD(bias_rate, (float)NAN, "nan");
+    BAD(bias_centred, 2, "2");
+    BAD(ema_decay, 1.0f, "1");
+    BAD(ema_decay, -0.5f, "-0.5");
+    BAD(target_violation, -1.0f, "-1");
+    BAD(loss_rate, (float)INFINITY, "inf");
+    BAD(loss_min, 0.0f, "0");
+    BAD(loss_max, 1e-4f, "0.0001");
+    BAD(target_drop_rate, 1.0f, "1");
+    BAD(target_drop_rate, (float)NAN, "nan");
+    BAD(capacity_rate, -2.0f, "-2");
+    BAD(capacity_min, 0.0f, "0");
+    BAD(capacity_min, 1.5f, "1.5");
+    const clmoe_schedule linear = {CLMOE_SCHEDULE_LINEAR, 1.0f, 0.5f, 0, 1};
+    c.args.noise = c.args.temperature = linear;
+    BAD(noise.shape, (clmoe_schedule_shape)4, "4");
+    BAD(noise.steps, 0, "0");
+    BAD(noise.start, -1.0f, "-1");
+    BAD(noise.end, (float)NAN, "nan");
+    BAD(temperature.end, 0.0f, "0");
+    c.args.noise.shape = CLMOE_SCHEDULE_EXPONENTIAL;
+    BAD(noise.end, 0.0f, "0");
+    check_bad(&c, NULL, "args", "NULL");
+    c.layer = NULL;
+    check_bad(&c, &c.args, "layer", "NULL");
+
+    control_make(&c, 0);
+    clmoe_buf small_state = one_short(c.state_bytes);
+    BAD(state, small_state, "1071");
+    CHECK(clmoe_state_init(c.layer, test.queue, small_state, 1, 0, NULL, NULL) ==
+              CLMOE_INVALID_ARGUMENT,
+          "a state that is too small\n");
+    CHECK(strstr(clmoe_last_error(), "1071"), "\"%s\"\n", clmoe_last_error());
+    clReleaseMemObject(small_state.mem);
+    CHECK(clmoe_state_init(c.layer, test.queue, none, 1, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT,
+          "no state\n");
+    CHECK(clmoe_state_size(NULL, &bytes) == CLMOE_INVALID_ARGUMENT, "no layer\n");
+    CHECK(clmoe_state_size(c.layer, NULL) == CLMOE_INVALID_ARGUMENT, "no bytes\n");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(first_state),   TEST(every_rule),          TEST(exact_sign),
+        TEST(schedules),     TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
+        TEST(bad_arguments),
+    };
+    return RUN(tests);
+}
