@@ -5,7 +5,8 @@
  *          bits, or equal and the token is below limit. It is the C-th best key, or 1 if there are
  *          fewer, by radix select from the high digit down; limit follows from how many of the
  *          equal ones are still wanted, so that ties go to the lower token.
- * Arrays: scores [T,R], token_mask [T] or NULL -> keys [R,T]; keys -> thresholds [R,2]; both ->
+ * Arrays: scores [T,R], token_mask [T] or NULL -> keys [R,T]; keys, state or NULL (its
+ *         capacity_scale makes C smaller) -> thresholds [R,2]; both ->
  *         token_offsets [T+1] (at first counts in [0,T)), and with expert_scale [R] or NULL ids
  *         [pairs], weights [pairs] = score * scale * expert_scale, in the order of tokens, then ids;
  *         the pairs past token_offsets[T] get id -1 and weight 0.
@@ -16,6 +17,7 @@
  * Repeatability: integers; the local atomics only count.
  */
 #include "router.clh"
+#include "state.clh"
 
 #define SIDE       32
 #define ACROSS     (GROUP < SIDE ? GROUP : SIDE) /* lanes along a row of a tile */
@@ -76,8 +78,10 @@ void count_digits(__global const uint *keys, uint tokens, uint prefix, uint know
 
 KERNEL(GROUP, 1, 1)
 void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint *thresholds,
-                       ulong thresholds_off, uint tokens, uint capacity) {
+                       ulong thresholds_off, __global const uint *state, ulong state_off,
+                       uint tokens, uint capacity) {
     __local uint histogram[BINS], tmp[GROUP], found[2];
+    capacity = effective_capacity(state_of(state, state_off), capacity);
     uint lane = get_local_id(0), prefix = 0, known = 0, wanted = capacity, all;
     keys += keys_off + (ulong)get_group_id(0) * tokens;
     thresholds += thresholds_off + 2 * get_group_id(0);

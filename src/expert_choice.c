@@ -36,7 +36,7 @@ static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_
                    ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
     TRY(launch_kernel(chain, kernels[KERNEL_CHOICE_KEYS], 2, tiles, (size_t[]){group, 1}));
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_THRESHOLDS], ARG_F32(keys), ARG_F32(thresholds),
-                   arg_u32(tokens), arg_u32(capacity)));
+                   ARG_F32(args->state), arg_u32(tokens), arg_u32(capacity)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICE_THRESHOLDS], columns, group));
 done:
     return status;

@@ -46,7 +46,7 @@ clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_sco
                    arg_struct(&switches, sizeof switches)));
     TRY(launch_1d(chain, kernel, args->tokens, layer->score_group));
     if (layer->desc.router.two_level)
-        TRY(step_two_level_scores(layer, chain, args));
+        TRY(step_two_level_scores(layer, chain, args, x));
 done:
     return status;
 }

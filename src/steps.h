@@ -10,6 +10,9 @@
 
 clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_score_args *args);
 clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
+/* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */
+clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args);
+
 /* What step_topk() does by the layer's policy. */
 clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
                                const clmoe_topk_args *args);
@@ -17,9 +20,9 @@ clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_
 clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
 clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
                                 const clmoe_topk_args *args);
-/* scores, l at first, become those of two levels. */
+/* scores, l at first, become those of two levels; x as the router sees it. */
 clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_score_args *args);
+                                   const clmoe_score_args *args, clmoe_buf x);
 clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
                                  const clmoe_topk_args *args);
 

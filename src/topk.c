@@ -1,8 +1,7 @@
 /* scores -> ids, weights. */
 #include "steps.h"
 
-/* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */
-static clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args) {
+clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args) {
     clmoe_buf none = {0};
     if (!layer->desc.router.select_bias)
         return none;

@@ -17,7 +17,7 @@ done:
 }
 
 clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_score_args *args) {
+                                   const clmoe_score_args *args, clmoe_buf x) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_SCORES];
     uint32_t group = layer->context->group, groups = layer->desc.router.num_groups;
@@ -27,8 +27,8 @@ clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
         return CLMOE_SUCCESS;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
     clmoe_buf logits = workspace_region(&ws, REGION_GROUP_LOGITS, none, args->scratch);
-    TRY(gemm_dense(&layer->dense, chain, args->tokens, args->x, args->weights->group_router, none,
-                   groups, layer->desc.dim, logits));
+    TRY(gemm_dense(&layer->dense, chain, args->tokens, x, args->weights->group_router, none, groups,
+                   layer->desc.dim, logits));
     TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores), arg_u32(args->tokens),
                    arg_u32(groups), arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, args->tokens / group + (args->tokens % group != 0), group));
@@ -43,8 +43,7 @@ clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_TOPK];
     uint32_t group = layer->context->group;
     clmoe_buf none = {0};
-    TRY(KERNEL_SET(kernel, ARG_F32(args->scores),
-                   ARG_F32(router->select_bias ? args->weights->select_bias : none),
+    TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(select_bias_of(layer, args)),
                    ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
                    ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
                    arg_u32(args->tokens), arg_u32(router->num_groups),

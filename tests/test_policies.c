@@ -105,6 +105,47 @@ static void experts_take_their_best(void **state) {
                 }
 }
 
+/* With a capacity_scale in the state, experts take their best as if C were that much smaller. */
+static void experts_take_fewer(void **state) {
+    (void)state;
+    const shape s = {64, 5, 12, 0, 3, 3};
+    size_t E = s.experts, T = s.tokens, pairs = E * 10;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        test_case("group size %u", group_sizes[g]);
+        seed_set(6);
+        clmoe_layer_desc desc = choice_desc(&s, 0.0);
+        desc.router.expert_scale = 0;
+        desc.capacity.rows = 10;
+        clmoe_layer *layer = test_layer(group_sizes[g], &desc);
+        const float *scores = pattern_scores(PATTERN_TIES, s.tokens, s.experts);
+        size_t state_bytes = 0;
+        OK(clmoe_state_size(layer, &state_bytes));
+        clmoe_state *head = host_alloc(state_bytes, 1);
+        *head = (clmoe_state){.version = 1, .columns = s.experts, .capacity_scale = 0.45f};
+        clmoe_topk_args args = {
+            .struct_size = sizeof args,
+            .tokens = s.tokens,
+            .scores = buf_of(scores, T * E * 4),
+            .ids = buf_new(pairs * 4),
+            .weights_out = buf_new(pairs * 4),
+            .token_offsets = buf_new((T + 1) * 4),
+            .state = buf_of(head, state_bytes),
+            .scratch = scratch_of(layer, s.tokens),
+        };
+        OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+        int32_t *offsets = HOST(int32_t, T + 1), *ids = HOST(int32_t, pairs);
+        double *wide = HOST(double, T *E), *weights = HOST(double, pairs);
+        for (size_t i = 0; i < T * E; i++)
+            wide[i] = (double)scores[i];
+        desc.capacity.rows = 5;
+        ref_expert_choice(&desc, s.tokens, wide, NULL, NULL, offsets, ids, weights);
+        for (size_t p = E * 5; p < pairs; p++)
+            ids[p] = -1;
+        compare_ints("token_offsets", buf_get(args.token_offsets), offsets, T + 1);
+        compare_ints("ids", buf_get(args.ids), ids, pairs);
+    }
+}
+
 /* ---- Sinkhorn -------------------------------------------------------------------------------- */
 
 static clmoe_layer_desc sinkhorn_desc(const shape *s, uint32_t iterations, float tolerance) {
@@ -592,6 +633,7 @@ static void device_limit(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(experts_take_their_best),
+        TEST(experts_take_fewer),
         TEST(sinkhorn_chooses_balanced),
         TEST(sinkhorn_has_its_marginals),
         TEST(every_policy),
