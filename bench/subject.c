@@ -103,8 +103,12 @@ static clmoe_status enqueue_combine(subject *s, cl_event *event) {
 static clmoe_status enqueue_stats(subject *s, cl_event *event) {
     clmoe_stats_args args = {.struct_size = sizeof args,
                              .tokens = s->in->of.tokens,
+                             .logits = place(s, SUBJECT_LOGITS),
+                             .ids = place(s, SUBJECT_IDS),
+                             .pair_weights = place(s, SUBJECT_WEIGHTS),
                              .plan = place(s, SUBJECT_PLAN),
                              .live = place(s, SUBJECT_LIVE),
+                             .scratch = place(s, SUBJECT_SCRATCH),
                              .stats = place(s, SUBJECT_STATS)};
     return LIB(clmoe_stats_compute(s->layer, s->device->queue, &args, 0, NULL, event));
 }

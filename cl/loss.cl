@@ -70,9 +70,9 @@ static inline float cell_p(const cells *c, uint d) {
     return cell_sum(c->sums, c->each, d) / c->tokens;
 }
 
-static inline uint cell_overflow(const cells *c, uint d) {
+static inline float cell_overflow(const cells *c, uint d) {
     uint count = cell_count(c, d);
-    return count > c->capacity ? count - c->capacity : 0;
+    return count > c->capacity ? (float)count - (float)c->capacity : 0.0f;
 }
 
 static inline bool is_importance(int kind) {
@@ -102,7 +102,7 @@ static inline float cell_term(const cells *c, uint d) {
     case LOSS_COMMUNICATION:
         return cell_p(c, d) * (float)c->counts[d];
     case LOSS_OVERFLOW:
-        return (float)cell_overflow(c, d);
+        return cell_overflow(c, d);
     default:
         return is_importance(c->item.kind) ? (cell_p(c, d) - c->mean) * (cell_p(c, d) - c->mean)
                                            : 0.0f;
@@ -179,40 +179,38 @@ static inline bool is_known(const cells *c, float tokens) {
 }
 
 /* Where the loss reads, and what it knows before the sums. */
-static inline cells cells_of(const sums_shape *s, const loss_set *set, int i,
-                             __global const uint *record, bool whole, __global const uint *load,
-                             __global const state_header *state, __global const float *target,
-                             __global const float *supplied) {
-    cells c;
-    c.item = set->items[i];
+static inline void cells_of(const sums_shape *s, const loss_set *set, int i,
+                            __global const uint *record, bool whole, __global const uint *load,
+                            __global const state_header *state, __global const float *target,
+                            __global const float *supplied, cells *c) {
+    c->item = set->items[i];
     uint groups =
-        c.item.by_device || c.item.kind == LOSS_COMMUNICATION ? s->device_groups : s->experts;
+        c->item.by_device || c->item.kind == LOSS_COMMUNICATION ? s->device_groups : s->experts;
     float tokens = (float)record[scalars_at(s) + SCALAR_TOKENS];
-    c.n = groups;
-    c.each = s->experts / groups;
-    c.counts = 0;
-    c.shares = 0;
-    if (c.item.kind == LOSS_COMMUNICATION)
-        c.counts = record + devices_at(s);
-    else if (c.item.load == LOAD_EMA)
-        c.shares = (__global const float *)(state + 1) + s->columns;
-    else if (c.item.load == LOAD_SUPPLIED)
-        c.shares = supplied;
-    else if (c.item.load == COUNT_ASSIGNED && whole)
-        c.counts = load;
+    c->n = groups;
+    c->each = s->experts / groups;
+    c->counts = 0;
+    c->shares = 0;
+    if (c->item.kind == LOSS_COMMUNICATION)
+        c->counts = record + devices_at(s);
+    else if (c->item.load == LOAD_EMA)
+        c->shares = (__global const float *)(state + 1) + s->columns;
+    else if (c->item.load == LOAD_SUPPLIED)
+        c->shares = supplied;
+    else if (c->item.load == COUNT_ASSIGNED && whole)
+        c->counts = load;
     else
-        c.counts = record + count_at(s, (uint)c.item.load);
-    c.targets = target;
-    c.sums = (__global const float *)record + min(c.item.source, (int)SUM_SMOOTH) * s->columns;
-    c.tokens = c.item.source == SUM_SMOOTH ? 1.0f : tokens;
-    c.places = tokens * (float)s->top_k;
-    c.eps = 0.5f / c.places;
-    c.beta = c.item.beta > 0.0f ? c.item.beta : 10.0f * (float)c.n;
-    c.reach = (float)set->reach;
-    c.capacity = effective_capacity(state, set->capacity);
-    c.total = 0;
-    c.share_total = c.target_total = c.mean = c.best = c.first = c.sum = c.variance = 0.0f;
-    return c;
+        c->counts = record + count_at(s, (uint)c->item.load);
+    c->targets = target;
+    c->sums = (__global const float *)record + min(c->item.source, (int)SUM_SMOOTH) * s->columns;
+    c->tokens = c->item.source == SUM_SMOOTH ? 1.0f : tokens;
+    c->places = tokens * (float)s->top_k;
+    c->eps = 0.5f / c->places;
+    c->beta = c->item.beta > 0.0f ? c->item.beta : 10.0f * (float)c->n;
+    c->reach = (float)set->reach;
+    c->capacity = effective_capacity(state, set->capacity);
+    c->total = 0;
+    c->share_total = c->target_total = c->mean = c->best = c->first = c->sum = c->variance = 0.0f;
 }
 
 /* The totals that shares and targets are divided by. */
@@ -270,9 +268,10 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
         __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
         __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
         __global const uint *scalars = record + scalars_at(&s);
-        cells c = cells_of(&s, &set, (int)i, record, whole, load + load_off, header,
-                           load_target ? load_target + load_target_off : 0,
-                           load_supplied ? load_supplied + load_supplied_off : 0);
+        cells c;
+        cells_of(&s, &set, (int)i, record, whole, load + load_off, header,
+                 load_target ? load_target + load_target_off : 0,
+                 load_supplied ? load_supplied + load_supplied_off : 0, &c);
         float tokens = (float)scalars[SCALAR_TOKENS];
         float sequences = whole ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
         measure_totals(&c, tmp, uint_tmp);
@@ -411,19 +410,18 @@ static inline FLOATV chain(const router_switches *r, const token_row *t, const g
     return d;
 }
 
-static inline gradient_row row_at(__global const float *logits, ulong logits_off,
-                                  __global const float *clean, ulong clean_off,
-                                  __global const float *noise_raw, ulong noise_raw_off,
-                                  __global float *dlogits, ulong dlogits_off,
-                                  __global float *dnoise, ulong dnoise_off, uint columns) {
+static inline void row_at(__global const float *logits, ulong logits_off,
+                          __global const float *clean, ulong clean_off,
+                          __global const float *noise_raw, ulong noise_raw_off,
+                          __global float *dlogits, ulong dlogits_off, __global float *dnoise,
+                          ulong dnoise_off, uint columns, gradient_row *row) {
     ulong at = (ulong)get_group_id(0) * columns;
-    gradient_row row = {logits + logits_off + at,
-                        clean + clean_off + at,
-                        noise_raw ? noise_raw + noise_raw_off + at : 0,
-                        dlogits ? dlogits + dlogits_off + at : 0,
-                        dnoise ? dnoise + dnoise_off + at : 0,
-                        columns};
-    return row;
+    row->logits = logits + logits_off + at;
+    row->clean = clean + clean_off + at;
+    row->noise_raw = noise_raw ? noise_raw + noise_raw_off + at : 0;
+    row->dlogits = dlogits ? dlogits + dlogits_off + at : 0;
+    row->dnoise = dnoise ? dnoise + dnoise_off + at : 0;
+    row->columns = columns;
 }
 
 KERNEL(GROUP, 1, 1)
@@ -439,8 +437,9 @@ void loss_gradient(__global const float *logits, ulong logits_off, __global cons
     uint token = get_group_id(0), R = s.columns;
     token_row t = ((__global const token_row *)(rows + rows_off))[token];
     uint columns = (t.flags & TOKEN_LIVE) && t.best != -INFINITY ? R : 0;
-    gradient_row row = row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off,
-                              dlogits, dlogits_off, dnoise, dnoise_off, R);
+    gradient_row row;
+    row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
+           dnoise, dnoise_off, R, &row);
     gradient_view g;
     for (uint i = 0; i < GRAD_SOURCES; i++)
         g.of[i] = sources & (1u << i)
@@ -520,22 +519,23 @@ typedef struct renorm_sums {
     float dot;  /* sum of gradient * renormalised weight */
 } renorm_sums;
 
-static inline renorm_sums renorm_back(const router_switches *r, const weight_view *v, float total) {
-    renorm_sums sums = {1.0f, 0.0f};
+static inline void renorm_back(const router_switches *r, const weight_view *v, float total,
+                               renorm_sums *sums) {
     float sum = 0.0f;
+    sums->norm = 1.0f;
+    sums->dot = 0.0f;
     if (r->renorm == RENORM_NONE)
-        return sums;
+        return;
     for (uint k = 0; k < v->count; k++) {
         float w = plain_weight(r, v, total, k);
         sum += r->renorm == RENORM_SUM ? w : pow(fabs(w), r->renorm_p);
-        sums.dot += renormed_gradient(r, v, k) * w;
+        sums->dot += renormed_gradient(r, v, k) * w;
     }
     if (r->renorm == RENORM_SUM)
-        sums.norm = sum == 0.0f ? 0.0f : sum + r->renorm_eps;
+        sums->norm = sum == 0.0f ? 0.0f : sum + r->renorm_eps;
     else
-        sums.norm = pow(sum, 1.0f / r->renorm_p);
-    sums.dot = sums.norm == 0.0f ? 0.0f : sums.dot / sums.norm;
-    return sums;
+        sums->norm = pow(sum, 1.0f / r->renorm_p);
+    sums->dot = sums->norm == 0.0f ? 0.0f : sums->dot / sums->norm;
 }
 
 /* dL/d(weight of choice k before renormalisation). */
@@ -610,8 +610,9 @@ void loss_weights(__global const float *logits, ulong logits_off, __global const
     uint token = get_group_id(0), R = s.columns;
     token_row t = ((__global const token_row *)(rows + rows_off))[token];
     pair_range pairs = owned_pairs(&owner, token);
-    gradient_row row = row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off,
-                              dlogits, dlogits_off, dnoise, dnoise_off, R);
+    gradient_row row;
+    row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
+           dnoise, dnoise_off, R, &row);
     weight_view v = {ids + ids_off + pairs.begin,
                      0,
                      row.logits,
@@ -631,7 +632,8 @@ void loss_weights(__global const float *logits, ulong logits_off, __global const
         v.expert_scale = expert_scale + expert_scale_off;
     v.grads = grads + grads_off + ((ulong)SUM_WEIGHTS * s.sequences + token / s.sequence) * R;
     chosen_softmax(&r, &v);
-    renorm_sums sums = renorm_back(&r, &v, t.total);
+    renorm_sums sums;
+    renorm_back(&r, &v, t.total, &sums);
 
     float dot = 0.0f;
     for (uint k = 0; k < v.count; k++)

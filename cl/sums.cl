@@ -49,7 +49,7 @@ void choice_thresholds(__global const float *logits, uint columns, uint top_k, u
     row->next = at_least > top_k ? row->kth : next;
     row->last_tie = columns;
     if (at_least > top_k && bits)
-        for (uint e = 0, left = top_k - above; left > 0; e++)
+        for (uint e = 0, left = top_k - above; e < columns && left > 0; e++)
             if (isfinite(logits[e]) && ordered_bits(logits[e]) == row->kth) {
                 row->last_tie = e;
                 left--;

@@ -140,7 +140,7 @@ void ref_target(const clmoe_layer_desc *desc, const ref_balance_in *in, double *
         q[e] /= sum;
 }
 
-uint32_t ref_batch_capacity(const clmoe_layer_desc *desc, const ref_balance_in *in) {
+uint32_t ref_capacity_in_use(const clmoe_layer_desc *desc, const ref_balance_in *in) {
     uint32_t sequence = desc->capacity.tokens_per_sequence;
     uint32_t capacity = ref_capacity(desc, sequence ? sequence : in->tokens);
     if (capacity == 0 || in->state == NULL)
@@ -233,7 +233,7 @@ static void count_columns(const clmoe_layer_desc *desc, const ref_balance_in *in
 /* The pairs that the C places of each expert, in each sequence, can take. */
 static uint32_t used_capacity(const clmoe_layer_desc *desc, const ref_balance_in *in) {
     size_t T = in->tokens, E = desc->num_experts, sequence = desc->capacity.tokens_per_sequence;
-    uint32_t capacity = ref_batch_capacity(desc, in), used = 0;
+    uint32_t capacity = ref_capacity_in_use(desc, in), used = 0;
     sequence = sequence ? sequence : T;
     for (size_t first = 0; first < T; first += sequence)
         for (size_t wanted = 0; wanted < E; wanted++) {

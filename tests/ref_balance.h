@@ -145,7 +145,7 @@ const float *ref_state_array(const ref_balance_in *in, const clmoe_layer_desc *d
 /* Q [E]. */
 void ref_target(const clmoe_layer_desc *desc, const ref_balance_in *in, double *q);
 /* C as the state has it, 0 when dropless. */
-uint32_t ref_batch_capacity(const clmoe_layer_desc *desc, const ref_balance_in *in);
+uint32_t ref_capacity_in_use(const clmoe_layer_desc *desc, const ref_balance_in *in);
 /* log sum exp of a token's noisy logits; 0 where none is finite. */
 double ref_logsumexp(const ref_row *row, size_t columns);
 /* Distinct tokens of [first, end) with a pair in each device group: [device_groups]. */

@@ -305,7 +305,7 @@ static double loss_of_units(const clmoe_loss_desc *loss, const units *u, double 
 /* sum max(c_e - C, 0) / (T K), with C places per sequence. */
 static double loss_overflow(const clmoe_layer_desc *desc, const ref_balance_in *in,
                             const ref_scope *scope, const double *count, double *g) {
-    double C = ref_batch_capacity(desc, in), value = 0.0;
+    double C = ref_capacity_in_use(desc, in), value = 0.0;
     for (size_t e = 0; e < desc->num_experts && C > 0.0; e++) {
         g[e] = count[e] > C ? 1.0 : 0.0;
         value += fmax(count[e] - C, 0.0) / (scope->tokens * desc->top_k);

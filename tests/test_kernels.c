@@ -5,6 +5,7 @@
  */
 #include "support.h"
 
+#include <math.h>
 #include <string.h>
 
 static const shape small = {9, 10, 12, 2, 3, 7};
@@ -180,6 +181,59 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     batch_compare(&b, &d, want);
 }
 
+/* Losses of every source of P and of F, by sequence and by device group. */
+static const clmoe_loss_desc losses[] = {
+    {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 1, .f_source = CLMOE_F_FRESH},
+    {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_RAW, .per_device = 1},
+    {.kind = CLMOE_LOSS_MAX, .weight = 1.0f, .p_source = CLMOE_P_SOFTMAX},
+    {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .f_source = CLMOE_F_FIRST},
+    {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+    {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f, .per_sequence = 1},
+    {.kind = CLMOE_LOSS_Z, .weight = 1.0f},
+    {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = 1.0f, .p_source = CLMOE_P_SOFTMAX},
+    {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = 1.0f, .controlled = 1},
+    {.kind = CLMOE_LOSS_L1, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+    {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
+};
+
+/* With a state and learned noise, or without both and by a biased choice. */
+static void run_losses(uint32_t form, bool noise) {
+    batch b;
+    device_batch d;
+    size_t bytes = 0, count = noise ? COUNT_OF(losses) : COUNT_OF(losses) - 3;
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.router.score = noise ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+    desc.router.select_bias = !noise;
+    desc.router.noise = noise ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
+    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.capacity.rows = 2;
+    desc.capacity.tokens_per_sequence = 4;
+    desc.balance.device_groups = 6;
+    seed_set(3);
+    batch_make(&b, &desc, small.tokens);
+    clmoe_layer *layer = test_layer(form, &desc);
+    batch_upload(layer, &b, &d);
+    d.weights.noise_router = d.weights.router;
+    OK(clmoe_state_size(layer, &bytes));
+    if (noise) {
+        d.args.state = buf_new(bytes);
+        OK(clmoe_state_init(layer, test.queue, d.args.state, 5, 0, NULL, NULL));
+    }
+    bytes = (size_t)small.tokens * ref_columns(&desc) * sizeof(float);
+    d.args.losses = losses;
+    d.args.num_losses = (uint32_t)count;
+    d.args.loss_values = buf_new(count * sizeof(float));
+    d.args.dlogits = buf_of(HOST(char, bytes), bytes);
+    d.args.dnoise = buf_of(HOST(char, bytes), bytes);
+    OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    const float *values = buf_get(d.args.loss_values), *slopes = buf_get(d.args.dlogits);
+    for (size_t i = 0; i < count; i++)
+        CHECK(isfinite(values[i]), "%s\n", clmoe_loss_name(losses[i].kind));
+    for (size_t i = 0; i < bytes / sizeof(float); i++)
+        CHECK(isfinite(slopes[i]), "dlogits[%zu]\n", i);
+}
+
 /* Everything that a state makes random, and its update. */
 static void with_state(clmoe_layer_desc *d) {
     d->router.noise = CLMOE_NOISE_LEARNED;
@@ -229,6 +283,10 @@ static void kernels_with_a_state(void **state) {
     for (size_t form = 0; form < COUNT_OF(forms); form++) {
         test_case("state, groups of %u", forms[form]);
         run_state(forms[form]);
+        test_case("losses, groups of %u", forms[form]);
+        run_losses(forms[form], false);
+        test_case("losses with noise, groups of %u", forms[form]);
+        run_losses(forms[form], true);
     }
 }
 

@@ -8,7 +8,8 @@
  * rerouting; F_e = c_e / sum of c over E; p_t = the scores s(l) of token t divided by their sum
  * over the R columns; P_e = mean of p_te over the unmasked tokens; Q = the target distribution,
  * uniform unless load_target is given; T counts unmasked tokens. Masked tokens and surplus pairs
- * count nowhere; identity experts have no F and no P. A logit that is not finite has p = 0.
+ * count nowhere; identity experts have no F and no P. A logit that is not finite has p = 0. The
+ * scores of sparsemixer are those of softmax here. What divides by a sum that is 0 is 0.
  */
 #ifndef CLMOE_BALANCE_H
 #define CLMOE_BALANCE_H
@@ -54,7 +55,8 @@ typedef struct clmoe_stats {
     float max_violation; /* MaxVio = max_load / mean load - 1 over the E experts; 0 without load */
     float load_entropy;  /* -sum F log F in nats; at most log E */
     uint32_t rerouted;   /* sum of rerouted over R */
-    uint32_t used_capacity;     /* sum over E of min(c_e, C); sum of c when dropless */
+    /* sum over E, and sequences, of min(c_e, C), the state's C_eff; sum of c when dropless */
+    uint32_t used_capacity;
     float drop_rate;            /* dropped / pairs; 0 without pairs */
     float load_variance;        /* sum (F_e - 1/n)^2 */
     float load_cv2;             /* squared coefficient of variation of c, population variance */
@@ -147,12 +149,13 @@ typedef enum clmoe_loss_kind {
      * D without group limits; g = f of e's group. DeepSeek-V2, arXiv 2405.04434.
      */
     CLMOE_LOSS_COMMUNICATION = 10,
-    CLMOE_LOSS_OVERFLOW =
-        11, /* sum max(c_e - C, 0) / (T K), before rerouting; g = 1 where c_e > C */
+    /* sum max(c_e - C, 0) / (T K), before rerouting, C the state's C_eff; g = 1 where c_e > C */
+    CLMOE_LOSS_OVERFLOW = 11,
     /* mean logsumexp(l)^2 over the R columns of the noisy logits, before softcap: ST-MoE,
        2202.08906 */
     CLMOE_LOSS_Z = 12,
-    CLMOE_LOSS_TOKEN_ENTROPY = 13, /* -mean over tokens of H(p_t): minimising it raises entropy */
+    /* -mean over tokens of H(p_t), p_source normalised or softmax: minimising it raises entropy */
+    CLMOE_LOSS_TOKEN_ENTROPY = 13,
 } clmoe_loss_kind;
 
 /* What P is. */

@@ -30,6 +30,7 @@ static void sizes_get(const batch *b, const clmoe_plan_layout *plan, size_t size
     sizes[BATCH_YE] = slots;
     sizes[BATCH_PLAN] = plan->bytes;
     sizes[BATCH_STATS] = clmoe_stats_size(b->layer);
+    sizes[BATCH_LOSSES] = b->num_losses * f32;
 }
 
 static clmoe_status fill_zero(batch *b, batch_buffer which, size_t bytes) {
@@ -99,6 +100,9 @@ static clmoe_status enqueue_forward(batch *b, cl_event *event) {
     args.scratch = place(b, BATCH_SCRATCH);
     args.y = place(b, BATCH_Y);
     args.stats = place(b, BATCH_STATS);
+    args.losses = b->losses;
+    args.num_losses = b->num_losses;
+    args.loss_values = place(b, BATCH_LOSSES);
     return clmoe_forward(b->layer, b->queue, &args, 0, NULL, event);
 }
 
@@ -136,6 +140,13 @@ done:
     if (event != NULL)
         clReleaseEvent(event);
     return status;
+}
+
+clmoe_status batch_losses(batch *b, float *values) {
+    if (b->num_losses == 0)
+        return CLMOE_SUCCESS;
+    return CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_LOSSES], CL_TRUE, 0,
+                                  b->num_losses * sizeof *values, values, 0, NULL, NULL));
 }
 
 static clmoe_status enqueue_routing(batch *b, step_id step, cl_event *event) {
@@ -200,8 +211,12 @@ static clmoe_status enqueue_result(batch *b, step_id step, cl_event *event) {
     if (step == STEP_STATS) {
         clmoe_stats_args args = {.struct_size = sizeof args,
                                  .tokens = b->tokens,
+                                 .logits = place(b, BATCH_LOGITS),
+                                 .ids = place(b, BATCH_IDS),
+                                 .pair_weights = place(b, BATCH_WEIGHTS),
                                  .plan = plan,
                                  .live = place(b, BATCH_LIVE),
+                                 .scratch = place(b, BATCH_SCRATCH),
                                  .stats = place(b, BATCH_STATS)};
         return clmoe_stats_compute(b->layer, b->queue, &args, 0, NULL, event);
     }

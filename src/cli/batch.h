@@ -23,6 +23,7 @@ typedef enum batch_buffer {
     BATCH_SAVED,       /* clmoe_layer_memory() */
     BATCH_SCRATCH,     /* clmoe_layer_memory() */
     BATCH_STATS,       /* clmoe_stats_size() */
+    BATCH_LOSSES,      /* [num_losses] f32 */
     BATCH_LOGITS,      /* [T,R] f32; this and the rest for the single steps */
     BATCH_SCORES,      /* [T,R] f32 */
     BATCH_IDS,         /* [T,K] i32 */
@@ -43,6 +44,8 @@ typedef struct batch {
     cl_command_queue queue; /* with profiling; not owned */
     uint32_t tokens;
     uint32_t capacity; /* C, 0 when dropless */
+    const clmoe_loss_desc *losses;
+    uint32_t num_losses;
     cl_mem buffers[BATCH_COUNT];
 } batch;
 
@@ -58,6 +61,9 @@ void batch_release(batch *b);
 
 /* Runs the layer; reads y [T,D] and the statistics, to be freed: clmoe_stats and its arrays. */
 clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats);
+
+/* Reads the values [num_losses] of the last batch_forward(). */
+clmoe_status batch_losses(batch *b, float *values);
 
 /* Medians over `repeat` runs of the whole layer and of its steps one by one. */
 clmoe_status batch_time(batch *b, uint32_t repeat, batch_times *times);

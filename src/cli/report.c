@@ -102,14 +102,29 @@ static void print_times(const run_report *r) {
            r->desc->shared.hidden_dim > 0 ? ", with the shared expert" : "");
 }
 
-void report_text(const run_report *r) {
+static void print_losses(const run_report *r) {
+    if (r->num_losses > 0)
+        printf("\nlosses    without their weights\n");
+    for (uint32_t i = 0; i < r->num_losses; i++)
+        printf("  %-20s %.6g\n", clmoe_loss_name(r->losses[i].kind), (double)r->loss_values[i]);
+}
+
+clmoe_status report_text(const run_report *r) {
+    clmoe_status status = CLMOE_SUCCESS;
     print_head(r);
     print_load(r->stats, r->desc->num_experts);
     print_balance(r);
+    print_losses(r);
     print_times(r);
+    if (r->all_stats) {
+        putchar('\n');
+        TRY(clmoe_stats_print(stdout, r->stats, r->stats_bytes));
+    }
     if (r->checked)
         printf("\nresult    relative error %.2e, tolerance %.2e: %s\n", r->relative_error,
                r->tolerance, r->pass ? "pass" : "FAIL");
+done:
+    return status;
 }
 
 /* JSON has no NaN and no infinity: null. */
@@ -121,6 +136,18 @@ static json_t *json_counts(const clmoe_stats *stats, uint32_t which) {
     json_t *array = json_array();
     for (uint32_t i = 0; i < stats->columns; i++)
         json_array_append_new(array, json_integer(stats_array(stats, which)[i]));
+    return array;
+}
+
+static json_t *json_losses(const run_report *r) {
+    json_t *array = json_array();
+    for (uint32_t i = 0; i < r->num_losses; i++) {
+        json_t *loss = json_object();
+        json_object_set_new(loss, "kind", json_string(clmoe_loss_name(r->losses[i].kind)));
+        json_object_set_new(loss, "weight", json_real((double)r->losses[i].weight));
+        json_object_set_new(loss, "value", json_number_or_null((double)r->loss_values[i]));
+        json_array_append_new(array, loss);
+    }
     return array;
 }
 
@@ -169,6 +196,7 @@ clmoe_status report_json(const run_report *r) {
                         r->checked ? json_number_or_null(r->relative_error) : json_null());
     json_object_set_new(object, "tolerance", r->checked ? json_real(r->tolerance) : json_null());
     json_object_set_new(object, "pass", r->checked ? json_boolean(r->pass) : json_null());
+    json_object_set_new(object, "losses", json_losses(r));
     json_object_set_new(object, "milliseconds", json_times(&r->times));
     int failed = json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     putchar('\n');

@@ -13,6 +13,11 @@ typedef struct run_report {
     uint32_t tokens;
     uint32_t capacity;        /* C, 0 when dropless */
     const clmoe_stats *stats; /* with its arrays load, kept, dropped [R] behind it */
+    size_t stats_bytes;
+    bool all_stats; /* print every statistic */
+    const clmoe_loss_desc *losses;
+    uint32_t num_losses;
+    const float *loss_values; /* [num_losses] */
     uint32_t repeat;
     batch_times times;
     bool checked; /* there was an expected tensor; the three below hold */
@@ -23,7 +28,7 @@ typedef struct run_report {
 /* Columns of the terminal, 40 to 120; 80 where there is none. */
 int terminal_width(void);
 
-void report_text(const run_report *report);
+clmoe_status report_text(const run_report *report);
 clmoe_status report_json(const run_report *report);
 
 #endif

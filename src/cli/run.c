@@ -30,6 +30,8 @@ static const char usage[] =
     "  --device I           the device, as clmoe devices counts (default: the first GPU, else 0)\n"
     "  --engine E           the engine of the experts (default: by device)\n"
     "  --capacity-factor F  rows per expert are T*K*F/E rounded up; 0 drops nothing\n"
+    "  --stats              prints all statistics too, not with --json\n"
+    "  --loss NAME[:W]      prints the value of a balancing loss; repeatable\n"
     "  --repeat R           times are medians of R runs (default 1)\n"
     "  --no-cache           compiles anew: no program is read from or written to the user's cache\n"
     "  --json               prints one JSON object instead of the report\n"
@@ -38,12 +40,16 @@ static const char usage[] =
     "\n"
     "Exit status: 0 success, 1 the result is off its expectation, 2 bad input.\n";
 
+enum { MAX_RUN_LOSSES = 16 }; /* as many as clmoe_forward() takes */
+
 typedef struct run_options {
     const char *model, *input, *tensor, *output, *expect, *engine;
     uint32_t layer, device, repeat;
     clmoe_type dtype;
     double tolerance, capacity_factor;
-    bool layer_given, device_given, tolerance_given, capacity_given, json, no_cache;
+    clmoe_loss_desc losses[MAX_RUN_LOSSES];
+    uint32_t num_losses;
+    bool stats, layer_given, device_given, tolerance_given, capacity_given, json, no_cache;
 } run_options;
 
 typedef struct run_session {
@@ -56,6 +62,7 @@ typedef struct run_session {
     batch batch;
     float *x, *y, *expect; /* [T,D] */
     clmoe_stats *stats;
+    float loss_values[MAX_RUN_LOSSES];
     run_report report;
 } run_session;
 
@@ -74,6 +81,8 @@ enum {
     OPT_ENGINE,
     OPT_CAPACITY,
     OPT_REPEAT,
+    OPT_STATS,
+    OPT_LOSS,
     OPT_JSON,
     OPT_NO_CACHE,
     OPT_VERSION,
@@ -91,6 +100,8 @@ static const struct option long_options[] = {
     {"engine", required_argument, NULL, OPT_ENGINE},
     {"capacity-factor", required_argument, NULL, OPT_CAPACITY},
     {"repeat", required_argument, NULL, OPT_REPEAT},
+    {"stats", no_argument, NULL, OPT_STATS},
+    {"loss", required_argument, NULL, OPT_LOSS},
     {"json", no_argument, NULL, OPT_JSON},
     {"no-cache", no_argument, NULL, OPT_NO_CACHE},
     {"help", no_argument, NULL, 'h'},
@@ -127,6 +138,25 @@ static clmoe_status parse_type(const char *text, clmoe_type *type) {
     return fail(CLMOE_INVALID_ARGUMENT, "--dtype is '%s', but must be f32, f16 or bf16", text);
 }
 
+/* NAME[:WEIGHT] */
+static clmoe_status parse_loss(run_options *o, const char *text) {
+    const char *colon = strchr(text, ':');
+    size_t length = colon ? (size_t)(colon - text) : strlen(text);
+    double weight = 1.0;
+    if (o->num_losses == MAX_RUN_LOSSES)
+        return fail(CLMOE_INVALID_ARGUMENT, "--loss is given more than %d times", MAX_RUN_LOSSES);
+    for (clmoe_loss_kind kind = 0; clmoe_loss_name(kind); kind++) {
+        const char *name = clmoe_loss_name(kind);
+        if (strlen(name) != length || strncmp(name, text, length) != 0)
+            continue;
+        if (colon && parse_real("--loss", colon + 1, &weight) != CLMOE_SUCCESS)
+            return CLMOE_INVALID_ARGUMENT;
+        o->losses[o->num_losses++] = (clmoe_loss_desc){.kind = kind, .weight = (float)weight};
+        return CLMOE_SUCCESS;
+    }
+    return fail(CLMOE_INVALID_ARGUMENT, "--loss is '%s', which names no loss", text);
+}
+
 /* What rounding x and the weights costs, with room. */
 static double default_tolerance(clmoe_type type) {
     return type == CLMOE_F32 ? 1e-5 : type == CLMOE_F16 ? 2e-3 : 2e-2;
@@ -151,6 +181,11 @@ static clmoe_status parse_option(run_options *o, int option, char **argv) {
         return CLMOE_SUCCESS;
     case OPT_DTYPE:
         return parse_type(optarg, &o->dtype);
+    case OPT_STATS:
+        o->stats = true;
+        return CLMOE_SUCCESS;
+    case OPT_LOSS:
+        return parse_loss(o, optarg);
     case OPT_JSON:
         o->json = true;
         return CLMOE_SUCCESS;
@@ -182,6 +217,8 @@ static clmoe_status check_options(const run_options *o) {
     if (o->tolerance_given && o->expect == NULL)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "--tolerance needs --expect, the tensor to compare with");
+    if (o->stats && o->json)
+        return fail(CLMOE_INVALID_ARGUMENT, "--stats is text, and does not go with --json");
     if (o->output != NULL && same_file(o->output, o->input))
         return fail(CLMOE_INVALID_ARGUMENT, "--output %s is the same file as --input", o->output);
     return CLMOE_SUCCESS;
@@ -255,8 +292,11 @@ static clmoe_status run_layer(const run_options *o, run_session *s) {
     s->batch.layer = s->layer;
     s->batch.weights = &s->weights;
     s->batch.queue = s->device.queue;
+    s->batch.losses = o->losses;
+    s->batch.num_losses = o->num_losses;
     TRY(batch_create(&s->batch, s->device.cl, s->x));
     TRY(batch_forward(&s->batch, s->y, &s->stats));
+    TRY(batch_losses(&s->batch, s->loss_values));
     TRY(batch_time(&s->batch, o->repeat, &s->report.times));
     if (o->output != NULL)
         TRY(safetensors_write_f32(o->output, "y", s->batch.tokens, s->desc.dim, s->y));
@@ -273,6 +313,11 @@ static clmoe_status print_report(const run_options *o, run_session *s) {
     report->tokens = s->batch.tokens;
     report->capacity = s->batch.capacity;
     report->stats = s->stats;
+    report->stats_bytes = clmoe_stats_size(s->layer);
+    report->all_stats = o->stats;
+    report->losses = o->losses;
+    report->num_losses = o->num_losses;
+    report->loss_values = s->loss_values;
     report->repeat = o->repeat;
     report->checked = o->expect != NULL;
     report->tolerance = o->tolerance;
@@ -283,8 +328,7 @@ static clmoe_status print_report(const run_options *o, run_session *s) {
     report->pass = report->relative_error <= report->tolerance;
     if (o->json)
         return report_json(report);
-    report_text(report);
-    return CLMOE_SUCCESS;
+    return report_text(report);
 }
 
 static void release(run_session *s) {
