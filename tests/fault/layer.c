@@ -4,6 +4,7 @@
 #include <CL/cl_icd.h>
 #include <CL/cl_layer.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Signatures are OpenCL's, with the names shortened. */
@@ -260,6 +261,15 @@ CL_API_ENTRY cl_int CL_API_CALL clGetLayerInfo(cl_layer_info name, size_t size, 
     return CL_SUCCESS;
 }
 
+static void arm(unsigned nth, cl_int code, bool lasts);
+
+/* For a program that knows nothing of the layer. */
+static void arm_by_environment(void) {
+    const char *call = getenv("CLMOE_FAULT_CALL"), *lasts = getenv("CLMOE_FAULT_LASTING");
+    if (call)
+        arm((unsigned)atoi(call), CL_OUT_OF_RESOURCES, lasts && atoi(lasts) != 0);
+}
+
 CL_API_ENTRY cl_int CL_API_CALL clInitLayer(cl_uint num_entries, const cl_icd_dispatch *target,
                                             cl_uint *num_entries_ret,
                                             const cl_icd_dispatch **table_ret) {
@@ -271,6 +281,7 @@ CL_API_ENTRY cl_int CL_API_CALL clInitLayer(cl_uint num_entries, const cl_icd_di
     put_queries();
     put_objects();
     put_commands();
+    arm_by_environment();
     *num_entries_ret = known;
     *table_ret = &table;
     return CL_SUCCESS;

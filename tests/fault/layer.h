@@ -1,6 +1,7 @@
 /*
  * An OpenCL layer, loaded by the ICD loader through OPENCL_LAYERS: it counts the calls a program
- * makes, makes the one asked for fail, and counts the objects that are alive.
+ * makes, makes the one asked for fail, and counts the objects that are alive. CLMOE_FAULT_CALL and
+ * CLMOE_FAULT_LASTING in the environment ask for CL_OUT_OF_RESOURCES from the start.
  */
 #ifndef FAULT_LAYER_H
 #define FAULT_LAYER_H

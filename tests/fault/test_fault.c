@@ -14,13 +14,14 @@
 #include "support.h"
 #include "support_files.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 13, LAYER = 0, FEW = 19, SKIPPED = 77 };
+enum { TOKENS = 13, FEW = 19, SKIPPED = 77 };
 
 static const cl_int codes[] = {CL_OUT_OF_RESOURCES, CL_MEM_OBJECT_ALLOCATION_FAILURE,
                                CL_OUT_OF_HOST_MEMORY};
@@ -125,7 +126,8 @@ static const source host_memory = {"host memory", memory_arm, memory_calls, memo
 
 /* Everything between a model directory and an output. */
 typedef struct rig {
-    const char *engine;
+    const char *engine, *model;
+    uint32_t number; /* of the layer in the checkpoint */
     clmoe_checkpoint *checkpoint;
     clmoe_layer_desc desc;
     clmoe_context *context;
@@ -147,7 +149,9 @@ typedef struct rig {
 } rig;
 
 static clmoe_status run_open(rig *r) {
-    clmoe_status status = clmoe_checkpoint_open(TEST_DATA "/checkpoints/qwen2_moe", &r->checkpoint);
+    char path[1024];
+    snprintf(path, sizeof path, TEST_DATA "/checkpoints/%s", r->model);
+    clmoe_status status = clmoe_checkpoint_open(path, &r->checkpoint);
     CHECK((status == CLMOE_SUCCESS) == (r->checkpoint != NULL), "a handle of a failed open\n");
     return status;
 }
@@ -160,7 +164,7 @@ static void undo_open(rig *r) {
 /* Every routing kernel takes part: a capacity by weight sorts, and expert outputs are normalised.
  */
 static clmoe_status run_describe(rig *r) {
-    clmoe_status status = clmoe_checkpoint_layer(r->checkpoint, LAYER, &r->desc);
+    clmoe_status status = clmoe_checkpoint_layer(r->checkpoint, r->number, &r->desc);
     r->desc.engine = r->engine;
     r->desc.capacity.factor = 1.0;
     r->desc.capacity.keep = CLMOE_KEEP_WEIGHT;
@@ -227,7 +231,7 @@ static void context_with_empty_cache(rig *r) {
 }
 
 static clmoe_status run_upload(rig *r) {
-    clmoe_status status = clmoe_checkpoint_upload(r->checkpoint, LAYER, &r->desc, test.context,
+    clmoe_status status = clmoe_checkpoint_upload(r->checkpoint, r->number, &r->desc, test.context,
                                                   test.queue, &r->weights);
     static const clmoe_weights none;
     CHECK(status == CLMOE_SUCCESS || memcmp(&r->weights, &none, sizeof none) == 0,
@@ -408,7 +412,7 @@ static void point_at_weights(rig *r) {
 /* Does everything once without a fault, which also fills the caches of driver and CLBlast. */
 static void rig_make(rig *r, const char *engine, cl_command_queue queue) {
     size_t packed = 0;
-    *r = (rig){.engine = engine, .queue = queue};
+    *r = (rig){.engine = engine, .model = "qwen2_moe", .queue = queue};
     OK(run_open(r));
     OK(run_describe(r));
     OK(run_context(r));
@@ -449,8 +453,8 @@ static bool status_is_right(const rig *r, const phase *p, const source *from, cl
 /* Makes call `nth` fail and checks what is left behind. */
 static void fail_call(rig *r, const phase *p, const source *from, unsigned nth, cl_int code,
                       bool lasting) {
-    test_note("engine %s, %s, %s: call %u fails%s with %s", r->engine, p->name, from->name, nth,
-              lasting ? " lastingly" : "", clmoe_status_string(code));
+    test_note("%s, engine %s, %s, %s: call %u fails%s with %s", r->model, r->engine, p->name,
+              from->name, nth, lasting ? " lastingly" : "", clmoe_status_string(code));
     long objects = opencl->live(), blocks = memory.blocks;
     if (p->before)
         p->before(r);
@@ -508,8 +512,8 @@ static void sweep(rig *r, const phase *p, const source *from) {
                     faults++;
                 }
     tried += faults;
-    print_message("engine %s, %s, %s: %u calls, %u faults\n", r->engine, p->name, from->name, calls,
-                  faults);
+    print_message("%s, engine %s, %s, %s: %u calls, %u faults\n", r->model, r->engine, p->name,
+                  from->name, calls, faults);
 }
 
 /* What a phase makes is swept after it was undone, and made again for the phases after it. */
@@ -548,18 +552,55 @@ static void sweep_engines(const source *from, cl_command_queue queue) {
     }
 }
 
+/* The other checkpoints: opened, described and uploaded. */
+static void sweep_checkpoint(const source *from, const char *model) {
+    rig r = {.engine = "ref", .model = model, .queue = test.queue};
+    OK(run_open(&r));
+    while (run_describe(&r) != CLMOE_SUCCESS && r.number < 8)
+        r.number++; /* the first layers may have no experts */
+    OK(run_describe(&r));
+    for (size_t i = 0; i < COUNT_OF(phases); i++) {
+        const phase *p = &phases[i];
+        rig own = r;
+        if (p->undo == undo_open)
+            own.checkpoint = NULL;
+        if (p->run == run_open || p->run == run_describe || p->run == run_upload)
+            sweep(&own, p, from);
+    }
+    undo_open(&r);
+}
+
+static void sweep_checkpoints(const source *from) {
+    bool watched = memory.watched;
+    memory.watched = false;
+    DIR *models = opendir(TEST_DATA "/checkpoints");
+    assert_non_null(models);
+    for (struct dirent *entry; (entry = readdir(models)) != NULL;)
+        if (entry->d_name[0] != '.' && !strchr(entry->d_name, '.')) {
+            test_case("model %s without faults", entry->d_name);
+            memory.watched = watched;
+            sweep_checkpoint(from, entry->d_name);
+            memory.watched = false;
+        }
+    closedir(models);
+    memory.watched = watched;
+}
+
 static void opencl_calls(void **state) {
     (void)state;
     const source calls = {"OpenCL", opencl->arm, opencl->calls, opencl->failed};
     sweep_engines(&calls, test.queue);
-    if (every_call)
+    if (every_call) {
         sweep_engines(&calls, test.out_of_order);
+        sweep_checkpoints(&calls);
+    }
 }
 
 static void host_blocks(void **state) {
     (void)state;
     memory.watched = true;
     sweep_engines(&host_memory, test.queue);
+    sweep_checkpoints(&host_memory);
     memory.watched = false;
 }
 
