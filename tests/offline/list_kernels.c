@@ -13,7 +13,7 @@ static void keep_rules(clmoe_layer_desc *d, uint32_t i) {
 
 static void groups(clmoe_layer_desc *d, uint32_t i) {
     d->num_identity_experts = 0;
-    d->router.num_groups = 4 << i;
+    d->router.num_groups = 4u << i;
     d->router.topk_groups = 2;
 }
 
