@@ -179,6 +179,13 @@ static void memory_past_size_max(void **state) {
     CHECK(scratch >= (uint64_t)4 * (MAX_PAIRS / 16) * 2 * UINT32_MAX, "scratch is %zu\n", scratch);
     layer->desc.dim = small.dim;
     layer->desc.experts.hidden_dim = small.hidden_dim;
+    /* Nearly 2^31 slots: one product alone is too large, and the rest would fit. */
+    desc.capacity.rows = MAX_PAIRS / 4 - 1;
+    layer = test_layer(0, &desc);
+    OK(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
+    layer->desc.dim = UINT32_MAX;
+    refused(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch), "exceeds size_t");
+    layer->desc.dim = small.dim;
 }
 
 static void packed_weights(void **state) {
