@@ -1,0 +1,638 @@
+/*
+ * Every call the library makes to OpenCL, and every block of host memory it asks for, made to fail:
+ * once and lastingly. The status is right, nothing is left behind, and the same call then works and
+ * gives the same bits. With the argument "all" every call fails with every code, on both kinds of
+ * queue: for a device that costs nothing. With a number, one OpenCL call in so many fails, and
+ * codes take turns; without one, few enough for a driver that compiles and computes.
+ *
+ * Two exemptions. CLBlast: its first calls in a context, which fill its caches, are not swept, and
+ * its failures are CLMOE_ENGINE_FAILED. jansson: it takes some of its own shortages of memory for a
+ * mistake in the text, and where it has none for an array it goes on without; there only leaks
+ * count.
+ */
+#include "layer.h"
+#include "support.h"
+#include "support_files.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TOKENS = 13, FEW = 19, SKIPPED = 77 };
+
+static const cl_int codes[] = {CL_OUT_OF_RESOURCES, CL_MEM_OBJECT_ALLOCATION_FAILURE,
+                               CL_OUT_OF_HOST_MEMORY};
+static bool every_call;
+static unsigned one_in = FEW;
+
+/* ---- Host memory: the linker sends the library's calls here --------------------------------- */
+
+void *__real_malloc(size_t bytes);
+void *__real_calloc(size_t count, size_t bytes);
+void *__real_realloc(void *block, size_t bytes);
+void __real_free(void *block);
+void *__wrap_malloc(size_t bytes);
+void *__wrap_calloc(size_t count, size_t bytes);
+void *__wrap_realloc(void *block, size_t bytes);
+char *__wrap_strdup(const char *text);
+void __wrap_free(void *block);
+
+static struct {
+    unsigned calls, nth;
+    bool lasting, failed, watched;
+    bool in_jansson; /* the call that failed was jansson's */
+    long blocks;
+} memory;
+
+static bool memory_fails(void) {
+    if (!memory.watched)
+        return false;
+    unsigned call = ++memory.calls;
+    bool fails = memory.nth && (memory.lasting ? call >= memory.nth : call == memory.nth);
+    memory.failed = memory.failed || fails;
+    return fails;
+}
+
+static void *counted(void *block) {
+    memory.blocks += memory.watched && block != NULL;
+    return block;
+}
+
+void *__wrap_malloc(size_t bytes) {
+    return memory_fails() ? NULL : counted(__real_malloc(bytes));
+}
+
+void *__wrap_calloc(size_t count, size_t bytes) {
+    return memory_fails() ? NULL : counted(__real_calloc(count, bytes));
+}
+
+void *__wrap_realloc(void *block, size_t bytes) {
+    if (memory_fails())
+        return NULL;
+    return block ? __real_realloc(block, bytes) : counted(__real_malloc(bytes));
+}
+
+char *__wrap_strdup(const char *text) {
+    size_t bytes = strlen(text) + 1;
+    char *copy = __wrap_malloc(bytes);
+    return copy ? memcpy(copy, text, bytes) : NULL;
+}
+
+void __wrap_free(void *block) {
+    memory.blocks -= memory.watched && block != NULL;
+    __real_free(block);
+}
+
+static void *jansson_malloc(size_t bytes) {
+    bool failed = memory.failed;
+    void *block = __wrap_malloc(bytes);
+    memory.in_jansson = memory.in_jansson || (memory.failed && !failed);
+    return block;
+}
+
+/* ---- What can fail -------------------------------------------------------------------------- */
+
+static const fault_layer *opencl;
+
+typedef struct source {
+    const char *name;
+    void (*arm)(unsigned nth, cl_int code, bool lasting);
+    unsigned (*calls)(void);
+    const char *(*failed)(void);
+} source;
+
+static void memory_arm(unsigned nth, cl_int code, bool lasting) {
+    (void)code;
+    memory.nth = nth;
+    memory.lasting = lasting;
+    memory.calls = 0;
+    memory.failed = memory.in_jansson = false;
+}
+
+static unsigned memory_calls(void) {
+    return memory.calls;
+}
+
+static const char *memory_failed(void) {
+    return memory.failed ? "host memory" : "";
+}
+
+static const source host_memory = {"host memory", memory_arm, memory_calls, memory_failed};
+
+/* ---- What is done --------------------------------------------------------------------------- */
+
+/* Everything between a model directory and an output. */
+typedef struct rig {
+    const char *engine, *model;
+    uint32_t number; /* of the layer in the checkpoint */
+    clmoe_checkpoint *checkpoint;
+    clmoe_layer_desc desc;
+    clmoe_context *context;
+    clmoe_layer *layer;
+    clmoe_weights weights;
+    clmoe_buf packed; /* of the experts, where the engine has such a form */
+    cl_command_queue queue;
+    clmoe_forward_args args;
+    struct {
+        clmoe_score_args score;
+        clmoe_topk_args topk;
+        clmoe_plan_args plan;
+        clmoe_dispatch_args dispatch;
+        clmoe_experts_args experts;
+        clmoe_combine_args combine;
+        clmoe_stats_args stats;
+    } steps;
+    void *y, *stats, *ids, *logits; /* of a run without faults */
+} rig;
+
+static clmoe_status run_open(rig *r) {
+    char path[1024];
+    snprintf(path, sizeof path, TEST_DATA "/checkpoints/%s", r->model);
+    clmoe_status status = clmoe_checkpoint_open(path, &r->checkpoint);
+    CHECK((status == CLMOE_SUCCESS) == (r->checkpoint != NULL), "a handle of a failed open\n");
+    return status;
+}
+
+static void undo_open(rig *r) {
+    clmoe_checkpoint_close(r->checkpoint);
+    r->checkpoint = NULL;
+}
+
+/* Every routing kernel takes part: a capacity by weight sorts, and expert outputs are normalised.
+ */
+static clmoe_status run_describe(rig *r) {
+    clmoe_status status = clmoe_checkpoint_layer(r->checkpoint, r->number, &r->desc);
+    r->desc.engine = r->engine;
+    r->desc.capacity.factor = 1.0;
+    r->desc.capacity.keep = CLMOE_KEEP_WEIGHT;
+    r->desc.router.renorm_after_drop = 1;
+    r->desc.normalize_experts = 1;
+    return status;
+}
+
+static clmoe_status run_context(rig *r) {
+    clmoe_status status = clmoe_context_create(test.context, test.device, NULL, &r->context);
+    CHECK((status == CLMOE_SUCCESS) == (r->context != NULL), "a handle of a failed create\n");
+    return status;
+}
+
+static void undo_context(rig *r) {
+    clmoe_context_destroy(r->context);
+    r->context = NULL;
+}
+
+static const char *cache_path;
+
+/* The test's own files and blocks are not to be counted. */
+static void empty_cache(void) {
+    bool watched = memory.watched;
+    memory.watched = false;
+    assert_int_equal(files_teardown(NULL), 0);
+    assert_int_equal(files_setup(NULL), 0);
+    cache_path = temp_path("programs");
+    memory.watched = watched;
+}
+
+static clmoe_status run_layer(rig *r) {
+    clmoe_status status = clmoe_layer_create(r->context, &r->desc, &r->layer);
+    CHECK((status == CLMOE_SUCCESS) == (r->layer != NULL), "a handle of a failed create\n");
+    return status;
+}
+
+/* Programs stay in a context: each layer gets a new one. */
+static void fresh_context(rig *r) {
+    OK(run_context(r));
+}
+
+static void undo_layer(rig *r) {
+    clmoe_layer_destroy(r->layer);
+    r->layer = NULL;
+    undo_context(r);
+}
+
+/* The same with the disk cache of programs, empty or as the run before left it. */
+static clmoe_status run_context_with_cache(rig *r) {
+    clmoe_context_options options;
+    clmoe_context_options_init(&options);
+    options.cache_dir = cache_path;
+    return clmoe_context_create(test.context, test.device, &options, &r->context);
+}
+
+static void context_with_cache(rig *r) {
+    OK(run_context_with_cache(r));
+}
+
+static void context_with_empty_cache(rig *r) {
+    empty_cache();
+    context_with_cache(r);
+}
+
+static clmoe_status run_upload(rig *r) {
+    clmoe_status status = clmoe_checkpoint_upload(r->checkpoint, r->number, &r->desc, test.context,
+                                                  test.queue, &r->weights);
+    static const clmoe_weights none;
+    CHECK(status == CLMOE_SUCCESS || memcmp(&r->weights, &none, sizeof none) == 0,
+          "buffers of a failed upload\n");
+    return status;
+}
+
+static void undo_upload(rig *r) {
+    clmoe_weights_release(&r->weights);
+}
+
+/* Gives back the event, if there should be one. */
+static clmoe_status event_is_right(clmoe_status status, cl_event event) {
+    CHECK((status == CLMOE_SUCCESS) == (event != NULL), "an event of a failed call\n");
+    if (event)
+        clReleaseEvent(event);
+    return status;
+}
+
+static clmoe_status run_pack(rig *r) {
+    cl_event event = (cl_event)(void *)r; /* anything but NULL */
+    if (!r->packed.mem)
+        return CLMOE_SUCCESS;
+    clmoe_status status = clmoe_pack_weights(r->layer, r->queue, CLMOE_MLP_EXPERTS,
+                                             &r->weights.experts, r->packed, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
+static clmoe_status run_forward(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_status status = clmoe_forward(r->layer, r->queue, &r->args, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
+/* A step after the one before, whose event is given back. */
+#define STEP(call, args)                                                                           \
+    do {                                                                                           \
+        cl_event event = (cl_event)(void *)r;                                                      \
+        status = call(r->layer, r->queue, (args), last != NULL, last ? &last : NULL, &event);      \
+        CHECK((status == CLMOE_SUCCESS) == (event != NULL), "an event of a failed " #call "\n");   \
+        if (last)                                                                                  \
+            clReleaseEvent(last);                                                                  \
+        last = event;                                                                              \
+        if (status != CLMOE_SUCCESS)                                                               \
+            return status;                                                                         \
+    } while (0)
+
+static clmoe_status run_steps(rig *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event last = NULL;
+    STEP(clmoe_score, &r->steps.score);
+    STEP(clmoe_topk, &r->steps.topk);
+    STEP(clmoe_plan, &r->steps.plan);
+    STEP(clmoe_dispatch, &r->steps.dispatch);
+    STEP(clmoe_experts, &r->steps.experts);
+    STEP(clmoe_combine, &r->steps.combine);
+    STEP(clmoe_stats_compute, &r->steps.stats);
+    clReleaseEvent(last);
+    return status;
+}
+
+static clmoe_status run_packed_forward(rig *r) {
+    if (!r->packed.mem)
+        return CLMOE_SUCCESS;
+    r->weights.experts.packed = r->packed;
+    clmoe_status status = run_forward(r);
+    r->weights.experts.packed = (clmoe_buf){NULL, 0};
+    return status;
+}
+
+static void poison_outputs(rig *r) {
+    const clmoe_buf outputs[] = {r->args.y, r->args.stats, r->args.ids, r->args.logits,
+                                 r->args.scratch};
+    for (size_t i = 0; i < COUNT_OF(outputs); i++)
+        buf_poison(outputs[i]);
+}
+
+/* Without a shared expert, so y is another. */
+static void compare_steps(rig *r) {
+    size_t bytes = (size_t)TOKENS * r->desc.top_k * 4;
+    compare_bits("ids", buf_get(r->steps.topk.ids), r->ids, bytes);
+}
+
+static void compare_outputs(rig *r) {
+    size_t T = TOKENS, R = r->desc.num_experts;
+    void *y = malloc(T * r->desc.dim * 4 + T * R * 4);
+    assert_non_null(y);
+    buf_read(r->args.y, y, T * r->desc.dim * 4);
+    compare_bits("y", y, r->y, T * r->desc.dim * 4);
+    buf_read(r->args.logits, y, T * R * 4);
+    compare_bits("logits", y, r->logits, T * R * 4);
+    buf_read(r->args.ids, y, T * r->desc.top_k * 4);
+    compare_bits("ids", y, r->ids, T * r->desc.top_k * 4);
+    buf_read(r->args.stats, y, clmoe_stats_size(r->layer));
+    compare_bits("stats", y, r->stats, clmoe_stats_size(r->layer));
+    free(y);
+}
+
+typedef struct phase {
+    const char *name;
+    bool may_succeed; /* trouble with the cache is no error */
+    void (*before)(rig *r);
+    clmoe_status (*run)(rig *r);
+    void (*compare)(rig *r);
+    void (*undo)(rig *r);
+} phase;
+
+static const phase phases[] = {
+    {"open", false, NULL, run_open, NULL, undo_open},
+    {"describe", false, NULL, run_describe, NULL, NULL},
+    {"context", false, NULL, run_context, NULL, undo_context},
+    {"context with cache", false, NULL, run_context_with_cache, NULL, undo_context},
+    {"layer", false, fresh_context, run_layer, NULL, undo_layer},
+    {"layer, empty cache", true, context_with_empty_cache, run_layer, NULL, undo_layer},
+    {"layer, cache", true, context_with_cache, run_layer, NULL, undo_layer},
+    {"upload", false, NULL, run_upload, NULL, undo_upload},
+    {"pack", false, NULL, run_pack, NULL, NULL},
+    {"forward", false, poison_outputs, run_forward, compare_outputs, NULL},
+    {"steps", false, poison_outputs, run_steps, compare_steps, NULL},
+    {"forward, packed", false, poison_outputs, run_packed_forward, NULL, NULL},
+};
+
+static void make_arguments(rig *r) {
+    size_t T = TOKENS, D = r->desc.dim, saved = 0, scratch = 0;
+    OK(clmoe_layer_memory(r->layer, TOKENS, &saved, &scratch));
+    clmoe_forward_args_init(&r->args);
+    r->args.tokens = TOKENS;
+    seed_set(5);
+    r->args.x = buf_of(random_floats(T * D, 1.0), T * D * 4);
+    r->args.residual = buf_of(random_floats(T * D, 1.0), T * D * 4);
+    r->args.token_mask = buf_of(random_mask(TOKENS), T);
+    r->args.scratch = buf_new(scratch);
+    r->args.y = buf_new(T * D * 4);
+    r->args.logits = buf_new(T * r->desc.num_experts * 4);
+    r->args.ids = buf_new(T * r->desc.top_k * 4);
+    r->args.stats = buf_new(clmoe_stats_size(r->layer));
+}
+
+/* The steps, each on what the one before made, and with its own buffers between them. */
+static void make_steps(rig *r) {
+    const size_t T = TOKENS, D = r->desc.dim, R = r->desc.num_experts, K = r->desc.top_k;
+    const clmoe_buf x = r->args.x, scratch = r->args.scratch, weights = buf_new(T * K * 4);
+    const clmoe_buf scores = buf_new(T * R * 4), ids = buf_new(T * K * 4), live = buf_new(T * 4);
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(r->layer, TOKENS, &layout));
+    const clmoe_buf plan = buf_new(layout.bytes), xe = buf_new(layout.slots * D * 4);
+    const clmoe_buf ye = buf_new(layout.slots * D * 4);
+#define HEAD(type) .struct_size = sizeof(type), .tokens = TOKENS
+    r->steps.score = (clmoe_score_args){HEAD(clmoe_score_args), .x = x, .logits = r->args.logits,
+                                        .scores = scores};
+    r->steps.topk = (clmoe_topk_args){HEAD(clmoe_topk_args), .scores = scores, .ids = ids,
+                                      .weights_out = weights, .live = live};
+    r->steps.plan = (clmoe_plan_args){HEAD(clmoe_plan_args),
+                                      .ids = ids,
+                                      .pair_weights = weights,
+                                      .live = live,
+                                      .token_mask = r->args.token_mask,
+                                      .scratch = scratch,
+                                      .plan = plan};
+    r->steps.dispatch =
+        (clmoe_dispatch_args){HEAD(clmoe_dispatch_args), .x = x, .plan = plan, .xe = xe};
+    r->steps.experts = (clmoe_experts_args){HEAD(clmoe_experts_args), .xe = xe,
+                                            .pair_weights = weights,  .plan = plan,
+                                            .scratch = scratch,       .ye = ye};
+    r->steps.combine = (clmoe_combine_args){HEAD(clmoe_combine_args),     .ye = ye,
+                                            .pair_weights = weights,      .plan = plan,
+                                            .residual = r->args.residual, .y = r->args.y};
+    r->steps.stats = (clmoe_stats_args){HEAD(clmoe_stats_args), .plan = plan, .live = live,
+                                        .stats = r->args.stats};
+}
+
+/* Copies of a rig have weights of their own. */
+static void point_at_weights(rig *r) {
+    r->args.weights = r->steps.score.weights = r->steps.topk.weights = &r->weights;
+    r->steps.experts.weights = r->steps.combine.weights = &r->weights;
+}
+
+/* Does everything once without a fault, which also fills the caches of driver and CLBlast. */
+static void rig_make(rig *r, const char *engine, cl_command_queue queue) {
+    size_t packed = 0;
+    *r = (rig){.engine = engine, .model = "qwen2_moe", .queue = queue};
+    OK(run_open(r));
+    OK(run_describe(r));
+    OK(run_context(r));
+    OK(run_layer(r));
+    OK(run_upload(r));
+    if (clmoe_packed_size(r->layer, CLMOE_MLP_EXPERTS, &packed) == CLMOE_SUCCESS)
+        r->packed = buf_new(packed);
+    make_arguments(r);
+    make_steps(r);
+    point_at_weights(r);
+    OK(run_pack(r));
+    OK(run_forward(r));
+    CL_OK(clFinish(queue));
+    r->y = buf_get(r->args.y);
+    r->stats = buf_get(r->args.stats);
+    r->ids = buf_get(r->args.ids);
+    r->logits = buf_get(r->args.logits);
+}
+
+static void rig_release(rig *r) {
+    undo_layer(r);
+    undo_upload(r);
+    undo_open(r);
+}
+
+/* ---- Sweeping ------------------------------------------------------------------------------- */
+
+static bool status_is_right(const rig *r, const phase *p, const source *from, clmoe_status status,
+                            cl_int code) {
+    if (p->may_succeed && status == CLMOE_SUCCESS)
+        return true;
+    if (from == &host_memory)
+        return status == CLMOE_OUT_OF_MEMORY ||
+               (memory.in_jansson && (status == CLMOE_BAD_FILE || status == CLMOE_SUCCESS));
+    return status == code || (status == CLMOE_ENGINE_FAILED && strcmp(r->engine, "clblast") == 0);
+}
+
+/* Makes call `nth` fail and checks what is left behind. */
+static void fail_call(rig *r, const phase *p, const source *from, unsigned nth, cl_int code,
+                      bool lasting) {
+    test_note("%s, engine %s, %s, %s: call %u fails%s with %s", r->model, r->engine, p->name,
+              from->name, nth, lasting ? " lastingly" : "", clmoe_status_string(code));
+    long objects = opencl->live(), blocks = memory.blocks;
+    if (p->before)
+        p->before(r);
+    from->arm(nth, code, lasting);
+    clmoe_status status = p->run(r);
+    char name[64];
+    snprintf(name, sizeof name, "%s", from->failed());
+    bool right = status_is_right(r, p, from, status, code);
+    from->arm(0, CL_SUCCESS, false);
+    CL_OK(clFinish(r->queue));
+    CHECK(name[0] != '\0', "the call was not made\n");
+    CHECK(right, "%s gives %s: %s\n", name, clmoe_status_string(status), clmoe_last_error());
+    if (status == CLMOE_SUCCESS && p->undo) {
+        p->undo(r);
+        if (p->before)
+            p->before(r);
+    }
+    check_ok(p->run(r), "once more without a fault", __FILE__, __LINE__);
+    CL_OK(clFinish(r->queue));
+    if (p->compare)
+        p->compare(r);
+    if (p->undo)
+        p->undo(r);
+    CHECK(opencl->live() == objects, "%s leaves %ld objects\n", name, opencl->live() - objects);
+    CHECK(memory.blocks == blocks, "%s leaves %ld blocks\n", name, memory.blocks - blocks);
+}
+
+static unsigned calls_of(rig *r, const phase *p, const source *from) {
+    if (p->before)
+        p->before(r);
+    from->arm(0, CL_SUCCESS, false);
+    OK(p->run(r));
+    unsigned calls = from->calls();
+    if (p->undo)
+        p->undo(r);
+    return calls;
+}
+
+static unsigned tried;
+
+static void sweep(rig *r, const phase *p, const source *from) {
+    unsigned calls = calls_of(r, p, from), faults = 0;
+    /* Layers take longest: they are compiled. */
+    unsigned step = p->run == run_layer ? 2 * one_in - 1 : one_in;
+    size_t num_codes = from == &host_memory ? 1 : COUNT_OF(codes);
+    bool allocates = strcmp(r->engine, "clblast") == 0;
+    CHECK(from != &host_memory || (p->run != run_forward && p->run != run_steps) || calls == 0 ||
+              allocates,
+          "a forward asks for %u blocks\n", calls);
+    for (unsigned nth = 1; nth <= calls; nth += step)
+        for (unsigned lasting = 0; lasting < 2; lasting++)
+            for (size_t c = 0; c < num_codes; c++)
+                if (num_codes == 1 || every_call || (nth / step + lasting) % num_codes == c) {
+                    fail_call(r, p, from, nth, codes[c], lasting != 0);
+                    faults++;
+                }
+    tried += faults;
+    print_message("%s, engine %s, %s, %s: %u calls, %u faults\n", r->model, r->engine, p->name,
+                  from->name, calls, faults);
+}
+
+/* What a phase makes is swept after it was undone, and made again for the phases after it. */
+static void sweep_phases(rig *r, const source *from) {
+    for (size_t i = 0; i < COUNT_OF(phases); i++) {
+        const phase *p = &phases[i];
+        /* Weights, contexts and checkpoints do not depend on the engine. */
+        bool packs = p->run == run_pack || p->run == run_packed_forward;
+        bool by_engine =
+            packs || p->before == fresh_context || p->run == run_forward || p->run == run_steps;
+        if ((packs && !r->packed.mem) || (p->may_succeed && !every_call) ||
+            (!by_engine && strcmp(r->engine, "ref") != 0))
+            continue;
+        rig own = *r;
+        point_at_weights(&own);
+        if (p->undo == undo_open)
+            own.checkpoint = NULL;
+        if (p->undo == undo_upload)
+            own.weights = (clmoe_weights){0};
+        if (p->undo == undo_context || p->undo == undo_layer)
+            own.context = NULL;
+        if (p->undo == undo_layer)
+            own.layer = NULL;
+        sweep(&own, p, from);
+    }
+}
+
+static void sweep_engines(const source *from, cl_command_queue queue) {
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        rig r;
+        test_case("engine %s without faults", engines[n]);
+        rig_make(&r, engines[n], queue);
+        sweep_phases(&r, from);
+        rig_release(&r);
+    }
+}
+
+/* The other checkpoints: opened, described and uploaded. */
+static void sweep_checkpoint(const source *from, const char *model) {
+    rig r = {.engine = "ref", .model = model, .queue = test.queue};
+    OK(run_open(&r));
+    while (run_describe(&r) != CLMOE_SUCCESS && r.number < 8)
+        r.number++; /* the first layers may have no experts */
+    OK(run_describe(&r));
+    for (size_t i = 0; i < COUNT_OF(phases); i++) {
+        const phase *p = &phases[i];
+        rig own = r;
+        if (p->undo == undo_open)
+            own.checkpoint = NULL;
+        if (p->run == run_open || p->run == run_describe || p->run == run_upload)
+            sweep(&own, p, from);
+    }
+    undo_open(&r);
+}
+
+static void sweep_checkpoints(const source *from) {
+    bool watched = memory.watched;
+    memory.watched = false;
+    DIR *models = opendir(TEST_DATA "/checkpoints");
+    assert_non_null(models);
+    for (struct dirent *entry; (entry = readdir(models)) != NULL;)
+        if (entry->d_name[0] != '.' && !strchr(entry->d_name, '.')) {
+            test_case("model %s without faults", entry->d_name);
+            memory.watched = watched;
+            sweep_checkpoint(from, entry->d_name);
+            memory.watched = false;
+        }
+    closedir(models);
+    memory.watched = watched;
+}
+
+static void opencl_calls(void **state) {
+    (void)state;
+    const source calls = {"OpenCL", opencl->arm, opencl->calls, opencl->failed};
+    sweep_engines(&calls, test.queue);
+    if (every_call) {
+        sweep_engines(&calls, test.out_of_order);
+        sweep_checkpoints(&calls);
+    }
+}
+
+static void host_blocks(void **state) {
+    (void)state;
+    memory.watched = true;
+    sweep_engines(&host_memory, test.queue);
+    sweep_checkpoints(&host_memory);
+    memory.watched = false;
+}
+
+/* ---- Running -------------------------------------------------------------------------------- */
+
+static bool load_layer(void) {
+    void *library = dlopen(FAULT_LAYER, RTLD_NOW | RTLD_LOCAL);
+    cl_uint platforms = 0;
+    if (library)
+        opencl = (const fault_layer *)dlsym(library, FAULT_LAYER_SYMBOL);
+    setenv("OPENCL_LAYERS", FAULT_LAYER, 1);
+    clGetPlatformIDs(0, NULL, &platforms);
+    return opencl != NULL && opencl->loaded();
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest all[] = {TEST(opencl_calls), TEST(host_blocks)};
+    const struct CMUnitTest some[] = {TEST(opencl_calls)};
+    every_call = argc > 1 && strcmp(argv[1], "all") == 0;
+    if (every_call)
+        one_in = 1;
+    else if (argc > 1 && atoi(argv[1]) > 0)
+        one_in = (unsigned)atoi(argv[1]);
+    if (!load_layer()) {
+        printf("skipped: this OpenCL loader takes no layers\n");
+        return SKIPPED;
+    }
+    json_set_alloc_funcs(jansson_malloc, free);
+    files_setup(NULL);
+    cache_path = temp_path("programs");
+    int failed = every_call ? RUN(all) : RUN(some);
+    files_teardown(NULL);
+    printf("%u faults tried\n", tried);
+    return failed;
+}

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Runs test programs with every kernel as native code under AddressSanitizer and
+# UndefinedBehaviorSanitizer, then lists the lines of cl/ that none of them ran. A kernel in none of
+# them is run by its own test: cl/plan.cl by test_plan beside the first program.
+# usage: native.sh CLANG BINARY_DIR SOURCE_DIR PROGRAM...
+set -eu
+CLMOE_CLANG=$1
+binary=$2
+source=$3
+shift 3
+version=$("$CLMOE_CLANG" -dumpversion | cut -d. -f1)
+tool() { # of the compiler's own version
+    command -v "$1-$version" || "$CLMOE_CLANG" -print-prog-name="$1"
+}
+runtime=$("$CLMOE_CLANG" -print-file-name="libclang_rt.asan-$(uname -m).so")
+LLVM_PROFDATA=$(tool llvm-profdata)
+LLVM_COV=$(tool llvm-cov)
+if ! [ -e "$runtime" ]; then
+    echo "skipped: $CLMOE_CLANG has no AddressSanitizer library"
+    exit 77
+fi
+CLMOE_NATIVE_RUN=$binary/kernels
+CLMOE_NATIVE_COMPILE=$source/tests/native/compile.sh
+export CLMOE_CLANG CLMOE_NATIVE_RUN CLMOE_NATIVE_COMPILE LLVM_PROFDATA LLVM_COV
+rm -rf "$CLMOE_NATIVE_RUN"
+mkdir -p "$CLMOE_NATIVE_RUN"
+run() {
+    OCL_ICD_VENDORS=$binary/libnative_device.so CLMOE_TEST_DEVICE=0 \
+        ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+        LD_PRELOAD="$runtime:$binary/libnative_clblast.so" "$1"
+}
+for program in "$@"; do
+    run "$program"
+done
+for kernel in "$source"/cl/*.cl; do
+    name=$(basename "$kernel" .cl)
+    own=$(dirname "$1")/test_$name
+    if [ -x "$own" ] && ! ls "$CLMOE_NATIVE_RUN/$name"-*.so >/dev/null 2>&1; then
+        run "$own"
+    fi
+done
+if ! command -v "$LLVM_PROFDATA" >/dev/null || ! command -v "$LLVM_COV" >/dev/null; then
+    echo "no llvm-profdata and llvm-cov: the lines are not counted"
+    exit 0
+fi
+"$source/tests/native/coverage.sh" "$CLMOE_NATIVE_RUN" "$source/cl"

@@ -1,0 +1,266 @@
+/* Sizes at their limits: 31-bit slots, SIZE_MAX, and what lies just past each. */
+#include "layer.h"
+#include "support.h"
+#include "workspace.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_PAIRS ((uint32_t)1 << 30)
+enum { MOST_EXPERTS = 4096, MOST_DIM = 1 << 24, ALIGNMENT = 256 };
+
+static const shape small = {6, 5, 8, 0, 2, 3};
+static const shape largest = {1, MOST_DIM, MOST_EXPERTS, 0, 1, MOST_DIM};
+
+static void refused(clmoe_status status, const char *words) {
+    CHECK(status == CLMOE_UNSUPPORTED, "status is %s: %s\n", clmoe_status_string(status),
+          clmoe_last_error());
+    CHECK(strstr(clmoe_last_error(), words) != NULL, "\"%s\" does not say \"%s\"\n",
+          clmoe_last_error(), words);
+}
+
+static void sums_and_products(void **state) {
+    (void)state;
+    size_t result = 7;
+    test_case("sums and products");
+    assert_true(size_mul(SIZE_MAX, 1, &result) && result == SIZE_MAX);
+    assert_true(size_mul(1, SIZE_MAX, &result) && result == SIZE_MAX);
+    assert_true(size_mul(SIZE_MAX, 0, &result) && result == 0);
+    assert_true(size_mul(0, SIZE_MAX, &result) && result == 0);
+    assert_true(size_mul(SIZE_MAX / 3, 3, &result) && result == SIZE_MAX / 3 * 3);
+    assert_false(size_mul(SIZE_MAX / 2 + 1, 2, &result));
+    assert_false(size_mul(2, SIZE_MAX / 2 + 1, &result));
+    assert_false(size_mul(SIZE_MAX, SIZE_MAX, &result));
+    assert_true(size_add(SIZE_MAX, 0, &result) && result == SIZE_MAX);
+    assert_true(size_add(1, SIZE_MAX - 1, &result) && result == SIZE_MAX);
+    assert_false(size_add(SIZE_MAX, 1, &result));
+    assert_false(size_add(1, SIZE_MAX, &result));
+}
+
+/* Every entry is in a block, no block is empty, and there are few. */
+static void blocks_of_a_plan(void **state) {
+    (void)state;
+    const uint32_t counts[] = {0,        1,        255,       256, 257, 1u << 18, (1u << 18) + 1,
+                               1u << 30, 1u << 31, UINT32_MAX};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(counts); i++) {
+            uint64_t count = counts[i];
+            test_case("%u entries, group size %u", counts[i], group_sizes[g]);
+            block_split split = workspace_blocks(test_context(group_sizes[g]), counts[i]);
+            CHECK((uint64_t)split.size * split.count >= count, "%u blocks of %u\n", split.count,
+                  split.size);
+            CHECK(count == 0 || (uint64_t)split.size * (split.count - 1) < count,
+                  "%u blocks of %u\n", split.count, split.size);
+            CHECK(split.count >= 1 && split.count <= 256, "%u blocks\n", split.count);
+        }
+}
+
+/* Arrays one after another, each with room for its elements. */
+static void check_layout(const clmoe_layer *layer, const clmoe_plan_layout *plan) {
+    const size_t columns = layer->columns, experts = layer->desc.num_experts;
+    const struct {
+        const char *name;
+        size_t at, count, next;
+    } arrays[] = {
+        {"load", plan->load, columns, plan->kept},
+        {"kept", plan->kept, columns, plan->offsets},
+        {"offsets", plan->offsets, experts + 1, plan->slot_of},
+        {"slot_of", plan->slot_of, plan->pairs, plan->row_of},
+        {"row_of", plan->row_of, plan->slots, plan->token_of},
+        {"token_of", plan->token_of, plan->slots, plan->tile_expert},
+        {"tile_expert", plan->tile_expert, plan->slots / plan->row_tile, plan->bytes},
+    };
+    for (size_t i = 0; i < COUNT_OF(arrays); i++)
+        CHECK(arrays[i].next - arrays[i].at >= 4 * arrays[i].count &&
+                  arrays[i].next - arrays[i].at < 4 * arrays[i].count + ALIGNMENT,
+              "%s of %zu elements lies at [%zu, %zu)\n", arrays[i].name, arrays[i].count,
+              arrays[i].at, arrays[i].next);
+}
+
+static void plans_of_31_bits(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        clmoe_plan_layout plan;
+        clmoe_layer_desc desc = desc_of(&small);
+        desc.engine = engines[n];
+        test_case("engine %s", engines[n]);
+        clmoe_layer *layer = test_layer(0, &desc);
+        OK(clmoe_plan_layout_get(layer, MAX_PAIRS / 2, &plan));
+        assert_int_equal(plan.pairs, MAX_PAIRS);
+        assert_true(plan.slots >= plan.pairs && plan.slots <= INT32_MAX);
+        check_layout(layer, &plan);
+        refused(clmoe_plan_layout_get(layer, MAX_PAIRS / 2 + 1, &plan), "2^30");
+        refused(clmoe_plan_layout_get(layer, UINT32_MAX, &plan), "4294967295");
+    }
+}
+
+/* E * C passes 2^31 - 1 where E * (C - tile) does not; whatever asks for more than T gets T. */
+static void capacities_of_31_bits(void **state) {
+    (void)state;
+    enum { EXPERTS = 2048, ROWS = 1 << 20 };
+    clmoe_plan_layout plan;
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.num_experts = EXPERTS;
+    desc.top_k = 1;
+    desc.capacity.rows = ROWS;
+    test_case("capacity 2^20");
+    clmoe_layer *layer = test_layer(0, &desc);
+    refused(clmoe_plan_layout_get(layer, ROWS, &plan), "2^31-1");
+    OK(clmoe_plan_layout_get(layer, 1, &plan));
+    uint32_t fewer = ROWS - plan.row_tile;
+    OK(clmoe_plan_layout_get(layer, fewer, &plan));
+    assert_int_equal(plan.capacity, fewer);
+    assert_true(plan.slots == EXPERTS * fewer);
+    check_layout(layer, &plan);
+
+    const clmoe_capacity_desc huge[] = {
+        {.rows = UINT32_MAX},
+        {.factor = 1e300},
+        {.factor = 1e-300, .min_rows = UINT32_MAX},
+        {.rows = 3, .multiple = UINT32_MAX},
+        {.rows = UINT32_MAX, .min_rows = UINT32_MAX, .multiple = UINT32_MAX},
+    };
+    for (size_t i = 0; i < COUNT_OF(huge); i++) {
+        desc.capacity = huge[i];
+        test_case("capacity %zu", i);
+        layer = test_layer(0, &desc);
+        OK(clmoe_plan_layout_get(layer, 1000, &plan));
+        assert_int_equal(plan.capacity, 1000);
+        refused(clmoe_plan_layout_get(layer, MAX_PAIRS, &plan), "2^31-1");
+    }
+}
+
+/* Every matrix has more than 2^31 elements; the arrays of ye and hidden rows alone are known. */
+static void memory_of_large_rows(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        size_t saved = 0, scratch = 0;
+        clmoe_layer *layer = NULL;
+        clmoe_plan_layout plan;
+        clmoe_layer_desc desc = desc_of(&largest);
+        desc.engine = engines[n];
+        desc.training = 1;
+        desc.shared.hidden_dim = MOST_DIM;
+        test_case("engine %s", engines[n]);
+        clmoe_status status = clmoe_layer_create(test_context(0), &desc, &layer);
+        if (strcmp(engines[n], "clblast") == 0) {
+            refused(status, "2147483647");
+            continue;
+        }
+        OK(status);
+        clean_later((void (*)(void *))clmoe_layer_destroy, layer);
+        OK(clmoe_plan_layout_get(layer, MAX_PAIRS, &plan));
+        OK(clmoe_layer_memory(layer, MAX_PAIRS, &saved, &scratch));
+        uint64_t row = (uint64_t)4 * MOST_DIM;
+        CHECK(saved >= plan.slots * row && saved < 2 * plan.slots * row, "saved is %zu\n", saved);
+        /* Hidden rows, those of the shared expert, its output, and rows of an engine that wants
+         * them gathered: at least three matrices, at most five. */
+        CHECK(scratch >= (plan.slots + 2 * (uint64_t)MAX_PAIRS) * row, "scratch is %zu\n", scratch);
+        CHECK(scratch < 6 * (uint64_t)plan.slots * row, "scratch is %zu\n", scratch);
+    }
+}
+
+/* A descriptor's limits keep sums below SIZE_MAX; without them they are refused. */
+static void memory_past_size_max(void **state) {
+    (void)state;
+    size_t saved = 0, scratch = 0;
+    clmoe_layer_desc desc = desc_of(&small);
+    test_case("past SIZE_MAX");
+    desc.top_k = 1;
+    clmoe_layer *layer = test_layer(0, &desc);
+    layer->desc.dim = UINT32_MAX; /* ye alone just fits */
+    refused(clmoe_layer_memory(layer, MAX_PAIRS, &saved, &scratch), "exceeds size_t");
+    OK(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
+    layer->desc.experts.hidden_dim = UINT32_MAX;
+    refused(clmoe_layer_memory(layer, MAX_PAIRS / 2, &saved, &scratch), "exceeds size_t");
+    OK(clmoe_layer_memory(layer, MAX_PAIRS / 16, &saved, &scratch));
+    CHECK(scratch >= (uint64_t)4 * (MAX_PAIRS / 16) * 2 * UINT32_MAX, "scratch is %zu\n", scratch);
+    layer->desc.dim = small.dim;
+    layer->desc.experts.hidden_dim = small.hidden_dim;
+    /* Nearly 2^31 slots: one product alone is too large, and the rest would fit. */
+    desc.capacity.rows = MAX_PAIRS / 4 - 1;
+    layer = test_layer(0, &desc);
+    OK(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
+    layer->desc.dim = UINT32_MAX;
+    refused(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch), "exceeds size_t");
+    layer->desc.dim = small.dim;
+}
+
+static void packed_weights(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        size_t bytes = 0;
+        clmoe_layer *layer = NULL;
+        clmoe_layer_desc desc = desc_of(&largest);
+        desc.engine = engines[n];
+        test_case("engine %s", engines[n]);
+        if (clmoe_layer_create(test_context(0), &desc, &layer) != CLMOE_SUCCESS)
+            continue;
+        clean_later((void (*)(void *))clmoe_layer_destroy, layer);
+        clmoe_status status = clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes);
+        if (status == CLMOE_UNSUPPORTED) {
+            refused(status, "packed form");
+            continue;
+        }
+        /* Gate, up and down of whole vectors: 3 * 2^12 * 2^24 * 2^24 * 4 bytes. */
+        OK(status);
+        CHECK(bytes == ((uint64_t)3 << 62), "%zu bytes\n", bytes);
+        layer->desc.dim *= 2;
+        refused(clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes), "exceed size_t");
+        assert_int_equal(bytes, 0);
+        layer->desc.dim = UINT32_MAX;
+        layer->desc.experts.hidden_dim = UINT32_MAX;
+        refused(clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes), "exceed size_t");
+        assert_int_equal(bytes, 0);
+    }
+}
+
+/* Buffers of a few bytes where 2^57 to SIZE_MAX are needed: refused, with that number. */
+static void buffers_far_too_small(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    char number[32];
+    clmoe_layer_desc desc = desc_of(&small);
+    test_case("buffers");
+    seed_set(3);
+    batch_make(&b, &desc, small.tokens);
+    clmoe_layer *layer = test_layer(0, &desc);
+    batch_upload(layer, &b, &d);
+    d.args.scratch = buf_new(1 << 20);
+    const struct {
+        uint32_t tokens, experts, dim;
+        const char *name;
+        size_t bytes;
+    } cases[] = {
+        {MAX_PAIRS / 2, 8, MOST_DIM, "x ", (size_t)1 << 55},
+        {0, MOST_EXPERTS, MOST_DIM, "weights.experts", (size_t)MOST_EXPERTS * MOST_DIM * 6 * 4},
+        {0, MOST_EXPERTS, UINT32_MAX, "weights.experts", (size_t)MOST_EXPERTS * UINT32_MAX * 6 * 4},
+        {0, 8, MOST_DIM, "weights.router", (size_t)8 * MOST_DIM * 4},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        layer->desc.num_experts = layer->experts.shape.experts = cases[i].experts;
+        layer->desc.dim = cases[i].dim;
+        d.args.tokens = cases[i].tokens;
+        d.args.logits_in = strstr(cases[i].name, "router") ? (clmoe_buf){0} : d.args.x;
+        snprintf(number, sizeof number, "%zu", cases[i].bytes);
+        clmoe_status status = clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL);
+        CHECK(status == CLMOE_INVALID_ARGUMENT, "case %zu: %s\n", i, clmoe_last_error());
+        CHECK(strstr(clmoe_last_error(), cases[i].name) && strstr(clmoe_last_error(), number),
+              "case %zu: \"%s\" does not name %s and %s\n", i, clmoe_last_error(), cases[i].name,
+              number);
+    }
+    layer->desc.num_experts = layer->experts.shape.experts = small.experts;
+    layer->desc.dim = small.dim;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {TEST(sums_and_products),    TEST(blocks_of_a_plan),
+                                       TEST(plans_of_31_bits),     TEST(capacities_of_31_bits),
+                                       TEST(memory_of_large_rows), TEST(memory_past_size_max),
+                                       TEST(packed_weights),       TEST(buffers_far_too_small)};
+    return RUN(tests);
+}
