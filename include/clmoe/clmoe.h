@@ -147,6 +147,22 @@ typedef struct clmoe_context_options {
      * more to hand out a binary.
      */
     const char *cache_dir;
+    /*
+     * JSON file with tile sizes for the engines, or NULL: those built into the library alone. Read
+     * once, by clmoe_context_create(). `clmoe-bench --tune FILE` writes one for a device:
+     *
+     *   {"tuning": [{"device": "AMD EPYC", "type": "cpu", "engine": "cpu", "rows": 160,
+     *                "depth": 256}]}
+     *
+     * An entry whose device is CL_DEVICE_NAME counts before one whose type ("cpu", "gpu", "other")
+     * alone is the device's, a later one before an earlier one, and the file before the library.
+     * Engine "cpu" has rows (40, 80, 160, 320: most rows of a tile) and depth (128, 256, 512: of a
+     * panel of weights); engine "tiled" has rows (32, 64, 128) and columns (32, 64) of a tile and
+     * depth (8, 16, 32), and halves its rows where a device cannot hold them. Other fields are
+     * ignored. depth of engine "cpu" is part of the order of its sums, so that results may differ
+     * in the last bits; nothing else changes them. Errors: CLMOE_IO, CLMOE_BAD_FILE.
+     */
+    const char *tuning_file;
 } clmoe_context_options;
 
 /* Fills `options` with defaults. */
@@ -154,7 +170,8 @@ CLMOE_API void clmoe_context_options_init(clmoe_context_options *options);
 
 /*
  * Binds `device` of `context`, which is retained. `options` may be NULL. Compiles nothing yet.
- * Errors: CLMOE_INVALID_ARGUMENT if the device is not of the context or has no OpenCL C compiler.
+ * Errors: CLMOE_INVALID_ARGUMENT if the device is not of the context or has no OpenCL C compiler;
+ * CLMOE_IO and CLMOE_BAD_FILE of options->tuning_file.
  */
 CLMOE_API clmoe_status clmoe_context_create(cl_context context, cl_device_id device,
                                             const clmoe_context_options *options,
