@@ -3,6 +3,7 @@
 #include "measure.h"
 #include "options.h"
 #include "roofline.h"
+#include "tune.h"
 
 #include <string.h>
 
@@ -93,6 +94,8 @@ int main(int argc, char **argv) {
     case PARSE_RUN:
         break;
     }
+    if (options.tune)
+        return tune(&options) == CLMOE_SUCCESS ? EXIT_OK : bad_input();
     if ((options.cold ? cold_measure : measure)(&options, &rows) != CLMOE_SUCCESS)
         code = bad_input();
     if (rows.count > 0 && report(&options, &rows) != CLMOE_SUCCESS)

@@ -8,6 +8,7 @@
 typedef struct bench_options {
     const char *cases, *engines, *steps; /* names separated by commas, or "all" */
     const char *json;                    /* NULL: a table */
+    const char *tune;                    /* NULL: time; else the tuning file to write */
     const char *peer;                    /* NULL: none but those that `engines` names */
     clmoe_type type;
     case_pattern pattern;
