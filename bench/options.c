@@ -35,6 +35,7 @@ static const char usage[] =
     "                  (default: one with many rows per expert), and writes them to FILE, for\n"
     "                  clmoe_context_options.tuning_file; what FILE has of other devices stays\n"
     "  --json FILE     writes an array of rows to FILE, - for standard output, instead of a table\n"
+    "  --markdown      prints a section of bench/RESULTS.md instead of a table\n"
     "  --help          this text, with the cases\n"
     "  --version       the version\n"
     "\n"
@@ -156,6 +157,7 @@ enum {
     OPT_REPEAT,
     OPT_COLD,
     OPT_TUNE,
+    OPT_MARKDOWN,
     OPT_JSON,
     OPT_HELP,
     OPT_VERSION,
@@ -173,6 +175,7 @@ static const struct option long_options[] = {
     {"repeat", required_argument, NULL, OPT_REPEAT},
     {"cold", no_argument, NULL, OPT_COLD},
     {"tune", required_argument, NULL, OPT_TUNE},
+    {"markdown", no_argument, NULL, OPT_MARKDOWN},
     {"json", required_argument, NULL, OPT_JSON},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -217,6 +220,9 @@ static clmoe_status set_option(bench_options *o, int option, const char *text) {
         return parse_number("--repeat", text, 1, MAX_REPEAT, &o->repeat);
     case OPT_COLD:
         o->cold = true;
+        return CLMOE_SUCCESS;
+    case OPT_MARKDOWN:
+        o->markdown = true;
         return CLMOE_SUCCESS;
     case OPT_TUNE:
         o->tune = text;

@@ -15,6 +15,7 @@ typedef struct bench_options {
     uint32_t device; /* or DEVICE_PREFERRED */
     uint32_t tokens; /* 0: any */
     uint32_t repeat;
+    bool markdown; /* a section for RESULTS.md instead of a table */
     bool cold;
 } bench_options;
 

@@ -148,19 +148,12 @@ typedef struct clmoe_context_options {
      */
     const char *cache_dir;
     /*
-     * JSON file with tile sizes for the engines, or NULL: those built into the library alone. Read
-     * once, by clmoe_context_create(). `clmoe-bench --tune FILE` writes one for a device:
-     *
-     *   {"tuning": [{"device": "AMD EPYC", "type": "cpu", "engine": "cpu", "rows": 160,
-     *                "depth": 256}]}
-     *
-     * An entry whose device is CL_DEVICE_NAME counts before one whose type ("cpu", "gpu", "other")
-     * alone is the device's, a later one before an earlier one, and the file before the library.
-     * Engine "cpu" has rows (40, 80, 160, 320: most rows of a tile) and depth (128, 256, 512: of a
-     * panel of weights); engine "tiled" has rows (32, 64, 128) and columns (32, 64) of a tile and
-     * depth (8, 16, 32), and halves its rows where a device cannot hold them. Other fields are
-     * ignored. depth of engine "cpu" is part of the order of its sums, so that results may differ
-     * in the last bits; nothing else changes them. Errors: CLMOE_IO, CLMOE_BAD_FILE.
+     * JSON file with tile sizes, or NULL: those built into the library alone. Read once, at
+     * creation; `clmoe-bench --tune FILE` writes one. An entry with the device's name goes before
+     * one with its type alone ("cpu", "gpu", "other"), and the file before the library.
+     *   {"tuning": [{"device": NAME, "type": "cpu", "engine": "cpu", "rows": 160, "depth": 256}]}
+     * cpu: rows 40, 80, 160, 320; depth 128, 256, 512, which is part of the order of sums. tiled:
+     * rows 32, 64, 128; columns 32, 64; depth 8, 16, 32. Errors: CLMOE_IO, CLMOE_BAD_FILE.
      */
     const char *tuning_file;
 } clmoe_context_options;

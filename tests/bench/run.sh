@@ -70,6 +70,10 @@ done
 run 0 --case tiny --engine ref --step dispatch --tokens 1 --repeat 1
 grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
 
+run 0 --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown
+expect "$tmp/out" "    clmoe-bench${device:+ $device} --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown"
+grep -q '^| tiny | 37 | 6 | experts | ref | [0-9]' "$tmp/out" || fail "no row in markdown"
+
 echo "== storage types"
 for type in f16 bf16; do
     run 0 --case tiny --engine ref --dtype $type --repeat 1 --json "$tmp/rows.json"
