@@ -33,6 +33,18 @@ void check_row(const char *what, const float *got, const double *want, size_t n,
                  tolerance);
 }
 
+void check_pairs(const char *what, const bench_case *c, const reference *ref,
+                 const uint32_t *pair_of, const float *out, check_result *result) {
+    const uint32_t pairs = c->tokens * c->top_k;
+    result->wrong[0] = '\0';
+    for (uint32_t i = 0; i < pairs; i++)
+        for (uint32_t n = 0; n < ref->count; n++)
+            if (pair_of[i] / c->top_k == ref->token[n])
+                check_row(what, out + (size_t)i * c->dim,
+                          ref->experts + ((size_t)n * c->top_k + pair_of[i] % c->top_k) * c->dim,
+                          c->dim, ref->tolerance, result);
+}
+
 uint32_t count_load(const int32_t *ids, size_t pairs, uint32_t experts, uint32_t *load) {
     uint32_t touched = 0;
     memset(load, 0, experts * sizeof *load);
@@ -40,6 +52,21 @@ uint32_t count_load(const int32_t *ids, size_t pairs, uint32_t experts, uint32_t
         if (ids[p] >= 0 && ids[p] < (int32_t)experts && load[ids[p]]++ == 0)
             touched++;
     return touched;
+}
+
+void sort_pairs(const int32_t *ids, const bench_case *c, uint32_t *load, uint32_t *offset,
+                uint32_t *pair_of) {
+    const size_t pairs = (size_t)c->tokens * c->top_k;
+    uint32_t place = 0;
+    count_load(ids, pairs, c->experts, load);
+    for (uint32_t e = 0; e < c->experts; e++) {
+        offset[e] = place;
+        place += load[e];
+    }
+    for (uint32_t p = 0; p < pairs; p++)
+        pair_of[offset[ids[p]]++] = p;
+    for (uint32_t e = 0; e < c->experts; e++)
+        offset[e] -= load[e];
 }
 
 /* ---- Rows ---------------------------------------------------------------------------------- */

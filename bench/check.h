@@ -23,4 +23,12 @@ void check_row(const char *what, const float *got, const double *want, size_t n,
 /* Tokens per expert [E] of the choices ids [pairs]; `touched` is how many have any. */
 uint32_t count_load(const int32_t *ids, size_t pairs, uint32_t experts, uint32_t *load);
 
+/* Pairs by expert in the order of tokens: pair_of [pairs], load and offset [E], of ids [T,K]. */
+void sort_pairs(const int32_t *ids, const bench_case *c, uint32_t *load, uint32_t *offset,
+                uint32_t *pair_of);
+
+/* Outputs of the experts [pairs,D], in the order of pair_of. */
+void check_pairs(const char *what, const bench_case *c, const reference *ref,
+                 const uint32_t *pair_of, const float *out, check_result *result);
+
 #endif

@@ -1,5 +1,5 @@
 #include "engines.h"
-#include "peer_openblas.h"
+#include "peer.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -44,6 +44,8 @@ static void list_engines(const bench_device *device, engine_list *list) {
             add_forms(list, name);
     if (device->cpu && peer_openblas_built())
         add(list, PEER_OPENBLAS, "", false);
+    if (peer_clblast_built())
+        add(list, PEER_CLBLAST, "", false);
 }
 
 static bool chosen(const bench_options *options, const bench_engine *engine) {

@@ -3,6 +3,7 @@
 #include "measure.h"
 #include "options.h"
 #include "roofline.h"
+#include "tune.h"
 
 #include <string.h>
 
@@ -68,10 +69,21 @@ done:
     return status;
 }
 
-static clmoe_status report(const bench_options *options, const bench_rows *rows) {
+/* The command line as it can be repeated. */
+static void join_words(int argc, char **argv, char *text, size_t size) {
+    size_t used = (size_t)snprintf(text, size, "clmoe-bench");
+    for (int i = 1; i < argc && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, " %s", argv[i]);
+}
+
+static clmoe_status report(const bench_options *options, const char *command,
+                           const bench_rows *rows) {
     if (options->json)
         return rows_write_json(rows, options->json);
-    rows_print(rows);
+    if (options->markdown)
+        rows_print_markdown(rows, command);
+    else
+        rows_print(rows);
     return fflush(stdout) == 0 ? CLMOE_SUCCESS
                                : bench_fail(CLMOE_IO, "cannot write to standard output");
 }
@@ -84,7 +96,9 @@ static int bad_input(void) {
 int main(int argc, char **argv) {
     bench_options options;
     bench_rows rows = {0};
+    char command[256];
     int code = EXIT_OK;
+    join_words(argc, argv, command, sizeof command);
     switch (options_parse(argc, argv, &options)) {
     case PARSE_STOP:
         return fflush(stdout) == 0 ? EXIT_OK : EXIT_BAD_INPUT;
@@ -93,9 +107,11 @@ int main(int argc, char **argv) {
     case PARSE_RUN:
         break;
     }
+    if (options.tune)
+        return tune(&options) == CLMOE_SUCCESS ? EXIT_OK : bad_input();
     if ((options.cold ? cold_measure : measure)(&options, &rows) != CLMOE_SUCCESS)
         code = bad_input();
-    if (rows.count > 0 && report(&options, &rows) != CLMOE_SUCCESS)
+    if (rows.count > 0 && report(&options, command, &rows) != CLMOE_SUCCESS)
         code = bad_input();
     if (code == EXIT_OK && rows.wrong > 0) {
         fprintf(stderr, "clmoe-bench: %zu wrong results, not timed\n", rows.wrong);

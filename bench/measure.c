@@ -1,6 +1,6 @@
 #include "measure.h"
 #include "check.h"
-#include "peer_openblas.h"
+#include "peer.h"
 #include "roofline.h"
 
 #include <stdlib.h>
@@ -15,7 +15,7 @@ enum { LEAST_SAMPLES = 3 };
 typedef struct contender {
     const bench_engine *engine;
     subject subject;
-    peer_openblas peer;
+    bench_peer peer;
     /* Of the current step: */
     bool runs;
     double *samples, spent_ms;
@@ -69,7 +69,7 @@ static clmoe_status enter_peer(contest *t, contender *c) {
         subject_release(&router);
         TRY(status);
     }
-    TRY(peer_openblas_create(t->m->device, &t->m->inputs, t->ids, &c->peer));
+    TRY(peer_create(c->engine->name, t->m->device, &t->m->inputs, t->ids, &c->peer));
 done:
     return status;
 }
@@ -119,7 +119,7 @@ static clmoe_status enter_all(contest *t) {
 static void leave_all(contest *t) {
     for (size_t i = 0; i < t->count; i++) {
         if (engine_is_peer(t->contenders[i].engine))
-            peer_openblas_release(&t->contenders[i].peer);
+            peer_release(&t->contenders[i].peer);
         else
             subject_release(&t->contenders[i].subject);
         free(t->contenders[i].samples);
@@ -144,7 +144,7 @@ static bench_row row_of(const contest *t, const contender *c, bench_step step) {
     snprintf(row.engine, sizeof row.engine, "%s", c->engine->name);
     snprintf(row.device, sizeof row.device, "%s", m->device->name);
     snprintf(row.driver, sizeof row.driver, "%s", m->device->driver);
-    if (engine_is_peer(c->engine))
+    if (strcmp(c->engine->name, PEER_OPENBLAS) == 0)
         peer_openblas_name(row.driver, sizeof row.driver);
     return row;
 }
@@ -186,8 +186,8 @@ static clmoe_status check_contender(contest *t, contender *c, bench_step step) {
     if (!c->runs)
         return CLMOE_SUCCESS;
     if (engine_is_peer(c->engine)) {
-        peer_openblas_run(&c->peer);
-        peer_openblas_check(&c->peer, &t->reference, &result);
+        TRY(peer_run(&c->peer));
+        TRY(peer_check(&c->peer, &t->reference, &result));
     } else {
         TRY(check_step(&c->subject, &t->reference, step, &result));
     }
@@ -213,9 +213,10 @@ static clmoe_status time_once(const contest *t, contender *c, bench_step step, d
     if (!engine_is_peer(c->engine))
         return subject_time(&c->subject, step, ms);
     const double begin = host_ms();
-    peer_openblas_run(&c->peer);
+    TRY(peer_run(&c->peer));
     *ms = host_ms() - begin;
-    pause_ms(PEER_PAUSE_MS);
+    if (!c->peer.is_clblast)
+        pause_ms(PEER_PAUSE_MS);
 done:
     return status;
 }

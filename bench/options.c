@@ -1,7 +1,7 @@
 #include "options.h"
 #include "device.h"
 #include "inputs.h"
-#include "peer_openblas.h"
+#include "peer.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -18,9 +18,9 @@ static const char usage[] =
     "\n"
     "  --case NAME     cases (default all: those meant for the device's type)\n"
     "  --engine NAME   engines: cpu-packed, cpu-raw, tiled, clblast, ref,\n"
-    "                  peer:openblas\n"
+    "                  peer:openblas, peer:clblast\n"
     "                  (default all: every one that runs here but ref)\n"
-    "  --peer NAME     adds a peer to the engines: openblas\n"
+    "  --peer NAME     adds a peer to the engines: openblas, clblast\n"
     "  --step NAME     layer, score, topk, plan, dispatch, experts, combine, stats;\n"
     "                  routing (scores to plan), topk_to_plan (logits to plan) (default all)\n"
     "  --dtype TYPE    f32, f16 or bf16, of x and the expert weights (default f32)\n"
@@ -31,7 +31,11 @@ static const char usage[] =
     "  --cold          times the creation of context and layer instead, in fresh processes:\n"
     "                  create_cold without caches, create_warm with the driver's caches filled,\n"
     "                  create_cached with clmoe's program cache alone (default --repeat 3)\n"
+    "  --tune FILE     finds tile sizes for the engines (cpu, tiled) on a case with experts\n"
+    "                  (default: one with many rows per expert), and writes them to FILE, for\n"
+    "                  clmoe_context_options.tuning_file; what FILE has of other devices stays\n"
     "  --json FILE     writes an array of rows to FILE, - for standard output, instead of a table\n"
+    "  --markdown      prints a section of bench/RESULTS.md instead of a table\n"
     "  --help          this text, with the cases\n"
     "  --version       the version\n"
     "\n"
@@ -132,10 +136,13 @@ static clmoe_status parse_name(const char *option, const char *text, const char 
 }
 
 static clmoe_status parse_peer(const char *text, const char **peer) {
-    if (strcmp(text, "openblas") != 0)
-        return bench_fail(CLMOE_INVALID_ARGUMENT, "--peer '%s' is unknown; see --help", text);
-    *peer = PEER_OPENBLAS;
-    return CLMOE_SUCCESS;
+    static const char *const names[] = {PEER_OPENBLAS, PEER_CLBLAST};
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        if (strcmp(text, names[i] + strlen("peer:")) == 0) {
+            *peer = names[i];
+            return CLMOE_SUCCESS;
+        }
+    return bench_fail(CLMOE_INVALID_ARGUMENT, "--peer '%s' is unknown; see --help", text);
 }
 
 enum {
@@ -149,6 +156,8 @@ enum {
     OPT_DEVICE,
     OPT_REPEAT,
     OPT_COLD,
+    OPT_TUNE,
+    OPT_MARKDOWN,
     OPT_JSON,
     OPT_HELP,
     OPT_VERSION,
@@ -165,6 +174,8 @@ static const struct option long_options[] = {
     {"device", required_argument, NULL, OPT_DEVICE},
     {"repeat", required_argument, NULL, OPT_REPEAT},
     {"cold", no_argument, NULL, OPT_COLD},
+    {"tune", required_argument, NULL, OPT_TUNE},
+    {"markdown", no_argument, NULL, OPT_MARKDOWN},
     {"json", required_argument, NULL, OPT_JSON},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -209,6 +220,12 @@ static clmoe_status set_option(bench_options *o, int option, const char *text) {
         return parse_number("--repeat", text, 1, MAX_REPEAT, &o->repeat);
     case OPT_COLD:
         o->cold = true;
+        return CLMOE_SUCCESS;
+    case OPT_MARKDOWN:
+        o->markdown = true;
+        return CLMOE_SUCCESS;
+    case OPT_TUNE:
+        o->tune = text;
         return CLMOE_SUCCESS;
     case OPT_JSON:
         o->json = text;

@@ -8,12 +8,14 @@
 typedef struct bench_options {
     const char *cases, *engines, *steps; /* names separated by commas, or "all" */
     const char *json;                    /* NULL: a table */
+    const char *tune;                    /* NULL: time; else the tuning file to write */
     const char *peer;                    /* NULL: none but those that `engines` names */
     clmoe_type type;
     case_pattern pattern;
     uint32_t device; /* or DEVICE_PREFERRED */
     uint32_t tokens; /* 0: any */
     uint32_t repeat;
+    bool markdown; /* a section for RESULTS.md instead of a table */
     bool cold;
 } bench_options;
 

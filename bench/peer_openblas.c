@@ -128,21 +128,6 @@ static clmoe_status allocate(peer_openblas *peer) {
     return ready ? CLMOE_SUCCESS : bench_no_memory(PEER_OPENBLAS);
 }
 
-/* Pairs by expert, in the order of the tokens. */
-static void sort_pairs(peer_openblas *peer, const int32_t *ids) {
-    const size_t pairs = (size_t)peer->of->tokens * peer->of->top_k;
-    uint32_t place = 0;
-    count_load(ids, pairs, peer->of->experts, peer->load);
-    for (uint32_t e = 0; e < peer->of->experts; e++) {
-        peer->offset[e] = place;
-        place += peer->load[e];
-    }
-    for (uint32_t p = 0; p < pairs; p++)
-        peer->pair_of[peer->offset[ids[p]]++] = p;
-    for (uint32_t e = 0; e < peer->of->experts; e++)
-        peer->offset[e] -= peer->load[e];
-}
-
 clmoe_status peer_openblas_create(const bench_device *device, const inputs *in, const int32_t *ids,
                                   peer_openblas *peer) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -154,7 +139,7 @@ clmoe_status peer_openblas_create(const bench_device *device, const inputs *in, 
     openblas_set_num_threads(threads);
     TRY(allocate(peer));
     TRY(map_all(in, peer));
-    sort_pairs(peer, ids);
+    sort_pairs(ids, &in->of, peer->load, peer->offset, peer->pair_of);
 done:
     if (status != CLMOE_SUCCESS)
         peer_openblas_release(peer);
@@ -179,16 +164,7 @@ void peer_openblas_release(peer_openblas *peer) {
 }
 
 void peer_openblas_check(const peer_openblas *peer, const reference *ref, check_result *result) {
-    const bench_case *c = peer->of;
-    const uint32_t pairs = c->tokens * c->top_k;
-    result->wrong[0] = '\0';
-    for (uint32_t i = 0; i < pairs; i++)
-        for (uint32_t n = 0; n < ref->count; n++)
-            if (peer->pair_of[i] / c->top_k == ref->token[n])
-                check_row(PEER_OPENBLAS, peer->out + (size_t)i * c->dim,
-                          ref->experts +
-                              ((size_t)n * c->top_k + peer->pair_of[i] % c->top_k) * c->dim,
-                          c->dim, ref->tolerance, result);
+    check_pairs(PEER_OPENBLAS, peer->of, ref, peer->pair_of, peer->out, result);
 }
 
 #else

@@ -96,14 +96,19 @@ static json_t *row_json(const bench_row *row, const char *date) {
     return object;
 }
 
+static void format_now(const char *format, char *text, size_t size) {
+    const time_t now = time(NULL);
+    struct tm utc;
+    text[0] = '\0';
+    if (gmtime_r(&now, &utc))
+        strftime(text, size, format, &utc);
+}
+
 clmoe_status rows_write_json(const bench_rows *rows, const char *path) {
     const bool to_stdout = strcmp(path, "-") == 0;
     json_t *array = json_array();
-    char date[32] = "";
-    time_t now = time(NULL);
-    struct tm utc;
-    if (gmtime_r(&now, &utc))
-        strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    char date[32];
+    format_now("%Y-%m-%dT%H:%M:%SZ", date, sizeof date);
     for (size_t i = 0; i < rows->count; i++)
         json_array_append_new(array, row_json(&rows->rows[i], date));
     FILE *file = to_stdout ? stdout : fopen(path, "w");
@@ -171,6 +176,55 @@ void rows_print(const bench_rows *rows) {
         if (!last || !same_table(last, row))
             print_head(row);
         print_row(row);
+        last = row;
+    }
+}
+
+/* ---- Markdown -------------------------------------------------------------------------------- */
+
+static void print_markdown_head(const bench_row *row) {
+    printf("\n%s routing, %s:\n\n", row->pattern, row->dtype);
+    puts("| case | T | E | step | engine | median ms | p10 .. p90 | GB/s | GFLOP/s | % of peak |");
+    puts("|---|--:|--:|---|---|--:|--:|--:|--:|--:|");
+}
+
+static void print_markdown_row(const bench_row *row) {
+    printf("| %s | %u | %u | %s | %s | ", row->case_name, (unsigned)row->tokens,
+           (unsigned)row->experts, row->step, row->engine);
+    if (row->checked)
+        printf("%.3f | %.3f .. %.3f | %.1f | %.1f | %.1f |\n", row->median_ms, row->p10_ms,
+               row->p90_ms, row->gbytes_per_s, row->gflops, row->percent_of_peak);
+    else
+        printf("wrong | | | | |\n");
+}
+
+/* Drivers and the roofline. */
+static void print_markdown_device(const bench_rows *rows) {
+    print_drivers(rows);
+    printf("clmoe %s; measured", clmoe_version());
+    for (size_t i = 0; i < rows->count; i++) {
+        const bench_row *row = &rows->rows[i];
+        if (is_roofline(row))
+            printf("%s %s %.1f %s", i ? "," : "", row->step,
+                   row->gflops > 0 ? row->gflops : row->gbytes_per_s,
+                   row->gflops > 0 ? "GFLOP/s" : "GB/s");
+    }
+    puts(".");
+}
+
+void rows_print_markdown(const bench_rows *rows, const char *command) {
+    const bench_row *last = NULL;
+    char date[16];
+    format_now("%Y-%m-%d", date, sizeof date);
+    printf("\n## %s, %s\n\n    %s\n\n", rows->count ? rows->rows[0].device : "?", date, command);
+    print_markdown_device(rows);
+    for (size_t i = 0; i < rows->count; i++) {
+        const bench_row *row = &rows->rows[i];
+        if (is_roofline(row))
+            continue;
+        if (!last || !same_table(last, row))
+            print_markdown_head(row);
+        print_markdown_row(row);
         last = row;
     }
 }

@@ -37,4 +37,7 @@ clmoe_status rows_write_json(const bench_rows *rows, const char *path);
 
 void rows_print(const bench_rows *rows);
 
+/* A dated section for bench/RESULTS.md, with the command that made it. */
+void rows_print_markdown(const bench_rows *rows, const char *command);
+
 #endif

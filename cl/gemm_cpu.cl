@@ -10,7 +10,7 @@
  * NDRange        (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours
  *                share rows of A, and each weight comes from memory once.
  * Limits         row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
- * Repeatability  the order of a sum depends on k alone: the same for every row, tile and neighbour.
+ * Repeatability  the order of a sum depends on k and DEPTH alone: the same for every row, tile and neighbour.
  *
  * WIDTH floats per vector: 4, 8 or 16.
  */

@@ -6,15 +6,14 @@
  * Arrays         as in gemm.clh.
  * NDRange        (ceil(slots / ROWS), ceil(n / (GATED ? COLUMNS : 2 * COLUMNS))) groups of
  *                (COLUMNS / 4) x (ROWS / 4) work-items; each owns 4 rows by 2 x 4 columns.
- * Limits         row_tile is a multiple of ROWS, ROWS of 16; local memory
+ * Limits         row_tile is a multiple of ROWS, ROWS of 16; COLUMNS and DEPTH, of k per step, are
+ *                powers of two, DEPTH at least ROWS / 16 and COLUMNS / 16; local memory
  *                4 * DEPTH * (ROWS + 2 * COLUMNS + 12) bytes.
  * Repeatability  every sum runs over k in ascending order in one work-item.
  */
 #include "act.clh"
 #include "gemm.clh"
 
-#define COLUMNS 64
-#define DEPTH   16 /* of k per step */
 #define ITEM    4  /* rows and columns per work-item: one float4 */
 #define ITEMS_X (COLUMNS / ITEM)
 #define ITEMS_Y (ROWS / ITEM)

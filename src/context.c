@@ -23,12 +23,15 @@ static clmoe_status check_options(const clmoe_context_options *options) {
                     MAX_GROUP);
     if (options->cache_dir && options->cache_dir[0] == '\0')
         return fail(CLMOE_INVALID_ARGUMENT, "options.cache_dir is \"\", not a directory or NULL");
+    if (options->tuning_file && options->tuning_file[0] == '\0')
+        return fail(CLMOE_INVALID_ARGUMENT, "options.tuning_file is \"\", not a file or NULL");
     return CLMOE_SUCCESS;
 }
 
 static clmoe_status copy_options(clmoe_context *context, const clmoe_context_options *options) {
     context->options = *options;
     context->options.cache_dir = NULL;
+    context->options.tuning_file = NULL; /* read once, in clmoe_context_create() */
     if (options->cache_dir) {
         context->cache_dir = strdup(options->cache_dir);
         if (!context->cache_dir)
@@ -93,6 +96,7 @@ clmoe_status clmoe_context_create(cl_context cl, cl_device_id device,
         TRY(copy_options(context, options));
     context->device = device;
     TRY(device_info_read(device, &context->info));
+    TRY(tuning_read(&context->info, options ? options->tuning_file : NULL, &context->tuning));
     context->group = choose_group(context);
     if (context->group > context->info.max_group) {
         status = fail(CLMOE_INVALID_ARGUMENT,

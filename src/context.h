@@ -3,6 +3,7 @@
 #define CLMOE_CONTEXT_H
 
 #include "status.h"
+#include "tuning.h"
 #include "types.h"
 
 #include <pthread.h>
@@ -35,6 +36,7 @@ struct clmoe_context {
     cl_device_id device;
     device_info info;
     clmoe_context_options options;
+    tuning tuning;
     char *cache_dir;      /* options.cache_dir is this copy */
     uint32_t group;       /* work-items per group of the routing kernels: 1, or a power of two */
     pthread_mutex_t lock; /* guards what follows */

@@ -113,24 +113,6 @@ void balance_choose(balance_batch *b) {
         pack_pairs(b);
 }
 
-/* Gives each token the first 0 to K of its live pairs, without gaps. */
-static void pack_pairs(balance_batch *b) {
-    size_t K = b->desc.top_k, pairs = b->tokens * K, end = 0;
-    int32_t *offsets = HOST(int32_t, b->tokens + 1), *ids = HOST(int32_t, pairs);
-    float *weights = HOST(float, pairs);
-    for (size_t t = 0; t < b->tokens; t++) {
-        for (size_t k = 0; k < (size_t)b->in.live[t] && random_below(8) != 0; k++, end++) {
-            ids[end] = b->in.ids[t * K + k];
-            weights[end] = b->in.pair_weights[t * K + k];
-        }
-        offsets[t + 1] = (int32_t)end;
-    }
-    b->in.ids = ids;
-    b->in.pair_weights = weights;
-    b->in.live = NULL;
-    b->in.token_offsets = offsets;
-}
-
 void balance_make(balance_batch *b, const clmoe_layer_desc *desc, uint32_t tokens,
                   const balance_options *options) {
     size_t R = ref_columns(desc), E = desc->num_experts;

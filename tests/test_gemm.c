@@ -295,6 +295,7 @@ static void devices_with_less(void **state) {
     test_case("small devices");
     clmoe_context small = *test_context(0);
     small.info.type = CL_DEVICE_TYPE_GPU;
+    small.tuning = (tuning){0};
     small.info.local_mem_bytes = 16384;
     small.info.max_group = 256;
     assert_int_equal(gemm_tiled.row_tile(&small, 1000), 64);

@@ -152,6 +152,15 @@ typedef struct clmoe_context_options {
      * more to hand out a binary.
      */
     const char *cache_dir;
+    /*
+     * JSON file with tile sizes, or NULL: those built into the library alone. Read once, at
+     * creation; `clmoe-bench --tune FILE` writes one. An entry with the device's name goes before
+     * one with its type alone ("cpu", "gpu", "other"), and the file before the library.
+     *   {"tuning": [{"device": NAME, "type": "cpu", "engine": "cpu", "rows": 160, "depth": 256}]}
+     * cpu: rows 40, 80, 160, 320; depth 128, 256, 512, which is part of the order of sums. tiled:
+     * rows 32, 64, 128; columns 32, 64; depth 8, 16, 32. Errors: CLMOE_IO, CLMOE_BAD_FILE.
+     */
+    const char *tuning_file;
 } clmoe_context_options;
 
 /* Fills `options` with defaults. */
@@ -159,7 +168,8 @@ CLMOE_API void clmoe_context_options_init(clmoe_context_options *options);
 
 /*
  * Binds `device` of `context`, which is retained. `options` may be NULL. Compiles nothing yet.
- * Errors: CLMOE_INVALID_ARGUMENT if the device is not of the context or has no OpenCL C compiler.
+ * Errors: CLMOE_INVALID_ARGUMENT if the device is not of the context or has no OpenCL C compiler;
+ * CLMOE_IO and CLMOE_BAD_FILE of options->tuning_file.
  */
 CLMOE_API clmoe_status clmoe_context_create(cl_context context, cl_device_id device,
                                             const clmoe_context_options *options,

@@ -5,13 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MAX_ROW_TILE = 160, ROW_UNIT = 8 };
+/* Without a measurement; what the sizes are is in clmoe.h. */
+enum { ROWS = 160, DEPTH = 256, ROW_UNIT = 8 };
 
 /* How a kernel reads W: WEIGHTS of cl/gemm_cpu.cl. */
 typedef enum weights { BY_ROW, BY_COLUMN, PACKED, WEIGHTS_COUNT } weights;
 
 typedef struct cpu_state {
     unsigned width;                                  /* floats per vector */
+    uint32_t max_rows;                               /* of a tile */
     cl_kernel kernels[GEMM_VARIANTS][WEIGHTS_COUNT]; /* NULL where not asked for */
     cl_kernel pack[GEMM_VARIANTS];
 } cpu_state;
@@ -21,6 +23,16 @@ static clmoe_status cpu_supports(const clmoe_context *context) {
         return CLMOE_SUCCESS;
     return fail(CLMOE_UNSUPPORTED, "engine cpu needs a CPU device, but %s is none",
                 context->info.name);
+}
+
+static uint32_t max_rows(const clmoe_context *context) {
+    const uint32_t tuned = context->tuning.sizes[TUNED_CPU].rows;
+    return tuned ? tuned : ROWS;
+}
+
+static uint32_t depth(const clmoe_context *context) {
+    const uint32_t tuned = context->tuning.sizes[TUNED_CPU].depth;
+    return tuned ? tuned : DEPTH;
 }
 
 static void cpu_destroy(void *opaque) {
@@ -62,8 +74,8 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu
     clmoe_status status = CLMOE_SUCCESS;
     const bool gated = variant == GEMM_GATE_AND_UP;
     char options[96];
-    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DWEIGHTS=%d -DMAX_ROWS=%d", gated,
-             state->width, (int)order, MAX_ROW_TILE);
+    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DWEIGHTS=%d -DMAX_ROWS=%u -DDEPTH=%u",
+             gated, state->width, (int)order, state->max_rows, depth(context));
     TRY(gemm_kernel_create(context, shape, "gemm_cpu", options, "gemm_cpu",
                            &state->kernels[variant][order]));
     if (order != PACKED)
@@ -80,6 +92,7 @@ static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, 
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the cpu engine");
     state->width = vector_width(context);
+    state->max_rows = max_rows(context);
     for (int variant = 0; variant < GEMM_VARIANTS; variant++)
         for (int order = 0; order < WEIGHTS_COUNT; order++)
             if (needs(shape, (gemm_variant)variant, (weights)order))
@@ -95,11 +108,14 @@ done:
  * Long tiles read each weight less often. A quarter more rows than the average fit, so that few
  * experts need another tile for the rest.
  */
-static uint32_t cpu_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
+static uint32_t row_tile(uint32_t most, uint32_t rows_per_expert) {
     const size_t rows = (size_t)rows_per_expert + rows_per_expert / 4;
-    const size_t tiles = gemm_tiles(rows > 0 ? rows : 1, MAX_ROW_TILE);
-    (void)context;
+    const size_t tiles = gemm_tiles(rows > 0 ? rows : 1, most);
     return (uint32_t)gemm_tiles(rows > 0 ? rows : 1, tiles * ROW_UNIT) * ROW_UNIT;
+}
+
+static uint32_t cpu_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
+    return row_tile(max_rows(context), rows_per_expert);
 }
 
 /* Work-items side by side for n columns of C; also the panels of a packed matrix. */
@@ -117,17 +133,17 @@ static clmoe_status cpu_run(void *opaque, launch *chain, const gemm_problem *pro
     clmoe_status status = CLMOE_SUCCESS;
     const cpu_state *state = opaque;
     const weights order = order_of(problem);
-    const uint32_t row_tile =
-        problem->tile_expert.mem ? problem->row_tile : cpu_row_tile(NULL, problem->slots);
+    const uint32_t rows =
+        problem->tile_expert.mem ? problem->row_tile : row_tile(state->max_rows, problem->slots);
     const size_t groups[] = {panels_of(state, problem->form, problem->n),
-                             gemm_tiles(problem->slots, row_tile)};
+                             gemm_tiles(problem->slots, rows)};
     const size_t local[] = {1, 1};
     cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)][order];
     if (!kernel || (order == BY_COLUMN && problem->up.row > (problem->form == GEMM_GATED ? 2 : 1)))
         return fail(CLMOE_UNSUPPORTED,
                     "engine cpu was not created for weights of stride %llu, %llu",
                     (unsigned long long)problem->up.row, (unsigned long long)problem->up.col);
-    TRY(gemm_kernel_set(kernel, problem, row_tile));
+    TRY(gemm_kernel_set(kernel, problem, rows));
     TRY(launch_kernel(chain, kernel, 2, groups, local));
 done:
     return status;

@@ -71,6 +71,10 @@ done
 run 0 --case tiny --engine ref --step dispatch --tokens 1 --repeat 1
 grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
 
+run 0 --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown
+expect "$tmp/out" "    clmoe-bench${device:+ $device} --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown"
+grep -q '^| tiny | 37 | 6 | experts | ref | [0-9]' "$tmp/out" || fail "no row in markdown"
+
 echo "== storage types"
 for type in f16 bf16; do
     run 0 --case tiny --engine ref --dtype $type --repeat 1 --json "$tmp/rows.json"
@@ -81,6 +85,14 @@ echo "== start times"
 run 0 --cold --case tiny --engine ref --repeat 1 --json "$tmp/rows.json"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for start in cold warm cached; do expect "$tmp/lines" "tiny 37 ref create_$start"; done
+
+echo "== tile sizes"
+run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1
+run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1
+[ "$(grep -c '"columns"' "$tmp/tuned.json")" = 1 ] || fail "not one entry of the engine"
+run 2 --tune "$tmp/rows.json" --case tiny --engine tiled --repeat 1 && says "not a tuning file"
+run 2 --tune "$tmp/x.json" --case tiny-router && says "needs a case with experts"
+run 2 --tune "$tmp/x.json" --case tiny --engine ref && says "nothing to tune"
 
 echo "== bad input"
 run 2 --case huge && says "--case 'huge' is unknown"

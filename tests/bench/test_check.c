@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "../../bench/check.h"
+#include "../../bench/peer_clblast.h"
 #include "../../bench/peer_openblas.h"
 
 #include <math.h>
@@ -173,6 +174,31 @@ static void test_peer(void **state) {
     tear_down(&f);
 }
 
+static void test_peer_clblast(void **state) {
+    fixture f;
+    peer_clblast peer;
+    check_result result;
+    int32_t ids[21 * 3];
+    const cl_uint zero = 0;
+    (void)state;
+    set_up(&f, ROUTE_ZIPF, CLMOE_F32);
+    if (!peer_clblast_built()) {
+        tear_down(&f);
+        skip();
+    }
+    ok(subject_read(&f.subject, SUBJECT_IDS, 0, sizeof ids, ids));
+    ok(peer_clblast_create(&f.device, &f.in, ids, &peer));
+    ok(peer_clblast_run(&peer));
+    ok(peer_clblast_check(&peer, &f.ref, &result));
+    assert_string_equal(result.wrong, "");
+    ok(CL(clEnqueueFillBuffer(f.device.queue, peer.out, &zero, sizeof zero, 0,
+                              sizeof ids * layer_case.dim, 0, NULL, NULL)));
+    ok(peer_clblast_check(&peer, &f.ref, &result));
+    assert_string_not_equal(result.wrong, "");
+    peer_clblast_release(&peer);
+    tear_down(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_right_results_pass),
@@ -180,6 +206,7 @@ int main(void) {
         cmocka_unit_test(test_wrong_results_are_found),
         cmocka_unit_test(test_wrong_plans_are_found),
         cmocka_unit_test(test_peer),
+        cmocka_unit_test(test_peer_clblast),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
