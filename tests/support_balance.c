@@ -93,6 +93,24 @@ void balance_choose(balance_batch *b) {
     b->in.live = live;
 }
 
+/* Gives each token the first 0 to K of its live pairs, without gaps. */
+static void pack_pairs(balance_batch *b) {
+    size_t K = b->desc.top_k, pairs = b->tokens * K, end = 0;
+    int32_t *offsets = HOST(int32_t, b->tokens + 1), *ids = HOST(int32_t, pairs);
+    float *weights = HOST(float, pairs);
+    for (size_t t = 0; t < b->tokens; t++) {
+        for (size_t k = 0; k < (size_t)b->in.live[t] && random_below(8) != 0; k++, end++) {
+            ids[end] = b->in.ids[t * K + k];
+            weights[end] = b->in.pair_weights[t * K + k];
+        }
+        offsets[t + 1] = (int32_t)end;
+    }
+    b->in.ids = ids;
+    b->in.pair_weights = weights;
+    b->in.live = NULL;
+    b->in.token_offsets = offsets;
+}
+
 void balance_make(balance_batch *b, const clmoe_layer_desc *desc, uint32_t tokens,
                   const balance_options *options) {
     size_t R = ref_columns(desc), E = desc->num_experts;
@@ -120,6 +138,8 @@ void balance_make(balance_batch *b, const clmoe_layer_desc *desc, uint32_t token
     supplied[0] += 1.0f;
     b->in.load_target = options->target ? target : NULL;
     b->in.load_supplied = options->supplied ? supplied : NULL;
+    if (options->offsets)
+        pack_pairs(b);
     if (options->external) {
         b->in.logits = NULL;
         b->in.live = NULL;
@@ -137,7 +157,8 @@ void balance_upload(balance_batch *b, uint32_t group_size) {
                         .ids = b->in.ids,
                         .pair_weights = b->in.pair_weights,
                         .live = b->in.live,
-                        .token_mask = b->in.token_mask};
+                        .token_mask = b->in.token_mask,
+                        .token_offsets = b->in.token_offsets};
     b->dev.plan = plan_run(b->layer, desc, &plan, &b->layout);
     const unsigned char *bytes = buf_get(b->dev.plan);
     b->in.kept = (const uint32_t *)(const void *)(bytes + b->layout.kept);
@@ -147,6 +168,7 @@ void balance_upload(balance_batch *b, uint32_t group_size) {
     b->dev.pair_weights = buf_of(b->in.pair_weights, pairs * 4);
     b->dev.live = buf_of(b->in.live, T * 4);
     b->dev.token_mask = buf_of(b->in.token_mask, T);
+    b->dev.token_offsets = buf_of(b->in.token_offsets, (T + 1) * 4);
     b->dev.state = buf_of(b->in.state, sizeof(clmoe_state) + 16 * R);
     b->dev.load_target = buf_of(b->in.load_target, E * 4);
     b->dev.load_supplied = buf_of(b->in.load_supplied, E * 4);
@@ -164,6 +186,7 @@ clmoe_buf balance_stats(balance_batch *b) {
         .plan = b->dev.plan,
         .live = b->dev.live,
         .token_mask = b->dev.token_mask,
+        .token_offsets = b->dev.token_offsets,
         .state = b->dev.state,
         .load_target = b->dev.load_target,
         .scratch = b->dev.scratch,

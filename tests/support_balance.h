@@ -10,6 +10,7 @@ typedef struct balance_options {
     pattern kind;
     bool mask, state, target, supplied;
     bool external; /* ids alone: no logits, no live */
+    bool offsets;  /* token_offsets, with 0 to K pairs a token, instead of live */
     double spread; /* of the logits; 0: 1 */
     bool positive; /* logits above 0 */
 } balance_options;

@@ -25,6 +25,7 @@ loss_result loss_run(balance_batch *b, const clmoe_loss_desc *losses, uint32_t c
         .plan = b->dev.plan,
         .live = b->dev.live,
         .token_mask = b->dev.token_mask,
+        .token_offsets = b->dev.token_offsets,
         .state = b->dev.state,
         .load_target = b->dev.load_target,
         .load_supplied = b->dev.load_supplied,

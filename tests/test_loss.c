@@ -57,7 +57,7 @@ static void every_combination(void **state) {
                     desc.router.topk_groups = 3;
                 }
                 balance_options options = everything;
-                options.target = target;
+                options.target = options.offsets = target;
                 balance_batch b;
                 balance_make(&b, &desc, 22, &options);
                 balance_upload(&b, group_sizes[g]);

@@ -24,7 +24,8 @@ static balance_options options_of(uint32_t number, pattern kind) {
                              .mask = number % 2,
                              .state = number / 2 % 2,
                              .target = number / 4 % 2,
-                             .external = number % 5 == 3};
+                             .external = number % 5 == 3,
+                             .offsets = number % 7 == 4};
 }
 
 static void every_size(void **state) {
