@@ -30,17 +30,17 @@ static sums_args sums_of_loss(const clmoe_loss_args *args) {
 }
 
 clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
-                          const clmoe_loss_args *loss, bool has_noise) {
+                          const clmoe_loss_args *loss, bool routed) {
     clmoe_status status = CLMOE_SUCCESS;
     sums_args sums = {0};
     if (!stats && !loss)
         return CLMOE_SUCCESS;
     sums = loss ? sums_of_loss(loss) : sums_of_stats(stats);
-    sums.has_noise = has_noise;
+    sums.routed = routed;
     if (stats)
         sums.asked |= stats_asks(layer, stats);
     if (loss)
-        sums.asked |= loss_asks(layer, loss);
+        sums.asked |= loss_asks(layer, loss, routed);
     TRY(step_sums(layer, chain, &sums));
     if (stats)
         TRY(stats_finish(layer, chain, stats, &sums.shape));

@@ -62,10 +62,13 @@ static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
     return (int)loss->p_source;
 }
 
-/* A fresh choice is the one made, unless a bias, groups or a policy had a say in it. */
-static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
+/*
+ * A fresh choice is the one made, unless a bias, groups or a policy had a say in it, or the ids did
+ * not come from these logits.
+ */
+static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, bool routed) {
     const clmoe_router_desc *router = &layer->desc.router;
-    bool other = router->select_bias || router->num_groups > 1 || router->two_level ||
+    bool other = !routed || router->select_bias || router->num_groups > 1 || router->two_level ||
                  router->policy != CLMOE_POLICY_TOKEN_CHOICE ||
                  layer->desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE;
     if (!loss_reads_load(loss->kind))
@@ -75,11 +78,11 @@ static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
     return (int)loss->f_source;
 }
 
-uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args) {
+uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args, bool routed) {
     uint32_t asked = 0;
     for (uint32_t i = 0; i < args->num_losses; i++) {
         const clmoe_loss_desc *loss = &args->losses[i];
-        int source = source_of(layer, loss), load = load_of(layer, loss);
+        int source = source_of(layer, loss), load = load_of(layer, loss, routed);
         if (source < SUM_SOURCES)
             asked |= SUM_BIT(source);
         if (loss->kind == CLMOE_LOSS_COMMUNICATION)
@@ -91,7 +94,8 @@ uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args) {
     return asked;
 }
 
-static loss_set set_of(const clmoe_layer *layer, const clmoe_loss_args *args, uint32_t capacity) {
+static loss_set set_of(const clmoe_layer *layer, const clmoe_loss_args *args, uint32_t capacity,
+                       bool routed) {
     const clmoe_router_desc *router = &layer->desc.router;
     uint32_t groups = layer->desc.balance.device_groups;
     loss_set set = {.count = args->num_losses,
@@ -102,7 +106,7 @@ static loss_set set_of(const clmoe_layer *layer, const clmoe_loss_args *args, ui
         int source = source_of(layer, loss);
         set.items[i] = (loss_item){.kind = (int)loss->kind,
                                    .source = source,
-                                   .load = load_of(layer, loss),
+                                   .load = load_of(layer, loss, routed),
                                    .by_device = (int)loss->per_device,
                                    .each = (int)loss->per_sequence,
                                    .controlled = (int)loss->controlled,
@@ -178,7 +182,7 @@ clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_lo
     clmoe_buf values = workspace_region(&ws, REGION_LOSS_VALUES, none, args->scratch);
     clmoe_buf load = plan_array(args->plan, ws.plan.load);
     clmoe_buf grads = workspace_region(&ws, REGION_LOSS_GRADS, none, args->scratch);
-    loss_set set = set_of(layer, args, ws.plan.capacity);
+    loss_set set = set_of(layer, args, ws.plan.capacity, sums->routed);
     TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
                    ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
                    ARG_F32(grads), arg_struct(shape, sizeof *shape), arg_struct(&set, sizeof set)));

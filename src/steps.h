@@ -68,7 +68,7 @@ typedef struct sums_args {
     uint32_t tokens;
     const clmoe_weights *weights; /* noise_router */
     clmoe_buf x;                  /* [T,D], with learned noise and a state */
-    bool has_noise;               /* REGION_NOISY and REGION_NOISE_RAW are those of this batch */
+    bool routed;                  /* by this call: the ids and the noise's regions are its own */
     clmoe_buf logits;             /* [T,R] f32, clean; without them nothing is known of p */
     clmoe_buf ids, pair_weights, live, token_mask, token_offsets, state, scratch;
     uint32_t asked; /* SUM_BIT, COUNT_BIT, DEVICE_BIT of balance.clh */
@@ -80,18 +80,18 @@ typedef struct sums_args {
 clmoe_status step_sums(const clmoe_layer *layer, launch *chain, sums_args *args);
 
 /*
- * Statistics and losses of a batch, either of which may be NULL. `has_noise`: the noise of the
- * batch is already in its regions.
+ * Statistics and losses of a batch, either of which may be NULL. `routed`: the ids were chosen from
+ * the logits by this call, and the noise of the batch is already in its regions.
  */
 clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
-                          const clmoe_loss_args *loss, bool has_noise);
+                          const clmoe_loss_args *loss, bool routed);
 clmoe_status step_loss(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args);
 
 /* What each of the two asks of the sums, and does with them. */
 uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args);
 clmoe_status stats_finish(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args,
                           const sums_shape *shape);
-uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args);
+uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args, bool routed);
 clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
                          const sums_args *sums);
 

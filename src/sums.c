@@ -52,7 +52,7 @@ static clmoe_status sums_noisy(const clmoe_layer *layer, launch *chain, sums_arg
                         .logits = args->logits,
                         .state = args->state,
                         .scratch = args->scratch};
-    if (!args->has_noise)
+    if (!args->routed)
         TRY(step_noise(layer, chain, &noise));
     args->noisy = workspace_region(ws, REGION_NOISY, none, args->scratch);
     args->noise_raw = workspace_region(ws, REGION_NOISE_RAW, none, args->scratch);
