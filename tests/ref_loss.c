@@ -333,6 +333,10 @@ static void gather(const double *v, size_t E, size_t n, double *to) {
         to[e / (E / n)] += v[e];
 }
 
+static bool of_importance(clmoe_loss_kind kind) {
+    return kind == CLMOE_LOSS_IMPORTANCE_VARIANCE || kind == CLMOE_LOSS_IMPORTANCE_CV2;
+}
+
 /* The value and g of a scope, for losses of F and P. */
 static void fix_scope(const clmoe_layer_desc *desc, const ref_balance_in *in,
                       const clmoe_loss_desc *loss, ref_scope *scope) {
@@ -357,7 +361,7 @@ static void fix_scope(const clmoe_layer_desc *desc, const ref_balance_in *in,
         scope->value = loss_overflow(desc, in, scope, count, scope->g);
     else if (loss->kind == CLMOE_LOSS_COMMUNICATION)
         scope->value = loss_communication(desc, in, scope, P, scope->g);
-    else {
+    else if (u.sum > 0.0 || of_importance(loss->kind)) { /* without load, nothing is known */
         scope->value = loss_of_units(loss, &u, 1.0 / (2.0 * scope->tokens * desc->top_k));
         for (size_t e = 0; e < E; e++)
             scope->g[e] = u.g[e / (E / n)];

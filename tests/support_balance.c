@@ -74,6 +74,24 @@ void balance_set_logits(balance_batch *b, float *logits) {
     b->in.logits = wide;
 }
 
+/* Gives each token the first 0 to K of its live pairs, without gaps. */
+static void pack_pairs(balance_batch *b) {
+    size_t K = b->desc.top_k, pairs = b->tokens * K, end = 0;
+    int32_t *offsets = HOST(int32_t, b->tokens + 1), *ids = HOST(int32_t, pairs);
+    float *weights = HOST(float, pairs);
+    for (size_t t = 0; t < b->tokens; t++) {
+        for (size_t k = 0; k < (size_t)b->in.live[t] && random_below(8) != 0; k++, end++) {
+            ids[end] = b->in.ids[t * K + k];
+            weights[end] = b->in.pair_weights[t * K + k];
+        }
+        offsets[t + 1] = (int32_t)end;
+    }
+    b->in.ids = ids;
+    b->in.pair_weights = weights;
+    b->in.live = NULL;
+    b->in.token_offsets = offsets;
+}
+
 void balance_choose(balance_batch *b) {
     size_t n = (size_t)b->tokens * ref_columns(&b->desc), pairs = (size_t)b->tokens * b->desc.top_k;
     double *scores = HOST(double, n), *wide = HOST(double, pairs);
@@ -91,24 +109,8 @@ void balance_choose(balance_batch *b) {
     b->in.ids = ids;
     b->in.pair_weights = pair_weights;
     b->in.live = live;
-}
-
-/* Gives each token the first 0 to K of its live pairs, without gaps. */
-static void pack_pairs(balance_batch *b) {
-    size_t K = b->desc.top_k, pairs = b->tokens * K, end = 0;
-    int32_t *offsets = HOST(int32_t, b->tokens + 1), *ids = HOST(int32_t, pairs);
-    float *weights = HOST(float, pairs);
-    for (size_t t = 0; t < b->tokens; t++) {
-        for (size_t k = 0; k < (size_t)b->in.live[t] && random_below(8) != 0; k++, end++) {
-            ids[end] = b->in.ids[t * K + k];
-            weights[end] = b->in.pair_weights[t * K + k];
-        }
-        offsets[t + 1] = (int32_t)end;
-    }
-    b->in.ids = ids;
-    b->in.pair_weights = weights;
-    b->in.live = NULL;
-    b->in.token_offsets = offsets;
+    if (b->in.token_offsets)
+        pack_pairs(b);
 }
 
 void balance_make(balance_batch *b, const clmoe_layer_desc *desc, uint32_t tokens,
@@ -180,6 +182,7 @@ clmoe_buf balance_stats(balance_batch *b) {
         .struct_size = sizeof args,
         .tokens = b->tokens,
         .weights = &b->weights,
+        .x = b->dev.x,
         .logits = b->dev.logits,
         .ids = b->dev.ids,
         .pair_weights = b->dev.pair_weights,

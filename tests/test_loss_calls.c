@@ -119,6 +119,54 @@ static void forward(void **state) {
         }
 }
 
+/* ---- Small shapes ------------------------------------------------------------------------------
+ */
+
+/* Statistics and every kind of loss, with learned noise, sequences and device groups. */
+static void balance_case(uint32_t form, bool packed) {
+    clmoe_loss_desc losses[CLMOE_LOSS_TOKEN_ENTROPY + 1];
+    const shape small = {9, 10, 12, 2, 3, 7};
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.router.noise = CLMOE_NOISE_LEARNED;
+    desc.router.score = packed ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+    desc.balance.device_groups = 4;
+    desc.capacity.tokens_per_sequence = 4;
+    desc.capacity.rows = 2;
+    balance_options options = {.kind = PATTERN_UNIFORM,
+                               .mask = true,
+                               .state = true,
+                               .target = true,
+                               .supplied = true,
+                               .offsets = packed};
+    balance_batch b;
+    seed_set(3);
+    balance_make(&b, &desc, small.tokens, &options);
+    loss_draw_noise(&b);
+    balance_upload(&b, form);
+    balance_compare_stats(&b, balance_stats(&b));
+    for (uint32_t kind = 0; kind < COUNT_OF(losses); kind++) {
+        bool importance = kind == CLMOE_LOSS_IMPORTANCE_VARIANCE;
+        losses[kind] = (clmoe_loss_desc){.kind = (clmoe_loss_kind)kind, .weight = 1.0f};
+        losses[kind].p_source = importance ? CLMOE_P_WEIGHTS : CLMOE_P_NORMALISED;
+        losses[kind].per_sequence = kind % 2;
+        if (kind <= CLMOE_LOSS_L1)
+            losses[kind].f_source = kind % 2 ? CLMOE_F_FRESH : CLMOE_F_SUPPLIED;
+        if (kind != CLMOE_LOSS_SMOOTH_LOAD || !packed) /* it takes the K best for the chosen */
+            loss_check(&b, &losses[kind]);
+    }
+    loss_run(&b, losses, COUNT_OF(losses), NULL);
+}
+
+static void small_shapes(void **state) {
+    (void)state;
+    static const uint32_t forms[] = {1, 16};
+    for (size_t form = 0; form < COUNT_OF(forms); form++)
+        for (int packed = 0; packed < 2; packed++) {
+            test_case("balance, groups of %u, packed %d", forms[form], packed);
+            balance_case(forms[form], packed);
+        }
+}
+
 /* ---- Refusals ----------------------------------------------------------------------------------
  */
 
@@ -261,7 +309,7 @@ static void buffers(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(forward), TEST(descriptors), TEST(needs),
-                                       TEST(buffers)};
+    const struct CMUnitTest tests[] = {TEST(forward), TEST(small_shapes), TEST(descriptors),
+                                       TEST(needs), TEST(buffers)};
     return RUN(tests);
 }
