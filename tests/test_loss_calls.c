@@ -124,7 +124,7 @@ static void forward(void **state) {
 
 /* Statistics and every kind of loss, with learned noise, sequences and device groups. */
 static void balance_case(uint32_t form, bool packed) {
-    clmoe_loss_desc losses[CLMOE_LOSS_TOKEN_ENTROPY + 1];
+    clmoe_loss_desc every[CLMOE_LOSS_TOKEN_ENTROPY + 1];
     const shape small = {9, 10, 12, 2, 3, 7};
     clmoe_layer_desc desc = desc_of(&small);
     desc.router.noise = CLMOE_NOISE_LEARNED;
@@ -144,17 +144,17 @@ static void balance_case(uint32_t form, bool packed) {
     loss_draw_noise(&b);
     balance_upload(&b, form);
     balance_compare_stats(&b, balance_stats(&b));
-    for (uint32_t kind = 0; kind < COUNT_OF(losses); kind++) {
+    for (uint32_t kind = 0; kind < COUNT_OF(every); kind++) {
         bool importance = kind == CLMOE_LOSS_IMPORTANCE_VARIANCE;
-        losses[kind] = (clmoe_loss_desc){.kind = (clmoe_loss_kind)kind, .weight = 1.0f};
-        losses[kind].p_source = importance ? CLMOE_P_WEIGHTS : CLMOE_P_NORMALISED;
-        losses[kind].per_sequence = kind % 2;
+        every[kind] = (clmoe_loss_desc){.kind = (clmoe_loss_kind)kind, .weight = 1.0f};
+        every[kind].p_source = importance ? CLMOE_P_WEIGHTS : CLMOE_P_NORMALISED;
+        every[kind].per_sequence = kind % 2;
         if (kind <= CLMOE_LOSS_L1)
-            losses[kind].f_source = kind % 2 ? CLMOE_F_FRESH : CLMOE_F_SUPPLIED;
+            every[kind].f_source = kind % 2 ? CLMOE_F_FRESH : CLMOE_F_SUPPLIED;
         if (kind != CLMOE_LOSS_SMOOTH_LOAD || !packed) /* it takes the K best for the chosen */
-            loss_check(&b, &losses[kind]);
+            loss_check(&b, &every[kind]);
     }
-    loss_run(&b, losses, COUNT_OF(losses), NULL);
+    loss_run(&b, every, COUNT_OF(every), NULL);
 }
 
 static void small_shapes(void **state) {
