@@ -564,19 +564,19 @@ static void token_gradient(const clmoe_layer_desc *desc, const ref_balance_in *i
     }
     ref_row row;
     ref_row_make(desc, in, loss->p_source, t, &row);
-    double mean = 0.0, entropy = 0.0, lse = ref_logsumexp(&row, R);
+    double mean = 0.0, own = 0.0, lse = ref_logsumexp(&row, R);
     for (size_t j = 0; j < R; j++) {
         mean += row.p[j] * g[j];
-        entropy -= row.p[j] > 0.0 ? row.p[j] * log(row.p[j]) : 0.0;
+        own += row.p[j] > 0.0 ? row.p[j] * (log(row.p[j]) + 1.0) : 0.0;
     }
     for (size_t j = 0; j < R; j++) {
+        double slope = row.p[j] > 0.0 ? log(row.p[j]) + 1.0 : 0.0;
         if (row.chain[j] == 0.0)
             continue;
         if (loss->kind == CLMOE_LOSS_Z)
             dl[j] = 2.0 * lse * exp(row.noisy[j] - lse);
         else if (loss->kind == CLMOE_LOSS_TOKEN_ENTROPY)
-            dl[j] = row.p[j] > 0.0 ? row.chain[j] * row.ds[j] * (log(row.p[j]) + entropy) / row.sum
-                                   : 0.0;
+            dl[j] = row.sum != 0.0 ? row.chain[j] * row.ds[j] * (slope - own) / row.sum : 0.0;
         else if (loss->p_source == CLMOE_P_RAW)
             dl[j] = row.chain[j] * row.ds[j] * g[j];
         else if (row.sum != 0.0)
