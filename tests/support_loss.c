@@ -204,24 +204,30 @@ static double *noise_differences(const balance_batch *b, const clmoe_loss_desc *
     return to;
 }
 
-static void check_value(const char *label, float got, double want) {
-    double error = fabs((double)got - want) / fmax(fabs(want), 1e-6);
+/* The worst errors are kept by kind and source of P. */
+static void note_error(const char *what, const clmoe_loss_desc *loss, double error) {
+    clmoe_loss_desc plain = {.kind = loss->kind, .p_source = loss->p_source};
     char name[80];
-    snprintf(name, sizeof name, "value %s", label);
+    snprintf(name, sizeof name, "%s %s", what, loss_label(&plain));
     worst_note(name, error);
-    CHECK(error <= LOSS_TOLERANCE, "%s: the value is %.9g, not %.9g\n", label, (double)got, want);
 }
 
-static void check_gradient(const char *what, const char *label, const float *got,
+static void check_value(const clmoe_loss_desc *loss, float got, double want) {
+    double error = fabs((double)got - want) / fmax(fabs(want), 1e-6);
+    note_error("value", loss, error);
+    CHECK(error <= LOSS_TOLERANCE, "%s: the value is %.9g, not %.9g\n", loss_label(loss),
+          (double)got, want);
+}
+
+static void check_gradient(const char *what, const clmoe_loss_desc *loss, const float *got,
                            const double *want, const double *numeric, size_t n) {
     double *wide = widen(got, n);
     for (size_t i = 0; i < n; i++)
-        CHECK(isfinite(got[i]), "%s %s[%zu] is %g\n", what, label, i, (double)got[i]);
+        CHECK(isfinite(got[i]), "%s %s[%zu] is %g\n", what, loss_label(loss), i, (double)got[i]);
     double error = distance(wide, want, n), numeric_error = distance(wide, numeric, n);
     double oracle_error = distance(want, numeric, n);
-    char name[80];
-    snprintf(name, sizeof name, "%s %s", what, label);
-    worst_note(name, error);
+    note_error(what, loss, error);
+    const char *label = loss_label(loss);
     worst_note("all gradients, central differences", numeric_error);
     CHECK(oracle_error <= 1e-6, "%s %s: the oracle is off by %g\n", what, label, oracle_error);
     CHECK(error <= LOSS_TOLERANCE, "%s %s is off by %g\n", what, label, error);
@@ -236,11 +242,9 @@ void loss_check(balance_batch *b, const clmoe_loss_desc *loss) {
     loss_result got = loss_run(b, loss, 1, NULL);
     ref_loss_make(&b->desc, &b->in, loss, &fixed);
     ref_loss_gradient(&b->desc, &b->in, loss, &fixed, dlogits, dnoise);
-    check_value(loss_label(loss), got.values[0], fixed.value);
-    check_gradient("dlogits", loss_label(loss), got.dlogits, dlogits, differences(b, loss, &fixed),
-                   n);
+    check_value(loss, got.values[0], fixed.value);
+    check_gradient("dlogits", loss, got.dlogits, dlogits, differences(b, loss, &fixed), n);
     if (dnoise)
-        check_gradient("dnoise", loss_label(loss), got.dnoise, dnoise,
-                       noise_differences(b, loss, &fixed), n);
+        check_gradient("dnoise", loss, got.dnoise, dnoise, noise_differences(b, loss, &fixed), n);
     ref_loss_free(&fixed);
 }
