@@ -72,7 +72,10 @@ walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
     uint32_t sequences = layer_sequences(layer, tokens);
     uint32_t each = tokens > 0 ? layer_sequence_tokens(layer, tokens) : 0;
     uint32_t most = sequences < MAX_BLOCKS ? MAX_BLOCKS / sequences : 1;
-    walk_split walk = {.blocks = split(layer->context, each * layer->desc.top_k, most)};
+    uint32_t entries = layer_is_expert_choice(layer)
+                           ? layer->desc.num_experts * layer_capacity(layer, tokens)
+                           : each * layer->desc.top_k;
+    walk_split walk = {.blocks = split(layer->context, entries, most)};
     walk.sequence_blocks = walk.blocks.count;
     walk.blocks.count *= sequences;
     return walk;

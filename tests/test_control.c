@@ -252,6 +252,7 @@ static void the_sign_rule_balances(void **state) {
                               .ids = topk.ids,
                               .plan = plan.plan,
                               .live = topk.live,
+                              .scratch = plan.scratch,
                               .stats = args.stats};
     clmoe_stats seen;
     float first = 0;

@@ -78,7 +78,7 @@ static const refusal refusals[] = {
     {expert_choice, late, "router.renorm_after_drop is 1"},
     {expert_choice, identity, "num_identity_experts is 1"},
     {expert_choice, keep, "capacity.keep is 3"},
-    {expert_choice, reroute, "capacity.overflow is 1"},
+    {expert_choice, reroute, "capacity.overflow is reroute"},
     {expert_choice, sequences, "capacity.tokens_per_sequence is 4"},
     {expert_choice, groups, "router.num_groups is 2"},
     {expert_choice, select_bias, "router.select_bias is 1"},

@@ -153,13 +153,15 @@ static cl_device_type device_type(void) {
 static cl_int device_number(cl_device_info name, size_t size, void *value, size_t *bytes) {
     const cl_ulong local = 48 << 10, memory = (cl_ulong)1 << 46;
     const size_t group = 1024;
-    const cl_uint vector = 8, units = 2, align = 1024;
+    const cl_uint vendor = 0, vector = 8, units = 2, align = 1024;
     const cl_bool yes = CL_TRUE;
     const cl_device_type type = device_type();
     const cl_command_queue_properties queue =
         CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE | CL_QUEUE_PROFILING_ENABLE;
     const cl_platform_id of = &platform;
     switch (name) {
+    case CL_DEVICE_VENDOR_ID:
+        return GIVE(vendor);
     case CL_DEVICE_TYPE:
         return GIVE(type);
     case CL_DEVICE_AVAILABLE:
