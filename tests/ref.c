@@ -419,6 +419,8 @@ void ref_plan_make(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan
 void ref_plan_free(ref_plan *plan) {
     free(plan->load);
     free(plan->kept);
+    free(plan->rerouted_in);
+    free(plan->rerouted_out);
     free(plan->offsets);
     free(plan->slot_of);
     free(plan->row_of);

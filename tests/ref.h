@@ -82,12 +82,13 @@ typedef struct ref_plan_in {
 /* The arrays of clmoe_plan_layout, allocated by ref_plan_make(). */
 typedef struct ref_plan {
     uint32_t pairs, slots, row_tile, capacity;
-    uint32_t *load, *kept; /* [R] */
-    uint32_t *offsets;     /* [E+1] */
-    int32_t *slot_of;      /* [T*K] */
-    int32_t *row_of;       /* [S] */
-    int32_t *token_of;     /* [S] */
-    int32_t *tile_expert;  /* [S/row_tile] */
+    uint32_t *load, *kept;                /* [R] */
+    uint32_t *rerouted_in, *rerouted_out; /* [R], NULL without rerouting */
+    uint32_t *offsets;                    /* [E+1] */
+    int32_t *slot_of;                     /* [T*K] */
+    int32_t *row_of;                      /* [S] */
+    int32_t *token_of;                    /* [S] */
+    int32_t *tile_expert;                 /* [S/row_tile] */
 } ref_plan;
 
 /* For a batch of one sequence; see ref_plan_places(). */

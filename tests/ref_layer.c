@@ -259,14 +259,14 @@ static double order_gap(const clmoe_layer_desc *desc, const double *w, size_t n)
 static void forward_reroute(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
     size_t n = (size_t)in->tokens * ref_columns(desc);
     float *f32 = make(n, sizeof *f32);
-    uint32_t *counts = make(2 * desc->num_experts, sizeof *counts);
+    r->plan.rerouted_in = make(ref_columns(desc), sizeof *r->plan.rerouted_in);
+    r->plan.rerouted_out = make(ref_columns(desc), sizeof *r->plan.rerouted_out);
     for (size_t i = 0; i < n; i++)
         f32[i] = (float)r->scores[i];
     ref_reroute_in args = {f32, r->live, in->token_mask, NULL, in->weights};
-    ref_rerouted rerouted = {0, counts, counts + desc->num_experts};
+    ref_rerouted rerouted = {0, r->plan.rerouted_in, r->plan.rerouted_out};
     ref_reroute(desc, in->tokens, &args, r->ids, r->pair_weights, &r->plan, &rerouted);
     free(f32);
-    free(counts);
 }
 
 static void forward_plan(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {

@@ -230,9 +230,13 @@ void compare_stats(const uint32_t *got, const clmoe_stats *want, const ref_plan 
     compare_floats("stats.load_entropy", &stats.load_entropy, &floats[1], 1, STEP_TOLERANCE);
     compare_ints("stats load", got + header, plan->load, R);
     compare_ints("stats kept", got + header + R, plan->kept, R);
-    for (size_t e = 0; e < R; e++)
-        CHECK(got[header + 2 * R + e] == plan->load[e] - plan->kept[e], "dropped[%zu] is %u\n", e,
-              got[header + 2 * R + e]);
+    for (size_t e = 0; e < R; e++) {
+        uint32_t in = plan->rerouted_in ? plan->rerouted_in[e] : 0;
+        uint32_t out = plan->rerouted_out ? plan->rerouted_out[e] : 0;
+        CHECK(got[header + 2 * R + e] == plan->load[e] - (plan->kept[e] - in) - out,
+              "dropped[%zu] is %u\n", e, got[header + 2 * R + e]);
+        CHECK(got[header + 3 * R + e] == in, "rerouted[%zu] is %u\n", e, got[header + 3 * R + e]);
+    }
 }
 
 void batch_compare(const batch *b, const device_batch *d, const ref_result *want) {

@@ -63,7 +63,9 @@ static void check_layout(const clmoe_layer *layer, const clmoe_plan_layout *plan
         size_t at, count, next;
     } arrays[] = {
         {"load", plan->load, columns, plan->kept},
-        {"kept", plan->kept, columns, plan->offsets},
+        {"kept", plan->kept, columns, plan->rerouted_in},
+        {"rerouted_in", plan->rerouted_in, columns, plan->rerouted_out},
+        {"rerouted_out", plan->rerouted_out, columns, plan->offsets},
         {"offsets", plan->offsets, experts + 1, plan->slot_of},
         {"slot_of", plan->slot_of, plan->pairs, plan->row_of},
         {"row_of", plan->row_of, plan->slots, plan->token_of},
