@@ -355,6 +355,7 @@ static void fill_i32(int32_t *list, size_t n, int32_t value) {
 
 static void plan_alloc(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_plan *plan) {
     size_t R = ref_columns(desc), pairs = ref_pairs(desc, in->tokens);
+    memset(plan, 0, sizeof *plan);
     plan->pairs = (uint32_t)pairs;
     plan->slots = in->slots;
     plan->row_tile = in->row_tile;

@@ -286,7 +286,6 @@ static void whole_layer(void **state) {
                 const ref_result *want = batch_reference(&b);
                 clmoe_layer *layer = test_layer(group_sizes[g], &desc);
                 batch_upload(layer, &b, &d);
-                d.args.stats = (clmoe_buf){NULL, 0};
                 OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
                 CL_OK(clFinish(test.queue));
                 batch_compare(&b, &d, want);
