@@ -19,6 +19,12 @@ typedef struct loss_result {
 loss_result loss_run(balance_batch *b, const clmoe_loss_desc *losses, uint32_t count,
                      const float *start);
 
+/*
+ * What a value's error is relative to at least: tiny, but for l1, a sum of differences of shares,
+ * whose quotients OpenCL may round by 2.5 units.
+ */
+double loss_floor(const clmoe_loss_desc *loss);
+
 /* The name under which a loss's worst error is kept. */
 const char *loss_label(const clmoe_loss_desc *loss);
 

@@ -198,7 +198,7 @@ static void check_formulas(balance_batch *b, const clmoe_loss_desc *loss) {
     for (size_t e = 0; e < ref_columns(&b->desc) && T > 0.0; e++)
         size = fmax(size, fabs(fixed.scopes[0].g[e]));
     ref_loss_free(&fixed);
-    double error = fabs((double)got.values[0] - value) / fmax(fabs(value), 1e-6);
+    double error = fabs((double)got.values[0] - value) / fmax(fabs(value), loss_floor(loss));
     double difference = 0.0, norm = 0.0;
     for (size_t i = 0; i < n; i++) {
         difference += ((double)got.dlogits[i] - want[i]) * ((double)got.dlogits[i] - want[i]);
