@@ -244,8 +244,8 @@ void balance_compare_stats(const balance_batch *b, clmoe_buf buf) {
 #undef FIELD
     compare_arrays(words + sizeof got / 4, &want);
     /*
-     * target_change is a difference of numbers of size 1; fluctuation a sum of differences of shares,
-     * whose quotients OpenCL may round by 2.5 units.
+     * target_change is a difference of numbers of size 1; fluctuation a sum of differences of
+     * shares, whose quotients OpenCL may round by 2.5 units.
      */
 #define FIELD(name)                                                                                \
     compare_field(#name, got.name, want.name, strcmp(#name, "fluctuation") == 0 ? 1e-2 : 1e-3);
