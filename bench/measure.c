@@ -274,7 +274,7 @@ static bool step_chosen(const measurement *m, const bench_case *c, bench_step st
 static clmoe_status measure_together(contest *t, bench_step first, int count) {
     clmoe_status status = CLMOE_SUCCESS;
     t->turn_count = 0;
-    for (int step = first; step < (int)first + count; step++) {
+    for (int step = (int)first; step < (int)first + count; step++) {
         if (!step_chosen(t->m, t->of, (bench_step)step))
             continue;
         progress_show(&t->m->progress, t->of->name, t->of->tokens, step_names[step]);
