@@ -25,6 +25,7 @@ const bench_case bench_cases[] = {
     {"decode-cpu",   CASE_CPU, 1,     1024, 512,   64,  8,  false},
     {"decode-cpu",   CASE_CPU, 8,     1024, 512,   64,  8,  false},
     {"router-wide",  CASE_ANY, 16384, 32,   16,    512, 10, true},
+    {"router-256",   CASE_GPU, 8192,  32,   16,    256, 8,  true},
 
     MODEL("mixtral-8x7b",    4096, 14336, 8,   2),
     MODEL("qwen3-30b-a3b",   2048, 768,   128, 8),
@@ -44,15 +45,46 @@ const bench_case bench_cases[] = {
 /* clang-format on */
 
 const char *const step_names[STEP_COUNT] = {
-    "layer",        "score",    "topk",    "plan",    "routing",
-    "topk_to_plan", "dispatch", "experts", "combine", "stats",
+    "layer",
+    "score",
+    "topk",
+    "plan",
+    "routing",
+    "routing:expert-choice",
+    "routing:sinkhorn",
+    "routing:reroute",
+    "topk_to_plan",
+    "dispatch",
+    "experts",
+    "combine",
+    "stats",
+    "layer:train",
+    "layer:train+balance",
+    "balance",
 };
 
 const char *const pattern_names[ROUTE_PATTERNS] = {"uniform", "zipf", "one-expert"};
 
 bool case_has_step(const bench_case *c, bench_step step) {
-    bool routes = (step >= STEP_SCORE && step <= STEP_TOPK_TO_PLAN) || step == STEP_STATS;
-    return routes || !c->routing_only;
+    switch (step) {
+    case STEP_EXPERT_CHOICE:
+    case STEP_SINKHORN:
+    case STEP_REROUTE:
+        return c->routing_only;
+    case STEP_LAYER:
+    case STEP_DISPATCH:
+    case STEP_EXPERTS:
+    case STEP_COMBINE:
+    case STEP_TRAIN:
+    case STEP_TRAIN_BALANCE:
+        return !c->routing_only;
+    default:
+        return true;
+    }
+}
+
+bool step_is_by_name(bench_step step) {
+    return step == STEP_TRAIN || step == STEP_TRAIN_BALANCE || step == STEP_BALANCE;
 }
 
 float pattern_bias(case_pattern pattern, uint32_t expert) {
@@ -72,6 +104,8 @@ double case_flops(const bench_case *c, bench_step step) {
     const double combine = 2 * pairs * dim;
     switch (step) {
     case STEP_LAYER:
+    case STEP_TRAIN:
+    case STEP_TRAIN_BALANCE:
         return score + experts + combine;
     case STEP_SCORE:
         return score;
@@ -97,9 +131,16 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     const double choice = 2 * pairs * word + c->tokens * word; /* ids, weights, live */
     const double plan = 3 * pairs * word;                      /* slot, pair and token of each */
     const double weights = case_weight_bytes(c, sizes->weight) / c->experts * sizes->touched;
+    const double layer = rows + router + weights + rows;
+    const double stats = 8.0 * c->experts * word; /* its arrays */
     switch (step) {
     case STEP_LAYER:
-        return rows + router + weights + rows;
+    case STEP_TRAIN:
+        return layer;
+    case STEP_TRAIN_BALANCE:
+        return layer + stats + scores; /* dlogits */
+    case STEP_BALANCE:
+        return scores + 2 * pairs * word + stats + scores;
     case STEP_SCORE:
         return rows + router + 2 * scores;
     case STEP_TOPK:
@@ -107,6 +148,9 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     case STEP_PLAN:
         return pairs * word + plan;
     case STEP_ROUTING:
+    case STEP_EXPERT_CHOICE:
+    case STEP_SINKHORN:
+    case STEP_REROUTE:
     case STEP_TOPK_TO_PLAN:
         return scores + choice + plan;
     case STEP_DISPATCH:
@@ -116,7 +160,7 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     case STEP_COMBINE:
         return pair_rows + pairs * word + rows;
     case STEP_STATS:
-        return 5.0 * c->experts * word;
+        return scores + 2 * pairs * word + stats;
     case STEP_COUNT:
         break;
     }

@@ -35,18 +35,27 @@ typedef struct bench_case {
 /* The table, ended by a NULL name. Rows of one name differ in tokens, or are a sweep. */
 extern const bench_case bench_cases[];
 
-/* What can be timed: the whole layer, its steps, and two chains of steps. */
+/*
+ * What can be timed: the whole layer, its steps, chains of steps, the routing of other policies,
+ * and the layer as it is trained (train.h) with and without everything that measures its balance.
+ */
 typedef enum bench_step {
     STEP_LAYER,
-    STEP_SCORE,        /* x -> logits, scores */
-    STEP_TOPK,         /* scores -> ids, weights */
-    STEP_PLAN,         /* ids -> plan */
-    STEP_ROUTING,      /* scores -> plan */
+    STEP_SCORE,         /* x -> logits, scores */
+    STEP_TOPK,          /* scores -> ids, weights */
+    STEP_PLAN,          /* ids -> plan */
+    STEP_ROUTING,       /* scores -> plan */
+    STEP_EXPERT_CHOICE, /* the same of each policy of policy.h */
+    STEP_SINKHORN,
+    STEP_REROUTE,
     STEP_TOPK_TO_PLAN, /* logits -> plan */
     STEP_DISPATCH,     /* x, plan -> xe */
     STEP_EXPERTS,      /* both GEMMs with the activation */
     STEP_COMBINE,
     STEP_STATS,
+    STEP_TRAIN,         /* x -> y */
+    STEP_TRAIN_BALANCE, /* x -> y, stats, values of all losses, dlogits */
+    STEP_BALANCE,       /* logits, plan -> stats, values, dlogits */
     STEP_COUNT
 } bench_step;
 
@@ -55,6 +64,9 @@ extern const char *const pattern_names[ROUTE_PATTERNS];
 
 /* Whether the case has the step. */
 bool case_has_step(const bench_case *c, bench_step step);
+
+/* Whether the step is left out of `all`. */
+bool step_is_by_name(bench_step step);
 
 /* Added to the logits of expert e, whose own part has a deviation of about 1. */
 float pattern_bias(case_pattern pattern, uint32_t expert);

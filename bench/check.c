@@ -9,9 +9,7 @@
 /* Routing weights and logits are f32 whatever the storage type. */
 #define ROUTING_TOLERANCE 1e-5
 
-/* Keeps the first complaint. */
-static void complain(check_result *result, const char *format, ...) BENCH_PRINTF(2);
-static void complain(check_result *result, const char *format, ...) {
+void complain(check_result *result, const char *format, ...) {
     va_list list;
     if (result->wrong[0] != '\0')
         return;
@@ -85,22 +83,26 @@ static float from_half(uint16_t half, clmoe_type type) {
     return value;
 }
 
-/* Row `row` of [.., n] elements of the layer's type, as floats. */
-static clmoe_status read_row(const subject *s, subject_buffer which, size_t row, size_t n,
-                             float *to) {
+clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem buffer, size_t row,
+                            size_t n, float *to) {
     clmoe_status status = CLMOE_SUCCESS;
-    uint16_t *halves = NULL;
-    if (s->in->type == CLMOE_F32)
-        return subject_read(s, which, row * n * sizeof *to, n * sizeof *to, to);
-    halves = calloc(n, sizeof *halves);
+    const size_t bytes = n * type_bytes(type);
+    uint16_t *halves = calloc(n, sizeof *halves);
     if (!halves)
         TRY(bench_no_memory("a row"));
-    TRY(subject_read(s, which, row * n * sizeof *halves, n * sizeof *halves, halves));
-    for (size_t i = 0; i < n; i++)
-        to[i] = from_half(halves[i], s->in->type);
+    TRY(CL(clEnqueueReadBuffer(device->queue, buffer, CL_TRUE, row * bytes, bytes,
+                               type == CLMOE_F32 ? (void *)to : halves, 0, NULL, NULL)));
+    for (size_t i = 0; type != CLMOE_F32 && i < n; i++)
+        to[i] = from_half(halves[i], type);
 done:
     free(halves);
     return status;
+}
+
+/* A row of a buffer of the layer's type. */
+static clmoe_status read_row(const subject *s, subject_buffer which, size_t row, size_t n,
+                             float *to) {
+    return check_read_row(s->device, s->in->type, s->buffers[which], row, n, to);
 }
 
 /* y of the step combine or of the whole layer. */
@@ -325,6 +327,14 @@ clmoe_status check_outputs(const subject *s, const reference *ref, bench_step st
         return check_slots(s, ref, SUBJECT_YE, result);
     case STEP_COMBINE:
         return check_y(s, ref, SUBJECT_STEP_Y, result);
+    case STEP_EXPERT_CHOICE:
+    case STEP_SINKHORN:
+    case STEP_REROUTE:
+        return check_policy(&s->policies[step_policy(step)], result);
+    case STEP_TRAIN:
+    case STEP_TRAIN_BALANCE:
+    case STEP_BALANCE:
+        return check_train(&s->train, ref, step, result);
     case STEP_STATS:
     case STEP_COUNT:
         break;

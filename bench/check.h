@@ -16,6 +16,18 @@ clmoe_status check_step(subject *s, const reference *ref, bench_step step, check
 clmoe_status check_outputs(const subject *s, const reference *ref, bench_step step,
                            check_result *result);
 
+/* Parts of check_outputs(): a policy's results, and the steps of the layer as it is trained. */
+clmoe_status check_policy(const bench_policy *p, check_result *result);
+clmoe_status check_train(const bench_train *t, const reference *ref, bench_step step,
+                         check_result *result);
+
+/* Keeps the first complaint. */
+void complain(check_result *result, const char *format, ...) BENCH_PRINTF(2);
+
+/* Row `row` of [.., n] elements of `type`, as floats. */
+clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem buffer, size_t row,
+                            size_t n, float *to);
+
 /* Rows of `got`, for which ||got - want|| / ||want|| must be within the tolerance. */
 void check_row(const char *what, const float *got, const double *want, size_t n, double tolerance,
                check_result *result);

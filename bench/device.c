@@ -117,6 +117,18 @@ clmoe_status device_buffer(const bench_device *d, size_t bytes, cl_mem *buffer) 
     return bench_cl(code, "clCreateBuffer");
 }
 
+clmoe_status device_poisoned(const bench_device *d, size_t bytes, cl_mem *buffer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cl_uint poison = UINT32_MAX;
+    const size_t whole = bytes / sizeof poison * sizeof poison;
+    TRY(device_buffer(d, bytes, buffer));
+    if (whole > 0)
+        TRY(CL(clEnqueueFillBuffer(d->queue, *buffer, &poison, sizeof poison, 0, whole, 0, NULL,
+                                   NULL)));
+done:
+    return status;
+}
+
 void buffer_release(cl_mem *buffer) {
     if (*buffer)
         clReleaseMemObject(*buffer);

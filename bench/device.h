@@ -32,6 +32,9 @@ void device_close(bench_device *device);
 clmoe_status device_buffer(const bench_device *device, size_t bytes, cl_mem *buffer);
 void buffer_release(cl_mem *buffer);
 
+/* One full of NaN, so that nothing passes a check that was not written. */
+clmoe_status device_poisoned(const bench_device *device, size_t bytes, cl_mem *buffer);
+
 /* The kernel `name` of bench/FILE. */
 clmoe_status device_kernel(const bench_device *device, const char *file, const char *options,
                            const char *name, cl_kernel *kernel);

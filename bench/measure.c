@@ -11,22 +11,32 @@
 #define ENOUGH_MS 20000.0
 enum { LEAST_SAMPLES = 3 };
 
+/* Most steps that take turns with one another. */
+enum { TOGETHER = 2 };
+
 /* An engine that takes part in the case. */
 typedef struct contender {
     const bench_engine *engine;
     subject subject;
     bench_peer peer;
-    /* Of the current step: */
-    bool runs;
+} contender;
+
+/* A contender on a step: what takes turns with others. */
+typedef struct turn {
+    contender *contender;
+    bench_step step;
     double *samples, spent_ms;
     uint32_t count;
-} contender;
+} turn;
 
 typedef struct contest {
     measurement *m;
     const bench_case *of;
     contender contenders[MAX_ENGINES];
     size_t count;
+    turn turns[TOGETHER * MAX_ENGINES]; /* of the current steps */
+    size_t turn_count;
+    double *samples; /* [TOGETHER * MAX_ENGINES, repeat] */
     reference reference;
     case_sizes sizes;
     int32_t *ids; /* [T,K] */
@@ -122,8 +132,8 @@ static void leave_all(contest *t) {
             peer_release(&t->contenders[i].peer);
         else
             subject_release(&t->contenders[i].subject);
-        free(t->contenders[i].samples);
     }
+    free(t->samples);
     reference_free(&t->reference);
     free(t->ids);
 }
@@ -156,11 +166,11 @@ static clmoe_status add_wrong(contest *t, const contender *c, bench_step step,
     return rows_add(&t->m->rows, &row);
 }
 
-static clmoe_status add_timed(contest *t, const contender *c, bench_step step) {
-    const double bytes = case_bytes(t->of, step, &t->sizes), flops = case_flops(t->of, step);
-    bench_row row = row_of(t, c, step);
+static clmoe_status add_timed(contest *t, turn *u) {
+    const double bytes = case_bytes(t->of, u->step, &t->sizes), flops = case_flops(t->of, u->step);
+    bench_row row = row_of(t, u->contender, u->step);
     row.checked = true;
-    row_set_times(&row, c->samples, c->count);
+    row_set_times(&row, u->samples, u->count);
     row.gbytes_per_s = bytes / row.median_ms * 1e-6;
     row.gflops = flops / row.median_ms * 1e-6;
     row.percent_of_peak = 100 * roofline_ms(t->m->device, bytes, flops) / row.median_ms;
@@ -176,25 +186,34 @@ static bool has_step(const contest *t, const contender *c, bench_step step) {
     return step != STEP_DISPATCH || c->subject.dispatches || !list_is_all(t->m->options->steps);
 }
 
-/* Runs the step once and looks at the result; wrong ones take no part in the timing. */
-static clmoe_status check_contender(contest *t, contender *c, bench_step step) {
+static clmoe_status check_contender(contest *t, contender *c, bench_step step,
+                                    check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!engine_is_peer(c->engine))
+        return check_step(&c->subject, &t->reference, step, result);
+    TRY(peer_run(&c->peer));
+    TRY(peer_check(&c->peer, &t->reference, result));
+done:
+    return status;
+}
+
+/* Runs the step once and looks at the result: what is right will be timed. */
+static clmoe_status add_turn(contest *t, contender *c, bench_step step) {
     clmoe_status status = CLMOE_SUCCESS;
     check_result result = {""};
-    c->runs = has_step(t, c, step);
-    c->count = 0;
-    c->spent_ms = 0;
-    if (!c->runs)
+    if (!has_step(t, c, step))
         return CLMOE_SUCCESS;
-    if (engine_is_peer(c->engine)) {
-        TRY(peer_run(&c->peer));
-        TRY(peer_check(&c->peer, &t->reference, &result));
-    } else {
-        TRY(check_step(&c->subject, &t->reference, step, &result));
+    status = check_contender(t, c, step, &result);
+    if (refused(status)) {
+        skip(t->m, t->of, step_names[step]);
+        return CLMOE_SUCCESS;
     }
-    if (result.wrong[0] != '\0') {
-        c->runs = false;
-        TRY(add_wrong(t, c, step, &result));
-    }
+    TRY(status);
+    if (result.wrong[0] != '\0')
+        return add_wrong(t, c, step, &result);
+    t->turns[t->turn_count] = (turn){.contender = c, .step = step};
+    t->turns[t->turn_count].samples = t->samples + t->turn_count * t->m->options->repeat;
+    t->turn_count++;
 done:
     return status;
 }
@@ -207,7 +226,8 @@ static void pause_ms(long milliseconds) {
 /* Expert weights come from memory, not from a cache that an earlier run left. */
 static clmoe_status time_once(const contest *t, contender *c, bench_step step, double *ms) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (step == STEP_LAYER || step == STEP_EXPERTS)
+    if (step == STEP_LAYER || step == STEP_EXPERTS || step == STEP_TRAIN ||
+        step == STEP_TRAIN_BALANCE)
         TRY(device_forget(t->m->device));
     TRY(CL(clFinish(t->m->device->queue)));
     if (!engine_is_peer(c->engine))
@@ -221,46 +241,52 @@ done:
     return status;
 }
 
-static bool enough(const contender *c, uint32_t repeat) {
-    return c->count == repeat || (c->count >= LEAST_SAMPLES && c->spent_ms > ENOUGH_MS);
+static bool enough(const turn *u, uint32_t repeat) {
+    return u->count == repeat || (u->count >= LEAST_SAMPLES && u->spent_ms > ENOUGH_MS);
 }
 
-/* Engines take turns, so that what disturbs the machine disturbs all; the first round warms up. */
-static clmoe_status time_in_turns(contest *t, bench_step step) {
+/* In turns, so that what disturbs the machine disturbs all; the first round warms up. */
+static clmoe_status time_in_turns(contest *t) {
     clmoe_status status = CLMOE_SUCCESS;
     const uint32_t repeat = t->m->options->repeat;
     for (uint32_t round = 0; round <= repeat; round++)
-        for (size_t i = 0; i < t->count; i++) {
-            contender *c = &t->contenders[i];
+        for (size_t i = 0; i < t->turn_count; i++) {
+            turn *u = &t->turns[i];
             double ms = 0;
-            if (!c->runs || enough(c, repeat))
+            if (enough(u, repeat))
                 continue;
-            TRY(time_once(t, c, step, &ms));
-            c->spent_ms += ms;
+            TRY(time_once(t, u->contender, u->step, &ms));
+            u->spent_ms += ms;
             if (round > 0)
-                c->samples[c->count++] = ms;
+                u->samples[u->count++] = ms;
         }
 done:
     return status;
 }
 
-static clmoe_status measure_step(contest *t, bench_step step) {
-    clmoe_status status = CLMOE_SUCCESS;
-    progress_show(&t->m->progress, t->of->name, t->of->tokens, step_names[step]);
-    for (size_t i = 0; i < t->count; i++)
-        TRY(check_contender(t, &t->contenders[i], step));
-    TRY(time_in_turns(t, step));
-    for (size_t i = 0; i < t->count; i++)
-        if (t->contenders[i].runs)
-            TRY(add_timed(t, &t->contenders[i], step));
-    t->m->progress.done++;
-done:
-    return status;
+static bool step_chosen(const measurement *m, const bench_case *c, bench_step step) {
+    const char *steps = m->options->steps;
+    return case_has_step(c, step) &&
+           (list_has(steps, step_names[step]) || (list_is_all(steps) && !step_is_by_name(step)));
 }
 
-static bool step_chosen(const measurement *m, const bench_case *c, bench_step step) {
-    return case_has_step(c, step) &&
-           (list_is_all(m->options->steps) || list_has(m->options->steps, step_names[step]));
+/* Those of `count` steps from `first` on that are chosen. */
+static clmoe_status measure_together(contest *t, bench_step first, int count) {
+    clmoe_status status = CLMOE_SUCCESS;
+    t->turn_count = 0;
+    for (int step = (int)first; step < (int)first + count; step++) {
+        if (!step_chosen(t->m, t->of, (bench_step)step))
+            continue;
+        progress_show(&t->m->progress, t->of->name, t->of->tokens, step_names[step]);
+        for (size_t i = 0; i < t->count; i++)
+            TRY(add_turn(t, &t->contenders[i], (bench_step)step));
+        t->m->progress.done++;
+    }
+    TRY(time_in_turns(t));
+    for (size_t i = 0; i < t->turn_count; i++)
+        TRY(add_timed(t, &t->turns[i]));
+done:
+    return status;
 }
 
 size_t measure_steps(const measurement *m, const bench_case *c) {
@@ -270,16 +296,17 @@ size_t measure_steps(const measurement *m, const bench_case *c) {
     return steps;
 }
 
+/* The layer without balance and the layer with it take turns: their difference is what counts. */
 static clmoe_status measure_all(contest *t) {
     clmoe_status status = CLMOE_SUCCESS;
-    for (size_t i = 0; i < t->count; i++) {
-        t->contenders[i].samples = calloc(t->m->options->repeat, sizeof(double));
-        if (!t->contenders[i].samples)
-            TRY(bench_no_memory("times"));
+    int together = 1;
+    t->samples = calloc((size_t)TOGETHER * MAX_ENGINES * t->m->options->repeat, sizeof(double));
+    if (!t->samples)
+        TRY(bench_no_memory("times"));
+    for (int step = 0; step < STEP_COUNT; step += together) {
+        together = step == STEP_TRAIN ? TOGETHER : 1;
+        TRY(measure_together(t, (bench_step)step, together));
     }
-    for (int step = 0; step < STEP_COUNT; step++)
-        if (step_chosen(t->m, t->of, (bench_step)step))
-            TRY(measure_step(t, (bench_step)step));
 done:
     return status;
 }

@@ -130,12 +130,12 @@ static bool same_table(const bench_row *a, const bench_row *b) {
 
 static void print_head(const bench_row *row) {
     printf("\n%s routing, %s\n", row->pattern, row->dtype);
-    printf("%-16s %6s %4s %-13s %-14s %10s %10s %20s %8s %9s %6s\n", "case", "tokens", "E", "step",
+    printf("%-16s %6s %4s %-21s %-14s %10s %10s %20s %8s %9s %6s\n", "case", "tokens", "E", "step",
            "engine", "median ms", "min ms", "p10 .. p90 ms", "GB/s", "GFLOP/s", "% peak");
 }
 
 static void print_row(const bench_row *row) {
-    printf("%-16s %6u %4u %-13s %-14s ", row->case_name, (unsigned)row->tokens,
+    printf("%-16s %6u %4u %-21s %-14s ", row->case_name, (unsigned)row->tokens,
            (unsigned)row->experts, row->step, row->engine);
     if (row->checked)
         printf("%10.3f %10.3f %8.3f .. %8.3f %8.1f %9.1f %6.1f\n", row->median_ms, row->min_ms,

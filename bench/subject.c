@@ -13,7 +13,6 @@ static clmoe_status enqueue_layer(subject *s, cl_event *event) {
     args.saved = place(s, SUBJECT_SAVED);
     args.scratch = place(s, SUBJECT_SCRATCH);
     args.y = place(s, SUBJECT_Y);
-    args.stats = place(s, SUBJECT_STATS);
     return LIB(clmoe_forward(s->layer, s->device->queue, &args, 0, NULL, event));
 }
 
@@ -113,6 +112,30 @@ static clmoe_status enqueue_stats(subject *s, cl_event *event) {
     return LIB(clmoe_stats_compute(s->layer, s->device->queue, &args, 0, NULL, event));
 }
 
+policy_kind step_policy(bench_step step) {
+    return (policy_kind)(step - STEP_EXPERT_CHOICE);
+}
+
+static clmoe_status enqueue_policy(subject *s, policy_kind kind, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    bench_policy *p = &s->policies[kind];
+    if (!p->layer)
+        TRY(policy_create(s->device, s->in, clmoe_layer_engine(s->layer), kind, p));
+    TRY(policy_enqueue(p, event));
+done:
+    return status;
+}
+
+static clmoe_status enqueue_train(subject *s, bench_step step, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    bench_train *t = &s->train;
+    if (!t->layer)
+        TRY(train_create(s->device, s->in, &s->weights, clmoe_layer_engine(s->layer), t));
+    TRY(train_enqueue(t, step, event));
+done:
+    return status;
+}
+
 clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event) {
     switch (step) {
     case STEP_LAYER:
@@ -133,6 +156,14 @@ clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event) {
         return enqueue_experts(s, event);
     case STEP_COMBINE:
         return enqueue_combine(s, event);
+    case STEP_EXPERT_CHOICE:
+    case STEP_SINKHORN:
+    case STEP_REROUTE:
+        return enqueue_policy(s, step_policy(step), event);
+    case STEP_TRAIN:
+    case STEP_TRAIN_BALANCE:
+    case STEP_BALANCE:
+        return enqueue_train(s, step, event);
     case STEP_STATS:
     case STEP_COUNT:
         break;
@@ -162,19 +193,12 @@ done:
     return status;
 }
 
-/* Buffers full of NaN, so that nothing passes a check that was not written. */
 static clmoe_status create_buffers(subject *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    const cl_uint poison = UINT32_MAX;
     size_t sizes[SUBJECT_COUNT] = {0};
     TRY(buffer_sizes(s, sizes));
-    for (int i = 0; i < SUBJECT_COUNT; i++) {
-        const size_t bytes = sizes[i] / sizeof poison * sizeof poison;
-        TRY(device_buffer(s->device, sizes[i], &s->buffers[i]));
-        if (bytes > 0)
-            TRY(CL(clEnqueueFillBuffer(s->device->queue, s->buffers[i], &poison, sizeof poison, 0,
-                                       bytes, 0, NULL, NULL)));
-    }
+    for (int i = 0; i < SUBJECT_COUNT; i++)
+        TRY(device_poisoned(s->device, sizes[i], &s->buffers[i]));
 done:
     return status;
 }
@@ -233,6 +257,9 @@ done:
 void subject_release(subject *s) {
     if (s->device)
         clFinish(s->device->queue);
+    for (int kind = 0; kind < POLICY_KINDS; kind++)
+        policy_release(&s->policies[kind]);
+    train_release(&s->train);
     for (int i = 0; i < SUBJECT_COUNT; i++)
         buffer_release(&s->buffers[i]);
     clmoe_layer_destroy(s->layer);

@@ -2,7 +2,9 @@
 #ifndef BENCH_SUBJECT_H
 #define BENCH_SUBJECT_H
 
+#include "policy.h"
 #include "reference.h"
+#include "train.h"
 
 /* An engine as the bench names it: a library's engine on weights as they are, or a peer. */
 typedef struct bench_engine {
@@ -36,6 +38,8 @@ typedef struct subject {
     clmoe_weights weights; /* the inputs', packed where the engine is */
     clmoe_plan_layout plan;
     cl_mem buffers[SUBJECT_COUNT];
+    bench_policy policies[POLICY_KINDS]; /* made when one of their steps is first enqueued */
+    bench_train train;
     bool packed;     /* the engine reads packed weights */
     bool dispatches; /* the engine reads xe, not x through the plan */
 } subject;
@@ -45,6 +49,9 @@ typedef struct subject {
 clmoe_status subject_create(const bench_device *device, const inputs *in,
                             const bench_engine *engine, subject *s);
 void subject_release(subject *s);
+
+/* The policy of STEP_EXPERT_CHOICE, STEP_SINKHORN or STEP_REROUTE. */
+policy_kind step_policy(bench_step step);
 
 /* Enqueues a step; its inputs are what subject_create() left. */
 clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event);

@@ -58,6 +58,10 @@ done
 for step in read copy fma; do expect "$tmp/lines" "roofline 0 roofline $step"; done
 grep -q "tiny-router 70 .* topk_to_plan" "$tmp/lines" || fail "tiny-router was not run"
 ! grep -q "tiny-router 70 .* experts" "$tmp/lines" || fail "a routing-only case has experts"
+for policy in expert-choice sinkhorn reroute; do
+    grep -q "tiny-router 70 .* routing:$policy\$" "$tmp/lines" || fail "no routing:$policy"
+done
+! grep -q "balance\|train" "$tmp/lines" || fail "a step that was not named was timed"
 [ "$(sort "$tmp/lines" | uniq -d)" = "" ] || fail "rows appear twice"
 
 echo "== patterns and choices"
@@ -74,6 +78,12 @@ grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
 run 0 --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown
 expect "$tmp/out" "    clmoe-bench${device:+ $device} --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown"
 grep -q '^| tiny | 37 | 6 | experts | ref | [0-9]' "$tmp/out" || fail "no row in markdown"
+
+echo "== balance"
+run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balance,balance \
+    --repeat 1 --json "$tmp/rows.json"
+"$rows" "$tmp/rows.json" >"$tmp/lines"
+for step in layer:train layer:train+balance balance; do expect "$tmp/lines" "tiny 37 ref $step"; done
 
 echo "== storage types"
 for type in f16 bf16; do

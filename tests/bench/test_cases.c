@@ -33,6 +33,7 @@ static void test_named_shapes(void **state) {
         {"decode-cpu", 1, 1024, 512, 64, 8},       {"decode-cpu", 8, 1024, 512, 64, 8},
         {"mixtral-8x7b", 8192, 4096, 14336, 8, 2}, {"qwen3-30b-a3b", 1024, 2048, 768, 128, 8},
         {"olmoe", 64, 2048, 1024, 64, 8},          {"deepseek-v3", 1, 7168, 2048, 256, 8},
+        {"router-wide", 16384, 32, 16, 512, 10},   {"router-256", 8192, 32, 16, 256, 8},
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(shapes); i++) {
@@ -57,6 +58,20 @@ static void test_scaling_experts(void **state) {
         CHECK(case_weight_bytes(c, 4) == case_weight_bytes(first, 4), "E=%u: other weights\n",
               c->experts);
     }
+}
+
+static void test_steps_of_cases(void **state) {
+    const bench_case *layer = find("olmoe-cpu", 512), *router = find("router-wide", 16384);
+    (void)state;
+    for (int step = 0; step < STEP_COUNT; step++) {
+        const bool policy = strncmp(step_names[step], "routing:", strlen("routing:")) == 0;
+        CHECK(case_has_step(layer, (bench_step)step) == !policy, "olmoe-cpu and %s\n",
+              step_names[step]);
+        CHECK(!policy || case_has_step(router, (bench_step)step), "router-wide lacks %s\n",
+              step_names[step]);
+    }
+    CHECK(case_has_step(router, STEP_BALANCE) && !case_has_step(router, STEP_TRAIN),
+          "router-wide has experts, or no balance\n");
 }
 
 static void test_costs(void **state) {
@@ -104,8 +119,8 @@ static void test_small_cases(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_table), TEST(test_named_shapes), TEST(test_scaling_experts),
-        TEST(test_costs), TEST(test_small_cases),
+        TEST(test_table),          TEST(test_named_shapes), TEST(test_scaling_experts),
+        TEST(test_steps_of_cases), TEST(test_costs),        TEST(test_small_cases),
     };
     return RUN(tests);
 }

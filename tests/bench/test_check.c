@@ -68,12 +68,24 @@ static void test_right_results_pass(void **state) {
         }
 }
 
-/* Overwrites a buffer from `offset` on with ones, which are small integers and denormal floats. */
-static void spoil(fixture *f, subject_buffer which, size_t offset, size_t bytes) {
+/* Overwrites a buffer with ones, which are small integers and denormal floats. */
+static void spoil(fixture *f, cl_mem buffer) {
     const cl_uint one = 1;
-    ok(CL(clEnqueueFillBuffer(f->device.queue, f->subject.buffers[which], &one, sizeof one, offset,
-                              bytes, 0, NULL, NULL)));
+    size_t bytes = 0;
+    ok(CL(clGetMemObjectInfo(buffer, CL_MEM_SIZE, sizeof bytes, &bytes, NULL)));
+    ok(CL(clEnqueueFillBuffer(f->device.queue, buffer, &one, sizeof one, 0, bytes / 4 * 4, 0, NULL,
+                              NULL)));
     ok(CL(clFinish(f->device.queue)));
+}
+
+/* Adds to the word at `offset` of a plan. */
+static void spoil_word(fixture *f, cl_mem plan, size_t offset) {
+    cl_uint word = 0;
+    ok(CL(clEnqueueReadBuffer(f->device.queue, plan, CL_TRUE, offset, sizeof word, &word, 0, NULL,
+                              NULL)));
+    word += 7;
+    ok(CL(clEnqueueWriteBuffer(f->device.queue, plan, CL_TRUE, offset, sizeof word, &word, 0, NULL,
+                               NULL)));
 }
 
 static void expect_wrong(fixture *f, bench_step step, const char *name) {
@@ -106,11 +118,8 @@ static void test_wrong_results_are_found(void **state) {
     (void)state;
     set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        size_t bytes = 0;
         expect_right(&f, cases[i].step);
-        ok(CL(clGetMemObjectInfo(f.subject.buffers[cases[i].buffer], CL_MEM_SIZE, sizeof bytes,
-                                 &bytes, NULL)));
-        spoil(&f, cases[i].buffer, 0, bytes / 4 * 4);
+        spoil(&f, f.subject.buffers[cases[i].buffer]);
         expect_wrong(&f, cases[i].step, cases[i].name);
         expect_right(&f, cases[i].step);
     }
@@ -126,13 +135,78 @@ static void test_wrong_plans_are_found(void **state) {
     const size_t places[] = {plan->load,        plan->kept,   plan->offsets + 4,
                              plan->slot_of + 4, plan->row_of, plan->token_of + 4};
     for (size_t i = 0; i < COUNT_OF(places); i++) {
-        cl_uint word = 0;
         expect_right(&f, STEP_PLAN);
-        ok(subject_read(&f.subject, SUBJECT_PLAN, places[i], sizeof word, &word));
-        word += 7;
-        ok(CL(clEnqueueWriteBuffer(f.device.queue, f.subject.buffers[SUBJECT_PLAN], CL_TRUE,
-                                   places[i], sizeof word, &word, 0, NULL, NULL)));
+        spoil_word(&f, f.subject.buffers[SUBJECT_PLAN], places[i]);
         expect_wrong(&f, STEP_PLAN, "the plan");
+    }
+    tear_down(&f);
+}
+
+static void test_wrong_policies_are_found(void **state) {
+    static const bench_step steps[] = {STEP_EXPERT_CHOICE, STEP_SINKHORN, STEP_REROUTE};
+    fixture f;
+    (void)state;
+    set_up(&f, ROUTE_ZIPF, CLMOE_F32);
+    for (size_t i = 0; i < COUNT_OF(steps); i++) {
+        const bench_policy *p = &f.subject.policies[step_policy(steps[i])];
+        expect_right(&f, steps[i]);
+        const size_t places[] = {p->plan.kept, p->plan.slot_of + 4, p->plan.row_of,
+                                 p->plan.token_of};
+        for (size_t n = 0; n < COUNT_OF(places); n++) {
+            spoil_word(&f, p->buffers[POLICY_PLAN], places[n]);
+            expect_wrong(&f, steps[i], "the plan");
+            expect_right(&f, steps[i]);
+        }
+        spoil(&f, p->buffers[POLICY_IDS]);
+        expect_wrong(&f, steps[i], "ids");
+        expect_right(&f, steps[i]);
+    }
+    spoil(&f, f.subject.policies[POLICY_EXPERT_CHOICE].buffers[POLICY_OFFSETS]);
+    expect_wrong(&f, STEP_EXPERT_CHOICE, "token_offsets");
+    tear_down(&f);
+}
+
+/* A pair that loses its place, and its expert the row, although there was room. */
+static void test_dropped_next_to_room_is_found(void **state) {
+    fixture f;
+    const int32_t none = -1;
+    const uint32_t fewer = 0;
+    const bench_policy *p = &f.subject.policies[POLICY_REROUTE];
+    (void)state;
+    set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
+    expect_right(&f, STEP_REROUTE);
+    const size_t slots = p->plan.pairs * sizeof none, loads = layer_case.experts * sizeof fewer;
+    ok(CL(clEnqueueFillBuffer(f.device.queue, p->buffers[POLICY_PLAN], &none, sizeof none,
+                              p->plan.slot_of, slots, 0, NULL, NULL)));
+    ok(CL(clEnqueueFillBuffer(f.device.queue, p->buffers[POLICY_PLAN], &fewer, sizeof fewer,
+                              p->plan.kept, loads, 0, NULL, NULL)));
+    expect_wrong(&f, STEP_REROUTE, "the plan");
+    tear_down(&f);
+}
+
+static void test_wrong_balance_is_found(void **state) {
+    static const struct {
+        bench_step step;
+        train_buffer buffer;
+        const char *name;
+    } cases[] = {
+        {STEP_TRAIN, TRAIN_Y, "y"},
+        {STEP_TRAIN_BALANCE, TRAIN_Y, "y"},
+        {STEP_TRAIN_BALANCE, TRAIN_STATS, "stats"},
+        {STEP_TRAIN_BALANCE, TRAIN_VALUES, "values"},
+        {STEP_TRAIN_BALANCE, TRAIN_DLOGITS, "dlogits"},
+        {STEP_BALANCE, TRAIN_STATS, "stats"},
+        {STEP_BALANCE, TRAIN_VALUES, "values"},
+        {STEP_BALANCE, TRAIN_DLOGITS, "dlogits"},
+    };
+    fixture f;
+    (void)state;
+    set_up(&f, ROUTE_ZIPF, CLMOE_F32);
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        expect_right(&f, cases[i].step);
+        spoil(&f, f.subject.train.buffers[cases[i].buffer]);
+        expect_wrong(&f, cases[i].step, cases[i].name);
+        expect_right(&f, cases[i].step);
     }
     tear_down(&f);
 }
@@ -205,6 +279,9 @@ int main(void) {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_wrong_results_are_found),
         cmocka_unit_test(test_wrong_plans_are_found),
+        cmocka_unit_test(test_wrong_policies_are_found),
+        cmocka_unit_test(test_dropped_next_to_room_is_found),
+        cmocka_unit_test(test_wrong_balance_is_found),
         cmocka_unit_test(test_peer),
         cmocka_unit_test(test_peer_clblast),
     };
