@@ -16,7 +16,7 @@ done
 missing() { # kernels in no program; those in one vendor's assembly are not for any device
     for file in "$kernels"/*.cl; do
         name=$(basename "$file" .cl)
-        case $name in gemm_nv*) continue ;; esac
+        case $name in gemm_nv* | nv_*) continue ;; esac
         ls "$directory"/*/"$name"-*.cl >/dev/null 2>&1 || echo "$name"
     done
 }
