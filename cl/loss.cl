@@ -277,7 +277,7 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
         measure_totals(&c, tmp, uint_tmp);
         bool known = is_known(&c, tokens);
         measure_terms(&c, known, tmp);
-        float value = loss_value(&c), factor = known ? c.item.weight : 0.0f, direct = 0.0f;
+        float value = loss_value(&c), factor = known ? c.item.weight : 0.0f;
         if (c.item.controlled)
             factor *= header->loss_weight;
         factor /= (c.item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);

@@ -16,7 +16,7 @@
 
 #include <stddef.h>
 
-enum { MAX_ARGUMENTS = 96, MAX_ARGUMENT = 128 };
+enum { MAX_ARGUMENTS = 96, MAX_ARGUMENT = 1024 };
 
 /* Options of a program come as the first line of its source: SOURCE_OPTIONS "-DGROUP=1". */
 #define SOURCE_OPTIONS "// options: "
