@@ -212,7 +212,7 @@ static unsigned calls_of(rig *r, const phase *p, const source *from) {
 void sweep(rig *r, const phase *p, const source *from) {
     unsigned calls = calls_of(r, p, from), faults = 0;
     /* Layers take longest: they are compiled. */
-    unsigned step = p->run == run_layer ? 2 * one_in - 1 : one_in;
+    unsigned step = p->run == run_layer ? (one_in + 1) / 2 : one_in;
     size_t num_codes = from == &host_memory ? 1 : COUNT_OF(codes);
     bool allocates = strcmp(r->engine, "clblast") == 0;
     CHECK(from != &host_memory || !(p->traits & NO_BLOCKS) || calls == 0 || allocates,

@@ -70,6 +70,9 @@ BUILTIN float cospi(float v) {
 BUILTIN uint mul_hi(uint a, uint b) {
     return (uint)((ulong)a * b >> 32);
 }
+BUILTIN uint add_sat(uint a, uint b) {
+    return b > 0xFFFFFFFFu - a ? 0xFFFFFFFFu : a + b;
+}
 /* Work-items take turns. */
 #define atomic_inc(p) ((*(p))++)
 BUILTIN float fma(float a, float b, float c) {
