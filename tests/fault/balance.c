@@ -65,6 +65,13 @@ static void rebalance(clmoe_layer_desc *d) {
     d->router.rebalance_iterations = 3;
 }
 
+/* Its layers begin with a probe of the device. */
+static void tensor_cores(clmoe_layer_desc *d) {
+    d->type = d->weight_type = CLMOE_BF16;
+    d->balance.device_groups = 2;
+    d->capacity.rows = 4;
+}
+
 #define LOSS(of) .kind = CLMOE_LOSS_##of, .weight = 0.5f
 
 static const clmoe_loss_desc any_layer[] = {
@@ -89,20 +96,22 @@ typedef struct variant {
     void (*set)(clmoe_layer_desc *desc);
     const clmoe_loss_desc *losses;
     uint32_t num_losses;
+    const char *engine; /* NULL: "ref" */
 } variant;
 
 #define LOSSES(of) (of), COUNT_OF(of)
 
 static const variant variants[] = {
-    {"state", with_state, LOSSES(by_device)},
-    {"sequences", sequences, LOSSES(by_sequence)},
-    {"expert choice", expert_choice, LOSSES(any_layer)},
-    {"Sinkhorn", sinkhorn, LOSSES(any_layer)},
-    {"soft", soft, LOSSES(any_layer)},
-    {"two levels", two_level, LOSSES(any_layer)},
-    {"Soft MoE", soft_moe, NULL, 0},
-    {"reroute", reroute, LOSSES(any_layer)},
-    {"rebalance", rebalance, LOSSES(any_layer)},
+    {"state", with_state, LOSSES(by_device), NULL},
+    {"sequences", sequences, LOSSES(by_sequence), NULL},
+    {"expert choice", expert_choice, LOSSES(any_layer), NULL},
+    {"Sinkhorn", sinkhorn, LOSSES(any_layer), NULL},
+    {"soft", soft, LOSSES(any_layer), NULL},
+    {"two levels", two_level, LOSSES(any_layer), NULL},
+    {"Soft MoE", soft_moe, NULL, 0, NULL},
+    {"reroute", reroute, LOSSES(any_layer), NULL},
+    {"rebalance", rebalance, LOSSES(any_layer), NULL},
+    {"tensor cores", tensor_cores, LOSSES(by_device), "nv_mma"},
 };
 
 /* ---- What is done --------------------------------------------------------------------------- */
@@ -233,7 +242,7 @@ static void make_balance(rig *r, const variant *v) {
 
 static void make_outputs(rig *r) {
     const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
-    add_output(r, "y", r->args.y, (size_t)TOKENS * r->desc.dim * 4);
+    add_output(r, "y", r->args.y, (size_t)TOKENS * r->desc.dim * type_size(r->desc.type));
     add_output(r, "stats", r->args.stats, clmoe_stats_size(r->layer));
     add_output(r, "loss_values", r->args.loss_values, r->args.num_losses * 4);
     add_output(r, "dlogits", r->args.dlogits, logits);
@@ -303,7 +312,10 @@ static void run_once(rig *r) {
 static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
     batch b;
     device_batch d;
-    *r = (rig){.engine = "ref", .model = v->name, .queue = queue, .desc = desc_of(&small)};
+    *r = (rig){.engine = v->engine ? v->engine : "ref",
+               .model = v->name,
+               .queue = queue,
+               .desc = desc_of(&small)};
     v->set(&r->desc);
     r->desc.engine = r->engine;
     seed_set(5);
@@ -345,7 +357,16 @@ static void sweep_variant(const variant *v, const source *from, cl_command_queue
     undo_layer(&r);
 }
 
+static bool has_engine(const char *name) {
+    const char *const *engines = test_engines_of(CLMOE_BF16, CLMOE_BF16);
+    for (size_t n = 0; engines[n] != NULL; n++)
+        if (strcmp(engines[n], name) == 0)
+            return true;
+    return false;
+}
+
 void sweep_balance(const source *from, cl_command_queue queue) {
     for (size_t i = 0; i < (every_call ? COUNT_OF(variants) : 1); i++)
-        sweep_variant(&variants[i], from, queue);
+        if (!variants[i].engine || has_engine(variants[i].engine))
+            sweep_variant(&variants[i], from, queue);
 }
