@@ -173,9 +173,9 @@ static inline float cell_gradient(const cells *c, uint d) {
 static inline bool is_known(const cells *c, float tokens) {
     int kind = c->item.kind;
     bool has_load = c->counts ? c->total > 0 : c->share_total > 0.0f;
-    bool by_tokens = is_importance(kind) || kind == LOSS_Z || kind == LOSS_TOKEN_ENTROPY ||
-                     kind == LOSS_COMMUNICATION || kind == LOSS_OVERFLOW;
-    return tokens > 0.0f && (by_tokens || has_load);
+    int by_tokens = is_importance(kind) | (kind == LOSS_Z) | (kind == LOSS_TOKEN_ENTROPY) |
+                    (kind == LOSS_COMMUNICATION) | (kind == LOSS_OVERFLOW);
+    return (tokens > 0.0f) & (by_tokens | has_load);
 }
 
 /* Where the loss reads, and what it knows before the sums. */
