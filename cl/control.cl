@@ -19,9 +19,14 @@ void state_init(__global uint *state, ulong state_off, uint seed_low, uint seed_
         arrays[i] = 0;
     if (get_local_id(0) != 0)
         return;
-    state_header first = {STATE_VERSION, columns, {seed_low, seed_high}, 0, 0, 1.0f, 1.0f, 1.0f,
-                          1.0f, {0, 0, 0, 0, 0, 0}};
-    *s = first;
+    s->version = STATE_VERSION;
+    s->columns = columns;
+    s->seed[0] = seed_low;
+    s->seed[1] = seed_high;
+    s->step = s->updates = 0;
+    s->noise_scale = s->temperature_scale = s->loss_weight = s->capacity_scale = 1.0f;
+    for (uint i = 0; i < sizeof s->reserved / sizeof s->reserved[0]; i++)
+        s->reserved[i] = 0;
 }
 
 ulong group_sum_long(ulong value, __local ulong *tmp) {

@@ -173,9 +173,9 @@ static inline float cell_gradient(const cells *c, uint d) {
 static inline bool is_known(const cells *c, float tokens) {
     int kind = c->item.kind;
     bool has_load = c->counts ? c->total > 0 : c->share_total > 0.0f;
-    bool by_tokens = is_importance(kind) || kind == LOSS_Z || kind == LOSS_TOKEN_ENTROPY ||
-                     kind == LOSS_COMMUNICATION || kind == LOSS_OVERFLOW;
-    return tokens > 0.0f && (by_tokens || has_load);
+    int by_tokens = is_importance(kind) | (kind == LOSS_Z) | (kind == LOSS_TOKEN_ENTROPY) |
+                    (kind == LOSS_COMMUNICATION) | (kind == LOSS_OVERFLOW);
+    return (tokens > 0.0f) & (by_tokens | has_load);
 }
 
 /* Where the loss reads, and what it knows before the sums. */
@@ -277,7 +277,7 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
         measure_totals(&c, tmp, uint_tmp);
         bool known = is_known(&c, tokens);
         measure_terms(&c, known, tmp);
-        float value = loss_value(&c), factor = known ? c.item.weight : 0.0f, direct = 0.0f;
+        float value = loss_value(&c), factor = known ? c.item.weight : 0.0f;
         if (c.item.controlled)
             factor *= header->loss_weight;
         factor /= (c.item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);

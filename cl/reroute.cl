@@ -122,13 +122,14 @@ static inline void make_wishes(const rerouting *r, uint token, __global int *row
         if (!(score > best[WISHES - 1]) || score == INFINITY || !has_room(r, e) ||
             token_has(r, token, e))
             continue;
-        int i = WISHES - 1;
-        for (; i > 0 && best[i - 1] < score; i--) {
-            best[i] = best[i - 1];
-            row[i] = row[i - 1];
+#pragma unroll
+        for (int i = WISHES - 1; i >= 0; i--) {
+            const bool moves = i > 0 && best[max(i - 1, 0)] < score, fits = best[i] < score;
+            if (fits) {
+                best[i] = moves ? best[max(i - 1, 0)] : score;
+                row[i] = moves ? row[max(i - 1, 0)] : e;
+            }
         }
-        best[i] = score;
-        row[i] = e;
     }
 }
 

@@ -10,143 +10,18 @@
  * mistake in the text, and where it has none for an array it goes on without; there only leaks
  * count.
  */
-#include "layer.h"
-#include "support.h"
 #include "support_files.h"
+#include "sweep.h"
 
 #include <dirent.h>
-#include <dlfcn.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 13, FEW = 19, SKIPPED = 77 };
-
-static const cl_int codes[] = {CL_OUT_OF_RESOURCES, CL_MEM_OBJECT_ALLOCATION_FAILURE,
-                               CL_OUT_OF_HOST_MEMORY};
-static bool every_call;
-static unsigned one_in = FEW;
-
-/* ---- Host memory: the linker sends the library's calls here --------------------------------- */
-
-void *__real_malloc(size_t bytes);
-void *__real_calloc(size_t count, size_t bytes);
-void *__real_realloc(void *block, size_t bytes);
-void __real_free(void *block);
-void *__wrap_malloc(size_t bytes);
-void *__wrap_calloc(size_t count, size_t bytes);
-void *__wrap_realloc(void *block, size_t bytes);
-char *__wrap_strdup(const char *text);
-void __wrap_free(void *block);
-
-static struct {
-    unsigned calls, nth;
-    bool lasting, failed, watched;
-    bool in_jansson; /* the call that failed was jansson's */
-    long blocks;
-} memory;
-
-static bool memory_fails(void) {
-    if (!memory.watched)
-        return false;
-    unsigned call = ++memory.calls;
-    bool fails = memory.nth && (memory.lasting ? call >= memory.nth : call == memory.nth);
-    memory.failed = memory.failed || fails;
-    return fails;
-}
-
-static void *counted(void *block) {
-    memory.blocks += memory.watched && block != NULL;
-    return block;
-}
-
-void *__wrap_malloc(size_t bytes) {
-    return memory_fails() ? NULL : counted(__real_malloc(bytes));
-}
-
-void *__wrap_calloc(size_t count, size_t bytes) {
-    return memory_fails() ? NULL : counted(__real_calloc(count, bytes));
-}
-
-void *__wrap_realloc(void *block, size_t bytes) {
-    if (memory_fails())
-        return NULL;
-    return block ? __real_realloc(block, bytes) : counted(__real_malloc(bytes));
-}
-
-char *__wrap_strdup(const char *text) {
-    size_t bytes = strlen(text) + 1;
-    char *copy = __wrap_malloc(bytes);
-    return copy ? memcpy(copy, text, bytes) : NULL;
-}
-
-void __wrap_free(void *block) {
-    memory.blocks -= memory.watched && block != NULL;
-    __real_free(block);
-}
-
-static void *jansson_malloc(size_t bytes) {
-    bool failed = memory.failed;
-    void *block = __wrap_malloc(bytes);
-    memory.in_jansson = memory.in_jansson || (memory.failed && !failed);
-    return block;
-}
-
-/* ---- What can fail -------------------------------------------------------------------------- */
-
-static const fault_layer *opencl;
-
-typedef struct source {
-    const char *name;
-    void (*arm)(unsigned nth, cl_int code, bool lasting);
-    unsigned (*calls)(void);
-    const char *(*failed)(void);
-} source;
-
-static void memory_arm(unsigned nth, cl_int code, bool lasting) {
-    (void)code;
-    memory.nth = nth;
-    memory.lasting = lasting;
-    memory.calls = 0;
-    memory.failed = memory.in_jansson = false;
-}
-
-static unsigned memory_calls(void) {
-    return memory.calls;
-}
-
-static const char *memory_failed(void) {
-    return memory.failed ? "host memory" : "";
-}
-
-static const source host_memory = {"host memory", memory_arm, memory_calls, memory_failed};
+enum { FEW = 61, SKIPPED = 77 };
 
 /* ---- What is done --------------------------------------------------------------------------- */
-
-/* Everything between a model directory and an output. */
-typedef struct rig {
-    const char *engine, *model;
-    uint32_t number; /* of the layer in the checkpoint */
-    clmoe_checkpoint *checkpoint;
-    clmoe_layer_desc desc;
-    clmoe_context *context;
-    clmoe_layer *layer;
-    clmoe_weights weights;
-    clmoe_buf packed; /* of the experts, where the engine has such a form */
-    cl_command_queue queue;
-    clmoe_forward_args args;
-    struct {
-        clmoe_score_args score;
-        clmoe_topk_args topk;
-        clmoe_plan_args plan;
-        clmoe_dispatch_args dispatch;
-        clmoe_experts_args experts;
-        clmoe_combine_args combine;
-        clmoe_stats_args stats;
-    } steps;
-    void *y, *stats, *ids, *logits; /* of a run without faults */
-} rig;
 
 static clmoe_status run_open(rig *r) {
     char path[1024];
@@ -173,44 +48,15 @@ static clmoe_status run_describe(rig *r) {
     return status;
 }
 
-static clmoe_status run_context(rig *r) {
-    clmoe_status status = clmoe_context_create(test.context, test.device, NULL, &r->context);
-    CHECK((status == CLMOE_SUCCESS) == (r->context != NULL), "a handle of a failed create\n");
-    return status;
-}
-
-static void undo_context(rig *r) {
-    clmoe_context_destroy(r->context);
-    r->context = NULL;
-}
-
 static const char *cache_path;
 
 /* The test's own files and blocks are not to be counted. */
 static void empty_cache(void) {
-    bool watched = memory.watched;
-    memory.watched = false;
+    bool watched = memory_watch(false);
     assert_int_equal(files_teardown(NULL), 0);
     assert_int_equal(files_setup(NULL), 0);
     cache_path = temp_path("programs");
-    memory.watched = watched;
-}
-
-static clmoe_status run_layer(rig *r) {
-    clmoe_status status = clmoe_layer_create(r->context, &r->desc, &r->layer);
-    CHECK((status == CLMOE_SUCCESS) == (r->layer != NULL), "a handle of a failed create\n");
-    return status;
-}
-
-/* Programs stay in a context: each layer gets a new one. */
-static void fresh_context(rig *r) {
-    OK(run_context(r));
-}
-
-static void undo_layer(rig *r) {
-    clmoe_layer_destroy(r->layer);
-    r->layer = NULL;
-    undo_context(r);
+    memory_watch(watched);
 }
 
 /* The same with the disk cache of programs, empty or as the run before left it. */
@@ -243,14 +89,6 @@ static void undo_upload(rig *r) {
     clmoe_weights_release(&r->weights);
 }
 
-/* Gives back the event, if there should be one. */
-static clmoe_status event_is_right(clmoe_status status, cl_event event) {
-    CHECK((status == CLMOE_SUCCESS) == (event != NULL), "an event of a failed call\n");
-    if (event)
-        clReleaseEvent(event);
-    return status;
-}
-
 static clmoe_status run_pack(rig *r) {
     cl_event event = (cl_event)(void *)r; /* anything but NULL */
     if (!r->packed.mem)
@@ -265,19 +103,6 @@ static clmoe_status run_forward(rig *r) {
     clmoe_status status = clmoe_forward(r->layer, r->queue, &r->args, 0, NULL, &event);
     return event_is_right(status, event);
 }
-
-/* A step after the one before, whose event is given back. */
-#define STEP(call, args)                                                                           \
-    do {                                                                                           \
-        cl_event event = (cl_event)(void *)r;                                                      \
-        status = call(r->layer, r->queue, (args), last != NULL, last ? &last : NULL, &event);      \
-        CHECK((status == CLMOE_SUCCESS) == (event != NULL), "an event of a failed " #call "\n");   \
-        if (last)                                                                                  \
-            clReleaseEvent(last);                                                                  \
-        last = event;                                                                              \
-        if (status != CLMOE_SUCCESS)                                                               \
-            return status;                                                                         \
-    } while (0)
 
 static clmoe_status run_steps(rig *r) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -330,28 +155,20 @@ static void compare_outputs(rig *r) {
     free(y);
 }
 
-typedef struct phase {
-    const char *name;
-    bool may_succeed; /* trouble with the cache is no error */
-    void (*before)(rig *r);
-    clmoe_status (*run)(rig *r);
-    void (*compare)(rig *r);
-    void (*undo)(rig *r);
-} phase;
-
 static const phase phases[] = {
-    {"open", false, NULL, run_open, NULL, undo_open},
-    {"describe", false, NULL, run_describe, NULL, NULL},
-    {"context", false, NULL, run_context, NULL, undo_context},
-    {"context with cache", false, NULL, run_context_with_cache, NULL, undo_context},
-    {"layer", false, fresh_context, run_layer, NULL, undo_layer},
-    {"layer, empty cache", true, context_with_empty_cache, run_layer, NULL, undo_layer},
-    {"layer, cache", true, context_with_cache, run_layer, NULL, undo_layer},
-    {"upload", false, NULL, run_upload, NULL, undo_upload},
-    {"pack", false, NULL, run_pack, NULL, NULL},
-    {"forward", false, poison_outputs, run_forward, compare_outputs, NULL},
-    {"steps", false, poison_outputs, run_steps, compare_steps, NULL},
-    {"forward, packed", false, poison_outputs, run_packed_forward, NULL, NULL},
+    {"open", 0, NULL, run_open, NULL, undo_open, NULL},
+    {"describe", 0, NULL, run_describe, NULL, NULL, NULL},
+    {"context", 0, NULL, run_context, NULL, undo_context, NULL},
+    {"context with cache", 0, NULL, run_context_with_cache, NULL, undo_context, NULL},
+    {"layer", 0, fresh_context, run_layer, NULL, undo_layer, NULL},
+    {"layer, empty cache", MAY_SUCCEED, context_with_empty_cache, run_layer, NULL, undo_layer,
+     NULL},
+    {"layer, cache", MAY_SUCCEED, context_with_cache, run_layer, NULL, undo_layer, NULL},
+    {"upload", 0, NULL, run_upload, NULL, undo_upload, NULL},
+    {"pack", 0, NULL, run_pack, NULL, NULL, NULL},
+    {"forward", NO_BLOCKS, poison_outputs, run_forward, compare_outputs, NULL, NULL},
+    {"steps", NO_BLOCKS, poison_outputs, run_steps, compare_steps, NULL, NULL},
+    {"forward, packed", NO_BLOCKS, poison_outputs, run_packed_forward, NULL, NULL, NULL},
 };
 
 static void make_arguments(rig *r) {
@@ -399,8 +216,9 @@ static void make_steps(rig *r) {
     r->steps.combine = (clmoe_combine_args){HEAD(clmoe_combine_args),     .ye = ye,
                                             .pair_weights = weights,      .plan = plan,
                                             .residual = r->args.residual, .y = r->args.y};
-    r->steps.stats = (clmoe_stats_args){HEAD(clmoe_stats_args), .plan = plan, .live = live,
-                                        .stats = r->args.stats};
+    r->steps.stats =
+        (clmoe_stats_args){HEAD(clmoe_stats_args), .ids = ids,         .plan = plan,
+                           .live = live,           .scratch = scratch, .stats = r->args.stats};
 }
 
 /* Copies of a rig have weights of their own. */
@@ -438,84 +256,6 @@ static void rig_release(rig *r) {
     undo_open(r);
 }
 
-/* ---- Sweeping ------------------------------------------------------------------------------- */
-
-static bool status_is_right(const rig *r, const phase *p, const source *from, clmoe_status status,
-                            cl_int code) {
-    if (p->may_succeed && status == CLMOE_SUCCESS)
-        return true;
-    if (from == &host_memory)
-        return status == CLMOE_OUT_OF_MEMORY ||
-               (memory.in_jansson && (status == CLMOE_BAD_FILE || status == CLMOE_SUCCESS));
-    return status == code || (status == CLMOE_ENGINE_FAILED && strcmp(r->engine, "clblast") == 0);
-}
-
-/* Makes call `nth` fail and checks what is left behind. */
-static void fail_call(rig *r, const phase *p, const source *from, unsigned nth, cl_int code,
-                      bool lasting) {
-    test_note("%s, engine %s, %s, %s: call %u fails%s with %s", r->model, r->engine, p->name,
-              from->name, nth, lasting ? " lastingly" : "", clmoe_status_string(code));
-    long objects = opencl->live(), blocks = memory.blocks;
-    if (p->before)
-        p->before(r);
-    from->arm(nth, code, lasting);
-    clmoe_status status = p->run(r);
-    char name[64];
-    snprintf(name, sizeof name, "%s", from->failed());
-    bool right = status_is_right(r, p, from, status, code);
-    from->arm(0, CL_SUCCESS, false);
-    CL_OK(clFinish(r->queue));
-    CHECK(name[0] != '\0', "the call was not made\n");
-    CHECK(right, "%s gives %s: %s\n", name, clmoe_status_string(status), clmoe_last_error());
-    if (status == CLMOE_SUCCESS && p->undo) {
-        p->undo(r);
-        if (p->before)
-            p->before(r);
-    }
-    check_ok(p->run(r), "once more without a fault", __FILE__, __LINE__);
-    CL_OK(clFinish(r->queue));
-    if (p->compare)
-        p->compare(r);
-    if (p->undo)
-        p->undo(r);
-    CHECK(opencl->live() == objects, "%s leaves %ld objects\n", name, opencl->live() - objects);
-    CHECK(memory.blocks == blocks, "%s leaves %ld blocks\n", name, memory.blocks - blocks);
-}
-
-static unsigned calls_of(rig *r, const phase *p, const source *from) {
-    if (p->before)
-        p->before(r);
-    from->arm(0, CL_SUCCESS, false);
-    OK(p->run(r));
-    unsigned calls = from->calls();
-    if (p->undo)
-        p->undo(r);
-    return calls;
-}
-
-static unsigned tried;
-
-static void sweep(rig *r, const phase *p, const source *from) {
-    unsigned calls = calls_of(r, p, from), faults = 0;
-    /* Layers take longest: they are compiled. */
-    unsigned step = p->run == run_layer ? 2 * one_in - 1 : one_in;
-    size_t num_codes = from == &host_memory ? 1 : COUNT_OF(codes);
-    bool allocates = strcmp(r->engine, "clblast") == 0;
-    CHECK(from != &host_memory || (p->run != run_forward && p->run != run_steps) || calls == 0 ||
-              allocates,
-          "a forward asks for %u blocks\n", calls);
-    for (unsigned nth = 1; nth <= calls; nth += step)
-        for (unsigned lasting = 0; lasting < 2; lasting++)
-            for (size_t c = 0; c < num_codes; c++)
-                if (num_codes == 1 || every_call || (nth / step + lasting) % num_codes == c) {
-                    fail_call(r, p, from, nth, codes[c], lasting != 0);
-                    faults++;
-                }
-    tried += faults;
-    print_message("%s, engine %s, %s, %s: %u calls, %u faults\n", r->model, r->engine, p->name,
-                  from->name, calls, faults);
-}
-
 /* What a phase makes is swept after it was undone, and made again for the phases after it. */
 static void sweep_phases(rig *r, const source *from) {
     for (size_t i = 0; i < COUNT_OF(phases); i++) {
@@ -524,7 +264,7 @@ static void sweep_phases(rig *r, const source *from) {
         bool packs = p->run == run_pack || p->run == run_packed_forward;
         bool by_engine =
             packs || p->before == fresh_context || p->run == run_forward || p->run == run_steps;
-        if ((packs && !r->packed.mem) || (p->may_succeed && !every_call) ||
+        if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !every_call) ||
             (!by_engine && strcmp(r->engine, "ref") != 0))
             continue;
         rig own = *r;
@@ -571,26 +311,27 @@ static void sweep_checkpoint(const source *from, const char *model) {
 }
 
 static void sweep_checkpoints(const source *from) {
-    bool watched = memory.watched;
-    memory.watched = false;
+    bool watched = memory_watch(false);
     DIR *models = opendir(TEST_DATA "/checkpoints");
     assert_non_null(models);
     for (struct dirent *entry; (entry = readdir(models)) != NULL;)
         if (entry->d_name[0] != '.' && !strchr(entry->d_name, '.')) {
             test_case("model %s without faults", entry->d_name);
-            memory.watched = watched;
+            memory_watch(watched);
             sweep_checkpoint(from, entry->d_name);
-            memory.watched = false;
+            memory_watch(false);
         }
     closedir(models);
-    memory.watched = watched;
+    memory_watch(watched);
 }
 
 static void opencl_calls(void **state) {
     (void)state;
     const source calls = {"OpenCL", opencl->arm, opencl->calls, opencl->failed};
     sweep_engines(&calls, test.queue);
+    sweep_balance(&calls, test.queue);
     if (every_call) {
+        sweep_balance(&calls, test.out_of_order);
         sweep_engines(&calls, test.out_of_order);
         sweep_checkpoints(&calls);
     }
@@ -598,27 +339,19 @@ static void opencl_calls(void **state) {
 
 static void host_blocks(void **state) {
     (void)state;
-    memory.watched = true;
+    memory_watch(true);
     sweep_engines(&host_memory, test.queue);
+    sweep_balance(&host_memory, test.queue);
     sweep_checkpoints(&host_memory);
-    memory.watched = false;
+    memory_watch(false);
 }
 
 /* ---- Running -------------------------------------------------------------------------------- */
 
-static bool load_layer(void) {
-    void *library = dlopen(FAULT_LAYER, RTLD_NOW | RTLD_LOCAL);
-    cl_uint platforms = 0;
-    if (library)
-        opencl = (const fault_layer *)dlsym(library, FAULT_LAYER_SYMBOL);
-    setenv("OPENCL_LAYERS", FAULT_LAYER, 1);
-    clGetPlatformIDs(0, NULL, &platforms);
-    return opencl != NULL && opencl->loaded();
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest all[] = {TEST(opencl_calls), TEST(host_blocks)};
     const struct CMUnitTest some[] = {TEST(opencl_calls)};
+    one_in = FEW;
     every_call = argc > 1 && strcmp(argv[1], "all") == 0;
     if (every_call)
         one_in = 1;

@@ -41,7 +41,7 @@ done | awk -v kernels="$kernels" '
         list = "ls " kernels
         while ((list | getline name) > 0) {
             # Assembly of one vendor is not for any device.
-            if (name ~ /\.cl$/ && name !~ /^gemm_nv/ && !(("cl/" name) in files)) {
+            if (name ~ /\.cl$/ && name !~ /^(gemm_)?nv_/ && !(("cl/" name) in files)) {
                 print "cl/" name ": not in any program"
                 failed = 1
             }

@@ -1,6 +1,7 @@
 /* The device's objects and calls; see device.h. */
 #include "device.h"
 
+#include <CL/cl_ext.h>
 #include <CL/cl_icd.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -45,6 +46,7 @@ struct _cl_program {
     cl_context context;
     native_program *native;
     char *source;
+    int bf16; /* of the probe of tensor cores */
     char log[4096];
 };
 
@@ -150,10 +152,15 @@ static cl_device_type device_type(void) {
     return type && strcmp(type, "gpu") == 0 ? CL_DEVICE_TYPE_GPU : CL_DEVICE_TYPE_CPU;
 }
 
+static int is_nvidia(void) {
+    return getenv("CLMOE_NATIVE_NVIDIA") != NULL;
+}
+
 static cl_int device_number(cl_device_info name, size_t size, void *value, size_t *bytes) {
     const cl_ulong local = 48 << 10, memory = (cl_ulong)1 << 46;
     const size_t group = 1024;
-    const cl_uint vendor = 0, vector = 8, units = 2, align = 1024;
+    const cl_uint vendor = is_nvidia() ? 0x10DE : 0, major = 8, minor = 0, vector = 8, units = 2,
+                  align = 1024;
     const cl_bool yes = CL_TRUE;
     const cl_device_type type = device_type();
     const cl_command_queue_properties queue =
@@ -162,6 +169,10 @@ static cl_int device_number(cl_device_info name, size_t size, void *value, size_
     switch (name) {
     case CL_DEVICE_VENDOR_ID:
         return GIVE(vendor);
+    case CL_DEVICE_COMPUTE_CAPABILITY_MAJOR_NV:
+        return GIVE(major);
+    case CL_DEVICE_COMPUTE_CAPABILITY_MINOR_NV:
+        return GIVE(minor);
     case CL_DEVICE_TYPE:
         return GIVE(type);
     case CL_DEVICE_AVAILABLE:
@@ -206,7 +217,7 @@ static cl_int CL_API_CALL device_info(cl_device_id of, cl_device_info name, size
     case CL_DEVICE_PROFILE:
         return give_text("FULL_PROFILE", size, value, bytes);
     case CL_DEVICE_EXTENSIONS:
-        return give_text("", size, value, bytes);
+        return give_text(is_nvidia() ? "cl_nv_device_attribute_query" : "", size, value, bytes);
     default:
         return device_number(name, size, value, bytes);
     }
@@ -347,6 +358,7 @@ static cl_int CL_API_CALL build_program(cl_program program, cl_uint count,
     (void)devices;
     (void)notify;
     (void)user;
+    program->bf16 = strstr(options, "-DX=bf16") != NULL;
     program->native = native_build(program->source, options, program->log, sizeof program->log);
     return program->native ? CL_SUCCESS : CL_BUILD_PROGRAM_FAILURE;
 }
@@ -459,6 +471,8 @@ static cl_int CL_API_CALL launch(cl_command_queue queue, cl_kernel kernel, cl_ui
     }
     for (size_t i = 0; i < MAX_ARGUMENTS; i++)
         arguments[i] = kernel->values[i];
+    if (is_nvidia() && strcmp(kernel->name, "nv_mma_probe") == 0)
+        native_nv_probe(arguments, kernel->program->bf16);
     native_launch(kernel->program->native, kernel->name, arguments, groups, items);
     return finish(queue, event);
 }

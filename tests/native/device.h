@@ -10,13 +10,14 @@
  *   CLMOE_NATIVE_COMPILE  the command that compiles: COMMAND SOURCE.cl LIBRARY.so OPTIONS
  *   CLMOE_NATIVE_SOURCES  a directory that gets the source of every program that is built
  *   CLMOE_NATIVE_TYPE     "gpu" or "cpu" (default): what the device says it is
+ *   CLMOE_NATIVE_NVIDIA   the device says it is NVIDIA's, and passes the probe of tensor cores
  */
 #ifndef NATIVE_DEVICE_H
 #define NATIVE_DEVICE_H
 
 #include <stddef.h>
 
-enum { MAX_ARGUMENTS = 96, MAX_ARGUMENT = 128 };
+enum { MAX_ARGUMENTS = 96, MAX_ARGUMENT = 1024 };
 
 /* Options of a program come as the first line of its source: SOURCE_OPTIONS "-DGROUP=1". */
 #define SOURCE_OPTIONS "// options: "
@@ -33,5 +34,8 @@ int native_has_kernel(const native_program *program, const char *name);
 /* Runs all groups in order, work-items in turn; arguments are where their values lie. */
 void native_launch(const native_program *program, const char *name, void **arguments,
                    const size_t groups[3], const size_t local[3]);
+
+/* Computes cl/nv_mma_probe.cl, of f16 unless `bf16`. */
+void native_nv_probe(void **arguments, int bf16);
 
 #endif

@@ -2,7 +2,7 @@
 # Runs test programs with every kernel as native code under AddressSanitizer and
 # UndefinedBehaviorSanitizer, then lists the lines of cl/ that none of them ran. A kernel in none of
 # them is run by its own test: cl/plan.cl by test_plan beside the first program.
-# usage: native.sh CLANG BINARY_DIR SOURCE_DIR PROGRAM...
+# usage: native.sh CLANG BINARY_DIR SOURCE_DIR PROGRAM[:TEST]...
 set -eu
 CLMOE_CLANG=$1
 binary=$2
@@ -27,16 +27,19 @@ mkdir -p "$CLMOE_NATIVE_RUN"
 run() {
     OCL_ICD_VENDORS=$binary/libnative_device.so CLMOE_TEST_DEVICE=0 \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-        LD_PRELOAD="$runtime:$binary/libnative_clblast.so" "$1"
+        LD_PRELOAD="$runtime:$binary/libnative_clblast.so" CLMOE_TEST_FILTER="$2" "$1"
 }
 for program in "$@"; do
-    run "$program"
+    case $program in
+    *:*) run "${program%:*}" "${program##*:}" ;;
+    *) run "$program" "*" ;;
+    esac
 done
 for kernel in "$source"/cl/*.cl; do
     name=$(basename "$kernel" .cl)
     own=$(dirname "$1")/test_$name
     if [ -x "$own" ] && ! ls "$CLMOE_NATIVE_RUN/$name"-*.so >/dev/null 2>&1; then
-        run "$own"
+        run "$own" "*"
     fi
 done
 if ! command -v "$LLVM_PROFDATA" >/dev/null || ! command -v "$LLVM_COV" >/dev/null; then

@@ -34,6 +34,9 @@ void barrier(uint flags);
 #define AS(type, n, v) __builtin_astype((v), type##n)
 #define as_uint(v)     __builtin_astype((v), uint)
 #define as_float(v)    __builtin_astype((v), float)
+#define as_int(v)      __builtin_astype((v), int)
+#define as_int16(v)    AS(int, 16, v)
+#define as_ushort8(v)  AS(ushort, 8, v)
 #define as_uint4(v)    AS(uint, 4, v)
 #define as_uint8(v)    AS(uint, 8, v)
 #define as_uint16(v)   AS(uint, 16, v)
@@ -50,6 +53,8 @@ SCALAR_UNARY(log)
 SCALAR_UNARY(log1p)
 SCALAR_UNARY(tanh)
 SCALAR_UNARY(erf)
+SCALAR_UNARY(erfc)
+SCALAR_UNARY(ceil)
 SCALAR_UNARY(sqrt)
 SCALAR_UNARY(fabs)
 
@@ -59,6 +64,17 @@ BUILTIN float pow(float base, float exponent) {
 BUILTIN float fmax(float a, float b) {
     return __builtin_fmaxf(a, b);
 }
+BUILTIN float cospi(float v) {
+    return (float)__builtin_cos(3.14159265358979323846 * (double)v);
+}
+BUILTIN uint mul_hi(uint a, uint b) {
+    return (uint)((ulong)a * b >> 32);
+}
+BUILTIN uint add_sat(uint a, uint b) {
+    return b > 0xFFFFFFFFu - a ? 0xFFFFFFFFu : a + b;
+}
+/* Work-items take turns. */
+#define atomic_inc(p) ((*(p))++)
 BUILTIN float fma(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);
 }
@@ -82,6 +98,7 @@ BUILTIN int isfinite(float v) {
 MIN_MAX(int)
 MIN_MAX(uint)
 MIN_MAX(ulong)
+MIN_MAX(float)
 
 /* ---- Vectors -------------------------------------------------------------------------------- */
 
@@ -159,6 +176,23 @@ BUILTIN ushort float_to_half(float v) {
     VECTOR_UNARY(exp, n)                                                                           \
     VECTOR_UNARY(tanh, n)                                                                          \
     VECTOR_UNARY(erf, n)                                                                           \
+    VECTOR_UNARY(erfc, n)                                                                          \
+    VECTOR_UNARY(log, n)                                                                           \
+    VECTOR_UNARY(log1p, n)                                                                         \
+    VECTOR_UNARY(fabs, n)                                                                          \
+    VECTOR_UNARY(sqrt, n)                                                                          \
+    BUILTIN float##n fmax(float##n a, float##n b) {                                                \
+        for (int i = 0; i < n; i++)                                                                \
+            a[i] = fmax(a[i], b[i]);                                                               \
+        return a;                                                                                  \
+    }                                                                                              \
+    BUILTIN int##n isfinite(float##n v) {                                                          \
+        int##n is;                                                                                 \
+        for (int i = 0; i < n; i++)                                                                \
+            is[i] = -isfinite(v[i]);                                                               \
+        return is;                                                                                 \
+    }                                                                                              \
+    MIN_MAX(uint##n)                                                                               \
     BUILTIN float##n fma(float##n a, float##n b, float##n c) {                                     \
         for (int i = 0; i < n; i++)                                                                \
             c[i] = fma(a[i], b[i], c[i]);                                                          \
@@ -169,10 +203,16 @@ BUILTIN ushort float_to_half(float v) {
             a[i] = choose[i] >> 31 ? b[i] : a[i];                                                  \
         return a;                                                                                  \
     }                                                                                              \
+    BUILTIN float##n select(float##n a, float##n b, int##n choose) {                               \
+        for (int i = 0; i < n; i++)                                                                \
+            a[i] = choose[i] < 0 ? b[i] : a[i];                                                    \
+        return a;                                                                                  \
+    }                                                                                              \
     CONVERT(uint, ushort, n)                                                                       \
     CONVERT(ushort, uint, n)                                                                       \
     LOAD_STORE_SPACES(float, n)                                                                    \
     LOAD_STORE_SPACES(ushort, n)                                                                   \
+    LOAD_STORE_SPACES(uint, n)                                                                     \
     HALVES_IN(n, __global)                                                                         \
     HALVES_OUT(n, __global)
 VECTORS(2)

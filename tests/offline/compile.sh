@@ -81,9 +81,15 @@ compile "$output.cl" -cl-std=CL1.2 >"$output.log" 2>&1 || skip "no compiler for 
 count=0
 failed=0
 last=
-for source in "$directory"/gpu/*.cl "$directory"/cpu/*.cl; do
+for source in "$directory"/gpu/*.cl "$directory"/nvidia/*.cl "$directory"/cpu/*.cl; do
     # What a CPU is given matters only where a CPU may read it.
-    case $target:$source in spirv:* | *:*/gpu/*) ;; *) continue ;; esac
+    # NVIDIA's assembly is for its devices alone.
+    case $target:$source in
+    sm_*:*/nvidia/* | *:*/gpu/*) ;;
+    *:*/nvidia/*) continue ;;
+    spirv:*) ;;
+    *) continue ;;
+    esac
     kernel=$(basename "${source%-*}")
     [ "$which" = all ] || [ "$kernel" != "$last" ] || continue
     last=$kernel

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Writes the source of every program of the library, with its options, to DIRECTORY/gpu and
-# DIRECTORY/cpu, as a GPU and a CPU are given them. What list_kernels does not build is taken from the
-# test programs, whatever they say of a device that runs nothing.
+# Writes the source of every program of the library, with its options, to DIRECTORY/gpu, DIRECTORY/cpu
+# and DIRECTORY/nvidia, as a GPU, a CPU and, of its own kernels, a GPU of NVIDIA are given them. What
+# list_kernels does not build is taken from the test programs, whatever they say of a device that runs
+# nothing.
 # usage: list.sh LIST_KERNELS DIRECTORY CL_DIRECTORY TEST_PROGRAM...
 set -eu
 list_kernels=$1
@@ -13,10 +14,14 @@ for type in gpu cpu; do
     mkdir -p "$directory/$type"
     CLMOE_NATIVE_TYPE=$type CLMOE_NATIVE_SOURCES=$directory/$type "$list_kernels"
 done
-missing() { # kernels in no program; those in one vendor's assembly are not for any device
+# Kernels in NVIDIA's assembly are for its devices alone.
+mkdir -p "$directory/nvidia"
+rm -f "$directory/nvidia/"*
+CLMOE_NATIVE_NVIDIA=1 CLMOE_NATIVE_TYPE=gpu CLMOE_NATIVE_SOURCES=$directory/nvidia "$list_kernels"
+find "$directory/nvidia" -name '*.cl' ! -name 'gemm_nv_*' ! -name 'nv_*' -exec rm {} +
+missing() { # kernels in no program
     for file in "$kernels"/*.cl; do
         name=$(basename "$file" .cl)
-        case $name in gemm_nv*) continue ;; esac
         ls "$directory"/*/"$name"-*.cl >/dev/null 2>&1 || echo "$name"
     done
 }
@@ -27,7 +32,7 @@ for program in "$@"; do
             >/dev/null 2>&1 || true
     done
 done
-for type in gpu cpu; do
+for type in gpu cpu nvidia; do
     echo "$type: $(find "$directory/$type" -name '*.cl' | wc -l) programs"
 done
 [ -z "$(missing)" ] || { echo "in no program: $(missing)" && exit 1; }

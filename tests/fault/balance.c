@@ -1,0 +1,372 @@
+/* Faults in layers that balance: their policies, states, statistics, losses and updates. */
+#include "sweep.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const shape small = {TOKENS, 16, 8, 0, 2, 12};
+
+/* All that a state makes random, and what its controllers turn. */
+static void with_state(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_LEARNED;
+    d->router.jitter = 0.1f;
+    d->router.jitter_experts = 1;
+    d->router.expert_dropout = 0.1f;
+    d->router.logit_dropout = 0.1f;
+    d->router.select_bias = 1;
+    d->capacity.rows = 4;
+    d->capacity.keep = CLMOE_KEEP_RANDOM;
+    d->balance.device_groups = 4;
+}
+
+static void sequences(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+    d->capacity.rows = 2;
+    d->capacity.keep = CLMOE_KEEP_WEIGHT;
+    d->capacity.tokens_per_sequence = 5;
+    d->balance.device_groups = 2;
+}
+
+static void expert_choice(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+    d->capacity.rows = 3;
+}
+
+static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+    d->router.sinkhorn_iterations = 3;
+    d->router.sinkhorn_tolerance = 1e-3f;
+}
+
+static void soft(clmoe_layer_desc *d) {
+    d->top_k = d->num_experts;
+    d->router.policy = CLMOE_POLICY_SOFT;
+}
+
+static void two_level(clmoe_layer_desc *d) {
+    d->router.two_level = 1;
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+}
+
+static void soft_moe(clmoe_layer_desc *d) {
+    d->top_k = 1;
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->router.slots_per_expert = 3;
+}
+
+static void reroute(clmoe_layer_desc *d) {
+    d->capacity.factor = 1.0;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
+
+static void rebalance(clmoe_layer_desc *d) {
+    d->router.rebalance_iterations = 3;
+}
+
+/* Its layers begin with a probe of the device. */
+static void tensor_cores(clmoe_layer_desc *d) {
+    d->type = d->weight_type = CLMOE_BF16;
+    d->balance.device_groups = 2;
+    d->capacity.rows = 4;
+}
+
+#define LOSS(of) .kind = CLMOE_LOSS_##of, .weight = 0.5f
+
+static const clmoe_loss_desc any_layer[] = {
+    {LOSS(SWITCH), .f_source = CLMOE_F_FRESH}, {LOSS(MINIMAX), .p_source = CLMOE_P_SOFTMAX},
+    {LOSS(L1), .f_source = CLMOE_F_EMA},       {LOSS(Z)},
+    {LOSS(TOKEN_ENTROPY), .controlled = 1},
+};
+static const clmoe_loss_desc by_device[] = {
+    {LOSS(OVERFLOW)},
+    {LOSS(COMMUNICATION)},
+    {LOSS(IMPORTANCE_CV2), .p_source = CLMOE_P_WEIGHTS},
+    {LOSS(SQUARED), .p_source = CLMOE_P_RAW, .per_device = 1},
+};
+static const clmoe_loss_desc by_sequence[] = {
+    {LOSS(SMOOTH_LOAD), .per_sequence = 1},
+    {LOSS(ENTROPY), .f_source = CLMOE_F_FIRST, .per_sequence = 1},
+    {LOSS(LOAD_CV2)},
+};
+
+typedef struct variant {
+    const char *name;
+    void (*set)(clmoe_layer_desc *desc);
+    const clmoe_loss_desc *losses;
+    uint32_t num_losses;
+    const char *engine; /* NULL: "ref" */
+} variant;
+
+#define LOSSES(of) (of), COUNT_OF(of)
+
+static const variant variants[] = {
+    {"state", with_state, LOSSES(by_device), NULL},
+    {"sequences", sequences, LOSSES(by_sequence), NULL},
+    {"expert choice", expert_choice, LOSSES(any_layer), NULL},
+    {"Sinkhorn", sinkhorn, LOSSES(any_layer), NULL},
+    {"soft", soft, LOSSES(any_layer), NULL},
+    {"two levels", two_level, LOSSES(any_layer), NULL},
+    {"Soft MoE", soft_moe, NULL, 0, NULL},
+    {"reroute", reroute, LOSSES(any_layer), NULL},
+    {"rebalance", rebalance, LOSSES(any_layer), NULL},
+    {"tensor cores", tensor_cores, LOSSES(by_device), "nv_mma"},
+};
+
+/* ---- What is done --------------------------------------------------------------------------- */
+
+static clmoe_status run_forward(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_status status = clmoe_forward(r->layer, r->queue, &r->args, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
+static clmoe_status run_state_init(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_status status =
+        clmoe_state_init(r->layer, r->queue, r->balance.state, 5, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
+static clmoe_status run_update(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_status status = clmoe_balance_update(r->layer, r->queue, &r->balance, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
+/* The choice by single steps, then statistics and losses of it. */
+static clmoe_status run_calls(rig *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event last = NULL;
+    STEP(clmoe_score, &r->steps.score);
+    STEP(clmoe_topk, &r->steps.topk);
+    STEP(clmoe_plan, &r->steps.plan);
+    STEP(clmoe_stats_compute, &r->steps.stats);
+    STEP(clmoe_loss, &r->steps.loss);
+    clReleaseEvent(last);
+    return status;
+}
+
+/* Gradients are added to what is there. */
+static void reset_outputs(rig *r) {
+    static const float zeros[TOKENS * 8];
+    for (size_t i = 0; i < OUTPUTS; i++)
+        if (r->outputs[i].buf.mem)
+            buf_poison(r->outputs[i].buf);
+    if (r->args.dlogits.mem)
+        buf_write(r->args.dlogits, zeros, sizeof zeros);
+    if (r->args.dnoise.mem)
+        buf_write(r->args.dnoise, zeros, sizeof zeros);
+}
+
+static void reset_state(rig *r) {
+    buf_write(r->balance.state, r->first_state, r->state_bytes);
+}
+
+static void compare_outputs(rig *r) {
+    bool watched = memory_watch(false);
+    for (size_t i = 0; i < OUTPUTS; i++) {
+        void *got = r->outputs[i].buf.mem ? malloc(r->outputs[i].bytes) : NULL;
+        if (!got)
+            continue;
+        buf_read(r->outputs[i].buf, got, r->outputs[i].bytes);
+        compare_bits(r->outputs[i].name, got, r->outputs[i].want, r->outputs[i].bytes);
+        free(got);
+    }
+    memory_watch(watched);
+}
+
+static void compare_state(const rig *r, const void *want) {
+    bool watched = memory_watch(false);
+    void *got = malloc(r->state_bytes);
+    assert_non_null(got);
+    buf_read(r->balance.state, got, r->state_bytes);
+    compare_bits("state", got, want, r->state_bytes);
+    free(got);
+    memory_watch(watched);
+}
+
+static void compare_first_state(rig *r) {
+    compare_state(r, r->first_state);
+}
+
+static void compare_next_state(rig *r) {
+    compare_state(r, r->next_state);
+    reset_state(r);
+}
+
+static const phase phases[] = {
+    {"layer", 0, fresh_context, run_layer, NULL, undo_layer, NULL},
+    {"forward", NO_BLOCKS, reset_outputs, run_forward, compare_outputs, NULL, reset_outputs},
+    {"calls", NO_BLOCKS, reset_outputs, run_calls, NULL, NULL, reset_outputs},
+    {"state_init", NO_BLOCKS, NULL, run_state_init, compare_first_state, NULL, NULL},
+    {"balance_update", NO_BLOCKS, reset_state, run_update, compare_next_state, NULL, reset_state},
+};
+
+/* ---- A rig ---------------------------------------------------------------------------------- */
+
+static void add_output(rig *r, const char *name, clmoe_buf buf, size_t bytes) {
+    size_t i = 0;
+    while (r->outputs[i].buf.mem)
+        i++;
+    if (!buf.mem)
+        return;
+    assert_true(i < OUTPUTS);
+    r->outputs[i].name = name;
+    r->outputs[i].buf = buf;
+    r->outputs[i].bytes = bytes;
+}
+
+/* A state, statistics and losses for the batch. */
+static void make_balance(rig *r, const variant *v) {
+    const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
+    OK(clmoe_state_size(r->layer, &r->state_bytes));
+    clmoe_balance_init(&r->balance);
+    r->balance.state = buf_new(r->state_bytes);
+    r->balance.bias_rule = CLMOE_BIAS_PROPORTIONAL;
+    r->balance.bias_centred = 1;
+    r->balance.target_violation = 0.5f;
+    r->balance.target_drop_rate = 0.1f;
+    r->args.state = r->balance.state;
+    if (v->num_losses == 0)
+        return;
+    r->balance.stats = r->args.stats;
+    r->args.losses = v->losses;
+    r->args.num_losses = v->num_losses;
+    r->args.loss_values = buf_new(v->num_losses * 4);
+    r->args.dlogits = buf_new(logits);
+    if (r->desc.router.noise == CLMOE_NOISE_LEARNED)
+        r->args.dnoise = buf_new(logits);
+}
+
+static void make_outputs(rig *r) {
+    const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
+    add_output(r, "y", r->args.y, (size_t)TOKENS * r->desc.dim * type_size(r->desc.type));
+    add_output(r, "stats", r->args.stats, clmoe_stats_size(r->layer));
+    add_output(r, "loss_values", r->args.loss_values, r->args.num_losses * 4);
+    add_output(r, "dlogits", r->args.dlogits, logits);
+    add_output(r, "dnoise", r->args.dnoise, logits);
+}
+
+/* The calls on what forward is given, with buffers of their own between them. */
+static void make_calls(rig *r) {
+    const clmoe_forward_args *in = &r->args;
+    const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
+    const bool by_expert = r->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const clmoe_buf none = {0};
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(r->layer, TOKENS, &layout));
+    const clmoe_buf scores = buf_new(logits), ids = buf_new(layout.pairs * 4);
+    const clmoe_buf weights = buf_new(layout.pairs * 4), plan = buf_new(layout.bytes);
+    const clmoe_buf live = by_expert ? none : buf_new(TOKENS * 4);
+    const clmoe_buf offsets = by_expert ? buf_new((TOKENS + 1) * 4) : none;
+#define HEAD(type)                                                                                 \
+    .struct_size = sizeof(type), .tokens = TOKENS, .state = in->state, .scratch = in->scratch
+#define CHOICE                                                                                     \
+    .ids = ids, .pair_weights = weights, .live = live, .token_mask = in->token_mask,               \
+    .token_offsets = offsets, .plan = plan, .weights = &r->weights
+    r->steps.score = (clmoe_score_args){HEAD(clmoe_score_args), .weights = &r->weights, .x = in->x,
+                                        .logits = in->logits, .scores = scores};
+    r->steps.topk = (clmoe_topk_args){HEAD(clmoe_topk_args),    .weights = &r->weights,
+                                      .scores = scores,         .ids = ids,
+                                      .weights_out = weights,   .live = live,
+                                      .token_offsets = offsets, .token_mask = in->token_mask};
+    r->steps.plan = (clmoe_plan_args){HEAD(clmoe_plan_args), CHOICE, .scores = scores};
+    r->steps.stats = (clmoe_stats_args){HEAD(clmoe_stats_args), CHOICE, .x = in->x,
+                                        .logits = in->logits, .stats = in->stats};
+    r->steps.loss = (clmoe_loss_args){HEAD(clmoe_loss_args),
+                                      CHOICE,
+                                      .x = in->x,
+                                      .logits = in->logits,
+                                      .losses = in->losses,
+                                      .num_losses = in->num_losses,
+                                      .values = in->loss_values,
+                                      .dlogits = in->dlogits,
+                                      .dnoise = in->dnoise};
+}
+
+static void *bytes_now(rig *r, clmoe_buf buf, size_t bytes) {
+    void *data = host_alloc(bytes, 1);
+    CL_OK(clFinish(r->queue));
+    buf_read(buf, data, bytes);
+    return data;
+}
+
+/* Everything once without a fault: what must come out of it. */
+static void run_once(rig *r) {
+    OK(run_state_init(r));
+    r->first_state = bytes_now(r, r->balance.state, r->state_bytes);
+    reset_outputs(r);
+    OK(run_forward(r));
+    for (size_t i = 0; i < OUTPUTS; i++)
+        if (r->outputs[i].buf.mem)
+            r->outputs[i].want = bytes_now(r, r->outputs[i].buf, r->outputs[i].bytes);
+    if (r->args.num_losses == 0)
+        return;
+    OK(run_update(r));
+    r->next_state = bytes_now(r, r->balance.state, r->state_bytes);
+    reset_state(r);
+}
+
+static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
+    batch b;
+    device_batch d;
+    *r = (rig){.engine = v->engine ? v->engine : "ref",
+               .model = v->name,
+               .queue = queue,
+               .desc = desc_of(&small)};
+    v->set(&r->desc);
+    r->desc.engine = r->engine;
+    seed_set(5);
+    batch_make(&b, &r->desc, TOKENS);
+    b.in.token_mask = random_mask(TOKENS);
+    OK(run_context(r));
+    OK(run_layer(r));
+    batch_upload(r->layer, &b, &d);
+    r->weights = d.weights;
+    r->weights.select_bias = (clmoe_buf){0};
+    r->weights.noise_router = d.weights.router;
+    r->args = d.args;
+    r->args.weights = &r->weights;
+    make_balance(r, v);
+    make_outputs(r);
+    if (v->num_losses > 0)
+        make_calls(r);
+    run_once(r);
+}
+
+static void sweep_variant(const variant *v, const source *from, cl_command_queue queue) {
+    rig r;
+    test_case("balance, %s, without faults", v->name);
+    make_rig(&r, v, queue);
+    for (size_t i = 0; i < COUNT_OF(phases); i++) {
+        const phase *p = &phases[i];
+        if ((p->run == run_layer && !every_call) ||
+            ((p->run == run_calls || p->run == run_update) && v->num_losses == 0))
+            continue;
+        rig own = r;
+        if (p->undo == undo_layer) {
+            own.context = NULL;
+            own.layer = NULL;
+        }
+        sweep(&own, p, from);
+        if (p->run == run_state_init)
+            reset_state(&r);
+    }
+    undo_layer(&r);
+}
+
+static bool has_engine(const char *name) {
+    const char *const *engines = test_engines_of(CLMOE_BF16, CLMOE_BF16);
+    for (size_t n = 0; engines[n] != NULL; n++)
+        if (strcmp(engines[n], name) == 0)
+            return true;
+    return false;
+}
+
+void sweep_balance(const source *from, cl_command_queue queue) {
+    for (size_t i = 0; i < (every_call ? COUNT_OF(variants) : 1); i++)
+        if (!variants[i].engine || has_engine(variants[i].engine))
+            sweep_variant(&variants[i], from, queue);
+}

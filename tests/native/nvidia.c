@@ -1,0 +1,53 @@
+/* What a device that says it is NVIDIA's must compute: the probe of its tensor cores. */
+#include "device.h"
+
+#include <stdint.h>
+#include <string.h>
+
+enum { SIDE = 16 };
+
+/* Of small integers only. */
+static float value_of(uint16_t code, int bf16) {
+    uint32_t sign = (uint32_t)(code & 0x8000) << 16, rest = code & 0x7FFF, bits = sign;
+    float value;
+    if (rest)
+        bits |= bf16 ? rest << 16 : (rest << 13) + (112u << 23);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint16_t code_of(float value, int bf16) {
+    uint32_t bits, rest;
+    memcpy(&bits, &value, sizeof bits);
+    rest = bits & 0x7FFFFFFF;
+    if (rest)
+        rest = bf16 ? rest >> 16 : (rest - (112u << 23)) >> 13;
+    return (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)rest;
+}
+
+/* Arguments of cl/nv_mma_probe.cl: a buffer and its offset in turn. */
+static uint16_t *elements(void **arguments, int buffer) {
+    uint16_t *p;
+    uint64_t offset;
+    memcpy(&p, arguments[2 * buffer], sizeof p);
+    memcpy(&offset, arguments[2 * buffer + 1], sizeof offset);
+    return p + offset;
+}
+
+void native_nv_probe(void **arguments, int bf16) {
+    const uint16_t *a = elements(arguments, 0), *b = elements(arguments, 1);
+    const uint16_t *bt = elements(arguments, 2);
+    uint16_t *c = elements(arguments, 3);
+    for (int row = 0; row < SIDE; row++)
+        for (int column = 0; column < SIDE; column++) {
+            float sums[2] = {0.0f, 0.0f};
+            int used = row == SIDE - 1 ? SIDE / 2 : SIDE;
+            for (int k = 0; k < used; k++) {
+                float factor = value_of(a[row * SIDE + k], bf16);
+                sums[0] += factor * value_of(b[column * SIDE + k], bf16);
+                sums[1] += factor * value_of(bt[k * SIDE + column], bf16);
+            }
+            c[row * SIDE + column] = code_of(sums[0], bf16);
+            c[(SIDE + row) * SIDE + column] = code_of(sums[1], bf16);
+        }
+}
