@@ -2,7 +2,7 @@
 # Runs test programs with every kernel as native code under AddressSanitizer and
 # UndefinedBehaviorSanitizer, then lists the lines of cl/ that none of them ran. A kernel in none of
 # them is run by its own test: cl/plan.cl by test_plan beside the first program.
-# usage: native.sh CLANG BINARY_DIR SOURCE_DIR PROGRAM[:TEST]...
+# usage: native.sh CLANG BINARY_DIR SOURCE_DIR PROGRAM[:TEST[:gpu]]...
 set -eu
 CLMOE_CLANG=$1
 binary=$2
@@ -24,13 +24,17 @@ CLMOE_NATIVE_COMPILE=$source/tests/native/compile.sh
 export CLMOE_CLANG CLMOE_NATIVE_RUN CLMOE_NATIVE_COMPILE LLVM_PROFDATA LLVM_COV
 rm -rf "$CLMOE_NATIVE_RUN"
 mkdir -p "$CLMOE_NATIVE_RUN"
-run() {
+run() { # PROGRAM TEST
     OCL_ICD_VENDORS=$binary/libnative_device.so CLMOE_TEST_DEVICE=0 \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
         LD_PRELOAD="$runtime:$binary/libnative_clblast.so" CLMOE_TEST_FILTER="$2" "$1"
 }
 for program in "$@"; do
     case $program in
+    *:*:gpu)
+        test=${program%:gpu}
+        CLMOE_NATIVE_TYPE=gpu run "${test%:*}" "${test##*:}"
+        ;;
     *:*) run "${program%:*}" "${program##*:}" ;;
     *) run "$program" "*" ;;
     esac
