@@ -1,14 +1,16 @@
 /*
  * Purpose: balancing losses: their values, and their gradient on the logits.
- * Formula: see balance.h. loss_values: each loss and g = dL/dF (or dL/dP), with weight / T folded
- * in, added up by source of P. loss_gradient: through p, softcap and temperature to the logits, and
- * through learned noise to x Wn^T. loss_weights: the same for P = combine weights. Arrays: sums [Q,
- * batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied [E] or NULL ->
- * values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32. logits [T,R] noisy, clean [T,R], noise_raw
- * [T,R] or NULL, rows [T] token_row, grads -> dlogits, dnoise [T,R] f32 or NULL, added to. NDRange:
- * loss_values: one group per sequence. loss_mean: one group. loss_gradient, loss_weights: one group
- * per token, V columns a work-item. Limits: at most MAX_LOSSES losses; E a multiple of the device
- * groups. Repeatability: fixed orders; sums over experts and columns depend on GROUP alone.
+ * Formula: see balance.h. loss_values: one loss, and g = dL/dF (or dL/dP), with weight / T folded in,
+ *          added up by source of P. loss_gradient: through p, softcap and temperature to the logits,
+ *          and through learned noise to x Wn^T. loss_weights: the same for P = combine weights.
+ * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied [E]
+ *         or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32. logits [T,R] noisy, clean
+ *         [T,R], noise_raw [T,R] or NULL, rows [T] token_row, grads -> dlogits, dnoise [T,R] f32 or
+ *         NULL, added to.
+ * NDRange: loss_values: one group per sequence. loss_mean: one group. loss_gradient, loss_weights: one
+ *          group per token, V columns a work-item.
+ * Limits: at most MAX_LOSSES losses; E a multiple of the device groups.
+ * Repeatability: fixed orders; sums over experts and columns depend on GROUP alone.
  */
 #include "balance.clh"
 #include "pairs.clh"
@@ -179,11 +181,10 @@ static inline bool is_known(const cells *c, float tokens) {
 }
 
 /* Where the loss reads, and what it knows before the sums. */
-static inline void cells_of(const sums_shape *s, const loss_set *set, int i,
-                            __global const uint *record, bool whole, __global const uint *load,
+static inline void cells_of(const sums_shape *s, const loss_item *item, __global const uint *record, bool whole, __global const uint *load,
                             __global const state_header *state, __global const float *target,
                             __global const float *supplied, cells *c) {
-    c->item = set->items[i];
+    c->item = *item;
     uint groups =
         c->item.by_device || c->item.kind == LOSS_COMMUNICATION ? s->device_groups : s->experts;
     float tokens = (float)record[scalars_at(s) + SCALAR_TOKENS];
@@ -207,8 +208,8 @@ static inline void cells_of(const sums_shape *s, const loss_set *set, int i,
     c->places = tokens * (float)s->top_k;
     c->eps = 0.5f / c->places;
     c->beta = c->item.beta > 0.0f ? c->item.beta : 10.0f * (float)c->n;
-    c->reach = (float)set->reach;
-    c->capacity = effective_capacity(state, set->capacity);
+    c->reach = (float)item->reach;
+    c->capacity = effective_capacity(state, item->capacity);
     c->total = 0;
     c->share_total = c->target_total = c->mean = c->best = c->first = c->sum = c->variance = 0.0f;
 }
@@ -257,62 +258,61 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
                  __global const float *load_target, ulong load_target_off,
                  __global const float *load_supplied, ulong load_supplied_off,
                  __global float *values, ulong values_off, __global float *grads, ulong grads_off,
-                 sums_shape s, loss_set set) {
+                 sums_shape s, loss_item item, uint i) {
     __local float tmp[GROUP];
     __local uint uint_tmp[GROUP];
     __global const state_header *header = state_of(state, state_off);
     uint q = get_group_id(0), R = s.columns;
     sums += sums_off;
-    for (uint i = 0; i < set.count; i++) {
-        bool whole = !set.items[i].each || s.sequences == 1;
-        __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
-        __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
-        __global const uint *scalars = record + scalars_at(&s);
-        cells c;
-        cells_of(&s, &set, (int)i, record, whole, load + load_off, header,
-                 load_target ? load_target + load_target_off : 0,
-                 load_supplied ? load_supplied + load_supplied_off : 0, &c);
-        float tokens = (float)scalars[SCALAR_TOKENS];
-        float sequences = whole ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
-        measure_totals(&c, tmp, uint_tmp);
-        bool known = is_known(&c, tokens);
-        measure_terms(&c, known, tmp);
-        float value = loss_value(&c), factor = known ? c.item.weight : 0.0f;
-        if (c.item.controlled)
-            factor *= header->loss_weight;
-        factor /= (c.item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);
-        if (c.item.source == GRAD_Z)
-            value = as_float(scalars[SCALAR_LSE_SQUARED]) / tokens;
-        if (c.item.source == GRAD_ENTROPY)
-            value = -as_float(scalars[SCALAR_ENTROPY]) / tokens;
-        if (c.item.source == GRAD_SOFT_ENTROPY)
-            value = -as_float(scalars[SCALAR_SOFT_ENTROPY]) / tokens;
-        if (get_local_id(0) == 0)
-            values[values_off + (ulong)i * s.sequences + q] = known ? value : 0.0f;
-        __global float *to = grads + grads_off + ((ulong)c.item.source * s.sequences + q) * R;
-        uint written = c.item.source >= GRAD_Z ? 1 : R;
-        for (uint e = get_local_id(0); e < written; e += GROUP) {
-            float g = c.item.source >= GRAD_Z ? 1.0f : 0.0f;
-            if (c.item.source < GRAD_Z && e < s.experts && known)
-                g = cell_gradient(&c, e / c.each);
-            g = known ? g * factor : 0.0f;
-            to[e] = c.item.adds ? to[e] + g : g;
-        }
+    bool whole = !item.each || s.sequences == 1;
+    __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
+    __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
+    __global const uint *scalars = record + scalars_at(&s);
+    cells c;
+    cells_of(&s, &item, record, whole, load + load_off, header,
+             load_target ? load_target + load_target_off : 0,
+             load_supplied ? load_supplied + load_supplied_off : 0, &c);
+    float tokens = (float)scalars[SCALAR_TOKENS];
+    float sequences = whole ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
+    measure_totals(&c, tmp, uint_tmp);
+    bool known = is_known(&c, tokens);
+    measure_terms(&c, known, tmp);
+    float value = loss_value(&c), factor = known ? c.item.weight : 0.0f;
+    if (c.item.controlled)
+        factor *= header->loss_weight;
+    factor /= (c.item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);
+    if (c.item.source == GRAD_Z)
+        value = as_float(scalars[SCALAR_LSE_SQUARED]) / tokens;
+    if (c.item.source == GRAD_ENTROPY)
+        value = -as_float(scalars[SCALAR_ENTROPY]) / tokens;
+    if (c.item.source == GRAD_SOFT_ENTROPY)
+        value = -as_float(scalars[SCALAR_SOFT_ENTROPY]) / tokens;
+    if (get_local_id(0) == 0)
+        values[values_off + (ulong)i * s.sequences + q] = known ? value : 0.0f;
+    __global float *to = grads + grads_off + ((ulong)c.item.source * s.sequences + q) * R;
+    uint written = c.item.source >= GRAD_Z ? 1 : R;
+    for (uint e = get_local_id(0); e < written; e += GROUP) {
+        float g = c.item.source >= GRAD_Z ? 1.0f : 0.0f;
+        if (c.item.source < GRAD_Z && e < s.experts && known)
+            g = cell_gradient(&c, e / c.each);
+        g = known ? g * factor : 0.0f;
+        to[e] = c.item.adds ? to[e] + g : g;
     }
 }
 
 /* values [losses,Q] -> [losses]: the mean over the live sequences, or the batch's. */
 KERNEL(GROUP, 1, 1)
 void loss_mean(__global const float *values, ulong values_off, __global const uint *sums,
-               ulong sums_off, __global float *out, ulong out_off, sums_shape s, loss_set set) {
+               ulong sums_off, __global float *out, ulong out_off, sums_shape s, uint count,
+               uint each) {
     uint live = sums[sums_off + (ulong)batch_record(&s) * record_words(&s) + scalars_at(&s) +
                      SCALAR_SEQUENCES];
-    for (uint i = get_local_id(0); i < set.count; i += GROUP) {
+    for (uint i = get_local_id(0); i < count; i += GROUP) {
         __global const float *of = values + values_off + (ulong)i * s.sequences;
         float sum = 0.0f, lost = 0.0f;
         for (uint q = 0; q < s.sequences; q++)
             ADD_CAREFULLY(float, sum, lost, of[q]);
-        out[out_off + i] = set.items[i].each ? sum / fmax((float)live, 1.0f) : of[0];
+        out[out_off + i] = (each >> i & 1u) ? sum / fmax((float)live, 1.0f) : of[0];
     }
 }
 

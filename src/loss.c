@@ -94,28 +94,23 @@ uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args, bool r
     return asked;
 }
 
-static loss_set set_of(const clmoe_layer *layer, const clmoe_loss_args *args, uint32_t capacity,
-                       bool routed) {
+/* `sources`: a bit per GRAD_ source of the losses before this one. */
+static loss_item item_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, uint32_t capacity,
+                         uint32_t sources, bool routed) {
     const clmoe_router_desc *router = &layer->desc.router;
     uint32_t groups = layer->desc.balance.device_groups;
-    loss_set set = {.count = args->num_losses,
-                    .capacity = capacity,
-                    .reach = router->num_groups > 1 ? router->topk_groups : groups};
-    for (uint32_t i = 0; i < args->num_losses; i++) {
-        const clmoe_loss_desc *loss = &args->losses[i];
-        int source = source_of(layer, loss);
-        set.items[i] = (loss_item){.kind = (int)loss->kind,
-                                   .source = source,
-                                   .load = load_of(layer, loss, routed),
-                                   .by_device = (int)loss->per_device,
-                                   .each = (int)loss->per_sequence,
-                                   .controlled = (int)loss->controlled,
-                                   .adds = (set.sources >> source) & 1,
-                                   .weight = loss->weight,
-                                   .beta = loss->beta};
-        set.sources |= 1U << source;
-    }
-    return set;
+    int source = source_of(layer, loss);
+    return (loss_item){.kind = (int)loss->kind,
+                       .source = source,
+                       .load = load_of(layer, loss, routed),
+                       .by_device = (int)loss->per_device,
+                       .each = (int)loss->per_sequence,
+                       .controlled = (int)loss->controlled,
+                       .adds = (sources >> source) & 1,
+                       .weight = loss->weight,
+                       .beta = loss->beta,
+                       .capacity = capacity,
+                       .reach = router->num_groups > 1 ? router->topk_groups : groups};
 }
 
 /* Through the combine weights of the chosen. */
@@ -182,18 +177,25 @@ clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_lo
     clmoe_buf values = workspace_region(&ws, REGION_LOSS_VALUES, none, args->scratch);
     clmoe_buf load = plan_array(args->plan, ws.plan.load);
     clmoe_buf grads = workspace_region(&ws, REGION_LOSS_GRADS, none, args->scratch);
-    loss_set set = set_of(layer, args, ws.plan.capacity, sums->routed);
-    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
-                   ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
-                   ARG_F32(grads), arg_struct(shape, sizeof *shape), arg_struct(&set, sizeof set)));
-    TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
+    uint32_t sources = 0, each = 0;
+    for (uint32_t i = 0; i < args->num_losses; i++) {
+        const loss_item item =
+            item_of(layer, &args->losses[i], ws.plan.capacity, sources, sums->routed);
+        TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
+                       ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
+                       ARG_F32(grads), arg_struct(shape, sizeof *shape),
+                       arg_struct(&item, sizeof item), arg_u32(i)));
+        TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
+        sources |= 1U << item.source;
+        each |= (uint32_t)(item.each != 0) << i;
+    }
     kernel = layer->kernels[KERNEL_LOSS_MEAN];
     if (args->values.mem) {
         TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(args->values),
-                       arg_struct(shape, sizeof *shape), arg_struct(&set, sizeof set)));
+                       arg_struct(shape, sizeof *shape), arg_u32(args->num_losses), arg_u32(each)));
         TRY(launch_1d(chain, kernel, 1, layer->balance_group));
     }
-    TRY(gradient(layer, chain, args, sums, &ws, set.sources));
+    TRY(gradient(layer, chain, args, sums, &ws, sources));
 done:
     return status;
 }
