@@ -126,24 +126,25 @@ typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
     void (*set)(clmoe_layer_desc *desc);
+    bool routing; /* alone is of interest: one engine is enough */
 } kernel_case;
 
 static const kernel_case cases[] = {
-    {"dropless", 9, dropless},
-    {"capacity by priority", 9, capacity_by_priority},
-    {"capacity by weight", 9, capacity_by_weight},
-    {"groups and biases", 9, groups_and_biases},
-    {"plain MLP", 9, plain_mlp},
-    {"many columns", 2, many_columns},
-    {"expert choice", 9, expert_choice},
-    {"Sinkhorn", 9, sinkhorn},
-    {"soft", 9, soft},
-    {"two levels", 9, two_level},
-    {"Soft MoE", 9, soft_moe},
-    {"reroute", 9, reroute},
-    {"rebalance", 9, rebalance},
-    {"sequences by weight", 9, sequences_by_weight},
-    {"sequences by priority", 9, sequences_by_priority},
+    {"dropless", 9, dropless, false},
+    {"capacity by priority", 9, capacity_by_priority, true},
+    {"capacity by weight", 9, capacity_by_weight, true},
+    {"groups and biases", 9, groups_and_biases, false},
+    {"plain MLP", 9, plain_mlp, false},
+    {"many columns", 2, many_columns, false},
+    {"expert choice", 9, expert_choice, true},
+    {"Sinkhorn", 9, sinkhorn, true},
+    {"soft", 9, soft, true},
+    {"two levels", 9, two_level, true},
+    {"Soft MoE", 9, soft_moe, false},
+    {"reroute", 9, reroute, true},
+    {"rebalance", 9, rebalance, true},
+    {"sequences by weight", 9, sequences_by_weight, true},
+    {"sequences by priority", 9, sequences_by_priority, true},
 };
 
 /* The batch again, with the weights in the engine's own form. */
@@ -295,7 +296,8 @@ static void kernels_on_small_shapes(void **state) {
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (size_t n = 0; engines[n] != NULL; n++)
             for (size_t form = 0; form < COUNT_OF(forms); form++) {
-                if (strcmp(engines[n], "clblast") == 0)
+                if (strcmp(engines[n], "clblast") == 0 ||
+                    (cases[i].routing && strcmp(engines[n], "ref") != 0))
                     continue;
                 test_case("%s, engine %s, groups of %u", cases[i].name, engines[n], forms[form]);
                 run_case(&cases[i], engines[n], forms[form]);
