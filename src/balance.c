@@ -1,33 +1,19 @@
 /* Statistics and losses of a batch, from one pass over it. */
 #include "steps.h"
 
-static sums_args sums_of_stats(const clmoe_stats_args *args) {
-    return (sums_args){.tokens = args->tokens,
-                       .weights = args->weights,
-                       .x = args->x,
-                       .logits = args->logits,
-                       .ids = args->ids,
-                       .pair_weights = args->pair_weights,
-                       .live = args->live,
-                       .token_mask = args->token_mask,
-                       .token_offsets = args->token_offsets,
-                       .state = args->state,
-                       .scratch = args->scratch};
-}
-
-static sums_args sums_of_loss(const clmoe_loss_args *args) {
-    return (sums_args){.tokens = args->tokens,
-                       .weights = args->weights,
-                       .x = args->x,
-                       .logits = args->logits,
-                       .ids = args->ids,
-                       .pair_weights = args->pair_weights,
-                       .live = args->live,
-                       .token_mask = args->token_mask,
-                       .token_offsets = args->token_offsets,
-                       .state = args->state,
-                       .scratch = args->scratch};
-}
+/* What clmoe_stats_args and clmoe_loss_args have in common. */
+#define SUMS_OF(args)                                                                              \
+    ((sums_args){.tokens = (args)->tokens,                                                         \
+                 .weights = (args)->weights,                                                       \
+                 .x = (args)->x,                                                                   \
+                 .logits = (args)->logits,                                                         \
+                 .ids = (args)->ids,                                                               \
+                 .pair_weights = (args)->pair_weights,                                             \
+                 .live = (args)->live,                                                             \
+                 .token_mask = (args)->token_mask,                                                 \
+                 .token_offsets = (args)->token_offsets,                                           \
+                 .state = (args)->state,                                                           \
+                 .scratch = (args)->scratch})
 
 clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
                           const clmoe_loss_args *loss, bool routed) {
@@ -35,7 +21,7 @@ clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_s
     sums_args sums = {0};
     if (!stats && !loss)
         return CLMOE_SUCCESS;
-    sums = loss ? sums_of_loss(loss) : sums_of_stats(stats);
+    sums = loss ? SUMS_OF(loss) : SUMS_OF(stats);
     sums.routed = routed;
     if (stats)
         sums.asked |= stats_asks(layer, stats);

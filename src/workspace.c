@@ -68,13 +68,19 @@ block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
     return split(context, count, MAX_BLOCKS);
 }
 
+/* Pairs of a batch, or the bound of expert choice: what the plan walks over. */
+static size_t batch_pairs(const clmoe_layer *layer, uint32_t tokens) {
+    if (layer_is_expert_choice(layer))
+        return (size_t)layer->desc.num_experts * layer_capacity(layer, tokens);
+    return (size_t)tokens * layer->desc.top_k;
+}
+
 walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
     uint32_t sequences = layer_sequences(layer, tokens);
     uint32_t each = tokens > 0 ? layer_sequence_tokens(layer, tokens) : 0;
     uint32_t most = sequences < MAX_BLOCKS ? MAX_BLOCKS / sequences : 1;
-    uint32_t entries = layer_is_expert_choice(layer)
-                           ? layer->desc.num_experts * layer_capacity(layer, tokens)
-                           : each * layer->desc.top_k;
+    /* A sequence alone; expert choice has none. */
+    uint32_t entries = (uint32_t)batch_pairs(layer, each);
     walk_split walk = {.blocks = split(layer->context, entries, most)};
     walk.sequence_blocks = walk.blocks.count;
     walk.blocks.count *= sequences;
@@ -83,9 +89,7 @@ walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
 
 /* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
 static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_plan_layout *plan) {
-    size_t pairs = (size_t)tokens * layer->desc.top_k, experts = layer->desc.num_experts, slots;
-    if (layer_is_expert_choice(layer))
-        pairs = experts * layer_capacity(layer, tokens);
+    size_t pairs = batch_pairs(layer, tokens), experts = layer->desc.num_experts, slots;
     if (pairs > MAX_PAIRS)
         return fail(CLMOE_UNSUPPORTED, "tokens is %u: %zu pairs are more than 2^30", tokens, pairs);
     plan->pairs = (uint32_t)pairs;

@@ -124,20 +124,8 @@ static double linear(const gemm_case *c, const gemm_data *d, int m, size_t exper
 }
 
 static double activated(const gemm_case *c, double v) {
-    const double pi = 3.14159265358979323846;
-    switch (c->activation) {
-    case CLMOE_ACT_SILU:
-        return v / (1.0 + exp(-(double)c->alpha * v));
-    case CLMOE_ACT_GELU_ERF:
-        return v / 2.0 * (1.0 + erf(v / sqrt(2.0)));
-    case CLMOE_ACT_GELU_TANH:
-        return v / 2.0 * (1.0 + tanh(sqrt(2.0 / pi) * (v + 0.044715 * v * v * v)));
-    case CLMOE_ACT_RELU:
-        return fmax(v, 0.0);
-    case CLMOE_ACT_RELU2:
-        return fmax(v, 0.0) * fmax(v, 0.0);
-    }
-    return NAN;
+    const clmoe_mlp_desc mlp = {.activation = c->activation, .alpha = c->alpha};
+    return ref_activate(&mlp, v);
 }
 
 static double expected(const gemm_case *c, const gemm_data *d, size_t expert, uint32_t s,

@@ -107,6 +107,9 @@ void ref_renorm_after_drop(const clmoe_layer_desc *desc, uint32_t tokens, const 
 void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
                 const float *x, double weight, double *out);
 
+/* The activation of `desc`. */
+double ref_activate(const clmoe_mlp_desc *desc, double v);
+
 /* An MLP of `desc` on the row x [dim]: out [dim]. */
 void ref_mlp(const clmoe_mlp_desc *desc, const ref_mlp_weights *weights, uint32_t expert,
              uint32_t dim, const double *x, double activation_weight, double *out);

@@ -18,7 +18,7 @@ static void *make(size_t count, size_t size) {
 
 /* ---- experts ------------------------------------------------------------------------------- */
 
-static double activate(const clmoe_mlp_desc *desc, double v) {
+double ref_activate(const clmoe_mlp_desc *desc, double v) {
     const double pi = 3.14159265358979323846;
     switch (desc->activation) {
     case CLMOE_ACT_SILU:
@@ -73,9 +73,9 @@ static void gate_and_up(const clmoe_mlp_desc *desc, const ref_mlp_weights *w, si
 static double hidden(const clmoe_mlp_desc *desc, double gate, double up) {
     double limit = desc->limit > 0.0f ? (double)desc->limit : INFINITY;
     if (desc->gate_layout == CLMOE_GATE_NONE)
-        return activate(desc, up);
+        return ref_activate(desc, up);
     double clamped = fmin(fmax(up, -limit), limit);
-    return activate(desc, fmin(gate, limit)) * (clamped + (double)desc->up_shift);
+    return ref_activate(desc, fmin(gate, limit)) * (clamped + (double)desc->up_shift);
 }
 
 void ref_mlp(const clmoe_mlp_desc *desc, const ref_mlp_weights *weights, uint32_t expert,
