@@ -8,7 +8,9 @@
  * Arrays         as in gemm.clh. BY_COLUMN with w_row 2: gate and up take turns. PACKED: `up` holds
  *                gate and up, no strides are read.
  * NDRange        (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours
- *                share rows of A, and each weight comes from memory once.
+ *                share rows of A, and each weight comes from memory once. Tiles from the last to the
+ *                first: those without rows lie behind, and threads take fewer groups at a time
+ *                towards the end.
  * Limits         row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
  * Repeatability  the order of a sum depends on k and DEPTH alone: the same for every row, tile and neighbour.
  *
@@ -89,7 +91,8 @@ static inline void store_row(const problem *p, const VEC *sums, const float *gat
 KERNEL(1, 1, 1)
 void gemm_cpu(GEMM_PARAMETERS) {
     const problem p = GEMM_PROBLEM;
-    const rows tile = rows_in_use(&p, (uint)get_group_id(1) * row_tile, row_tile);
+    const uint index = (uint)(get_num_groups(1) - 1 - get_group_id(1));
+    const rows tile = rows_in_use(&p, index * row_tile, row_tile);
     if (tile.first >= tile.end)
         return;
     const uint first = (uint)get_group_id(0) * COLUMNS;

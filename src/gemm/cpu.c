@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 /* Without a measurement; what the sizes are is in clmoe.h. */
-enum { ROWS = 160, DEPTH = 256, ROW_UNIT = 8 };
+enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8 };
 
 /* How a kernel reads W: WEIGHTS of cl/gemm_cpu.cl. */
 typedef enum weights { BY_ROW, BY_COLUMN, PACKED, WEIGHTS_COUNT } weights;
