@@ -8,10 +8,12 @@
  *         [T,K], live [T] (leading pairs with a finite choice; the rest have weight 0).
  * NDRange: topk_bitonic: TOKENS tokens per group of GROUP work-items. With LANES, each token has
  *          LANES work-items that sort KEEP columns at a time in registers and merge their runs
- *          pairwise; without, CHUNK keys at a time are sorted in local memory. topk_select: one
- *          work-item per token, an insertion into the K best; for CPUs.
- * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; GROUPS is
- *         the number of groups, 0 without group limits. Local memory: see topk_bytes() in layer.c.
+ *          pairwise; without, CHUNK keys at a time are sorted in local memory. topk_select, for CPUs:
+ *          one work-item per token bisects for the K-th best choice and ranks what is not below it,
+ *          both by vectors.
+ * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; COLUMNS is
+ *         R; GROUPS is the number of groups, 0 without group limits. Local memory: see topk_bytes() in
+ *         layer.c.
  * Repeatability: integer keys; weights are summed in the order of choice by one work-item.
  */
 #ifdef BITONIC
@@ -21,8 +23,11 @@
 
 #define FINITE_CHOICE 0x00800000u /* ordered_bits(-INFINITY) + 1 */
 
-static inline ulong choice_key(float choice, uint id) {
-    uint bits = isnan(choice) ? ordered_bits(-INFINITY) : ordered_bits(choice);
+static inline uint choice_bits(float choice) {
+    return ordered_bits(isnan(choice) ? -INFINITY : choice);
+}
+
+static inline ulong key_of(uint bits, uint id) {
     return ((ulong)bits << 32) | (0xFFFFFFFFu - id);
 }
 
@@ -111,7 +116,7 @@ static inline ulong key_at(const token_keys *of, int token, int e) {
     if (!of->taking_part[token * GROUPS + e / (of->columns / GROUPS)])
         choice = -INFINITY;
 #endif
-    return choice_key(choice, (uint)e);
+    return key_of(choice_bits(choice), (uint)e);
 }
 
 #ifdef LANES
@@ -274,14 +279,92 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
 
 DEFINE_GROUP_IS_IN(group_is_in, __private)
 
+#define BITS_VECTORS ((COLUMNS + 15) / 16)
+#define KEY_VECTORS  (KEEP / 8 + 1) /* with room for one key more */
+
+/* Bits of all choices of a token -> bits [COLUMNS]. */
+static inline void read_choices(const router_switches *r, __global const float *scores,
+                                __global const float *select_bias, uint *bits) {
+    float group_choices[GROUPS + 1], choices[COLUMNS];
+    const int size = GROUPS > 0 ? COLUMNS / GROUPS : 0;
+    for (int e = 0; e < COLUMNS; e++)
+        choices[e] = scores[e];
+    if (select_bias) /* outside of the loop: masked vectors of loads from NULL are slow */
+        for (int e = 0; e < COLUMNS; e++)
+            choices[e] += select_bias[e];
+    for (int g = 0; g < GROUPS; g++)
+        group_choices[g] = group_choice(r, scores, select_bias, g);
+    for (int g = 0; g < GROUPS; g++)
+        if (!group_is_in(r, group_choices, g))
+            for (int e = g * size; e < (g + 1) * size; e++)
+                choices[e] = -INFINITY;
+    for (int e = 0; e < COLUMNS; e++)
+        bits[e] = choice_bits(choices[e]);
+}
+
+/* How many of `vectors` of bits are not below `bound`. */
+static inline int count_from(const uint16 *bits, int vectors, uint bound) {
+    int16 negative = 0; /* true is -1 in a vector */
+    int lanes[16], count = 0;
+    for (int i = 0; i < vectors; i++)
+        negative += bits[i] >= bound;
+    vstore16(negative, 0, lanes);
+    for (int j = 0; j < 16; j++)
+        count -= lanes[j];
+    return count;
+}
+
+/* The K best of bits [COLUMNS], by ascending id -> keys. */
+static inline void find_keys(int top_k, const uint16 *vectors, ulong *keys) {
+    /* Not below `low` are at least K, not below `high` are `above` < K, until one bound parts K. */
+    uint low = ordered_bits(-INFINITY), high = UINT_MAX;
+    int above = 0;
+    while (above < top_k && high - low > 1) {
+        const uint middle = low + (high - low) / 2;
+        const int count = count_from(vectors, BITS_VECTORS, middle);
+        if (count > top_k) {
+            low = middle;
+        } else {
+            high = middle;
+            above = count;
+        }
+    }
+    int found = 0, equals = top_k - above; /* of those at `low`, the first */
+    for (int i = 0; i < BITS_VECTORS; i++) {
+        if (count_from(&vectors[i], 1, above < top_k ? low : high) == 0)
+            continue;
+        const uint *bits = (const uint *)&vectors[i];
+        for (int j = 0; j < 16; j++) {
+            const bool equal = bits[j] == low && equals > 0;
+            keys[found] = key_of(bits[j], (uint)(16 * i + j));
+            found += equal || bits[j] >= high;
+            equals -= equal;
+        }
+    }
+}
+
+/* Keys [K] -> best [K], descending. */
+static inline void rank_keys(int top_k, const ulong8 *vectors, ulong *best) {
+    const ulong *keys = (const ulong *)vectors;
+    long8 negative[KEY_VECTORS]; /* ranks: how many keys are above */
+    for (int i = 0; i < KEY_VECTORS; i++) {
+        negative[i] = 0;
+        for (int k = 0; k < top_k; k++)
+            negative[i] += keys[k] > vectors[i];
+    }
+    for (int k = 0; k < top_k; k++)
+        best[-((const long *)negative)[k]] = keys[k];
+}
+
 KERNEL(1, 1, 1)
 void topk_select(__global const float *scores, ulong scores_off,
                  __global const float *select_bias, ulong select_bias_off,
                  __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
                  ulong ids_off, __global float *weights, ulong weights_off, __global int *live,
                  ulong live_off, uint num_tokens, router_switches r) {
+    uint16 bits[BITS_VECTORS];
+    ulong8 keys[KEY_VECTORS];
     ulong best[KEEP];
-    float choices[GROUPS + 1];
     ulong token = get_group_id(0);
     scores += scores_off + token * r.columns;
     select_bias += select_bias_off;
@@ -289,25 +372,12 @@ void topk_select(__global const float *scores, ulong scores_off,
     ids += ids_off + token * r.top_k;
     weights += weights_off + token * r.top_k;
 
-    for (int g = 0; g < r.num_groups; g++)
-        choices[g] = group_choice(&r, scores, select_bias, g);
-
-    int group_size = r.num_groups > 0 ? r.columns / r.num_groups : r.columns;
-    for (int k = 0; k < r.top_k; k++)
-        best[k] = 0;
-    for (int start = 0, g = 0; start < r.columns; start += group_size, g++) {
-        bool in = r.num_groups == 0 || group_is_in(&r, choices, g);
-        for (int e = start; e < start + group_size; e++) {
-            float choice = in ? choice_of(scores, select_bias, e) : -INFINITY;
-            ulong key = choice_key(choice, (uint)e);
-            if (key <= best[r.top_k - 1])
-                continue;
-            int k = r.top_k - 1;
-            for (; k > 0 && best[k - 1] < key; k--)
-                best[k] = best[k - 1];
-            best[k] = key;
-        }
-    }
+    bits[BITS_VECTORS - 1] = 0;
+    for (int i = 0; i < KEY_VECTORS; i++)
+        keys[i] = 0;
+    read_choices(&r, scores, select_bias, (uint *)bits);
+    find_keys(r.top_k, bits, (ulong *)keys);
+    rank_keys(r.top_k, keys, best);
 
     int count = 0;
     for (int k = 0; k < r.top_k; k++) {

@@ -213,7 +213,10 @@ static clmoe_status create_topk(clmoe_layer *layer) {
     int length =
         snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%u -DGROUPS=%u", group, keep, groups);
     layer->topk_tokens = group > 1 ? split.tokens : 1;
-    if (group > 1)
+    if (group == 1)
+        snprintf(options + length, sizeof options - (size_t)length, " -DCOLUMNS=%u",
+                 layer->columns);
+    else
         length += snprintf(options + length, sizeof options - (size_t)length,
                            " -DBITONIC -DCHUNK=%u -DTOKENS=%u", split.chunk, split.tokens);
     if (group > 1 && split.lanes)

@@ -172,6 +172,8 @@ BUILTIN ushort float_to_half(float v) {
     typedef float float##n __attribute__((ext_vector_type(n)));                                    \
     typedef int int##n __attribute__((ext_vector_type(n)));                                        \
     typedef uint uint##n __attribute__((ext_vector_type(n)));                                      \
+    typedef long long##n __attribute__((ext_vector_type(n)));                                      \
+    typedef ulong ulong##n __attribute__((ext_vector_type(n)));                                    \
     typedef ushort ushort##n __attribute__((ext_vector_type(n)));                                  \
     VECTOR_UNARY(exp, n)                                                                           \
     VECTOR_UNARY(tanh, n)                                                                          \
@@ -212,6 +214,7 @@ BUILTIN ushort float_to_half(float v) {
     CONVERT(ushort, uint, n)                                                                       \
     LOAD_STORE_SPACES(float, n)                                                                    \
     LOAD_STORE_SPACES(ushort, n)                                                                   \
+    LOAD_STORE_SPACES(int, n)                                                                      \
     LOAD_STORE_SPACES(uint, n)                                                                     \
     HALVES_IN(n, __global)                                                                         \
     HALVES_OUT(n, __global)
