@@ -38,11 +38,13 @@
 /* The compiler keeps an array in registers only where all loops over it are unrolled. */
 #define UNROLL _Pragma("unroll")
 
-/* Brings memory closer before it is needed. OpenCL's own prefetch() does nothing in PoCL. */
+/* Brings memory closer before it is read or written. OpenCL's own prefetch() does nothing in PoCL. */
 #ifdef POCL_DEVICE_ADDRESS_BITS
-#define FETCH(p) __builtin_prefetch((const void *)(size_t)(p), 0, 2)
+#define FETCH(p)        __builtin_prefetch((const void *)(size_t)(p), 0, 2)
+#define FETCH_OUTPUT(p) __builtin_prefetch((const void *)(size_t)(p), 1, 2)
 #else
 #define FETCH(p) prefetch(p, WIDTH)
+#define FETCH_OUTPUT(p)
 #endif
 
 /* The first `count` < WIDTH elements, then zeros: nothing behind them is read. */
@@ -61,6 +63,14 @@ DEFINE_LOAD_PART(bf16)
 /* The matrix of a side: gate and up, or up twice. */
 static inline __global const STORAGE(W) *matrix_of(const problem *p, uint side) {
     return GATED && side == 0 ? p->gate : p->up;
+}
+
+/* Where `count` rows of C from `row` on will be stored. */
+static inline void fetch_outputs(const problem *p, uint row, uint count, uint first) {
+    const uint line = 64 / sizeof(STORAGE(C));
+    for (uint end = row + count; row < end; ++row)
+        for (uint column = 0; column < COLUMNS; column += line)
+            FETCH_OUTPUT(p->c + (ulong)row * p->n + first + column);
 }
 
 #if WEIGHTS == BY_ROW
