@@ -23,7 +23,7 @@ typedef struct tunable {
 } tunable;
 
 static const tunable tunables[] = {
-    {{"cpu-packed", "cpu", true}, {{"rows", {160, 40, 80, 320}}, {"depth", {256, 128, 512}}}},
+    {{"cpu-packed", "cpu", true}, {{"rows", {160, 40, 80, 320}}, {"depth", {128, 256, 512}}}},
     {{"tiled", "tiled", false},
      {{"rows", {64, 32, 128}}, {"columns", {64, 32}}, {"depth", {16, 8, 32}}}},
 };

@@ -6,10 +6,12 @@
  * Arrays         as in gemm.clh.
  * NDRange        (ceil(slots / ROWS), ceil(n / (GATED ? COLUMNS : 2 * COLUMNS))) groups of
  *                (COLUMNS / 4) x (ROWS / 4) work-items; each owns 4 rows by 2 x 4 columns.
+ *                LINEAR: sums in slices, as gemm_linear.cl.
  * Limits         row_tile is a multiple of ROWS, ROWS of 16; COLUMNS and DEPTH, of k per step, are
- *                powers of two, DEPTH at least ROWS / 16 and COLUMNS / 16; local memory
+ *                powers of two, DEPTH at least ROWS / 16 and COLUMNS / 16, and at most
+ *                LINEAR_UNIT if LINEAR; local memory
  *                4 * DEPTH * (ROWS + 2 * COLUMNS + 12) bytes.
- * Repeatability  every sum runs over k in ascending order in one work-item.
+ * Repeatability  every sum runs over k in ascending order in one work-item, slice by slice if LINEAR.
  */
 #include "act.clh"
 #include "gemm.clh"
@@ -95,6 +97,18 @@ static inline void add_products(float4 *sum, float4 a, float4 w) {
     sum[3] = fma((float4)a.w, w, sum[3]);
 }
 
+static inline void clear(float4 *sum) {
+    UNROLL for (uint i = 0; i < ITEM; ++i)
+        sum[i] = 0.0f;
+}
+
+/* total += sum, sum = 0. */
+static inline void move_sums(float4 *sum, float4 *total) {
+    UNROLL for (uint i = 0; i < ITEM; ++i)
+        total[i] += sum[i];
+    clear(sum);
+}
+
 /* Stores ITEM columns of C of one row, from `column` on. */
 static inline void store(const problem *p, int expert, uint slot, uint column, float4 gate_sums,
                          float4 up_sums) {
@@ -126,8 +140,14 @@ void gemm_tiled(GEMM_PARAMETERS) {
     find_a(&p, &r, item, a_rows);
 
     float4 sum0[ITEM], sum1[ITEM];
-    UNROLL for (uint i = 0; i < ITEM; ++i)
-        sum0[i] = sum1[i] = 0.0f;
+    clear(sum0);
+    clear(sum1);
+#if LINEAR
+    const uint slice = linear_slice(k);
+    float4 total0[ITEM], total1[ITEM];
+    clear(total0);
+    clear(total1);
+#endif
     float next_a[A_LOADS], next_w0[W_LOADS], next_w1[W_LOADS];
     load_a(&p, a_rows, item, 0, next_a);
     load_w(&p, &part0, 0, next_w0);
@@ -148,8 +168,18 @@ void gemm_tiled(GEMM_PARAMETERS) {
             add_products(sum1, av, w_tile[1][depth * W_STRIDE + x]);
         }
         barrier(CLK_LOCAL_MEM_FENCE);
+#if LINEAR
+        if ((step + DEPTH) % slice == 0 || step + DEPTH >= k) {
+            move_sums(sum0, total0);
+            move_sums(sum1, total1);
+        }
+#endif
     }
 
+#if LINEAR
+    move_sums(total0, sum0);
+    move_sums(total1, sum1);
+#endif
     UNROLL for (uint i = 0; i < ITEM; ++i) {
         const uint slot = r.first + y * ITEM + i;
         if (slot >= r.end)

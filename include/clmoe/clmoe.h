@@ -156,7 +156,7 @@ typedef struct clmoe_context_options {
      * JSON file with tile sizes, or NULL: those built into the library alone. Read once, at
      * creation; `clmoe-bench --tune FILE` writes one. An entry with the device's name goes before
      * one with its type alone ("cpu", "gpu", "other"), and the file before the library.
-     *   {"tuning": [{"device": NAME, "type": "cpu", "engine": "cpu", "rows": 160, "depth": 256}]}
+     *   {"tuning": [{"device": NAME, "type": "cpu", "engine": "cpu", "rows": 160, "depth": 128}]}
      * cpu: rows 40, 80, 160, 320; depth 128, 256, 512, which is part of the order of sums. tiled:
      * rows 32, 64, 128; columns 32, 64; depth 8, 16, 32. Errors: CLMOE_IO, CLMOE_BAD_FILE.
      */

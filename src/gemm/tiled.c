@@ -10,14 +10,20 @@ enum {
     FEW_ROWS = 16,
 };
 
-/* As in cl/gemm_narrow.cl, whose sums have the same bits as those of the tiles. */
-enum {
-    NARROW_ROWS = 16,
-    NARROW_COLUMNS = 8,
-    NARROW_ITEMS = NARROW_ROWS * NARROW_COLUMNS,
-    NARROW_LOCAL_BYTES = 4 * (NARROW_ROWS + NARROW_COLUMNS) * (NARROW_ITEMS + 4),
-    NARROW_PER_TILE = 24, /* groups a compute unit does in the time of a tile; on an H200 */
+/* Sizes of cl/gemm_linear.cl; the sums have the same bits in all, and in tiles. */
+typedef struct linear_size {
+    uint32_t rows, columns, tile, depth;
+} linear_size;
+enum { LINEAR_SMALL, LINEAR_LARGE, LINEAR_SIZES };
+static const linear_size linear_sizes[LINEAR_SIZES] = {
+    [LINEAR_SMALL] = {.rows = 4, .columns = 8, .tile = 1, .depth = 32},
+    [LINEAR_LARGE] = {.rows = 32, .columns = 32, .tile = 4, .depth = 16},
 };
+enum { LINEAR_SLICES = 8 }; /* as in cl/gemm.clh */
+
+/* A group's share of a compute unit's time, in groups of the small size, on an H200; a tile of 64
+ * by 128. */
+enum { LARGE_COST = 12, TILE_COST = 70, TILE_AREA = 64 * 64 };
 
 /* Without a measurement. columns: of each of two matrices per work-group. */
 static const tile_sizes usual = {.rows = 64, .columns = 64, .depth = 16};
@@ -27,7 +33,7 @@ typedef enum tile_size { TILE_FEW_ROWS, TILE_MANY_ROWS, TILE_SIZES } tile_size;
 typedef struct tiled_state {
     uint32_t rows[TILE_SIZES], columns, depth;
     cl_kernel kernels[GEMM_VARIANTS][TILE_SIZES]; /* by form; NULL where not asked for */
-    cl_kernel narrow;                             /* NULL where not asked for, or too large */
+    cl_kernel linear[LINEAR_SIZES];               /* NULL where not asked for, or too large */
     uint32_t compute_units;
 } tiled_state;
 
@@ -72,7 +78,8 @@ static void tiled_destroy(void *opaque) {
     for (int i = 0; i < GEMM_VARIANTS; i++)
         for (int j = 0; j < TILE_SIZES; j++)
             kernel_release(&state->kernels[i][j]);
-    kernel_release(&state->narrow);
+    for (int i = 0; i < LINEAR_SIZES; i++)
+        kernel_release(&state->linear[i]);
     free(state);
 }
 
@@ -81,10 +88,40 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, til
     clmoe_status status = CLMOE_SUCCESS;
     for (int size = 0; size < TILE_SIZES; size++) {
         char options[96];
-        snprintf(options, sizeof options, "-DGATED=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
-                 variant == GEMM_GATE_AND_UP, state->rows[size], state->columns, state->depth);
+        snprintf(options, sizeof options,
+                 "-DGATED=%d -DLINEAR=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
+                 variant == GEMM_GATE_AND_UP, shape->form == GEMM_LINEAR, state->rows[size],
+                 state->columns, state->depth);
         TRY(gemm_kernel_create(context, shape, "gemm_tiled", options, "gemm_tiled",
                                &state->kernels[variant][size]));
+    }
+done:
+    return status;
+}
+
+static size_t linear_items(const linear_size *size) {
+    return (size_t)LINEAR_SLICES * (size->rows / size->tile) * (size->columns / size->tile);
+}
+
+static size_t linear_local_bytes(const linear_size *size) {
+    const size_t tiles = (size_t)(size->rows + size->columns) * (size->depth + 4);
+    const size_t partials = (size_t)size->rows * size->columns;
+    return sizeof(float) * LINEAR_SLICES * (tiles > partials ? tiles : partials);
+}
+
+static clmoe_status compile_linear(clmoe_context *context, const gemm_shape *shape,
+                                   tiled_state *state) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (int i = 0; i < LINEAR_SIZES; i++) {
+        const linear_size *size = &linear_sizes[i];
+        char options[96];
+        if (context->info.max_group < linear_items(size) ||
+            context->info.local_mem_bytes < linear_local_bytes(size))
+            continue;
+        snprintf(options, sizeof options, "-DGATED=0 -DROWS=%u -DCOLUMNS=%u -DTILE=%u -DDEPTH=%u",
+                 size->rows, size->columns, size->tile, size->depth);
+        TRY(gemm_kernel_create(context, shape, "gemm_linear", options, "gemm_linear",
+                               &state->linear[i]));
     }
 done:
     return status;
@@ -104,10 +141,8 @@ static clmoe_status tiled_create(clmoe_context *context, const gemm_shape *shape
     TRY(compile(context, shape, state, GEMM_UNGATED));
     if (shape->form == GEMM_GATED)
         TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
-    if (shape->form == GEMM_LINEAR && context->info.max_group >= NARROW_ITEMS &&
-        context->info.local_mem_bytes >= NARROW_LOCAL_BYTES)
-        TRY(gemm_kernel_create(context, shape, "gemm_narrow", "-DGATED=0", "gemm_narrow",
-                               &state->narrow));
+    if (shape->form == GEMM_LINEAR)
+        TRY(compile_linear(context, shape, state));
     *out = state;
     state = NULL;
 done:
@@ -133,27 +168,43 @@ static clmoe_status choose_size(const tiled_state *state, const gemm_problem *pr
     return CLMOE_SUCCESS;
 }
 
-static size_t narrow_groups(const gemm_problem *problem) {
-    return gemm_tiles(problem->slots, NARROW_ROWS) * gemm_tiles(problem->n, NARROW_COLUMNS);
+/* Whether cl/gemm_linear.cl can do it. */
+static bool is_linear(const tiled_state *state, const gemm_problem *problem) {
+    return state->linear[LINEAR_SMALL] && problem->form == GEMM_LINEAR &&
+           !problem->tile_expert.mem && !problem->token_of.mem && problem->up.col == 1;
 }
 
-/* Whether the narrow form can do it, and is done before all compute units are done with tiles. */
-static bool is_narrow(const tiled_state *state, const gemm_problem *problem) {
+static size_t linear_groups(const gemm_problem *problem, const linear_size *size) {
+    return gemm_tiles(problem->slots, size->rows) * gemm_tiles(problem->n, size->columns);
+}
+
+/* A size of cl/gemm_linear.cl, or LINEAR_SIZES for tiles: what all compute units are done with
+ * first. */
+static int choose_linear(const tiled_state *state, const gemm_problem *problem) {
+    const size_t units = state->compute_units;
+    const size_t small = linear_groups(problem, &linear_sizes[LINEAR_SMALL]);
+    const size_t large = linear_groups(problem, &linear_sizes[LINEAR_LARGE]);
     const size_t tiles = gemm_tiles(problem->slots, state->rows[TILE_MANY_ROWS]) *
                          gemm_tiles(problem->n, 2 * state->columns);
-    const size_t rounds = gemm_tiles(tiles, state->compute_units);
-    return state->narrow && problem->form == GEMM_LINEAR && !problem->tile_expert.mem &&
-           !problem->token_of.mem && problem->up.col == 1 &&
-           narrow_groups(problem) / NARROW_PER_TILE < rounds * state->compute_units;
+    const size_t small_cost = gemm_tiles(small, units);
+    const size_t large_cost = gemm_tiles(large, units) * LARGE_COST;
+    const size_t area = (size_t)state->rows[TILE_MANY_ROWS] * state->columns;
+    const size_t tiles_cost = gemm_tiles(tiles, units) * TILE_COST * area / TILE_AREA;
+    const bool has_large = state->linear[LINEAR_LARGE] != NULL;
+    if (small_cost <= tiles_cost && (!has_large || small_cost <= large_cost))
+        return LINEAR_SMALL;
+    return has_large && large_cost <= tiles_cost ? LINEAR_LARGE : LINEAR_SIZES;
 }
 
-static clmoe_status run_narrow(const tiled_state *state, launch *chain,
-                               const gemm_problem *problem) {
+static clmoe_status run_linear(const tiled_state *state, launch *chain, const gemm_problem *problem,
+                               int which) {
     clmoe_status status = CLMOE_SUCCESS;
-    const size_t groups[] = {gemm_tiles(problem->slots, NARROW_ROWS),
-                             gemm_tiles(problem->n, NARROW_COLUMNS)};
-    TRY(gemm_kernel_set(state->narrow, problem, problem->row_tile));
-    TRY(launch_kernel(chain, state->narrow, 2, groups, (size_t[]){NARROW_ITEMS, 1}));
+    const linear_size *size = &linear_sizes[which];
+    const size_t groups[] = {gemm_tiles(problem->slots, size->rows),
+                             gemm_tiles(problem->n, size->columns)};
+    const size_t local[] = {linear_items(size) / LINEAR_SLICES, LINEAR_SLICES};
+    TRY(gemm_kernel_set(state->linear[which], problem, problem->row_tile));
+    TRY(launch_kernel(chain, state->linear[which], 2, groups, local));
 done:
     return status;
 }
@@ -164,8 +215,9 @@ static clmoe_status tiled_run(void *opaque, launch *chain, const gemm_problem *p
     const gemm_variant variant = gemm_variant_of(problem->form);
     const size_t columns = variant == GEMM_GATE_AND_UP ? state->columns : 2 * state->columns;
     tile_size size = TILE_FEW_ROWS;
-    if (is_narrow(state, problem))
-        return run_narrow(state, chain, problem);
+    const int linear = is_linear(state, problem) ? choose_linear(state, problem) : LINEAR_SIZES;
+    if (linear != LINEAR_SIZES)
+        return run_linear(state, chain, problem, linear);
     TRY(choose_size(state, problem, &size));
     const uint32_t rows = state->rows[size];
     const size_t groups[] = {gemm_tiles(problem->slots, rows), gemm_tiles(problem->n, columns)};
