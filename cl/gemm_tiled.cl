@@ -10,7 +10,7 @@
  * Limits         row_tile is a multiple of ROWS, ROWS of 16; COLUMNS and DEPTH, of k per step, are
  *                powers of two, DEPTH at least ROWS / 16 and COLUMNS / 16, and at most
  *                LINEAR_UNIT if LINEAR; local memory
- *                4 * DEPTH * (ROWS + 2 * COLUMNS + 12) bytes.
+ *                4 * DEPTH * (ROWS + 2 * COLUMNS + 12) bytes, and 8 * ROWS * COLUMNS more if LINEAR.
  * Repeatability  every sum runs over k in ascending order in one work-item, slice by slice if LINEAR.
  */
 #include "act.clh"
@@ -102,12 +102,19 @@ static inline void clear(float4 *sum) {
         sum[i] = 0.0f;
 }
 
-/* total += sum, sum = 0. */
-static inline void move_sums(float4 *sum, float4 *total) {
+#if LINEAR
+/* A work-item's sums of the slices before, in local memory: registers are for the current one. */
+static inline void add_slice(__local float4 *total, float4 *sum) {
     UNROLL for (uint i = 0; i < ITEM; ++i)
-        total[i] += sum[i];
+        total[i * ITEMS] += sum[i];
     clear(sum);
 }
+
+static inline void read_total(__local const float4 *total, float4 *sum) {
+    UNROLL for (uint i = 0; i < ITEM; ++i)
+        sum[i] = total[i * ITEMS];
+}
+#endif
 
 /* Stores ITEM columns of C of one row, from `column` on. */
 static inline void store(const problem *p, int expert, uint slot, uint column, float4 gate_sums,
@@ -127,6 +134,9 @@ KERNEL(ITEMS_X, ITEMS_Y, 1)
 void gemm_tiled(GEMM_PARAMETERS) {
     __local float4 a_tile[DEPTH * A_STRIDE];
     __local float4 w_tile[2][DEPTH * W_STRIDE];
+#if LINEAR
+    __local float4 totals[2 * ITEM * ITEMS];
+#endif
     const problem p = GEMM_PROBLEM;
     const rows r = rows_in_use(&p, (uint)get_group_id(0) * ROWS, ROWS);
     if (r.first >= r.end)
@@ -143,10 +153,10 @@ void gemm_tiled(GEMM_PARAMETERS) {
     clear(sum0);
     clear(sum1);
 #if LINEAR
+    __local float4 *const total0 = totals + item, *const total1 = total0 + ITEM * ITEMS;
     const uint slice = linear_slice(k);
-    float4 total0[ITEM], total1[ITEM];
-    clear(total0);
-    clear(total1);
+    for (uint i = 0; i < 2 * ITEM; ++i)
+        total0[i * ITEMS] = 0.0f;
 #endif
     float next_a[A_LOADS], next_w0[W_LOADS], next_w1[W_LOADS];
     load_a(&p, a_rows, item, 0, next_a);
@@ -170,15 +180,15 @@ void gemm_tiled(GEMM_PARAMETERS) {
         barrier(CLK_LOCAL_MEM_FENCE);
 #if LINEAR
         if ((step + DEPTH) % slice == 0 || step + DEPTH >= k) {
-            move_sums(sum0, total0);
-            move_sums(sum1, total1);
+            add_slice(total0, sum0);
+            add_slice(total1, sum1);
         }
 #endif
     }
 
 #if LINEAR
-    move_sums(total0, sum0);
-    move_sums(total1, sum1);
+    read_total(total0, sum0);
+    read_total(total1, sum1);
 #endif
     UNROLL for (uint i = 0; i < ITEM; ++i) {
         const uint slot = r.first + y * ITEM + i;

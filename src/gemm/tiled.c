@@ -32,6 +32,7 @@ typedef enum tile_size { TILE_FEW_ROWS, TILE_MANY_ROWS, TILE_SIZES } tile_size;
 
 typedef struct tiled_state {
     uint32_t rows[TILE_SIZES], columns, depth;
+    bool slices;                                  /* tiles sum in slices */
     cl_kernel kernels[GEMM_VARIANTS][TILE_SIZES]; /* by form; NULL where not asked for */
     cl_kernel linear[LINEAR_SIZES];               /* NULL where not asked for, or too large */
     uint32_t compute_units;
@@ -47,6 +48,12 @@ static size_t local_bytes(const tile_sizes *tile, uint32_t rows) {
 
 static bool fits(const device_info *info, const tile_sizes *tile, uint32_t rows) {
     return items(tile, rows) <= info->max_group && local_bytes(tile, rows) <= info->local_mem_bytes;
+}
+
+/* Whether tiles can sum in slices, which they keep in local memory. */
+static bool slices_fit(const device_info *info, const tile_sizes *tile, uint32_t rows) {
+    const size_t totals = sizeof(float) * 2 * rows * tile->columns;
+    return local_bytes(tile, rows) + totals <= info->local_mem_bytes;
 }
 
 /* The largest tile the device can hold, of the sizes measured if any. */
@@ -90,8 +97,8 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, til
         char options[96];
         snprintf(options, sizeof options,
                  "-DGATED=%d -DLINEAR=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
-                 variant == GEMM_GATE_AND_UP, shape->form == GEMM_LINEAR, state->rows[size],
-                 state->columns, state->depth);
+                 variant == GEMM_GATE_AND_UP, state->slices, state->rows[size], state->columns,
+                 state->depth);
         TRY(gemm_kernel_create(context, shape, "gemm_tiled", options, "gemm_tiled",
                                &state->kernels[variant][size]));
     }
@@ -138,6 +145,7 @@ static clmoe_status tiled_create(clmoe_context *context, const gemm_shape *shape
     state->rows[TILE_MANY_ROWS] = tile.rows;
     state->columns = tile.columns;
     state->depth = tile.depth;
+    state->slices = shape->form == GEMM_LINEAR && slices_fit(&context->info, &tile, tile.rows);
     TRY(compile(context, shape, state, GEMM_UNGATED));
     if (shape->form == GEMM_GATED)
         TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
@@ -190,10 +198,13 @@ static int choose_linear(const tiled_state *state, const gemm_problem *problem) 
     const size_t large_cost = gemm_tiles(large, units) * LARGE_COST;
     const size_t area = (size_t)state->rows[TILE_MANY_ROWS] * state->columns;
     const size_t tiles_cost = gemm_tiles(tiles, units) * TILE_COST * area / TILE_AREA;
-    const bool has_large = state->linear[LINEAR_LARGE] != NULL;
-    if (small_cost <= tiles_cost && (!has_large || small_cost <= large_cost))
-        return LINEAR_SMALL;
-    return has_large && large_cost <= tiles_cost ? LINEAR_LARGE : LINEAR_SIZES;
+    size_t least = small_cost;
+    int best = LINEAR_SMALL;
+    if (state->linear[LINEAR_LARGE] && large_cost < least) {
+        least = large_cost;
+        best = LINEAR_LARGE;
+    }
+    return state->slices && tiles_cost < least ? LINEAR_SIZES : best;
 }
 
 static clmoe_status run_linear(const tiled_state *state, launch *chain, const gemm_problem *problem,
