@@ -150,6 +150,36 @@ static void combine_weights(void **state) {
         }
 }
 
+/* The same where weights are renormalised over the pairs that kept a place. */
+static void renorm_after_drop(void **state) {
+    (void)state;
+    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_IDENTITY; score++)
+        for (uint32_t number = 0; number < 6; number++) {
+            clmoe_layer_desc desc = small_desc();
+            clmoe_router_desc *router = &desc.router;
+            router->score = (clmoe_score_function)score;
+            router->order = number % 2 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
+            router->renorm = (clmoe_renorm)(number / 2);
+            router->renorm_p = 2.0f;
+            router->renorm_eps = 0.25f;
+            router->renorm_after_drop = 1;
+            router->expert_scale = number == 3;
+            balance_options options = everything;
+            options.positive = score == CLMOE_SCORE_IDENTITY;
+            test_case("score %d, number %u", score, number);
+            seed_set(number + 1);
+            balance_batch b;
+            balance_make(&b, &desc, 22, &options);
+            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+            loss_renorm_after_drop(&b);
+            for (size_t i = 0; i < COUNT_OF(importance_kinds); i++) {
+                clmoe_loss_desc loss = {
+                    .kind = importance_kinds[i], .weight = 1.5f, .p_source = CLMOE_P_WEIGHTS};
+                loss_check(&b, &loss);
+            }
+        }
+}
+
 /* ---- Noise ----------------------------------------------------------------------------------- */
 
 /* Smooth load, and other losses of noisy logits: both gradients. */
@@ -482,6 +512,7 @@ int main(void) {
         TEST(every_combination),
         TEST(every_score),
         TEST(combine_weights),
+        TEST(renorm_after_drop),
         TEST(noise),
         TEST(every_size),
         TEST(sum_of_losses),
