@@ -164,10 +164,8 @@ static inline float cell_gradient(const cells *c, uint d) {
         return 2.0f * n * (cell_excess(c, d) - c->sum);
     case LOSS_COMMUNICATION:
         return (float)c->counts[d] * n / (c->reach * c->tokens);
-    case LOSS_OVERFLOW:
+    default: /* LOSS_OVERFLOW */
         return cell_count(c, d) > c->capacity ? 1.0f : 0.0f;
-    default:
-        return 0.0f;
     }
 }
 

@@ -435,9 +435,9 @@ static void fix_thresholds(const clmoe_layer_desc *desc, const ref_balance_in *i
 /* Whether the pair of a token and a column has a place in Load, and its z. */
 static bool smooth_z(const clmoe_layer_desc *desc, const ref_balance_in *in, const ref_loss *fixed,
                      size_t i, double *z) {
-    double slope;
+    double slope, noisy = in->logits[i] + (in->noise ? in->noise[i] : 0.0);
     *z = (in->logits[i] - fixed->threshold[i]) / deviation(desc, in, i, &slope);
-    return isfinite(in->logits[i]) && !isnan(*z);
+    return isfinite(noisy) && !isnan(*z);
 }
 
 /* Load [E] of a scope. */
