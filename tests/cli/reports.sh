@@ -28,13 +28,13 @@ field() {
 }
 
 for model in qwen3_moe longcat_flash; do
-    run 0 $model --capacity-factor 0.5 --json
+    run 0 "$model" --capacity-factor 0.5 --json
     for name in load kept dropped; do
         counts $name >"$tmp/$name"
     done
     pairs=$(($(number tokens) * $(number top_k))) kept=$(number kept_total) dropped=$(number dropped_total)
     idle=$(number idle_experts) tokens=$(number tokens)
-    run 0 $model --capacity-factor 0.5 --stats
+    run 0 "$model" --capacity-factor 0.5 --stats
     field tokens "$tokens"
     field pairs "$pairs"
     field kept "$kept"
@@ -114,6 +114,20 @@ refused "more than 16" $many --loss z
 # shellcheck disable=SC2086
 run 0 qwen3_moe $many
 refused "'f8'" --dtype f8
+
+# Storage types pass with tolerances of their own; bf16 does not with that of f32.
+y=model.layers.0.mlp.y
+for type in f32 f16 bf16; do
+    run 0 qwen3_moe --dtype $type --expect $y
+    grep -q "^engine .*, $type\$" "$tmp/out" || complain "no $type in the report"
+    grep -q ': pass$' "$tmp/out" || complain "$type does not pass"
+done
+run 1 qwen3_moe --dtype bf16 --expect $y --tolerance 1e-5
+grep -q ': FAIL$' "$tmp/out" || complain "bf16 is as exact as f32"
+write_file "{$(entry two 0 384),$(entry one 384 576 '[1,48]')}" 576
+# shellcheck disable=SC2086
+run_exit 2 run "$DATA/qwen3_moe" --layer 0 --input "$input" --tensor two --expect one $device
+grep -q "'one' has 1 tokens, but 'two' has 2" "$tmp/err" || complain "no counts of tokens in the sentence"
 
 if [ -e /dev/full ]; then
     for options in "--json" "--stats"; do
