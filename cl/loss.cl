@@ -164,10 +164,8 @@ static inline float cell_gradient(const cells *c, uint d) {
         return 2.0f * n * (cell_excess(c, d) - c->sum);
     case LOSS_COMMUNICATION:
         return (float)c->counts[d] * n / (c->reach * c->tokens);
-    case LOSS_OVERFLOW:
+    default: /* LOSS_OVERFLOW */
         return cell_count(c, d) > c->capacity ? 1.0f : 0.0f;
-    default:
-        return 0.0f;
     }
 }
 
@@ -484,17 +482,25 @@ typedef struct weight_view {
     float temperature, best, chosen_best, chosen_total; /* of softmax over the chosen */
 } weight_view;
 
+/* Whether the choice has weight 0 because of its place; softmax over the chosen counts it. */
+static inline bool is_dropped(const weight_view *v, uint k) {
+    return v->slot_of && v->slot_of[k] == SLOT_NONE;
+}
+
 static inline float prepared_choice(const router_switches *r, const weight_view *v, uint k) {
     uint id = (uint)v->ids[k];
     float logit = id < v->columns ? v->logits[id] : -INFINITY;
-    if (!isfinite(logit) || (v->slot_of && v->slot_of[k] == SLOT_NONE))
+    if (!isfinite(logit))
         return -INFINITY;
     if (r->softcap > 0.0f)
         logit = r->softcap * tanh(logit / r->softcap);
     return logit / v->temperature;
 }
 
-/* The weight of choice k before renormalisation. `total` is that of softmax over the row. */
+/*
+ * The weight of choice k before dropping and renormalisation. `total` is that of softmax over the
+ * row.
+ */
 static inline float plain_weight(const router_switches *r, const weight_view *v, float total,
                                  uint k) {
     float l = prepared_choice(r, v, k);
@@ -527,7 +533,7 @@ static inline void renorm_back(const router_switches *r, const weight_view *v, f
     if (r->renorm == RENORM_NONE)
         return;
     for (uint k = 0; k < v->count; k++) {
-        float w = plain_weight(r, v, total, k);
+        float w = is_dropped(v, k) ? 0.0f : plain_weight(r, v, total, k);
         sum += r->renorm == RENORM_SUM ? w : pow(fabs(w), r->renorm_p);
         sums->dot += renormed_gradient(r, v, k) * w;
     }
@@ -542,7 +548,7 @@ static inline void renorm_back(const router_switches *r, const weight_view *v, f
 static inline float plain_gradient(const router_switches *r, const weight_view *v,
                                    const renorm_sums *sums, float total, uint k) {
     float g = renormed_gradient(r, v, k), w = plain_weight(r, v, total, k);
-    if (prepared_choice(r, v, k) == -INFINITY)
+    if (is_dropped(v, k) || prepared_choice(r, v, k) == -INFINITY)
         return 0.0f;
     if (r->renorm == RENORM_NONE)
         return g;

@@ -128,7 +128,7 @@ static clmoe_status check_smooth_load(const clmoe_layer *layer, uint32_t i,
         return refuse(i, loss, "which needs top_k < num_experts");
     if (router->num_groups > 1 || router->select_bias)
         return refuse(i, loss, "which allows no groups and no select_bias");
-    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->two_level)
+    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE)
         return refuse(i, loss, "which needs plain token choice");
     return CLMOE_SUCCESS;
 }

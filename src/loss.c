@@ -120,20 +120,18 @@ static clmoe_status weights_gradient(const clmoe_layer *layer, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     const sums_shape *shape = &sums->shape;
     const clmoe_router_desc *router = &layer->desc.router;
-    router_switches switches = layer->router;
     cl_kernel kernel = layer->kernels[KERNEL_LOSS_WEIGHTS];
     clmoe_buf none = {0};
     clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
     clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch);
-    if (router->policy == CLMOE_POLICY_EXPERT_CHOICE)
-        switches.renorm = RENORM_NONE;
     TRY(KERNEL_SET(kernel, ARG_F32(sums->noisy), ARG_F32(args->logits), ARG_F32(sums->noise_raw),
                    ARG_F32(args->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(args->dlogits),
                    ARG_F32(sums->noise_raw.mem ? args->dnoise : none), ARG_F32(args->ids),
                    ARG_F32(args->live), ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
                    ARG_F32(plan_array(args->plan, ws->plan.slot_of)),
                    ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
-                   arg_struct(shape, sizeof *shape), arg_struct(&switches, sizeof switches)));
+                   arg_struct(shape, sizeof *shape),
+                   arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
 done:
     return status;

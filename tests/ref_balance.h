@@ -18,6 +18,7 @@ typedef struct ref_balance_in {
     const int32_t *live;       /* optional [T] */
     const uint8_t *token_mask; /* optional [T] */
     const int32_t *token_offsets;             /* optional [T+1] */
+    const int32_t *slot_of;                   /* [pairs], of the plan; for renorm_after_drop */
     const uint32_t *kept;                     /* [R], of the plan; statistics only */
     const uint32_t *rerouted_in;              /* optional [R], of the plan */
     const uint32_t *rerouted_out;             /* optional [R], of the plan */

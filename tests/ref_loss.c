@@ -77,10 +77,11 @@ static double scale_of(const clmoe_layer_desc *desc, const ref_balance_in *in, s
     return desc->router.expert_scale ? scale * (double)in->expert_scale[column] : scale;
 }
 
-/* A pair's score before renorm, and the l it came from. */
+/* A pair's score before renorm; without a place it has no weight after it. */
 typedef struct choice {
     size_t column;
     double r;
+    bool dropped;
 } choice;
 
 /* The raw weights of a token's pairs; returns how many. */
@@ -91,6 +92,7 @@ static size_t raw_weights(const clmoe_layer_desc *desc, const ref_balance_in *in
     for (; p < end; p++)
         if (ref_pair_column(desc, in, p, &list[n].column)) {
             sum += row->s[list[n].column];
+            list[n].dropped = desc->router.renorm_after_drop && in->slot_of[p] == -1;
             n++;
         }
     bool over_chosen = desc->router.order == CLMOE_ORDER_TOPK_THEN_SCORE;
@@ -108,6 +110,8 @@ static double divisor(const clmoe_router_desc *router, const choice *list, size_
                       double *derivative) {
     double p = (double)router->renorm_p, sum = 0.0;
     for (size_t k = 0; k < n; k++) {
+        if (list[k].dropped)
+            continue;
         derivative[k] = router->renorm == CLMOE_RENORM_SUM ? 1.0 : 0.0;
         sum += router->renorm == CLMOE_RENORM_PNORM ? pow(fabs(list[k].r), p) : list[k].r;
     }
@@ -117,7 +121,8 @@ static double divisor(const clmoe_router_desc *router, const choice *list, size_
         return 1.0;
     double norm = pow(sum, 1.0 / p);
     for (size_t k = 0; k < n && sum > 0.0; k++)
-        derivative[k] = copysign(pow(fabs(list[k].r) / norm, p - 1.0), list[k].r);
+        derivative[k] =
+            list[k].dropped ? 0.0 : copysign(pow(fabs(list[k].r) / norm, p - 1.0), list[k].r);
     return sum == 0.0 ? INFINITY : norm;
 }
 
@@ -132,7 +137,9 @@ static double weights_surrogate(const clmoe_layer_desc *desc, const ref_balance_
     size_t n = raw_weights(desc, in, t, &row, list);
     double by = divisor(&desc->router, list, n, derivative);
     for (size_t k = 0; k < n; k++)
-        total += g[list[k].column] * list[k].r / by * scale_of(desc, in, list[k].column);
+        total += list[k].dropped
+                     ? 0.0
+                     : g[list[k].column] * list[k].r / by * scale_of(desc, in, list[k].column);
     ref_row_free(&row);
     free(list);
     free(derivative);
@@ -152,10 +159,12 @@ static void weights_gradient(const clmoe_layer_desc *desc, const ref_balance_in 
     size_t n = raw_weights(desc, in, t, &row, list);
     double by = divisor(&desc->router, list, n, derivative);
     for (size_t k = 0; k < n; k++)
-        through += g[list[k].column] * scale_of(desc, in, list[k].column) * list[k].r / by / by;
+        through += list[k].dropped ? 0.0
+                                   : g[list[k].column] * scale_of(desc, in, list[k].column) *
+                                         list[k].r / by / by;
     for (size_t k = 0; k < n; k++) {
         size_t e = list[k].column;
-        dr[e] = g[e] * scale_of(desc, in, e) / by - through * derivative[k];
+        dr[e] = list[k].dropped ? 0.0 : g[e] * scale_of(desc, in, e) / by - through * derivative[k];
         chosen[e] = true;
         mean += dr[e] * list[k].r;
     }
@@ -426,9 +435,9 @@ static void fix_thresholds(const clmoe_layer_desc *desc, const ref_balance_in *i
 /* Whether the pair of a token and a column has a place in Load, and its z. */
 static bool smooth_z(const clmoe_layer_desc *desc, const ref_balance_in *in, const ref_loss *fixed,
                      size_t i, double *z) {
-    double slope;
+    double slope, noisy = in->logits[i] + (in->noise ? in->noise[i] : 0.0);
     *z = (in->logits[i] - fixed->threshold[i]) / deviation(desc, in, i, &slope);
-    return isfinite(in->logits[i]) && !isnan(*z);
+    return isfinite(noisy) && !isnan(*z);
 }
 
 /* Load [E] of a scope. */

@@ -135,6 +135,24 @@ void loss_draw_noise(balance_batch *b) {
     balance_choose(b);
 }
 
+/* ---- Dropping ------------------------------------------------------------------------------ */
+
+void loss_renorm_after_drop(balance_batch *b) {
+    size_t pairs = (size_t)b->tokens * b->desc.top_k;
+    const unsigned char *plan = buf_get(b->dev.plan);
+    ref_weights weights = {.expert_scale = b->in.expert_scale};
+    double *wide = HOST(double, pairs);
+    float *narrow = HOST(float, pairs);
+    b->in.slot_of = (const int32_t *)(const void *)(plan + b->layout.slot_of);
+    for (size_t p = 0; p < pairs; p++)
+        wide[p] = (double)b->in.pair_weights[p];
+    ref_renorm_after_drop(&b->desc, b->tokens, b->in.ids, b->in.slot_of, &weights, wide);
+    for (size_t p = 0; p < pairs; p++)
+        narrow[p] = (float)wide[p];
+    b->in.pair_weights = narrow;
+    b->dev.pair_weights = buf_of(narrow, pairs * 4);
+}
+
 /* ---- Comparing ----------------------------------------------------------------------------- */
 
 /* The relative distance of two gradients by norm. */

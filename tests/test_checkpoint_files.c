@@ -118,6 +118,18 @@ static const config_case config_cases[] = {
      "_experts\": 3",
      CLMOE_BAD_FILE,
      {"experts.2.gate_proj.weight' is missing", "bad-config"}},
+    {"2, \"num_experts_per_tok\": 1",
+     "300, \"num_experts_per_tok\": 257",
+     CLMOE_UNSUPPORTED,
+     {"num_experts_per_tok is 257", "at most 256"}},
+    {"\"hidden_act\"",
+     "\"moe_norm_min\": 0.5, \"hidden_act\"",
+     CLMOE_UNSUPPORTED,
+     {"moe_norm_min is 0.5", "config.json"}},
+    {"\"hidden_act\"",
+     "\"moe_apply_router_weight_on_input\": true, \"hidden_act\"",
+     CLMOE_UNSUPPORTED,
+     {"moe_apply_router_weight_on_input is true", "config.json"}},
     {"_tok\": 1",
      "_tok\": 3",
      CLMOE_BAD_FILE,
@@ -311,6 +323,15 @@ static const struct {
      "model.layers.0.mlp.experts.0.up_proj.weight F32 0,4;",
      CLMOE_BAD_FILE,
      {"experts.0.up_proj.weight' has shape [0, 4]", "model.safetensors"}},
+    {".up_proj.weight",
+     "model.layers.0.mlp.experts.up_proj F32 2,3,4;",
+     CLMOE_BAD_FILE,
+     {"gate and up matrices of different forms", "bad-tensors"}},
+    {"",
+     "model.layers.0.mlp.experts.0.up_proj.bias F32 3;model.layers.0.mlp.experts.1.up_proj.bias F32 "
+     "3;",
+     CLMOE_BAD_FILE,
+     {"gate_proj.bias', or one that does its work, is missing", "bad-tensors"}},
     {"",
      "model.layers.0.mlp.extra.weight F32 4;",
      CLMOE_BAD_FILE,
@@ -535,6 +556,76 @@ static void test_layouts(void **state) {
     }
 }
 
+/* `count` bytes of data of the file from `from` on, as write_safetensors() makes them. */
+static void compare_upload(const char *what, clmoe_buf buf, size_t from, size_t count) {
+    unsigned char got[256], want[256];
+    buf_read(buf, got, count);
+    for (size_t i = 0; i < count; i++)
+        want[i] = (unsigned char)(from + i);
+    compare_bits(what, got, want, count);
+}
+
+/* Gate and up in buffers of their own, and up without a gate. */
+static void test_layout_uploads(void **state) {
+    (void)state;
+    const size_t router = 32, stack = 96, matrix = 48;
+    for (size_t i = 0; i < sizeof layout_cases / sizeof layout_cases[0]; i++) {
+        clmoe_gate_layout layout = layout_cases[i].layout;
+        if (layout != CLMOE_GATE_SEPARATE && layout != CLMOE_GATE_NONE)
+            continue;
+        clmoe_checkpoint *checkpoint;
+        clmoe_layer_desc desc;
+        clmoe_weights w;
+        test_case("layout %zu", i);
+        OK(clmoe_checkpoint_open(
+            write_checkpoint("uploads", layout_cases[i].config, layout_cases[i].tensors),
+            &checkpoint));
+        OK(clmoe_checkpoint_layer(checkpoint, 0, &desc));
+        desc.weight_type = CLMOE_F32;
+        OK(clmoe_checkpoint_upload(checkpoint, 0, &desc, test.context, test.queue, &w));
+        compare_upload("router", w.router, 0, router);
+        if (layout == CLMOE_GATE_SEPARATE) {
+            compare_upload("gate", w.experts.gate, router, stack);
+            compare_upload("up", w.experts.up, router + stack, stack);
+            compare_upload("down", w.experts.down, router + 2 * stack, stack);
+        } else {
+            size_t expert = router + 8; /* behind the selection bias: up, down, up, down */
+            clmoe_buf second_up = {w.experts.up.mem, w.experts.up.offset + matrix};
+            clmoe_buf second_down = {w.experts.down.mem, w.experts.down.offset + matrix};
+            assert_null(w.experts.gate.mem);
+            compare_upload("select_bias", w.select_bias, router, 8);
+            compare_upload("up", w.experts.up, expert, matrix);
+            compare_upload("down", w.experts.down, expert + matrix, matrix);
+            compare_upload("up of expert 1", second_up, expert + 2 * matrix, matrix);
+            compare_upload("down of expert 1", second_down, expert + 3 * matrix, matrix);
+        }
+        clmoe_weights_release(&w);
+        clmoe_checkpoint_close(checkpoint);
+    }
+}
+
+/* DBRX names the p of its norm: 1 if it says nothing, none for null. Harmless values of fields. */
+static void test_norms(void **state) {
+    (void)state;
+    static const char *const norms[] = {"", "\"moe_normalize_expert_weights\": 1, ",
+                                        "\"moe_apply_router_weight_on_input\": false, ",
+                                        "\"moe_normalize_expert_weights\": 2.0, ",
+                                        "\"moe_normalize_expert_weights\": null, "};
+    const clmoe_renorm want[] = {CLMOE_RENORM_SUM, CLMOE_RENORM_SUM, CLMOE_RENORM_SUM,
+                                 CLMOE_RENORM_PNORM, CLMOE_RENORM_NONE};
+    for (size_t i = 0; i < sizeof norms / sizeof norms[0]; i++) {
+        clmoe_layer_desc desc;
+        char text[128];
+        test_case("DBRX with %s", norms[i]);
+        snprintf(text, sizeof text, "%s\"ffn_hidden_size\"", norms[i]);
+        char *config = replaced(layout_cases[6].config, "\"ffn_hidden_size\"", text);
+        OK(describe(write_checkpoint("norms", config, layout_cases[6].tensors), 0, &desc));
+        free(config);
+        assert_int_equal(desc.router.renorm, want[i]);
+        assert_true(desc.router.renorm_p == (want[i] == CLMOE_RENORM_PNORM ? 2.0f : 1.0f));
+    }
+}
+
 /* What lies beside the block, and in other stacks of layers, is not of the block. */
 static void test_places(void **state) {
     (void)state;
@@ -601,6 +692,7 @@ int main(void) {
         TEST(test_deep_config),     TEST(test_bad_tensors),
         TEST(test_bad_directories), TEST(test_bad_indexes),
         TEST(test_layouts),         TEST(test_places),
+        TEST(test_layout_uploads),  TEST(test_norms),
         TEST(test_bad_uploads),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

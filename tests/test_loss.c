@@ -1,4 +1,5 @@
 /* loss: values and gradients of every balancing loss against the oracle. */
+#include "ref_policy.h"
 #include "support_loss.h"
 
 #include <math.h>
@@ -46,8 +47,10 @@ static void every_combination(void **state) {
     (void)state;
     uint32_t count = 0;
     for (uint32_t target = 0; target < 2; target++)
-        for (size_t g = 0; g < COUNT_OF(group_sizes) - target; g++)
+        for (uint32_t turn = 0; turn < 2 - target; turn++)
             for (uint32_t scope = 0; scope < 4; scope++) {
+                /* The first size always, the others in turn; with a target one of all. */
+                size_t g = target ? scope % COUNT_OF(group_sizes) : turn * (1 + scope % 2);
                 test_case("group size %u, scope %u", group_sizes[g], scope);
                 seed_set(scope + 1);
                 clmoe_layer_desc desc = small_desc();
@@ -148,6 +151,80 @@ static void combine_weights(void **state) {
                 loss_check(&b, &loss);
             }
         }
+}
+
+/* The same where weights are renormalised over the pairs that kept a place. */
+static void renorm_after_drop(void **state) {
+    (void)state;
+    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_IDENTITY; score++)
+        for (uint32_t number = 0; number < 6; number++) {
+            clmoe_layer_desc desc = small_desc();
+            clmoe_router_desc *router = &desc.router;
+            router->score = (clmoe_score_function)score;
+            router->order = number % 2 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
+            router->renorm = (clmoe_renorm)(number / 2);
+            router->renorm_p = 2.0f;
+            router->renorm_eps = 0.25f;
+            router->renorm_after_drop = 1;
+            router->expert_scale = number == 3;
+            balance_options options = everything;
+            options.positive = score == CLMOE_SCORE_IDENTITY;
+            test_case("score %d, number %u", score, number);
+            seed_set(number + 1);
+            balance_batch b;
+            balance_make(&b, &desc, 22, &options);
+            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+            loss_renorm_after_drop(&b);
+            for (size_t i = 0; i < COUNT_OF(importance_kinds); i++) {
+                clmoe_loss_desc loss = {
+                    .kind = importance_kinds[i], .weight = 1.5f, .p_source = CLMOE_P_WEIGHTS};
+                loss_check(&b, &loss);
+            }
+        }
+}
+
+/* Experts that take their best 6 of 24 tokens: any number of pairs per token, T K = E C of all. */
+static void expert_choice(void **state) {
+    (void)state;
+    static const clmoe_loss_desc losses[] = {
+        {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.5f, .p_source = CLMOE_P_WEIGHTS},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_FRESH},
+        {.kind = CLMOE_LOSS_L1, .weight = 1.0f, .f_source = CLMOE_F_FIRST},
+        {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+    };
+    const shape s = {24, 5, 12, 0, 3, 3};
+    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_IDENTITY; score++) {
+        clmoe_layer_desc desc = desc_of(&s), plain = desc;
+        size_t n = (size_t)s.tokens * s.experts, pairs = (size_t)s.tokens * s.top_k;
+        plain.router.score = desc.router.score = (clmoe_score_function)score;
+        desc.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+        desc.router.expert_scale = 1;
+        desc.capacity.rows = 6;
+        desc.balance.device_groups = 4;
+        balance_options options = {.kind = PATTERN_ZIPF, .positive = score == CLMOE_SCORE_IDENTITY};
+        test_case("score %d", score);
+        seed_set((uint64_t)score + 1);
+        balance_batch b;
+        balance_make(&b, &plain, s.tokens, &options);
+        b.desc = desc;
+        b.in.expert_scale = random_floats(s.experts, 1.0);
+        int32_t *offsets = HOST(int32_t, s.tokens + 1), *ids = HOST(int32_t, pairs);
+        double *scores = HOST(double, n), *wide = HOST(double, pairs);
+        float *weights = HOST(float, pairs);
+        const ref_weights scale = {.expert_scale = b.in.expert_scale};
+        ref_scores(&desc, s.tokens, b.in.logits, scores);
+        ref_expert_choice(&desc, s.tokens, scores, NULL, &scale, offsets, ids, wide);
+        for (size_t p = 0; p < pairs; p++)
+            weights[p] = (float)wide[p];
+        b.in.live = NULL;
+        b.in.token_offsets = offsets;
+        b.in.ids = ids;
+        b.in.pair_weights = weights;
+        balance_upload(&b, group_sizes[(size_t)score % COUNT_OF(group_sizes)]);
+        balance_compare_stats(&b, balance_stats(&b));
+        for (size_t i = 0; i < COUNT_OF(losses); i++)
+            loss_check(&b, &losses[i]);
+    }
 }
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
@@ -482,6 +559,8 @@ int main(void) {
         TEST(every_combination),
         TEST(every_score),
         TEST(combine_weights),
+        TEST(renorm_after_drop),
+        TEST(expert_choice),
         TEST(noise),
         TEST(every_size),
         TEST(sum_of_losses),

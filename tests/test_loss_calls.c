@@ -282,6 +282,160 @@ static void needs(void **state) {
         refused(&b, &with_groups[i], 1);
 }
 
+static void dropless(clmoe_layer_desc *d) {
+    d->capacity.rows = 0;
+    d->capacity.tokens_per_sequence = 0;
+}
+
+static void noise(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+}
+
+static void noise_all(clmoe_layer_desc *d) {
+    noise(d);
+    d->top_k = d->num_experts;
+}
+
+static void noise_groups(clmoe_layer_desc *d) {
+    noise(d);
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+}
+
+static void noise_bias(clmoe_layer_desc *d) {
+    noise(d);
+    d->router.select_bias = 1;
+}
+
+static void noise_sinkhorn(clmoe_layer_desc *d) {
+    noise(d);
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+}
+
+static void sparsemixer(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SPARSEMIXER;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+}
+
+static void two_level(clmoe_layer_desc *d) {
+    d->router.two_level = 1;
+    d->router.num_groups = 6;
+    d->router.topk_groups = 3;
+}
+
+static void rebalance(clmoe_layer_desc *d) {
+    d->router.rebalance_iterations = 2;
+}
+
+static const struct {
+    void (*set)(clmoe_layer_desc *desc); /* NULL: nothing */
+    clmoe_loss_desc loss;
+    const char *says;
+} contradictory[] = {
+    {NULL, {.kind = (clmoe_loss_kind)-1}, "losses[0].kind is -1"},
+    {NULL, {.kind = CLMOE_LOSS_Z, .per_device = 1}, "z, which has no form per_device"},
+    {NULL, {.kind = CLMOE_LOSS_OVERFLOW, .per_device = 1}, "overflow, which has no form"},
+    {NULL, {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .per_device = 1}, "token_entropy, which has no form"},
+    {NULL, {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .p_source = CLMOE_P_RAW}, "no distribution"},
+    {NULL, {.kind = CLMOE_LOSS_OVERFLOW, .f_source = CLMOE_F_EMA}, "needs counts"},
+    {NULL, {.kind = CLMOE_LOSS_COMMUNICATION, .f_source = CLMOE_F_FIRST}, "f_source is another"},
+    {dropless, {.kind = CLMOE_LOSS_OVERFLOW}, "the layer has no capacity"},
+    {noise_all, {.kind = CLMOE_LOSS_SMOOTH_LOAD}, "needs top_k < num_experts"},
+    {noise_groups, {.kind = CLMOE_LOSS_SMOOTH_LOAD}, "no groups and no select_bias"},
+    {noise_bias, {.kind = CLMOE_LOSS_SMOOTH_LOAD}, "no groups and no select_bias"},
+    {noise_sinkhorn, {.kind = CLMOE_LOSS_SMOOTH_LOAD}, "needs plain token choice"},
+    {noise, {.kind = CLMOE_LOSS_SMOOTH_LOAD}, "state is not given"},
+    {sparsemixer,
+     {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .p_source = CLMOE_P_WEIGHTS},
+     "router.score sparsemixer does not have yet"},
+    {two_level,
+     {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .p_source = CLMOE_P_WEIGHTS},
+     "router.two_level does not have yet"},
+    {rebalance,
+     {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .p_source = CLMOE_P_WEIGHTS},
+     "router.rebalance_iterations does not have yet"},
+};
+
+/* Losses that contradict themselves or the layer: each with its own sentence. */
+static void contradictions(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(contradictory); i++) {
+        clmoe_layer_desc desc = full_desc();
+        if (contradictory[i].set)
+            contradictory[i].set(&desc);
+        test_case("%s", contradictory[i].says);
+        clmoe_loss_args args = {.struct_size = sizeof args,
+                                .tokens = 22,
+                                .losses = &contradictory[i].loss,
+                                .num_losses = 1,
+                                .pair_weights = buf_new(22 * 3 * 4)};
+        clmoe_status status = clmoe_loss(test_layer(0, &desc), test.queue, &args, 0, NULL, NULL);
+        bool later = strstr(contradictory[i].says, "yet") != NULL;
+        CHECK(status == (later ? CLMOE_UNSUPPORTED : CLMOE_INVALID_ARGUMENT), "it gave %s\n",
+              clmoe_status_string(status));
+        CHECK(strstr(clmoe_last_error(), contradictory[i].says), "it says: %s\n",
+              clmoe_last_error());
+    }
+}
+
+/* Learned noise reads x and a matrix again. */
+static void noise_weights(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = full_desc();
+    desc.router.noise = CLMOE_NOISE_LEARNED;
+    balance_options options = {.kind = PATTERN_UNIFORM, .state = true};
+    const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
+    balance_batch b;
+    test_case("learned noise");
+    balance_make(&b, &desc, 22, &options);
+    loss_draw_noise(&b);
+    balance_upload(&b, 0);
+    for (int what = 0; what < 3; what++) {
+        clmoe_loss_args args = args_of(&b, &loss, 1);
+        clmoe_weights weights = b.weights;
+        args.weights = what == 0 ? NULL : &weights;
+        args.x = what == 1 ? (clmoe_buf){NULL, 0} : b.dev.x;
+        if (what == 2)
+            weights.noise_router = (clmoe_buf){NULL, 0};
+        const char *says = what == 0 ? "weights" : what == 1 ? "x is" : "weights.noise_router is";
+        clmoe_status status = clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL);
+        CHECK(status == CLMOE_INVALID_ARGUMENT, "without %s: %d\n", says, (int)status);
+        CHECK(strstr(clmoe_last_error(), says), "it says: %s\n", clmoe_last_error());
+    }
+}
+
+static void check_forward_says(const device_batch *d, clmoe_layer *layer, const char *says) {
+    clmoe_status status = clmoe_forward(layer, test.queue, &d->args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "it gave %s\n", clmoe_status_string(status));
+    CHECK(strstr(clmoe_last_error(), says), "it says: %s\n", clmoe_last_error());
+    CHECK(buf_untouched(d->args.y), "y was written\n");
+}
+
+/* clmoe_forward() refuses the same, and losses of ids that no logits belong to. */
+static void forward_refuses(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    clmoe_layer_desc desc = full_desc();
+    clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = NAN};
+    test_case("losses of clmoe_forward");
+    batch_make(&b, &desc, 22);
+    clmoe_layer *layer = test_layer(0, &desc);
+    batch_upload(layer, &b, &d);
+    d.args.losses = &loss;
+    d.args.num_losses = 1;
+    check_forward_says(&d, layer, "losses[0].weight is nan");
+    loss.weight = 1.0f;
+    d.args.losses = NULL;
+    check_forward_says(&d, layer, "losses is NULL");
+    b.in.ids_in = HOST(int32_t, 22 * 3);
+    b.in.weights_in = HOST(float, 22 * 3);
+    batch_upload(layer, &b, &d);
+    d.args.losses = &loss;
+    d.args.num_losses = 1;
+    check_forward_says(&d, layer, "with ids_in there are no logits");
+}
+
 /* Buffers that must be there. */
 static void buffers(void **state) {
     (void)state;
@@ -309,7 +463,8 @@ static void buffers(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(forward), TEST(small_shapes), TEST(descriptors),
-                                       TEST(needs), TEST(buffers)};
+    const struct CMUnitTest tests[] = {
+        TEST(forward),        TEST(small_shapes),  TEST(descriptors),     TEST(needs),
+        TEST(contradictions), TEST(noise_weights), TEST(forward_refuses), TEST(buffers)};
     return RUN(tests);
 }

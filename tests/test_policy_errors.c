@@ -2,6 +2,7 @@
  */
 #include "support.h"
 
+#include <math.h>
 #include <string.h>
 
 static void expert_choice(clmoe_layer_desc *d) {
@@ -37,6 +38,7 @@ typedef struct refusal {
 } refusal;
 
 /* clang-format off */
+static void below_policy(clmoe_layer_desc *d) { d->router.policy = (clmoe_policy)-1; }
 static void no_policy(clmoe_layer_desc *d)    { d->router.policy = (clmoe_policy)5; }
 static void no_capacity(clmoe_layer_desc *d)  { d->capacity.factor = 0; }
 static void by_logit(clmoe_layer_desc *d)     { d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE; }
@@ -54,16 +56,25 @@ static void level_two(clmoe_layer_desc *d)    { d->router.two_level = 2; }
 static void no_rounds(clmoe_layer_desc *d)    { d->router.sinkhorn_iterations = 0; }
 static void many_rounds(clmoe_layer_desc *d)  { d->router.sinkhorn_iterations = 1001; }
 static void below_zero(clmoe_layer_desc *d)   { d->router.sinkhorn_tolerance = -1; }
+static void no_number(clmoe_layer_desc *d)    { d->router.sinkhorn_tolerance = NAN; }
 static void one_less(clmoe_layer_desc *d)     { d->top_k--; }
 static void one_group(clmoe_layer_desc *d)    { d->router.num_groups = 1; }
 static void no_slots(clmoe_layer_desc *d)     { d->router.slots_per_expert = 0; }
 static void two_choices(clmoe_layer_desc *d)  { d->top_k = 2; }
+static void many_slots(clmoe_layer_desc *d)   { d->router.slots_per_expert = UINT32_MAX; }
+static void no_scale(clmoe_layer_desc *d)     { d->router.soft_scale = INFINITY; }
+static void warm(clmoe_layer_desc *d)         { d->router.temperature = 2; }
+static void scale(clmoe_layer_desc *d)        { d->router.scale = 3; }
 static void softcap(clmoe_layer_desc *d)      { d->router.softcap = 1; }
 static void capacity(clmoe_layer_desc *d)     { d->capacity.rows = 9; }
 static void weight_in(clmoe_layer_desc *d)    { d->router.weight_at = CLMOE_WEIGHT_AT_INPUT; }
 static void sigmoid(clmoe_layer_desc *d)      { d->router.score = CLMOE_SCORE_SIGMOID; }
 static void odd(clmoe_layer_desc *d)          { d->top_k = 5; }
 static void too_many(clmoe_layer_desc *d)     { d->top_k = 8; }
+static void full_reroute(clmoe_layer_desc *d) {
+    d->capacity.rows = 2;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
 static void mixer(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SPARSEMIXER;
     d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
@@ -71,6 +82,7 @@ static void mixer(clmoe_layer_desc *d) {
 
 static const refusal refusals[] = {
     {expert_choice, no_policy, "router.policy is 5"},
+    {expert_choice, below_policy, "router.policy is -1"},
     {expert_choice, no_capacity, "needs a capacity"},
     {expert_choice, by_logit, "router.order is 1"},
     {expert_choice, mixer, "sparsemixer"},
@@ -87,6 +99,8 @@ static const refusal refusals[] = {
     {sinkhorn, no_rounds, "router.sinkhorn_iterations is 0"},
     {sinkhorn, many_rounds, "router.sinkhorn_iterations is 1001"},
     {sinkhorn, below_zero, "router.sinkhorn_tolerance is -1"},
+    {sinkhorn, no_number, "router.sinkhorn_tolerance is nan"},
+    {sinkhorn, full_reroute, "router.policy is not token choice"},
     {sinkhorn, by_logit, "router.order is 1"},
     {sinkhorn, mixer, "sparsemixer"},
     {sinkhorn, groups, "router.num_groups is 2"},
@@ -94,10 +108,15 @@ static const refusal refusals[] = {
     {soft, one_less, "top_k is 11"},
     {soft, groups, "router.num_groups is 2"},
     {soft, mixer, "sparsemixer"},
+    {soft, rebalance, "router.policy is neither token choice nor sinkhorn"},
     {soft_moe, no_slots, "router.slots_per_expert is 0"},
     {soft_moe, two_choices, "top_k is 2"},
     {soft_moe, identity, "num_identity_experts is 1"},
     {soft_moe, renorm, "router.renorm is 1"},
+    {soft_moe, many_slots, "router.slots_per_expert is 4294967295"},
+    {soft_moe, no_scale, "router.soft_scale is inf"},
+    {soft_moe, warm, "router.temperature is 2"},
+    {soft_moe, scale, "router.scale is 3"},
     {soft_moe, softcap, "router.softcap is 1"},
     {soft_moe, capacity, "capacity.rows is 9"},
     {soft_moe, weight_in, "router.weight_at is 1"},
@@ -105,6 +124,7 @@ static const refusal refusals[] = {
     {two_level, one_group, "router.num_groups is 1"},
     {two_level, sigmoid, "router.score is 1"},
     {two_level, by_logit, "router.order is 1"},
+    {two_level, full_reroute, "router.two_level is 1"},
     {two_level, odd, "does not divide top_k 5"},
     {two_level, too_many, "its groups hold 6 experts"},
 };
@@ -165,6 +185,12 @@ static void wrong_arguments(void **state) {
     args = small_batch(soft_moe, &b, &d, &layer);
     args->ids = buf_new(1024);
     check_refused(layer, args, "ids is given, but the policy is Soft MoE");
+    test_case("a loss of Soft MoE");
+    const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_Z, .weight = 1.0f};
+    args = small_batch(soft_moe, &b, &d, &layer);
+    args->losses = &loss;
+    args->num_losses = 1;
+    check_refused(layer, args, "num_losses is 1, but the policy is Soft MoE");
 }
 
 /* The steps of their own ask for what the policy needs. */

@@ -140,8 +140,9 @@ typedef enum clmoe_loss_kind {
     /*
      * CV^2 of Load_e = sum_t Phi((l_te - thr_te) / sigma_te): Shazeer et al. 2017, V-MoE. l the
      * clean logits, sigma the deviation of the noise, thr = the (K+1)-th largest noisy logit if e
-     * is chosen, else the K-th, held fixed. Through l and, with learned noise, sigma. Needs
-     * gaussian or learned noise, a state, K < E, and no groups or selection bias.
+     * is chosen, else the K-th, held fixed. Through l and, with learned noise, sigma. An expert
+     * that dropout masked has no place in Load. Needs gaussian or learned noise, a state, K < E,
+     * and no groups or selection bias.
      */
     CLMOE_LOSS_SMOOTH_LOAD = 9,
     /*

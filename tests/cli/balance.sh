@@ -56,6 +56,33 @@ refused "'0'" --steps 0
 refused "exists already" --csv "$tmp/qwen3_moe.csv"
 refused "$tmp/none/x.csv" --csv "$tmp/none/x.csv"
 refused "unknown option" --expect x
-run_exit 2 balance "$DATA/qwen3_moe" --layer 0
-grep -q -e "--input is missing" "$tmp/err" || complain "no '--input is missing'"
+refused "'more'" more
+refused "layer 7 has no MoE" --layer 7
+refused "'1x'" --layer 1x
+refused "device is 99" --device 99
+refused "no tensor 'z'" --tensor z
+refused "$tmp/none" --input "$tmp/none/x.safetensors"
+
+# missing WHAT ARGUMENT...: the sentence says what is not there.
+missing() {
+    what=$1
+    shift
+    run_exit 2 balance "$@"
+    grep -q -e "$what is missing" "$tmp/err" || complain "no '$what is missing'"
+}
+missing MODEL_DIR
+missing --layer "$DATA/qwen3_moe"
+missing --input "$DATA/qwen3_moe" --layer 0
+missing --tensor "$DATA/qwen3_moe" --layer 0 --input "$tmp/none"
+run_exit 2 balance "$tmp/none" --layer 0 --input "$tmp/none" --tensor x
+grep -q "$tmp/none" "$tmp/err" || complain "no directory in the sentence"
+
+# No tokens: no load, and nothing moves.
+write_file "{$(entry none 0 0 '[0,48]')}"
+model=empty
+# shellcheck disable=SC2086
+run_exit 0 balance "$DATA/qwen3_moe" --layer 0 --input "$input" --tensor none --steps 3 \
+    --csv "$tmp/$model.csv" $device
+[ "$(column 2 | tr '\n' ' ')" = "0 0 0 " ] || complain "no tokens: MaxVio is not 0"
+grep -q ' 0 tokens' "$tmp/out" || complain "no tokens in the report"
 finish

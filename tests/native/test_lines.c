@@ -2,8 +2,10 @@
  * The lines of kernels that test_kernels.c does not reach, in few programs: made for the native
  * device, where each program is compiled anew, and right on any other.
  */
-#include "support.h"
+#include "ref_random.h"
+#include "support_loss.h"
 
+#include <math.h>
 #include <string.h>
 
 static const shape small = {19, 21, 12, 2, 3, 13};
@@ -76,6 +78,7 @@ static void every_storage_type(void **state) {
     const clmoe_type types[] = {CLMOE_F16, CLMOE_BF16};
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         clmoe_layer_desc desc = desc_of(&small);
+        desc.dim = 140; /* more than one step of the narrow GEMM, too */
         desc.type = desc.weight_type = types[i];
         desc.experts.gate_layout = CLMOE_GATE_INTERLEAVED;
         desc.experts.gate_up_transposed = desc.experts.down_transposed = 1;
@@ -135,8 +138,186 @@ static void token_offsets(void **state) {
     compare_bits("y", outputs[1], outputs[0], T * D * 4);
 }
 
+/* Two levels with several choices a group; one token picks no group, one finds too few experts. */
+static void two_levels(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.num_identity_experts = 0;
+    desc.top_k = 6;
+    desc.router.two_level = 1;
+    desc.router.num_groups = 3;
+    desc.router.topk_groups = 2;
+    test_case("two levels");
+    seed_set(2);
+    batch_make(&b, &desc, small.tokens);
+    float *x = HOST(float, small.tokens *small.dim);
+    memcpy(x, b.in.x, (size_t)small.tokens * small.dim * sizeof *x);
+    x[4 * small.dim + 1] = INFINITY;
+    b.in.x = x;
+    float *logits = pattern_logits(PATTERN_UNIFORM, small.tokens, small.experts);
+    for (size_t e = 1; e < small.experts; e += 2)
+        logits[6 * small.experts + e] = NAN;
+    b.in.logits_in = logits;
+    batch_run(test_layer(0, &desc), &b, &d);
+    batch_compare(&b, &d, batch_reference(&b));
+}
+
+/* With the identity as score, the scores are the noisy logits. */
+static void gumbel_noise(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = desc_of(&small);
+    size_t R = ref_columns(&desc), n = small.tokens * R;
+    desc.router.score = CLMOE_SCORE_IDENTITY;
+    desc.router.noise = CLMOE_NOISE_GUMBEL;
+    test_case("Gumbel noise");
+    seed_set(4);
+    clmoe_layer *layer = test_layer(0, &desc);
+    const clmoe_state *header = random_state_of(&desc);
+    const float *logits = random_floats(n, 1.0);
+    clmoe_weights none = {0};
+    double *want = HOST(double, n);
+    clmoe_score_args args = {.struct_size = sizeof args,
+                             .tokens = small.tokens,
+                             .weights = &none,
+                             .logits_in = buf_of(logits, n * 4),
+                             .scores = buf_new(n * 4),
+                             .state = buf_of(header, sizeof *header + 16 * R),
+                             .scratch = scratch_of(layer, small.tokens)};
+    OK(clmoe_score(layer, test.queue, &args, 0, NULL, NULL));
+    ref_noisy(&desc, header, small.tokens, logits, NULL, want);
+    compare_floats("noisy", buf_get(args.scores), want, n, STEP_TOLERANCE);
+}
+
+/* ---- Losses ------------------------------------------------------------------------------------
+ */
+
+#define WEIGHTS                                                                                    \
+    { .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.5f, .p_source = CLMOE_P_WEIGHTS }
+
+static void identity(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_IDENTITY;
+    d->router.renorm = CLMOE_RENORM_PNORM;
+    d->router.renorm_p = 2.0f;
+    d->router.softcap = 2.5f;
+}
+
+static void sqrt_softplus(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.expert_scale = 1;
+}
+
+static void over_chosen(clmoe_layer_desc *d) {
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_eps = 0.25f;
+    d->router.renorm_after_drop = 1;
+    d->capacity.rows = 2;
+}
+
+static void over_row(clmoe_layer_desc *d) {
+    d->router.softcap = 2.5f;
+}
+
+static void sigmoid(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.renorm = CLMOE_RENORM_SUM;
+}
+
+static void gaussian(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+    d->router.logit_dropout = 0.5f;
+    d->num_experts = 5;
+    d->num_identity_experts = 0;
+}
+
+static const struct {
+    void (*set)(clmoe_layer_desc *desc);
+    pattern kind;
+    clmoe_loss_desc losses[4];
+} loss_cases[] = {
+    {identity,
+     PATTERN_UNIFORM,
+     {WEIGHTS,
+      {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = 1.0f},
+      {.kind = CLMOE_LOSS_ENTROPY, .weight = 1.0f},
+      {.kind = CLMOE_LOSS_LOAD_CV2, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED}}},
+    {sqrt_softplus, PATTERN_UNIFORM, {WEIGHTS, {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f}}},
+    {over_chosen, PATTERN_UNIFORM, {WEIGHTS}},
+    {over_row, PATTERN_NONFINITE, {WEIGHTS}},
+    {sigmoid, PATTERN_UNIFORM, {WEIGHTS, {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f}}},
+    {gaussian, PATTERN_UNIFORM, {{.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f}}},
+};
+
+/*
+ * What no router makes: a choice out of range, one whose logit is not finite, and a token whose
+ * scores all are 0.
+ */
+static void odd_tokens(balance_batch *b) {
+    size_t R = ref_columns(&b->desc), K = b->desc.top_k;
+    int32_t *ids = HOST(int32_t, b->tokens * K);
+    for (size_t e = 0; e < R; e++)
+        b->logits[3 * R + e] = -1e4f;
+    b->logits[7 * R + 2] = NAN;
+    balance_set_logits(b, b->logits);
+    balance_choose(b);
+    memcpy(ids, b->in.ids, b->tokens * K * 4);
+    ids[5 * K] = -1;
+    ids[7 * K] = 2;
+    b->in.ids = ids;
+}
+
+static void losses(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(loss_cases); i++) {
+        balance_batch b;
+        clmoe_layer_desc desc = desc_of(&small);
+        loss_cases[i].set(&desc);
+        balance_options options = {.kind = loss_cases[i].kind,
+                                   .supplied = true,
+                                   .state = desc.router.noise != CLMOE_NOISE_NONE,
+                                   .positive = desc.router.score == CLMOE_SCORE_IDENTITY};
+        test_case("losses %zu", i);
+        seed_set(5);
+        balance_make(&b, &desc, small.tokens, &options);
+        if (options.state)
+            loss_draw_noise(&b);
+        if (loss_cases[i].set == sigmoid)
+            odd_tokens(&b);
+        balance_upload(&b, 0);
+        if (desc.router.renorm_after_drop)
+            loss_renorm_after_drop(&b);
+        for (size_t k = 0; k < 4 && loss_cases[i].losses[k].weight != 0.0f; k++)
+            loss_check(&b, &loss_cases[i].losses[k]);
+    }
+}
+
+/* A fresh choice among equal logits: the lower expert, as the choice made. */
+static void fresh_ties(void **state) {
+    (void)state;
+    balance_batch b;
+    clmoe_layer_desc desc = desc_of(&small);
+    const balance_options options = {.kind = PATTERN_TIES};
+    const clmoe_loss_desc loss = {
+        .kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_FRESH};
+    desc.router.select_bias = 1;
+    test_case("fresh ties");
+    seed_set(5);
+    balance_make(&b, &desc, small.tokens, &options);
+    balance_upload(&b, 0);
+    loss_check(&b, &loss);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(every_score_and_activation), TEST(every_storage_type),
-                                       TEST(nonfinite_logits), TEST(token_offsets)};
+    const struct CMUnitTest tests[] = {TEST(every_score_and_activation),
+                                       TEST(every_storage_type),
+                                       TEST(nonfinite_logits),
+                                       TEST(token_offsets),
+                                       TEST(two_levels),
+                                       TEST(gumbel_noise),
+                                       TEST(losses),
+                                       TEST(fresh_ties)};
     return RUN(tests);
 }
