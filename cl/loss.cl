@@ -1,6 +1,6 @@
 /*
  * Purpose: balancing losses: their values, and their gradient on the logits.
- * Formula: see balance.h. loss_values: one loss, and g = dL/dF (or dL/dP), with weight / T folded in,
+ * Formula: see balance.h. loss_values: each loss, and g = dL/dF (or dL/dP), with weight / T folded in,
  *          added up by source of P. loss_gradient: through p, softcap and temperature to the logits,
  *          and through learned noise to x Wn^T. loss_weights: the same for P = combine weights.
  * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied [E]
@@ -14,6 +14,8 @@
  */
 #include "balance.clh"
 #include "pairs.clh"
+
+#define UNROLL _Pragma("unroll")
 
 /* One loss of one sequence or batch, over n cells: experts, or device groups of `each`. */
 typedef struct cells {
@@ -250,51 +252,78 @@ void measure_terms(cells *c, bool known, __local float *tmp) {
     c->variance = c->sum / (float)c->n;
 }
 
+/* A loss of terms of each token is their mean; the others come from the cells. */
+static inline float whole_value(const cells *c, __global const uint *scalars, float tokens) {
+    switch (c->item.source) {
+    case GRAD_Z:
+        return as_float(scalars[SCALAR_LSE_SQUARED]) / tokens;
+    case GRAD_ENTROPY:
+        return -as_float(scalars[SCALAR_ENTROPY]) / tokens;
+    case GRAD_SOFT_ENTROPY:
+        return -as_float(scalars[SCALAR_SOFT_ENTROPY]) / tokens;
+    default:
+        return loss_value(c);
+    }
+}
+
+/*
+ * Chosen word by word: an index that is not constant would put the table into each work-item's own
+ * memory.
+ */
+static inline loss_item item_at(const loss_table *table, uint i) {
+    loss_item item = table->items[0];
+    UNROLL for (uint j = 1; j < MAX_LOSSES; j++) {
+        const int *from = (const int *)&table->items[j];
+        UNROLL for (uint word = 0; word < sizeof item / 4; word++)
+            ((int *)&item)[word] = j == i ? from[word] : ((int *)&item)[word];
+    }
+    return item;
+}
+
 KERNEL(GROUP, 1, 1)
 void loss_values(__global const uint *sums, ulong sums_off, __global const uint *load,
                  ulong load_off, __global const uint *state, ulong state_off,
                  __global const float *load_target, ulong load_target_off,
                  __global const float *load_supplied, ulong load_supplied_off,
                  __global float *values, ulong values_off, __global float *grads, ulong grads_off,
-                 sums_shape s, loss_item item, uint i) {
+                 sums_shape s, loss_table table, uint count) {
     __local float tmp[GROUP];
     __local uint uint_tmp[GROUP];
     __global const state_header *header = state_of(state, state_off);
     uint q = get_group_id(0), R = s.columns;
     sums += sums_off;
-    bool whole = !item.each || s.sequences == 1;
+    values += values_off;
+    grads += grads_off;
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
-    __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
-    __global const uint *scalars = record + scalars_at(&s);
-    cells c;
-    cells_of(&s, &item, record, whole, load + load_off, header,
-             load_target ? load_target + load_target_off : 0,
-             load_supplied ? load_supplied + load_supplied_off : 0, &c);
-    float tokens = (float)scalars[SCALAR_TOKENS];
-    float sequences = whole ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
-    measure_totals(&c, tmp, uint_tmp);
-    bool known = is_known(&c, tokens);
-    measure_terms(&c, known, tmp);
-    float value = loss_value(&c), factor = known ? c.item.weight : 0.0f;
-    if (c.item.controlled)
-        factor *= header->loss_weight;
-    factor /= (c.item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);
-    if (c.item.source == GRAD_Z)
-        value = as_float(scalars[SCALAR_LSE_SQUARED]) / tokens;
-    if (c.item.source == GRAD_ENTROPY)
-        value = -as_float(scalars[SCALAR_ENTROPY]) / tokens;
-    if (c.item.source == GRAD_SOFT_ENTROPY)
-        value = -as_float(scalars[SCALAR_SOFT_ENTROPY]) / tokens;
-    if (get_local_id(0) == 0)
-        values[values_off + (ulong)i * s.sequences + q] = known ? value : 0.0f;
-    __global float *to = grads + grads_off + ((ulong)c.item.source * s.sequences + q) * R;
-    uint written = c.item.source >= GRAD_Z ? 1 : R;
-    for (uint e = get_local_id(0); e < written; e += GROUP) {
-        float g = c.item.source >= GRAD_Z ? 1.0f : 0.0f;
-        if (c.item.source < GRAD_Z && e < s.experts && known)
-            g = cell_gradient(&c, e / c.each);
-        g = known ? g * factor : 0.0f;
-        to[e] = c.item.adds ? to[e] + g : g;
+    for (uint i = 0; i < count; i++) {
+        const loss_item item = item_at(&table, i);
+        bool whole = !item.each || s.sequences == 1;
+        __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
+        __global const uint *scalars = record + scalars_at(&s);
+        cells c;
+        cells_of(&s, &item, record, whole, load + load_off, header,
+                 load_target ? load_target + load_target_off : 0,
+                 load_supplied ? load_supplied + load_supplied_off : 0, &c);
+        float tokens = (float)scalars[SCALAR_TOKENS];
+        float sequences = whole ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
+        measure_totals(&c, tmp, uint_tmp);
+        bool known = is_known(&c, tokens);
+        measure_terms(&c, known, tmp);
+        float factor = known ? item.weight : 0.0f;
+        if (item.controlled)
+            factor *= header->loss_weight;
+        factor /= (item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);
+        if (get_local_id(0) == 0)
+            values[(ulong)i * s.sequences + q] = known ? whole_value(&c, scalars, tokens) : 0.0f;
+        __global float *to = grads + ((ulong)item.source * s.sequences + q) * R;
+        uint written = item.source >= GRAD_Z ? 1 : R;
+        for (uint e = get_local_id(0); e < written; e += GROUP) {
+            float g = item.source >= GRAD_Z ? 1.0f : 0.0f;
+            if (item.source < GRAD_Z && e < s.experts && known)
+                g = cell_gradient(&c, e / c.each);
+            g = known ? g * factor : 0.0f;
+            to[e] = item.adds ? to[e] + g : g;
+        }
     }
 }
 

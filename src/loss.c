@@ -176,17 +176,17 @@ clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_lo
     clmoe_buf load = plan_array(args->plan, ws.plan.load);
     clmoe_buf grads = workspace_region(&ws, REGION_LOSS_GRADS, none, args->scratch);
     uint32_t sources = 0, each = 0;
+    loss_table table = {0};
     for (uint32_t i = 0; i < args->num_losses; i++) {
-        const loss_item item =
-            item_of(layer, &args->losses[i], ws.plan.capacity, sources, sums->routed);
-        TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
-                       ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
-                       ARG_F32(grads), arg_struct(shape, sizeof *shape),
-                       arg_struct(&item, sizeof item), arg_u32(i)));
-        TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
-        sources |= 1U << item.source;
-        each |= (uint32_t)(item.each != 0) << i;
+        table.items[i] = item_of(layer, &args->losses[i], ws.plan.capacity, sources, sums->routed);
+        sources |= 1U << table.items[i].source;
+        each |= (uint32_t)(table.items[i].each != 0) << i;
     }
+    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
+                   ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
+                   ARG_F32(grads), arg_struct(shape, sizeof *shape),
+                   arg_struct(&table, sizeof table), arg_u32(args->num_losses)));
+    TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
     kernel = layer->kernels[KERNEL_LOSS_MEAN];
     if (args->values.mem) {
         TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(args->values),
