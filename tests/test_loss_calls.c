@@ -199,87 +199,109 @@ static clmoe_loss_args args_of(balance_batch *b, const clmoe_loss_desc *loss, ui
                              .values = buf_new(count * 4)};
 }
 
-static void refused(balance_batch *b, const clmoe_loss_desc *loss, uint32_t count) {
+/* A loss that is refused, and a part of the sentence. */
+typedef struct refusal {
+    clmoe_loss_desc loss;
+    const char *says;
+} refusal;
+
+static void check_refused(balance_batch *b, const clmoe_loss_args *args, const char *says) {
+    clmoe_status status = clmoe_loss(b->layer, test.queue, args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "%s: the status is %s\n", says,
+          clmoe_status_string(status));
+    CHECK(strstr(clmoe_last_error(), says), "\"%s\" is not in: %s\n", says, clmoe_last_error());
+    CHECK(!args->values.mem || buf_untouched(args->values), "%s: values were written\n", says);
+}
+
+static void refused(balance_batch *b, const clmoe_loss_desc *loss, uint32_t count,
+                    const char *says) {
     clmoe_loss_args args = args_of(b, loss, count);
-    clmoe_status status = clmoe_loss(b->layer, test.queue, &args, 0, NULL, NULL);
-    CHECK(status == CLMOE_INVALID_ARGUMENT || status == CLMOE_UNSUPPORTED, "kind %d gave %s\n",
-          (int)loss->kind, clmoe_status_string(status));
-    CHECK(strlen(clmoe_last_error()) > 10, "no sentence for kind %d\n", (int)loss->kind);
-    assert_true(buf_untouched(args.values));
+    check_refused(b, &args, says);
 }
 
 /* Losses that have no meaning, whatever the layer. */
 static void descriptors(void **state) {
     (void)state;
-    static const clmoe_loss_desc wrong[] = {
-        {.kind = CLMOE_LOSS_TOKEN_ENTROPY + 1, .weight = 1.0f},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = NAN},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = INFINITY},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS + 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED + 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA, .per_sequence = 1},
-        {.kind = CLMOE_LOSS_SWITCH,
-         .weight = 1.0f,
-         .f_source = CLMOE_F_SUPPLIED,
-         .per_sequence = 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 2},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 2},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 2},
-        {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = -1.0f},
-        {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = NAN},
-        {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
+    static const refusal wrong[] = {
+        {{.kind = CLMOE_LOSS_TOKEN_ENTROPY + 1, .weight = 1.0f}, "losses[0].kind is 14"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = NAN}, "losses[0].weight is nan"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = INFINITY}, "losses[0].weight is inf"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+         "p_source weights is for the importance kinds"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS + 1},
+         "losses[0].p_source is 4"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED + 1},
+         "losses[0].f_source is 5"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA, .per_sequence = 1},
+         "per_sequence, but f_source is of all sequences"},
+        {{.kind = CLMOE_LOSS_ENTROPY,
+          .weight = 1.0f,
+          .f_source = CLMOE_F_SUPPLIED,
+          .per_sequence = 1},
+         "losses[0] is entropy, per_sequence, but f_source"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 2},
+         "losses[0].per_sequence is 2"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 2}, "losses[0].per_device is 2"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 2}, "losses[0].controlled is 2"},
+        {{.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = -1.0f}, "losses[0].beta is -1"},
+        {{.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = NAN}, "losses[0].beta is nan"},
+        {{.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f}, "needs router.noise"},
     };
     clmoe_layer_desc desc = full_desc();
     balance_options options = {.kind = PATTERN_UNIFORM, .state = true, .supplied = true};
     balance_batch b;
     balance_make(&b, &desc, 22, &options);
     balance_upload(&b, 0);
-    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
-        test_note("wrong[%zu]", i);
-        refused(&b, &wrong[i], 1);
-    }
+    for (size_t i = 0; i < COUNT_OF(wrong); i++)
+        refused(&b, &wrong[i].loss, 1, wrong[i].says);
     clmoe_loss_desc good[17];
     for (size_t i = 0; i < 17; i++)
         good[i] = (clmoe_loss_desc){.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
-    refused(&b, good, 17);
-    refused(&b, good, 0);
+    refused(&b, good, 17, "num_losses is 17");
+    refused(&b, good, 0, "num_losses is 0");
+    refused(&b, NULL, 1, "losses is NULL");
 }
 
 /* Losses that need what the layer or the call does not have. */
 static void needs(void **state) {
     (void)state;
     clmoe_layer_desc desc = full_desc();
-    static const clmoe_loss_desc with_state[] = {
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 1},
+    static const refusal with_state[] = {
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+         "losses[0] is switch, which reads the state"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
+         "load_supplied is not given"},
+        {{.kind = CLMOE_LOSS_MAX, .weight = 1.0f, .controlled = 1},
+         "losses[0] is max, which reads the state"},
     };
     balance_options plain = {.kind = PATTERN_UNIFORM};
     balance_batch b;
     balance_make(&b, &desc, 22, &plain);
     balance_upload(&b, 0);
     for (size_t i = 0; i < COUNT_OF(with_state); i++)
-        refused(&b, &with_state[i], 1);
+        refused(&b, &with_state[i].loss, 1, with_state[i].says);
     test_case("no pair weights");
     balance_make(&b, &desc, 22, &plain);
     balance_upload(&b, 0);
     b.dev.pair_weights = (clmoe_buf){NULL, 0};
     clmoe_loss_desc loss = {
         .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
-    refused(&b, &loss, 1);
+    refused(&b, &loss, 1, "pair_weights is not given");
     test_case("no sequences, no devices");
     desc.capacity.tokens_per_sequence = 0;
     desc.balance.device_groups = 0;
-    static const clmoe_loss_desc with_groups[] = {
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 1},
-        {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+    static const refusal with_groups[] = {
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 1},
+         "capacity.tokens_per_sequence is 0"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 1},
+         "losses[0] is switch, by device groups, but balance.device_groups is 0"},
+        {{.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+         "losses[0] is communication, by device groups"},
     };
     balance_make(&b, &desc, 22, &plain);
     balance_upload(&b, 0);
     for (size_t i = 0; i < COUNT_OF(with_groups); i++)
-        refused(&b, &with_groups[i], 1);
+        refused(&b, &with_groups[i].loss, 1, with_groups[i].says);
 }
 
 /* Buffers that must be there. */
@@ -292,19 +314,22 @@ static void buffers(void **state) {
     balance_upload(&b, 0);
     const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
     const clmoe_loss_args good = args_of(&b, &loss, 1);
-    const size_t required[] = {offsetof(clmoe_loss_args, logits), offsetof(clmoe_loss_args, ids),
-                               offsetof(clmoe_loss_args, plan), offsetof(clmoe_loss_args, scratch)};
+    static const struct {
+        size_t offset;
+        const char *says;
+    } required[] = {{offsetof(clmoe_loss_args, logits), "logits is not given"},
+                    {offsetof(clmoe_loss_args, ids), "ids is not given"},
+                    {offsetof(clmoe_loss_args, plan), "plan is not given"},
+                    {offsetof(clmoe_loss_args, scratch), "scratch is not given"}};
     for (size_t i = 0; i < COUNT_OF(required); i++) {
         clmoe_loss_args args = good;
-        memset((char *)&args + required[i], 0, sizeof(clmoe_buf));
-        test_note("buffer %zu", i);
-        assert_int_equal(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL),
-                         CLMOE_INVALID_ARGUMENT);
+        memset((char *)&args + required[i].offset, 0, sizeof(clmoe_buf));
+        check_refused(&b, &args, required[i].says);
     }
     clmoe_loss_args args = good;
     args.dlogits = buf_new(22 * 12 * 4 - 4);
     args.dlogits.offset += support_bare ? 0 : 256 + 8;
-    assert_int_equal(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT);
+    check_refused(&b, &args, "dlogits has ");
     OK(clmoe_loss(b.layer, test.queue, &good, 0, NULL, NULL));
 }
 
