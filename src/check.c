@@ -120,6 +120,18 @@ static clmoe_status check_group_router(const clmoe_layer *layer, const clmoe_wei
     return check_buffer(layer, &need);
 }
 
+clmoe_status check_expert_scale(const clmoe_layer *layer, const clmoe_weights *weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!layer->desc.router.expert_scale)
+        return CLMOE_SUCCESS;
+    TRY(check_weights_given(weights));
+    const buffer_need need = {"weights.expert_scale", &weights->expert_scale,
+                              bytes_of(layer->columns, 1, 4), 4, true};
+    TRY(check_buffer(layer, &need));
+done:
+    return status;
+}
+
 /* Where weights has no select_bias, that of the state is used. */
 static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *weights,
                                  clmoe_buf state) {
@@ -407,12 +419,7 @@ static clmoe_status check_reroute(const clmoe_layer *layer, const clmoe_plan_arg
         {"pair_weights", &args->pair_weights, pairs, 4, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
-    if (layer->desc.router.expert_scale) {
-        TRY(check_weights_given(args->weights));
-        const buffer_need scale = {"weights.expert_scale", &args->weights->expert_scale,
-                                   bytes_of(layer->columns, 1, 4), 4, true};
-        TRY(check_buffer(layer, &scale));
-    }
+    TRY(check_expert_scale(layer, args->weights));
 done:
     return status;
 }

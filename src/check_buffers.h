@@ -33,6 +33,9 @@ clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expec
 
 clmoe_status check_weights_given(const clmoe_weights *weights);
 
+/* Of a step that reads it where the layer has one. */
+clmoe_status check_expert_scale(const clmoe_layer *layer, const clmoe_weights *weights);
+
 /* The size of a state, where one is given. */
 clmoe_status check_state(const clmoe_layer *layer, const clmoe_buf *state);
 

@@ -191,6 +191,14 @@ done:
     return status;
 }
 
+/* Whether there is a gradient through the combine weights. */
+static bool goes_through_weights(const clmoe_loss_args *args) {
+    bool any = false;
+    for (uint32_t i = 0; i < args->num_losses; i++)
+        any = any || args->losses[i].p_source == CLMOE_P_WEIGHTS;
+    return any && (args->dlogits.mem || args->dnoise.mem);
+}
+
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
@@ -220,6 +228,8 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     TRY(check_state(layer, &args->state));
     if (reads_noise_router(layer, args->state))
         TRY(check_noise_weights(layer, args->weights, &args->x, args->tokens));
+    if (goes_through_weights(args))
+        TRY(check_expert_scale(layer, args->weights));
 done:
     return status;
 }

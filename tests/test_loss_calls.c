@@ -333,8 +333,37 @@ static void buffers(void **state) {
     OK(clmoe_loss(b.layer, test.queue, &good, 0, NULL, NULL));
 }
 
+/* The gradient through the combine weights reads expert_scale; the value alone does not. */
+static void expert_scale(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = full_desc();
+    desc.router.expert_scale = 1;
+    balance_options plain = {.kind = PATTERN_UNIFORM};
+    balance_batch b;
+    balance_make(&b, &desc, 22, &plain);
+    balance_upload(&b, 0);
+    const clmoe_loss_desc loss = {
+        .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
+    clmoe_loss_args args = args_of(&b, &loss, 1);
+    args.weights = NULL;
+    args.dlogits = buf_of(HOST(float, 22 * 12), 22 * 12 * 4);
+    check_refused(&b, &args, "weights is NULL");
+    clmoe_weights weights = b.weights;
+    args.weights = &weights;
+    weights.expert_scale = (clmoe_buf){NULL, 0};
+    check_refused(&b, &args, "weights.expert_scale is not given");
+    weights.expert_scale = b.weights.expert_scale;
+    weights.expert_scale.offset += support_bare ? 12 * 4 : 256 + 4;
+    check_refused(&b, &args, "weights.expert_scale has ");
+    args.weights = &b.weights;
+    OK(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL));
+    args.weights = NULL;
+    args.dlogits = (clmoe_buf){NULL, 0};
+    OK(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(forward), TEST(small_shapes), TEST(descriptors),
-                                       TEST(needs), TEST(buffers)};
+                                       TEST(needs),   TEST(buffers),      TEST(expert_scale)};
     return RUN(tests);
 }

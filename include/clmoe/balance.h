@@ -198,11 +198,13 @@ typedef struct clmoe_loss_args {
     uint32_t tokens;
     const clmoe_loss_desc *losses; /* 1 to 16, added up in this order */
     uint32_t num_losses;
-    const clmoe_weights *weights; /* noise_router, expert_scale */
-    clmoe_buf x;                  /* [T,D], with learned noise and a state */
-    clmoe_buf logits;             /* [T,R] f32, as clmoe_score() gives them: the clean ones */
-    clmoe_buf ids;                /* [pairs] i32 */
-    clmoe_buf pair_weights;       /* [pairs] f32; needed by p_source weights */
+    /* noise_router, with learned noise and a state; expert_scale, for dlogits by p_source weights
+     */
+    const clmoe_weights *weights;
+    clmoe_buf x;            /* [T,D], with learned noise and a state */
+    clmoe_buf logits;       /* [T,R] f32, as clmoe_score() gives them: the clean ones */
+    clmoe_buf ids;          /* [pairs] i32 */
+    clmoe_buf pair_weights; /* [pairs] f32; needed by p_source weights */
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
