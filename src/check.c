@@ -402,9 +402,7 @@ done:
     return status;
 }
 
-/* With token_offsets only the device knows how many pairs there are: at least one element then. */
-static size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws,
-                          clmoe_buf token_offsets) {
+size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws, clmoe_buf token_offsets) {
     bool any = token_offsets.mem && !layer_is_expert_choice(layer) && ws->plan.pairs > 0;
     size_t pairs = any ? 1 : ws->plan.pairs;
     return bytes_of(pairs, 1, 4);

@@ -333,6 +333,56 @@ static void buffers(void **state) {
     OK(clmoe_loss(b.layer, test.queue, &good, 0, NULL, NULL));
 }
 
+/* The pairs of expert choice are a bound of the layer's; token_offsets say whose they are. */
+static void expert_choice(void **state) {
+    (void)state;
+    const shape s = {32, 5, 8, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    desc.capacity.rows = 16;
+    clmoe_layer *layer = test_layer(0, &desc);
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(layer, s.tokens, &layout));
+    const size_t pairs = (size_t)layout.pairs * 4;
+    assert_int_equal(layout.pairs, 128);
+    const clmoe_loss_desc importance = {
+        .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
+    clmoe_loss_args loss = {.struct_size = sizeof loss,
+                            .tokens = s.tokens,
+                            .losses = &importance,
+                            .num_losses = 1,
+                            .logits = buf_of(random_floats(32 * 8, 1.0), 32 * 8 * 4),
+                            .plan = buf_new(layout.bytes),
+                            .scratch = scratch_of(layer, s.tokens)};
+    clmoe_stats_args stats = {.struct_size = sizeof stats, .tokens = s.tokens};
+    stats.plan = loss.plan;
+    stats.scratch = loss.scratch;
+    stats.stats = buf_new(clmoe_stats_size(layer));
+    const clmoe_buf none = {NULL, 0}, enough = buf_new(pairs);
+    clmoe_buf small = buf_new(4);
+    small.offset += support_bare ? 0 : 256; /* behind the canary */
+    const clmoe_buf offsets = buf_new(33 * 4);
+    const struct {
+        clmoe_buf ids, pair_weights, token_offsets;
+        const char *says;
+    } wrong[] = {{small, enough, offsets, "ids has "},
+                 {enough, small, offsets, "pair_weights has "},
+                 {enough, enough, none, "token_offsets is not given"},
+                 {enough, enough, small, "token_offsets has "}};
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        loss.ids = stats.ids = wrong[i].ids;
+        loss.pair_weights = stats.pair_weights = wrong[i].pair_weights;
+        loss.token_offsets = stats.token_offsets = wrong[i].token_offsets;
+        CHECK(clmoe_loss(layer, test.queue, &loss, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
+                  strstr(clmoe_last_error(), wrong[i].says),
+              "loss, %s: it says: %s\n", wrong[i].says, clmoe_last_error());
+        CHECK(clmoe_stats_compute(layer, test.queue, &stats, 0, NULL, NULL) ==
+                      CLMOE_INVALID_ARGUMENT &&
+                  strstr(clmoe_last_error(), wrong[i].says),
+              "stats, %s: it says: %s\n", wrong[i].says, clmoe_last_error());
+    }
+}
+
 /* The gradient through the combine weights reads expert_scale; the value alone does not. */
 static void expert_scale(void **state) {
     (void)state;
@@ -363,7 +413,8 @@ static void expert_scale(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(forward), TEST(small_shapes), TEST(descriptors),
-                                       TEST(needs),   TEST(buffers),      TEST(expert_scale)};
+    const struct CMUnitTest tests[] = {TEST(forward),      TEST(small_shapes), TEST(descriptors),
+                                       TEST(needs),        TEST(buffers),      TEST(expert_scale),
+                                       TEST(expert_choice)};
     return RUN(tests);
 }

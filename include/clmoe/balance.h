@@ -100,7 +100,7 @@ typedef struct clmoe_stats_args {
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
+    clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional */
     clmoe_buf load_target;   /* optional [E] f32 */
     clmoe_buf scratch;
@@ -208,7 +208,7 @@ typedef struct clmoe_loss_args {
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
+    clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional; needed by F_EMA, `controlled` and SMOOTH_LOAD */
     clmoe_buf load_target;   /* optional [E] f32, positive: Q; divided by its sum */
     clmoe_buf
