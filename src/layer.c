@@ -369,7 +369,10 @@ const char *clmoe_engine_name(const clmoe_context *context, uint32_t index, uint
         if (!engine)
             return NULL;
     }
-    if (supported)
+    if (supported) {
+        const error_sentence kept = error_keep();
         *supported = context && engine->supports(context) == CLMOE_SUCCESS;
+        error_put_back(&kept);
+    }
     return engine->name;
 }

@@ -311,7 +311,11 @@ static void devices_with_less(void **state) {
     const gemm_engine *engine = NULL;
     const gemm_shape f32 = {.experts = 1, .dim = 1, .hidden_dim = 1};
     assert_int_equal(gemm_engine_pick(&small, "tiled", &f32, &engine), CLMOE_UNSUPPORTED);
+    char before[512];
+    assert_int_equal(gemm_engine_pick(&small, "fast", &f32, &engine), CLMOE_INVALID_DESC);
+    snprintf(before, sizeof before, "%s", clmoe_last_error());
     OK(gemm_engine_pick(&small, NULL, &f32, &engine));
+    CHECK(strcmp(clmoe_last_error(), before) == 0, "it says: %s\n", clmoe_last_error());
     assert_ptr_equal(engine, &gemm_ref);
 }
 

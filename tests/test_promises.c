@@ -510,6 +510,38 @@ static void last_error_is_per_thread(void **state) {
     assert_true(strlen(other) > 0);
 }
 
+/* A context and whether its engines run, a layer and a batch. */
+static void *succeed(void *argument) {
+    worker *w = argument;
+    clmoe_context *context = NULL;
+    uint32_t supported = 0;
+    w->status = clmoe_context_create(test.context, test.device, NULL, &context);
+    for (uint32_t i = 0; clmoe_engine_name(context, i, &supported) != NULL;)
+        i++;
+    w->context = context;
+    if (w->status == CLMOE_SUCCESS)
+        work(w);
+    clmoe_context_destroy(context);
+    return NULL;
+}
+
+/* A thread whose calls all succeed has no sentence, though an engine was passed over. */
+static void success_leaves_no_error(void **state) {
+    (void)state;
+    batch b;
+    worker w;
+    pthread_t thread;
+    test_case("any engine");
+    memset(&w, 0, sizeof w);
+    rich_batch(&b, NULL, small.tokens, 1);
+    w.desc = b.desc;
+    batch_upload(test_layer(0, &b.desc), &b, &w.d);
+    assert_int_equal(pthread_create(&thread, NULL, succeed, &w), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(w.status, CLMOE_SUCCESS);
+    CHECK(w.error[0] == '\0', "it says: %s\n", w.error);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(events_are_valid),
@@ -524,6 +556,7 @@ int main(void) {
         TEST(same_choice_for_every_group_size),
         TEST(two_threads_cold),
         TEST(last_error_is_per_thread),
+        TEST(success_leaves_no_error),
     };
     return RUN(tests);
 }

@@ -41,11 +41,14 @@ done:
 static clmoe_status pick_first(const clmoe_context *context, const gemm_shape *shape,
                                const gemm_engine **engine) {
     clmoe_status status = CLMOE_UNSUPPORTED;
+    const error_sentence kept = error_keep();
     for (size_t i = 0; status == CLMOE_UNSUPPORTED && gemm_engines[i]; i++) {
         status = can_run(gemm_engines[i], context, shape);
         if (status == CLMOE_SUCCESS)
             *engine = gemm_engines[i];
     }
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
     return status;
 }
 
