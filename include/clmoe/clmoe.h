@@ -481,9 +481,11 @@ CLMOE_API const char *clmoe_layer_engine(const clmoe_layer *layer);
 
 /*
  * Names of the engines in this build: index 0, 1, ... until NULL. `supported`, if not NULL, says
- * whether the engine runs on the context's device.
+ * whether the engine runs on the context's device. On an NVIDIA GPU the first such question about
+ * "nv_mma" compiles a small kernel, runs it on a queue of its own and waits; the context keeps the
+ * answer.
  */
-CLMOE_API const char *clmoe_engine_name(const clmoe_context *context, uint32_t index,
+CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
                                         uint32_t *supported);
 
 /*

@@ -29,7 +29,7 @@ typedef enum gate_place { GATE_APART, GATE_FIRST, GATE_TAKES_TURNS } gate_place;
  */
 static pthread_mutex_t one_call = PTHREAD_MUTEX_INITIALIZER;
 
-static clmoe_status clblast_supports(const clmoe_context *context) {
+static clmoe_status clblast_supports(clmoe_context *context) {
     (void)context;
     return CLMOE_SUCCESS;
 }
