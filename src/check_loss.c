@@ -232,10 +232,13 @@ done:
 
 clmoe_status check_forward_losses(const clmoe_layer *layer, const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true, false};
+    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true,
+                            args->load_supplied.mem != NULL};
     size_t logits = bytes_of(args->tokens, layer->columns, 4);
+    size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
     const buffer_need needs[] = {
-        {"load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false},
+        {"load_target", &args->load_target, experts, 4, false},
+        {"load_supplied", &args->load_supplied, experts, 4, false},
         {"loss_values", &args->loss_values, bytes_of(args->num_losses, 1, 4), 4, false},
         {"dlogits", &args->dlogits, logits, 4, false},
         {"dnoise", &args->dnoise, logits, 4, false},

@@ -14,6 +14,7 @@ static const clmoe_loss_desc losses[] = {
      .p_source = CLMOE_P_SOFTMAX,
      .f_source = CLMOE_F_FRESH},
     {.kind = CLMOE_LOSS_ENTROPY, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+    {.kind = CLMOE_LOSS_SQUARED, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
     {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
     {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
     {.kind = CLMOE_LOSS_OVERFLOW, .weight = 1.0f},
@@ -59,7 +60,22 @@ static void compare_losses(const balance_batch *b, const clmoe_forward_args *arg
         compare_floats("dnoise", buf_get(args->dnoise), dnoise, n, LOSS_TOLERANCE);
 }
 
-/* Forward on the inputs of `b`, which has noise, a state and a target; everything is asked for. */
+/* A loss of supplied loads without them, or with too few. */
+static void needs_supplied(balance_batch *b, const clmoe_forward_args *good) {
+    clmoe_forward_args args = *good;
+    args.load_supplied = (clmoe_buf){NULL, 0};
+    assert_int_equal(clmoe_forward(b->layer, test.queue, &args, 0, NULL, NULL),
+                     CLMOE_INVALID_ARGUMENT);
+    assert_non_null(strstr(clmoe_last_error(), "load_supplied is not given"));
+    args.load_supplied = b->dev.load_supplied;
+    args.load_supplied.offset += support_bare ? 4 : 256 + 4;
+    assert_int_equal(clmoe_forward(b->layer, test.queue, &args, 0, NULL, NULL),
+                     CLMOE_INVALID_ARGUMENT);
+    assert_non_null(strstr(clmoe_last_error(), "load_supplied has "));
+}
+
+/* Forward on the inputs of `b`, which has noise, a state, a target and loads; everything is asked
+ * for. */
 static void run_forward(balance_batch *b) {
     size_t T = b->tokens, R = ref_columns(&b->desc), D = b->desc.dim, pairs = T * b->desc.top_k;
     ref_weights host = weights_make(&b->desc);
@@ -74,6 +90,7 @@ static void run_forward(balance_batch *b) {
     args.token_mask = b->dev.token_mask;
     args.state = b->dev.state;
     args.load_target = b->dev.load_target;
+    args.load_supplied = b->dev.load_supplied;
     args.scratch = b->dev.scratch;
     args.y = buf_new(T * D * 4);
     args.logits = buf_new(T * R * 4);
@@ -93,6 +110,7 @@ static void run_forward(balance_batch *b) {
     take_outputs(b, &args);
     balance_compare_stats(b, args.stats);
     compare_losses(b, &args);
+    needs_supplied(b, &args);
 }
 
 static void forward(void **state) {
@@ -106,8 +124,11 @@ static void forward(void **state) {
             desc.router.scale = 1.5f;
             desc.balance.device_groups = 4;
             desc.capacity.factor = 0.8;
-            balance_options options = {
-                .kind = PATTERN_UNIFORM, .mask = true, .state = true, .target = true};
+            balance_options options = {.kind = PATTERN_UNIFORM,
+                                       .mask = true,
+                                       .state = true,
+                                       .target = true,
+                                       .supplied = true};
             test_case("group size %u, noise %d", group_sizes[g], kind);
             seed_set(g + 31);
             balance_batch b;

@@ -589,6 +589,8 @@ typedef struct clmoe_forward_args {
     clmoe_buf ids_in, weights_in;
     clmoe_buf state;       /* optional, see clmoe_state in balance.h; read only */
     clmoe_buf load_target; /* optional [E] f32: Q of statistics and losses; uniform if not given */
+    /* Optional [E] f32, needed by losses with f_source supplied: see clmoe_loss_args. */
+    clmoe_buf load_supplied;
     clmoe_buf saved, scratch; /* as clmoe_layer_memory() says; undefined contents */
     /* Outputs. */
     clmoe_buf y;           /* [T,D] */
