@@ -276,6 +276,39 @@ done:
     return status;
 }
 
+/* Whether the engine can address the rows xe, or x, of all experts, and what it makes of them. */
+static clmoe_status check_experts_rows(const clmoe_layer *layer, const workspace_layout *ws,
+                                       const clmoe_weights *weights, clmoe_buf rows,
+                                       clmoe_buf scratch, clmoe_buf ye) {
+    const clmoe_buf none = {0};
+    const gemm_problem problem = {
+        .slots = ws->plan.slots, .experts = layer->desc.num_experts, .a = rows};
+    return gemm_mlp_check(&layer->experts, &layer->desc.experts, &weights->experts, layer->desc.dim,
+                          &problem, workspace_region(ws, REGION_HIDDEN, none, scratch),
+                          workspace_region(ws, REGION_ENGINE, none, scratch), ye);
+}
+
+/* The same for a forward, with the shared expert. */
+static clmoe_status check_forward_engine(const clmoe_layer *layer, const workspace_layout *ws,
+                                         const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool jittered = args->state.mem && layer->desc.router.jitter_experts;
+    const clmoe_buf saved = args->saved, scratch = args->scratch;
+    const clmoe_buf x = jittered ? workspace_region(ws, REGION_JITTERED, saved, scratch) : args->x;
+    const clmoe_buf xe = workspace_region(ws, REGION_XE, saved, scratch);
+    const gemm_problem tokens = {.slots = args->tokens, .experts = 1, .a = x};
+    TRY(check_experts_rows(layer, ws, args->weights, xe.mem ? xe : x, scratch,
+                           workspace_region(ws, REGION_YE, saved, scratch)));
+    if (layer->desc.shared.hidden_dim)
+        TRY(gemm_mlp_check(&layer->shared, &layer->desc.shared, &args->weights->shared,
+                           layer->desc.dim, &tokens,
+                           workspace_region(ws, REGION_SHARED_HIDDEN, saved, scratch),
+                           workspace_region(ws, REGION_ENGINE, saved, scratch),
+                           workspace_region(ws, REGION_SHARED_Y, saved, scratch)));
+done:
+    return status;
+}
+
 /* Which of the batch's arrays go with the layer's policy. */
 static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_forward_args *args) {
     if (layer_is_expert_choice(layer) && args->ids_in.mem)
@@ -339,6 +372,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
     TRY(check_plan_state(layer, &args->state));
     TRY(check_forward_weights(layer, args));
     TRY(check_forward_losses(layer, args));
+    TRY(check_forward_engine(layer, &ws, args));
 done:
     return status;
 }
@@ -484,6 +518,8 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     TRY(CHECK_BUFFERS(layer, needs));
     TRY(check_weights_given(args->weights));
     TRY(check_experts_weights(layer, args->weights));
+    TRY(check_experts_rows(layer, &ws, args->weights, args->xe.mem ? args->xe : args->x,
+                           args->scratch, args->ye));
 done:
     return status;
 }

@@ -88,6 +88,11 @@ typedef struct gemm_engine {
     uint32_t (*row_tile)(const clmoe_context *context, uint32_t rows_per_expert);
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
+    /*
+     * 0 with a sentence if the engine cannot address `problem`; asked before anything of its batch
+     * is enqueued. NULL: it can address all.
+     */
+    clmoe_status (*check)(const void *state, const gemm_problem *problem);
     clmoe_status (*run)(void *state, launch *chain, const gemm_problem *problem);
     /*
      * The engine's own form of weights; both NULL where it has none. Of a problem only experts,
