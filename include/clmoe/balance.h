@@ -235,6 +235,11 @@ CLMOE_API const char *clmoe_loss_name(clmoe_loss_kind kind);
  * clmoe_forward() and the steps only read it; clmoe_balance_update() writes it. Every field has
  * four bytes.
  *
+ * A state is for layers of its R. Calls check the size of the buffer, but do not see what is in it:
+ * whoever restores one compares version and columns first. A state of more columns than the layer's
+ * is read as one of other numbers, never out of bounds; clmoe_balance_update() leaves a state with
+ * another version or columns as it is.
+ *
  * Random numbers are Philox4x32-10 with the key `seed` and the counter {token, column, step, use},
  * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random (the choice k
  * as column; the largest bits come first), 5 jitter (the element of x as column): the same on every
