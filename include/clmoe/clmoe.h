@@ -49,8 +49,12 @@
 #ifndef CLMOE_CLMOE_H
 #define CLMOE_CLMOE_H
 
+/*
+ * Declares all of OpenCL, as <CL/cl.h> does by itself, unless the application says which version it
+ * is written for. The library itself calls nothing newer than 1.2.
+ */
 #ifndef CL_TARGET_OPENCL_VERSION
-#define CL_TARGET_OPENCL_VERSION 120
+#define CL_TARGET_OPENCL_VERSION 300
 #endif
 #include <CL/cl.h>
 #include <stddef.h>
