@@ -10,6 +10,9 @@
  * uniform unless load_target is given; T counts unmasked tokens. Masked tokens and surplus pairs
  * count nowhere; identity experts have no F and no P. A logit that is not finite has p = 0. The
  * scores of sparsemixer are those of softmax here. What divides by a sum that is 0 is 0.
+ *
+ * Every args struct begins with its size, as in steps.h; clmoe_balance_args alone has defaults that
+ * are not 0.
  */
 #ifndef CLMOE_BALANCE_H
 #define CLMOE_BALANCE_H

@@ -569,7 +569,8 @@ CLMOE_API clmoe_status clmoe_pack_weights(clmoe_layer *layer, cl_command_queue q
 /* ---- Forward ------------------------------------------------------------------------------- */
 
 /*
- * One batch. Start from {0}-initialised or clmoe_forward_args_init() and set what is there.
+ * One batch. Start with clmoe_forward_args_init(), or {.struct_size = sizeof args}, and set what is
+ * there; the rest is 0, not given.
  * Buffers must not overlap, except that y may be residual.
  *
  * A masked token (token_mask 0) is padding: it takes no place, counts nowhere, and its row of y is
