@@ -11,8 +11,8 @@
  *   4. clmoe_layer_memory()    tells how much device memory a batch of T tokens needs.
  *   5. clmoe_forward()         enqueues the whole layer on your queue and gives you an event.
  *
- * examples/forward.c is that program in full. clmoe_checkpoint_open() does steps 2 and 3 from a
- * model directory.
+ * examples/forward.c is that program in full. From a model directory, clmoe_checkpoint_open() and
+ * clmoe_checkpoint_layer() do step 2, and clmoe_checkpoint_upload() makes the weights.
  *
  * Words. T tokens, D model dim, E experts with weights, Z identity experts, R = E + Z columns of
  * the router, K experts per token (top_k), H hidden dim of an expert, C capacity (rows per expert),
@@ -447,8 +447,9 @@ typedef struct clmoe_layer_desc {
     uint32_t top_k;                /* K */
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
-    uint32_t training;             /* 1: `saved` keeps what a backward pass needs */
-    const char *engine;            /* NULL: by device and types; or a name of clmoe_engine_name() */
+    /* 1: what a backward pass will read is kept in `saved`; there is no backward call yet. */
+    uint32_t training;
+    const char *engine; /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
     clmoe_mlp_desc experts;
@@ -493,9 +494,9 @@ CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
                                         uint32_t *supported);
 
 /*
- * Bytes of device memory for a batch of `tokens`: `saved` lives until the backward pass (0 unless
- * desc.training), `scratch` is free again after the event. Both are never 0 for a buffer's sake:
- * a size of 0 means the buffer need not be given.
+ * Bytes of device memory for a batch of `tokens`: `saved` is what a backward pass will read (0
+ * unless desc.training), `scratch` is free again after the event. Both are never 0 for a buffer's
+ * sake: a size of 0 means the buffer need not be given.
  */
 CLMOE_API clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                           size_t *scratch);
