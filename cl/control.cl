@@ -2,7 +2,8 @@
  * Purpose: the state's first values, and what happens to it between two batches.
  * Formula: see clmoe_balance_args in balance.h.
  * Arrays: state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32, idle_tokens
- *         [R] u32. stats: clmoe_stats, then load [R] u32; load [R] u32 or NULL replaces it.
+ *         [R] u32; one of another version or R stays as it is. stats: clmoe_stats, then load [R]
+ *         u32; load [R] u32 or NULL replaces it.
  * NDRange: one group each; its lanes stride over the columns.
  * Limits: GROUP a power of two.
  * Repeatability: signs and shares are compared in integers; the mean of the biases is summed in lane
@@ -114,14 +115,14 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     stats += stats_off;
     __global const uint *c = load ? load + load_off : stats + STATS_WORDS;
 
-    bool first = s->updates == 0;
+    bool known = s->version == STATE_VERSION && s->columns == r.columns, first = s->updates == 0;
     barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
     ulong total = 0, largest = 0;
     for (uint e = lane; e < r.experts; e += GROUP) {
         total += c[e];
         largest = max(largest, (ulong)c[e]);
     }
-    total = group_sum_long(total, tmp);
+    total = group_sum_long(known ? total : 0, tmp);
     largest = group_max_long(largest, tmp);
 
     uint moving = total > 0 ? r.experts : 0;
@@ -140,7 +141,7 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     for (uint e = lane; e < r.columns; e += GROUP)
         if (total > 0)
             idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], stats[0]);
-    if (lane != 0)
+    if (lane != 0 || !known)
         return;
     if (total > 0) {
         adapt_scales(s, stats, &r, largest * r.experts - total, total);

@@ -120,6 +120,18 @@ static clmoe_status check_group_router(const clmoe_layer *layer, const clmoe_wei
     return check_buffer(layer, &need);
 }
 
+clmoe_status check_expert_scale(const clmoe_layer *layer, const clmoe_weights *weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!layer->desc.router.expert_scale)
+        return CLMOE_SUCCESS;
+    TRY(check_weights_given(weights));
+    const buffer_need need = {"weights.expert_scale", &weights->expert_scale,
+                              bytes_of(layer->columns, 1, 4), 4, true};
+    TRY(check_buffer(layer, &need));
+done:
+    return status;
+}
+
 /* Where weights has no select_bias, that of the state is used. */
 static clmoe_status check_choice(const clmoe_layer *layer, const clmoe_weights *weights,
                                  clmoe_buf state) {
@@ -264,6 +276,39 @@ done:
     return status;
 }
 
+/* Whether the engine can address the rows xe, or x, of all experts, and what it makes of them. */
+static clmoe_status check_experts_rows(const clmoe_layer *layer, const workspace_layout *ws,
+                                       const clmoe_weights *weights, clmoe_buf rows,
+                                       clmoe_buf scratch, clmoe_buf ye) {
+    const clmoe_buf none = {0};
+    const gemm_problem problem = {
+        .slots = ws->plan.slots, .experts = layer->desc.num_experts, .a = rows};
+    return gemm_mlp_check(&layer->experts, &layer->desc.experts, &weights->experts, layer->desc.dim,
+                          &problem, workspace_region(ws, REGION_HIDDEN, none, scratch),
+                          workspace_region(ws, REGION_ENGINE, none, scratch), ye);
+}
+
+/* The same for a forward, with the shared expert. */
+static clmoe_status check_forward_engine(const clmoe_layer *layer, const workspace_layout *ws,
+                                         const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool jittered = args->state.mem && layer->desc.router.jitter_experts;
+    const clmoe_buf saved = args->saved, scratch = args->scratch;
+    const clmoe_buf x = jittered ? workspace_region(ws, REGION_JITTERED, saved, scratch) : args->x;
+    const clmoe_buf xe = workspace_region(ws, REGION_XE, saved, scratch);
+    const gemm_problem tokens = {.slots = args->tokens, .experts = 1, .a = x};
+    TRY(check_experts_rows(layer, ws, args->weights, xe.mem ? xe : x, scratch,
+                           workspace_region(ws, REGION_YE, saved, scratch)));
+    if (layer->desc.shared.hidden_dim)
+        TRY(gemm_mlp_check(&layer->shared, &layer->desc.shared, &args->weights->shared,
+                           layer->desc.dim, &tokens,
+                           workspace_region(ws, REGION_SHARED_HIDDEN, saved, scratch),
+                           workspace_region(ws, REGION_ENGINE, saved, scratch),
+                           workspace_region(ws, REGION_SHARED_Y, saved, scratch)));
+done:
+    return status;
+}
+
 /* Which of the batch's arrays go with the layer's policy. */
 static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_forward_args *args) {
     if (layer_is_expert_choice(layer) && args->ids_in.mem)
@@ -327,6 +372,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
     TRY(check_plan_state(layer, &args->state));
     TRY(check_forward_weights(layer, args));
     TRY(check_forward_losses(layer, args));
+    TRY(check_forward_engine(layer, &ws, args));
 done:
     return status;
 }
@@ -390,9 +436,7 @@ done:
     return status;
 }
 
-/* With token_offsets only the device knows how many pairs there are: at least one element then. */
-static size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws,
-                          clmoe_buf token_offsets) {
+size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws, clmoe_buf token_offsets) {
     bool any = token_offsets.mem && !layer_is_expert_choice(layer) && ws->plan.pairs > 0;
     size_t pairs = any ? 1 : ws->plan.pairs;
     return bytes_of(pairs, 1, 4);
@@ -407,12 +451,7 @@ static clmoe_status check_reroute(const clmoe_layer *layer, const clmoe_plan_arg
         {"pair_weights", &args->pair_weights, pairs, 4, true},
     };
     TRY(CHECK_BUFFERS(layer, needs));
-    if (layer->desc.router.expert_scale) {
-        TRY(check_weights_given(args->weights));
-        const buffer_need scale = {"weights.expert_scale", &args->weights->expert_scale,
-                                   bytes_of(layer->columns, 1, 4), 4, true};
-        TRY(check_buffer(layer, &scale));
-    }
+    TRY(check_expert_scale(layer, args->weights));
 done:
     return status;
 }
@@ -479,6 +518,8 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     TRY(CHECK_BUFFERS(layer, needs));
     TRY(check_weights_given(args->weights));
     TRY(check_experts_weights(layer, args->weights));
+    TRY(check_experts_rows(layer, &ws, args->weights, args->xe.mem ? args->xe : args->x,
+                           args->scratch, args->ye));
 done:
     return status;
 }

@@ -24,17 +24,11 @@ done:
     return status;
 }
 
-/* With token_offsets only the device knows how many pairs there are: at least one element then. */
-static size_t pairs_bytes(const workspace_layout *ws, clmoe_buf token_offsets) {
-    size_t pairs = token_offsets.mem && ws->plan.pairs > 0 ? 1 : ws->plan.pairs;
-    return bytes_of(pairs, 1, 4);
-}
-
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
     const buffer_need needs[] = {
         {"logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false},
         {"ids", &args->ids, pairs, 4, true},
@@ -42,7 +36,8 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+         layer_is_expert_choice(layer)},
         {"load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false},
         {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
         {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
@@ -191,13 +186,21 @@ done:
     return status;
 }
 
+/* Whether there is a gradient through the combine weights. */
+static bool goes_through_weights(const clmoe_loss_args *args) {
+    bool any = false;
+    for (uint32_t i = 0; i < args->num_losses; i++)
+        any = any || args->losses[i].p_source == CLMOE_P_WEIGHTS;
+    return any && (args->dlogits.mem || args->dnoise.mem);
+}
+
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
     const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL,
                             args->pair_weights.mem != NULL, args->load_supplied.mem != NULL};
-    size_t pairs = pairs_bytes(&ws, args->token_offsets), tokens = args->tokens;
+    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
     size_t logits = bytes_of(tokens, layer->columns, 4);
     size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
     const buffer_need needs[] = {
@@ -207,7 +210,8 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
         {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4, false},
+        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+         layer_is_expert_choice(layer)},
         {"load_target", &args->load_target, experts, 4, false},
         {"load_supplied", &args->load_supplied, experts, 4, false},
         {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
@@ -220,16 +224,21 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     TRY(check_state(layer, &args->state));
     if (reads_noise_router(layer, args->state))
         TRY(check_noise_weights(layer, args->weights, &args->x, args->tokens));
+    if (goes_through_weights(args))
+        TRY(check_expert_scale(layer, args->weights));
 done:
     return status;
 }
 
 clmoe_status check_forward_losses(const clmoe_layer *layer, const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true, false};
+    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true,
+                            args->load_supplied.mem != NULL};
     size_t logits = bytes_of(args->tokens, layer->columns, 4);
+    size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
     const buffer_need needs[] = {
-        {"load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false},
+        {"load_target", &args->load_target, experts, 4, false},
+        {"load_supplied", &args->load_supplied, experts, 4, false},
         {"loss_values", &args->loss_values, bytes_of(args->num_losses, 1, 4), 4, false},
         {"dlogits", &args->dlogits, logits, 4, false},
         {"dnoise", &args->dnoise, logits, 4, false},

@@ -50,10 +50,11 @@ static clmoe_status check_device(cl_context context, cl_device_id device) {
     if (!devices)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the device list");
     TRY(CL(clGetContextInfo(context, CL_CONTEXT_DEVICES, bytes, devices, NULL)));
-    status = fail(CLMOE_INVALID_ARGUMENT, "device is not one of the OpenCL context's devices");
-    for (size_t i = 0; i < bytes / sizeof *devices; i++)
-        if (devices[i] == device)
-            status = CLMOE_SUCCESS;
+    size_t i = 0, count = bytes / sizeof *devices;
+    while (i < count && devices[i] != device)
+        i++;
+    if (i == count)
+        status = fail(CLMOE_INVALID_ARGUMENT, "device is not one of the OpenCL context's devices");
 done:
     free(devices);
     return status;

@@ -236,6 +236,7 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch
                             .token_offsets = b->token_offsets,
                             .state = in->state,
                             .load_target = in->load_target,
+                            .load_supplied = in->load_supplied,
                             .scratch = in->scratch,
                             .values = in->loss_values,
                             .dlogits = in->dlogits,

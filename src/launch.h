@@ -64,7 +64,9 @@ clmoe_status launch_read(launch *chain, clmoe_buf from, size_t bytes, void *to);
 
 /*
  * For commands a library enqueues itself: makes `queue` (in-order) wait for the chain, and
- * afterwards the chain wait for `queue`. With the chain's own in-order queue both do nothing.
+ * afterwards the chain wait for `queue`, which is flushed. With the chain's own in-order queue
+ * there is only a marker: before the library's commands where they are the first, which the wait
+ * list holds back, and behind them, for the chain's event.
  */
 clmoe_status launch_leave(launch *chain, cl_command_queue queue);
 clmoe_status launch_return(launch *chain, cl_command_queue queue);

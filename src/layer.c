@@ -362,14 +362,17 @@ const char *clmoe_layer_engine(const clmoe_layer *layer) {
     return layer ? layer->experts.engine->name : NULL;
 }
 
-const char *clmoe_engine_name(const clmoe_context *context, uint32_t index, uint32_t *supported) {
+const char *clmoe_engine_name(clmoe_context *context, uint32_t index, uint32_t *supported) {
     const gemm_engine *engine = NULL;
     for (uint32_t i = 0; i <= index; i++) {
         engine = gemm_engines[i];
         if (!engine)
             return NULL;
     }
-    if (supported)
+    if (supported) {
+        const error_sentence kept = error_keep();
         *supported = context && engine->supports(context) == CLMOE_SUCCESS;
+        error_put_back(&kept);
+    }
     return engine->name;
 }

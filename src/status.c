@@ -9,10 +9,10 @@
 #define NAME_OF(code)                                                                              \
     { code, #code }
 
-static _Thread_local char last_error[512];
+static _Thread_local error_sentence last_error;
 
 const char *clmoe_last_error(void) {
-    return last_error;
+    return last_error.text;
 }
 
 const char *clmoe_version(void) {
@@ -86,9 +86,17 @@ const char *clmoe_status_string(clmoe_status status) {
 clmoe_status fail(clmoe_status status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(last_error, sizeof last_error, format, args);
+    vsnprintf(last_error.text, sizeof last_error.text, format, args);
     va_end(args);
     return status;
+}
+
+error_sentence error_keep(void) {
+    return last_error;
+}
+
+void error_put_back(const error_sentence *kept) {
+    last_error = *kept;
 }
 
 clmoe_status clmoe_cl_check(cl_int code, const char *call) {

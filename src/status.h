@@ -27,6 +27,16 @@
 /* Stores the sentence for clmoe_last_error() and returns `status`: return fail(...). */
 clmoe_status fail(clmoe_status status, const char *format, ...) CLMOE_PRINTF(2);
 
+/*
+ * The calling thread's sentence, put back after a try whose failure is no failure of the call: what
+ * clmoe_last_error() gives is always about a call that failed.
+ */
+typedef struct error_sentence {
+    char text[512];
+} error_sentence;
+error_sentence error_keep(void);
+void error_put_back(const error_sentence *kept);
+
 /* CL_SUCCESS passes; else the sentence "clFoo failed: CL_NAME". `call` may be a whole call's text.
  */
 clmoe_status clmoe_cl_check(cl_int code, const char *call);

@@ -384,10 +384,33 @@ static void test_uploads(void **state) {
     clmoe_weights_release(NULL);
 }
 
+/* Every buffer there is a field for is released, and the struct is cleared. */
+static void test_release(void **state) {
+    (void)state;
+    enum { FIELDS = sizeof(clmoe_weights) / sizeof(clmoe_buf) };
+    _Static_assert(sizeof(clmoe_weights) == FIELDS * sizeof(clmoe_buf), "not of buffers alone");
+    clmoe_buf bufs[FIELDS];
+    clmoe_weights weights;
+    const clmoe_weights none = {.router = {NULL, 0}};
+    for (size_t i = 0; i < FIELDS; i++) {
+        bufs[i] = buf_new(4);
+        CL_OK(clRetainMemObject(bufs[i].mem));
+    }
+    memcpy(&weights, bufs, sizeof weights);
+    clmoe_weights_release(&weights);
+    for (size_t i = 0; i < FIELDS; i++) {
+        cl_uint count = 0;
+        CL_OK(clGetMemObjectInfo(bufs[i].mem, CL_MEM_REFERENCE_COUNT, sizeof count, &count, NULL));
+        CHECK(count == 1, "buffer %zu has %u references\n", i, count);
+    }
+    CHECK(memcmp(&weights, &none, sizeof none) == 0, "the weights are not cleared\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(test_descriptors),
         TEST(test_uploads),
+        TEST(test_release),
     };
     return RUN(tests);
 }

@@ -353,11 +353,32 @@ static void bad_arguments(void **state) {
     CHECK(clmoe_state_size(c.layer, NULL) == CLMOE_INVALID_ARGUMENT, "no bytes\n");
 }
 
+/* A state of another version, or of another layer, is not touched. */
+static void foreign_states(void **state) {
+    (void)state;
+    const size_t fields[] = {offsetof(clmoe_state, version), offsetof(clmoe_state, columns)};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t f = 0; f < COUNT_OF(fields); f++) {
+            control c;
+            test_case("group size %u, field %zu", group_sizes[g], f);
+            seed_set(1);
+            control_make(&c, group_sizes[g]);
+            c.args.bias_rule = CLMOE_BIAS_SIGN;
+            c.args.target_violation = 1.5f;
+            stats_write(&c, random_load(40), 0);
+            char *bytes = buf_get(c.args.state);
+            bytes[fields[f]]++;
+            buf_write(c.args.state, bytes, c.state_bytes);
+            update(&c);
+            compare_bits("state", buf_get(c.args.state), bytes, c.state_bytes);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(first_state),   TEST(every_rule),          TEST(exact_sign),
         TEST(schedules),     TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
-        TEST(bad_arguments),
+        TEST(bad_arguments), TEST(foreign_states),
     };
     return RUN(tests);
 }

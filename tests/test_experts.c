@@ -1,4 +1,6 @@
 /* experts: xe [S,D], or x [T,D] through the plan -> ye [S,D], on every engine. */
+#include "layer.h" /* before support.h: cmocka has a macro fail() */
+
 #include "support.h"
 
 #include <string.h>
@@ -241,11 +243,51 @@ static void exact_integers(void **state) {
         }
 }
 
+static clmoe_status refuse_all(const void *state, const gemm_problem *problem) {
+    (void)state;
+    (void)problem;
+    return CLMOE_UNSUPPORTED;
+}
+
+/* A problem that the engine cannot address is refused before anything is enqueued. */
+static void engine_is_asked_first(void **state) {
+    (void)state;
+    const shape s = {7, 5, 12, 0, 3, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    batch b;
+    device_batch d;
+    test_case("an engine that refuses");
+    desc.engine = "ref";
+    batch_make(&b, &desc, s.tokens);
+    clmoe_layer *layer = test_layer(0, &desc);
+    gemm_engine strict = *layer->experts.engine;
+    strict.check = refuse_all;
+    batch_upload(layer, &b, &d);
+    const gemm_engine *usual = layer->experts.engine;
+    layer->experts.engine = &strict;
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(layer, s.tokens, &layout));
+    const clmoe_experts_args experts = {.struct_size = sizeof experts,
+                                        .tokens = s.tokens,
+                                        .weights = &d.weights,
+                                        .x = d.args.x,
+                                        .xe = buf_new((size_t)layout.slots * s.dim * 4),
+                                        .plan = buf_new(layout.bytes),
+                                        .scratch = d.args.scratch,
+                                        .ye = buf_new((size_t)layout.slots * s.dim * 4)};
+    clmoe_status forward = clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL);
+    clmoe_status step = clmoe_experts(layer, test.queue, &experts, 0, NULL, NULL);
+    layer->experts.engine = usual;
+    CHECK(forward == CLMOE_UNSUPPORTED, "forward gave %s\n", clmoe_status_string(forward));
+    CHECK(step == CLMOE_UNSUPPORTED, "experts gave %s\n", clmoe_status_string(step));
+    CHECK(all_untouched(), "something was written\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_layout),        TEST(every_activation), TEST(weights_inside_and_directions),
-        TEST(every_edge),          TEST(every_shape),      TEST(exact_integers),
-        TEST(zero_rows_stay_zero),
+        TEST(every_layout),        TEST(every_activation),      TEST(weights_inside_and_directions),
+        TEST(every_edge),          TEST(every_shape),           TEST(exact_integers),
+        TEST(zero_rows_stay_zero), TEST(engine_is_asked_first),
     };
     return RUN(tests);
 }

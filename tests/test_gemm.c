@@ -314,7 +314,11 @@ static void devices_with_less(void **state) {
     const gemm_engine *engine = NULL;
     const gemm_shape f32 = {.experts = 1, .dim = 1, .hidden_dim = 1};
     assert_int_equal(gemm_engine_pick(&small, "tiled", &f32, &engine), CLMOE_UNSUPPORTED);
+    char before[512];
+    assert_int_equal(gemm_engine_pick(&small, "fast", &f32, &engine), CLMOE_INVALID_DESC);
+    snprintf(before, sizeof before, "%s", clmoe_last_error());
     OK(gemm_engine_pick(&small, NULL, &f32, &engine));
+    CHECK(strcmp(clmoe_last_error(), before) == 0, "it says: %s\n", clmoe_last_error());
     assert_ptr_equal(engine, &gemm_ref);
 }
 
@@ -348,6 +352,11 @@ static void variants_of_other_devices(void **state) {
 }
 
 #ifdef CLMOE_WITH_CLBLAST
+static void check_refused(const void *engine, const gemm_problem *problem, const char *says) {
+    assert_int_equal(gemm_clblast.check(engine, problem), CLMOE_UNSUPPORTED);
+    CHECK(strstr(clmoe_last_error(), says), "it says: %s\n", clmoe_last_error());
+}
+
 /* CLBlast's offsets are ints. */
 static void too_large_for_clblast(void **state) {
     (void)state;
@@ -357,6 +366,67 @@ static void too_large_for_clblast(void **state) {
     assert_int_equal(gemm_clblast.create(test_context(0), &layer, &engine), CLMOE_UNSUPPORTED);
     assert_non_null(strstr(clmoe_last_error(), "2147483647"));
     assert_null(engine);
+    const gemm_shape small = {.experts = 2, .dim = 64, .hidden_dim = 64, .form = GEMM_GATED};
+    OK(gemm_clblast.create(test_context(0), &small, &engine));
+    clean_later(gemm_clblast.destroy, engine);
+    gemm_problem problem = {.slots = 1000, .experts = 2, .form = GEMM_LINEAR, .n = 64, .k = 64};
+    problem.up.expert = 64 * 64;
+    OK(gemm_clblast.check(engine, &problem));
+    const size_t far = (size_t)INT32_MAX * 4;
+    problem.a.offset = far;
+    check_refused(engine, &problem, "cannot address the rows: 1000 x 64");
+    problem.a.offset = 0;
+    problem.c.offset = far;
+    check_refused(engine, &problem, "cannot address the sums");
+    problem.c.offset = 0;
+    problem.up.buf.offset = far;
+    check_refused(engine, &problem, "cannot address the weights: 2 x 4096");
+    problem.up.buf.offset = 0;
+    problem.form = GEMM_GATED;
+    problem.gate.expert = (uint64_t)INT32_MAX;
+    check_refused(engine, &problem, "cannot address the gate's weights");
+    problem.gate.expert = 64 * 64;
+    problem.scratch.offset = far;
+    check_refused(engine, &problem, "cannot address the sums: 1000 x 128");
+}
+
+/*
+ * The second expert's weights are missing: CLBlast refuses them, when the first expert's product is
+ * on its way on a queue that the caller does not know. It is done when the call returns.
+ */
+static void clblast_leaves_nothing_behind(void **state) {
+    (void)state;
+    enum { SIDE = 700 };
+    const uint32_t kept[] = {SIDE, 1}, offsets[] = {0, SIDE, SIDE + 1};
+    const gemm_shape layer = {.experts = 2, .dim = SIDE, .hidden_dim = SIDE, .form = GEMM_PLAIN};
+    const size_t rows = SIDE + 1, matrix = (size_t)SIDE * SIDE;
+    void *engine = NULL;
+    launch chain;
+    test_case("clblast fails midway");
+    float *ones = HOST(float, rows *SIDE);
+    for (size_t i = 0; i < rows * SIDE; i++)
+        ones[i] = 1.0F;
+    OK(gemm_clblast.create(test_context(0), &layer, &engine));
+    clean_later(gemm_clblast.destroy, engine);
+    const gemm_problem problem = {
+        .tile_expert = buf_new(rows * 4),
+        .offsets = buf_of(offsets, sizeof offsets),
+        .kept = buf_of(kept, sizeof kept),
+        .slots = SIDE + 1,
+        .row_tile = 1,
+        .experts = 2,
+        .a = buf_of(ones, rows * SIDE * 4),
+        .form = GEMM_LINEAR,
+        .n = SIDE,
+        .k = SIDE,
+        .up = {.buf = buf_of(ones, matrix * 4), .expert = matrix, .row = SIDE, .col = 1},
+        .c = buf_new(rows * SIDE * 4)};
+    OK(launch_begin(&chain, test_context(0), test.out_of_order, 0, NULL));
+    clmoe_status status = gemm_clblast.run(engine, &chain, &problem);
+    assert_int_equal(launch_end(&chain, status, NULL), CLMOE_ENGINE_FAILED);
+    const float *c = buf_get(problem.c);
+    for (size_t i = 0; i < matrix; i++)
+        CHECK(c[i] == (float)SIDE, "c[%zu] is %g when the call has returned\n", i, (double)c[i]);
 }
 #endif
 
@@ -375,11 +445,18 @@ int main(int argc, char **argv) {
         TEST(no_rows),
     };
     const struct CMUnitTest tests[] = {
-        TEST(every_storage),         TEST(exact_values),         TEST(repeatable),
-        TEST(rows_are_independent),  TEST(nan_stays_in_its_row), TEST(no_rows),
-        TEST(choice_of_engine),      TEST(devices_with_less),    TEST(variants_of_other_devices),
+        TEST(every_storage),
+        TEST(exact_values),
+        TEST(repeatable),
+        TEST(rows_are_independent),
+        TEST(nan_stays_in_its_row),
+        TEST(no_rows),
+        TEST(choice_of_engine),
+        TEST(devices_with_less),
+        TEST(variants_of_other_devices),
 #ifdef CLMOE_WITH_CLBLAST
         TEST(too_large_for_clblast),
+        TEST(clblast_leaves_nothing_behind),
 #endif
     };
     if (argc > 1 && strcmp(argv[1], "small") == 0)

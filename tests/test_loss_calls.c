@@ -14,6 +14,7 @@ static const clmoe_loss_desc losses[] = {
      .p_source = CLMOE_P_SOFTMAX,
      .f_source = CLMOE_F_FRESH},
     {.kind = CLMOE_LOSS_ENTROPY, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+    {.kind = CLMOE_LOSS_SQUARED, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
     {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
     {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
     {.kind = CLMOE_LOSS_OVERFLOW, .weight = 1.0f},
@@ -59,7 +60,22 @@ static void compare_losses(const balance_batch *b, const clmoe_forward_args *arg
         compare_floats("dnoise", buf_get(args->dnoise), dnoise, n, LOSS_TOLERANCE);
 }
 
-/* Forward on the inputs of `b`, which has noise, a state and a target; everything is asked for. */
+/* A loss of supplied loads without them, or with too few. */
+static void needs_supplied(balance_batch *b, const clmoe_forward_args *good) {
+    clmoe_forward_args args = *good;
+    args.load_supplied = (clmoe_buf){NULL, 0};
+    assert_int_equal(clmoe_forward(b->layer, test.queue, &args, 0, NULL, NULL),
+                     CLMOE_INVALID_ARGUMENT);
+    assert_non_null(strstr(clmoe_last_error(), "load_supplied is not given"));
+    args.load_supplied = b->dev.load_supplied;
+    args.load_supplied.offset += support_bare ? 4 : 256 + 4;
+    assert_int_equal(clmoe_forward(b->layer, test.queue, &args, 0, NULL, NULL),
+                     CLMOE_INVALID_ARGUMENT);
+    assert_non_null(strstr(clmoe_last_error(), "load_supplied has "));
+}
+
+/* Forward on the inputs of `b`, which has noise, a state, a target and loads; everything is asked
+ * for. */
 static void run_forward(balance_batch *b) {
     size_t T = b->tokens, R = ref_columns(&b->desc), D = b->desc.dim, pairs = T * b->desc.top_k;
     ref_weights host = weights_make(&b->desc);
@@ -74,6 +90,7 @@ static void run_forward(balance_batch *b) {
     args.token_mask = b->dev.token_mask;
     args.state = b->dev.state;
     args.load_target = b->dev.load_target;
+    args.load_supplied = b->dev.load_supplied;
     args.scratch = b->dev.scratch;
     args.y = buf_new(T * D * 4);
     args.logits = buf_new(T * R * 4);
@@ -93,6 +110,7 @@ static void run_forward(balance_batch *b) {
     take_outputs(b, &args);
     balance_compare_stats(b, args.stats);
     compare_losses(b, &args);
+    needs_supplied(b, &args);
 }
 
 static void forward(void **state) {
@@ -106,8 +124,11 @@ static void forward(void **state) {
             desc.router.scale = 1.5f;
             desc.balance.device_groups = 4;
             desc.capacity.factor = 0.8;
-            balance_options options = {
-                .kind = PATTERN_UNIFORM, .mask = true, .state = true, .target = true};
+            balance_options options = {.kind = PATTERN_UNIFORM,
+                                       .mask = true,
+                                       .state = true,
+                                       .target = true,
+                                       .supplied = true};
             test_case("group size %u, noise %d", group_sizes[g], kind);
             seed_set(g + 31);
             balance_batch b;
@@ -199,87 +220,109 @@ static clmoe_loss_args args_of(balance_batch *b, const clmoe_loss_desc *loss, ui
                              .values = buf_new(count * 4)};
 }
 
-static void refused(balance_batch *b, const clmoe_loss_desc *loss, uint32_t count) {
+/* A loss that is refused, and a part of the sentence. */
+typedef struct refusal {
+    clmoe_loss_desc loss;
+    const char *says;
+} refusal;
+
+static void check_refused(balance_batch *b, const clmoe_loss_args *args, const char *says) {
+    clmoe_status status = clmoe_loss(b->layer, test.queue, args, 0, NULL, NULL);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "%s: the status is %s\n", says,
+          clmoe_status_string(status));
+    CHECK(strstr(clmoe_last_error(), says), "\"%s\" is not in: %s\n", says, clmoe_last_error());
+    CHECK(!args->values.mem || buf_untouched(args->values), "%s: values were written\n", says);
+}
+
+static void refused(balance_batch *b, const clmoe_loss_desc *loss, uint32_t count,
+                    const char *says) {
     clmoe_loss_args args = args_of(b, loss, count);
-    clmoe_status status = clmoe_loss(b->layer, test.queue, &args, 0, NULL, NULL);
-    CHECK(status == CLMOE_INVALID_ARGUMENT || status == CLMOE_UNSUPPORTED, "kind %d gave %s\n",
-          (int)loss->kind, clmoe_status_string(status));
-    CHECK(strlen(clmoe_last_error()) > 10, "no sentence for kind %d\n", (int)loss->kind);
-    assert_true(buf_untouched(args.values));
+    check_refused(b, &args, says);
 }
 
 /* Losses that have no meaning, whatever the layer. */
 static void descriptors(void **state) {
     (void)state;
-    static const clmoe_loss_desc wrong[] = {
-        {.kind = CLMOE_LOSS_TOKEN_ENTROPY + 1, .weight = 1.0f},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = NAN},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = INFINITY},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS + 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED + 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA, .per_sequence = 1},
-        {.kind = CLMOE_LOSS_SWITCH,
-         .weight = 1.0f,
-         .f_source = CLMOE_F_SUPPLIED,
-         .per_sequence = 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 2},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 2},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 2},
-        {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = -1.0f},
-        {.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = NAN},
-        {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
+    static const refusal wrong[] = {
+        {{.kind = CLMOE_LOSS_TOKEN_ENTROPY + 1, .weight = 1.0f}, "losses[0].kind is 14"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = NAN}, "losses[0].weight is nan"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = INFINITY}, "losses[0].weight is inf"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+         "p_source weights is for the importance kinds"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS + 1},
+         "losses[0].p_source is 4"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED + 1},
+         "losses[0].f_source is 5"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA, .per_sequence = 1},
+         "per_sequence, but f_source is of all sequences"},
+        {{.kind = CLMOE_LOSS_ENTROPY,
+          .weight = 1.0f,
+          .f_source = CLMOE_F_SUPPLIED,
+          .per_sequence = 1},
+         "losses[0] is entropy, per_sequence, but f_source"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 2},
+         "losses[0].per_sequence is 2"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 2}, "losses[0].per_device is 2"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 2}, "losses[0].controlled is 2"},
+        {{.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = -1.0f}, "losses[0].beta is -1"},
+        {{.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = NAN}, "losses[0].beta is nan"},
+        {{.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f}, "needs router.noise"},
     };
     clmoe_layer_desc desc = full_desc();
     balance_options options = {.kind = PATTERN_UNIFORM, .state = true, .supplied = true};
     balance_batch b;
     balance_make(&b, &desc, 22, &options);
     balance_upload(&b, 0);
-    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
-        test_note("wrong[%zu]", i);
-        refused(&b, &wrong[i], 1);
-    }
+    for (size_t i = 0; i < COUNT_OF(wrong); i++)
+        refused(&b, &wrong[i].loss, 1, wrong[i].says);
     clmoe_loss_desc good[17];
     for (size_t i = 0; i < 17; i++)
         good[i] = (clmoe_loss_desc){.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
-    refused(&b, good, 17);
-    refused(&b, good, 0);
+    refused(&b, good, 17, "num_losses is 17");
+    refused(&b, good, 0, "num_losses is 0");
+    refused(&b, NULL, 1, "losses is NULL");
 }
 
 /* Losses that need what the layer or the call does not have. */
 static void needs(void **state) {
     (void)state;
     clmoe_layer_desc desc = full_desc();
-    static const clmoe_loss_desc with_state[] = {
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 1},
+    static const refusal with_state[] = {
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_EMA},
+         "losses[0] is switch, which reads the state"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_SUPPLIED},
+         "load_supplied is not given"},
+        {{.kind = CLMOE_LOSS_MAX, .weight = 1.0f, .controlled = 1},
+         "losses[0] is max, which reads the state"},
     };
     balance_options plain = {.kind = PATTERN_UNIFORM};
     balance_batch b;
     balance_make(&b, &desc, 22, &plain);
     balance_upload(&b, 0);
     for (size_t i = 0; i < COUNT_OF(with_state); i++)
-        refused(&b, &with_state[i], 1);
+        refused(&b, &with_state[i].loss, 1, with_state[i].says);
     test_case("no pair weights");
     balance_make(&b, &desc, 22, &plain);
     balance_upload(&b, 0);
     b.dev.pair_weights = (clmoe_buf){NULL, 0};
     clmoe_loss_desc loss = {
         .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
-    refused(&b, &loss, 1);
+    refused(&b, &loss, 1, "pair_weights is not given");
     test_case("no sequences, no devices");
     desc.capacity.tokens_per_sequence = 0;
     desc.balance.device_groups = 0;
-    static const clmoe_loss_desc with_groups[] = {
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 1},
-        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 1},
-        {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+    static const refusal with_groups[] = {
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_sequence = 1},
+         "capacity.tokens_per_sequence is 0"},
+        {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .per_device = 1},
+         "losses[0] is switch, by device groups, but balance.device_groups is 0"},
+        {{.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
+         "losses[0] is communication, by device groups"},
     };
     balance_make(&b, &desc, 22, &plain);
     balance_upload(&b, 0);
     for (size_t i = 0; i < COUNT_OF(with_groups); i++)
-        refused(&b, &with_groups[i], 1);
+        refused(&b, &with_groups[i].loss, 1, with_groups[i].says);
 }
 
 static void dropless(clmoe_layer_desc *d) {
@@ -446,25 +489,108 @@ static void buffers(void **state) {
     balance_upload(&b, 0);
     const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
     const clmoe_loss_args good = args_of(&b, &loss, 1);
-    const size_t required[] = {offsetof(clmoe_loss_args, logits), offsetof(clmoe_loss_args, ids),
-                               offsetof(clmoe_loss_args, plan), offsetof(clmoe_loss_args, scratch)};
+    static const struct {
+        size_t offset;
+        const char *says;
+    } required[] = {{offsetof(clmoe_loss_args, logits), "logits is not given"},
+                    {offsetof(clmoe_loss_args, ids), "ids is not given"},
+                    {offsetof(clmoe_loss_args, plan), "plan is not given"},
+                    {offsetof(clmoe_loss_args, scratch), "scratch is not given"}};
     for (size_t i = 0; i < COUNT_OF(required); i++) {
         clmoe_loss_args args = good;
-        memset((char *)&args + required[i], 0, sizeof(clmoe_buf));
-        test_note("buffer %zu", i);
-        assert_int_equal(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL),
-                         CLMOE_INVALID_ARGUMENT);
+        memset((char *)&args + required[i].offset, 0, sizeof(clmoe_buf));
+        check_refused(&b, &args, required[i].says);
     }
     clmoe_loss_args args = good;
     args.dlogits = buf_new(22 * 12 * 4 - 4);
     args.dlogits.offset += support_bare ? 0 : 256 + 8;
-    assert_int_equal(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT);
+    check_refused(&b, &args, "dlogits has ");
     OK(clmoe_loss(b.layer, test.queue, &good, 0, NULL, NULL));
+}
+
+/* The pairs of expert choice are a bound of the layer's; token_offsets say whose they are. */
+static void expert_choice(void **state) {
+    (void)state;
+    const shape s = {32, 5, 8, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    desc.capacity.rows = 16;
+    clmoe_layer *layer = test_layer(0, &desc);
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(layer, s.tokens, &layout));
+    const size_t pairs = (size_t)layout.pairs * 4;
+    assert_int_equal(layout.pairs, 128);
+    const clmoe_loss_desc importance = {
+        .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
+    clmoe_loss_args loss = {.struct_size = sizeof loss,
+                            .tokens = s.tokens,
+                            .losses = &importance,
+                            .num_losses = 1,
+                            .logits = buf_of(random_floats(32 * 8, 1.0), 32 * 8 * 4),
+                            .plan = buf_new(layout.bytes),
+                            .scratch = scratch_of(layer, s.tokens)};
+    clmoe_stats_args stats = {.struct_size = sizeof stats, .tokens = s.tokens};
+    stats.plan = loss.plan;
+    stats.scratch = loss.scratch;
+    stats.stats = buf_new(clmoe_stats_size(layer));
+    const clmoe_buf none = {NULL, 0}, enough = buf_new(pairs);
+    clmoe_buf small = buf_new(4);
+    small.offset += support_bare ? 0 : 256; /* behind the canary */
+    const clmoe_buf offsets = buf_new(33 * 4);
+    const struct {
+        clmoe_buf ids, pair_weights, token_offsets;
+        const char *says;
+    } wrong[] = {{small, enough, offsets, "ids has "},
+                 {enough, small, offsets, "pair_weights has "},
+                 {enough, enough, none, "token_offsets is not given"},
+                 {enough, enough, small, "token_offsets has "}};
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        loss.ids = stats.ids = wrong[i].ids;
+        loss.pair_weights = stats.pair_weights = wrong[i].pair_weights;
+        loss.token_offsets = stats.token_offsets = wrong[i].token_offsets;
+        CHECK(clmoe_loss(layer, test.queue, &loss, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
+                  strstr(clmoe_last_error(), wrong[i].says),
+              "loss, %s: it says: %s\n", wrong[i].says, clmoe_last_error());
+        CHECK(clmoe_stats_compute(layer, test.queue, &stats, 0, NULL, NULL) ==
+                      CLMOE_INVALID_ARGUMENT &&
+                  strstr(clmoe_last_error(), wrong[i].says),
+              "stats, %s: it says: %s\n", wrong[i].says, clmoe_last_error());
+    }
+}
+
+/* The gradient through the combine weights reads expert_scale; the value alone does not. */
+static void expert_scale(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = full_desc();
+    desc.router.expert_scale = 1;
+    balance_options plain = {.kind = PATTERN_UNIFORM};
+    balance_batch b;
+    balance_make(&b, &desc, 22, &plain);
+    balance_upload(&b, 0);
+    const clmoe_loss_desc loss = {
+        .kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS};
+    clmoe_loss_args args = args_of(&b, &loss, 1);
+    args.weights = NULL;
+    args.dlogits = buf_of(HOST(float, 22 * 12), 22 * 12 * 4);
+    check_refused(&b, &args, "weights is NULL");
+    clmoe_weights weights = b.weights;
+    args.weights = &weights;
+    weights.expert_scale = (clmoe_buf){NULL, 0};
+    check_refused(&b, &args, "weights.expert_scale is not given");
+    weights.expert_scale = b.weights.expert_scale;
+    weights.expert_scale.offset += support_bare ? 12 * 4 : 256 + 4;
+    check_refused(&b, &args, "weights.expert_scale has ");
+    args.weights = &b.weights;
+    OK(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL));
+    args.weights = NULL;
+    args.dlogits = (clmoe_buf){NULL, 0};
+    OK(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL));
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(forward),        TEST(small_shapes),  TEST(descriptors),     TEST(needs),
-        TEST(contradictions), TEST(noise_weights), TEST(forward_refuses), TEST(buffers)};
+        TEST(contradictions), TEST(noise_weights), TEST(forward_refuses), TEST(buffers),
+        TEST(expert_scale),   TEST(expert_choice)};
     return RUN(tests);
 }

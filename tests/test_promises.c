@@ -1,6 +1,7 @@
 /* The promises at the top of clmoe.h, beyond right results. */
-#include "support.h"
+#include "support_balance.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -377,6 +378,97 @@ static void twenty_runs(void **state) {
         }
 }
 
+/* A batch of training: noise from a state, places by priority, losses and their gradients, in bf16.
+ */
+static void training_batch(batch *b, const char *engine, bool reroute) {
+    const shape s = {65, 21, 12, 0, 3, 19};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.engine = engine;
+    desc.type = desc.weight_type = CLMOE_BF16;
+    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.noise = CLMOE_NOISE_LEARNED;
+    desc.router.jitter = 0.01f;
+    desc.capacity.factor = 0.8;
+    desc.capacity.keep = CLMOE_KEEP_PRIORITY;
+    desc.capacity.overflow = reroute ? CLMOE_OVERFLOW_REROUTE : CLMOE_OVERFLOW_DROP;
+    seed_set(1);
+    batch_make(b, &desc, s.tokens);
+    b->in.token_mask = random_mask(s.tokens);
+}
+
+static const clmoe_loss_desc training_losses[] = {
+    {.kind = CLMOE_LOSS_SWITCH, .weight = 0.5f, .f_source = CLMOE_F_FRESH, .controlled = 1},
+    {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+    {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
+};
+
+static void training_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
+    size_t R = ref_columns(&b->desc), logits = (size_t)b->in.tokens * R * 4;
+    batch_upload(layer, b, d);
+    d->weights.noise_router = buf_of(random_floats(R * b->desc.dim, 0.4), R * b->desc.dim * 4);
+    d->args.state = buf_of(random_state_of(&b->desc), sizeof(clmoe_state) + 16 * R);
+    d->args.losses = training_losses;
+    d->args.num_losses = COUNT_OF(training_losses);
+    d->args.loss_values = buf_new(sizeof training_losses / sizeof training_losses[0] * 4);
+    d->args.dlogits = buf_new(logits);
+    d->args.dnoise = buf_new(logits);
+}
+
+enum { TRAINING_OUTPUTS = 8 };
+
+/* Runs it from poison, and from gradients of zeros; the bits of all that comes out. */
+static void training_run(clmoe_layer *layer, const batch *b, device_batch *d,
+                         cl_command_queue queue, void *out[TRAINING_OUTPUTS]) {
+    const clmoe_forward_args *a = &d->args;
+    const clmoe_buf bufs[TRAINING_OUTPUTS] = {a->y,     a->logits,      a->ids,     a->weights_out,
+                                              a->stats, a->loss_values, a->dlogits, a->dnoise};
+    const size_t logits = (size_t)b->in.tokens * ref_columns(&b->desc);
+    for (size_t i = 0; i < TRAINING_OUTPUTS; i++)
+        buf_poison(bufs[i]);
+    buf_poison(a->scratch);
+    buf_write(a->dlogits, HOST(float, logits), logits * 4);
+    buf_write(a->dnoise, HOST(float, logits), logits * 4);
+    OK(clmoe_forward(layer, queue, a, 0, NULL, NULL));
+    CL_OK(clFinish(queue));
+    for (size_t i = 0; i < TRAINING_OUTPUTS; i++)
+        out[i] = buf_get(bufs[i]);
+}
+
+static void twenty_training_runs(void **state) {
+    (void)state;
+    static const char *const names[TRAINING_OUTPUTS] = {
+        "y", "logits", "ids", "weights", "stats", "loss_values", "dlogits", "dnoise"};
+    const char *const *engines = test_engines_of(CLMOE_BF16, CLMOE_BF16);
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+            batch b;
+            device_batch d;
+            void *first[TRAINING_OUTPUTS], *again[TRAINING_OUTPUTS];
+            test_case("engine %s, group size %u", engines[n], group_sizes[g]);
+            training_batch(&b, engines[n], (n + g) % 2 == 1);
+            clmoe_layer *layer = test_layer(group_sizes[g], &b.desc);
+            training_upload(layer, &b, &d);
+            const size_t T = b.in.tokens, logits = T * ref_columns(&b.desc) * 4;
+            const size_t pairs = T * b.desc.top_k * 4;
+            const size_t bytes[TRAINING_OUTPUTS] = {
+                T * b.desc.dim * 2,      logits, pairs,  pairs,
+                clmoe_stats_size(layer), 12,     logits, logits};
+            training_run(layer, &b, &d, test.queue, first);
+            for (int run = 1; run < 20; run++) {
+                training_run(layer, &b, &d, run % 2 ? test.out_of_order : test.queue, again);
+                for (size_t i = 0; i < TRAINING_OUTPUTS; i++)
+                    compare_bits(names[i], again[i], first[i], bytes[i]);
+            }
+            const float *values = first[5], *dlogits = first[6], *dnoise = first[7];
+            double sizes[2] = {0.0, 0.0};
+            for (size_t i = 0; i < logits / 4; i++) {
+                sizes[0] += fabs((double)dlogits[i]);
+                sizes[1] += fabs((double)dnoise[i]);
+            }
+            CHECK(values[0] > 0 && sizes[0] > 0 && sizes[1] > 0, "no losses, or no gradients\n");
+        }
+}
+
 /* The choice does not depend on the engine that runs the experts. */
 static void same_choice_for_every_engine(void **state) {
     (void)state;
@@ -510,6 +602,38 @@ static void last_error_is_per_thread(void **state) {
     assert_true(strlen(other) > 0);
 }
 
+/* A context and whether its engines run, a layer and a batch. */
+static void *succeed(void *argument) {
+    worker *w = argument;
+    clmoe_context *context = NULL;
+    uint32_t supported = 0;
+    w->status = clmoe_context_create(test.context, test.device, NULL, &context);
+    for (uint32_t i = 0; clmoe_engine_name(context, i, &supported) != NULL;)
+        i++;
+    w->context = context;
+    if (w->status == CLMOE_SUCCESS)
+        work(w);
+    clmoe_context_destroy(context);
+    return NULL;
+}
+
+/* A thread whose calls all succeed has no sentence, though an engine was passed over. */
+static void success_leaves_no_error(void **state) {
+    (void)state;
+    batch b;
+    worker w;
+    pthread_t thread;
+    test_case("any engine");
+    memset(&w, 0, sizeof w);
+    rich_batch(&b, NULL, small.tokens, 1);
+    w.desc = b.desc;
+    batch_upload(test_layer(0, &b.desc), &b, &w.d);
+    assert_int_equal(pthread_create(&thread, NULL, succeed, &w), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(w.status, CLMOE_SUCCESS);
+    CHECK(w.error[0] == '\0', "it says: %s\n", w.error);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(events_are_valid),
@@ -520,10 +644,12 @@ int main(void) {
         TEST(y_is_residual),
         TEST(one_buffer_for_all),
         TEST(twenty_runs),
+        TEST(twenty_training_runs),
         TEST(same_choice_for_every_engine),
         TEST(same_choice_for_every_group_size),
         TEST(two_threads_cold),
         TEST(last_error_is_per_thread),
+        TEST(success_leaves_no_error),
     };
     return RUN(tests);
 }

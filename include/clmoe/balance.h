@@ -10,6 +10,9 @@
  * uniform unless load_target is given; T counts unmasked tokens. Masked tokens and surplus pairs
  * count nowhere; identity experts have no F and no P. A logit that is not finite has p = 0. The
  * scores of sparsemixer are those of softmax here. What divides by a sum that is 0 is 0.
+ *
+ * Every args struct begins with its size, as in steps.h; clmoe_balance_args alone has defaults that
+ * are not 0.
  */
 #ifndef CLMOE_BALANCE_H
 #define CLMOE_BALANCE_H
@@ -100,7 +103,7 @@ typedef struct clmoe_stats_args {
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
+    clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional */
     clmoe_buf load_target;   /* optional [E] f32 */
     clmoe_buf scratch;
@@ -199,15 +202,17 @@ typedef struct clmoe_loss_args {
     uint32_t tokens;
     const clmoe_loss_desc *losses; /* 1 to 16, added up in this order */
     uint32_t num_losses;
-    const clmoe_weights *weights; /* noise_router, expert_scale */
-    clmoe_buf x;                  /* [T,D], with learned noise and a state */
-    clmoe_buf logits;             /* [T,R] f32, as clmoe_score() gives them: the clean ones */
-    clmoe_buf ids;                /* [pairs] i32 */
-    clmoe_buf pair_weights;       /* [pairs] f32; needed by p_source weights */
+    /* noise_router, with learned noise and a state; expert_scale, for dlogits by p_source weights
+     */
+    const clmoe_weights *weights;
+    clmoe_buf x;            /* [T,D], with learned noise and a state */
+    clmoe_buf logits;       /* [T,R] f32, as clmoe_score() gives them: the clean ones */
+    clmoe_buf ids;          /* [pairs] i32 */
+    clmoe_buf pair_weights; /* [pairs] f32; needed by p_source weights */
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
+    clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional; needed by F_EMA, `controlled` and SMOOTH_LOAD */
     clmoe_buf load_target;   /* optional [E] f32, positive: Q; divided by its sum */
     clmoe_buf
@@ -233,6 +238,11 @@ CLMOE_API const char *clmoe_loss_name(clmoe_loss_kind kind);
  * u32. A copy of the bytes is a checkpoint: restored, the run continues bit for bit.
  * clmoe_forward() and the steps only read it; clmoe_balance_update() writes it. Every field has
  * four bytes.
+ *
+ * A state is for layers of its R. Calls check the size of the buffer, but do not see what is in it:
+ * whoever restores one compares version and columns first. A state of more columns than the layer's
+ * is read as one of other numbers, never out of bounds; clmoe_balance_update() leaves a state with
+ * another version or columns as it is.
  *
  * Random numbers are Philox4x32-10 with the key `seed` and the counter {token, column, step, use},
  * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random (the choice k

@@ -11,8 +11,8 @@
  *   4. clmoe_layer_memory()    tells how much device memory a batch of T tokens needs.
  *   5. clmoe_forward()         enqueues the whole layer on your queue and gives you an event.
  *
- * examples/forward.c is that program in full. clmoe_checkpoint_open() does steps 2 and 3 from a
- * model directory.
+ * examples/forward.c is that program in full. From a model directory, clmoe_checkpoint_open() and
+ * clmoe_checkpoint_layer() do step 2, and clmoe_checkpoint_upload() makes the weights.
  *
  * Words. T tokens, D model dim, E experts with weights, Z identity experts, R = E + Z columns of
  * the router, K experts per token (top_k), H hidden dim of an expert, C capacity (rows per expert),
@@ -49,8 +49,12 @@
 #ifndef CLMOE_CLMOE_H
 #define CLMOE_CLMOE_H
 
+/*
+ * Declares all of OpenCL, as <CL/cl.h> does by itself, unless the application says which version it
+ * is written for. The library itself calls nothing newer than 1.2.
+ */
 #ifndef CL_TARGET_OPENCL_VERSION
-#define CL_TARGET_OPENCL_VERSION 120
+#define CL_TARGET_OPENCL_VERSION 300
 #endif
 #include <CL/cl.h>
 #include <stddef.h>
@@ -443,8 +447,9 @@ typedef struct clmoe_layer_desc {
     uint32_t top_k;                /* K */
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
-    uint32_t training;             /* 1: `saved` keeps what a backward pass needs */
-    const char *engine;            /* NULL: by device and types; or a name of clmoe_engine_name() */
+    /* 1: what a backward pass will read is kept in `saved`; there is no backward call yet. */
+    uint32_t training;
+    const char *engine; /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
     clmoe_mlp_desc experts;
@@ -481,15 +486,17 @@ CLMOE_API const char *clmoe_layer_engine(const clmoe_layer *layer);
 
 /*
  * Names of the engines in this build: index 0, 1, ... until NULL. `supported`, if not NULL, says
- * whether the engine runs on the context's device.
+ * whether the engine runs on the context's device. On an NVIDIA GPU the first such question about
+ * "nv_mma" compiles a small kernel, runs it on a queue of its own and waits; the context keeps the
+ * answer.
  */
-CLMOE_API const char *clmoe_engine_name(const clmoe_context *context, uint32_t index,
+CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
                                         uint32_t *supported);
 
 /*
- * Bytes of device memory for a batch of `tokens`: `saved` lives until the backward pass (0 unless
- * desc.training), `scratch` is free again after the event. Both are never 0 for a buffer's sake:
- * a size of 0 means the buffer need not be given.
+ * Bytes of device memory for a batch of `tokens`: `saved` is what a backward pass will read (0
+ * unless desc.training), `scratch` is free again after the event. Both are never 0 for a buffer's
+ * sake: a size of 0 means the buffer need not be given.
  */
 CLMOE_API clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                           size_t *scratch);
@@ -563,7 +570,8 @@ CLMOE_API clmoe_status clmoe_pack_weights(clmoe_layer *layer, cl_command_queue q
 /* ---- Forward ------------------------------------------------------------------------------- */
 
 /*
- * One batch. Start from {0}-initialised or clmoe_forward_args_init() and set what is there.
+ * One batch. Start with clmoe_forward_args_init(), or {.struct_size = sizeof args}, and set what is
+ * there; the rest is 0, not given.
  * Buffers must not overlap, except that y may be residual.
  *
  * A masked token (token_mask 0) is padding: it takes no place, counts nowhere, and its row of y is
@@ -587,6 +595,8 @@ typedef struct clmoe_forward_args {
     clmoe_buf ids_in, weights_in;
     clmoe_buf state;       /* optional, see clmoe_state in balance.h; read only */
     clmoe_buf load_target; /* optional [E] f32: Q of statistics and losses; uniform if not given */
+    /* Optional [E] f32, needed by losses with f_source supplied: see clmoe_loss_args. */
+    clmoe_buf load_supplied;
     clmoe_buf saved, scratch; /* as clmoe_layer_memory() says; undefined contents */
     /* Outputs. */
     clmoe_buf y;           /* [T,D] */

@@ -6,7 +6,9 @@
  *
  * Each call takes the layer, a queue, its arguments, a wait list and an event, with the promises of
  * clmoe_forward(). `scratch` is a buffer of the size clmoe_layer_memory() gives; `state` is as in
- * clmoe_forward_args.
+ * clmoe_forward_args. Every args struct begins with its size, and what is left out is 0, not given:
+ *
+ *   clmoe_score_args args = {.struct_size = sizeof args, .tokens = T, ...};
  */
 #ifndef CLMOE_PUBLIC_STEPS_H
 #define CLMOE_PUBLIC_STEPS_H

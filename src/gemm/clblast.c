@@ -29,7 +29,7 @@ typedef enum gate_place { GATE_APART, GATE_FIRST, GATE_TAKES_TURNS } gate_place;
  */
 static pthread_mutex_t one_call = PTHREAD_MUTEX_INITIALIZER;
 
-static clmoe_status clblast_supports(const clmoe_context *context) {
+static clmoe_status clblast_supports(clmoe_context *context) {
     (void)context;
     return CLMOE_SUCCESS;
 }
@@ -197,32 +197,19 @@ done:
     return status;
 }
 
-static clmoe_status run_experts(clblast_state *state, launch *chain, const gemm_problem *problem,
-                                gate_place place, matrix sums) {
-    clmoe_status status = CLMOE_SUCCESS;
-    cl_command_queue queue = chain->out_of_order ? state->queue : chain->queue;
-    const bool dense = !problem->tile_expert.mem;
-    if (!dense) {
-        TRY(launch_read(chain, problem->kept, problem->experts * sizeof(uint32_t), state->kept));
-        TRY(launch_read(chain, problem->offsets, (problem->experts + 1) * sizeof(uint32_t),
-                        state->offsets));
-    }
-    TRY(launch_leave(chain, queue));
-    for (uint32_t expert = 0; expert < problem->experts; expert++) {
-        const size_t first = dense ? 0 : state->offsets[expert];
-        const size_t m = dense ? problem->slots : state->kept[expert];
-        if (m > 0)
-            TRY(run_expert(problem, queue, place, expert, first, m, sums));
-    }
-    TRY(launch_return(chain, queue));
-done:
-    return status;
+/* Where the sums of gate and up, or of the one matrix, are made. */
+static matrix sums_of(const gemm_problem *problem) {
+    const bool gated = problem->form == GEMM_GATED;
+    const clmoe_buf buf = gated ? problem->scratch : problem->c;
+    return (matrix){buf.mem, buf.offset / sizeof(float),
+                    gated ? 2 * (size_t)problem->n : problem->n};
 }
 
-static clmoe_status check_problem(const clblast_state *state, const gemm_problem *problem,
-                                  matrix sums) {
+static clmoe_status clblast_check(const void *opaque, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clblast_state *state = opaque;
     const gemm_weight *gate = &problem->gate, *up = &problem->up;
+    const matrix sums = sums_of(problem);
     if (problem->token_of.mem)
         return fail(CLMOE_UNSUPPORTED, "engine clblast does not gather rows");
     if (problem->experts > state->experts)
@@ -235,6 +222,33 @@ static clmoe_status check_problem(const clblast_state *state, const gemm_problem
         TRY(check_extent("the gate's weights", gate->buf.offset / sizeof(float), problem->experts,
                          gate->expert));
 done:
+    return status;
+}
+
+static clmoe_status run_experts(clblast_state *state, launch *chain, const gemm_problem *problem,
+                                gate_place place, matrix sums) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_command_queue queue = chain->out_of_order ? state->queue : chain->queue;
+    bool left = false;
+    const bool dense = !problem->tile_expert.mem;
+    if (!dense) {
+        TRY(launch_read(chain, problem->kept, problem->experts * sizeof(uint32_t), state->kept));
+        TRY(launch_read(chain, problem->offsets, (problem->experts + 1) * sizeof(uint32_t),
+                        state->offsets));
+    }
+    TRY(launch_leave(chain, queue));
+    left = true;
+    for (uint32_t expert = 0; expert < problem->experts; expert++) {
+        const size_t first = dense ? 0 : state->offsets[expert];
+        const size_t m = dense ? problem->slots : state->kept[expert];
+        if (m > 0)
+            TRY(run_expert(problem, queue, place, expert, first, m, sums));
+    }
+    TRY(launch_return(chain, queue));
+done:
+    /* The caller, who may finish the chain's queue alone, is to have the buffers back. */
+    if (left && status != CLMOE_SUCCESS && queue == state->queue)
+        clFinish(queue);
     return status;
 }
 
@@ -261,11 +275,9 @@ static clmoe_status clblast_run(void *opaque, launch *chain, const gemm_problem 
     const bool gated = problem->form == GEMM_GATED;
     const gate_place place = gated ? place_of_gate(problem) : GATE_APART;
     const clmoe_buf buf = gated ? problem->scratch : problem->c;
-    const matrix sums = {buf.mem, buf.offset / sizeof(float),
-                         gated ? 2 * (size_t)problem->n : problem->n};
+    const matrix sums = sums_of(problem);
     if (problem->slots == 0)
         return CLMOE_SUCCESS;
-    TRY(check_problem(state, problem, sums));
     TRY(run_experts(state, chain, problem, place, sums));
     if (problem->form != GEMM_LINEAR || problem->up.bias.mem || problem->row_weight)
         TRY(finish(state, chain, problem, place, buf, sums.ld));
@@ -281,5 +293,6 @@ const gemm_engine gemm_clblast = {
     .destroy = clblast_destroy,
     .row_tile = clblast_row_tile,
     .scratch = clblast_scratch,
+    .check = clblast_check,
     .run = clblast_run,
 };

@@ -18,7 +18,7 @@ typedef struct cpu_state {
     cl_kernel pack[GEMM_VARIANTS];
 } cpu_state;
 
-static clmoe_status cpu_supports(const clmoe_context *context) {
+static clmoe_status cpu_supports(clmoe_context *context) {
     if (device_is_cpu(&context->info))
         return CLMOE_SUCCESS;
     return fail(CLMOE_UNSUPPORTED, "engine cpu needs a CPU device, but %s is none",

@@ -27,7 +27,7 @@ static clmoe_status unknown_engine(const char *name) {
     return fail(CLMOE_INVALID_DESC, "engine is \"%.64s\", but must be one of: %s", name, list);
 }
 
-static clmoe_status can_run(const gemm_engine *engine, const clmoe_context *context,
+static clmoe_status can_run(const gemm_engine *engine, clmoe_context *context,
                             const gemm_shape *shape) {
     clmoe_status status = CLMOE_SUCCESS;
     if (engine->takes)
@@ -38,19 +38,22 @@ done:
 }
 
 /* ref runs everything everywhere. */
-static clmoe_status pick_first(const clmoe_context *context, const gemm_shape *shape,
+static clmoe_status pick_first(clmoe_context *context, const gemm_shape *shape,
                                const gemm_engine **engine) {
     clmoe_status status = CLMOE_UNSUPPORTED;
+    const error_sentence kept = error_keep();
     for (size_t i = 0; status == CLMOE_UNSUPPORTED && gemm_engines[i]; i++) {
         status = can_run(gemm_engines[i], context, shape);
         if (status == CLMOE_SUCCESS)
             *engine = gemm_engines[i];
     }
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
     return status;
 }
 
-clmoe_status gemm_engine_pick(const clmoe_context *context, const char *name,
-                              const gemm_shape *shape, const gemm_engine **engine) {
+clmoe_status gemm_engine_pick(clmoe_context *context, const char *name, const gemm_shape *shape,
+                              const gemm_engine **engine) {
     *engine = NULL;
     if (!name)
         return pick_first(context, shape, engine);

@@ -74,8 +74,11 @@ typedef struct gemm_engine {
     const char *name;
     bool gathers; /* reads A through token_of itself; else the caller dispatches first */
     bool blocks;  /* reads sizes back to the host */
-    /* 0 with a sentence (fail()) if the engine cannot run on this device. */
-    clmoe_status (*supports)(const clmoe_context *context);
+    /*
+     * 0 with a sentence (fail()) if the engine cannot run on this device. May compile, run and wait
+     * for a probe, whose answer the context keeps.
+     */
+    clmoe_status (*supports)(clmoe_context *context);
     /* 0 with a sentence if it has no kernels for `shape`; NULL: it has for all. */
     clmoe_status (*takes)(const gemm_shape *shape);
     /* Compiles what `shape` needs; *state goes to the calls below. */
@@ -85,6 +88,11 @@ typedef struct gemm_engine {
     uint32_t (*row_tile)(const clmoe_context *context, uint32_t rows_per_expert);
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
+    /*
+     * 0 with a sentence if the engine cannot address `problem`; asked before anything of its batch
+     * is enqueued. NULL: it can address all.
+     */
+    clmoe_status (*check)(const void *state, const gemm_problem *problem);
     clmoe_status (*run)(void *state, launch *chain, const gemm_problem *problem);
     /*
      * The engine's own form of weights; both NULL where it has none. Of a problem only experts,
@@ -98,8 +106,8 @@ typedef struct gemm_engine {
 extern const gemm_engine *const gemm_engines[];
 
 /* By name; NULL name: the first of the table that runs `shape` on the device. */
-clmoe_status gemm_engine_pick(const clmoe_context *context, const char *name,
-                              const gemm_shape *shape, const gemm_engine **engine);
+clmoe_status gemm_engine_pick(clmoe_context *context, const char *name, const gemm_shape *shape,
+                              const gemm_engine **engine);
 
 extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma;
 #ifdef CLMOE_WITH_CLBLAST

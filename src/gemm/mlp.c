@@ -88,22 +88,44 @@ static void set_packed(const gemm_use *use, mlp_problems *p, clmoe_buf packed) {
     p->second.up.buf = (clmoe_buf){packed.mem, packed.offset + first};
 }
 
-clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
-                      const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
-                      clmoe_buf hidden, clmoe_buf engine, clmoe_buf out) {
-    clmoe_status status = CLMOE_SUCCESS;
+/* The same with all their buffers. */
+static mlp_problems bound_problems(const gemm_use *use, const clmoe_mlp_desc *mlp,
+                                   const clmoe_mlp_weights *weights, uint32_t dim,
+                                   const gemm_problem *rows, clmoe_buf hidden, clmoe_buf engine,
+                                   clmoe_buf out) {
     mlp_problems p = problems_of(use, mlp, weights, dim, rows);
     if (p.first.packed)
         set_packed(use, &p, weights->packed);
     p.first.c = hidden;
     p.first.scratch = engine;
-    TRY(use->engine->run(use->state, chain, &p.first));
-
     p.second.a = hidden;
     p.second.token_of = (clmoe_buf){0};
     p.second.c = out;
     p.second.scratch = engine;
+    return p;
+}
+
+clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
+                      const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
+                      clmoe_buf hidden, clmoe_buf engine, clmoe_buf out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const mlp_problems p = bound_problems(use, mlp, weights, dim, rows, hidden, engine, out);
+    TRY(use->engine->run(use->state, chain, &p.first));
     TRY(use->engine->run(use->state, chain, &p.second));
+done:
+    return status;
+}
+
+clmoe_status gemm_mlp_check(const gemm_use *use, const clmoe_mlp_desc *mlp,
+                            const clmoe_mlp_weights *weights, uint32_t dim,
+                            const gemm_problem *rows, clmoe_buf hidden, clmoe_buf engine,
+                            clmoe_buf out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const mlp_problems p = bound_problems(use, mlp, weights, dim, rows, hidden, engine, out);
+    if (!use->engine->check || rows->slots == 0)
+        return CLMOE_SUCCESS;
+    TRY(use->engine->check(use->state, &p.first));
+    TRY(use->engine->check(use->state, &p.second));
 done:
     return status;
 }

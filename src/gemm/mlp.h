@@ -27,6 +27,12 @@ clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *
                       const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
                       clmoe_buf hidden, clmoe_buf engine, clmoe_buf out);
 
+/* Whether the engine can address gemm_mlp()'s problems; to be asked before anything is enqueued. */
+clmoe_status gemm_mlp_check(const gemm_use *use, const clmoe_mlp_desc *mlp,
+                            const clmoe_mlp_weights *weights, uint32_t dim,
+                            const gemm_problem *rows, clmoe_buf hidden, clmoe_buf engine,
+                            clmoe_buf out);
+
 /* Size of an MLP's weights in the engine's packed form. Errors: CLMOE_UNSUPPORTED without one. */
 clmoe_status gemm_mlp_packed_bytes(const gemm_use *use, const clmoe_mlp_desc *mlp, uint32_t dim,
                                    size_t *bytes);

@@ -19,13 +19,12 @@ typedef struct nv_state {
     cl_kernel kernels[PRODUCTS][TILES];
 } nv_state;
 
-static clmoe_status nv_supports(const clmoe_context *context) {
+static clmoe_status nv_supports(clmoe_context *context) {
     if (context->info.nv_capability < MIN_CAPABILITY)
         return fail(CLMOE_UNSUPPORTED,
                     "engine nv_mma needs an NVIDIA GPU of compute capability 8.0, but %s is none",
                     context->info.name);
-    /* A context is no constant object: it keeps what the probe said. */
-    return nv_probe((clmoe_context *)context);
+    return nv_probe(context);
 }
 
 static clmoe_status nv_takes(const gemm_shape *shape) {

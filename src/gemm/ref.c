@@ -12,7 +12,7 @@ typedef struct ref_state {
     cl_kernel kernels[GEMM_VARIANTS];
 } ref_state;
 
-static clmoe_status ref_supports(const clmoe_context *context) {
+static clmoe_status ref_supports(clmoe_context *context) {
     (void)context;
     return CLMOE_SUCCESS;
 }

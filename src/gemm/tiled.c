@@ -66,7 +66,7 @@ static tile_sizes large_tile(const clmoe_context *context) {
     return tile;
 }
 
-static clmoe_status tiled_supports(const clmoe_context *context) {
+static clmoe_status tiled_supports(clmoe_context *context) {
     const device_info *info = &context->info;
     if (fits(info, &usual, FEW_ROWS))
         return CLMOE_SUCCESS;

@@ -193,5 +193,7 @@ void clmoe_weights_release(clmoe_weights *weights) {
     release_mlp(&weights->shared);
     release(&weights->shared_gate);
     release(&weights->output_bias);
+    release(&weights->group_router);
+    release(&weights->noise_router);
     memset(weights, 0, sizeof *weights);
 }

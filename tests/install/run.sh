@@ -23,6 +23,16 @@ cmake --build "$tmp/downstream" >>"$tmp/log"
 
 echo "== pkg-config"
 export PKG_CONFIG_PATH=$libdir/pkgconfig
+# The header leaves OpenCL 2 to an application that includes it first.
+cat >"$tmp/newer.c" <<END
+#include <clmoe/clmoe.h>
+cl_command_queue queue(cl_context context, cl_device_id device, cl_int *code);
+cl_command_queue queue(cl_context context, cl_device_id device, cl_int *code) {
+    return clmoe_version() ? clCreateCommandQueueWithProperties(context, device, NULL, code) : NULL;
+}
+END
+# shellcheck disable=SC2046
+$cc -std=c11 -Wall -Wextra -Werror $(pkg-config --cflags clmoe) -fsyntax-only "$tmp/newer.c"
 # shellcheck disable=SC2046,SC2086 # flags are words
 $cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs clmoe) -o "$tmp/forward"
 LD_LIBRARY_PATH=$libdir "$tmp/forward"
