@@ -459,6 +459,7 @@ int main(int argc, char **argv) {
         TEST(clblast_leaves_nothing_behind),
 #endif
     };
+    support_filter();
     if (argc > 1 && strcmp(argv[1], "small") == 0)
         return cmocka_run_group_tests(small, support_setup, teardown);
     return cmocka_run_group_tests(tests, support_setup, teardown);

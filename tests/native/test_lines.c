@@ -78,7 +78,7 @@ static void every_storage_type(void **state) {
     const clmoe_type types[] = {CLMOE_F16, CLMOE_BF16};
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         clmoe_layer_desc desc = desc_of(&small);
-        desc.dim = 140; /* more than one step of the narrow GEMM, too */
+        desc.dim = 140; /* more than one step of the linear GEMM, too */
         desc.type = desc.weight_type = types[i];
         desc.experts.gate_layout = CLMOE_GATE_INTERLEAVED;
         desc.experts.gate_up_transposed = desc.experts.down_transposed = 1;
