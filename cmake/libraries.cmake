@@ -2,7 +2,8 @@
 include(CMakePackageConfigHelpers)
 
 add_library(clmoe SHARED $<TARGET_OBJECTS:clmoe_objects>)
-set_target_properties(clmoe PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0 LINKER_LANGUAGE C)
+set_target_properties(clmoe PROPERTIES VERSION ${PROJECT_VERSION}
+                      SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR} LINKER_LANGUAGE C)
 target_link_libraries(clmoe PUBLIC OpenCL::OpenCL PRIVATE PkgConfig::jansson Threads::Threads m)
 
 # An archive has no hidden names: join its objects into one and make their hidden names local.

@@ -41,6 +41,14 @@ awk '
 echo "== the installed tool"
 "$prefix/bin/clmoe" --version
 
+echo "== the ABI's name"
+version=$(pkg-config --modversion clmoe)
+[ -e "$libdir/libclmoe.so.${version%.*}" ] || {
+    ls "$libdir" >&2
+    echo "no libclmoe.so.${version%.*}: before 1.0 the ABI changes with the minor version" >&2
+    exit 1
+}
+
 echo "== exported names"
 for library in "$libdir/libclmoe.so" "$libdir/libclmoe.a"; do
     dynamic=
