@@ -31,6 +31,23 @@ $cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs --static c
     sed "s|-lclmoe|$libdir/libclmoe.a|") -o "$tmp/forward_static"
 "$tmp/forward_static"
 
+echo "== as a part of another project: the library alone, and nothing to install"
+mkdir "$tmp/parent"
+cat >"$tmp/parent/CMakeLists.txt" <<END
+cmake_minimum_required(VERSION 3.22)
+project(parent LANGUAGES C)
+add_subdirectory($source clmoe)
+END
+cmake -S "$tmp/parent" -B "$tmp/parent/build" "-DCMAKE_C_COMPILER=$cc" "-DCMAKE_C_FLAGS=$cflags" >>"$tmp/log"
+cmake --build "$tmp/parent/build" --target help >"$tmp/targets"
+grep -q clmoe_static "$tmp/targets"
+if grep -E 'clmoe_(tool|bench)|forward|test_' "$tmp/targets" >&2; then exit 1; fi
+cmake --install "$tmp/parent/build" --prefix "$tmp/parent/prefix" >>"$tmp/log"
+[ ! -e "$tmp/parent/prefix" ] || {
+    find "$tmp/parent/prefix" >&2
+    exit 1
+}
+
 echo "== the README's example is of this program"
 awk '
     FNR == NR { if (/^```/) inside = /^```c$/; else if (inside && NF) quoted[++n] = $0; next }
