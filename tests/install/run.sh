@@ -48,11 +48,22 @@ cmake --install "$tmp/parent/build" --prefix "$tmp/parent/prefix" >>"$tmp/log"
     exit 1
 }
 
-echo "== the README's example is of this program"
+echo "== the README's example is of this program, whole between lines /* ... */"
 awk '
-    FNR == NR { if (/^```/) inside = /^```c$/; else if (inside && NF) quoted[++n] = $0; next }
-    $0 == quoted[at + 1] { at++ }
-    END { if (at < n) { print "README.md, not in forward.c: " quoted[at + 1]; exit 1 } }
+    FNR == NR {
+        if (/^```/) { inside = /^```c$/; gap = 1 }
+        else if (inside && /^ *\/\* \.\.\. \*\/$/) gap = 1
+        else if (inside && NF) { quoted[++n] = $0; after_gap[n] = gap; gap = 0 }
+        next
+    }
+    !NF { next }
+    at < n && $0 == quoted[at + 1] { at++; next }
+    at < n && !after_gap[at + 1] && !bad { bad = "after \"" quoted[at] "\" without: " $0 }
+    END {
+        if (!n) bad = "no example"
+        if (!bad && at < n) bad = "not in forward.c: " quoted[at + 1]
+        if (bad) { print "README.md: " bad; exit 1 }
+    }
 ' "$source/README.md" "$source/examples/forward.c" >&2
 
 echo "== the installed tool"
