@@ -17,7 +17,7 @@ static const char usage[] =
     "several with commas between them, or all.\n"
     "\n"
     "  --case NAME     cases (default all: those meant for the device's type)\n"
-    "  --engine NAME   engines: cpu-packed, cpu-raw, tiled, clblast, ref,\n"
+    "  --engine NAME   engines: cpu-packed, cpu-raw, nv_mma, tiled, clblast, ref,\n"
     "                  peer:openblas, peer:clblast\n"
     "                  (default all: every one that runs here but ref)\n"
     "  --peer NAME     adds a peer to the engines: openblas, clblast\n"
@@ -36,6 +36,8 @@ static const char usage[] =
     "  --cold          times the creation of context and layer instead, in fresh processes:\n"
     "                  create_cold without caches, create_warm with the driver's caches filled,\n"
     "                  create_cached with clmoe's program cache alone (default --repeat 3)\n"
+    "  --memory        prints MiB of device memory instead: the experts' weights, x and y, and\n"
+    "                  what clmoe_layer_memory() says without and with desc.training\n"
     "  --tune FILE     finds tile sizes for the engines (cpu, tiled) on a case with experts\n"
     "                  (default: one with many rows per expert), and writes them to FILE, for\n"
     "                  clmoe_context_options.tuning_file; what FILE has of other devices stays\n"
@@ -161,6 +163,7 @@ enum {
     OPT_DEVICE,
     OPT_REPEAT,
     OPT_COLD,
+    OPT_MEMORY,
     OPT_TUNE,
     OPT_MARKDOWN,
     OPT_JSON,
@@ -179,6 +182,7 @@ static const struct option long_options[] = {
     {"device", required_argument, NULL, OPT_DEVICE},
     {"repeat", required_argument, NULL, OPT_REPEAT},
     {"cold", no_argument, NULL, OPT_COLD},
+    {"memory", no_argument, NULL, OPT_MEMORY},
     {"tune", required_argument, NULL, OPT_TUNE},
     {"markdown", no_argument, NULL, OPT_MARKDOWN},
     {"json", required_argument, NULL, OPT_JSON},
@@ -225,6 +229,9 @@ static clmoe_status set_option(bench_options *o, int option, const char *text) {
         return parse_number("--repeat", text, 1, MAX_REPEAT, &o->repeat);
     case OPT_COLD:
         o->cold = true;
+        return CLMOE_SUCCESS;
+    case OPT_MEMORY:
+        o->memory = true;
         return CLMOE_SUCCESS;
     case OPT_MARKDOWN:
         o->markdown = true;

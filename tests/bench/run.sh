@@ -96,6 +96,10 @@ run 0 --cold --case tiny --engine ref --repeat 1 --json "$tmp/rows.json"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for start in cold warm cached; do expect "$tmp/lines" "tiny 37 ref create_$start"; done
 
+echo "== memory"
+run 0 --memory --case tiny --tokens 37 --engine ref
+grep -q '^| tiny | 37 | ref | f32 | 0\.[0-9] | 0\.[0-9] | [0-9.]* | [0-9.]* + [0-9.]* |$' "$tmp/out" || fail "no memory"
+
 echo "== tile sizes"
 run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1
 run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1
