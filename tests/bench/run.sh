@@ -78,6 +78,7 @@ grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
 run 0 --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown
 expect "$tmp/out" "    clmoe-bench${device:+ $device} --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown"
 grep -q '^| tiny | 37 | 6 | experts | ref | [0-9]' "$tmp/out" || fail "no row in markdown"
+grep -q '^clmoe [0-9.]*, commit [^ ]*; measured read' "$tmp/out" || fail "no commit in markdown"
 
 echo "== balance"
 run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balance,balance \
