@@ -53,8 +53,8 @@ static void check_roofline(const json_t *object, size_t row) {
 }
 
 static void check_row(const json_t *object, size_t row) {
-    static const char *const texts[] = {"device", "driver", "dtype", "pattern", "clmoe",
-                                       "commit", "date"};
+    static const char *const texts[] = {"device", "driver", "dtype", "pattern",
+                                        "clmoe",  "commit", "date"};
     static const char *const counts[] = {"dim", "hidden_dim", "experts", "top_k"};
     const char *name = text(object, row, "case"), *engine = text(object, row, "engine");
     const char *step = text(object, row, "step");
