@@ -37,7 +37,7 @@ static clmoe_status iterate(const clmoe_layer *layer, launch *chain, const clmoe
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel rows = layer->kernels[KERNEL_SINKHORN_ROWS];
     cl_kernel columns = layer->kernels[KERNEL_SINKHORN_COLUMNS];
-    block_split blocks = sinkhorn_blocks(layer->context, args->tokens);
+    block_split blocks = workspace_token_blocks(layer->context, args->tokens);
     TRY(KERNEL_SET(rows, ARG_F32(b->choices), ARG_U8(args->token_mask), ARG_F32(b->balance),
                    ARG_F32(b->partials), arg_u32(args->tokens), arg_u32(layer->columns),
                    arg_u32(blocks.size)));
@@ -82,7 +82,7 @@ clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_
     TRY(workspace_layout_get(layer, args->tokens, &ws));
     const sinkhorn_buffers b = {
         .choices = workspace_region(&ws, REGION_CHOICES, none, args->scratch),
-        .tops = workspace_region(&ws, REGION_SINKHORN_TOPS, none, args->scratch),
+        .tops = workspace_region(&ws, REGION_TOPS, none, args->scratch),
         .balance = workspace_region(&ws, REGION_SINKHORN_BALANCE, none, args->scratch),
         .partials = workspace_region(&ws, REGION_SINKHORN_PARTIALS, none, args->scratch),
     };

@@ -60,7 +60,7 @@ static clmoe_status set_logits(const clmoe_layer *layer, launch *chain, const so
     const cl_kernel *kernels = layer->kernels;
     const clmoe_layer_desc *desc = &layer->desc;
     uint32_t group = layer->context->group, count = layer_router_rows(layer), T = args->tokens;
-    block_split blocks = sinkhorn_blocks(layer->context, T);
+    block_split blocks = workspace_token_blocks(layer->context, T);
     clmoe_buf none = {0}, router = args->weights->router;
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(args->x, desc->type),
                    ARG_U8(args->token_mask), ARG_F32(args->token_norms),

@@ -1,4 +1,4 @@
-/* Sizes and places of all memory regions. */
+/* Sizes of all memory regions, their places, and which of them live until the backward pass. */
 #include "workspace.h"
 
 #include <stdint.h>
@@ -6,7 +6,7 @@
 enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
 enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
-/* Tokens that Sinkhorn's blocks are multiples of, on CPUs and elsewhere. */
+/* Tokens that workspace_token_blocks() are multiples of, on CPUs and elsewhere. */
 enum { SERIAL_ROWS = 256, ROWS = 32 };
 
 /* Sizes that must fit the plan's 31-bit integers. */
@@ -56,7 +56,7 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
     };
 }
 
-block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens) {
+block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens) {
     uint32_t unit = context->group == 1 ? SERIAL_ROWS : ROWS;
     uint32_t units = tokens / unit + (tokens % unit != 0);
     block_split split = {.size = unit * (units / MAX_BLOCKS + (units % MAX_BLOCKS != 0))};
@@ -199,13 +199,14 @@ static size_t policy_bytes(region_id id, const batch *b) {
         return expert_choice ? matrix(columns, b->tokens) : 0;
     case REGION_CHOICES:
         return sinkhorn ? matrix(b->tokens, columns) : 0;
-    case REGION_SINKHORN_TOPS:
+    case REGION_TOPS:
         return sinkhorn || layer_is_soft_moe(b->layer) ? matrix(b->tokens, 2) : 0;
     case REGION_SINKHORN_BALANCE:
         return sinkhorn ? matrix(columns + 2, 1) : 0;
     case REGION_SINKHORN_PARTIALS:
         return sinkhorn
-                   ? matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, columns)
+                   ? matrix(workspace_token_blocks(b->layer->context, (uint32_t)b->tokens).count,
+                            columns)
                    : 0;
     case REGION_GROUP_LOGITS:
         return router->two_level ? matrix(b->tokens, router->num_groups) : 0;
@@ -225,7 +226,8 @@ static size_t soft_moe_bytes(region_id id, const batch *b) {
     case REGION_SLOT_NORMS:
         return matrix(columns, 1);
     case REGION_SOFT_PARTIALS:
-        return matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, 2 * columns);
+        return matrix(workspace_token_blocks(b->layer->context, (uint32_t)b->tokens).count,
+                      2 * columns);
     case REGION_SOFT_COLUMNS:
         return matrix(columns, 2);
     case REGION_SOFT_DISPATCH:
@@ -270,7 +272,7 @@ static size_t region_bytes(region_id id, const batch *b) {
     case REGION_CHOICE_THRESHOLDS:
     case REGION_CHOICE_KEYS:
     case REGION_CHOICES:
-    case REGION_SINKHORN_TOPS:
+    case REGION_TOPS:
     case REGION_SINKHORN_BALANCE:
     case REGION_SINKHORN_PARTIALS:
     case REGION_GROUP_LOGITS:
