@@ -2,8 +2,8 @@
  * Purpose: what a batch did to the load.
  * Formula: see clmoe_stats in balance.h.
  * Arrays: load, kept [R] u32, rerouted_in, rerouted_out [R] u32 or NULL, sums [Q, batch] records
- * (see balance.clh), state or NULL, load_target [E] f32 or NULL -> the header, the words of
- *         clmoe_stats in order, then eight arrays [R] and device_tokens.
+ *          (see balance.clh), state or NULL, load_target [E] f32 or NULL -> the header, the words
+ *          of clmoe_stats in order, then eight arrays [R] and device_tokens.
  * NDRange: one group; its lanes stride over experts.
  * Limits: none.
  * Repeatability: integers; sums carry their rounding error per lane, then a tree.
@@ -240,11 +240,11 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     __global const uint *scalars = batch + scalars_at(&s);
     __global uint *arrays = stats + HEADER_WORDS;
 
-    lane_counts c = write_columns(
-        &s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
-        rerouted_out ? rerouted_out + rerouted_out_off : 0,
-        header ? (__global const uint *)(history + 3 * R) : 0, scalars[SCALAR_TOKENS], dead_window,
-        arrays);
+    lane_counts c =
+        write_columns(&s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
+                      rerouted_out ? rerouted_out + rerouted_out_off : 0,
+                      header ? (__global const uint *)(history + 3 * R) : 0, scalars[SCALAR_TOKENS],
+                      dead_window, arrays);
     uint device_tokens = write_sums(&s, batch, header ? history + R : 0, arrays);
     add_up(&c, tmp);
     device_tokens = group_largest(device_tokens, tmp);

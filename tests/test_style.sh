@@ -118,6 +118,16 @@ printf '%s\n' "$lengths" | grep ' src/' | awk '
 printf 'largest file: %s\n' "$(wc -l $code cl/* | grep -v total | sort -n | tail -1 | xargs)"
 [ ! -e src/forward.c ] || printf 'forward.c: %s lines\n' "$(wc -l <src/forward.c)"
 
+# --- Kernels: layout ------------------------------------------------------------------------------
+complain "lines of cl/ over 100 columns" \
+    "$(awk 'length > 100 { print FILENAME ":" FNR }' cl/* bench/*.cl bench/*.clh)"
+words="Purpose Formula Arrays NDRange Limits Repeatability"
+complain "kernel files whose first comment is not: $(echo $words | sed 's/ /: ..., /g'): ..." \
+    "$(for file in cl/*.cl bench/*.cl; do
+        found=$(sed -n '\|^ \*/|q; s/^ \* \([A-Z][A-Za-z]*\): .*/\1/p' "$file" | xargs)
+        [ "$found" = "$words" ] || echo "$file: $found"
+    done)"
+
 # --- Format: only with the version that laid out the code ----------------------------------------
 format=$(command -v clang-format-14 || true)
 if [ -n "$format" ]; then
