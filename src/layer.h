@@ -88,6 +88,16 @@ struct clmoe_layer {
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
+/* A kernel's place and its name. */
+typedef struct kernel_entry {
+    kernel_id id;
+    const char *name;
+} kernel_entry;
+
+/* Creates `count` kernels of cl/STEP.cl, with the options of program_kernel(). */
+clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
+                           const kernel_entry *kernels, size_t count);
+
 /* One of the layer's MLPs; its hidden_dim is 0 if the layer has none. */
 static inline const clmoe_mlp_desc *layer_mlp(const clmoe_layer *layer, clmoe_mlp mlp) {
     return mlp == CLMOE_MLP_SHARED ? &layer->desc.shared : &layer->desc.experts;
@@ -119,7 +129,7 @@ static inline uint32_t layer_sequence_tokens(const clmoe_layer *layer, uint32_t 
 /* At least 1. */
 static inline uint32_t layer_sequences(const clmoe_layer *layer, uint32_t tokens) {
     uint32_t each = layer_sequence_tokens(layer, tokens);
-    return tokens > 0 ? tokens / each + (tokens % each != 0) : 1;
+    return tokens > 0 ? divide_up(tokens, each) : 1;
 }
 
 /* The order in which pairs compete for places: KEEP_POSITION when none can lose. */

@@ -25,19 +25,19 @@ static size_t round_up(size_t value, size_t multiple) {
 
 static block_split split(const clmoe_context *context, uint32_t count, uint32_t max_blocks) {
     uint32_t unit = context->group == 1 ? SERIAL_BLOCK : context->group;
-    uint32_t units = count / unit + (count % unit != 0);
-    uint32_t per_block = units / max_blocks + (units % max_blocks != 0);
+    uint32_t units = divide_up(count, unit);
+    uint32_t per_block = divide_up(units, max_blocks);
     if (count == 0)
         return (block_split){.size = unit, .count = 1};
     block_split split = {.size = unit * per_block};
-    split.count = count / split.size + (count % split.size != 0);
+    split.count = divide_up(count, split.size);
     return split;
 }
 
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked) {
     const clmoe_layer_desc *desc = &layer->desc;
     uint32_t sequence = desc->capacity.tokens_per_sequence;
-    uint32_t block = tokens / SUM_BLOCKS + (tokens % SUM_BLOCKS != 0);
+    uint32_t block = divide_up(tokens, SUM_BLOCKS);
     if (sequence == 0 || sequence > tokens)
         sequence = tokens;
     block = block > MIN_SUM_BLOCK ? block : MIN_SUM_BLOCK;
@@ -48,9 +48,9 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
         .top_k = desc->top_k,
         .device_groups = desc->balance.device_groups,
         .sequence = sequence,
-        .sequences = tokens > 0 ? tokens / sequence + (tokens % sequence != 0) : 1,
+        .sequences = tokens > 0 ? divide_up(tokens, sequence) : 1,
         .block = block,
-        .blocks_each = sequence / block + (sequence % block != 0),
+        .blocks_each = divide_up(sequence, block),
         .asked = asked,
         .noise_scale = desc->router.noise_scale,
     };
@@ -58,9 +58,9 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
 
 block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens) {
     uint32_t unit = context->group == 1 ? SERIAL_ROWS : ROWS;
-    uint32_t units = tokens / unit + (tokens % unit != 0);
-    block_split split = {.size = unit * (units / MAX_BLOCKS + (units % MAX_BLOCKS != 0))};
-    split.count = tokens ? tokens / split.size + (tokens % split.size != 0) : 0;
+    uint32_t units = divide_up(tokens, unit);
+    block_split split = {.size = unit * divide_up(units, MAX_BLOCKS)};
+    split.count = tokens ? divide_up(tokens, split.size) : 0;
     return split;
 }
 
