@@ -110,10 +110,11 @@ typedef struct lane_counts {
 } lane_counts;
 
 /* Writes the integer arrays and counts. */
-static inline lane_counts write_columns(const sums_shape *s, __global const uint *load,
-                                        __global const uint *kept, __global const uint *in,
-                                        __global const uint *out, __global const uint *idle_before,
-                                        uint tokens, uint dead_window, __global uint *arrays) {
+static inline void write_columns(const sums_shape *s, __global const uint *load,
+                                 __global const uint *kept, __global const uint *in,
+                                 __global const uint *out, __global const uint *idle_before,
+                                 uint tokens, uint dead_window, __global uint *arrays,
+                                 lane_counts *counts) {
     lane_counts c = {0, 0, 0, 0, 0, 0, 0, 0, 0};
     uint R = s->columns;
     for (uint e = get_local_id(0); e < R; e += GROUP) {
@@ -137,7 +138,7 @@ static inline lane_counts write_columns(const sums_shape *s, __global const uint
             c.dead += idle >= dead_window;
         }
     }
-    return c;
+    *counts = c;
 }
 
 /* From the counts of the lanes to those of the group. */
@@ -240,11 +241,11 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     __global const uint *scalars = batch + scalars_at(&s);
     __global uint *arrays = stats + HEADER_WORDS;
 
-    lane_counts c =
-        write_columns(&s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
-                      rerouted_out ? rerouted_out + rerouted_out_off : 0,
-                      header ? (__global const uint *)(history + 3 * R) : 0, scalars[SCALAR_TOKENS],
-                      dead_window, arrays);
+    lane_counts c;
+    write_columns(&s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
+                  rerouted_out ? rerouted_out + rerouted_out_off : 0,
+                  header ? (__global const uint *)(history + 3 * R) : 0, scalars[SCALAR_TOKENS],
+                  dead_window, arrays, &c);
     uint device_tokens = write_sums(&s, batch, header ? history + R : 0, arrays);
     add_up(&c, tmp);
     device_tokens = group_largest(device_tokens, tmp);
