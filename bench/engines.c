@@ -13,6 +13,10 @@ static const bench_engine forms[] = {
 /* The plain kernels that the tests compare with: only by name. */
 static const char plain_engine[] = "ref";
 
+bool engine_has_matrix_units(const bench_engine *engine) {
+    return strcmp(engine->library, "nv_mma") == 0;
+}
+
 static void add(engine_list *list, const char *name, const char *library, bool packed) {
     bench_engine *engine = &list->engines[list->count];
     if (list->count == MAX_ENGINES)

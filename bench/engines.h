@@ -20,4 +20,7 @@ static inline bool engine_is_peer(const bench_engine *engine) {
     return engine->library[0] == '\0';
 }
 
+/* Whether its GEMMs run on units that pass the roofline's f32 multiply-add rate. */
+bool engine_has_matrix_units(const bench_engine *engine);
+
 #endif

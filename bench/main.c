@@ -1,6 +1,7 @@
 /* clmoe-bench: read measure.c for what is timed and how, cases.c for on what. */
 #include "cold.h"
 #include "measure.h"
+#include "memory.h"
 #include "options.h"
 #include "roofline.h"
 #include "tune.h"
@@ -107,6 +108,8 @@ int main(int argc, char **argv) {
     case PARSE_RUN:
         break;
     }
+    if (options.memory)
+        return memory_print(&options) == CLMOE_SUCCESS ? EXIT_OK : bad_input();
     if (options.tune)
         return tune(&options) == CLMOE_SUCCESS ? EXIT_OK : bad_input();
     if ((options.cold ? cold_measure : measure)(&options, &rows) != CLMOE_SUCCESS)

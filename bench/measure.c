@@ -3,6 +3,7 @@
 #include "peer.h"
 #include "roofline.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -166,6 +167,13 @@ static clmoe_status add_wrong(contest *t, const contender *c, bench_step step,
     return rows_add(&t->m->rows, &row);
 }
 
+/* The device's roofline is of memory and of f32 multiply-adds. */
+static bool has_roofline(const bench_engine *engine, bench_step step) {
+    const bool runs_experts = step == STEP_LAYER || step == STEP_EXPERTS || step == STEP_TRAIN ||
+                              step == STEP_TRAIN_BALANCE;
+    return !runs_experts || !engine_has_matrix_units(engine);
+}
+
 static clmoe_status add_timed(contest *t, turn *u) {
     const double bytes = case_bytes(t->of, u->step, &t->sizes), flops = case_flops(t->of, u->step);
     bench_row row = row_of(t, u->contender, u->step);
@@ -173,7 +181,9 @@ static clmoe_status add_timed(contest *t, turn *u) {
     row_set_times(&row, u->samples, u->count);
     row.gbytes_per_s = bytes / row.median_ms * 1e-6;
     row.gflops = flops / row.median_ms * 1e-6;
-    row.percent_of_peak = 100 * roofline_ms(t->m->device, bytes, flops) / row.median_ms;
+    row.percent_of_peak = has_roofline(u->contender->engine, u->step)
+                              ? 100 * roofline_ms(t->m->device, bytes, flops) / row.median_ms
+                              : NAN;
     return rows_add(&t->m->rows, &row);
 }
 

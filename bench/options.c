@@ -17,7 +17,7 @@ static const char usage[] =
     "several with commas between them, or all.\n"
     "\n"
     "  --case NAME     cases (default all: those meant for the device's type)\n"
-    "  --engine NAME   engines: cpu-packed, cpu-raw, tiled, clblast, ref,\n"
+    "  --engine NAME   engines: cpu-packed, cpu-raw, nv_mma, tiled, clblast, ref,\n"
     "                  peer:openblas, peer:clblast\n"
     "                  (default all: every one that runs here but ref)\n"
     "  --peer NAME     adds a peer to the engines: openblas, clblast\n"
@@ -36,6 +36,8 @@ static const char usage[] =
     "  --cold          times the creation of context and layer instead, in fresh processes:\n"
     "                  create_cold without caches, create_warm with the driver's caches filled,\n"
     "                  create_cached with clmoe's program cache alone (default --repeat 3)\n"
+    "  --memory        prints MiB of device memory instead: the experts' weights, x and y, and\n"
+    "                  what clmoe_layer_memory() says without and with desc.training\n"
     "  --tune FILE     finds tile sizes for the engines (cpu, tiled) on a case with experts\n"
     "                  (default: one with many rows per expert), and writes them to FILE, for\n"
     "                  clmoe_context_options.tuning_file; what FILE has of other devices stays\n"
@@ -46,8 +48,9 @@ static const char usage[] =
     "\n"
     "GB/s and GFLOP/s count what a step cannot avoid: inputs and touched weights read once, outputs\n"
     "written once. % of peak is the time which those take at the measured bandwidth and f32\n"
-    "multiply-add rate, whichever is longer, over the median. Matrix units can pass 100, and so can\n"
-    "steps on what a cache holds; before layer and experts the caches are filled with other data.\n"
+    "multiply-add rate, whichever is longer, over the median; - (in JSON null) for GEMMs on matrix units,\n"
+    "which that rate does not bound. Steps on what a cache holds can pass 100; before layer and\n"
+    "experts the caches are filled with other data.\n"
     "\n"
     "Exit status: 0 success, 1 a result was wrong, 2 bad input or nothing to time.\n"
     "\n"
@@ -161,6 +164,7 @@ enum {
     OPT_DEVICE,
     OPT_REPEAT,
     OPT_COLD,
+    OPT_MEMORY,
     OPT_TUNE,
     OPT_MARKDOWN,
     OPT_JSON,
@@ -179,6 +183,7 @@ static const struct option long_options[] = {
     {"device", required_argument, NULL, OPT_DEVICE},
     {"repeat", required_argument, NULL, OPT_REPEAT},
     {"cold", no_argument, NULL, OPT_COLD},
+    {"memory", no_argument, NULL, OPT_MEMORY},
     {"tune", required_argument, NULL, OPT_TUNE},
     {"markdown", no_argument, NULL, OPT_MARKDOWN},
     {"json", required_argument, NULL, OPT_JSON},
@@ -225,6 +230,9 @@ static clmoe_status set_option(bench_options *o, int option, const char *text) {
         return parse_number("--repeat", text, 1, MAX_REPEAT, &o->repeat);
     case OPT_COLD:
         o->cold = true;
+        return CLMOE_SUCCESS;
+    case OPT_MEMORY:
+        o->memory = true;
         return CLMOE_SUCCESS;
     case OPT_MARKDOWN:
         o->markdown = true;

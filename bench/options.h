@@ -17,6 +17,7 @@ typedef struct bench_options {
     uint32_t repeat;
     bool markdown; /* a section for RESULTS.md instead of a table */
     bool cold;
+    bool memory;
 } bench_options;
 
 typedef enum parse_result { PARSE_RUN, PARSE_STOP, PARSE_BAD } parse_result;

@@ -1,11 +1,11 @@
 /*
- * Purpose        What the device can do at most: memory bandwidth and multiply-add rate.
- * Formula        read: one sum per work-item; copy: out = in; fma: CHAINS independent a = a*b + c
- * Arrays         in, out [work-items * count] vectors of V floats; sums [work-items]
- * NDRange        groups of GROUP work-items; work-item i takes the `count` vectors from i * first
- *                on, `stride` apart: neighbours on GPUs, a run of its own on CPUs
- * Limits         none
- * Repeatability  results do not depend on the order of work-items
+ * Purpose: What the device can do at most: memory bandwidth and multiply-add rate.
+ * Formula: read: one sum per work-item; copy: out = in; fma: CHAINS independent a = a*b + c
+ * Arrays: in, out [work-items * count] vectors of V floats; sums [work-items]
+ * NDRange: groups of GROUP work-items; work-item i takes the `count` vectors from i * first on,
+ *          `stride` apart: neighbours on GPUs, a run of its own on CPUs
+ * Limits: none
+ * Repeatability: results do not depend on the order of work-items
  */
 #define CONCAT_(a, b) a##b
 #define CONCAT(a, b)  CONCAT_(a, b)

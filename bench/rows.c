@@ -1,6 +1,8 @@
 #include "rows.h"
+#include "commit.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -53,6 +55,11 @@ static void set_real(json_t *object, const char *name, double value) {
     json_object_set_new(object, name, json_real(value));
 }
 
+/* null where it does not apply */
+static void set_share(json_t *object, const char *name, double value) {
+    json_object_set_new(object, name, isnan(value) ? json_null() : json_real(value));
+}
+
 static void set_count(json_t *object, const char *name, uint32_t value) {
     json_object_set_new(object, name, json_integer(value));
 }
@@ -73,7 +80,7 @@ static void set_results(json_t *object, const bench_row *row) {
     set_real(object, "p90_ms", row->p90_ms);
     set_real(object, "gbytes_per_s", row->gbytes_per_s);
     set_real(object, "gflops", row->gflops);
-    set_real(object, "percent_of_peak", row->percent_of_peak);
+    set_share(object, "percent_of_peak", row->percent_of_peak);
 }
 
 static json_t *row_json(const bench_row *row, const char *date) {
@@ -92,6 +99,7 @@ static json_t *row_json(const bench_row *row, const char *date) {
         set_string(object, "error", row->error);
     json_object_set_new(object, "checked", json_boolean(row->checked));
     set_string(object, "clmoe", clmoe_version());
+    set_string(object, "commit", CLMOE_COMMIT);
     set_string(object, "date", date);
     return object;
 }
@@ -134,12 +142,20 @@ static void print_head(const bench_row *row) {
            "engine", "median ms", "min ms", "p10 .. p90 ms", "GB/s", "GFLOP/s", "% peak");
 }
 
+/* "12.3", or "-" where it does not apply. */
+static const char *share_text(double value, char text[16]) {
+    snprintf(text, 16, isnan(value) ? "-" : "%.1f", value);
+    return text;
+}
+
 static void print_row(const bench_row *row) {
+    char share[16];
     printf("%-16s %6u %4u %-21s %-14s ", row->case_name, (unsigned)row->tokens,
            (unsigned)row->experts, row->step, row->engine);
     if (row->checked)
-        printf("%10.3f %10.3f %8.3f .. %8.3f %8.1f %9.1f %6.1f\n", row->median_ms, row->min_ms,
-               row->p10_ms, row->p90_ms, row->gbytes_per_s, row->gflops, row->percent_of_peak);
+        printf("%10.3f %10.3f %8.3f .. %8.3f %8.1f %9.1f %6s\n", row->median_ms, row->min_ms,
+               row->p10_ms, row->p90_ms, row->gbytes_per_s, row->gflops,
+               share_text(row->percent_of_peak, share));
     else
         printf("WRONG: %s\n", row->error);
 }
@@ -189,11 +205,13 @@ static void print_markdown_head(const bench_row *row) {
 }
 
 static void print_markdown_row(const bench_row *row) {
+    char share[16];
     printf("| %s | %u | %u | %s | %s | ", row->case_name, (unsigned)row->tokens,
            (unsigned)row->experts, row->step, row->engine);
     if (row->checked)
-        printf("%.3f | %.3f .. %.3f | %.1f | %.1f | %.1f |\n", row->median_ms, row->p10_ms,
-               row->p90_ms, row->gbytes_per_s, row->gflops, row->percent_of_peak);
+        printf("%.3f | %.3f .. %.3f | %.1f | %.1f | %s |\n", row->median_ms, row->p10_ms,
+               row->p90_ms, row->gbytes_per_s, row->gflops,
+               share_text(row->percent_of_peak, share));
     else
         printf("wrong | | | | |\n");
 }
@@ -201,7 +219,7 @@ static void print_markdown_row(const bench_row *row) {
 /* Drivers and the roofline. */
 static void print_markdown_device(const bench_rows *rows) {
     print_drivers(rows);
-    printf("clmoe %s; measured", clmoe_version());
+    printf("clmoe %s, commit %s; measured", clmoe_version(), CLMOE_COMMIT);
     for (size_t i = 0; i < rows->count; i++) {
         const bench_row *row = &rows->rows[i];
         if (is_roofline(row))

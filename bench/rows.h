@@ -15,8 +15,10 @@ typedef struct bench_row {
     uint32_t tokens, dim, hidden_dim, experts, top_k; /* T D H E K */
     uint32_t repeat;
     double median_ms, min_ms, p10_ms, p90_ms;
-    double gbytes_per_s, gflops, percent_of_peak; /* of the median */
-    bool checked;                                 /* false: wrong, and no times */
+    double gbytes_per_s, gflops; /* of the median */
+    /* Of the roofline. NaN where the engine's matrix units pass its f32 multiply-add rate. */
+    double percent_of_peak;
+    bool checked; /* false: wrong, and no times */
     char error[256];
 } bench_row;
 

@@ -1,11 +1,11 @@
 /*
- * Purpose        What a GEMM of a library leaves to do: bias, row weight and activation.
- * Formula        C[s,j] = output(sums of gate and up); see gemm.clh. Ungated, C may hold the sums.
- * Arrays         as in gemm.clh, but A holds the sums over k, [slots,k], and no weights are given:
- *                k is n; gated 2n: gate's columns, then up's, or, if w_row is 2, taking turns.
- * NDRange        (slots, ceil(n / GROUP) * GROUP): one work-item per element of C.
- * Limits         none.
- * Repeatability  nothing is summed.
+ * Purpose: What a GEMM of a library leaves to do: bias, row weight and activation.
+ * Formula: C[s,j] = output(sums of gate and up); see gemm.clh. Ungated, C may hold the sums.
+ * Arrays: as in gemm.clh, but A holds the sums over k, [slots,k], and no weights are given: k is n;
+ *          gated 2n: gate's columns, then up's, or, if w_row is 2, taking turns.
+ * NDRange: (slots, ceil(n / GROUP) * GROUP): one work-item per element of C.
+ * Limits: none.
+ * Repeatability: nothing is summed.
  */
 #include "act.clh"
 #include "gemm.clh"
@@ -26,7 +26,7 @@ void act_rows(GEMM_PARAMETERS) {
     gate_bias_value = bias_at(&p, p.gate_bias, r.expert, column);
 #endif
     const float y =
-        gemm_output(&p, gate_sum, gate_bias_value, up_sum,
-                    bias_at(&p, p.up_bias, r.expert, column), row_weight_of(&p, r.first));
+        gemm_output(&p, gate_sum, gate_bias_value, up_sum, bias_at(&p, p.up_bias, r.expert, column),
+                    row_weight_of(&p, r.first));
     STORE(C, y, p.c + (ulong)r.first * n + column);
 }

@@ -4,9 +4,9 @@
  *          order of k, of w * ye[slot] (w = 1 when the expert applied it), or w * x for identity
  *          experts. A masked token gets its residual, or 0.
  * Arrays: ye [S,D], weights [pairs], slot_of [pairs], x [T,D] or NULL, token_mask [T] or NULL,
- *         token_offsets [T+1] or NULL, shared [T,D] or NULL, shared_gate [T] or NULL, output_bias
- *         [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
- *         output_bias is W, the others X.
+ *          token_offsets [T+1] or NULL, shared [T,D] or NULL, shared_gate [T] or NULL, output_bias
+ *          [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
+ *          output_bias is W, the others X.
  * NDRange: (segments of SEGMENT columns, T); GROUP work-items along D, V columns each at a time.
  * Limits: V is 4, 8 or 16; X and W are storage types.
  * Repeatability: one work-item adds an element's terms, in the order above.

@@ -2,12 +2,12 @@
  * Purpose: the state's first values, and what happens to it between two batches.
  * Formula: see clmoe_balance_args in balance.h.
  * Arrays: state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32, idle_tokens
- *         [R] u32; one of another version or R stays as it is. stats: clmoe_stats, then load [R]
- *         u32; load [R] u32 or NULL replaces it.
+ *          [R] u32; one of another version or R stays as it is. stats: clmoe_stats, then load [R]
+ *          u32; load [R] u32 or NULL replaces it.
  * NDRange: one group each; its lanes stride over the columns.
  * Limits: GROUP a power of two.
- * Repeatability: signs and shares are compared in integers; the mean of the biases is summed in lane
- *                order, then a tree; the same for the same GROUP.
+ * Repeatability: signs and shares are compared in integers; the mean of the biases is summed in
+ *          lane order, then a tree; the same for the same GROUP.
  */
 #include "state.clh"
 

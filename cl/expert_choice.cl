@@ -6,10 +6,10 @@
  *          fewer, by radix select from the high digit down; limit follows from how many of the
  *          equal ones are still wanted, so that ties go to the lower token.
  * Arrays: scores [T,R], token_mask [T] or NULL -> keys [R,T]; keys, state or NULL (its
- *         capacity_scale makes C smaller) -> thresholds [R,2]; both ->
- *         token_offsets [T+1] (at first counts in [0,T)), and with expert_scale [R] or NULL ids
- *         [pairs], weights [pairs] = score * scale * expert_scale, in the order of tokens, then ids;
- *         the pairs past token_offsets[T] get id -1 and weight 0.
+ *          capacity_scale makes C smaller) -> thresholds [R,2]; both -> token_offsets [T+1] (at
+ *          first counts in [0,T)), and with expert_scale [R] or NULL ids [pairs], weights [pairs] =
+ *          score * scale * expert_scale, in the order of tokens, then ids; the pairs past
+ *          token_offsets[T] get id -1 and weight 0.
  * NDRange: choice_keys: (tiles of SIDE tokens, tiles of SIDE experts). choice_thresholds: a group
  *          per expert. choice_counts, choice_pairs: SPAN tokens per work-item. choice_offsets: one
  *          group.
@@ -142,7 +142,8 @@ KERNEL(GROUP, 1, 1)
 void choice_counts(__global const uint *keys, ulong keys_off, __global const uint *thresholds,
                    ulong thresholds_off, __global int *counts, ulong counts_off, uint tokens,
                    uint columns) {
-    uint first = get_global_id(0) * SPAN, span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
+    uint first = get_global_id(0) * SPAN,
+         span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
     int count[SPAN];
     keys += keys_off;
     thresholds += thresholds_off;
@@ -183,7 +184,8 @@ void choice_pairs(__global const uint *keys, ulong keys_off, __global const uint
                   __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
                   ulong ids_off, __global float *weights, ulong weights_off, uint tokens,
                   uint columns, uint pairs, float scale) {
-    uint first = get_global_id(0) * SPAN, span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
+    uint first = get_global_id(0) * SPAN,
+         span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
     uint next[SPAN];
     keys += keys_off;
     thresholds += thresholds_off;

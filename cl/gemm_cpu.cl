@@ -1,18 +1,18 @@
 /*
- * Purpose        Grouped GEMM for CPUs: one work-item computes COLUMNS columns of all rows of a tile,
- *                with sums in vector registers. No local memory, no barriers.
- * Formula        as gemm_ref.cl. How W is read is WEIGHTS:
- *                BY_ROW     W contiguous along k: gemm_cpu_rows.clh
- *                BY_COLUMN  W contiguous along n: gemm_cpu_panels.clh, after a copy of each panel
- *                PACKED     panels as pack.cl made them: gemm_cpu_panels.clh
- * Arrays         as in gemm.clh. BY_COLUMN with w_row 2: gate and up take turns. PACKED: `up` holds
- *                gate and up, no strides are read.
- * NDRange        (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours
- *                share rows of A, and each weight comes from memory once. Tiles from the last to the
- *                first: those without rows lie behind, and threads take fewer groups at a time
- *                towards the end.
- * Limits         row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
- * Repeatability  the order of a sum depends on k and DEPTH alone: the same for every row, tile and neighbour.
+ * Purpose: Grouped GEMM for CPUs: one work-item computes COLUMNS columns of all rows of a tile,
+ *          with sums in vector registers. No local memory, no barriers.
+ * Formula: as gemm_ref.cl. How W is read is WEIGHTS:
+ *            BY_ROW     W contiguous along k: gemm_cpu_rows.clh
+ *            BY_COLUMN  W contiguous along n: gemm_cpu_panels.clh, after a copy of each panel
+ *            PACKED     panels as pack.cl made them: gemm_cpu_panels.clh
+ * Arrays: as in gemm.clh. BY_COLUMN with w_row 2: gate and up take turns. PACKED: `up` holds gate
+ *          and up, no strides are read.
+ * NDRange: (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours share
+ *          rows of A, and each weight comes from memory once. Tiles from the last to the first:
+ *          those without rows lie behind, and threads take fewer groups at a time towards the end.
+ * Limits: row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
+ * Repeatability: the order of a sum depends on k and DEPTH alone: the same for every row, tile and
+ *          neighbour.
  *
  * WIDTH floats per vector: 4, 8 or 16.
  */
@@ -29,8 +29,8 @@
 #define PACKED    2
 
 /*
- * A work-item sums two vectors of columns side by side: WIDTH columns of gate and of up, or 2 * WIDTH
- * of the one matrix: its two sides. Between their first columns of C lie SIDE_STEP.
+ * A work-item sums two vectors of columns side by side: WIDTH columns of gate and of up, or 2 *
+ * WIDTH of the one matrix: its two sides. Between their first columns of C lie SIDE_STEP.
  */
 #define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
 #define SIDE_STEP (GATED ? 0 : WIDTH)
@@ -38,7 +38,7 @@
 /* The compiler keeps an array in registers only where all loops over it are unrolled. */
 #define UNROLL _Pragma("unroll")
 
-/* Brings memory closer before it is read or written. OpenCL's own prefetch() does nothing in PoCL. */
+/* Brings memory closer before it is read or written. OpenCL's prefetch() does nothing in PoCL. */
 #ifdef POCL_DEVICE_ADDRESS_BITS
 #define FETCH(p)        __builtin_prefetch((const void *)(size_t)(p), 0, 2)
 #define FETCH_OUTPUT(p) __builtin_prefetch((const void *)(size_t)(p), 1, 2)

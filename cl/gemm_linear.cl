@@ -2,14 +2,14 @@
  * Purpose: dense linear GEMM of few outputs, as a router's: the slices of a sum over k are made side
  *          by side, so that they fill a device.
  * Formula: as gemm_ref.cl; the sum is (slice 0 + slice 1) + ...
- * Arrays:  as in gemm.clh; tile_expert and token_of are NULL, w_col is 1.
+ * Arrays: as in gemm.clh; tile_expert and token_of are NULL, w_col is 1.
  * NDRange: (ceil(slots / ROWS), ceil(n / COLUMNS)) groups of ITEMS x LINEAR_SLICES work-items; each
  *          sums TILE rows by TILE columns over its slice of k.
- * Limits: DEPTH, of k per step, divides LINEAR_UNIT and is a multiple of 4; TILE divides ROWS and COLUMNS;
- *         ITEMS divides DEPTH * ROWS and DEPTH * COLUMNS, and is a multiple of DEPTH;
- *         4 * LINEAR_SLICES * max((ROWS + COLUMNS) * (DEPTH + 4), ROWS * COLUMNS) bytes of local memory.
- * Repeatability: a slice is summed by one work-item, slices are added in order: the same bits for every
- *                ROWS, COLUMNS, TILE and DEPTH, and as gemm_tiled.cl's.
+ * Limits: DEPTH, of k per step, divides LINEAR_UNIT and is a multiple of 4; TILE divides ROWS and
+ *         COLUMNS; ITEMS is a multiple of DEPTH and divides DEPTH * ROWS and DEPTH * COLUMNS; local
+ *         memory 4 * LINEAR_SLICES * max((ROWS + COLUMNS) * (DEPTH + 4), ROWS * COLUMNS) bytes.
+ * Repeatability: a slice is summed by one work-item, slices are added in order: the same bits for
+ *                every ROWS, COLUMNS, TILE and DEPTH, and as gemm_tiled.cl's.
  */
 #include "act.clh"
 #include "gemm.clh"
@@ -17,7 +17,7 @@
 #define ITEMS_X (COLUMNS / TILE)
 #define ITEMS_Y (ROWS / TILE)
 #define ITEMS   (ITEMS_X * ITEMS_Y)
-#define STRIDE  (DEPTH + 4) /* floats of a row in local memory; the padding is against bank conflicts */
+#define STRIDE  (DEPTH + 4) /* floats of a row in local memory; padded against bank conflicts */
 
 /* Elements that a work-item carries to local memory per step: of rows STEP apart. */
 #define STEP    (ITEMS / DEPTH)

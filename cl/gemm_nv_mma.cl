@@ -1,12 +1,12 @@
 /*
- * Purpose        Grouped GEMM on NVIDIA's tensor cores: a work-group computes ROWS rows by COLUMNS
- *                columns through local memory. All experts in one launch.
- * Formula        as gemm_ref.cl. Gated: COLUMNS / 2 columns of gate and the same ones of up.
- * Arrays         as in gemm.clh; A, W and C are of one type, f16 or bf16.
- * NDRange        ceil(slots / ROWS) * ceil(n / OUTPUTS) groups of four warps.
- * Limits         compute capability 8.0; row_tile is a multiple of ROWS; 48 KiB of local memory.
- *                TRANSPOSED says whether w_col is not 1; then w_row is 1, or gated 1 or 2.
- * Repeatability  every sum runs over k in steps of 16 in ascending order, whatever the tile.
+ * Purpose: Grouped GEMM on NVIDIA's tensor cores: a work-group computes ROWS rows by COLUMNS
+ *          columns through local memory. All experts in one launch.
+ * Formula: as gemm_ref.cl. Gated: COLUMNS / 2 columns of gate and the same ones of up.
+ * Arrays: as in gemm.clh; A, W and C are of one type, f16 or bf16.
+ * NDRange: ceil(slots / ROWS) * ceil(n / OUTPUTS) groups of four warps.
+ * Limits: compute capability 8.0; row_tile is a multiple of ROWS; 48 KiB of local memory.
+ *          TRANSPOSED says whether w_col is not 1; then w_row is 1, or gated 1 or 2.
+ * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
 #define ACT_T float8
 #include "act.clh"
@@ -270,7 +270,8 @@ static inline void store_chunk(const problem *p, const outputs *o, uint slot, ui
     __local const float4 *both = (__local const float4 *)(sums + 2 * o->column);
     const float4 s0 = both[0], s1 = both[1], s2 = both[2], s3 = both[3];
     const bool by_element = TRANSPOSED && p->w_row == 2;
-    const float8 gate = by_element ? (float8)(s0.even, s1.even, s2.even, s3.even) : (float8)(s0, s1);
+    const float8 gate =
+        by_element ? (float8)(s0.even, s1.even, s2.even, s3.even) : (float8)(s0, s1);
     const float8 up = by_element ? (float8)(s0.odd, s1.odd, s2.odd, s3.odd) : (float8)(s2, s3);
 #else
     __local const float4 *both = (__local const float4 *)(sums + o->column);

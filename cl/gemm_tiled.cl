@@ -1,17 +1,15 @@
 /*
- * Purpose        Grouped GEMM for GPUs: a work-group computes ROWS rows by COLUMNS columns of two
- *                matrices of W through local memory. All experts in one launch.
- * Formula        as gemm_ref.cl. Gated: the two matrices are gate and up of the same columns. Else:
- *                COLUMNS neighbouring columns each of the one matrix.
- * Arrays         as in gemm.clh.
- * NDRange        (ceil(slots / ROWS), ceil(n / (GATED ? COLUMNS : 2 * COLUMNS))) groups of
- *                (COLUMNS / 4) x (ROWS / 4) work-items; each owns 4 rows by 2 x 4 columns.
- *                LINEAR: sums in slices, as gemm_linear.cl.
- * Limits         row_tile is a multiple of ROWS, ROWS of 16; COLUMNS and DEPTH, of k per step, are
- *                powers of two, DEPTH at least ROWS / 16 and COLUMNS / 16, and at most
- *                LINEAR_UNIT if LINEAR; local memory
- *                4 * DEPTH * (ROWS + 2 * COLUMNS + 12) bytes, and 8 * ROWS * COLUMNS more if LINEAR.
- * Repeatability  every sum runs over k in ascending order in one work-item, slice by slice if LINEAR.
+ * Purpose: Grouped GEMM for GPUs: a work-group computes ROWS rows by COLUMNS columns of two matrices
+ *          of W through local memory. All experts in one launch.
+ * Formula: as gemm_ref.cl. Gated: the two matrices are gate and up of the same columns. Else:
+ *          COLUMNS neighbouring columns each of the one matrix. LINEAR: slices as gemm_linear.cl.
+ * Arrays: as in gemm.clh.
+ * NDRange: (ceil(slots / ROWS), ceil(n / (GATED ? COLUMNS : 2 * COLUMNS))) groups of
+ *          (COLUMNS / 4) x (ROWS / 4) work-items; each owns 4 rows by 2 x 4 columns.
+ * Limits: row_tile is a multiple of ROWS, ROWS of 16; COLUMNS and DEPTH, of k per step, are powers
+ *         of two, DEPTH at least ROWS / 16 and COLUMNS / 16, at most LINEAR_UNIT if LINEAR; local
+ *         memory 4 * DEPTH * (ROWS + 2 * COLUMNS + 12) bytes, 8 * ROWS * COLUMNS more if LINEAR.
+ * Repeatability: every sum runs over k in ascending order in one work-item, by slices if LINEAR.
  */
 #include "act.clh"
 #include "gemm.clh"
@@ -40,8 +38,8 @@ typedef struct w_part {
 } w_part;
 
 /* Neighbouring work-items read neighbouring addresses: along k, or along n for transposed W. */
-static inline w_part w_part_of(const problem *p, __global const STORAGE(W) *w, int expert, uint first,
-                               uint item) {
+static inline w_part w_part_of(const problem *p, __global const STORAGE(W) *w, int expert,
+                               uint first, uint item) {
     w_part part;
     const bool along_k = p->w_col == 1;
     part.first = first;
@@ -71,7 +69,8 @@ static inline void keep_w(__local float *tile, const w_part *part, const float *
 }
 
 /* Rows of A: a work-item carries one element each of A_LOADS rows; NULL behind the last row. */
-static inline void find_a(const problem *p, const rows *r, uint item, __global const STORAGE(A) **a_rows) {
+static inline void find_a(const problem *p, const rows *r, uint item,
+                          __global const STORAGE(A) **a_rows) {
     UNROLL for (uint i = 0; i < A_LOADS; ++i) {
         const uint slot = r->first + item / DEPTH + i * (ITEMS / DEPTH);
         a_rows[i] = slot < r->end ? row_of_a(p, slot) + item % DEPTH : 0;
@@ -190,10 +189,7 @@ void gemm_tiled(GEMM_PARAMETERS) {
     read_total(total0, sum0);
     read_total(total1, sum1);
 #endif
-    UNROLL for (uint i = 0; i < ITEM; ++i) {
-        const uint slot = r.first + y * ITEM + i;
-        if (slot >= r.end)
-            continue;
+    for (uint i = 0, slot = r.first + y * ITEM; i < ITEM && slot < r.end; ++i, ++slot) {
 #if GATED
         store(&p, r.expert, slot, first + x * ITEM, sum0[i], sum1[i]);
 #else

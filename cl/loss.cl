@@ -1,14 +1,15 @@
 /*
  * Purpose: balancing losses: their values, and their gradient on the logits.
- * Formula: see balance.h. loss_values: each loss, and g = dL/dF (or dL/dP), with weight / T folded in,
- *          added up by source of P. loss_gradient: through p, softcap and temperature to the logits,
- *          and through learned noise to x Wn^T. loss_weights: the same for P = combine weights.
- * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied [E]
- *         or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32. logits [T,R] noisy, clean
- *         [T,R], noise_raw [T,R] or NULL, rows [T] token_row, grads -> dlogits, dnoise [T,R] f32 or
- *         NULL, added to.
- * NDRange: loss_values: one group per sequence. loss_mean: one group. loss_gradient, loss_weights: one
- *          group per token, V columns a work-item.
+ * Formula: see balance.h. loss_values: each loss, and g = dL/dF (or dL/dP), with weight / T folded
+ *          in, added up by source of P. loss_gradient: through p, softcap and temperature to the
+ *          logits, and through learned noise to x Wn^T. loss_weights: the same for P = combine
+ *          weights.
+ * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied
+ *          [E] or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32. logits [T,R] noisy,
+ *          clean [T,R], noise_raw [T,R] or NULL, rows [T] token_row, grads -> dlogits, dnoise [T,R]
+ *          f32 or NULL, added to.
+ * NDRange: loss_values: one group per sequence. loss_mean: one group. loss_gradient, loss_weights:
+ *          one group per token, V columns a work-item.
  * Limits: at most MAX_LOSSES losses; E a multiple of the device groups.
  * Repeatability: fixed orders; sums over experts and columns depend on GROUP alone.
  */
@@ -181,7 +182,8 @@ static inline bool is_known(const cells *c, float tokens) {
 }
 
 /* Where the loss reads, and what it knows before the sums. */
-static inline void cells_of(const sums_shape *s, const loss_item *item, __global const uint *record, bool whole, __global const uint *load,
+static inline void cells_of(const sums_shape *s, const loss_item *item, __global const uint *record,
+                            bool whole, __global const uint *load,
                             __global const state_header *state, __global const float *target,
                             __global const float *supplied, cells *c) {
     c->item = *item;

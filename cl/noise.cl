@@ -4,13 +4,13 @@
  *          [R]; an expert is masked if u < p, but not the K with the largest u, ties to the lower
  *          id. noise_rows: l + a n, a = noise_scale * state.noise_scale, n by the kind of noise;
  *          -infinity if the expert is masked or u < logit_dropout.
- * Arrays: x [T,D] X -> out [T,D] X. draws [2,R] f32: u, then 1 where masked. logits [T,R] f32,
- *         raw [T,R] f32 (x Wn^T) or NULL, draws or NULL -> noisy [T,R] f32.
+ * Arrays: x [T,D] X -> out [T,D] X. draws [2,R] f32: u, then 1 where masked. logits [T,R] f32, raw
+ *          [T,R] f32 (x Wn^T) or NULL, draws or NULL -> noisy [T,R] f32.
  * NDRange: jitter_rows, noise_rows: one group per token; its lanes stride over the columns.
  *          noise_experts: one group.
  * Limits: GROUP a power of two.
  * Repeatability: each number follows from seed, step, token and column alone; dropout is in exact
- *                arithmetic, the same on every device.
+ *          arithmetic, the same on every device.
  */
 #include "random.clh"
 

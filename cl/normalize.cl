@@ -7,8 +7,8 @@
  * Repeatability: the norm is summed in lane order, then a tree.
  */
 KERNEL(GROUP, 1, 1)
-void normalize_rows(__global const int *row_of, ulong row_of_off, __global STORAGE(X) *ye, ulong ye_off,
-                    uint dim) {
+void normalize_rows(__global const int *row_of, ulong row_of_off, __global STORAGE(X) *ye,
+                    ulong ye_off, uint dim) {
     __local float tmp[GROUP];
     ulong slot = get_group_id(0);
     uint columns = row_of[row_of_off + slot] < 0 ? 0 : dim;

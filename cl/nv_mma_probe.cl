@@ -1,10 +1,10 @@
 /*
- * Purpose        whether a device's tensor cores do what nv_mma.clh says of them.
- * Formula        c = a b^T; the last 8 elements of a's last row count as 0.
- * Arrays         a, b [16,16] and bt, b transposed; c [2,16,16]: from b, and from bt. All X.
- * NDRange        one group of a warp.
- * Limits         X is f16 or bf16.
- * Repeatability  as gemm_nv_mma.cl.
+ * Purpose: whether a device's tensor cores do what nv_mma.clh says of them.
+ * Formula: c = a b^T; the last 8 elements of a's last row count as 0.
+ * Arrays: a, b [16,16] and bt, b transposed; c [2,16,16]: from b, and from bt. All X.
+ * NDRange: one group of a warp.
+ * Limits: X is f16 or bf16.
+ * Repeatability: as gemm_nv_mma.cl.
  */
 #define MMA_TYPE X
 #include "nv_mma.clh"

@@ -1,11 +1,11 @@
 /*
- * Purpose        Weights into the panels that gemm_cpu.cl reads fastest.
- * Formula        packed[e][panel][i][j] = column j of the panel at k = i: WIDTH columns of gate and the
- *                same of up, or ungated 2 * WIDTH columns. Zeros past the last column.
- * Arrays         gate, up as in gemm.clh, gate NULL if ungated -> packed [E, panels, k, 2 * WIDTH] W.
- * NDRange        (panels, E), one work-item per group.
- * Limits         W is the storage type.
- * Repeatability  a copy.
+ * Purpose: Weights into the panels that gemm_cpu.cl reads fastest.
+ * Formula: packed[e][panel][i][j] = column j of the panel at k = i: WIDTH columns of gate and the
+ *          same of up, or ungated 2 * WIDTH columns. Zeros past the last column.
+ * Arrays: gate, up as in gemm.clh, gate NULL if ungated -> packed [E, panels, k, 2 * WIDTH] W.
+ * NDRange: (panels, E), one work-item per group.
+ * Limits: W is the storage type.
+ * Repeatability: a copy.
  */
 #define PANEL   (2 * WIDTH)
 #define COLUMNS (GATED ? WIDTH : PANEL)

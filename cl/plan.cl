@@ -5,15 +5,15 @@
  *          sequences the walk, the ranks and the capacity are those of each sequence, and the rows
  *          of an expert come sequence by sequence. A state scales the capacity, not the buckets.
  * Arrays: ids [pairs], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, order
- *         [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
- *         row_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
- *         histogram [blocks, R], sequence_base [sequences + 1, R] u32.
+ *          [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
+ *          row_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
+ *          histogram [blocks, R], sequence_base [sequences + 1, R] u32.
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan, plan_scan_sequences: a group per column. plan_offsets: one group.
  *          plan_renorm: a work-item per token.
  * Limits: T*K <= 2^30; KEEP is the keep rule. With PAIR_GRID, for expert choice, the grid entries
- *         are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only, no
- *         SEQUENCES.
+ *          are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only, no
+ *          SEQUENCES.
  * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
  */
 #include "router.clh"
@@ -286,7 +286,7 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
     }
 }
 
-/* weights [T,K]: dropped pairs become 0, the others are renormalised among themselves and scaled. */
+/* weights [T,K]: dropped pairs become 0, the rest are renormalised among themselves and scaled. */
 KERNEL(GROUP, 1, 1)
 void plan_renorm(__global const int *ids, ulong ids_off, __global const int *slot_of,
                  ulong slot_of_off, __global const float *expert_scale, ulong expert_scale_off,

@@ -1,13 +1,15 @@
 /*
- * Purpose: weight rebalancing: combine weights of the fixed choice that load the experts more evenly.
- * Formula: minimises 1/2 sum_e (L'_e - L*)^2 + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = sum W / E, by
- *          projected gradient: v = w' - step ((L'_e - L*) + mu (w' - w)), step = 1 / (mu + max_e pairs
- *          of e); a row of W' is then v's nearest point with the row's sum and no negative element:
- *          max(v - tau, 0), tau from the elements above it (Michelot).
- * Arrays: ids, live [T], token_mask [T] or NULL, weights [T,K] in place; before [T,K] (W), sums [T],
- *         partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*, step).
- *         A row's pairs are its live ones of experts with weights. Rows whose sum is not positive and
- *         finite, and masked ones, take no part: sum 0. Rows of one pair stay, but load their expert.
+ * Purpose: weight rebalancing: combine weights of the fixed choice that load the experts more
+ *          evenly.
+ * Formula: minimises 1/2 sum_e (L'_e - L*)^2 + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = sum W / E,
+ *          by projected gradient: v = w' - step ((L'_e - L*) + mu (w' - w)), step = 1 / (mu + max_e
+ *          pairs of e); a row of W' is then v's nearest point with the row's sum and no negative
+ *          element: max(v - tau, 0), tau from the elements above it (Michelot).
+ * Arrays: ids, live [T], token_mask [T] or NULL, weights [T,K] in place; before [T,K] (W), sums
+ *          [T], partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*, step).
+ *          A row's pairs are its live ones of experts with weights. Rows whose sum is not positive
+ *          and finite, and masked ones, take no part: sum 0. Rows of one pair stay, but load their
+ *          expert.
  * NDRange: rebalance_begin, rebalance_rows: a group per block of block_size tokens.
  *          rebalance_columns: a work-item per expert. rebalance_target: one group.
  * Limits: none.
@@ -129,8 +131,9 @@ void rebalance_target(__global const float *columns, ulong columns_off, __global
 }
 
 /*
- * The row's v -> its nearest point with the sum. Measured from the largest v, so that all that stays
- * above tau is of the size of the sum. The loop ends where tau rises no more: rounding may lower it.
+ * The row's v -> its nearest point with the sum. Measured from the largest v, so that all that
+ * stays above tau is of the size of the sum. The loop ends where tau rises no more: rounding may
+ * lower it.
  */
 static inline void project(const rebalancing *r, uint token, float largest) {
     __global float *v = r->weights + (ulong)token * r->owner.top_k;
@@ -153,8 +156,8 @@ static inline void project(const rebalancing *r, uint token, float largest) {
             v[k] = fmax((v[k] - largest) - tau, 0.0f);
 }
 
-static inline void step_row(const rebalancing *r, uint token, __global const float *columns, float mean,
-                            float step, float mu) {
+static inline void step_row(const rebalancing *r, uint token, __global const float *columns,
+                            float mean, float step, float mu) {
     __global float *w = r->weights + (ulong)token * r->owner.top_k;
     __global const float *before = r->before + (ulong)token * r->owner.top_k;
     float largest = -INFINITY;

@@ -1,14 +1,15 @@
 /*
- * Purpose: overflow reroute: pairs that found no place go to another expert of their token's liking.
- * Formula: in rounds: a token with a dropped pair asks for its best expert by score (finite, ties to
- *          the lower id) that has room and is none of its ids; an expert takes in token order as many
- *          as it has room for; the pair takes the expert's id and its next slot. The rest ask again;
- *          a token that can ask nobody is done. At most R + K rounds: in each an expert becomes full
- *          or every token that asked is served.
+ * Purpose: overflow reroute: pairs that found no place go to another expert of their token's
+ *          liking.
+ * Formula: in rounds: a token with a dropped pair asks for its best expert by score (finite, ties
+ *          to the lower id) that has room and is none of its ids; an expert takes in token order as
+ *          many as it has room for; the pair takes the expert's id and its next slot. The rest ask
+ *          again; a token that can ask nobody is done. At most R + K rounds: in each an expert
+ *          becomes full or every token that asked is served.
  * Arrays: scores [T,E], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, the
- *         plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of, row_of,
- *         token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done), changed [T],
- *         waiting [T], wishes [T,WISHES+1] (the next experts to ask, and which is the next).
+ *          plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of, row_of,
+ *          token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done), changed [T],
+ *          waiting [T], wishes [T,WISHES+1] (the next experts to ask, and which is the next).
  * NDRange: reroute_ask: a work-item per token. reroute_accept: a group per expert. reroute_finish:
  *          one group, all rounds that are left. reroute_weights: a work-item per token.
  * Limits: no identity experts.

@@ -3,7 +3,7 @@
  * Formula: l' = l; softcap: c * tanh(l / c); / temperature; s(l'), see score_of(); softmax over the
  *          row without its non-finite logits. With topk-then-score order, l' itself.
  * Arrays: logits [T,R] f32, state or NULL (its scale multiplies the temperature) -> scores [T,R]
- *         f32, -infinity where the logit is not finite.
+ *          f32, -infinity where the logit is not finite.
  * NDRange: one group per token; its lanes stride over the R columns. A group of one work-item, the
  *          form for CPUs, takes a vector of columns at a time.
  * Limits: GROUP a power of two.
@@ -53,7 +53,7 @@ static inline float total(floats v) {
     return sum;
 }
 #else
-#define STEP 1
+#define STEP                       1
 typedef float floats;
 #define load_columns(p, count)     (*(p))
 #define store_columns(v, p, count) (*(p) = (v))
@@ -71,8 +71,7 @@ static inline floats prepared_logits(const router_switches *r, float temperature
 
 KERNEL(GROUP, 1, 1)
 void score_rows(__global const float *logits, ulong logits_off, __global float *scores,
-                ulong scores_off, __global const uint *state, ulong state_off,
-                router_switches r) {
+                ulong scores_off, __global const uint *state, ulong state_off, router_switches r) {
     __local float tmp[GROUP];
     /* Not written back to r: PoCL shares a struct argument among the work-items of a group. */
     const float temperature =

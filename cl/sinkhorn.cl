@@ -1,13 +1,13 @@
 /*
  * Purpose: balanced choices by Sinkhorn's iteration, and the weights of what was chosen by them.
- * Formula: C = exp(l - largest l of the row), 0 where l is not finite; d1 = 1; repeat
- *          d0_t = 1/T / (sum_e C d1 + 1e-8), d1_e = 1/R / (sum_t d0 C + 1e-8), T and the sums over t
- *          without masked tokens, until the mean |change of d1| <= tolerance. The choice is d1 C:
- *          d0 is the same for a whole row. Weights are s(l), softmax over the whole row.
- * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first
- *         C; tops [T,2]: the row's largest logit and sum of C. balance [R+2]: d1, whether the
- *         iteration is done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live
- *         [T] -> weights [T,K]. All f32 but token_mask u8, ids and live i32.
+ * Formula: C = exp(l - largest l of the row), 0 where l is not finite; d1 = 1; repeat d0_t = 1/T /
+ *          (sum_e C d1 + 1e-8), d1_e = 1/R / (sum_t d0 C + 1e-8), T and the sums over t without
+ *          masked tokens, until the mean |change of d1| <= tolerance. The choice is d1 C: d0 is the
+ *          same for a whole row. Weights are s(l), softmax over the whole row.
+ * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first C; tops
+ *          [T,2]: the row's largest logit and sum of C. balance [R+2]: d1, whether the iteration is
+ *          done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live [T] ->
+ *          weights [T,K]. All f32 but token_mask u8, ids and live i32.
  * NDRange: sinkhorn_start, sinkhorn_columns: one group. sinkhorn_exp, sinkhorn_choices: a group per
  *          token. sinkhorn_rows: a group per block of block_size tokens. sinkhorn_weights: a
  *          work-item per token.
@@ -176,8 +176,7 @@ void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *t
                 float sum = 0.0f;
                 for (uint i = 0; i < LANES; i++)
                     sum += parts[lane + i];
-                bool in = row < rows &&
-                          (!token_mask || token_mask[token_mask_off + tile + row]);
+                bool in = row < rows && (!token_mask || token_mask[token_mask_off + tile + row]);
                 d0[row] = in ? per_token / (sum + EPSILON) : 0.0f;
             }
             barrier(CLK_LOCAL_MEM_FENCE);
@@ -220,9 +219,8 @@ void sinkhorn_columns(__global const float *partials, ulong partials_off, __glob
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_choices(__global const float *logits, ulong logits_off,
-                      __global const float *balance, ulong balance_off, __global float *choices,
-                      ulong choices_off, uint columns) {
+void sinkhorn_choices(__global const float *logits, ulong logits_off, __global const float *balance,
+                      ulong balance_off, __global float *choices, ulong choices_off, uint columns) {
     ulong row = (ulong)get_group_id(0) * columns;
     logits += logits_off + row;
     choices += choices_off + row;
@@ -247,8 +245,8 @@ void sinkhorn_weights(__global const float *logits, ulong logits_off, __global c
     int count = live[live_off + token];
     for (int k = 0; k < count; k++) {
         float logit = logits[ids[k]];
-        weights[k] = r.score == SCORE_SOFTMAX ? exp(logit - tops[0]) / tops[1]
-                                              : score_of(r.score, logit);
+        weights[k] =
+            r.score == SCORE_SOFTMAX ? exp(logit - tops[0]) / tops[1] : score_of(r.score, logit);
     }
     if (!r.renorm_late)
         renorm_and_scale(&r, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,

@@ -2,8 +2,8 @@
  * Purpose: the pairs of a token that passes all experts.
  * Formula: the ids with a finite score in ascending order, then the others; weights are the scores,
  *          renormalised and scaled, see router.clh.
- * Arrays: scores [T,R], expert_scale [R] or NULL -> ids [T,R], weights [T,R], live [T] (pairs with a
- *         finite score; the rest have weight 0).
+ * Arrays: scores [T,R], expert_scale [R] or NULL -> ids [T,R], weights [T,R], live [T] (pairs with
+ *          a finite score; the rest have weight 0).
  * NDRange: a work-item per token.
  * Limits: K = R.
  * Repeatability: weights are summed in the order of ids by one work-item.

@@ -1,19 +1,20 @@
 /*
  * Purpose: Soft MoE's weights of slots in tokens and of tokens in slots; the mixing itself is GEMM.
- * Formula: l[t,s] = soft_scale * x_t/|x_t| . r_s/|r_s|, 0 where a norm is 0; dispatch[s,t] = softmax
- *          over the tokens of l[:,s], combine[t,s] = softmax over the slots of l[t,:]. Masked tokens
- *          and rows with a value that is not finite take no part: their weights are 0.
+ * Formula: l[t,s] = soft_scale * x_t/|x_t| . r_s/|r_s|, 0 where a norm is 0; dispatch[s,t] =
+ *          softmax over the tokens of l[:,s], combine[t,s] = softmax over the slots of l[t,:].
+ *          Masked tokens and rows with a value that is not finite take no part: their weights are
+ *          0.
  * Arrays: rows [n,D] X, token_mask [n] or NULL -> norms [n], -1 for no part; clean [n,D] X or NULL,
- *         such rows as 0. logits [T,N] x . r in place, N = E p; tops [T,2] largest l and sum of exp
- *         of a row; partials [blocks,N,2] and columns [N,2] the same of columns. dispatch [S,T],
- *         combine [T,S]: slot e * stride + i is column e * p + i, those with i >= p are padding and
- *         0. All f32 but X. The plan: buckets of p rows that never change; slot_of [T] and weights
- *         [T] say that a token's output is one row, with weight 1.
- * NDRange: soft_moe_norms: a group per row. soft_moe_logits: a group per token. soft_moe_partials: a
- *          group per block of block_size tokens. soft_moe_columns: a work-item per column.
+ *          such rows as 0. logits [T,N] x . r in place, N = E p; tops [T,2] largest l and sum of
+ *          exp of a row; partials [blocks,N,2] and columns [N,2] the same of columns. dispatch
+ *          [S,T], combine [T,S]: slot e * stride + i is column e * p + i, those with i >= p are
+ *          padding and 0. All f32 but X. The plan: buckets of p rows that never change; slot_of [T]
+ *          and weights [T] say that a token's output is one row, with weight 1.
+ * NDRange: soft_moe_norms: a group per row. soft_moe_logits: a group per token. soft_moe_partials:
+ *          a group per block of block_size tokens. soft_moe_columns: a work-item per column.
  *          soft_moe_dispatch: (stride, E) groups. soft_moe_combine: a group per token.
- *          soft_moe_plan: one work-item per entry of the longest array. soft_moe_clear:
- *          (stride - p, E) groups.
+ *          soft_moe_plan: one work-item per entry of the longest array. soft_moe_clear: (stride -
+ *          p, E) groups.
  * Limits: GROUP a power of two; X is a storage type.
  * Repeatability: every sum has a fixed order that depends on GROUP alone.
  */
@@ -46,9 +47,9 @@ void soft_moe_norms(__global const STORAGE(X) *rows, ulong rows_off,
 
 KERNEL(GROUP, 1, 1)
 void soft_moe_logits(__global const float *token_norms, ulong token_norms_off,
-                     __global const float *slot_norms, ulong slot_norms_off,
-                     __global float *logits, ulong logits_off, __global float *tops,
-                     ulong tops_off, uint count, float scale) {
+                     __global const float *slot_norms, ulong slot_norms_off, __global float *logits,
+                     ulong logits_off, __global float *tops, ulong tops_off, uint count,
+                     float scale) {
     __local float tmp[GROUP];
     ulong token = get_group_id(0);
     float norm = token_norms[token_norms_off + token], best = -INFINITY, sum = 0.0f;

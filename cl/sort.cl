@@ -3,12 +3,12 @@
  *          tokens or pairs.
  * Formula: least significant digit first, 8 bits a pass: histogram per block, scan, scatter.
  * Arrays: sort_keys: weights [pairs], live, token_mask, token_offsets -> keys [n] (ascending for
- *         descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n = T
- *         and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is
- *         t*K + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes:
- *         keys, order -> keys, order; histogram [blocks, 256] u32.
- * NDRange: sort_keys, sort_sequences: one work-item per entry, GROUP per group. sort_histogram, sort_scatter: a
- *          group per block of block_size entries. sort_scan: one group.
+ *          descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n = T
+ *          and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is t*K
+ *          + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes:
+ *          keys, order -> keys, order; histogram [blocks, 256] u32.
+ * NDRange: sort_keys, sort_sequences: one work-item per entry, GROUP per group. sort_histogram,
+ *          sort_scatter: a group per block of block_size entries. sort_scan: one group.
  * Limits: n <= 2^30; GROUP divides 256.
  * Repeatability: integers only; equal keys keep their order.
  */
@@ -25,8 +25,8 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
                ulong keys_off, __global uint *order, ulong order_off, __global const uint *state,
                ulong state_off, uint count, int keep, int top_k) {
     token_owner owner = {token_offsets ? token_offsets + token_offsets_off : 0,
-                         live ? live + live_off : 0,
-                         token_mask ? token_mask + token_mask_off : 0, top_k};
+                         live ? live + live_off : 0, token_mask ? token_mask + token_mask_off : 0,
+                         top_k};
     uint i = get_global_id(0);
     weights += weights_off;
     if (i >= count)

@@ -2,8 +2,8 @@
  * Purpose: what a batch did to the load.
  * Formula: see clmoe_stats in balance.h.
  * Arrays: load, kept [R] u32, rerouted_in, rerouted_out [R] u32 or NULL, sums [Q, batch] records
- * (see balance.clh), state or NULL, load_target [E] f32 or NULL -> the header, the words of
- *         clmoe_stats in order, then eight arrays [R] and device_tokens.
+ *          (see balance.clh), state or NULL, load_target [E] f32 or NULL -> the header, the words
+ *          of clmoe_stats in order, then eight arrays [R] and device_tokens.
  * NDRange: one group; its lanes stride over experts.
  * Limits: none.
  * Repeatability: integers; sums carry their rounding error per lane, then a tree.
@@ -104,16 +104,17 @@ static inline uint lane_used(const load_view *v, const sums_shape *s, __global c
     return used;
 }
 
-/* What the lanes count over the columns, in the order of the fields. */
+/* What a lane counts over its columns; the group, after add_up(). `smallest` is inverted before. */
 typedef struct lane_counts {
     uint pairs, kept, dropped, expert_pairs, idle, largest, smallest, rerouted, dead;
 } lane_counts;
 
 /* Writes the integer arrays and counts. */
-static inline lane_counts write_columns(const sums_shape *s, __global const uint *load,
-                                        __global const uint *kept, __global const uint *in,
-                                        __global const uint *out, __global const uint *idle_before,
-                                        uint tokens, uint dead_window, __global uint *arrays) {
+static inline void write_columns(const sums_shape *s, __global const uint *load,
+                                 __global const uint *kept, __global const uint *in,
+                                 __global const uint *out, __global const uint *idle_before,
+                                 uint tokens, uint dead_window, __global uint *arrays,
+                                 lane_counts *counts) {
     lane_counts c = {0, 0, 0, 0, 0, 0, 0, 0, 0};
     uint R = s->columns;
     for (uint e = get_local_id(0); e < R; e += GROUP) {
@@ -137,11 +138,87 @@ static inline lane_counts write_columns(const sums_shape *s, __global const uint
             c.dead += idle >= dead_window;
         }
     }
-    return c;
+    *counts = c;
+}
+
+/* From the counts of the lanes to those of the group. */
+void add_up(lane_counts *c, __local uint *tmp) {
+    c->pairs = group_total(c->pairs, tmp);
+    c->kept = group_total(c->kept, tmp);
+    c->dropped = group_total(c->dropped, tmp);
+    c->expert_pairs = group_total(c->expert_pairs, tmp);
+    c->idle = group_total(c->idle, tmp);
+    c->rerouted = group_total(c->rerouted, tmp);
+    c->dead = group_total(c->dead, tmp);
+    c->largest = group_largest(c->largest, tmp);
+    c->smallest = ~group_largest(c->smallest, tmp);
+}
+
+/* Writes the other arrays; the most tokens of the lane's devices. */
+static inline uint write_sums(const sums_shape *s, __global const uint *batch,
+                              __global const float *moving_load, __global uint *arrays) {
+    uint R = s->columns, most = 0;
+    for (uint e = get_local_id(0); e < R; e += GROUP) {
+        arrays[4 * R + e] = batch[SUM_NORMALISED * R + e];
+        arrays[5 * R + e] = batch[SUM_WEIGHTS * R + e];
+        arrays[6 * R + e] = moving_load ? as_uint(moving_load[e]) : 0;
+    }
+    for (uint d = get_local_id(0); d < s->device_groups; d += GROUP) {
+        uint distinct = batch[devices_at(s) + d];
+        arrays[8 * R + d] = distinct;
+        most = max(most, distinct);
+    }
+    return most;
 }
 
 static inline float per(float sum, float count) {
     return count > 0.0f ? sum / count : 0.0f;
+}
+
+/* The words of the header that count. */
+static inline void write_counts(__global uint *stats, const sums_shape *s, const lane_counts *c,
+                                __global const uint *scalars, uint used, uint device_tokens) {
+    stats[0] = scalars[SCALAR_TOKENS];
+    stats[1] = s->columns;
+    stats[2] = c->pairs;
+    stats[3] = c->kept;
+    stats[4] = c->dropped;
+    stats[5] = c->pairs - c->expert_pairs;
+    stats[6] = scalars[SCALAR_NONFINITE];
+    stats[7] = c->idle;
+    stats[8] = c->largest;
+    stats[9] = c->smallest;
+    stats[12] = c->rerouted;
+    stats[13] = used;
+    stats[27] = c->dead;
+    stats[29] = s->device_groups;
+    stats[30] = device_tokens;
+    stats[31] = 0;
+}
+
+/* The words that measure; `importance` and `weights` are variances of shares. */
+static inline void write_measures(__global float *stats, const sums_shape *s, const lane_counts *c,
+                                  __global const uint *scalars, const float *terms,
+                                  bool has_previous, float importance, float weights) {
+    /* In integers, so that a balanced batch gives 0 on every device: largest / mean - 1. */
+    ulong over = (ulong)c->largest * s->experts - c->expert_pairs;
+    float n = (float)s->experts, tokens = (float)scalars[SCALAR_TOKENS];
+    stats[10] = per((float)over, (float)c->expert_pairs);
+    stats[11] = terms[TERM_ENTROPY];
+    stats[14] = per((float)c->dropped, (float)c->pairs);
+    stats[15] = terms[TERM_VARIANCE];
+    stats[16] = n * terms[TERM_VARIANCE];
+    stats[17] = importance;
+    stats[18] = n * importance;
+    stats[19] = n * weights;
+    stats[20] = terms[TERM_DIVERGENCE];
+    stats[21] = terms[TERM_DISTANCE];
+    stats[22] = has_previous ? terms[TERM_DISTANCE] - terms[TERM_PREVIOUS_DISTANCE] : 0.0f;
+    stats[23] = terms[TERM_FLUCTUATION];
+    stats[24] = per(as_float(scalars[SCALAR_ENTROPY]), tokens);
+    stats[25] = per(as_float(scalars[SCALAR_CONFIDENCE]), tokens);
+    stats[26] = per(as_float(scalars[SCALAR_LSE]), tokens);
+    stats[28] = (float)c->dead / n;
 }
 
 KERNEL(GROUP, 1, 1)
@@ -163,36 +240,21 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
     __global const uint *scalars = batch + scalars_at(&s);
     __global uint *arrays = stats + HEADER_WORDS;
-    uint tokens = scalars[SCALAR_TOKENS];
-    float count = (float)tokens;
 
-    lane_counts c = write_columns(
-        &s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
-        rerouted_out ? rerouted_out + rerouted_out_off : 0,
-        header ? (__global const uint *)(history + 3 * R) : 0, tokens, dead_window, arrays);
-    for (uint e = get_local_id(0); e < R; e += GROUP) {
-        arrays[4 * R + e] = batch[SUM_NORMALISED * R + e];
-        arrays[5 * R + e] = batch[SUM_WEIGHTS * R + e];
-        arrays[6 * R + e] = header ? as_uint(history[R + e]) : 0;
-    }
-    uint device_tokens = 0;
-    for (uint d = get_local_id(0); d < s.device_groups; d += GROUP) {
-        uint distinct = batch[devices_at(&s) + d];
-        arrays[8 * R + d] = distinct;
-        device_tokens = max(device_tokens, distinct);
-    }
-    uint pairs = group_total(c.pairs, tmp), places = group_total(c.kept, tmp);
-    uint dropped = group_total(c.dropped, tmp), expert_pairs = group_total(c.expert_pairs, tmp);
-    uint idle = group_total(c.idle, tmp), rerouted = group_total(c.rerouted, tmp);
-    uint dead = group_total(c.dead, tmp);
-    uint largest = group_largest(c.largest, tmp), smallest = ~group_largest(c.smallest, tmp);
+    lane_counts c;
+    write_columns(&s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
+                  rerouted_out ? rerouted_out + rerouted_out_off : 0,
+                  header ? (__global const uint *)(history + 3 * R) : 0, scalars[SCALAR_TOKENS],
+                  dead_window, arrays, &c);
+    uint device_tokens = write_sums(&s, batch, header ? history + R : 0, arrays);
+    add_up(&c, tmp);
     device_tokens = group_largest(device_tokens, tmp);
 
     load_view view = {load,
                       load_target ? load_target + load_target_off : 0,
                       header && header->updates ? history + 2 * R : 0,
                       s.experts,
-                      expert_pairs,
+                      c.expert_pairs,
                       1.0f};
     view.target_sum = sum_floats(view.target, view.target ? s.experts : 0, float_tmp);
     uint used = group_total(lane_used(&view, &s, sums, effective_capacity(header, capacity)), tmp);
@@ -204,41 +266,7 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     float weights = share_variance(floats + SUM_WEIGHTS * R, s.experts, float_tmp);
     if (get_local_id(0) != 0)
         return;
-
-    /* In integers, so that a balanced batch gives 0 on every device: largest / mean - 1. */
-    ulong over = (ulong)largest * s.experts - expert_pairs;
-    float n = (float)s.experts;
-    stats[0] = tokens;
-    stats[1] = R;
-    stats[2] = pairs;
-    stats[3] = places;
-    stats[4] = dropped;
-    stats[5] = pairs - expert_pairs;
-    stats[6] = scalars[SCALAR_NONFINITE];
-    stats[7] = idle;
-    stats[8] = largest;
-    stats[9] = smallest;
-    stats[10] = as_uint(per((float)over, (float)expert_pairs));
-    stats[11] = as_uint(terms[TERM_ENTROPY]);
-    stats[12] = rerouted;
-    stats[13] = used;
-    stats[14] = as_uint(per((float)dropped, (float)pairs));
-    stats[15] = as_uint(terms[TERM_VARIANCE]);
-    stats[16] = as_uint(n * terms[TERM_VARIANCE]);
-    stats[17] = as_uint(importance);
-    stats[18] = as_uint(n * importance);
-    stats[19] = as_uint(n * weights);
-    stats[20] = as_uint(terms[TERM_DIVERGENCE]);
-    stats[21] = as_uint(terms[TERM_DISTANCE]);
-    stats[22] =
-        as_uint(view.previous ? terms[TERM_DISTANCE] - terms[TERM_PREVIOUS_DISTANCE] : 0.0f);
-    stats[23] = as_uint(terms[TERM_FLUCTUATION]);
-    stats[24] = as_uint(per(as_float(scalars[SCALAR_ENTROPY]), count));
-    stats[25] = as_uint(per(as_float(scalars[SCALAR_CONFIDENCE]), count));
-    stats[26] = as_uint(per(as_float(scalars[SCALAR_LSE]), count));
-    stats[27] = dead;
-    stats[28] = as_uint((float)dead / n);
-    stats[29] = s.device_groups;
-    stats[30] = device_tokens;
-    stats[31] = 0;
+    write_counts(stats, &s, &c, scalars, used, device_tokens);
+    write_measures((__global float *)stats, &s, &c, scalars, terms, view.previous != 0, importance,
+                   weights);
 }

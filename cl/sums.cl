@@ -4,14 +4,15 @@
  * Formula: see balance.h: p = s(l) / sum s(l) over R, from the noisy logits. Which sums are asked
  *          for is a bit each in shape.asked.
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] (the last two for the smooth load
- * alone), token_mask, live, token_offsets, state or NULL; ids, weights [pairs] -> rows [T]
- * token_row; partial [blocks] and sums [Q, and one of the batch if Q > 1] records, see balance.clh.
+ *          alone), token_mask, live, token_offsets, state or NULL; ids, weights [pairs] -> rows [T]
+ *          token_row; partial [blocks] and sums [Q, and one of the batch if Q > 1] records, see
+ *          balance.clh.
  * NDRange: sums_rows: one group per token. sums_columns, sums_pairs: (columns, blocks), V columns a
  *          work-item. sums_tokens: (device groups and one for the scalars, blocks). sums_reduce:
  *          (words of a record, records), a word a work-item.
  * Limits: GROUP a power of two; with GROUP 1 V is 16.
  * Repeatability: a work-item owns what it sums, and adds in the order of tokens and blocks, with
- * the rounding error carried along; only sums within a token depend on GROUP.
+ *          the rounding error carried along; only sums within a token depend on GROUP.
  */
 #include "balance.clh"
 #include "pairs.clh"

@@ -1,19 +1,19 @@
 /*
  * Purpose: the K best experts of each token, and their combine weights.
- * Formula: choice = score + select_bias; a key is (choice as ordered bits, inverted id), so that the
- *          order is by choice, ties to the lower id. With group limits, only experts of the best
- *          topk_groups groups keep their choice; the others count as -infinity. Weights come from the
- *          unbiased scores, see router.clh.
+ * Formula: choice = score + select_bias; a key is (choice as ordered bits, inverted id), so that
+ *          the order is by choice, ties to the lower id. With group limits, only experts of the
+ *          best topk_groups groups keep their choice; the others count as -infinity. Weights come
+ *          from the unbiased scores, see router.clh.
  * Arrays: scores [T,R], select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], weights
- *         [T,K], live [T] (leading pairs with a finite choice; the rest have weight 0).
+ *          [T,K], live [T] (leading pairs with a finite choice; the rest have weight 0).
  * NDRange: topk_bitonic: TOKENS tokens per group of GROUP work-items. With LANES, each token has
  *          LANES work-items that sort KEEP columns at a time in registers and merge their runs
- *          pairwise; without, CHUNK keys at a time are sorted in local memory. topk_select, for CPUs:
- *          one work-item per token bisects for the K-th best choice and ranks what is not below it,
- *          both by vectors.
- * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; COLUMNS is
- *         R; GROUPS is the number of groups, 0 without group limits. Local memory: see topk_bytes() in
- *         layer.c.
+ *          pairwise; without, CHUNK keys at a time are sorted in local memory. topk_select, for
+ *          CPUs: one work-item per token bisects for the K-th best choice and ranks what is not
+ *          below it, both by vectors.
+ * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; COLUMNS
+ *          is R; GROUPS is the number of groups, 0 without group limits. Local memory: see
+ *          topk_bytes() in layer.c.
  * Repeatability: integer keys; weights are summed in the order of choice by one work-item.
  */
 #ifdef BITONIC
@@ -39,7 +39,8 @@ static inline bool key_is_live(ulong key) {
     return (uint)(key >> 32) >= FINITE_CHOICE;
 }
 
-static inline float choice_of(__global const float *scores, __global const float *select_bias, int e) {
+static inline float choice_of(__global const float *scores, __global const float *select_bias,
+                              int e) {
     return select_bias ? scores[e] + select_bias[e] : scores[e];
 }
 
@@ -60,9 +61,9 @@ static inline float group_choice(const router_switches *r, __global const float 
     return r->group_top2 && size > 1 ? first + second : first;
 }
 
-/* Whether group g is among the topk_groups best of choices [num_groups]; ties to the lower group. */
+/* Whether group g is among the topk_groups best of choices [num_groups], ties to the lower one. */
 #define DEFINE_GROUP_IS_IN(name, space)                                                            \
-    static inline bool name(const router_switches *r, space const float *choices, int g) {                \
+    static inline bool name(const router_switches *r, space const float *choices, int g) {         \
         int better = 0;                                                                            \
         for (int other = 0; other < r->num_groups; other++)                                        \
             better += choices[other] > choices[g] || (choices[other] == choices[g] && other < g);  \
@@ -83,7 +84,7 @@ DEFINE_GROUP_IS_IN(group_is_in, __local)
 #define ITEMS (GROUP / TOKENS) /* work-items of a token */
 
 #if GROUPS > 0
-/* Fills taking_part [TOKENS, GROUPS] with whether a group takes part; choices is scratch of that size. */
+/* Fills taking_part [TOKENS, GROUPS] with whether a group takes part; choices is such scratch. */
 void choose_groups(const router_switches *r, __global const float *scores,
                                  __global const float *select_bias, int tokens,
                                  __local float *choices, __local uchar *taking_part) {
@@ -155,7 +156,7 @@ static inline void keep_better(ulong *x, const ulong *other) {
     merge_keys(x);
 }
 
-/* LANES work-items per token: each keeps the best KEEP of its columns, then one run of two is kept. */
+/* LANES work-items a token: each keeps the best KEEP of its columns, then one run of two stays. */
 void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
     const uint lane = get_local_id(0), token = lane / LANES;
     const uint part = token < TOKENS ? lane % LANES : LANES;

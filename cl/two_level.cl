@@ -2,12 +2,12 @@
  * Purpose: routing in two levels: groups of experts first, experts within each group then.
  * Formula: a group is picked if its logit is among the topk_groups best finite ones, ties to the
  *          lower group. score = softmax of the group logits * softmax of l within the group,
- *          -infinity in the groups that were not picked. Choice: of each picked group the
- *          K / topk_groups best scores + select_bias, ties to the lower id.
- * Arrays: group_logits [T,groups], scores [T,R] in place: l, -infinity where not finite. Then scores,
- *         select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], weights [T,K], live [T]:
- *         group by group in ascending order, the best of a group first; the pairs past live have
- *         weight 0 and ids that the token did not choose.
+ *          -infinity in the groups that were not picked. Choice: of each picked group the K /
+ *          topk_groups best scores + select_bias, ties to the lower id.
+ * Arrays: group_logits [T,groups], scores [T,R] in place: l, -infinity where not finite. Then
+ *          scores, select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], weights [T,K],
+ *          live [T]: group by group in ascending order, the best of a group first; the pairs past
+ *          live have weight 0 and ids that the token did not choose.
  * NDRange: a work-item per token.
  * Limits: topk_groups divides K, and K / topk_groups <= R / groups.
  * Repeatability: one work-item does a token, in the order of columns.
@@ -15,8 +15,8 @@
 #include "router.clh"
 
 /* Whether group g is among the topk_groups best. */
-static inline bool group_is_picked(const router_switches *r, __global const float *logits, int groups,
-                                   int g) {
+static inline bool group_is_picked(const router_switches *r, __global const float *logits,
+                                   int groups, int g) {
     int better = 0;
     if (!isfinite(logits[g]))
         return false;
@@ -54,8 +54,8 @@ void two_level_scores(__global const float *group_logits, ulong group_logits_off
         float share = picked ? exp(group_logits[g] - top) / total : 0.0f;
         float sum = softmax_sum(group, size, &best);
         for (int e = 0; e < size; e++)
-            group[e] = picked && isfinite(group[e]) ? share * (exp(group[e] - best) / sum)
-                                                       : -INFINITY;
+            group[e] =
+                picked && isfinite(group[e]) ? share * (exp(group[e] - best) / sum) : -INFINITY;
     }
 }
 

@@ -2,14 +2,26 @@
 include(CMakePackageConfigHelpers)
 
 add_library(clmoe SHARED $<TARGET_OBJECTS:clmoe_objects>)
-set_target_properties(clmoe PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION 0 LINKER_LANGUAGE C)
+set_target_properties(clmoe PROPERTIES VERSION ${PROJECT_VERSION}
+                      SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR} LINKER_LANGUAGE C)
 target_link_libraries(clmoe PUBLIC OpenCL::OpenCL PRIVATE PkgConfig::jansson Threads::Threads m)
 
-# An archive has no hidden names: join its objects into one and make their hidden names local.
+# An archive has no hidden names: join its objects into one and make their hidden names local. The
+# compiler joins for the same target and with the same root as it compiles, without the run-time
+# libraries of sanitizers and coverage: those belong to the program.
+separate_arguments(join_flags NATIVE_COMMAND "${CMAKE_C_COMPILER_ARG1} ${CMAKE_C_FLAGS}")
+list(FILTER join_flags EXCLUDE REGEX "^(-fsanitize|-fprofile|--?coverage)")
+if(CMAKE_C_COMPILER_TARGET AND CMAKE_C_COMPILE_OPTIONS_TARGET)
+    list(APPEND join_flags ${CMAKE_C_COMPILE_OPTIONS_TARGET}${CMAKE_C_COMPILER_TARGET})
+endif()
+if(CMAKE_SYSROOT AND CMAKE_C_COMPILE_OPTIONS_SYSROOT)
+    list(APPEND join_flags ${CMAKE_C_COMPILE_OPTIONS_SYSROOT}${CMAKE_SYSROOT})
+endif()
 set(archive_object ${PROJECT_BINARY_DIR}/clmoe_archive.o)
 add_custom_command(
     OUTPUT ${archive_object}
-    COMMAND ${CMAKE_C_COMPILER} -r -nostdlib -o ${archive_object} $<TARGET_OBJECTS:clmoe_objects>
+    COMMAND ${CMAKE_C_COMPILER} ${join_flags} -r -nostdlib -o ${archive_object}
+            $<TARGET_OBJECTS:clmoe_objects>
     COMMAND ${CMAKE_OBJCOPY} --localize-hidden ${archive_object}
     DEPENDS clmoe_objects $<TARGET_OBJECTS:clmoe_objects>
     COMMENT "Joining the objects of libclmoe.a"
@@ -33,6 +45,9 @@ foreach(library IN ITEMS clmoe clmoe_static)
         $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 endforeach()
 
+if(NOT CLMOE_INSTALL)
+    return()
+endif()
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/clmoe)
 install(TARGETS clmoe clmoe_static EXPORT clmoeTargets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}

@@ -19,7 +19,7 @@ clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_c
         ARG_TYPE(args->residual, type), ARG_TYPE(args->y, type), arg_u32(layer->desc.dim),
         arg_u32(layer->desc.top_k), arg_u32(weight_in_expert)));
     uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
-    size_t groups[] = {dim / segment + (dim % segment != 0), args->tokens};
+    size_t groups[] = {divide_up(dim, segment), args->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));
 done:
     return status;

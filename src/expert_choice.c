@@ -1,5 +1,4 @@
 /* scores -> the tokens each expert takes, as pairs in the order of tokens. */
-#include "program.h"
 #include "steps.h"
 
 #include <stdio.h>
@@ -8,22 +7,15 @@
 enum { SIDE = 32, SERIAL_SPAN = 128 };
 
 clmoe_status expert_choice_kernels_create(clmoe_layer *layer) {
-    static const struct {
-        kernel_id id;
-        const char *name;
-    } kernels[] = {
+    static const kernel_entry kernels[] = {
         {KERNEL_CHOICE_KEYS, "choice_keys"},     {KERNEL_CHOICE_THRESHOLDS, "choice_thresholds"},
         {KERNEL_CHOICE_COUNTS, "choice_counts"}, {KERNEL_CHOICE_OFFSETS, "choice_offsets"},
         {KERNEL_CHOICE_PAIRS, "choice_pairs"},
     };
-    clmoe_status status = CLMOE_SUCCESS;
     char options[32];
     snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        TRY(program_kernel(layer->context, "expert_choice", options, kernels[i].name,
-                           &layer->kernels[kernels[i].id]));
-done:
-    return status;
+    return layer_kernels(layer, "expert_choice", options, kernels,
+                         sizeof kernels / sizeof kernels[0]);
 }
 
 static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
@@ -31,7 +23,7 @@ static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_
     clmoe_status status = CLMOE_SUCCESS;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->context->group, columns = layer->columns, tokens = args->tokens;
-    size_t tiles[] = {tokens / SIDE + (tokens % SIDE != 0), columns / SIDE + (columns % SIDE != 0)};
+    size_t tiles[] = {divide_up(tokens, SIDE), divide_up(columns, SIDE)};
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(args->scores), ARG_U8(args->token_mask),
                    ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
     TRY(launch_kernel(chain, kernels[KERNEL_CHOICE_KEYS], 2, tiles, (size_t[]){group, 1}));
@@ -48,7 +40,7 @@ clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
     const clmoe_router_desc *router = &layer->desc.router;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->context->group, columns = layer->columns, tokens = args->tokens;
-    size_t each = group == 1 ? SERIAL_SPAN : group, groups = tokens / each + (tokens % each != 0);
+    uint32_t each = group == 1 ? SERIAL_SPAN : group, groups = divide_up(tokens, each);
     clmoe_buf none = {0};
     workspace_layout ws;
     TRY(workspace_layout_get(layer, tokens, &ws));

@@ -141,7 +141,7 @@ static clmoe_status soft_moe(const clmoe_layer *layer, launch *chain, batch *b) 
                                 .token_norms = region(b, REGION_TOKEN_NORMS),
                                 .slot_norms = region(b, REGION_SLOT_NORMS),
                                 .logits = b->logits,
-                                .tops = region(b, REGION_SINKHORN_TOPS),
+                                .tops = region(b, REGION_TOPS),
                                 .partials = region(b, REGION_SOFT_PARTIALS),
                                 .columns = region(b, REGION_SOFT_COLUMNS),
                                 .dispatch = region(b, REGION_SOFT_DISPATCH),

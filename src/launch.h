@@ -14,6 +14,11 @@ typedef struct launch {
     cl_event last; /* of the newest command, or NULL before the first */
 } launch;
 
+/* How many parts of `by` cover `value`: groups, blocks, sequences. */
+static inline uint32_t divide_up(uint32_t value, uint32_t by) {
+    return value / by + (value % by != 0);
+}
+
 /* One kernel argument. */
 typedef struct kernel_arg {
     bool is_buffer;

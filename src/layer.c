@@ -158,6 +158,16 @@ done:
     return status;
 }
 
+clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
+                           const kernel_entry *kernels, size_t count) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t i = 0; i < count; i++)
+        TRY(program_kernel(layer->context, step, options, kernels[i].name,
+                           &layer->kernels[kernels[i].id]));
+done:
+    return status;
+}
+
 /* A kernel of cl/STEP.cl, with the routing group size and the storage types. */
 static clmoe_status create_kernel(clmoe_layer *layer, kernel_id id, const char *step,
                                   const char *name) {
@@ -239,10 +249,7 @@ static clmoe_status create_combine(clmoe_layer *layer) {
 }
 
 static clmoe_status create_plan(clmoe_layer *layer) {
-    static const struct {
-        kernel_id id;
-        const char *name;
-    } kernels[] = {
+    static const kernel_entry kernels[] = {
         {KERNEL_PLAN_HISTOGRAM, "plan_histogram"},
         {KERNEL_PLAN_SCAN, "plan_scan"},
         {KERNEL_PLAN_OFFSETS, "plan_offsets"},
@@ -250,16 +257,11 @@ static clmoe_status create_plan(clmoe_layer *layer) {
         {KERNEL_PLAN_RENORM, "plan_renorm"},
         {KERNEL_PLAN_SCAN_SEQUENCES, "plan_scan_sequences"},
     };
-    clmoe_status status = CLMOE_SUCCESS;
     char options[64];
     snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
              layer->context->group, (int)layer_keep(layer), layer_is_expert_choice(layer),
              layer_has_sequences(layer));
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        TRY(program_kernel(layer->context, "plan", options, kernels[i].name,
-                           &layer->kernels[kernels[i].id]));
-done:
-    return status;
+    return layer_kernels(layer, "plan", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
 static clmoe_status create_sort(clmoe_layer *layer) {

@@ -6,7 +6,7 @@
 #include "context.h"
 #include "gemm/mlp.h"
 
-/* Every kernel of the routing steps, by index; the file and its name are in layer.c's table. */
+/* Every kernel but the engines', by index; the step's file creates it, or layer.c does. */
 typedef enum kernel_id {
     KERNEL_SCORE,
     KERNEL_JITTER,
@@ -88,6 +88,16 @@ struct clmoe_layer {
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
+/* A kernel's place and its name. */
+typedef struct kernel_entry {
+    kernel_id id;
+    const char *name;
+} kernel_entry;
+
+/* Creates `count` kernels of cl/STEP.cl, with the options of program_kernel(). */
+clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
+                           const kernel_entry *kernels, size_t count);
+
 /* One of the layer's MLPs; its hidden_dim is 0 if the layer has none. */
 static inline const clmoe_mlp_desc *layer_mlp(const clmoe_layer *layer, clmoe_mlp mlp) {
     return mlp == CLMOE_MLP_SHARED ? &layer->desc.shared : &layer->desc.experts;
@@ -119,7 +129,7 @@ static inline uint32_t layer_sequence_tokens(const clmoe_layer *layer, uint32_t 
 /* At least 1. */
 static inline uint32_t layer_sequences(const clmoe_layer *layer, uint32_t tokens) {
     uint32_t each = layer_sequence_tokens(layer, tokens);
-    return tokens > 0 ? tokens / each + (tokens % each != 0) : 1;
+    return tokens > 0 ? divide_up(tokens, each) : 1;
 }
 
 /* The order in which pairs compete for places: KEEP_POSITION when none can lose. */
@@ -136,10 +146,6 @@ static inline bool layer_reroutes(const clmoe_layer *layer) {
 static inline bool layer_rebalances(const clmoe_layer *layer) {
     return layer->desc.router.rebalance_iterations > 0 && layer->desc.top_k > 1;
 }
-
-/* The kernels of a step of its own, into layer->kernels; in the step's file. */
-clmoe_status rebalance_kernels_create(clmoe_layer *layer);
-clmoe_status reroute_kernels_create(clmoe_layer *layer);
 
 /* Whether plan.cl walks in an order that sort.cl makes. */
 static inline bool layer_sorts(const clmoe_layer *layer) {
@@ -173,20 +179,6 @@ static inline size_t layer_state_bytes(const clmoe_layer *layer) {
     return sizeof(clmoe_state) + 16 * (size_t)layer->columns;
 }
 
-/*
- * Steps that create their own kernels, in the step's file; here because layer.c lies below them.
- * Each looks at the descriptor for what is needed.
- */
-clmoe_status noise_kernels_create(clmoe_layer *layer);
-clmoe_status sums_kernels_create(clmoe_layer *layer);
-clmoe_status stats_kernels_create(clmoe_layer *layer);
-clmoe_status loss_kernels_create(clmoe_layer *layer);
-clmoe_status state_kernels_create(clmoe_layer *layer);
-clmoe_status control_kernels_create(clmoe_layer *layer);
-
-/* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
-clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
-
 static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
 }
@@ -213,11 +205,25 @@ static inline bool layer_has_topk(const clmoe_layer *layer) {
            (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.two_level);
 }
 
-/* Kernels of the policies, made where the descriptor asks for them. */
+/*
+ * Steps that create their own kernels, in the step's file; here because layer.c lies below them.
+ * Those of a policy are asked for with the policy; the others look at the descriptor themselves.
+ */
 clmoe_status sinkhorn_kernels_create(clmoe_layer *layer);
 clmoe_status soft_kernels_create(clmoe_layer *layer);
 clmoe_status two_level_kernels_create(clmoe_layer *layer);
 clmoe_status expert_choice_kernels_create(clmoe_layer *layer);
 clmoe_status soft_moe_kernels_create(clmoe_layer *layer);
+clmoe_status noise_kernels_create(clmoe_layer *layer);
+clmoe_status rebalance_kernels_create(clmoe_layer *layer);
+clmoe_status reroute_kernels_create(clmoe_layer *layer);
+clmoe_status sums_kernels_create(clmoe_layer *layer);
+clmoe_status stats_kernels_create(clmoe_layer *layer);
+clmoe_status loss_kernels_create(clmoe_layer *layer);
+clmoe_status state_kernels_create(clmoe_layer *layer);
+clmoe_status control_kernels_create(clmoe_layer *layer);
+
+/* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
+clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
 
 #endif

@@ -41,7 +41,7 @@ static clmoe_status sort_by_sequence(const clmoe_layer *layer, launch *chain,
         return CLMOE_SUCCESS;
     TRY(KERNEL_SET(kernel, ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), arg_u32(count),
                    arg_u32(each)));
-    TRY(launch_1d(chain, kernel, count / group + (count % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0; shift < SORT_KEY_BITS && last >> shift > 0; shift += SORT_DIGIT_BITS) {
         TRY(sort_pass(layer, chain, buffers, count, shift, *in));
         *in = !*in;
@@ -64,7 +64,7 @@ static clmoe_status sort_walk(const clmoe_layer *layer, launch *chain, const clm
                    ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
                    ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_F32(args->state),
                    arg_u32(count), arg_u32(keep), arg_u32(top_k)));
-    TRY(launch_1d(chain, kernel, count / group + (count % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
         TRY(sort_pass(layer, chain, buffers, count, shift, from));
     uint32_t each = layer_sequence_tokens(layer, args->tokens);
@@ -178,7 +178,7 @@ clmoe_status step_plan_renorm(const clmoe_layer *layer, launch *chain, uint32_t 
                    ARG_F32(layer->desc.router.expert_scale ? weights->expert_scale : none),
                    ARG_F32(pair_weights), arg_u32(tokens),
                    arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, tokens / group + (tokens % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(tokens, group), group));
 done:
     return status;
 }

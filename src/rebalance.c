@@ -1,29 +1,20 @@
 /* Combine weights of the fixed choice -> weights that load the experts more evenly. */
-#include "program.h"
 #include "steps.h"
 
 #include <stdio.h>
 
 clmoe_status rebalance_kernels_create(clmoe_layer *layer) {
-    static const struct {
-        kernel_id id;
-        const char *name;
-    } kernels[] = {
+    static const kernel_entry kernels[] = {
         {KERNEL_REBALANCE_BEGIN, "rebalance_begin"},
         {KERNEL_REBALANCE_COLUMNS, "rebalance_columns"},
         {KERNEL_REBALANCE_TARGET, "rebalance_target"},
         {KERNEL_REBALANCE_ROWS, "rebalance_rows"},
     };
-    clmoe_status status = CLMOE_SUCCESS;
     char options[64];
     if (!layer_rebalances(layer))
         return CLMOE_SUCCESS;
     snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        TRY(program_kernel(layer->context, "rebalance", options, kernels[i].name,
-                           &layer->kernels[kernels[i].id]));
-done:
-    return status;
+    return layer_kernels(layer, "rebalance", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
 /* The parts of the region, one behind the other; see rebalance_bytes() in workspace.c. */
@@ -60,8 +51,8 @@ done:
 
 static clmoe_status launch_columns(const clmoe_layer *layer, launch *chain) {
     uint32_t group = layer->context->group, experts = layer->desc.num_experts;
-    return launch_1d(chain, layer->kernels[KERNEL_REBALANCE_COLUMNS],
-                     experts / group + (experts % group != 0), group);
+    return launch_1d(chain, layer->kernels[KERNEL_REBALANCE_COLUMNS], divide_up(experts, group),
+                     group);
 }
 
 static clmoe_status begin(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,

@@ -1,5 +1,4 @@
 /* Dropped pairs -> experts that have room. */
-#include "program.h"
 #include "steps.h"
 
 #include <stdio.h>
@@ -13,25 +12,17 @@ enum { WIDE_ROUNDS = 16 };
 _Static_assert(REROUTE_WORDS == 3 + 15 + 1, "reroute.cl has three words and WISHES + 1 per token");
 
 clmoe_status reroute_kernels_create(clmoe_layer *layer) {
-    static const struct {
-        kernel_id id;
-        const char *name;
-    } kernels[] = {
+    static const kernel_entry kernels[] = {
         {KERNEL_REROUTE_ASK, "reroute_ask"},
         {KERNEL_REROUTE_ACCEPT, "reroute_accept"},
         {KERNEL_REROUTE_FINISH, "reroute_finish"},
         {KERNEL_REROUTE_WEIGHTS, "reroute_weights"},
     };
-    clmoe_status status = CLMOE_SUCCESS;
     char options[64];
     if (!layer_reroutes(layer))
         return CLMOE_SUCCESS;
     snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        TRY(program_kernel(layer->context, "reroute", options, kernels[i].name,
-                           &layer->kernels[kernels[i].id]));
-done:
-    return status;
+    return layer_kernels(layer, "reroute", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
 /* The scratch arrays, [T] each, and [T, WISHES + 1]. */
@@ -78,7 +69,7 @@ static clmoe_status reroute_pairs(const clmoe_layer *layer, launch *chain,
     cl_kernel accept = layer->kernels[KERNEL_REROUTE_ACCEPT];
     cl_kernel finish = layer->kernels[KERNEL_REROUTE_FINISH];
     uint32_t group = layer->context->group, tokens = args->tokens, rounds = wide_rounds(layer);
-    uint32_t groups = tokens / group + (tokens % group != 0);
+    uint32_t groups = divide_up(tokens, group);
     if (rounds > 0)
         TRY(KERNEL_SET(accept, REROUTE_ARGS(layer, args, plan, *scratch)));
     for (uint32_t round = 0; round < rounds; round++) {
@@ -107,7 +98,7 @@ clmoe_status step_reroute(const clmoe_layer *layer, launch *chain, const clmoe_p
                    ARG_F32(layer->desc.router.expert_scale ? args->weights->expert_scale : none),
                    ARG_F32(args->ids), ARG_F32(args->pair_weights), ARG_F32(scratch.changed),
                    arg_u32(tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, tokens / group + (tokens % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(tokens, group), group));
 done:
     return status;
 }

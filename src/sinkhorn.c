@@ -1,14 +1,10 @@
 /* scores -> balanced choices -> ids, weights. */
-#include "program.h"
 #include "steps.h"
 
 #include <stdio.h>
 
 clmoe_status sinkhorn_kernels_create(clmoe_layer *layer) {
-    static const struct {
-        kernel_id id;
-        const char *name;
-    } kernels[] = {
+    static const kernel_entry kernels[] = {
         {KERNEL_SINKHORN_START, "sinkhorn_start"},
         {KERNEL_SINKHORN_EXP, "sinkhorn_exp"},
         {KERNEL_SINKHORN_ROWS, "sinkhorn_rows"},
@@ -16,14 +12,9 @@ clmoe_status sinkhorn_kernels_create(clmoe_layer *layer) {
         {KERNEL_SINKHORN_CHOICES, "sinkhorn_choices"},
         {KERNEL_SINKHORN_WEIGHTS, "sinkhorn_weights"},
     };
-    clmoe_status status = CLMOE_SUCCESS;
     char options[32];
     snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        TRY(program_kernel(layer->context, "sinkhorn", options, kernels[i].name,
-                           &layer->kernels[kernels[i].id]));
-done:
-    return status;
+    return layer_kernels(layer, "sinkhorn", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
 /* Regions of one call. */
@@ -37,7 +28,7 @@ static clmoe_status iterate(const clmoe_layer *layer, launch *chain, const clmoe
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel rows = layer->kernels[KERNEL_SINKHORN_ROWS];
     cl_kernel columns = layer->kernels[KERNEL_SINKHORN_COLUMNS];
-    block_split blocks = sinkhorn_blocks(layer->context, args->tokens);
+    block_split blocks = workspace_token_blocks(layer->context, args->tokens);
     TRY(KERNEL_SET(rows, ARG_F32(b->choices), ARG_U8(args->token_mask), ARG_F32(b->balance),
                    ARG_F32(b->partials), arg_u32(args->tokens), arg_u32(layer->columns),
                    arg_u32(blocks.size)));
@@ -82,7 +73,7 @@ clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_
     TRY(workspace_layout_get(layer, args->tokens, &ws));
     const sinkhorn_buffers b = {
         .choices = workspace_region(&ws, REGION_CHOICES, none, args->scratch),
-        .tops = workspace_region(&ws, REGION_SINKHORN_TOPS, none, args->scratch),
+        .tops = workspace_region(&ws, REGION_TOPS, none, args->scratch),
         .balance = workspace_region(&ws, REGION_SINKHORN_BALANCE, none, args->scratch),
         .partials = workspace_region(&ws, REGION_SINKHORN_PARTIALS, none, args->scratch),
     };
@@ -93,7 +84,7 @@ clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_
                    ARG_F32(layer->desc.router.expert_scale ? args->weights->expert_scale : none),
                    ARG_F32(args->ids), ARG_F32(args->live), ARG_F32(args->weights_out),
                    arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, args->tokens / group + (args->tokens % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
 done:
     return status;
 }

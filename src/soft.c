@@ -20,7 +20,7 @@ clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk
                    ARG_F32(layer->desc.router.expert_scale ? args->weights->expert_scale : none),
                    ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
                    arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, args->tokens / group + (args->tokens % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
 done:
     return status;
 }

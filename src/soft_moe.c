@@ -11,10 +11,7 @@ static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type type, co
 }
 
 clmoe_status soft_moe_kernels_create(clmoe_layer *layer) {
-    static const struct {
-        kernel_id id;
-        const char *name;
-    } kernels[] = {
+    static const kernel_entry kernels[] = {
         {KERNEL_SOFT_MOE_NORMS, "soft_moe_norms"},
         {KERNEL_SOFT_MOE_LOGITS, "soft_moe_logits"},
         {KERNEL_SOFT_MOE_PARTIALS, "soft_moe_partials"},
@@ -49,7 +46,7 @@ static clmoe_status set_plan(const clmoe_layer *layer, launch *chain, const soft
                    ARG_F32(plan_array(args->plan, plan->tile_expert)), ARG_F32(args->ones),
                    arg_u32(args->tokens), arg_u32(experts), arg_u32(plan->capacity),
                    arg_u32(plan->slots / experts), arg_u32(plan->row_tile)));
-    TRY(launch_1d(chain, kernel, count / group + (count % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(count, group), group));
 done:
     return status;
 }
@@ -60,7 +57,7 @@ static clmoe_status set_logits(const clmoe_layer *layer, launch *chain, const so
     const cl_kernel *kernels = layer->kernels;
     const clmoe_layer_desc *desc = &layer->desc;
     uint32_t group = layer->context->group, count = layer_router_rows(layer), T = args->tokens;
-    block_split blocks = sinkhorn_blocks(layer->context, T);
+    block_split blocks = workspace_token_blocks(layer->context, T);
     clmoe_buf none = {0}, router = args->weights->router;
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(args->x, desc->type),
                    ARG_U8(args->token_mask), ARG_F32(args->token_norms),
@@ -81,8 +78,7 @@ static clmoe_status set_logits(const clmoe_layer *layer, launch *chain, const so
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_PARTIALS], blocks.count, group));
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_COLUMNS], ARG_F32(args->partials),
                    ARG_F32(args->columns), arg_u32(blocks.count), arg_u32(count)));
-    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_COLUMNS], count / group + (count % group != 0),
-                  group));
+    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_COLUMNS], divide_up(count, group), group));
 done:
     return status;
 }

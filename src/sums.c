@@ -30,10 +30,6 @@ done:
     return status;
 }
 
-static uint32_t divide_up(uint32_t value, uint32_t by) {
-    return value / by + (value % by != 0);
-}
-
 static size_t record_words(const sums_shape *shape) {
     return (size_t)(SUM_SOURCES + COUNT_SOURCES) * shape->columns + shape->device_groups +
            SCALAR_COUNT;

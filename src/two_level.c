@@ -31,7 +31,7 @@ clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
                    layer->desc.dim, logits));
     TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores), arg_u32(args->tokens),
                    arg_u32(groups), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, args->tokens / group + (args->tokens % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
 done:
     return status;
 }
@@ -48,7 +48,7 @@ clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
                    ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
                    arg_u32(args->tokens), arg_u32(router->num_groups),
                    arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, args->tokens / group + (args->tokens % group != 0), group));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
 done:
     return status;
 }

@@ -1,4 +1,4 @@
-/* Sizes and places of all memory regions. */
+/* Sizes of all memory regions, their places, and which of them live until the backward pass. */
 #include "workspace.h"
 
 #include <stdint.h>
@@ -6,7 +6,7 @@
 enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
 enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
-/* Tokens that Sinkhorn's blocks are multiples of, on CPUs and elsewhere. */
+/* Tokens that workspace_token_blocks() are multiples of, on CPUs and elsewhere. */
 enum { SERIAL_ROWS = 256, ROWS = 32 };
 
 /* Sizes that must fit the plan's 31-bit integers. */
@@ -25,19 +25,19 @@ static size_t round_up(size_t value, size_t multiple) {
 
 static block_split split(const clmoe_context *context, uint32_t count, uint32_t max_blocks) {
     uint32_t unit = context->group == 1 ? SERIAL_BLOCK : context->group;
-    uint32_t units = count / unit + (count % unit != 0);
-    uint32_t per_block = units / max_blocks + (units % max_blocks != 0);
+    uint32_t units = divide_up(count, unit);
+    uint32_t per_block = divide_up(units, max_blocks);
     if (count == 0)
         return (block_split){.size = unit, .count = 1};
     block_split split = {.size = unit * per_block};
-    split.count = count / split.size + (count % split.size != 0);
+    split.count = divide_up(count, split.size);
     return split;
 }
 
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked) {
     const clmoe_layer_desc *desc = &layer->desc;
     uint32_t sequence = desc->capacity.tokens_per_sequence;
-    uint32_t block = tokens / SUM_BLOCKS + (tokens % SUM_BLOCKS != 0);
+    uint32_t block = divide_up(tokens, SUM_BLOCKS);
     if (sequence == 0 || sequence > tokens)
         sequence = tokens;
     block = block > MIN_SUM_BLOCK ? block : MIN_SUM_BLOCK;
@@ -48,19 +48,19 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
         .top_k = desc->top_k,
         .device_groups = desc->balance.device_groups,
         .sequence = sequence,
-        .sequences = tokens > 0 ? tokens / sequence + (tokens % sequence != 0) : 1,
+        .sequences = tokens > 0 ? divide_up(tokens, sequence) : 1,
         .block = block,
-        .blocks_each = sequence / block + (sequence % block != 0),
+        .blocks_each = divide_up(sequence, block),
         .asked = asked,
         .noise_scale = desc->router.noise_scale,
     };
 }
 
-block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens) {
+block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens) {
     uint32_t unit = context->group == 1 ? SERIAL_ROWS : ROWS;
-    uint32_t units = tokens / unit + (tokens % unit != 0);
-    block_split split = {.size = unit * (units / MAX_BLOCKS + (units % MAX_BLOCKS != 0))};
-    split.count = tokens ? tokens / split.size + (tokens % split.size != 0) : 0;
+    uint32_t units = divide_up(tokens, unit);
+    block_split split = {.size = unit * divide_up(units, MAX_BLOCKS)};
+    split.count = tokens ? divide_up(tokens, split.size) : 0;
     return split;
 }
 
@@ -166,75 +166,6 @@ static size_t engine_bytes(const gemm_use *use, size_t rows) {
                   use->engine->scratch(shape, rows, shape->dim, GEMM_LINEAR));
 }
 
-/* Regions of statistics and losses. */
-static size_t balance_bytes(region_id id, const batch *b) {
-    sums_shape shape = workspace_sums(b->layer, (uint32_t)b->tokens, 0);
-    size_t columns = b->layer->columns, sequences = shape.sequences;
-    size_t record =
-        (SUM_SOURCES + COUNT_SOURCES) * columns + shape.device_groups + (size_t)SCALAR_COUNT;
-    switch (id) {
-    case REGION_SUMS_PARTIAL:
-        return matrix(sequences * shape.blocks_each, record);
-    case REGION_SUMS:
-        return matrix(sequences + 1, record);
-    case REGION_LOSS_GRADS:
-        return matrix(sequences, columns * GRAD_SOURCES);
-    default:
-        return matrix(sequences, MAX_LOSSES);
-    }
-}
-
-/* What the policies need beside the scores; nothing for plain token choice. */
-static size_t policy_bytes(region_id id, const batch *b) {
-    const clmoe_router_desc *router = &b->layer->desc.router;
-    size_t columns = b->layer->columns;
-    bool expert_choice = layer_is_expert_choice(b->layer);
-    bool sinkhorn = router->policy == CLMOE_POLICY_SINKHORN;
-    switch ((int)id) {
-    case REGION_TOKEN_OFFSETS:
-        return expert_choice ? matrix(b->tokens + 1, 1) : 0;
-    case REGION_CHOICE_THRESHOLDS:
-        return expert_choice ? matrix(columns, 2) : 0;
-    case REGION_CHOICE_KEYS:
-        return expert_choice ? matrix(columns, b->tokens) : 0;
-    case REGION_CHOICES:
-        return sinkhorn ? matrix(b->tokens, columns) : 0;
-    case REGION_SINKHORN_TOPS:
-        return sinkhorn || layer_is_soft_moe(b->layer) ? matrix(b->tokens, 2) : 0;
-    case REGION_SINKHORN_BALANCE:
-        return sinkhorn ? matrix(columns + 2, 1) : 0;
-    case REGION_SINKHORN_PARTIALS:
-        return sinkhorn
-                   ? matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, columns)
-                   : 0;
-    case REGION_GROUP_LOGITS:
-        return router->two_level ? matrix(b->tokens, router->num_groups) : 0;
-    }
-    return 0;
-}
-
-static size_t soft_moe_bytes(region_id id, const batch *b) {
-    const clmoe_layer_desc *desc = &b->layer->desc;
-    size_t columns = layer_router_rows(b->layer);
-    switch ((int)id) {
-    case REGION_SOFT_X:
-    case REGION_MIXED:
-        return matrix_of(b->tokens, desc->dim, type_bytes(desc->type));
-    case REGION_TOKEN_NORMS:
-        return matrix(b->tokens, 1);
-    case REGION_SLOT_NORMS:
-        return matrix(columns, 1);
-    case REGION_SOFT_PARTIALS:
-        return matrix(sinkhorn_blocks(b->layer->context, (uint32_t)b->tokens).count, 2 * columns);
-    case REGION_SOFT_COLUMNS:
-        return matrix(columns, 2);
-    case REGION_SOFT_DISPATCH:
-    case REGION_SOFT_COMBINE:
-        return matrix(b->slots, b->tokens);
-    }
-    return 0;
-}
-
 /* Two arrays per block and column, one per column, one per pair and per token, two numbers. */
 static size_t rebalance_bytes(const batch *b) {
     size_t blocks = workspace_blocks(b->layer->context, (uint32_t)b->tokens).count;
@@ -243,91 +174,97 @@ static size_t rebalance_bytes(const batch *b) {
     return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
 }
 
-static size_t region_bytes(region_id id, const batch *b) {
+/* Words of a record of sums.cl. */
+static size_t record_words(const clmoe_layer *layer, const sums_shape *sums) {
+    return (size_t)(SUM_SOURCES + COUNT_SOURCES) * layer->columns + sums->device_groups +
+           SCALAR_COUNT;
+}
+
+/* Elements of a region and the bytes of one; no rows where the layer does not need it. */
+typedef struct region_shape {
+    size_t rows, columns, element;
+} region_shape;
+
+static region_shape elements(size_t rows, size_t columns, size_t element) {
+    return (region_shape){rows, columns, element};
+}
+
+static region_shape words(size_t rows, size_t columns) {
+    return elements(rows, columns, sizeof(cl_float));
+}
+
+static size_t rows_if(bool needed, size_t rows) {
+    return needed ? rows : 0;
+}
+
+/* The regions of score, top-k and plan. */
+static void routing_shapes(const batch *b, region_shape *shapes) {
+    const clmoe_layer *layer = b->layer;
+    const clmoe_router_desc *router = &layer->desc.router;
+    const bool soft_moe = layer_is_soft_moe(layer), sorts = layer_sorts(layer);
+    const bool sinkhorn = router->policy == CLMOE_POLICY_SINKHORN;
+    const bool choice = layer_is_expert_choice(layer), has_sequences = layer_has_sequences(layer);
+    const uint32_t tokens = (uint32_t)b->tokens;
+    const size_t T = b->tokens, R = layer->columns, N = layer_router_rows(layer);
+    const size_t blocks = workspace_token_blocks(layer->context, tokens).count;
+    const size_t sequences = (size_t)layer_sequences(layer, tokens) + 1;
+    const size_t histogram = larger(matrix(b->blocks, R), matrix(b->sort_blocks, SORT_BINS));
+    const size_t x = type_bytes(layer->desc.type), D = layer->desc.dim;
+    const region_shape sort = words(rows_if(sorts, b->pairs), 1);
+    shapes[REGION_LOGITS] = words(T, N);
+    shapes[REGION_SCORES] = words(T, R);
+    shapes[REGION_NOISY] = words(rows_if(layer_is_noisy(layer), T), R);
+    shapes[REGION_NOISE_RAW] = words(rows_if(router->noise == CLMOE_NOISE_LEARNED, T), R);
+    shapes[REGION_DROPOUT] = words(rows_if(router->expert_dropout > 0, 2), R);
+    shapes[REGION_JITTERED] = elements(rows_if(router->jitter > 0, T), D, x);
+    shapes[REGION_IDS] = shapes[REGION_WEIGHTS] = words(b->pairs, 1);
+    shapes[REGION_LIVE] = words(T, 1);
+    shapes[REGION_TOKEN_OFFSETS] = words(rows_if(choice, T + 1), 1);
+    shapes[REGION_CHOICE_THRESHOLDS] = words(rows_if(choice, R), 2);
+    shapes[REGION_CHOICE_KEYS] = words(rows_if(choice, R), T);
+    shapes[REGION_TOPS] = words(rows_if(sinkhorn || soft_moe, T), 2);
+    shapes[REGION_CHOICES] = words(rows_if(sinkhorn, T), R);
+    shapes[REGION_SINKHORN_BALANCE] = words(rows_if(sinkhorn, R + 2), 1);
+    shapes[REGION_SINKHORN_PARTIALS] = words(rows_if(sinkhorn, blocks), R);
+    shapes[REGION_SOFT_X] = shapes[REGION_MIXED] = elements(rows_if(soft_moe, T), D, x);
+    shapes[REGION_TOKEN_NORMS] = words(rows_if(soft_moe, T), 1);
+    shapes[REGION_SLOT_NORMS] = words(rows_if(soft_moe, N), 1);
+    shapes[REGION_SOFT_PARTIALS] = words(rows_if(soft_moe, blocks), 2 * N);
+    shapes[REGION_SOFT_COLUMNS] = words(rows_if(soft_moe, N), 2);
+    shapes[REGION_SOFT_DISPATCH] = words(rows_if(soft_moe, b->slots), T);
+    shapes[REGION_SOFT_COMBINE] = words(rows_if(soft_moe, T), b->slots);
+    shapes[REGION_GROUP_LOGITS] = words(rows_if(router->two_level, T), router->num_groups);
+    shapes[REGION_HISTOGRAM] = elements(1, histogram, 1);
+    shapes[REGION_SEQUENCES] = words(rows_if(has_sequences, sequences), R);
+    shapes[REGION_SORT_KEYS] = shapes[REGION_SORT_KEYS_2] = sort;
+    shapes[REGION_SORT_ORDER] = shapes[REGION_SORT_ORDER_2] = sort;
+    shapes[REGION_REBALANCE] = elements(rows_if(layer_rebalances(layer), 1), rebalance_bytes(b), 1);
+    shapes[REGION_REROUTE] = words(rows_if(layer_reroutes(layer), T), REROUTE_WORDS);
+}
+
+/* The regions of experts, combine, statistics and losses. */
+static void expert_shapes(const batch *b, region_shape *shapes) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
-    bool has_shared = desc->shared.hidden_dim > 0;
-    size_t x = type_bytes(desc->type);
-    switch (id) {
-    case REGION_LOGITS:
-        return matrix(b->tokens, layer_router_rows(layer));
-    case REGION_SCORES:
-        return matrix(b->tokens, layer->columns);
-    case REGION_NOISY:
-        return layer_is_noisy(layer) ? matrix(b->tokens, layer->columns) : 0;
-    case REGION_NOISE_RAW:
-        return desc->router.noise == CLMOE_NOISE_LEARNED ? matrix(b->tokens, layer->columns) : 0;
-    case REGION_DROPOUT:
-        return desc->router.expert_dropout > 0 ? matrix(2, layer->columns) : 0;
-    case REGION_JITTERED:
-        return desc->router.jitter > 0 ? matrix_of(b->tokens, desc->dim, x) : 0;
-    case REGION_IDS:
-    case REGION_WEIGHTS:
-        return matrix(b->pairs, 1);
-    case REGION_LIVE:
-        return matrix(b->tokens, 1);
-    case REGION_TOKEN_OFFSETS:
-    case REGION_CHOICE_THRESHOLDS:
-    case REGION_CHOICE_KEYS:
-    case REGION_CHOICES:
-    case REGION_SINKHORN_TOPS:
-    case REGION_SINKHORN_BALANCE:
-    case REGION_SINKHORN_PARTIALS:
-    case REGION_GROUP_LOGITS:
-        return policy_bytes(id, b);
-    case REGION_SOFT_X:
-    case REGION_TOKEN_NORMS:
-    case REGION_SLOT_NORMS:
-    case REGION_SOFT_PARTIALS:
-    case REGION_SOFT_COLUMNS:
-    case REGION_SOFT_DISPATCH:
-    case REGION_SOFT_COMBINE:
-    case REGION_MIXED:
-        return layer_is_soft_moe(layer) ? soft_moe_bytes(id, b) : 0;
-    case REGION_HISTOGRAM:
-        return larger(matrix(b->blocks, layer->columns), matrix(b->sort_blocks, SORT_BINS));
-    case REGION_SEQUENCES:
-        return layer_has_sequences(layer)
-                   ? matrix(layer_sequences(layer, (uint32_t)b->tokens) + (size_t)1, layer->columns)
-                   : 0;
-    case REGION_SORT_KEYS:
-    case REGION_SORT_KEYS_2:
-    case REGION_SORT_ORDER:
-    case REGION_SORT_ORDER_2:
-        return layer_sorts(layer) ? matrix(b->pairs, 1) : 0;
-    case REGION_REBALANCE:
-        return layer_rebalances(layer) ? rebalance_bytes(b) : 0;
-    case REGION_REROUTE:
-        return layer_reroutes(layer) ? matrix(b->tokens, REROUTE_WORDS) : 0;
-    case REGION_XE:
-        return layer->experts.engine->gathers && !layer_is_soft_moe(layer)
-                   ? 0
-                   : matrix_of(b->slots, desc->dim, x);
-    case REGION_HIDDEN:
-        return matrix_of(b->slots, desc->experts.hidden_dim, x);
-    case REGION_YE:
-        return matrix_of(b->slots, desc->dim, x);
-    case REGION_ENGINE:
-        return larger(engine_bytes(&layer->experts, b->slots),
-                      engine_bytes(&layer->shared, b->tokens));
-    case REGION_SHARED_HIDDEN:
-        return matrix_of(b->tokens, desc->shared.hidden_dim, x);
-    case REGION_SHARED_Y:
-        return has_shared ? matrix_of(b->tokens, desc->dim, x) : 0;
-    case REGION_SHARED_GATE:
-        return desc->shared_gate ? matrix(b->tokens, 1) : 0;
-    case REGION_SUMS_ROWS:
-        return matrix(b->tokens, TOKEN_ROW_WORDS);
-    case REGION_SUMS_PARTIAL:
-    case REGION_SUMS:
-    case REGION_LOSS_GRADS:
-    case REGION_LOSS_VALUES:
-        return balance_bytes(id, b);
-    case REGION_PLAN:
-    case REGION_COUNT:
-        break;
-    }
-    return 0;
+    const sums_shape sums = workspace_sums(layer, (uint32_t)b->tokens, 0);
+    const bool dispatches = !layer->experts.engine->gathers || layer_is_soft_moe(layer);
+    const bool has_shared = desc->shared.hidden_dim > 0;
+    const size_t T = b->tokens, S = b->slots, D = desc->dim, Q = sums.sequences;
+    const size_t record = record_words(layer, &sums);
+    const size_t x = type_bytes(desc->type);
+    const size_t engine = larger(engine_bytes(&layer->experts, S), engine_bytes(&layer->shared, T));
+    shapes[REGION_XE] = elements(rows_if(dispatches, S), D, x);
+    shapes[REGION_HIDDEN] = elements(S, desc->experts.hidden_dim, x);
+    shapes[REGION_YE] = elements(S, D, x);
+    shapes[REGION_ENGINE] = elements(1, engine, 1);
+    shapes[REGION_SHARED_HIDDEN] = elements(T, desc->shared.hidden_dim, x);
+    shapes[REGION_SHARED_Y] = elements(rows_if(has_shared, T), D, x);
+    shapes[REGION_SHARED_GATE] = words(rows_if(desc->shared_gate, T), 1);
+    shapes[REGION_SUMS_ROWS] = words(T, TOKEN_ROW_WORDS);
+    shapes[REGION_SUMS_PARTIAL] = words(Q * sums.blocks_each, record);
+    shapes[REGION_SUMS] = words(Q + 1, record);
+    shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);
+    shapes[REGION_LOSS_VALUES] = words(Q, MAX_LOSSES);
 }
 
 /* What a backward pass reads again; the rest is computed anew or not needed. */
@@ -347,10 +284,13 @@ clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
                .slots = layout->plan.slots,
                .blocks = workspace_walk(layer, tokens).blocks.count,
                .sort_blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
+    region_shape shapes[REGION_COUNT] = {[REGION_PLAN] = {1, layout->plan.bytes, 1}};
+    routing_shapes(&b, shapes);
+    expert_shapes(&b, shapes);
     for (int id = 0; id < REGION_COUNT; id++) {
         bool saved = layer->desc.training && region_is_saved((region_id)id);
         size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;
-        size_t bytes = id == REGION_PLAN ? layout->plan.bytes : region_bytes((region_id)id, &b);
+        size_t bytes = matrix_of(shapes[id].rows, shapes[id].columns, shapes[id].element);
         layout->saved[id] = saved;
         layout->bytes[id] = bytes;
         layout->offset[id] = *total;

@@ -1,5 +1,4 @@
-/* ONE table of memory regions: what each step reads and writes, how large, and how long it lives.
- */
+/* The regions of device memory that steps share, and how a batch is cut into blocks. */
 #ifndef CLMOE_WORKSPACE_H
 #define CLMOE_WORKSPACE_H
 
@@ -20,8 +19,8 @@ typedef enum region_id {
     REGION_TOKEN_OFFSETS,     /* [T+1] i32, with expert choice; as the next two */
     REGION_CHOICE_THRESHOLDS, /* [R,2] u32 */
     REGION_CHOICE_KEYS,       /* [R,T] u32 */
-    REGION_CHOICES,           /* [T,R] f32, with Sinkhorn; as the next three */
-    REGION_SINKHORN_TOPS,     /* [T,2] f32 */
+    REGION_TOPS,              /* [T,2] f32, with Sinkhorn or Soft MoE */
+    REGION_CHOICES,           /* [T,R] f32, with Sinkhorn; as the next two */
     REGION_SINKHORN_BALANCE,  /* [R+2] f32 */
     REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
     REGION_SOFT_X,            /* [T,D] X, with Soft MoE; as the next seven; N = E p */
@@ -36,7 +35,7 @@ typedef enum region_id {
     REGION_PLAN,              /* clmoe_plan_layout */
     REGION_HISTOGRAM,         /* [blocks, R] or, while sorting, [blocks, 256] u32 */
     REGION_SEQUENCES,         /* [sequences + 1, R] u32, with a capacity per sequence */
-    REGION_SORT_KEYS, /* [T*K] u32, for the keep rules priority and weight; as the next three */
+    REGION_SORT_KEYS,         /* [T*K] u32, where layer_sorts(); as the next three */
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
@@ -90,8 +89,8 @@ block_split workspace_blocks(const clmoe_context *context, uint32_t count);
  */
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked);
 
-/* How Sinkhorn's sums over tokens are cut into blocks. */
-block_split sinkhorn_blocks(const clmoe_context *context, uint32_t tokens);
+/* How Sinkhorn's and Soft MoE's sums over tokens are cut into blocks. */
+block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens);
 
 /* The blocks of the plan's walk, and how many of them each sequence has; none spans two. */
 typedef struct walk_split {

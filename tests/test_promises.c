@@ -98,7 +98,79 @@ static void no_tokens_need_no_arrays(void **state) {
     }
 }
 
-/* The steps one by one on an out-of-order queue, each waiting for the event of the one before. */
+/* What the steps hand to one another. */
+typedef struct step_buffers {
+    clmoe_buf scores, live, plan, xe, ye;
+} step_buffers;
+
+/* score, topk, plan; each waits for the event of the one before. */
+static void route_by_events(clmoe_layer *layer, const clmoe_forward_args *f, const step_buffers *at,
+                            cl_event e[3]) {
+    clmoe_score_args score = {.struct_size = sizeof score,
+                              .tokens = f->tokens,
+                              .weights = f->weights,
+                              .x = f->x,
+                              .logits = f->logits,
+                              .scores = at->scores};
+    OK(clmoe_score(layer, test.out_of_order, &score, 0, NULL, &e[0]));
+    clmoe_topk_args topk = {.struct_size = sizeof topk,
+                            .tokens = f->tokens,
+                            .weights = f->weights,
+                            .scores = at->scores,
+                            .ids = f->ids,
+                            .weights_out = f->weights_out,
+                            .live = at->live};
+    OK(clmoe_topk(layer, test.out_of_order, &topk, 1, &e[0], &e[1]));
+    clmoe_plan_args plan = {.struct_size = sizeof plan,
+                            .tokens = f->tokens,
+                            .ids = f->ids,
+                            .pair_weights = f->weights_out,
+                            .live = at->live,
+                            .token_mask = f->token_mask,
+                            .scratch = f->scratch,
+                            .plan = at->plan};
+    OK(clmoe_plan(layer, test.out_of_order, &plan, 1, &e[1], &e[2]));
+}
+
+/* dispatch, experts, combine after `planned`; stats beside them. */
+static void compute_by_events(clmoe_layer *layer, const clmoe_forward_args *f,
+                              const step_buffers *at, const cl_event *planned, cl_event e[4]) {
+    clmoe_dispatch_args dispatch = {sizeof dispatch, f->tokens, f->x, at->plan, at->xe};
+    OK(clmoe_dispatch(layer, test.out_of_order, &dispatch, 1, planned, &e[0]));
+    clmoe_experts_args experts = {.struct_size = sizeof experts,
+                                  .tokens = f->tokens,
+                                  .weights = f->weights,
+                                  .xe = at->xe,
+                                  .pair_weights = f->weights_out,
+                                  .plan = at->plan,
+                                  .scratch = f->scratch,
+                                  .ye = at->ye};
+    OK(clmoe_experts(layer, test.out_of_order, &experts, 1, &e[0], &e[1]));
+    clmoe_combine_args combine = {.struct_size = sizeof combine,
+                                  .tokens = f->tokens,
+                                  .weights = f->weights,
+                                  .x = f->x,
+                                  .ye = at->ye,
+                                  .pair_weights = f->weights_out,
+                                  .plan = at->plan,
+                                  .token_mask = f->token_mask,
+                                  .residual = f->residual,
+                                  .y = f->y};
+    OK(clmoe_combine(layer, test.out_of_order, &combine, 1, &e[1], &e[2]));
+    clmoe_stats_args stats = {.struct_size = sizeof stats,
+                              .tokens = f->tokens,
+                              .logits = f->logits,
+                              .ids = f->ids,
+                              .pair_weights = f->weights_out,
+                              .plan = at->plan,
+                              .live = at->live,
+                              .token_mask = f->token_mask,
+                              .scratch = f->scratch,
+                              .stats = f->stats};
+    OK(clmoe_stats_compute(layer, test.out_of_order, &stats, 1, planned, &e[3]));
+}
+
+/* The steps one by one on an out-of-order queue. */
 static void steps_by_events(void **state) {
     (void)state;
     const char *const *engines = test_engines();
@@ -112,63 +184,17 @@ static void steps_by_events(void **state) {
         const ref_result *want = batch_reference(&b);
         clmoe_layer *layer = test_layer(0, &b.desc);
         batch_upload(layer, &b, &d);
-        const clmoe_forward_args *f = &d.args;
         clmoe_plan_layout layout;
         OK(clmoe_plan_layout_get(layer, small.tokens, &layout));
         size_t T = small.tokens, R = ref_columns(&b.desc), rows = (size_t)layout.slots * small.dim;
-        clmoe_buf scores = buf_new(T * R * 4), live = buf_new(T * 4), plan = buf_new(layout.bytes);
-        clmoe_buf xe = buf_new(rows * 4), ye = buf_new(rows * 4);
+        step_buffers at = {.scores = buf_new(T * R * 4),
+                           .live = buf_new(T * 4),
+                           .plan = buf_new(layout.bytes),
+                           .xe = buf_new(rows * 4),
+                           .ye = buf_new(rows * 4)};
         cl_event e[7] = {NULL};
-        clmoe_score_args score = {.struct_size = sizeof score,
-                                  .tokens = small.tokens,
-                                  .weights = f->weights,
-                                  .x = f->x,
-                                  .logits = f->logits,
-                                  .scores = scores};
-        OK(clmoe_score(layer, test.out_of_order, &score, 0, NULL, &e[0]));
-        clmoe_topk_args topk = {.struct_size = sizeof topk,
-                                .tokens = small.tokens,
-                                .weights = f->weights,
-                                .scores = scores,
-                                .ids = f->ids,
-                                .weights_out = f->weights_out,
-                                .live = live};
-        OK(clmoe_topk(layer, test.out_of_order, &topk, 1, &e[0], &e[1]));
-        clmoe_plan_args planning = {.struct_size = sizeof planning,
-                                    .tokens = small.tokens,
-                                    .ids = f->ids,
-                                    .pair_weights = f->weights_out,
-                                    .live = live,
-                                    .token_mask = f->token_mask,
-                                    .scratch = f->scratch,
-                                    .plan = plan};
-        OK(clmoe_plan(layer, test.out_of_order, &planning, 1, &e[1], &e[2]));
-        clmoe_dispatch_args dispatch = {sizeof dispatch, small.tokens, f->x, plan, xe};
-        OK(clmoe_dispatch(layer, test.out_of_order, &dispatch, 1, &e[2], &e[3]));
-        clmoe_experts_args experts = {sizeof experts, small.tokens, f->weights, {NULL, 0}, xe,
-                                      f->weights_out, plan,         f->scratch, ye};
-        OK(clmoe_experts(layer, test.out_of_order, &experts, 1, &e[3], &e[4]));
-        clmoe_combine_args combine = {.struct_size = sizeof combine, .tokens = small.tokens};
-        combine.weights = f->weights;
-        combine.x = f->x;
-        combine.ye = ye;
-        combine.pair_weights = f->weights_out;
-        combine.plan = plan;
-        combine.token_mask = f->token_mask;
-        combine.residual = f->residual;
-        combine.y = f->y;
-        OK(clmoe_combine(layer, test.out_of_order, &combine, 1, &e[4], &e[5]));
-        clmoe_stats_args stats = {.struct_size = sizeof stats,
-                                  .tokens = small.tokens,
-                                  .logits = f->logits,
-                                  .ids = f->ids,
-                                  .pair_weights = f->weights_out,
-                                  .plan = plan,
-                                  .live = live,
-                                  .token_mask = f->token_mask,
-                                  .scratch = f->scratch,
-                                  .stats = f->stats};
-        OK(clmoe_stats_compute(layer, test.out_of_order, &stats, 1, &e[2], &e[6]));
+        route_by_events(layer, &d.args, &at, e);
+        compute_by_events(layer, &d.args, &at, &e[2], e + 3);
         CL_OK(clFlush(test.out_of_order));
         for (size_t i = 0; i < COUNT_OF(e); i++)
             check_complete(e[i]);

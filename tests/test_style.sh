@@ -58,16 +58,32 @@ done
 # shellcheck disable=SC2046 # file names have no spaces
 complain "src/io needs no device but for the upload" \
     "$(search '#include "\.\./(context|program|launch|layer|gemm)' $(find src/io -name '*.[ch]'))"
-complain "steps meet in the pipeline only" \
-    "$(search '#include "(score|topk|plan|dispatch|experts|combine|stats|loss|noise|sums|reroute|rebalance|sinkhorn)\.[ch]"' $library)"
+
+# The calls of steps.h that one step's file makes to another's: CALLER>CALLED.
+allowed="score>noise score>two_level topk>expert_choice topk>sinkhorn topk>soft topk>two_level
+    topk>rebalance sinkhorn>topk plan>reroute sums>noise balance>sums balance>stats balance>loss
+    stats>balance loss>balance"
+calls=$(sed -nE 's/^(clmoe_status|uint32_t) ([a-z_0-9]+)\(.*/\2/p' src/steps.h | while read -r name; do
+    home=$(grep -lE "^[a-z].*\b$name\(" src/*.c)
+    for caller in $(grep -lE "^ +([^ */].*)?\b$name\(" src/*.c); do
+        [ "$(level "$caller")" != 4 ] || [ "$caller" = "$home" ] ||
+            echo "$(basename "$caller" .c)>$(basename "$home" .c)"
+    done
+done | sort -u)
+# shellcheck disable=SC2086,SC2116
+complain "steps meet in forward.c, but for the calls that $0 lists; this one is not among them" \
+    "$(for call in $calls; do case " $(echo $allowed) " in *" $call "*) ;; *) echo "$call" ;; esac; done)"
+# shellcheck disable=SC2086,SC2116
+complain "calls between steps that $0 lists, and nobody makes" \
+    "$(for call in $allowed; do case " $(echo $calls) " in *" $call "*) ;; *) echo "$call" ;; esac; done)"
 complain "the oracle shares nothing with src/" \
     "$(search '#include ".*(src/|status|context|launch|layer|gemm|steps)' tests/ref*)"
 
 # --- Who may do what ----------------------------------------------------------------------------
 # shellcheck disable=SC2046
 {
-    complain "only launch.c enqueues" \
-        "$(search '\bclEnqueue' $(without src/launch.c src/io/upload.c src/gemm/clblast.c))"
+    complain "only launch.c enqueues; and upload.c, which fills the buffers it makes" \
+        "$(search '\bclEnqueue' $(without src/launch.c src/io/upload.c))"
     complain "only program.c builds programs" \
         "$(search '\bcl(BuildProgram|CreateProgram|CompileProgram)' $(without src/program.c))"
 }
@@ -92,8 +108,8 @@ lengths=$(awk '
     start && !body && /\) \{$/ { body = 1 }
     /;$/ && !body { start = 0 }
     /^}/ { if (body) print FNR - start + 1, FILENAME ":" name; start = body = 0 }
-' $(printf '%s\n' $code) | sort -n)
-complain "functions of more than 100 lines" "$(printf '%s\n' "$lengths" | awk '$1 > 100')"
+' $(printf '%s\n' $code) cl/* bench/*.cl* | sort -n)
+complain "functions of more than 70 lines" "$(printf '%s\n' "$lengths" | awk '$1 > 70')"
 printf '%s\n' "$lengths" | grep ' src/' | awk '
     { n[NR] = $1; last = $0 }
     END { print "functions of src/: " NR ", lines median " n[int((NR + 1) / 2)] \
@@ -101,6 +117,16 @@ printf '%s\n' "$lengths" | grep ' src/' | awk '
 # shellcheck disable=SC2086
 printf 'largest file: %s\n' "$(wc -l $code cl/* | grep -v total | sort -n | tail -1 | xargs)"
 [ ! -e src/forward.c ] || printf 'forward.c: %s lines\n' "$(wc -l <src/forward.c)"
+
+# --- Kernels: layout ------------------------------------------------------------------------------
+complain "lines of cl/ over 100 columns" \
+    "$(awk 'length > 100 { print FILENAME ":" FNR }' cl/* bench/*.cl bench/*.clh)"
+words="Purpose Formula Arrays NDRange Limits Repeatability"
+complain "kernel files whose first comment is not: $(echo $words | sed 's/ /: ..., /g'): ..." \
+    "$(for file in cl/*.cl bench/*.cl; do
+        found=$(sed -n '\|^ \*/|q; s/^ \* \([A-Z][A-Za-z]*\): .*/\1/p' "$file" | xargs)
+        [ "$found" = "$words" ] || echo "$file: $found"
+    done)"
 
 # --- Format: only with the version that laid out the code ----------------------------------------
 format=$(command -v clang-format-14 || true)

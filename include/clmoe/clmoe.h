@@ -61,6 +61,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+/* Before 1.0 the ABI changes with the minor version; a struct of another size is refused. */
 #define CLMOE_VERSION_MAJOR 0
 #define CLMOE_VERSION_MINOR 1
 #define CLMOE_VERSION_PATCH 0

@@ -78,6 +78,7 @@ grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
 run 0 --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown
 expect "$tmp/out" "    clmoe-bench${device:+ $device} --case tiny --engine ref --step experts --tokens 37 --repeat 1 --markdown"
 grep -q '^| tiny | 37 | 6 | experts | ref | [0-9]' "$tmp/out" || fail "no row in markdown"
+grep -q '^clmoe [0-9.]*, commit [^ ]*; measured read' "$tmp/out" || fail "no commit in markdown"
 
 echo "== balance"
 run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balance,balance \
@@ -95,6 +96,10 @@ echo "== start times"
 run 0 --cold --case tiny --engine ref --repeat 1 --json "$tmp/rows.json"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for start in cold warm cached; do expect "$tmp/lines" "tiny 37 ref create_$start"; done
+
+echo "== memory"
+run 0 --memory --case tiny --tokens 37 --engine ref
+grep -q '^| tiny | 37 | ref | f32 | 0\.[0-9] | 0\.[0-9] | [0-9.]* | [0-9.]* + [0-9.]* |$' "$tmp/out" || fail "no memory"
 
 echo "== tile sizes"
 run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1

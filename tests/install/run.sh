@@ -41,15 +41,51 @@ $cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs --static c
     sed "s|-lclmoe|$libdir/libclmoe.a|") -o "$tmp/forward_static"
 "$tmp/forward_static"
 
-echo "== the README's example is of this program"
+echo "== as a part of another project: the library alone, and nothing to install"
+mkdir "$tmp/parent"
+cat >"$tmp/parent/CMakeLists.txt" <<END
+cmake_minimum_required(VERSION 3.22)
+project(parent LANGUAGES C)
+add_subdirectory($source clmoe)
+END
+cmake -S "$tmp/parent" -B "$tmp/parent/build" "-DCMAKE_C_COMPILER=$cc" "-DCMAKE_C_FLAGS=$cflags" >>"$tmp/log"
+cmake --build "$tmp/parent/build" --target help >"$tmp/targets"
+grep -q clmoe_static "$tmp/targets"
+if grep -E 'clmoe_(tool|bench)|forward|test_' "$tmp/targets" >&2; then exit 1; fi
+cmake --install "$tmp/parent/build" --prefix "$tmp/parent/prefix" >>"$tmp/log"
+[ ! -e "$tmp/parent/prefix" ] || {
+    find "$tmp/parent/prefix" >&2
+    exit 1
+}
+
+echo "== the README's example is of this program, whole between lines /* ... */"
 awk '
-    FNR == NR { if (/^```/) inside = /^```c$/; else if (inside && NF) quoted[++n] = $0; next }
-    $0 == quoted[at + 1] { at++ }
-    END { if (at < n) { print "README.md, not in forward.c: " quoted[at + 1]; exit 1 } }
+    FNR == NR {
+        if (/^```/) { inside = /^```c$/; gap = 1 }
+        else if (inside && /^ *\/\* \.\.\. \*\/$/) gap = 1
+        else if (inside && NF) { quoted[++n] = $0; after_gap[n] = gap; gap = 0 }
+        next
+    }
+    !NF { next }
+    at < n && $0 == quoted[at + 1] { at++; next }
+    at < n && !after_gap[at + 1] && !bad { bad = "after \"" quoted[at] "\" without: " $0 }
+    END {
+        if (!n) bad = "no example"
+        if (!bad && at < n) bad = "not in forward.c: " quoted[at + 1]
+        if (bad) { print "README.md: " bad; exit 1 }
+    }
 ' "$source/README.md" "$source/examples/forward.c" >&2
 
 echo "== the installed tool"
 "$prefix/bin/clmoe" --version
+
+echo "== the ABI's name"
+version=$(pkg-config --modversion clmoe)
+[ -e "$libdir/libclmoe.so.${version%.*}" ] || {
+    ls "$libdir" >&2
+    echo "no libclmoe.so.${version%.*}: before 1.0 the ABI changes with the minor version" >&2
+    exit 1
+}
 
 echo "== exported names"
 for library in "$libdir/libclmoe.so" "$libdir/libclmoe.a"; do
