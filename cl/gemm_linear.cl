@@ -1,6 +1,6 @@
 /*
- * Purpose: dense linear GEMM of few outputs, as a router's: the slices of a sum over k are made side
- *          by side, so that they fill a device.
+ * Purpose: dense linear GEMM of few outputs, as a router's: the slices of a sum over k are made
+ *          side by side, so that they fill a device.
  * Formula: as gemm_ref.cl; the sum is (slice 0 + slice 1) + ...
  * Arrays: as in gemm.clh; tile_expert and token_of are NULL, w_col is 1.
  * NDRange: (ceil(slots / ROWS), ceil(n / COLUMNS)) groups of ITEMS x LINEAR_SLICES work-items; each

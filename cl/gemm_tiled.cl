@@ -1,6 +1,6 @@
 /*
- * Purpose: Grouped GEMM for GPUs: a work-group computes ROWS rows by COLUMNS columns of two matrices
- *          of W through local memory. All experts in one launch.
+ * Purpose: Grouped GEMM for GPUs: a work-group computes ROWS rows by COLUMNS columns of two
+ *          matrices of W through local memory. All experts in one launch.
  * Formula: as gemm_ref.cl. Gated: the two matrices are gate and up of the same columns. Else:
  *          COLUMNS neighbouring columns each of the one matrix. LINEAR: slices as gemm_linear.cl.
  * Arrays: as in gemm.clh.
@@ -115,17 +115,19 @@ static inline void read_total(__local const float4 *total, float4 *sum) {
 }
 #endif
 
-/* Stores ITEM columns of C of one row, from `column` on. */
-static inline void store(const problem *p, int expert, uint slot, uint column, float4 gate_sums,
+/* Stores ITEM columns of C of row `slot`, from `column` on. */
+static inline void store(const problem *p, const rows *r, uint slot, uint column, float4 gate_sums,
                          float4 up_sums) {
     float gate[ITEM], up[ITEM];
+    if (slot >= r->end)
+        return;
     const float weight = row_weight_of(p, slot);
     vstore4(gate_sums, 0, gate);
     vstore4(up_sums, 0, up);
     for (uint i = 0; i < ITEM && column + i < p->n; ++i)
         STORE(C,
-              gemm_output(p, gate[i], bias_at(p, p->gate_bias, expert, column + i), up[i],
-                          bias_at(p, p->up_bias, expert, column + i), weight),
+              gemm_output(p, gate[i], bias_at(p, p->gate_bias, r->expert, column + i), up[i],
+                          bias_at(p, p->up_bias, r->expert, column + i), weight),
               p->c + (ulong)slot * p->n + column + i);
 }
 
@@ -189,12 +191,13 @@ void gemm_tiled(GEMM_PARAMETERS) {
     read_total(total0, sum0);
     read_total(total1, sum1);
 #endif
-    for (uint i = 0, slot = r.first + y * ITEM; i < ITEM && slot < r.end; ++i, ++slot) {
+    UNROLL for (uint i = 0; i < ITEM; ++i) {
+        const uint slot = r.first + y * ITEM + i;
 #if GATED
-        store(&p, r.expert, slot, first + x * ITEM, sum0[i], sum1[i]);
+        store(&p, &r, slot, first + x * ITEM, sum0[i], sum1[i]);
 #else
-        store(&p, r.expert, slot, first + x * ITEM, 0.0f, sum0[i]);
-        store(&p, r.expert, slot, second + x * ITEM, 0.0f, sum1[i]);
+        store(&p, &r, slot, first + x * ITEM, 0.0f, sum0[i]);
+        store(&p, &r, slot, second + x * ITEM, 0.0f, sum1[i]);
 #endif
     }
 }
