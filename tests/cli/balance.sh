@@ -9,7 +9,7 @@ balance() {
     code=$1 model=$2
     shift 2
     # shellcheck disable=SC2046,SC2086
-    run_exit "$code" balance $(block_args "$model" model.layers.0.mlp) "$@" $device
+    run_exit "$code" balance $(block_args "$model" model.layers.0.mlp) $device "$@"
 }
 
 # column N: that column of the CSV file, without its title.
