@@ -103,6 +103,11 @@ static inline void clear(float4 *sum) {
 
 #if LINEAR
 /* A work-item's sums of the slices before, in local memory: registers are for the current one. */
+static inline void clear_totals(__local float4 *totals) {
+    for (uint i = 0; i < 2 * ITEM; ++i)
+        totals[i * ITEMS] = 0.0f;
+}
+
 static inline void add_slice(__local float4 *total, float4 *sum) {
     UNROLL for (uint i = 0; i < ITEM; ++i)
         total[i * ITEMS] += sum[i];
@@ -115,19 +120,17 @@ static inline void read_total(__local const float4 *total, float4 *sum) {
 }
 #endif
 
-/* Stores ITEM columns of C of row `slot`, from `column` on. */
-static inline void store(const problem *p, const rows *r, uint slot, uint column, float4 gate_sums,
+/* Stores ITEM columns of C of one row, from `column` on. */
+static inline void store(const problem *p, int expert, uint slot, uint column, float4 gate_sums,
                          float4 up_sums) {
     float gate[ITEM], up[ITEM];
-    if (slot >= r->end)
-        return;
     const float weight = row_weight_of(p, slot);
     vstore4(gate_sums, 0, gate);
     vstore4(up_sums, 0, up);
     for (uint i = 0; i < ITEM && column + i < p->n; ++i)
         STORE(C,
-              gemm_output(p, gate[i], bias_at(p, p->gate_bias, r->expert, column + i), up[i],
-                          bias_at(p, p->up_bias, r->expert, column + i), weight),
+              gemm_output(p, gate[i], bias_at(p, p->gate_bias, expert, column + i), up[i],
+                          bias_at(p, p->up_bias, expert, column + i), weight),
               p->c + (ulong)slot * p->n + column + i);
 }
 
@@ -156,8 +159,7 @@ void gemm_tiled(GEMM_PARAMETERS) {
 #if LINEAR
     __local float4 *const total0 = totals + item, *const total1 = total0 + ITEM * ITEMS;
     const uint slice = linear_slice(k);
-    for (uint i = 0; i < 2 * ITEM; ++i)
-        total0[i * ITEMS] = 0.0f;
+    clear_totals(total0);
 #endif
     float next_a[A_LOADS], next_w0[W_LOADS], next_w1[W_LOADS];
     load_a(&p, a_rows, item, 0, next_a);
@@ -193,11 +195,13 @@ void gemm_tiled(GEMM_PARAMETERS) {
 #endif
     UNROLL for (uint i = 0; i < ITEM; ++i) {
         const uint slot = r.first + y * ITEM + i;
+        if (slot >= r.end)
+            continue;
 #if GATED
-        store(&p, &r, slot, first + x * ITEM, sum0[i], sum1[i]);
+        store(&p, r.expert, slot, first + x * ITEM, sum0[i], sum1[i]);
 #else
-        store(&p, &r, slot, first + x * ITEM, 0.0f, sum0[i]);
-        store(&p, &r, slot, second + x * ITEM, 0.0f, sum1[i]);
+        store(&p, r.expert, slot, first + x * ITEM, 0.0f, sum0[i]);
+        store(&p, r.expert, slot, second + x * ITEM, 0.0f, sum1[i]);
 #endif
     }
 }
