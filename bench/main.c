@@ -26,9 +26,9 @@ static clmoe_status add_roofline_row(bench_rows *rows, const bench_device *devic
     return rows_add(rows, &row);
 }
 
-static clmoe_status add_roofline(bench_rows *rows, bench_device *device) {
+static clmoe_status add_roofline(bench_rows *rows, bench_device *device, uint32_t repeat) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(roofline_measure(device));
+    TRY(roofline_measure(device, repeat));
     TRY(add_roofline_row(rows, device, "read", device->read_gbs, 0));
     TRY(add_roofline_row(rows, device, "copy", device->copy_gbs, 0));
     TRY(add_roofline_row(rows, device, "fma", 0, device->fma_gflops));
@@ -58,7 +58,7 @@ static clmoe_status measure(const bench_options *options, bench_rows *rows) {
     TRY(device_open(options->device, &device));
     TRY(engines_choose(options, &device, &m.engines));
     TRY(device_prepare(&device));
-    TRY(add_roofline(&m.rows, &device));
+    TRY(add_roofline(&m.rows, &device, m.options->repeat));
     const size_t before = m.rows.count;
     TRY(measure_cases(&m));
     if (m.rows.count == before)

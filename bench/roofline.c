@@ -8,8 +8,9 @@ enum { CHAINS = 12 }; /* of roofline.cl */
 /* Launches in a row: on a GPU one alone is too short for the host's clock. */
 enum { GPU_LAUNCHES = 10 };
 
-/* Long enough to meet a quiet moment. */
+/* Long enough to meet a quiet moment, where rows are measured often enough for one, too. */
 #define RATE_MS 500.0
+enum { RATE_RUNS = 5 };
 
 /* Well over any cache. */
 #define GPU_BYTES ((size_t)1 << 30)
@@ -22,6 +23,7 @@ typedef struct roofline {
     const bench_device *device;
     size_t group, groups, vector; /* work-items; groups; floats per vector */
     size_t bytes;                 /* of each array */
+    double rate_ms;               /* that a rate is measured for */
     cl_mem in, out;
     cl_kernel copy, read, fma;
 } roofline;
@@ -104,7 +106,7 @@ static clmoe_status best_rate(roofline *r, cl_kernel kernel, double work, double
     const int launches = r->device->cpu ? 1 : GPU_LAUNCHES;
     const double start = host_ms();
     *rate = 0;
-    for (int i = 0; i <= LEAST_RUNS || host_ms() - start < RATE_MS; i++) {
+    for (int i = 0; i <= LEAST_RUNS || host_ms() - start < r->rate_ms; i++) {
         TRY(CL(clFinish(r->device->queue)));
         const double begin = host_ms();
         for (int j = 0; j < launches; j++)
@@ -118,9 +120,10 @@ done:
     return status;
 }
 
-clmoe_status roofline_measure(bench_device *device) {
+clmoe_status roofline_measure(bench_device *device, uint32_t repeat) {
     clmoe_status status = CLMOE_SUCCESS;
-    roofline r = {.device = device};
+    const double runs = repeat < RATE_RUNS ? repeat : RATE_RUNS;
+    roofline r = {.device = device, .rate_ms = RATE_MS * runs / RATE_RUNS};
     const cl_uint count = device->cpu ? FMA_COUNT_CPU : FMA_COUNT;
     TRY(create(&r));
     TRY(set_stream(&r, r.copy));

@@ -4,8 +4,9 @@
 
 #include "device.h"
 
-/* Fills read_gbs, copy_gbs (bytes read and written) and fma_gflops. */
-clmoe_status roofline_measure(bench_device *device);
+/* Fills read_gbs, copy_gbs (bytes read and written) and fma_gflops; quicker where rows are measured
+ * fewer than five times. */
+clmoe_status roofline_measure(bench_device *device, uint32_t repeat);
 
 /* The least milliseconds that so many bytes and operations take. */
 double roofline_ms(const bench_device *device, double bytes, double flops);

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Capacity factors 1 and 0.5 on the bundled checkpoints, and 0 (dropless) on one, as checkpoints.sh has
-# them all without a capacity: every pair is kept or dropped, and every engine, where there are two,
+# Capacity factor 0.5 on the bundled checkpoints, with more than two engines 1 too, and on one also 0
+# (dropless), as checkpoints.sh has them all without a capacity: every pair is kept or dropped, and every engine, where there are two,
 # gives the same result. Usage: capacity.sh COMPARE ENGINE...
 set -eu
 . "$(dirname "$0")/lib.sh"
@@ -20,8 +20,9 @@ check_counts() {
 for directory in "$DATA"/*/; do
     model=$(basename "$directory")
     block=$(recorded_blocks "$model" | head -1)
-    factors="1.0 0.5"
-    [ "$model" != mixtral ] || factors="$factors 0"
+    factors=0.5
+    [ $# -le 2 ] || factors="1.0 0.5"
+    [ "$model" != mixtral ] || factors="1.0 0.5 0"
     for factor in $factors; do
         counts=
         for engine in $engines; do
