@@ -136,7 +136,7 @@ static void release_weights(void *weights) {
 
 static clmoe_checkpoint *open_family(const char *family) {
     clmoe_checkpoint *checkpoint;
-    OK(clmoe_checkpoint_open(family_directory(family), &checkpoint));
+    OK(clmoe_checkpoint_open(family_directory(family), NULL, &checkpoint));
     clean_later(close_checkpoint, checkpoint);
     return checkpoint;
 }

@@ -155,7 +155,7 @@ static family *open_family(const char *name) {
     clmoe_checkpoint *checkpoint;
     family *f = HOST(family, 1);
     snprintf(directory, sizeof directory, "%s/checkpoints/%s", TEST_DATA, name);
-    OK(clmoe_checkpoint_open(directory, &checkpoint));
+    OK(clmoe_checkpoint_open(directory, NULL, &checkpoint));
     clean_later(close_checkpoint, checkpoint);
     OK(clmoe_checkpoint_layer(checkpoint, 0, &f->desc));
     f->desc.engine = "ref";

@@ -90,7 +90,7 @@ static void run_family(const char *directory, clmoe_type type) {
     device_batch d = {0};
     clmoe_checkpoint *checkpoint = NULL;
     clmoe_weights *weights = HOST(clmoe_weights, 1);
-    OK(clmoe_checkpoint_open(directory, &checkpoint));
+    OK(clmoe_checkpoint_open(directory, NULL, &checkpoint));
     OK(clmoe_checkpoint_layer(checkpoint, 0, &b.desc));
     b.desc.type = b.desc.weight_type = type;
     clean_later(release_weights, weights);

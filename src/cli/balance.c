@@ -23,6 +23,8 @@ static const char usage[] =
     "  --tensor NAME        its tensor to route, [T,D] or [B,S,D]\n"
     "\n"
     "Options:\n"
+    "  --assume FAMILY      for a model_type that clmoe does not know: the one whose rules it\n"
+    "                       follows, or pattern: what the names of its tensors point to\n"
     "  --controller C       bias (default): b += G * sign(mean load - load); proportional:\n"
     "                       b += G * (mean load - load) / mean load; none\n"
     "  --gamma G            the rate G (default 0.001)\n"
@@ -38,7 +40,7 @@ static const char usage[] =
 enum { CHART_ROWS = 12, LABEL_COLUMNS = 10, MAX_STEPS = 1000000 };
 
 typedef struct balance_options {
-    const char *model, *input, *tensor, *csv;
+    const char *model, *assume, *input, *tensor, *csv;
     clmoe_bias_rule rule;
     uint32_t layer, device, steps;
     double gamma;
@@ -74,6 +76,7 @@ typedef struct balance_session {
 
 enum {
     OPT_LAYER = 256,
+    OPT_ASSUME,
     OPT_INPUT,
     OPT_TENSOR,
     OPT_CONTROLLER,
@@ -87,6 +90,7 @@ enum {
 
 static const struct option long_options[] = {
     {"layer", required_argument, NULL, OPT_LAYER},
+    {"assume", required_argument, NULL, OPT_ASSUME},
     {"input", required_argument, NULL, OPT_INPUT},
     {"tensor", required_argument, NULL, OPT_TENSOR},
     {"controller", required_argument, NULL, OPT_CONTROLLER},
@@ -119,6 +123,9 @@ static clmoe_status parse_option(balance_options *o, int option, char **argv) {
     case OPT_LAYER:
         o->layer_given = true;
         return parse_u32("--layer", optarg, 0, UINT32_MAX, &o->layer);
+    case OPT_ASSUME:
+        o->assume = optarg;
+        return CLMOE_SUCCESS;
     case OPT_INPUT:
         o->input = optarg;
         return CLMOE_SUCCESS;
@@ -189,7 +196,7 @@ static clmoe_buf place(const balance_session *s, buffer_id id) {
 
 static clmoe_status read_files(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(clmoe_checkpoint_open(o->model, &s->checkpoint));
+    TRY(open_model(o->model, o->assume, &s->checkpoint));
     TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
     TRY(safetensors_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->tokens, &s->x));
@@ -360,7 +367,9 @@ static void print_report(const balance_options *o, const balance_session *s) {
     for (uint32_t i = 1; i < o->steps; i++)
         if (s->steps[i].max_violation < s->steps[least].max_violation)
             least = i;
-    printf("%s layer %u on %s\n", clmoe_checkpoint_model_type(s->checkpoint), (unsigned)o->layer,
+    const char *assumed = clmoe_checkpoint_assumed(s->checkpoint, o->layer);
+    printf("%s layer %u%s%s on %s\n", clmoe_checkpoint_model_type(s->checkpoint),
+           (unsigned)o->layer, assumed ? ", taken for " : "", assumed ? assumed : "",
            s->device.name);
     printf("routing   %u tokens, %u experts, top %u; controller %s, gamma %g\n",
            (unsigned)s->tokens, (unsigned)s->desc.num_experts, (unsigned)s->desc.top_k,

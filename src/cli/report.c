@@ -64,7 +64,8 @@ static void print_load(const clmoe_stats *stats, uint32_t experts) {
 static void print_head(const run_report *r) {
     const clmoe_layer_desc *desc = r->desc;
     const char *model = r->model_type[0] != '\0' ? r->model_type : "no model_type";
-    printf("model     %s, layer %u\n", model, (unsigned)r->layer);
+    printf("model     %s, layer %u%s%s\n", model, (unsigned)r->layer,
+           r->assumed ? ", taken for " : "", r->assumed ? r->assumed : "");
     printf("layer     E %u experts, K %u per token, D %u, H %u", (unsigned)desc->num_experts,
            (unsigned)desc->top_k, (unsigned)desc->dim, (unsigned)desc->experts.hidden_dim);
     if (desc->num_identity_experts > 0)
@@ -163,6 +164,7 @@ static json_t *json_times(const batch_times *times) {
 static void set_layer(json_t *object, const run_report *r) {
     const clmoe_layer_desc *desc = r->desc;
     json_object_set_new(object, "model_type", json_string(r->model_type));
+    json_object_set_new(object, "assumed", r->assumed ? json_string(r->assumed) : json_null());
     json_object_set_new(object, "layer", json_integer(r->layer));
     json_object_set_new(object, "device", json_string(r->device));
     json_object_set_new(object, "engine", json_string(r->engine));

@@ -6,6 +6,7 @@
 
 typedef struct run_report {
     const char *model_type;
+    const char *assumed; /* what it was taken for, or NULL */
     uint32_t layer;
     char device[256];
     const char *engine;

@@ -22,6 +22,8 @@ static const char usage[] =
     "  --tensor NAME        its tensor to run on, [T,D] or [B,S,D]\n"
     "\n"
     "Options:\n"
+    "  --assume FAMILY      for a model_type that clmoe does not know: the one whose rules it\n"
+    "                       follows, or pattern: what the names of its tensors point to\n"
     "  --output FILE        writes the result to a new safetensors file as tensor y [T,D]\n"
     "  --expect NAME        compares the result with this tensor of the input file\n"
     "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5; f16 2e-3,\n"
@@ -43,7 +45,7 @@ static const char usage[] =
 enum { MAX_RUN_LOSSES = 16 }; /* as many as clmoe_forward() takes */
 
 typedef struct run_options {
-    const char *model, *input, *tensor, *output, *expect, *engine;
+    const char *model, *assume, *input, *tensor, *output, *expect, *engine;
     uint32_t layer, device, repeat;
     clmoe_type dtype;
     double tolerance, capacity_factor;
@@ -71,6 +73,7 @@ typedef enum parse_result { PARSE_RUN, PARSE_STOP, PARSE_BAD } parse_result;
 
 enum {
     OPT_LAYER = 256,
+    OPT_ASSUME,
     OPT_INPUT,
     OPT_TENSOR,
     OPT_OUTPUT,
@@ -90,6 +93,7 @@ enum {
 
 static const struct option long_options[] = {
     {"layer", required_argument, NULL, OPT_LAYER},
+    {"assume", required_argument, NULL, OPT_ASSUME},
     {"input", required_argument, NULL, OPT_INPUT},
     {"tensor", required_argument, NULL, OPT_TENSOR},
     {"output", required_argument, NULL, OPT_OUTPUT},
@@ -164,6 +168,9 @@ static double default_tolerance(clmoe_type type) {
 
 static clmoe_status parse_option(run_options *o, int option, char **argv) {
     switch (option) {
+    case OPT_ASSUME:
+        o->assume = optarg;
+        return CLMOE_SUCCESS;
     case OPT_INPUT:
         o->input = optarg;
         return CLMOE_SUCCESS;
@@ -252,7 +259,7 @@ static parse_result parse_options(run_options *o, int argc, char **argv) {
 static clmoe_status read_files(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     uint32_t expected = 0;
-    TRY(clmoe_checkpoint_open(o->model, &s->checkpoint));
+    TRY(open_model(o->model, o->assume, &s->checkpoint));
     TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
     s->desc.engine = o->engine;
     s->desc.type = s->desc.weight_type = o->dtype;
@@ -307,6 +314,7 @@ done:
 static clmoe_status print_report(const run_options *o, run_session *s) {
     run_report *report = &s->report;
     report->model_type = clmoe_checkpoint_model_type(s->checkpoint);
+    report->assumed = clmoe_checkpoint_assumed(s->checkpoint, o->layer);
     report->layer = o->layer;
     report->engine = clmoe_layer_engine(s->layer);
     report->desc = &s->desc;

@@ -11,6 +11,13 @@ static void keep_log(const char *message, void *user) {
     *log = strdup(message);
 }
 
+clmoe_status open_model(const char *directory, const char *assume, clmoe_checkpoint **out) {
+    clmoe_checkpoint_options options;
+    clmoe_checkpoint_options_init(&options);
+    options.assume = assume;
+    return clmoe_checkpoint_open(directory, &options, out);
+}
+
 clmoe_status session_open(device_session *s, const uint32_t *index, bool cache) {
     clmoe_status status = CLMOE_SUCCESS;
     device_list list;

@@ -19,4 +19,7 @@ clmoe_status session_open(device_session *s, const uint32_t *index, bool cache);
 /* Allowed on what session_open() left after an error. */
 void session_close(device_session *s);
 
+/* Opens a model directory; `assume` is the value of --assume, or NULL. */
+clmoe_status open_model(const char *directory, const char *assume, clmoe_checkpoint **out);
+
 #endif

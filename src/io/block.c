@@ -4,6 +4,56 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* ---- The family ----------------------------------------------------------------------------- */
+
+/* CLMOE_UNSUPPORTED for a family, or a feature, that clmoe lacks. */
+static clmoe_status check_features(const config *c) {
+    const char *types[] = {config_text_type(c), config_model_type(c)};
+    for (size_t i = 0; i < 2; i++) {
+        const char *feature = family_unsupported(types[i]);
+        if (feature != NULL)
+            return fail(CLMOE_UNSUPPORTED, "%s: model_type '%s' has %s, which clmoe does not have",
+                        config_path(c), types[i], feature);
+    }
+    return config_check_features(c);
+}
+
+/* `known`: the family of config.json's own model_type, or NULL. */
+static clmoe_status check_assumption(const config *c, const family *known, const char *assume) {
+    const char *type = config_model_type(c);
+    if (assume == NULL && known == NULL)
+        return fail(CLMOE_UNSUPPORTED,
+                    "%s: model_type '%s' is not known; if it computes what a known one does, say "
+                    "which by options.assume (clmoe --assume), or 'pattern' to go by its tensors",
+                    config_path(c), type);
+    if (assume == NULL || (known != NULL && family_find(assume) == known))
+        return CLMOE_SUCCESS;
+    if (known != NULL)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "assume is '%s', but %s has model_type '%s', which is known and needs none",
+                    assume, config_path(c), type);
+    if (family_find(assume) == NULL && strcmp(assume, FAMILY_PATTERN) != 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "assume is '%s', which is neither a model_type that "
+                    "clmoe knows nor '%s'",
+                    assume, FAMILY_PATTERN);
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status checkpoint_choose_family(clmoe_checkpoint *c, const char *assume) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_features(c->config));
+    c->family = family_find(config_text_type(c->config));
+    if (c->family == NULL)
+        c->family = family_find(config_model_type(c->config));
+    TRY(check_assumption(c->config, c->family, assume));
+    c->assumed = c->family == NULL;
+    if (c->assumed)
+        c->family = family_find(assume);
+done:
+    return status;
+}
+
 /* ---- Finding -------------------------------------------------------------------------------- */
 
 /* Finds the one prefix "...layers.N.mlp." under which there are experts. */
@@ -63,25 +113,10 @@ static bool has_select_bias(const block *b) {
     return false;
 }
 
-static clmoe_status check_family(const config *c) {
-    const char *types[] = {config_text_type(c), config_model_type(c)};
-    for (size_t i = 0; i < 2; i++) {
-        const char *feature = family_unsupported(types[i]);
-        if (feature != NULL)
-            return fail(CLMOE_UNSUPPORTED, "%s: model_type '%s' has %s, which clmoe does not have",
-                        config_path(c), types[i], feature);
-    }
-    return config_check_features(c);
-}
-
-static const family *find_family(const block *b) {
-    const config *c = b->checkpoint->config;
-    const family *found = family_find(config_text_type(c));
-    if (found == NULL)
-        found = family_find(config_model_type(c));
-    if (found == NULL)
-        found = family_deduce(bears_mark, b, has_select_bias(b), config_has(c, FIELD_TOPK_METHOD));
-    return found;
+/* Whose rules hold where the tensors and fields tell. */
+static const family *deduce_family(const block *b) {
+    return family_deduce(bears_mark, b, has_select_bias(b),
+                         config_has(b->checkpoint->config, FIELD_TOPK_METHOD));
 }
 
 clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b) {
@@ -89,11 +124,22 @@ clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b) {
     memset(b, 0, sizeof *b);
     b->checkpoint = c;
     b->layer = layer;
-    TRY(check_family(c->config));
     TRY(find_prefix(c, b));
-    b->family = find_family(b);
+    b->family = c->family ? c->family : deduce_family(b);
 done:
     return status;
+}
+
+const char *clmoe_checkpoint_assumed(const clmoe_checkpoint *checkpoint, uint32_t layer) {
+    block b;
+    if (checkpoint == NULL || !checkpoint->assumed)
+        return NULL;
+    const error_sentence kept = error_keep();
+    clmoe_status status = block_find(checkpoint, layer, &b);
+    error_put_back(&kept);
+    if (status != CLMOE_SUCCESS)
+        return NULL;
+    return b.family->deduced ? FAMILY_PATTERN : b.family->model_type;
 }
 
 /* ---- Collecting ----------------------------------------------------------------------------- */

@@ -139,11 +139,20 @@ done:
     return status;
 }
 
-clmoe_status clmoe_checkpoint_open(const char *directory, clmoe_checkpoint **out) {
+void clmoe_checkpoint_options_init(clmoe_checkpoint_options *options) {
+    *options = (clmoe_checkpoint_options){.struct_size = sizeof *options};
+}
+
+clmoe_status clmoe_checkpoint_open(const char *directory, const clmoe_checkpoint_options *options,
+                                   clmoe_checkpoint **out) {
     clmoe_status status = CLMOE_SUCCESS;
     char *path = NULL;
     if (directory == NULL || out == NULL)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", directory ? "out" : "directory");
+    if (options != NULL && options->struct_size != sizeof *options)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "options.struct_size is %zu, but this library knows %zu", options->struct_size,
+                    sizeof *options);
     *out = NULL;
     clmoe_checkpoint *c = calloc(1, sizeof *c);
     if (c == NULL || (c->directory = malloc(strlen(directory) + 1)) == NULL)
@@ -153,6 +162,7 @@ clmoe_status clmoe_checkpoint_open(const char *directory, clmoe_checkpoint **out
     if (path == NULL)
         TRY(CLMOE_OUT_OF_MEMORY);
     TRY(config_open(path, &c->config));
+    TRY(checkpoint_choose_family(c, options ? options->assume : NULL));
     TRY(open_tensors(c));
     *out = c;
     c = NULL;

@@ -14,6 +14,8 @@ typedef struct file_tensor {
 struct clmoe_checkpoint {
     char *directory;
     config *config;
+    const family *family; /* whose rules hold; NULL: each block's own tensors tell */
+    bool assumed;         /* `family` is an assumption of the caller's */
     safetensors **files;
     size_t num_files;
     file_tensor *tensors; /* of all files, sorted by name */
@@ -25,6 +27,12 @@ size_t checkpoint_lower_bound(const clmoe_checkpoint *c, const char *name);
 
 /* The tensor of that name, or NULL. */
 const file_tensor *checkpoint_find(const clmoe_checkpoint *c, const char *name);
+
+/*
+ * Decides whose rules hold, by config.json and the caller's assumption, or NULL. Errors:
+ * CLMOE_UNSUPPORTED, CLMOE_INVALID_ARGUMENT.
+ */
+clmoe_status checkpoint_choose_family(clmoe_checkpoint *c, const char *assume);
 
 /* ---- The MoE block of a layer, block.c ------------------------------------------------------ */
 
@@ -46,7 +54,7 @@ typedef struct block {
     block_role roles[ROLE_COUNT];
 } block;
 
-/* Finds the block of a layer and its family. CLMOE_BAD_FILE: the layer has none. */
+/* Finds the block of a layer and whose rules hold. CLMOE_BAD_FILE: the layer has none. */
 clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b);
 
 /*

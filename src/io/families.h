@@ -48,6 +48,9 @@ typedef struct family {
     uint32_t experts, top_k; /* defaults; 0: the file must say */
 } family;
 
+/* As an assumption about a model_type outside the table: family_deduce() decides. */
+#define FAMILY_PATTERN "pattern"
+
 /* The row of a model_type, "_text" ignored at its end; NULL if there is none. */
 const family *family_find(const char *model_type);
 

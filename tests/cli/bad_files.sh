@@ -5,10 +5,11 @@ set -eu
 good=$DATA/qwen3_moe
 x=model.layers.0.mlp.x
 model=$tmp/model
+assume=
 
 # expect_bad PATTERN...: clmoe run refuses $model, or $input, and the sentence has the patterns.
 expect_bad() {
-    run_exit 2 run "$model" --layer 0 --input "$input" --tensor $x
+    run_exit 2 run "$model" --layer 0 --input "$input" --tensor $x ${assume:+--assume "$assume"}
     [ "$(wc -l <"$tmp/err")" = 1 ] || complain "not one sentence for: $*"
     [ ! -s "$tmp/out" ] || complain "output on stdout for: $*"
     for pattern in "$@"; do
@@ -80,11 +81,18 @@ config 's/"num_local_experts": 16/"num_local_experts": 15/'; expect_bad "$model"
 config 's/"num_experts_per_tok": 4/"num_experts_per_tok": 17/'; expect_bad 17 16
 config 's/"num_experts_per_tok": 4/"num_experts_per_tok": -4/'; expect_bad config.json num_experts_per_tok
 config 's/"num_experts_per_tok": 4/"num_experts_per_tok": 0/'; expect_bad num_experts_per_tok
+assume=pattern
 config '/num_experts_per_tok/d; s/"qwen3_moe"/"a_new_moe"/'; expect_bad config.json num_experts_per_tok
+assume=
 config 's/"hidden_size": 48/"hidden_size": 47/'; expect_bad "$model"
 config 's/"hidden_act": "silu"/"hidden_act": "snake"/'; expect_bad config.json hidden_act snake
 config 's/"model_type": "qwen3_moe"/"model_type": "a_new_moe"/; /norm_topk_prob/d'
+expect_bad config.json a_new_moe --assume
+assume=pattern
 expect_bad config.json a_new_moe norm_topk_prob
+assume=qwen3
+expect_bad "assume is 'qwen3'"
+assume=
 config '$d'; expect_bad config.json
 reset_model; : >"$model/config.json"; expect_bad config.json
 reset_model; rm "$model/config.json"; expect_bad config.json

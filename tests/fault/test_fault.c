@@ -26,7 +26,7 @@ enum { FEW = 61, SKIPPED = 77 };
 static clmoe_status run_open(rig *r) {
     char path[1024];
     snprintf(path, sizeof path, TEST_DATA "/checkpoints/%s", r->model);
-    clmoe_status status = clmoe_checkpoint_open(path, &r->checkpoint);
+    clmoe_status status = clmoe_checkpoint_open(path, NULL, &r->checkpoint);
     CHECK((status == CLMOE_SUCCESS) == (r->checkpoint != NULL), "a handle of a failed open\n");
     return status;
 }

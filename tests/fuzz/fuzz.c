@@ -65,12 +65,18 @@ void fuzz_copy(const char *seed, const char *name) {
     fuzz_write(name, content, size);
 }
 
-void fuzz_checkpoint(void) {
+static void describe(const char *assume) {
     clmoe_checkpoint *checkpoint = NULL;
     clmoe_layer_desc desc;
-    if (clmoe_checkpoint_open(fuzz_directory(), &checkpoint) != CLMOE_SUCCESS)
+    const clmoe_checkpoint_options options = {.struct_size = sizeof options, .assume = assume};
+    if (clmoe_checkpoint_open(fuzz_directory(), &options, &checkpoint) != CLMOE_SUCCESS)
         return;
     for (uint32_t layer = 0; layer < LAYERS; layer++)
         clmoe_checkpoint_layer(checkpoint, layer, &desc);
     clmoe_checkpoint_close(checkpoint);
+}
+
+void fuzz_checkpoint(void) {
+    describe(NULL);
+    describe("pattern");
 }

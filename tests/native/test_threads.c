@@ -117,7 +117,7 @@ static void *open_and_describe(void *opaque) {
     for (int round = 0; round < ROUNDS && *status == CLMOE_SUCCESS; round++) {
         clmoe_checkpoint *checkpoint = NULL;
         clmoe_layer_desc desc;
-        *status = clmoe_checkpoint_open(TEST_DATA "/checkpoints/qwen2_moe", &checkpoint);
+        *status = clmoe_checkpoint_open(TEST_DATA "/checkpoints/qwen2_moe", NULL, &checkpoint);
         if (*status == CLMOE_SUCCESS)
             *status = clmoe_checkpoint_layer(checkpoint, 0, &desc);
         clmoe_checkpoint_close(checkpoint);
