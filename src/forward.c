@@ -53,6 +53,7 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                               .scores = b->scores,
                               .state = in->state,
                               .scratch = in->scratch};
+    launch_step(chain, "score");
     TRY(step_score(layer, chain, &score));
     clmoe_topk_args topk = {.tokens = in->tokens,
                             .weights = in->weights,
@@ -64,6 +65,7 @@ static clmoe_status route(const clmoe_layer *layer, launch *chain, const batch *
                             .token_mask = in->token_mask,
                             .state = in->state,
                             .scratch = in->scratch};
+    launch_step(chain, "topk");
     TRY(step_topk(layer, chain, &topk));
 done:
     return status;
@@ -83,6 +85,7 @@ static clmoe_status plan(const clmoe_layer *layer, launch *chain, const batch *b
                             .weights = in->weights,
                             .scratch = in->scratch,
                             .plan = b->plan};
+    launch_step(chain, "plan");
     TRY(step_plan(layer, chain, &args));
     if (layer->desc.router.renorm_after_drop && !in->ids_in.mem)
         TRY(step_plan_renorm(layer, chain, in->tokens, in->weights, b->ids, b->plan,
@@ -94,6 +97,7 @@ done:
 static clmoe_status experts(const clmoe_layer *layer, launch *chain, const batch *b) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_forward_args *in = b->in;
+    launch_step(chain, "dispatch"); /* jitter included */
     if (b->jitter_experts && (in->logits_in.mem || in->ids_in.mem))
         TRY(step_jitter(layer, chain, in->tokens, in->x, in->state, in->scratch));
     if (b->xe.mem) {
@@ -109,6 +113,7 @@ static clmoe_status experts(const clmoe_layer *layer, launch *chain, const batch
                                .plan = b->plan,
                                .scratch = in->scratch,
                                .ye = b->ye};
+    launch_step(chain, "experts");
     TRY(step_experts(layer, chain, &args));
 done:
     return status;
@@ -123,6 +128,7 @@ static clmoe_status shared(const clmoe_layer *layer, launch *chain, const batch 
                         .engine = region(b, REGION_ENGINE),
                         .y = b->shared_y,
                         .gate = b->shared_gate};
+    launch_step(chain, "shared");
     return layer->desc.shared.hidden_dim ? step_shared(layer, chain, &args) : CLMOE_SUCCESS;
 }
 
@@ -157,8 +163,11 @@ static clmoe_status soft_moe(const clmoe_layer *layer, launch *chain, batch *b) 
                                      .ye = b->ye};
     if (in->tokens == 0)
         return CLMOE_SUCCESS;
+    launch_step(chain, "dispatch");
     TRY(step_soft_moe_dispatch(layer, chain, &args));
+    launch_step(chain, "experts");
     TRY(step_experts(layer, chain, &rows));
+    launch_step(chain, "mix");
     TRY(step_soft_moe_combine(layer, chain, &args));
     b->ye = args.mixed;
 done:
@@ -188,6 +197,7 @@ static clmoe_status combine(const clmoe_layer *layer, launch *chain, const batch
                                .shared_gate = b->shared_gate,
                                .residual = in->residual,
                                .y = in->y};
+    launch_step(chain, "combine");
     return step_combine(layer, chain, &args);
 }
 
@@ -197,6 +207,7 @@ static clmoe_status report(const clmoe_layer *layer, launch *chain, const batch 
     const clmoe_forward_args *in = b->in;
     size_t pairs_bytes = b->ws.plan.pairs * sizeof(cl_int);
     size_t logits_bytes = (size_t)in->tokens * layer->columns * sizeof(cl_float);
+    launch_step(chain, "copy");
     if (!in->ids_in.mem)
         TRY(launch_copy(chain, b->logits, in->logits, logits_bytes));
     TRY(launch_copy(chain, b->ids, in->ids, pairs_bytes));
@@ -241,6 +252,7 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch
                             .values = in->loss_values,
                             .dlogits = in->dlogits,
                             .dnoise = in->dnoise};
+    launch_step(chain, "balance");
     return step_balance(layer, chain, in->stats.mem ? &stats : NULL,
                         in->num_losses > 0 ? &loss : NULL, true);
 }
@@ -253,6 +265,7 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     batch b = {0};
     TRY(check_forward(layer, args));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
+    TRY(launch_profile(&chain, args->profile));
     TRY(bind(layer, args, &b));
     TRY(layer_is_soft_moe(layer) ? soft_moe(layer, &chain, &b) : routed(layer, &chain, &b));
     TRY(shared(layer, &chain, &b));

@@ -1,5 +1,6 @@
 /* Kernel arguments and the chain of commands. */
 #include "launch.h"
+#include "profile.h"
 
 #include <string.h>
 
@@ -73,8 +74,9 @@ static clmoe_status check_queue(const clmoe_context *context, cl_command_queue q
     TRY(CL(clGetCommandQueueInfo(queue, CL_QUEUE_CONTEXT, sizeof cl, &cl, NULL)));
     TRY(CL(clGetCommandQueueInfo(queue, CL_QUEUE_DEVICE, sizeof device, &device, NULL)));
     if (cl != context->cl || device != context->device)
-        return fail(CLMOE_INVALID_ARGUMENT, "queue belongs to another OpenCL %s than the context",
-                    cl != context->cl ? "context" : "device");
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "queue is of another %s than the one given to clmoe_context_create()",
+                    cl != context->cl ? "cl_context" : "cl_device_id");
 done:
     return status;
 }
@@ -91,7 +93,8 @@ static clmoe_status check_wait(const clmoe_context *context, cl_uint num_wait,
             return fail(CLMOE_INVALID_ARGUMENT, "wait[%u] is NULL", i);
         TRY(CL(clGetEventInfo(wait[i], CL_EVENT_CONTEXT, sizeof cl, (void *)&cl, NULL)));
         if (cl != context->cl)
-            return fail(CLMOE_INVALID_ARGUMENT, "wait[%u] belongs to another OpenCL context", i);
+            return fail(CLMOE_INVALID_ARGUMENT, "wait[%u] is of another cl_context than the queue",
+                        i);
     }
 done:
     return status;
@@ -111,6 +114,24 @@ done:
     return status;
 }
 
+clmoe_status launch_profile(launch *chain, clmoe_profile *profile) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_command_queue_properties properties = 0;
+    if (!profile)
+        return CLMOE_SUCCESS;
+    TRY(CL(clGetCommandQueueInfo(chain->queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties,
+                                 NULL)));
+    TRY(profile_check(profile, properties));
+    chain->profile = profile;
+done:
+    return status;
+}
+
+void launch_step(launch *chain, const char *name) {
+    chain->step = name;
+    chain->step_begins = true;
+}
+
 /* What the next command waits for: the caller's list first, then on any queue the one before. */
 static cl_uint wait_count(const launch *chain) {
     if (!chain->last)
@@ -128,6 +149,10 @@ static void advance(launch *chain, cl_event event) {
     if (chain->last)
         clReleaseEvent(chain->last);
     chain->last = event;
+    if (!chain->profile || !chain->step)
+        return;
+    profile_add(chain->profile, chain->step, chain->step_begins, event);
+    chain->step_begins = false;
 }
 
 clmoe_status launch_kernel(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
@@ -179,7 +204,8 @@ done:
 
 clmoe_status launch_leave(launch *chain, cl_command_queue queue) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (!chain->last)
+    const bool profiled = chain->profile && chain->step_begins;
+    if (!chain->last || profiled)
         TRY(launch_marker(chain));
     if (queue == chain->queue)
         return CLMOE_SUCCESS;
@@ -197,6 +223,8 @@ clmoe_status launch_return(launch *chain, cl_command_queue queue) {
     TRY(CL(clFlush(queue)));
     if (!chain->out_of_order && queue != chain->queue)
         TRY(CL(clEnqueueBarrierWithWaitList(chain->queue, 1, &chain->last, NULL)));
+    if (chain->profile && queue != chain->queue) /* which need not have profiling */
+        TRY(launch_marker(chain));
 done:
     return status;
 }
@@ -204,8 +232,11 @@ done:
 clmoe_status launch_end(launch *chain, clmoe_status status, cl_event *event) {
     if (event)
         *event = NULL;
+    chain->step = NULL;
     if (status == CLMOE_SUCCESS && !chain->last)
         status = launch_marker(chain);
+    if (status != CLMOE_SUCCESS)
+        clmoe_profile_release(chain->profile);
     if (status == CLMOE_SUCCESS && event) {
         *event = chain->last;
         chain->last = NULL;

@@ -11,7 +11,10 @@ typedef struct launch {
     bool out_of_order;
     cl_uint num_wait; /* the caller's wait list, for the first command */
     const cl_event *wait;
-    cl_event last; /* of the newest command, or NULL before the first */
+    cl_event last;          /* of the newest command, or NULL before the first */
+    clmoe_profile *profile; /* the caller's, or NULL */
+    const char *step;       /* of the profile, that the next command belongs to, or NULL */
+    bool step_begins;       /* it has no command yet */
 } launch;
 
 /* How many parts of `by` cover `value`: groups, blocks, sequences. */
@@ -54,6 +57,12 @@ clmoe_status kernel_set(cl_kernel kernel, size_t count, const kernel_arg *args);
 clmoe_status launch_begin(launch *chain, const clmoe_context *context, cl_command_queue queue,
                           cl_uint num_wait, const cl_event *wait);
 
+/* From now on the chain fills `profile`; NULL: none. Checks it, and the queue for it. */
+clmoe_status launch_profile(launch *chain, clmoe_profile *profile);
+
+/* The commands that follow are step `name`, a static string, of the profile. */
+void launch_step(launch *chain, const char *name);
+
 /* Enqueues `groups` work-groups of `local` work-items per dimension; no groups: nothing to do. */
 clmoe_status launch_kernel(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
                            const size_t *local);
@@ -71,7 +80,8 @@ clmoe_status launch_read(launch *chain, clmoe_buf from, size_t bytes, void *to);
  * For commands a library enqueues itself: makes `queue` (in-order) wait for the chain, and
  * afterwards the chain wait for `queue`, which is flushed. With the chain's own in-order queue
  * there is only a marker: before the library's commands where they are the first, which the wait
- * list holds back, and behind them, for the chain's event.
+ * list holds back, and behind them, for the chain's event. A step of a profile that begins there
+ * begins with a marker.
  */
 clmoe_status launch_leave(launch *chain, cl_command_queue queue);
 clmoe_status launch_return(launch *chain, cl_command_queue queue);

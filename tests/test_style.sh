@@ -33,7 +33,7 @@ without() {
 level() {
     case $1 in
     src/status.* | src/types.* | src/sources.h | *clmoe/*.h | *.clh | kernels.c) echo 0 ;;
-    src/context.* | src/tuning.* | src/device.* | src/program.* | src/cache.* | src/launch.*) echo 1 ;;
+    src/context.* | src/tuning.* | src/device.* | src/program.* | src/cache.* | src/launch.* | src/profile.*) echo 1 ;;
     src/io/*) echo 1 ;;
     src/gemm/*) echo 2 ;;
     src/layer.* | src/check*.[ch] | src/workspace.*) echo 3 ;;

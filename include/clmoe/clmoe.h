@@ -40,7 +40,8 @@
  *   - You own the OpenCL context, the queues and all buffers. Sizes are asked for up front.
  *   - Bad input is an error before anything is enqueued; clmoe_last_error() names field and value.
  *   - Bad data never yields an id out of range: a NaN or infinite logit counts as -infinity.
- *   - In-order and out-of-order queues both work. On success the event is valid, even for 0 tokens.
+ *   - In-order and out-of-order queues both work: see profile.h. Events are valid, also for no
+ * tokens.
  *   - A context is thread-safe; a layer is used by one thread at a time.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
@@ -85,18 +86,15 @@ extern "C" {
  */
 typedef int32_t clmoe_status;
 
-#define CLMOE_SUCCESS 0
-#define CLMOE_INVALID_ARGUMENT                                                                     \
-    1                         /* an argument of the call: NULL, too small a buffer, wrong offset */
-#define CLMOE_INVALID_DESC  2 /* a field of a descriptor, or two that contradict each other */
-#define CLMOE_UNSUPPORTED   3 /* right, but not something this device, engine or version can do */
-#define CLMOE_OUT_OF_MEMORY 4 /* host memory; the device's own shortage is an OpenCL code */
-#define CLMOE_BUILD_FAILED                                                                         \
-    5                         /* a kernel did not compile; the log went to the context's callback  \
-                               */
-#define CLMOE_ENGINE_FAILED 6 /* an engine's own library refused; the sentence has its code */
-#define CLMOE_IO            7 /* a file could not be opened or read */
-#define CLMOE_BAD_FILE      8 /* a file was read and is not what it should be */
+#define CLMOE_SUCCESS          0
+#define CLMOE_INVALID_ARGUMENT 1 /* an argument: NULL, too small a buffer, wrong offset */
+#define CLMOE_INVALID_DESC     2 /* a field of a descriptor, or two that contradict each other */
+#define CLMOE_UNSUPPORTED      3 /* right, but not something this device, engine or version can do */
+#define CLMOE_OUT_OF_MEMORY    4 /* host memory; the device's own shortage is an OpenCL code */
+#define CLMOE_BUILD_FAILED     5 /* a kernel did not compile; the log went to the callback */
+#define CLMOE_ENGINE_FAILED    6 /* an engine's own library refused; the sentence has its code */
+#define CLMOE_IO               7 /* a file could not be opened or read */
+#define CLMOE_BAD_FILE         8 /* a file was read and is not what it should be */
 
 /* The name of a status, of clmoe's or OpenCL's: "CLMOE_INVALID_DESC", "CL_OUT_OF_RESOURCES". */
 CLMOE_API const char *clmoe_status_string(clmoe_status status);
@@ -572,8 +570,7 @@ CLMOE_API clmoe_status clmoe_pack_weights(clmoe_layer *layer, cl_command_queue q
 
 /*
  * One batch. Start with clmoe_forward_args_init(), or {.struct_size = sizeof args}, and set what is
- * there; the rest is 0, not given.
- * Buffers must not overlap, except that y may be residual.
+ * there; the rest is 0, not given. Buffers must not overlap, except that y may be residual.
  *
  * A masked token (token_mask 0) is padding: it takes no place, counts nowhere, and its row of y is
  * its residual, or 0. A token with fewer than K finite logits still gets K distinct ids in range;
@@ -612,6 +609,7 @@ typedef struct clmoe_forward_args {
     clmoe_buf loss_values; /* optional [num_losses] f32 */
     clmoe_buf dlogits;     /* optional [T,R] f32: their gradient is added */
     clmoe_buf dnoise;      /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
+    struct clmoe_profile *profile; /* optional, see profile.h: the events of each step */
 } clmoe_forward_args;
 
 CLMOE_API void clmoe_forward_args_init(clmoe_forward_args *args);
@@ -693,6 +691,7 @@ CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoin
 #endif
 
 #include "balance.h"
+#include "profile.h"
 #include "steps.h"
 
 #endif

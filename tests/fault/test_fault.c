@@ -104,6 +104,19 @@ static clmoe_status run_forward(rig *r) {
     return event_is_right(status, event);
 }
 
+/* On a queue with profiling; an error leaves no events in the profile. */
+static clmoe_status run_profiled_forward(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_profile profile = {.struct_size = sizeof profile};
+    r->args.profile = &profile;
+    clmoe_status status = clmoe_forward(r->layer, r->queue, &r->args, 0, NULL, &event);
+    r->args.profile = NULL;
+    CHECK((status == CLMOE_SUCCESS) == (profile.num_steps > 0),
+          "%u steps of a call that gives %s\n", profile.num_steps, clmoe_status_string(status));
+    clmoe_profile_release(&profile);
+    return event_is_right(status, event);
+}
+
 static clmoe_status run_steps(rig *r) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_event last = NULL;
@@ -167,6 +180,8 @@ static const phase phases[] = {
     {"upload", 0, NULL, run_upload, NULL, undo_upload, NULL},
     {"pack", 0, NULL, run_pack, NULL, NULL, NULL},
     {"forward", NO_BLOCKS, poison_outputs, run_forward, compare_outputs, NULL, NULL},
+    {"forward, profile", NO_BLOCKS, poison_outputs, run_profiled_forward, compare_outputs, NULL,
+     NULL},
     {"steps", NO_BLOCKS, poison_outputs, run_steps, compare_steps, NULL, NULL},
     {"forward, packed", NO_BLOCKS, poison_outputs, run_packed_forward, NULL, NULL, NULL},
 };
@@ -256,14 +271,26 @@ static void rig_release(rig *r) {
     undo_open(r);
 }
 
+/* Of the same kind as `queue`, with profiling. */
+static cl_command_queue profiling_queue(cl_command_queue queue) {
+    cl_int code = CL_SUCCESS;
+    cl_command_queue_properties properties = 0;
+    CL_OK(clGetCommandQueueInfo(queue, CL_QUEUE_PROPERTIES, sizeof properties, &properties, NULL));
+    properties |= CL_QUEUE_PROFILING_ENABLE;
+    queue = clCreateCommandQueue(test.context, test.device, properties, &code);
+    CL_OK(code);
+    return queue;
+}
+
 /* What a phase makes is swept after it was undone, and made again for the phases after it. */
 static void sweep_phases(rig *r, const source *from) {
     for (size_t i = 0; i < COUNT_OF(phases); i++) {
         const phase *p = &phases[i];
         /* Weights, contexts and checkpoints do not depend on the engine. */
         bool packs = p->run == run_pack || p->run == run_packed_forward;
-        bool by_engine =
-            packs || p->before == fresh_context || p->run == run_forward || p->run == run_steps;
+        bool profiles = p->run == run_profiled_forward;
+        bool by_engine = packs || profiles || p->before == fresh_context || p->run == run_forward ||
+                         p->run == run_steps;
         if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !every_call) ||
             (!by_engine && strcmp(r->engine, "ref") != 0))
             continue;
@@ -277,7 +304,11 @@ static void sweep_phases(rig *r, const source *from) {
             own.context = NULL;
         if (p->undo == undo_layer)
             own.layer = NULL;
+        if (profiles)
+            own.queue = profiling_queue(r->queue);
         sweep(&own, p, from);
+        if (profiles)
+            clReleaseCommandQueue(own.queue);
     }
 }
 
