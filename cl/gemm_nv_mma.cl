@@ -240,7 +240,7 @@ typedef struct outputs {
 
 #define OUTPUT_CHUNKS (OUTPUTS / CHUNK)
 
-static inline float8 biases_of(const problem *p, __global const ushort *bias, int expert,
+static inline float8 biases_of(const problem *p, __global const STORAGE(BIAS) *bias, int expert,
                                uint column) {
     float values[CHUNK];
     UNROLL for (uint i = 0; i < CHUNK; ++i)

@@ -107,6 +107,7 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
     return (gemm_shape){
         .a_type = desc->type,
         .w_type = desc->weight_type,
+        .bias_type = desc->weight_type,
         .c_type = desc->type,
         .experts = experts,
         .dim = desc->dim,
@@ -134,6 +135,7 @@ static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
     const clmoe_layer_desc *desc = &layer->desc;
     gemm_shape dense = {.a_type = desc->type,
                         .w_type = desc->router.weight_type,
+                        .bias_type = CLMOE_F32, /* weights.router_bias */
                         .c_type = CLMOE_F32,
                         .experts = 1,
                         .dim = desc->dim,

@@ -147,6 +147,16 @@ static double expected(const gemm_case *c, const gemm_data *d, size_t expert, ui
 
 /* ---- Running ------------------------------------------------------------------------------- */
 
+/* As a layer has it for its router: one matrix, without a plan. */
+static bool like_router(const gemm_case *c) {
+    return c->store->down && !c->store->transposed && c->spread == SPREAD_DENSE && !c->gather &&
+           !c->packed;
+}
+
+static clmoe_type bias_type(const gemm_case *c) {
+    return like_router(c) ? CLMOE_F32 : c->type;
+}
+
 static void set_weights(const gemm_case *c, const gemm_data *d, gemm_problem *p) {
     const size_t matrix = (size_t)c->experts * c->n * c->k, bias = (size_t)c->experts * c->n;
     const size_t both = together(c) ? 2 : 1;
@@ -165,18 +175,13 @@ static void set_weights(const gemm_case *c, const gemm_data *d, gemm_problem *p)
         .gate = buf_of_type(type, d->matrices[0], matrix * both),
         .up = together(c) || down ? (clmoe_buf){0} : buf_of_type(type, d->matrices[1], matrix),
         .down = down ? buf_of_type(type, d->matrices[1], matrix) : (clmoe_buf){0},
-        .gate_bias = buf_of_type(type, d->biases[0], bias * both),
-        .up_bias = together(c) || down ? (clmoe_buf){0} : buf_of_type(type, d->biases[1], bias),
-        .down_bias = down ? buf_of_type(type, d->biases[1], bias) : (clmoe_buf){0},
+        .gate_bias = buf_of_type(bias_type(c), d->biases[0], bias * both),
+        .up_bias =
+            together(c) || down ? (clmoe_buf){0} : buf_of_type(bias_type(c), d->biases[1], bias),
+        .down_bias = down ? buf_of_type(bias_type(c), d->biases[1], bias) : (clmoe_buf){0},
     };
     gemm_mlp_weights(&desc, &weights, down ? c->n : c->k, type, &p->gate, down ? &unused : &p->up,
                      down ? &p->up : &unused);
-}
-
-/* As a layer has it for its router: one matrix, without a plan. */
-static bool like_router(const gemm_case *c) {
-    return c->store->down && !c->store->transposed && c->spread == SPREAD_DENSE && !c->gather &&
-           !c->packed;
 }
 
 static gemm_shape shape_of(const gemm_case *c) {
@@ -184,6 +189,7 @@ static gemm_shape shape_of(const gemm_case *c) {
     return (gemm_shape){
         .a_type = c->type,
         .w_type = c->type,
+        .bias_type = bias_type(c),
         .c_type = c->type,
         .experts = c->experts,
         .dim = down ? c->n : c->k,
@@ -219,6 +225,7 @@ void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
     *p = (gemm_problem){
         .a_type = c->type,
         .w_type = c->type,
+        .bias_type = bias_type(c),
         .c_type = c->type,
         .slots = d->slots,
         .row_tile = d->row_tile,

@@ -19,7 +19,7 @@ typedef enum spread { SPREAD_RANDOM, SPREAD_ONE_EXPERT, SPREAD_NONE, SPREAD_DENS
 typedef struct gemm_case {
     const gemm_engine *engine;
     const storage *store;
-    clmoe_type type; /* of A, W, biases and C */
+    clmoe_type type; /* of A, W, biases and C; a router's bias is f32 */
     spread spread;
     uint32_t experts, rows, n, k; /* rows: of the fullest expert */
     clmoe_activation activation;

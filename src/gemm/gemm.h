@@ -34,7 +34,7 @@ typedef enum gemm_row_weight {
 } gemm_row_weight;
 
 typedef struct gemm_problem {
-    clmoe_type a_type, w_type, c_type; /* of A, of weights and biases, of C; as in the shape */
+    clmoe_type a_type, w_type, bias_type, c_type; /* of A, weights, biases, C; as in the shape */
     /* Buckets. For a dense problem (one expert, all rows) tile_expert.mem is NULL, slots = rows. */
     clmoe_buf tile_expert; /* [slots/row_tile] i32: expert of a tile of rows, -1 none */
     clmoe_buf offsets;     /* [E+1] u32 */
@@ -65,8 +65,8 @@ typedef struct gemm_problem {
 /* What a layer will ask of an engine, known when the layer is created. */
 typedef struct gemm_shape {
     uint32_t experts, dim, hidden_dim;
-    gemm_form form;                    /* of the first GEMM */
-    clmoe_type a_type, w_type, c_type; /* of A, of weights and biases, of C */
+    gemm_form form;                               /* of the first GEMM */
+    clmoe_type a_type, w_type, bias_type, c_type; /* of A, of weights, of biases, of C */
     bool gate_up_transposed, down_transposed, interleaved;
 } gemm_shape;
 

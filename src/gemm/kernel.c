@@ -9,8 +9,9 @@ enum { ACT_NONE = -1 }; /* of cl/act.clh */
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel) {
     char all[160];
-    snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DC=%s", options, type_name(shape->a_type),
-             type_name(shape->w_type), type_name(shape->c_type));
+    snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
+             type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
+             type_name(shape->c_type));
     return program_kernel(context, step, all, name, kernel);
 }
 
@@ -26,11 +27,11 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
                       ARG_F32(problem->kept), arg_u32(problem->slots), arg_u32(row_tile),
                       ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
                       ARG_TYPE(gate->buf, problem->w_type), ARG_TYPE(up->buf, problem->w_type),
-                      ARG_TYPE(gate->bias, problem->w_type), ARG_TYPE(up->bias, problem->w_type),
-                      arg_u64(up->expert), arg_u64(up->row), arg_u64(up->col),
-                      arg_u64(up->bias_expert), arg_u64(up->bias_row), arg_u32(problem->n),
-                      arg_u32(problem->k), arg_u32((uint32_t)activation), arg_f32(problem->limit),
-                      arg_f32(problem->alpha), arg_f32(problem->up_shift),
+                      ARG_TYPE(gate->bias, problem->bias_type),
+                      ARG_TYPE(up->bias, problem->bias_type), arg_u64(up->expert), arg_u64(up->row),
+                      arg_u64(up->col), arg_u64(up->bias_expert), arg_u64(up->bias_row),
+                      arg_u32(problem->n), arg_u32(problem->k), arg_u32((uint32_t)activation),
+                      arg_f32(problem->limit), arg_f32(problem->alpha), arg_f32(problem->up_shift),
                       arg_u32((uint32_t)problem->row_weight), ARG_F32(problem->row_of),
                       ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
 }

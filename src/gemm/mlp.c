@@ -8,6 +8,7 @@ static clmoe_status run_dense(const gemm_use *use, launch *chain, uint32_t rows,
     gemm_problem problem = {
         .a_type = use->shape.a_type,
         .w_type = use->shape.w_type,
+        .bias_type = use->shape.bias_type,
         .c_type = use->shape.c_type,
         .slots = rows,
         .row_tile = 1,
@@ -46,6 +47,7 @@ static mlp_problems problems_of(const gemm_use *use, const clmoe_mlp_desc *mlp,
     mlp_problems p = {.first = *rows};
     p.first.a_type = use->shape.a_type;
     p.first.w_type = use->shape.w_type;
+    p.first.bias_type = use->shape.bias_type;
     p.first.c_type = use->shape.c_type;
     p.first.packed = weights->packed.mem != NULL;
     p.second = p.first;

@@ -11,7 +11,7 @@ typedef struct gemm_use {
     void *state;
 } gemm_use;
 
-/* out [rows,n] = a [rows,k] weight [n,k]^T + bias [n], bias optional. */
+/* out [rows,n] = a [rows,k] weight [n,k]^T + bias [n], bias optional, of use->shape.bias_type. */
 clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
                         clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out);
 
