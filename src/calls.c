@@ -26,11 +26,14 @@ DEFINE_CALL(clmoe_loss, clmoe_loss_args, check_loss, step_loss)
 clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
                                    clmoe_plan_layout *layout) {
     clmoe_status status = CLMOE_SUCCESS;
-    workspace_layout ws;
+    workspace_layout ws, most;
     if (!layer || !layout)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "layout" : "layer");
     TRY(workspace_layout_get(layer, tokens, &ws));
+    TRY(workspace_most(layer, tokens, &most));
     *layout = ws.plan;
+    layout->bytes = most.plan.bytes;
+    layout->most_slots = most.plan.slots;
 done:
     return status;
 }
@@ -38,13 +41,14 @@ done:
 clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                 size_t *scratch) {
     clmoe_status status = CLMOE_SUCCESS;
-    workspace_layout ws;
-    if (!layer || !saved || !scratch)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL",
-                    !layer ? "layer" : (!saved ? "saved" : "scratch"));
-    TRY(workspace_layout_get(layer, tokens, &ws));
-    *saved = ws.saved_bytes;
-    *scratch = ws.scratch_bytes;
+    workspace_layout most;
+    if (!layer)
+        return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
+    TRY(workspace_most(layer, tokens, &most));
+    if (saved)
+        *saved = most.saved_bytes;
+    if (scratch)
+        *scratch = most.scratch_bytes;
 done:
     return status;
 }

@@ -6,6 +6,8 @@
 enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
 enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
+enum { MAX_STEPS = 1 << 16 }; /* of most_slots() */
+
 /* Tokens that workspace_token_blocks() are multiples of, on CPUs and elsewhere. */
 enum { SERIAL_ROWS = 256, ROWS = 32 };
 
@@ -13,18 +15,34 @@ enum { SERIAL_ROWS = 256, ROWS = 32 };
 #define MAX_PAIRS ((size_t)1 << 30)
 #define MAX_SLOTS ((size_t)INT32_MAX)
 
-/* The sizes every region is made of. */
+/* The sizes every region is made of: those of a batch, or the largest of it and all smaller ones.
+ */
 typedef struct batch {
     const clmoe_layer *layer;
-    size_t tokens, pairs, slots, blocks, sort_blocks;
+    size_t tokens, pairs, slots, row_tiles;
+    size_t walk_blocks, sort_blocks;     /* of the plan */
+    size_t token_blocks, balance_blocks; /* of Sinkhorn and Soft MoE; of rebalancing */
+    size_t sequences, sum_blocks;        /* of the balance pass */
 } batch;
 
 static size_t round_up(size_t value, size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static uint32_t block_unit(const clmoe_context *context) {
+    return context->group == 1 ? SERIAL_BLOCK : context->group;
+}
+
+static uint32_t token_unit(const clmoe_context *context) {
+    return context->group == 1 ? SERIAL_ROWS : ROWS;
+}
+
 static block_split split(const clmoe_context *context, uint32_t count, uint32_t max_blocks) {
-    uint32_t unit = context->group == 1 ? SERIAL_BLOCK : context->group;
+    uint32_t unit = block_unit(context);
     uint32_t units = divide_up(count, unit);
     uint32_t per_block = divide_up(units, max_blocks);
     if (count == 0)
@@ -57,7 +75,7 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
 }
 
 block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens) {
-    uint32_t unit = context->group == 1 ? SERIAL_ROWS : ROWS;
+    uint32_t unit = token_unit(context);
     uint32_t units = divide_up(tokens, unit);
     block_split split = {.size = unit * divide_up(units, MAX_BLOCKS)};
     split.count = tokens ? divide_up(tokens, split.size) : 0;
@@ -87,26 +105,39 @@ walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
     return walk;
 }
 
-/* Rows an expert gets on average decide the tile; the bound of slots follows from it. */
+/* Rows an expert gets on average: they decide the tile. */
+static uint32_t average_rows(const clmoe_layer *layer, size_t pairs) {
+    size_t rows = layer_is_soft_moe(layer) ? layer_router_rows(layer) : pairs;
+    return (uint32_t)(rows / layer->desc.num_experts);
+}
+
+/* Rows of the largest bucket, without a tile; not of dropless layers. */
+static size_t bucket_rows(const clmoe_layer *layer, uint32_t tokens) {
+    if (layer_is_soft_moe(layer))
+        return layer->desc.router.slots_per_expert;
+    return (size_t)layer_sequences(layer, tokens) * layer_capacity(layer, tokens);
+}
+
+/* The bound of slots follows from the tile. */
+static size_t slots_of(const clmoe_layer *layer, uint32_t tokens, size_t pairs, size_t tile) {
+    size_t experts = layer->desc.num_experts;
+    if (!layer_is_soft_moe(layer) && layer_is_dropless(layer))
+        return round_up(pairs + (experts < pairs ? experts : pairs) * (tile - 1), tile);
+    size_t rows = bucket_rows(layer, tokens);
+    return rows > MAX_SLOTS ? rows : experts * round_up(rows, tile);
+}
+
 static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_plan_layout *plan) {
-    size_t pairs = batch_pairs(layer, tokens), experts = layer->desc.num_experts, slots;
+    size_t pairs = batch_pairs(layer, tokens), slots;
     if (pairs > MAX_PAIRS)
         return fail(CLMOE_UNSUPPORTED, "tokens is %u: %zu pairs are more than 2^30", tokens, pairs);
     plan->pairs = (uint32_t)pairs;
-    size_t rows = layer_is_soft_moe(layer) ? layer_router_rows(layer) : pairs;
-    plan->row_tile = layer->experts.engine->row_tile(layer->context, (uint32_t)(rows / experts));
-    plan->capacity = 0;
-    if (layer_is_soft_moe(layer)) {
+    plan->row_tile = layer->experts.engine->row_tile(layer->context, average_rows(layer, pairs));
+    if (layer_is_soft_moe(layer))
         plan->capacity = layer->desc.router.slots_per_expert;
-        slots = experts * round_up(plan->capacity, plan->row_tile);
-    } else if (layer_is_dropless(layer)) {
-        slots = round_up(pairs + (experts < pairs ? experts : pairs) * (plan->row_tile - 1),
-                         plan->row_tile);
-    } else {
-        plan->capacity = layer_capacity(layer, tokens);
-        size_t places = (size_t)layer_sequences(layer, tokens) * plan->capacity;
-        slots = places > MAX_SLOTS ? places : experts * round_up(places, plan->row_tile);
-    }
+    else
+        plan->capacity = layer_is_dropless(layer) ? 0 : layer_capacity(layer, tokens);
+    slots = slots_of(layer, tokens, pairs, plan->row_tile);
     if (slots > MAX_SLOTS)
         return fail(CLMOE_UNSUPPORTED,
                     "tokens is %u and capacity %u: %zu slots are more than 2^31-1", tokens,
@@ -115,32 +146,63 @@ static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_
     return CLMOE_SUCCESS;
 }
 
-static clmoe_status plan_layout(const clmoe_layer *layer, uint32_t tokens,
-                                clmoe_plan_layout *plan) {
-    clmoe_status status = CLMOE_SUCCESS;
+/* The bound of slots of the largest batch of `tokens` or fewer with `rows` rows on average. */
+static size_t slots_of_rows(const clmoe_layer *layer, uint32_t tokens, size_t rows, size_t tile) {
+    size_t experts = layer->desc.num_experts;
+    if (layer_is_expert_choice(layer))
+        return experts * round_up(rows, tile);
+    size_t most = ((rows + 1) * experts - 1) / layer->desc.top_k;
+    if (most < tokens)
+        tokens = (uint32_t)most;
+    return slots_of(layer, tokens, batch_pairs(layer, tokens), tile);
+}
+
+/*
+ * The largest bound of slots of a batch of `tokens` or fewer, which may be that of a smaller batch:
+ * tiles come and go with the rows of an expert. Looks at all numbers of rows, the largest first,
+ * until none that is left can have more, or at MAX_STEPS of them.
+ */
+static size_t most_slots(const clmoe_layer *layer, uint32_t tokens) {
+    const gemm_engine *engine = layer->experts.engine;
+    const size_t padding = ((size_t)layer->desc.num_experts + 1) * (GEMM_MAX_ROW_TILE - 1);
+    size_t rows = average_rows(layer, batch_pairs(layer, tokens)), most = 0;
+    if (layer_is_soft_moe(layer))
+        return slots_of(layer, tokens, 0, engine->row_tile(layer->context, (uint32_t)rows));
+    for (size_t left = rows + 1; left > 0; left--) {
+        size_t at = left - 1, tile = engine->row_tile(layer->context, (uint32_t)at);
+        size_t bound = slots_of_rows(layer, tokens, at, 1) + padding;
+        if (rows - at == MAX_STEPS)
+            most = larger(most, bound);
+        if (bound <= most)
+            break;
+        most = larger(most, slots_of_rows(layer, tokens, at, tile));
+    }
+    return most < MAX_SLOTS ? most : MAX_SLOTS;
+}
+
+/* Where the plan's arrays lie. */
+static void place_arrays(const batch *b, clmoe_plan_layout *plan) {
+    const size_t columns = b->layer->columns, experts = b->layer->desc.num_experts;
     size_t place = 0;
-    TRY(plan_sizes(layer, tokens, plan));
     const struct {
         size_t *offset;
         size_t count;
     } arrays[] = {
-        {&plan->load, layer->columns},
-        {&plan->kept, layer->columns},
-        {&plan->rerouted_in, layer->columns},
-        {&plan->rerouted_out, layer->columns},
-        {&plan->offsets, (size_t)layer->desc.num_experts + 1},
-        {&plan->slot_of, plan->pairs},
-        {&plan->row_of, plan->slots},
-        {&plan->token_of, plan->slots},
-        {&plan->tile_expert, plan->slots / plan->row_tile},
+        {&plan->load, columns},
+        {&plan->kept, columns},
+        {&plan->rerouted_in, columns},
+        {&plan->rerouted_out, columns},
+        {&plan->offsets, experts + 1},
+        {&plan->slot_of, b->pairs},
+        {&plan->row_of, b->slots},
+        {&plan->token_of, b->slots},
+        {&plan->tile_expert, b->row_tiles},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         *arrays[i].offset = place;
         place = round_up(place + arrays[i].count * sizeof(cl_int), REGION_ALIGNMENT);
     }
     plan->bytes = place;
-done:
-    return status;
 }
 
 /* Bytes of [rows, columns]; saturates, so that an overflow is caught once below. */
@@ -154,10 +216,6 @@ static size_t matrix(size_t rows, size_t columns) {
     return matrix_of(rows, columns, sizeof(cl_float));
 }
 
-static size_t larger(size_t a, size_t b) {
-    return a > b ? a : b;
-}
-
 static size_t engine_bytes(const gemm_use *use, size_t rows) {
     if (!use->engine)
         return 0;
@@ -168,16 +226,15 @@ static size_t engine_bytes(const gemm_use *use, size_t rows) {
 
 /* Two arrays per block and column, one per column, one per pair and per token, two numbers. */
 static size_t rebalance_bytes(const batch *b) {
-    size_t blocks = workspace_blocks(b->layer->context, (uint32_t)b->tokens).count;
-    size_t columns = matrix(2 * blocks + 1, b->layer->desc.num_experts);
+    size_t columns = matrix(2 * b->balance_blocks + 1, b->layer->desc.num_experts);
     size_t rows = matrix(b->pairs + b->tokens + 2, 1), bytes;
     return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
 }
 
 /* Words of a record of sums.cl. */
-static size_t record_words(const clmoe_layer *layer, const sums_shape *sums) {
-    return (size_t)(SUM_SOURCES + COUNT_SOURCES) * layer->columns + sums->device_groups +
-           SCALAR_COUNT;
+static size_t record_words(const clmoe_layer *layer) {
+    return (size_t)(SUM_SOURCES + COUNT_SOURCES) * layer->columns +
+           layer->desc.balance.device_groups + SCALAR_COUNT;
 }
 
 /* Elements of a region and the bytes of one; no rows where the layer does not need it. */
@@ -204,11 +261,10 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     const bool soft_moe = layer_is_soft_moe(layer), sorts = layer_sorts(layer);
     const bool sinkhorn = router->policy == CLMOE_POLICY_SINKHORN;
     const bool choice = layer_is_expert_choice(layer), has_sequences = layer_has_sequences(layer);
-    const uint32_t tokens = (uint32_t)b->tokens;
     const size_t T = b->tokens, R = layer->columns, N = layer_router_rows(layer);
-    const size_t blocks = workspace_token_blocks(layer->context, tokens).count;
-    const size_t sequences = (size_t)layer_sequences(layer, tokens) + 1;
-    const size_t histogram = larger(matrix(b->blocks, R), matrix(b->sort_blocks, SORT_BINS));
+    const size_t blocks = b->token_blocks;
+    const size_t sequences = (size_t)layer_sequences(layer, (uint32_t)T) + 1;
+    const size_t histogram = larger(matrix(b->walk_blocks, R), matrix(b->sort_blocks, SORT_BINS));
     const size_t x = type_bytes(layer->desc.type), D = layer->desc.dim;
     const region_shape sort = words(rows_if(sorts, b->pairs), 1);
     shapes[REGION_LOGITS] = words(T, N);
@@ -246,11 +302,10 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
 static void expert_shapes(const batch *b, region_shape *shapes) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
-    const sums_shape sums = workspace_sums(layer, (uint32_t)b->tokens, 0);
     const bool dispatches = !layer->experts.engine->gathers || layer_is_soft_moe(layer);
     const bool has_shared = desc->shared.hidden_dim > 0;
-    const size_t T = b->tokens, S = b->slots, D = desc->dim, Q = sums.sequences;
-    const size_t record = record_words(layer, &sums);
+    const size_t T = b->tokens, S = b->slots, D = desc->dim, Q = b->sequences;
+    const size_t record = record_words(layer);
     const size_t x = type_bytes(desc->type);
     const size_t engine = larger(engine_bytes(&layer->experts, S), engine_bytes(&layer->shared, T));
     shapes[REGION_XE] = elements(rows_if(dispatches, S), D, x);
@@ -261,7 +316,7 @@ static void expert_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SHARED_Y] = elements(rows_if(has_shared, T), D, x);
     shapes[REGION_SHARED_GATE] = words(rows_if(desc->shared_gate, T), 1);
     shapes[REGION_SUMS_ROWS] = words(T, TOKEN_ROW_WORDS);
-    shapes[REGION_SUMS_PARTIAL] = words(Q * sums.blocks_each, record);
+    shapes[REGION_SUMS_PARTIAL] = words(b->sum_blocks, record);
     shapes[REGION_SUMS] = words(Q + 1, record);
     shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);
     shapes[REGION_LOSS_VALUES] = words(Q, MAX_LOSSES);
@@ -273,34 +328,92 @@ static bool region_is_saved(region_id id) {
            id == REGION_TOKEN_OFFSETS || id == REGION_PLAN || id == REGION_YE;
 }
 
-clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
-                                  workspace_layout *layout) {
-    clmoe_status status = CLMOE_SUCCESS;
-    *layout = (workspace_layout){0};
-    TRY(plan_layout(layer, tokens, &layout->plan));
-    batch b = {.layer = layer,
-               .tokens = tokens,
-               .pairs = layout->plan.pairs,
-               .slots = layout->plan.slots,
-               .blocks = workspace_walk(layer, tokens).blocks.count,
-               .sort_blocks = workspace_blocks(layer->context, layout->plan.pairs).count};
+static batch exact_batch(const clmoe_layer *layer, uint32_t tokens, const clmoe_plan_layout *plan) {
+    const sums_shape sums = workspace_sums(layer, tokens, 0);
+    return (batch){
+        .layer = layer,
+        .tokens = tokens,
+        .pairs = plan->pairs,
+        .slots = plan->slots,
+        .row_tiles = plan->slots / plan->row_tile,
+        .walk_blocks = workspace_walk(layer, tokens).blocks.count,
+        .sort_blocks = workspace_blocks(layer->context, plan->pairs).count,
+        .token_blocks = workspace_token_blocks(layer->context, tokens).count,
+        .balance_blocks = workspace_blocks(layer->context, tokens).count,
+        .sequences = sums.sequences,
+        .sum_blocks = (size_t)sums.sequences * sums.blocks_each,
+    };
+}
+
+/* The most blocks of up to `count` entries, however they are cut; at least 1. */
+static size_t most_blocks(size_t count, size_t unit, size_t max_blocks) {
+    size_t units = larger(count / unit + (count % unit != 0), 1);
+    return units < max_blocks ? units : max_blocks;
+}
+
+/* Each size the largest of all batches of `tokens` or fewer, or a little more. */
+static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
+                           const clmoe_plan_layout *plan) {
+    const sums_shape sums = workspace_sums(layer, tokens, 0);
+    const size_t unit = block_unit(layer->context), slots = most_slots(layer, tokens);
+    const size_t sequences = layer_sequences(layer, tokens), Q = sums.sequences;
+    const size_t each = batch_pairs(layer, layer_sequence_tokens(layer, tokens));
+    const size_t walk = sequences * most_blocks(each, unit, SIZE_MAX);
+    return (batch){
+        .layer = layer,
+        .tokens = tokens,
+        .pairs = plan->pairs,
+        .slots = slots,
+        .row_tiles = slots / layer->experts.engine->row_tile(layer->context, 0),
+        .walk_blocks = most_blocks(walk, 1, larger(sequences, MAX_BLOCKS)),
+        .sort_blocks = most_blocks(plan->pairs, unit, MAX_BLOCKS),
+        .token_blocks = most_blocks(tokens, token_unit(layer->context), MAX_BLOCKS),
+        .balance_blocks = most_blocks(tokens, unit, MAX_BLOCKS),
+        .sequences = Q,
+        .sum_blocks = most_blocks(Q * most_blocks(sums.sequence, MIN_SUM_BLOCK, SIZE_MAX), 1,
+                                  2 * SUM_BLOCKS + Q),
+    };
+}
+
+/* The plan, and all regions one after another. */
+static clmoe_status lay_out(const batch *b, workspace_layout *layout) {
+    place_arrays(b, &layout->plan);
     region_shape shapes[REGION_COUNT] = {[REGION_PLAN] = {1, layout->plan.bytes, 1}};
-    routing_shapes(&b, shapes);
-    expert_shapes(&b, shapes);
+    routing_shapes(b, shapes);
+    expert_shapes(b, shapes);
     for (int id = 0; id < REGION_COUNT; id++) {
-        bool saved = layer->desc.training && region_is_saved((region_id)id);
+        bool saved = b->layer->desc.training && region_is_saved((region_id)id);
         size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;
         size_t bytes = matrix_of(shapes[id].rows, shapes[id].columns, shapes[id].element);
         layout->saved[id] = saved;
         layout->bytes[id] = bytes;
         layout->offset[id] = *total;
         if (bytes > SIZE_MAX - REGION_ALIGNMENT ||
-            !size_add(*total, round_up(bytes, REGION_ALIGNMENT), total)) {
-            status =
-                fail(CLMOE_UNSUPPORTED, "tokens is %u: the memory for it exceeds size_t", tokens);
-            goto done;
-        }
+            !size_add(*total, round_up(bytes, REGION_ALIGNMENT), total))
+            return fail(CLMOE_UNSUPPORTED, "tokens is %zu: the memory for it exceeds size_t",
+                        b->tokens);
     }
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
+                                  workspace_layout *layout) {
+    clmoe_status status = CLMOE_SUCCESS;
+    *layout = (workspace_layout){0};
+    TRY(plan_sizes(layer, tokens, &layout->plan));
+    const batch b = exact_batch(layer, tokens, &layout->plan);
+    TRY(lay_out(&b, layout));
+done:
+    return status;
+}
+
+clmoe_status workspace_most(const clmoe_layer *layer, uint32_t tokens, workspace_layout *layout) {
+    clmoe_status status = CLMOE_SUCCESS;
+    *layout = (workspace_layout){0};
+    TRY(plan_sizes(layer, tokens, &layout->plan));
+    const batch b = largest_batch(layer, tokens, &layout->plan);
+    layout->plan.slots = (uint32_t)b.slots;
+    TRY(lay_out(&b, layout));
 done:
     return status;
 }

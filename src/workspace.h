@@ -72,6 +72,12 @@ typedef struct workspace_layout {
 clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
                                   workspace_layout *layout);
 
+/*
+ * The same with sizes that serve a batch of `tokens` and every smaller one: bytes and plan.slots;
+ * nothing lies at its offsets.
+ */
+clmoe_status workspace_most(const clmoe_layer *layer, uint32_t tokens, workspace_layout *layout);
+
 /* The place of a region; {NULL, 0} for an empty one. */
 clmoe_buf workspace_region(const workspace_layout *layout, region_id id, clmoe_buf saved,
                            clmoe_buf scratch);

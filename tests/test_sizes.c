@@ -56,7 +56,10 @@ static void blocks_of_a_plan(void **state) {
 }
 
 /* Arrays one after another, each with room for its elements. */
-static void check_layout(const clmoe_layer *layer, const clmoe_plan_layout *plan) {
+static void check_layout(const clmoe_layer *layer, uint32_t tokens, const clmoe_plan_layout *plan) {
+    workspace_layout exact;
+    OK(workspace_layout_get(layer, tokens, &exact));
+    assert_true(exact.plan.bytes <= plan->bytes);
     const size_t columns = layer->columns, experts = layer->desc.num_experts;
     const struct {
         const char *name;
@@ -70,7 +73,7 @@ static void check_layout(const clmoe_layer *layer, const clmoe_plan_layout *plan
         {"slot_of", plan->slot_of, plan->pairs, plan->row_of},
         {"row_of", plan->row_of, plan->slots, plan->token_of},
         {"token_of", plan->token_of, plan->slots, plan->tile_expert},
-        {"tile_expert", plan->tile_expert, plan->slots / plan->row_tile, plan->bytes},
+        {"tile_expert", plan->tile_expert, plan->slots / plan->row_tile, exact.plan.bytes},
     };
     for (size_t i = 0; i < COUNT_OF(arrays); i++)
         CHECK(arrays[i].next - arrays[i].at >= 4 * arrays[i].count &&
@@ -91,7 +94,7 @@ static void plans_of_31_bits(void **state) {
         OK(clmoe_plan_layout_get(layer, MAX_PAIRS / 2, &plan));
         assert_int_equal(plan.pairs, MAX_PAIRS);
         assert_true(plan.slots >= plan.pairs && plan.slots <= INT32_MAX);
-        check_layout(layer, &plan);
+        check_layout(layer, MAX_PAIRS / 2, &plan);
         refused(clmoe_plan_layout_get(layer, MAX_PAIRS / 2 + 1, &plan), "2^30");
         refused(clmoe_plan_layout_get(layer, UINT32_MAX, &plan), "4294967295");
     }
@@ -114,7 +117,7 @@ static void capacities_of_31_bits(void **state) {
     OK(clmoe_plan_layout_get(layer, fewer, &plan));
     assert_int_equal(plan.capacity, fewer);
     assert_true(plan.slots == EXPERTS * fewer);
-    check_layout(layer, &plan);
+    check_layout(layer, fewer, &plan);
 
     const clmoe_capacity_desc huge[] = {
         {.rows = UINT32_MAX},
@@ -130,6 +133,136 @@ static void capacities_of_31_bits(void **state) {
         OK(clmoe_plan_layout_get(layer, 1000, &plan));
         assert_int_equal(plan.capacity, 1000);
         refused(clmoe_plan_layout_get(layer, MAX_PAIRS, &plan), "2^31-1");
+    }
+}
+
+static void any_policy(clmoe_layer_desc *d, clmoe_policy policy) {
+    d->router.policy = policy;
+}
+
+static void dropless(clmoe_layer_desc *d) {
+    d->training = 1;
+}
+static void fixed_rows(clmoe_layer_desc *d) {
+    d->capacity.rows = 100;
+    d->capacity.keep = CLMOE_KEEP_PRIORITY;
+}
+static void by_factor(clmoe_layer_desc *d) {
+    d->capacity.factor = 1.25;
+    d->capacity.multiple = 7;
+    d->shared.hidden_dim = 5;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
+static void by_small_factor(clmoe_layer_desc *d) {
+    d->capacity.factor = 0.1;
+    d->router.rebalance_iterations = 3;
+}
+static void in_sequences(clmoe_layer_desc *d) {
+    d->capacity.factor = 1.0;
+    d->capacity.tokens_per_sequence = 37;
+    d->training = 1;
+}
+static void in_long_sequences(clmoe_layer_desc *d) {
+    d->capacity.rows = 11;
+    d->capacity.tokens_per_sequence = 700;
+    d->balance.device_groups = 4;
+}
+static void expert_choice(clmoe_layer_desc *d) {
+    any_policy(d, CLMOE_POLICY_EXPERT_CHOICE);
+    d->capacity.factor = 2.0;
+}
+static void sinkhorn(clmoe_layer_desc *d) {
+    any_policy(d, CLMOE_POLICY_SINKHORN);
+}
+static void soft(clmoe_layer_desc *d) {
+    any_policy(d, CLMOE_POLICY_SOFT);
+    d->top_k = d->num_experts;
+}
+static void soft_moe(clmoe_layer_desc *d) {
+    any_policy(d, CLMOE_POLICY_SOFT_MOE);
+    d->top_k = 1;
+    d->router.slots_per_expert = 3;
+}
+static void one_expert(clmoe_layer_desc *d) {
+    d->num_experts = d->top_k = 1;
+}
+
+static void (*const forms[])(clmoe_layer_desc *desc) = {
+    dropless,      fixed_rows, by_factor, by_small_factor, in_sequences, in_long_sequences,
+    expert_choice, sinkhorn,   soft,      soft_moe,        one_expert};
+
+/* What batches of 0, 1, ... tokens need, and what is said of them. */
+typedef struct memory_walk {
+    size_t saved, scratch, plan; /* the most that a batch so far needs */
+    uint32_t slots;
+    size_t saved_said, scratch_said, plan_said; /* of the last batch */
+} memory_walk;
+
+static size_t most(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static void next_batch(const clmoe_layer *layer, uint32_t tokens, memory_walk *w) {
+    size_t saved = 0, scratch = 0;
+    workspace_layout need;
+    clmoe_plan_layout plan;
+    OK(workspace_layout_get(layer, tokens, &need));
+    OK(clmoe_layer_memory(layer, tokens, &saved, &scratch));
+    OK(clmoe_plan_layout_get(layer, tokens, &plan));
+    w->saved = most(w->saved, need.saved_bytes);
+    w->scratch = most(w->scratch, need.scratch_bytes);
+    w->plan = most(w->plan, need.plan.bytes);
+    w->slots = (uint32_t)most(w->slots, plan.slots);
+    CHECK(saved >= w->saved && scratch >= w->scratch && plan.bytes >= w->plan,
+          "%u tokens: %zu, %zu, %zu are not enough: %zu, %zu, %zu\n", tokens, saved, scratch,
+          plan.bytes, w->saved, w->scratch, w->plan);
+    CHECK(saved >= w->saved_said && scratch >= w->scratch_said && plan.bytes >= w->plan_said,
+          "%u tokens: less than with fewer\n", tokens);
+    CHECK(plan.most_slots >= w->slots && plan.most_slots <= w->slots + w->slots / 8 + 64,
+          "%u tokens: most_slots is %u, but a batch has %u\n", tokens, plan.most_slots, w->slots);
+    CHECK(scratch <= w->scratch + w->scratch / 4 + (1 << 20), "%u tokens: %zu for %zu\n", tokens,
+          scratch, w->scratch);
+    w->saved_said = saved;
+    w->scratch_said = scratch;
+    w->plan_said = plan.bytes;
+}
+
+static void memory_serves_smaller_batches(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t f = 0; f < COUNT_OF(forms); f++)
+            for (uint32_t group = 0; group <= (n == 0 ? 64 : 0); group += 64) {
+                memory_walk walk = {0};
+                clmoe_layer_desc desc = desc_of(&small);
+                desc.engine = engines[n];
+                forms[f](&desc);
+                test_case("engine %s, form %zu, group size %u", engines[n], f, group);
+                const clmoe_layer *layer = test_layer(group, &desc);
+                for (uint32_t tokens = 0; tokens <= 4096; tokens++)
+                    next_batch(layer, tokens, &walk);
+            }
+}
+
+/* Buffers for the largest batch, and every smaller one run in them. */
+static void smaller_batches_run(void **state) {
+    (void)state;
+    enum { MOST = 132 };
+    batch b;
+    device_batch d;
+    clmoe_layer_desc desc = desc_of(&small);
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        test_case("engine %s", engines[n]);
+        desc.engine = engines[n];
+        clmoe_layer *layer = test_layer(0, &desc);
+        batch_make(&b, &desc, MOST);
+        batch_upload(layer, &b, &d);
+        for (uint32_t tokens = MOST; tokens > 0; tokens--) {
+            d.args.tokens = tokens;
+            OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+        }
+        CL_OK(clFinish(test.queue));
     }
 }
 
@@ -260,9 +393,15 @@ static void buffers_far_too_small(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(sums_and_products),    TEST(blocks_of_a_plan),
-                                       TEST(plans_of_31_bits),     TEST(capacities_of_31_bits),
-                                       TEST(memory_of_large_rows), TEST(memory_past_size_max),
-                                       TEST(packed_weights),       TEST(buffers_far_too_small)};
+    const struct CMUnitTest tests[] = {TEST(sums_and_products),
+                                       TEST(blocks_of_a_plan),
+                                       TEST(plans_of_31_bits),
+                                       TEST(capacities_of_31_bits),
+                                       TEST(memory_serves_smaller_batches),
+                                       TEST(smaller_batches_run),
+                                       TEST(memory_of_large_rows),
+                                       TEST(memory_past_size_max),
+                                       TEST(packed_weights),
+                                       TEST(buffers_far_too_small)};
     return RUN(tests);
 }

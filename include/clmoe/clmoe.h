@@ -493,9 +493,10 @@ CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
                                         uint32_t *supported);
 
 /*
- * Bytes of device memory for a batch of `tokens`: `saved` is what a backward pass will read (0
- * unless desc.training), `scratch` is free again after the event. Both are never 0 for a buffer's
- * sake: a size of 0 means the buffer need not be given.
+ * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what a
+ * backward pass will read (0 unless desc.training), `scratch` is free again after the event. Both
+ * are never 0 for a buffer's sake: a size of 0 means the buffer need not be given. Either pointer
+ * may be NULL.
  */
 CLMOE_API clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                           size_t *scratch);

@@ -65,7 +65,7 @@ typedef struct clmoe_topk_args {
  * offsets[e] = e * (sequences * C rounded up to row_tile).
  */
 typedef struct clmoe_plan_layout {
-    size_t bytes;        /* of the whole plan */
+    size_t bytes;        /* of the whole plan, for `tokens` and every smaller batch */
     uint32_t pairs;      /* T*K; with expert choice E*C, a bound: token_offsets[T] are in use */
     uint32_t slots;      /* S: bound of the slots in use, a multiple of row_tile */
     uint32_t capacity;   /* C, of each sequence; 0 when dropless */
@@ -79,6 +79,7 @@ typedef struct clmoe_plan_layout {
     size_t row_of;       /* [S] i32: pair of a slot, -1 padding */
     size_t token_of;     /* [S] i32: token of a slot, -1 padding */
     size_t tile_expert;  /* [S/row_tile] i32: expert of a tile of rows, -1 no rows */
+    uint32_t most_slots; /* the largest S of `tokens` and every smaller batch: for xe and ye */
 } clmoe_plan_layout;
 
 CLMOE_API clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,

@@ -70,6 +70,8 @@ typedef struct gemm_shape {
     bool gate_up_transposed, down_transposed, interleaved;
 } gemm_shape;
 
+enum { GEMM_MAX_ROW_TILE = 320 };
+
 typedef struct gemm_engine {
     const char *name;
     bool gathers; /* reads A through token_of itself; else the caller dispatches first */
@@ -84,7 +86,10 @@ typedef struct gemm_engine {
     /* Compiles what `shape` needs; *state goes to the calls below. */
     clmoe_status (*create)(clmoe_context *context, const gemm_shape *shape, void **state);
     void (*destroy)(void *state); /* NULL allowed */
-    /* Rows per tile for about `rows_per_expert` rows in each bucket; 1 where none are needed. */
+    /*
+     * Rows per tile for about `rows_per_expert` rows in each bucket; 1 where none are needed. Never
+     * fewer than for 0 rows, nor more than GEMM_MAX_ROW_TILE.
+     */
     uint32_t (*row_tile)(const clmoe_context *context, uint32_t rows_per_expert);
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
