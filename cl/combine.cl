@@ -8,9 +8,12 @@
  *          [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
  *          output_bias is W, the others X.
  * NDRange: (segments of SEGMENT columns, T); GROUP work-items along D, V columns each at a time.
- * Limits: V is 4, 8 or 16; X and W are storage types.
+ * Limits: V is 4, 8 or 16; X and W are storage types. token_offsets may hold anything: no pair lies
+ *         past `pairs`, and a token has no more than `most`.
  * Repeatability: one work-item adds an element's terms, in the order above.
  */
+#include "pairs.clh"
+
 #define FLOATV JOIN(float, V)
 
 typedef struct token_row {
@@ -55,16 +58,17 @@ void combine_rows(__global const STORAGE(X) *ye, ulong ye_off, __global const fl
                   __global const float *shared_gate, ulong shared_gate_off,
                   __global const STORAGE(W) *output_bias, ulong output_bias_off,
                   __global const STORAGE(X) *residual, ulong residual_off, __global STORAGE(X) *y,
-                  ulong y_off, uint dim, int top_k, int weight_in_expert) {
-    ulong token = get_group_id(1), first = token * top_k;
-    token_row row = {ye + ye_off, 0, 0, 0, 0, 0, 0, top_k, weight_in_expert, dim, 1.0f};
+                  ulong y_off, uint dim, int top_k, int pairs, int most, int weight_in_expert) {
+    __global const int *live = 0;
+    const ulong live_off = 0;
+    token_owner owner = OWNER_INIT(top_k, pairs, most);
+    ulong token = get_group_id(1);
+    pair_range range = owned_pairs(&owner, (uint)token);
+    int count = (int)(range.end - range.begin);
+    token_row row = {ye + ye_off, 0, 0, 0, 0, 0, 0, count, weight_in_expert, dim, 1.0f};
     uint begin = get_group_id(0) * SEGMENT, end = min(begin + SEGMENT, dim);
-    if (token_offsets) {
-        first = (ulong)token_offsets[token_offsets_off + token];
-        row.pairs = token_offsets[token_offsets_off + token + 1] - (int)first;
-    }
-    row.weights = weights + weights_off + first;
-    row.slot_of = slot_of + slot_of_off + first;
+    row.weights = weights + weights_off + range.begin;
+    row.slot_of = slot_of + slot_of_off + range.begin;
     if (x)
         row.x = x + x_off + token * dim;
     if (shared)
@@ -76,7 +80,6 @@ void combine_rows(__global const STORAGE(X) *ye, ulong ye_off, __global const fl
     if (residual)
         row.residual = residual + residual_off + token * dim;
     if (token_mask && !token_mask[token_mask_off + token]) {
-        row.pairs = 0;
         row.shared = 0;
         row.output_bias = 0;
     }

@@ -643,7 +643,7 @@ void loss_weights(__global const float *logits, ulong logits_off, __global const
                   __global const int *slot_of, ulong slot_of_off,
                   __global const float *expert_scale, ulong expert_scale_off, sums_shape s,
                   router_switches r) {
-    token_owner owner = OWNER_INIT(s.top_k);
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint token = get_group_id(0), R = s.columns;
     token_row t = ((__global const token_row *)(rows + rows_off))[token];
     pair_range pairs = owned_pairs(&owner, token);

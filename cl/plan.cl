@@ -57,7 +57,7 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
         token = w->order[token];
     if (PAIR_GRID) {
         token = pair_owner(&w->owner, w->tokens, i);
-        k = (int)i - w->owner.token_offsets[token];
+        k = (int)i - (int)token_pairs(&w->owner, token).begin;
     }
     walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
     if (at.pair >= 0) {
@@ -76,8 +76,7 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
         int columns, uint block_size, uint pairs, uint sequence_tokens, uint sequence_blocks
 
 #define WALK_INIT                                                                                  \
-    {{token_offsets ? token_offsets + token_offsets_off : 0, live ? live + live_off : 0,           \
-      token_mask ? token_mask + token_mask_off : 0, top_k},                                        \
+    {OWNER_INIT(top_k, pairs, PAIR_GRID ? columns : top_k),                                        \
      ids + ids_off,                                                                                \
      order ? order + order_off : 0,                                                                \
      tokens,                                                                                       \

@@ -59,8 +59,7 @@ typedef struct rerouting {
         uint tokens, int top_k, int experts, uint capacity, uint row_tile
 
 #define REROUTE_INIT                                                                               \
-    {{token_offsets ? token_offsets + token_offsets_off : 0, live ? live + live_off : 0,           \
-      token_mask ? token_mask + token_mask_off : 0, top_k},                                        \
+    {OWNER_INIT(top_k, tokens * (uint)top_k, top_k),                                               \
      scores + scores_off,                                                                          \
      ids + ids_off,                                                                                \
      kept + kept_off,                                                                              \
@@ -95,13 +94,9 @@ static inline long dropped_pair(const rerouting *r, uint token) {
 
 /* Whether an id of the token, surplus ones included, is e. */
 static inline bool token_has(const rerouting *r, uint token, int e) {
-    long first = (long)token * r->owner.top_k, end = first + r->owner.top_k;
-    if (r->owner.token_offsets) {
-        first = r->owner.token_offsets[token];
-        end = r->owner.token_offsets[token + 1];
-    }
+    pair_range pairs = token_pairs(&r->owner, token);
     bool found = false;
-    for (long pair = first; pair < end; pair++)
+    for (uint pair = pairs.begin; pair < pairs.end; pair++)
         found = found || r->ids[pair] == e;
     return found;
 }
@@ -159,11 +154,17 @@ static inline void begin_token(const rerouting *r, uint token) {
     r->wishes[(ulong)token * (WISHES + 1) + WISHES] = WISHES;
 }
 
-/* Gives the token's first dropped pair place number `place` of the expert. */
+/*
+ * Gives the token's first dropped pair place number `place` of the expert. There is none if
+ * token_offsets gives it to two tokens and the other was first: then the token's first pair moves,
+ * so that every row in use is a token's.
+ */
 static inline void settle(const rerouting *r, uint token, int expert, uint place) {
     long pair = dropped_pair(r, token);
     uint slot = r->offsets[expert] + place;
     uint tile = slot / r->row_tile;
+    if (pair < 0)
+        pair = token_pairs(&r->owner, token).begin;
     atomic_inc(&r->rerouted_out[r->ids[pair]]);
     r->ids[pair] = expert;
     r->slot_of[pair] = (int)slot;
@@ -272,12 +273,13 @@ void reroute_weights(__global const float *scores, ulong scores_off, __global co
                      __global const int *ids, ulong ids_off, __global float *weights,
                      ulong weights_off, __global const int *changed, ulong changed_off, uint tokens,
                      router_switches r) {
-    token_owner owner = {token_offsets ? token_offsets + token_offsets_off : 0,
-                         live ? live + live_off : 0, 0, r.top_k};
+    __global const uchar *token_mask = 0;
+    const ulong token_mask_off = 0;
+    token_owner owner = OWNER_INIT(r.top_k, tokens * (uint)r.top_k, r.top_k);
     uint token = get_global_id(0);
     if (token >= tokens || !changed[changed_off + token])
         return;
-    long first = owned_pair(&owner, token, 0);
+    uint first = token_pairs(&owner, token).begin;
     scores += scores_off + (ulong)token * r.columns;
     ids += ids_off + first;
     weights += weights_off + first;

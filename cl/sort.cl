@@ -23,10 +23,8 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
                ulong live_off, __global const uchar *token_mask, ulong token_mask_off,
                __global const int *token_offsets, ulong token_offsets_off, __global uint *keys,
                ulong keys_off, __global uint *order, ulong order_off, __global const uint *state,
-               ulong state_off, uint count, int keep, int top_k) {
-    token_owner owner = {token_offsets ? token_offsets + token_offsets_off : 0,
-                         live ? live + live_off : 0, token_mask ? token_mask + token_mask_off : 0,
-                         top_k};
+               ulong state_off, uint count, uint pairs, int keep, int top_k) {
+    token_owner owner = OWNER_INIT(top_k, pairs, top_k);
     uint i = get_global_id(0);
     weights += weights_off;
     if (i >= count)

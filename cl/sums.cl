@@ -295,7 +295,7 @@ void sums_pairs(__global const int *ids, ulong ids_off, __global const float *we
                 __global const uchar *token_mask, ulong token_mask_off,
                 __global const int *token_offsets, ulong token_offsets_off, __global uint *partial,
                 ulong partial_off, sums_shape s) {
-    token_owner owner = OWNER_INIT(s.top_k);
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
     token_range range = block_tokens(&s, get_group_id(1));
     const INTV column = (INTV)((int)e) + LANE_COLUMNS;
@@ -366,7 +366,7 @@ void sums_tokens(__global const int *ids, ulong ids_off, __global const int *liv
                  __global const int *token_offsets, ulong token_offsets_off,
                  __global const float *rows, ulong rows_off, __global uint *partial,
                  ulong partial_off, sums_shape s) {
-    token_owner owner = OWNER_INIT(s.top_k);
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint group = get_group_id(0) * GROUP + get_local_id(0), block = get_group_id(1);
     uint groups = s.asked & DEVICE_BIT ? s.device_groups : 0;
     token_range range = block_tokens(&s, block);

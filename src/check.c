@@ -436,12 +436,6 @@ done:
     return status;
 }
 
-size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws, clmoe_buf token_offsets) {
-    bool any = token_offsets.mem && !layer_is_expert_choice(layer) && ws->plan.pairs > 0;
-    size_t pairs = any ? 1 : ws->plan.pairs;
-    return bytes_of(pairs, 1, 4);
-}
-
 /* What overflow reroute reads and writes besides. */
 static clmoe_status check_reroute(const clmoe_layer *layer, const clmoe_plan_args *args,
                                   size_t pairs) {
@@ -460,7 +454,7 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
         {"ids", &args->ids, pairs, 4, true},
         {"pair_weights", &args->pair_weights, pairs, 4, false},
@@ -534,8 +528,7 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     const buffer_need needs[] = {
         {"x", &args->x, rows, element, layer->desc.num_identity_experts > 0},
         {"ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true},
-        {"pair_weights", &args->pair_weights, pairs_bytes(layer, &ws, args->token_offsets), 4,
-         true},
+        {"pair_weights", &args->pair_weights, bytes_of(ws.plan.pairs, 1, 4), 4, true},
         {"plan", &args->plan, ws.plan.bytes, 4, true},
         {"token_mask", &args->token_mask, tokens, 1, false},
         {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,

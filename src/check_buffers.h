@@ -23,12 +23,6 @@ clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs, s
 #define CHECK_BUFFERS(layer, needs)                                                                \
     check_buffers((layer), (needs), sizeof(needs) / sizeof(needs)[0])
 
-/*
- * Bytes of [pairs] f32 or i32. With token_offsets only the device knows how many pairs there are:
- * at least one element then. Those of expert choice are a bound of the layer's.
- */
-size_t pairs_bytes(const clmoe_layer *layer, const workspace_layout *ws, clmoe_buf token_offsets);
-
 /* What every argument struct of a batch begins with, and the sizes that follow from its tokens. */
 clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
                         workspace_layout *ws);

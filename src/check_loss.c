@@ -28,7 +28,7 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
         {"logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false},
         {"ids", &args->ids, pairs, 4, true},
@@ -200,7 +200,7 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     TRY(check_step(layer, args, sizeof *args, &ws));
     const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL,
                             args->pair_weights.mem != NULL, args->load_supplied.mem != NULL};
-    size_t pairs = pairs_bytes(layer, &ws, args->token_offsets), tokens = args->tokens;
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     size_t logits = bytes_of(tokens, layer->columns, 4);
     size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
     const buffer_need needs[] = {

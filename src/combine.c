@@ -9,15 +9,16 @@ clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_c
     clmoe_buf none = {0};
     workspace_layout ws;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
-    TRY(KERNEL_SET(
-        kernel, ARG_TYPE(args->ye, type), ARG_F32(args->pair_weights),
-        ARG_F32(plan_array(args->plan, ws.plan.slot_of)), ARG_TYPE(args->x, type),
-        ARG_U8(args->token_mask), ARG_F32(args->token_offsets), ARG_TYPE(args->shared, type),
-        ARG_F32(layer->desc.shared_gate ? args->shared_gate : none),
-        ARG_TYPE(layer->desc.output_bias ? args->weights->output_bias : none,
-                 layer->desc.weight_type),
-        ARG_TYPE(args->residual, type), ARG_TYPE(args->y, type), arg_u32(layer->desc.dim),
-        arg_u32(layer->desc.top_k), arg_u32(weight_in_expert)));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(args->ye, type), ARG_F32(args->pair_weights),
+                   ARG_F32(plan_array(args->plan, ws.plan.slot_of)), ARG_TYPE(args->x, type),
+                   ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+                   ARG_TYPE(args->shared, type),
+                   ARG_F32(layer->desc.shared_gate ? args->shared_gate : none),
+                   ARG_TYPE(layer->desc.output_bias ? args->weights->output_bias : none,
+                            layer->desc.weight_type),
+                   ARG_TYPE(args->residual, type), ARG_TYPE(args->y, type),
+                   arg_u32(layer->desc.dim), arg_u32(layer->desc.top_k), arg_u32(ws.plan.pairs),
+                   arg_u32(layer_token_pairs(layer)), arg_u32(weight_in_expert)));
     uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
     size_t groups[] = {divide_up(dim, segment), args->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));

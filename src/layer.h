@@ -183,6 +183,11 @@ static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
 }
 
+/* The most pairs of a token. */
+static inline uint32_t layer_token_pairs(const clmoe_layer *layer) {
+    return layer_is_expert_choice(layer) ? layer->columns : layer->desc.top_k;
+}
+
 static inline bool layer_is_soft_moe(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_SOFT_MOE;
 }

@@ -63,7 +63,7 @@ static clmoe_status sort_walk(const clmoe_layer *layer, launch *chain, const clm
     TRY(KERNEL_SET(kernel, ARG_F32(args->pair_weights), ARG_F32(args->live),
                    ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
                    ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_F32(args->state),
-                   arg_u32(count), arg_u32(keep), arg_u32(top_k)));
+                   arg_u32(count), arg_u32(args->tokens * top_k), arg_u32(keep), arg_u32(top_k)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
         TRY(sort_pass(layer, chain, buffers, count, shift, from));

@@ -52,6 +52,13 @@ static block_split split(const clmoe_context *context, uint32_t count, uint32_t 
     return split;
 }
 
+/* Pairs of a batch, or the bound of expert choice: what the plan walks over. */
+static size_t batch_pairs(const clmoe_layer *layer, uint32_t tokens) {
+    if (layer_is_expert_choice(layer))
+        return (size_t)layer->desc.num_experts * layer_capacity(layer, tokens);
+    return (size_t)tokens * layer->desc.top_k;
+}
+
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked) {
     const clmoe_layer_desc *desc = &layer->desc;
     uint32_t sequence = desc->capacity.tokens_per_sequence;
@@ -65,6 +72,8 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
         .experts = desc->num_experts,
         .top_k = desc->top_k,
         .device_groups = desc->balance.device_groups,
+        .pairs = (uint32_t)batch_pairs(layer, tokens),
+        .token_pairs = layer_token_pairs(layer),
         .sequence = sequence,
         .sequences = tokens > 0 ? divide_up(tokens, sequence) : 1,
         .block = block,
@@ -84,13 +93,6 @@ block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens
 
 block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
     return split(context, count, MAX_BLOCKS);
-}
-
-/* Pairs of a batch, or the bound of expert choice: what the plan walks over. */
-static size_t batch_pairs(const clmoe_layer *layer, uint32_t tokens) {
-    if (layer_is_expert_choice(layer))
-        return (size_t)layer->desc.num_experts * layer_capacity(layer, tokens);
-    return (size_t)tokens * layer->desc.top_k;
 }
 
 walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {

@@ -304,7 +304,184 @@ static void kernels_on_small_shapes(void **state) {
             }
 }
 
+/* ---- Offsets of any values ----------------------------------------------------------------- */
+
+static void reroute_by_offsets(clmoe_layer_desc *d) {
+    reroute(d);
+    d->router.renorm = CLMOE_RENORM_NONE;
+    d->balance.device_groups = 4;
+}
+
+static void few_sequences(clmoe_layer_desc *d) {
+    d->capacity.rows = 2;
+    d->capacity.tokens_per_sequence = 4;
+    d->capacity.keep = CLMOE_KEEP_CHOICE_MAJOR;
+}
+
+static void (*const offset_layers[])(clmoe_layer_desc *) = {
+    dropless, capacity_by_weight, reroute_by_offsets, expert_choice, few_sequences};
+
+/* offsets [T+1]: out of range, out of order, of two tokens at once, of too many pairs each. */
+static int32_t *bad_offsets(uint32_t kind, uint32_t tokens, int32_t pairs) {
+    const int32_t wild[] = {INT32_MIN, -1, 0, pairs - 1, pairs, pairs + 1, INT32_MAX};
+    int32_t *offsets = HOST(int32_t, tokens + 1);
+    for (uint32_t t = 0; t <= tokens; t++) {
+        const int32_t of_kind[] = {wild[random_below(COUNT_OF(wild))],
+                                   (int32_t)random_below((uint32_t)pairs + 9) - 4,
+                                   pairs - (int32_t)t, /* downwards */
+                                   t % 2 ? 3 : 0, 1000 * (int32_t)t};
+        offsets[t] = of_kind[kind];
+    }
+    return offsets;
+}
+enum { BAD_KINDS = 5 };
+
+/* The arrays of one batch, for all steps that read token_offsets. */
+typedef struct offset_batch {
+    clmoe_layer *layer;
+    clmoe_layer_desc desc;
+    clmoe_plan_layout layout;
+    clmoe_weights weights;
+    clmoe_buf x, scores, ids, pair_weights, live, offsets, plan, scratch;
+} offset_batch;
+
+static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, uint32_t kind) {
+    b->desc = desc_of(&small);
+    b->desc.num_identity_experts = 0;
+    offset_layers[which](&b->desc);
+    b->layer = test_layer(form, &b->desc);
+    OK(clmoe_plan_layout_get(b->layer, small.tokens, &b->layout));
+    const size_t T = small.tokens, P = b->layout.pairs, R = ref_columns(&b->desc);
+    ref_weights weights = weights_make(&b->desc);
+    int32_t *ids = HOST(int32_t, P), *live = HOST(int32_t, T);
+    for (size_t p = 0; p < P; p++)
+        ids[p] = (int32_t)random_below(random_below(2) ? 3 : (uint32_t)R);
+    for (size_t t = 0; t < T; t++)
+        live[t] = (int32_t)random_below(6) - 2;
+    b->weights = weights_upload(&b->desc, &weights);
+    b->x = buf_of(random_floats(T * b->desc.dim, 1.0), T * b->desc.dim * 4);
+    b->scores = buf_of(random_floats(T * R, 1.0), T * R * 4);
+    b->ids = buf_of(ids, P * 4);
+    b->pair_weights = buf_of(random_floats(P, 1.0), P * 4);
+    b->live = random_below(2) ? buf_of(live, T * 4) : (clmoe_buf){NULL, 0};
+    b->offsets = buf_of(bad_offsets(kind, small.tokens, (int32_t)P), (T + 1) * 4);
+    b->plan = buf_new(b->layout.bytes);
+    b->scratch = scratch_of(b->layer, small.tokens);
+}
+
+/* Every row in use is a pair's and a token's, and no pair's slot is out of range. */
+static void check_rows(const offset_batch *b) {
+    const char *plan = buf_get(b->plan);
+    const clmoe_plan_layout *at = &b->layout;
+    const uint32_t *kept = (const uint32_t *)(const void *)(plan + at->kept);
+    const uint32_t *offsets = (const uint32_t *)(const void *)(plan + at->offsets);
+    const int32_t *slot_of = (const int32_t *)(const void *)(plan + at->slot_of);
+    const int32_t *row_of = (const int32_t *)(const void *)(plan + at->row_of);
+    const int32_t *token_of = (const int32_t *)(const void *)(plan + at->token_of);
+    for (uint32_t e = 0; e < b->desc.num_experts; e++)
+        for (uint32_t slot = offsets[e]; slot < offsets[e] + kept[e]; slot++)
+            CHECK(slot < at->slots && row_of[slot] >= 0 && (uint32_t)row_of[slot] < at->pairs &&
+                      token_of[slot] >= 0 && (uint32_t)token_of[slot] < small.tokens,
+                  "slot %u of expert %u\n", slot, e);
+    for (uint32_t p = 0; p < at->pairs; p++)
+        CHECK(slot_of[p] >= -2 && slot_of[p] < (int32_t)at->slots, "slot_of[%u] is %d\n", p,
+              slot_of[p]);
+}
+
+static void run_plan_and_combine(const offset_batch *b) {
+    const size_t T = small.tokens, D = b->desc.dim;
+    clmoe_buf ye = buf_new(b->layout.slots * D * 4);
+    clmoe_plan_args plan = {.struct_size = sizeof plan,
+                            .tokens = small.tokens,
+                            .ids = b->ids,
+                            .pair_weights = b->pair_weights,
+                            .live = b->live,
+                            .token_offsets = b->offsets,
+                            .scores = b->scores,
+                            .weights = &b->weights,
+                            .scratch = b->scratch,
+                            .plan = b->plan};
+    clmoe_experts_args experts = {.struct_size = sizeof experts,
+                                  .tokens = small.tokens,
+                                  .weights = &b->weights,
+                                  .x = b->x,
+                                  .pair_weights = b->pair_weights,
+                                  .plan = b->plan,
+                                  .scratch = b->scratch,
+                                  .ye = ye};
+    clmoe_combine_args combine = {.struct_size = sizeof combine,
+                                  .tokens = small.tokens,
+                                  .weights = &b->weights,
+                                  .x = b->x,
+                                  .ye = ye,
+                                  .pair_weights = b->pair_weights,
+                                  .plan = b->plan,
+                                  .token_offsets = b->offsets,
+                                  .y = buf_new(T * D * 4)};
+    OK(clmoe_plan(b->layer, test.queue, &plan, 0, NULL, NULL));
+    OK(clmoe_experts(b->layer, test.queue, &experts, 0, NULL, NULL));
+    OK(clmoe_combine(b->layer, test.queue, &combine, 0, NULL, NULL));
+    check_rows(b);
+    const float *y = buf_get(combine.y);
+    for (size_t i = 0; i < T * D; i++)
+        CHECK(isfinite(y[i]), "y[%zu] is %g\n", i, (double)y[i]);
+}
+
+static void run_balance(const offset_batch *b) {
+    static const clmoe_loss_desc by_pairs[] = {
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_FIRST},
+        {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS}};
+    const size_t logits = (size_t)small.tokens * ref_columns(&b->desc) * 4;
+    const bool weights = b->desc.router.score != CLMOE_SCORE_SPARSEMIXER;
+    clmoe_stats_args stats = {.struct_size = sizeof stats,
+                              .tokens = small.tokens,
+                              .logits = b->scores,
+                              .ids = b->ids,
+                              .pair_weights = b->pair_weights,
+                              .plan = b->plan,
+                              .live = b->live,
+                              .token_offsets = b->offsets,
+                              .scratch = b->scratch,
+                              .stats = buf_new(clmoe_stats_size(b->layer))};
+    clmoe_loss_args loss = {.struct_size = sizeof loss,
+                            .tokens = small.tokens,
+                            .losses = by_pairs,
+                            .num_losses = weights ? 2 : 1,
+                            .weights = &b->weights,
+                            .logits = b->scores,
+                            .ids = b->ids,
+                            .pair_weights = b->pair_weights,
+                            .plan = b->plan,
+                            .live = b->live,
+                            .token_offsets = b->offsets,
+                            .scratch = b->scratch,
+                            .values = buf_new(8),
+                            .dlogits = buf_of(HOST(char, logits), logits)};
+    OK(clmoe_stats_compute(b->layer, test.queue, &stats, 0, NULL, NULL));
+    OK(clmoe_loss(b->layer, test.queue, &loss, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+}
+
+/* With canaries for a device that runs, and without for a tool that watches. */
+static void offsets_of_any_values(void **state) {
+    (void)state;
+    for (int bare = 0; bare < 2; bare++)
+        for (size_t which = 0; which < COUNT_OF(offset_layers); which++)
+            for (uint32_t kind = 0; kind < BAD_KINDS; kind++)
+                for (size_t form = 0; form < COUNT_OF(forms); form++) {
+                    offset_batch b;
+                    support_bare = bare;
+                    test_case("layer %zu, kind %u, groups of %u, bare %d", which, kind, forms[form],
+                              bare);
+                    seed_set(kind + 1);
+                    make_offset_batch(&b, forms[form], which, kind);
+                    run_plan_and_combine(&b);
+                    run_balance(&b);
+                }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(kernels_on_small_shapes), TEST(kernels_with_a_state)};
+    const struct CMUnitTest tests[] = {TEST(kernels_on_small_shapes), TEST(kernels_with_a_state),
+                                       TEST(offsets_of_any_values)};
     return RUN(tests);
 }

@@ -96,7 +96,10 @@ typedef struct clmoe_plan_args {
     /*
      * Optional [T+1] i32, ascending from 0: token t owns the pairs [token_offsets[t],
      * token_offsets[t+1]), at most K of them (any number with expert choice, where it is needed).
-     * Without it, pairs [t*K, t*K + K).
+     * Without it, pairs [t*K, t*K + K). Arrays of pairs have room for all `pairs` of the layout
+     * either way. Offsets are brought into [0, pairs], a range that ends before it begins is empty,
+     * of one that is longer the first K count: whatever the values, nothing is read or written
+     * outside the arrays, but pairs of two tokens may get two places or none.
      */
     clmoe_buf token_offsets;
     clmoe_buf state; /* optional: capacity_scale, and the seed of the keep rule random */
