@@ -17,8 +17,6 @@ clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args 
 clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args);
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args);
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args);
-/* The losses of a forward: the descriptors, what they need, and their outputs. */
-clmoe_status check_forward_losses(const clmoe_layer *layer, const clmoe_forward_args *args);
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);
 clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state);
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args);

@@ -4,10 +4,11 @@
 #include <math.h>
 
 clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state) {
+    call_check call = {.layer = layer};
     if (!layer)
         return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
-    const buffer_need need = {"state", &state, layer_state_bytes(layer), 4, true};
-    return check_buffer(layer, &need);
+    const buffer_need need = UPDATES("state", &state, layer_state_bytes(layer), 4, true);
+    return check_buffer(&call, &need);
 }
 
 static clmoe_status in_range(const char *name, uint32_t value, uint32_t low, uint32_t high) {
@@ -85,6 +86,7 @@ done:
 }
 
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     if (!layer || !args)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
@@ -92,14 +94,15 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
         return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
                     args->struct_size, sizeof *args);
     const buffer_need needs[] = {
-        {"state", &args->state, layer_state_bytes(layer), 4, true},
-        {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
-        {"load", &args->load, bytes_of(layer->columns, 1, 4), 4, false},
+        UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),
+        READS("stats", &args->stats, clmoe_stats_size(layer), 4, true),
+        READS("load", &args->load, bytes_of(layer->columns, 1, 4), 4, false),
     };
-    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_rates(args));
     TRY(check_schedule(&args->noise, &noise_names, false));
     TRY(check_schedule(&args->temperature, &temperature_names, true));
+    TRY(check_overlaps(&call));
 done:
     return status;
 }

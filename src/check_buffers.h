@@ -8,6 +8,9 @@
 /* Bytes of rows x columns elements; saturates, and no buffer is that large. */
 size_t bytes_of(size_t rows, size_t columns, size_t element);
 
+/* What the commands of the call do with a buffer. */
+typedef enum buffer_use { BUFFER_READ, BUFFER_WRITE, BUFFER_UPDATE /* both */ } buffer_use;
+
 /* One buffer argument: what it must hold. */
 typedef struct buffer_need {
     const char *name;
@@ -15,13 +18,46 @@ typedef struct buffer_need {
     size_t bytes;
     size_t element;
     bool required;
+    buffer_use use;
 } buffer_need;
 
-clmoe_status check_buffer(const clmoe_layer *layer, const buffer_need *need);
-clmoe_status check_buffers(const clmoe_layer *layer, const buffer_need *needs, size_t count);
+/* A need by its use: WRITES("y", &args->y, bytes, element, required). */
+#define READS(...)                                                                                 \
+    { __VA_ARGS__, BUFFER_READ }
+#define WRITES(...)                                                                                \
+    { __VA_ARGS__, BUFFER_WRITE }
+#define UPDATES(...)                                                                               \
+    { __VA_ARGS__, BUFFER_UPDATE }
 
-#define CHECK_BUFFERS(layer, needs)                                                                \
-    check_buffers((layer), (needs), sizeof(needs) / sizeof(needs)[0])
+/* Bytes of a buffer, or of the one that it is a part of, that a call uses. */
+typedef struct used_range {
+    const char *name;
+    const clmoe_buf *buf;
+    cl_mem root;
+    size_t begin, end;
+    bool written;
+} used_range;
+
+enum { MAX_CALL_BUFFERS = 64 };
+
+/* One call under check. The first check of a buffer that fails ends it. */
+typedef struct call_check {
+    const clmoe_layer *layer;
+    const clmoe_buf *in_place[2]; /* two that may be the same place, or NULL */
+    size_t count;
+    used_range ranges[MAX_CALL_BUFFERS]; /* those checked so far */
+} call_check;
+
+clmoe_status check_buffer(call_check *call, const buffer_need *need);
+clmoe_status check_buffers(call_check *call, const buffer_need *needs, size_t count);
+
+#define CHECK_BUFFERS(call, needs) check_buffers((call), (needs), sizeof(needs) / sizeof(needs)[0])
+
+/* That nothing written overlaps anything else; the last check of a call. */
+clmoe_status check_overlaps(const call_check *call);
+
+/* That the host may read it: what engines with `blocks` do. */
+clmoe_status check_host_reads(const char *name, const clmoe_buf *buf);
 
 /* What every argument struct of a batch begins with, and the sizes that follow from its tokens. */
 clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
@@ -34,9 +70,12 @@ clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expec
 clmoe_status check_weights_given(const clmoe_weights *weights);
 
 /* Of a step that reads it where the layer has one. */
-clmoe_status check_expert_scale(const clmoe_layer *layer, const clmoe_weights *weights);
+clmoe_status check_expert_scale(call_check *call, const clmoe_weights *weights);
 
 /* The size of a state, where one is given. */
-clmoe_status check_state(const clmoe_layer *layer, const clmoe_buf *state);
+clmoe_status check_state(call_check *call, const clmoe_buf *state);
+
+/* The losses of a forward: the descriptors, what they need, and their outputs. */
+clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *args);
 
 #endif

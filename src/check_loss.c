@@ -8,44 +8,47 @@ static bool reads_noise_router(const clmoe_layer *layer, clmoe_buf state) {
     return state.mem && layer->desc.router.noise == CLMOE_NOISE_LEARNED;
 }
 
-static clmoe_status check_noise_weights(const clmoe_layer *layer, const clmoe_weights *weights,
+static clmoe_status check_noise_weights(call_check *call, const clmoe_weights *weights,
                                         const clmoe_buf *x, uint32_t tokens) {
+    const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
     size_t router = type_bytes(layer->desc.router.weight_type);
     size_t element = type_bytes(layer->desc.type);
     TRY(check_weights_given(weights));
     const buffer_need needs[] = {
-        {"weights.noise_router", &weights->noise_router,
-         bytes_of(layer->columns, layer->desc.dim, router), router, true},
-        {"x", x, bytes_of(tokens, layer->desc.dim, element), element, true},
+        READS("weights.noise_router", &weights->noise_router,
+              bytes_of(layer->columns, layer->desc.dim, router), router, true),
+        READS("x", x, bytes_of(tokens, layer->desc.dim, element), element, true),
     };
-    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(CHECK_BUFFERS(call, needs));
 done:
     return status;
 }
 
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args) {
+    call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
-        {"logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false},
-        {"ids", &args->ids, pairs, 4, true},
-        {"pair_weights", &args->pair_weights, pairs, 4, false},
-        {"plan", &args->plan, ws.plan.bytes, 4, true},
-        {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
-        {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
-         layer_is_expert_choice(layer)},
-        {"load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false},
-        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
-        {"stats", &args->stats, clmoe_stats_size(layer), 4, true},
+        READS("logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false),
+        READS("ids", &args->ids, pairs, 4, true),
+        READS("pair_weights", &args->pair_weights, pairs, 4, false),
+        READS("plan", &args->plan, ws.plan.bytes, 4, true),
+        READS("live", &args->live, bytes_of(tokens, 1, 4), 4, false),
+        READS("token_mask", &args->token_mask, tokens, 1, false),
+        READS("token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+              layer_is_expert_choice(layer)),
+        READS("load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false),
+        UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
+        WRITES("stats", &args->stats, clmoe_stats_size(layer), 4, true),
     };
-    TRY(CHECK_BUFFERS(layer, needs));
-    TRY(check_state(layer, &args->state));
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_state(&call, &args->state));
     if (args->logits.mem && reads_noise_router(layer, args->state))
-        TRY(check_noise_weights(layer, args->weights, &args->x, args->tokens));
+        TRY(check_noise_weights(&call, args->weights, &args->x, args->tokens));
+    TRY(check_overlaps(&call));
 done:
     return status;
 }
@@ -186,6 +189,28 @@ done:
     return status;
 }
 
+/* An output of losses. */
+typedef struct loss_output {
+    const char *name;
+    cl_mem mem;
+} loss_output;
+
+/* That losses are asked for something, and something for losses; outputs[0] holds the values. */
+static clmoe_status check_outputs(const loss_inputs *in, const loss_output outputs[3]) {
+    bool any = outputs[0].mem || outputs[1].mem || outputs[2].mem;
+    if (in->num_losses > 0 && !any)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "num_losses is %u, but neither %s nor %s nor %s is given", in->num_losses,
+                    outputs[0].name, outputs[1].name, outputs[2].name);
+    for (int i = 0; in->num_losses == 0 && i < 3; i++)
+        if (outputs[i].mem)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but num_losses is 0",
+                        outputs[i].name);
+    if (in->num_losses == 0 && in->losses)
+        return fail(CLMOE_INVALID_ARGUMENT, "losses is given, but num_losses is 0");
+    return CLMOE_SUCCESS;
+}
+
 /* Whether there is a gradient through the combine weights. */
 static bool goes_through_weights(const clmoe_loss_args *args) {
     bool any = false;
@@ -195,6 +220,7 @@ static bool goes_through_weights(const clmoe_loss_args *args) {
 }
 
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
+    call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
@@ -204,52 +230,61 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     size_t logits = bytes_of(tokens, layer->columns, 4);
     size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
     const buffer_need needs[] = {
-        {"logits", &args->logits, logits, 4, true},
-        {"ids", &args->ids, pairs, 4, true},
-        {"pair_weights", &args->pair_weights, pairs, 4, false},
-        {"plan", &args->plan, ws.plan.bytes, 4, true},
-        {"live", &args->live, bytes_of(tokens, 1, 4), 4, false},
-        {"token_mask", &args->token_mask, tokens, 1, false},
-        {"token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
-         layer_is_expert_choice(layer)},
-        {"load_target", &args->load_target, experts, 4, false},
-        {"load_supplied", &args->load_supplied, experts, 4, false},
-        {"scratch", &args->scratch, ws.scratch_bytes, 4, true},
-        {"values", &args->values, bytes_of(args->num_losses, 1, 4), 4, false},
-        {"dlogits", &args->dlogits, logits, 4, false},
-        {"dnoise", &args->dnoise, logits, 4, false},
+        READS("logits", &args->logits, logits, 4, true),
+        READS("ids", &args->ids, pairs, 4, true),
+        READS("pair_weights", &args->pair_weights, pairs, 4, false),
+        READS("plan", &args->plan, ws.plan.bytes, 4, true),
+        READS("live", &args->live, bytes_of(tokens, 1, 4), 4, false),
+        READS("token_mask", &args->token_mask, tokens, 1, false),
+        READS("token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
+              layer_is_expert_choice(layer)),
+        READS("load_target", &args->load_target, experts, 4, false),
+        READS("load_supplied", &args->load_supplied, experts, 4, false),
+        UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
+        WRITES("values", &args->values, bytes_of(args->num_losses, 1, 4), 4, false),
+        UPDATES("dlogits", &args->dlogits, logits, 4, false),
+        UPDATES("dnoise", &args->dnoise, logits, 4, false),
     };
+    const loss_output outputs[3] = {
+        {"values", args->values.mem}, {"dlogits", args->dlogits.mem}, {"dnoise", args->dnoise.mem}};
     TRY(check_descs(layer, &in));
-    TRY(CHECK_BUFFERS(layer, needs));
-    TRY(check_state(layer, &args->state));
+    TRY(check_outputs(&in, outputs));
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_state(&call, &args->state));
     if (reads_noise_router(layer, args->state))
-        TRY(check_noise_weights(layer, args->weights, &args->x, args->tokens));
+        TRY(check_noise_weights(&call, args->weights, &args->x, args->tokens));
     if (goes_through_weights(args))
-        TRY(check_expert_scale(layer, args->weights));
+        TRY(check_expert_scale(&call, args->weights));
+    TRY(check_overlaps(&call));
 done:
     return status;
 }
 
-clmoe_status check_forward_losses(const clmoe_layer *layer, const clmoe_forward_args *args) {
+clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *args) {
+    const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
     const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true,
                             args->load_supplied.mem != NULL};
     size_t logits = bytes_of(args->tokens, layer->columns, 4);
     size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
     const buffer_need needs[] = {
-        {"load_target", &args->load_target, experts, 4, false},
-        {"load_supplied", &args->load_supplied, experts, 4, false},
-        {"loss_values", &args->loss_values, bytes_of(args->num_losses, 1, 4), 4, false},
-        {"dlogits", &args->dlogits, logits, 4, false},
-        {"dnoise", &args->dnoise, logits, 4, false},
+        READS("load_target", &args->load_target, experts, 4, false),
+        READS("load_supplied", &args->load_supplied, experts, 4, false),
+        WRITES("loss_values", &args->loss_values, bytes_of(args->num_losses, 1, 4), 4, false),
+        UPDATES("dlogits", &args->dlogits, logits, 4, false),
+        UPDATES("dnoise", &args->dnoise, logits, 4, false),
     };
+    const loss_output outputs[3] = {{"loss_values", args->loss_values.mem},
+                                    {"dlogits", args->dlogits.mem},
+                                    {"dnoise", args->dnoise.mem}};
     if (args->num_losses > 0) {
         TRY(check_descs(layer, &in));
         if (args->ids_in.mem)
             return fail(CLMOE_INVALID_ARGUMENT,
                         "num_losses is %u, but with ids_in there are no logits", args->num_losses);
     }
-    TRY(CHECK_BUFFERS(layer, needs));
+    TRY(check_outputs(&in, outputs));
+    TRY(CHECK_BUFFERS(call, needs));
 done:
     return status;
 }

@@ -342,7 +342,7 @@ static const buf_field combine_fields[] = {
     B(clmoe_combine_args, pair_weights, true),
     B(clmoe_combine_args, plan, true),
     M(clmoe_combine_args, token_mask),
-    B(clmoe_combine_args, shared, false),
+    B(clmoe_combine_args, shared, true),
     B(clmoe_combine_args, shared_gate, true),
     B(clmoe_combine_args, residual, false),
     B(clmoe_combine_args, y, true),

@@ -471,6 +471,13 @@ static void forward_refuses(void **state) {
     loss.weight = 1.0f;
     d.args.losses = NULL;
     check_forward_says(&d, layer, "losses is NULL");
+    d.args.losses = &loss;
+    check_forward_says(&d, layer, "num_losses is 1, but neither loss_values nor dlogits");
+    d.args.num_losses = 0;
+    check_forward_says(&d, layer, "losses is given, but num_losses is 0");
+    d.args.losses = NULL;
+    d.args.dlogits = buf_new(22 * ref_columns(&desc) * 4);
+    check_forward_says(&d, layer, "dlogits is given, but num_losses is 0");
     b.in.ids_in = HOST(int32_t, 22 * 3);
     b.in.weights_in = HOST(float, 22 * 3);
     batch_upload(layer, &b, &d);
@@ -528,7 +535,8 @@ static void expert_choice(void **state) {
                             .num_losses = 1,
                             .logits = buf_of(random_floats(32 * 8, 1.0), 32 * 8 * 4),
                             .plan = buf_new(layout.bytes),
-                            .scratch = scratch_of(layer, s.tokens)};
+                            .scratch = scratch_of(layer, s.tokens),
+                            .values = buf_new(4)};
     clmoe_stats_args stats = {.struct_size = sizeof stats, .tokens = s.tokens};
     stats.plan = loss.plan;
     stats.scratch = loss.scratch;

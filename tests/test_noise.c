@@ -470,6 +470,9 @@ static void bad_arguments(void **state) {
     check_bad(clmoe_forward(layer, test.queue, &args, 0, NULL, NULL), "weights.noise_router",
               "not given");
 
+    /* The steps refuse a layer that jitters the experts' x too. */
+    desc.router.jitter_experts = 0;
+    layer = test_layer(0, &desc);
     size_t n = (size_t)small.tokens * 63;
     clmoe_score_args score_args = {.struct_size = sizeof score_args,
                                    .tokens = small.tokens,
