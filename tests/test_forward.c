@@ -1,5 +1,6 @@
 /* The whole layer: every switch of the descriptor and every optional input, on every engine. */
 #include "support.h"
+#include "support_balance.h"
 
 #include <math.h>
 #include <string.h>
@@ -410,12 +411,230 @@ static void nonfinite_token(void **state) {
     }
 }
 
+/* ---- The steps one by one ------------------------------------------------------------------ */
+
+static void expert_choice(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    d->router.expert_scale = 1;
+    d->capacity.factor = 1.5;
+}
+
+static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+    d->router.renorm = CLMOE_RENORM_SUM;
+}
+
+static void soft(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SOFT;
+    d->top_k = d->num_experts;
+}
+
+static void soft_moe(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->top_k = 1;
+}
+
+static void two_levels(clmoe_layer_desc *d) {
+    d->top_k = 4;
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+    d->router.two_level = 1;
+}
+
+static void reroute_scaled(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.expert_scale = 1;
+    d->capacity.factor = 1.0;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
+
+static void rebalance(clmoe_layer_desc *d) {
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.rebalance_iterations = 5;
+}
+
+static void sequences_by_priority(clmoe_layer_desc *d) {
+    d->capacity.factor = 0.7;
+    d->capacity.tokens_per_sequence = 10;
+    d->capacity.keep = CLMOE_KEEP_PRIORITY;
+}
+
+static void learned_noise(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_LEARNED;
+    d->router.expert_dropout = 0.2f;
+    d->router.jitter = 0.1f;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+}
+
+static void gumbel_noise(clmoe_layer_desc *d) {
+    d->router.noise = CLMOE_NOISE_GUMBEL;
+    d->router.logit_dropout = 0.2f;
+    d->router.select_bias = 1;
+}
+
+static void jitter_of_experts(clmoe_layer_desc *d) {
+    d->router.jitter = 0.1f;
+    d->router.jitter_experts = 1;
+}
+
+static void keep_random(clmoe_layer_desc *d) {
+    d->capacity.factor = 0.8;
+    d->capacity.keep = CLMOE_KEEP_RANDOM;
+}
+
+static void (*const policies[])(clmoe_layer_desc *) = {
+    expert_choice, sinkhorn,          soft,        soft_moe,
+    two_levels,    reroute_scaled,    rebalance,   learned_noise,
+    gumbel_noise,  jitter_of_experts, keep_random, sequences_by_priority};
+
+/* The word that the step which leaves something out refuses with; NULL: none does. */
+static const char *left_out(const clmoe_layer_desc *desc, bool has_state) {
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE)
+        return "Soft MoE";
+    if (desc->router.jitter_experts && has_state)
+        return "jitter_experts";
+    if (desc->router.renorm_after_drop)
+        return "renorm_after_drop";
+    return desc->shared.hidden_dim ? "shared is not given" : NULL;
+}
+
+/* All steps of a batch, with outputs of their own. */
+typedef struct steps {
+    clmoe_layer *layer;
+    clmoe_score_args score;
+    clmoe_topk_args topk;
+    clmoe_plan_args plan;
+    clmoe_dispatch_args dispatch;
+    clmoe_experts_args experts;
+    clmoe_combine_args combine;
+    clmoe_stats_args stats;
+} steps;
+
+#define STEP(type, ...)                                                                            \
+    (type) {                                                                                       \
+        .struct_size = sizeof(type), .tokens = a->tokens, __VA_ARGS__                              \
+    }
+
+/* The routing's arguments, from those of a forward. */
+static void routing_steps(clmoe_layer *layer, const clmoe_layer_desc *desc,
+                          const clmoe_forward_args *a, steps *s) {
+    clmoe_plan_layout plan;
+    OK(clmoe_plan_layout_get(layer, a->tokens, &plan));
+    const size_t T = a->tokens, logits = T * ref_columns(desc) * 4, pairs = (size_t)plan.pairs * 4;
+    const bool choice = desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    s->layer = layer;
+    s->score = STEP(clmoe_score_args, .weights = a->weights, .x = a->x, .logits = buf_new(logits),
+                    .scores = buf_new(logits), .state = a->state, .scratch = a->scratch);
+    s->topk = STEP(clmoe_topk_args, .weights = a->weights, .scores = s->score.scores,
+                   .ids = buf_new(pairs), .weights_out = buf_new(pairs),
+                   .token_mask = a->token_mask, .state = a->state, .scratch = a->scratch);
+    s->topk.live = choice ? (clmoe_buf){NULL, 0} : buf_new(T * 4);
+    s->topk.token_offsets = choice ? buf_new((T + 1) * 4) : (clmoe_buf){NULL, 0};
+    s->plan =
+        STEP(clmoe_plan_args, .weights = a->weights, .ids = s->topk.ids,
+             .pair_weights = s->topk.weights_out, .live = s->topk.live, .token_mask = a->token_mask,
+             .token_offsets = s->topk.token_offsets, .state = a->state, .scores = s->score.scores,
+             .scratch = a->scratch, .plan = buf_new(plan.bytes));
+}
+
+static void expert_steps(const clmoe_layer_desc *desc, const clmoe_forward_args *a, steps *s) {
+    clmoe_plan_layout plan;
+    OK(clmoe_plan_layout_get(s->layer, a->tokens, &plan));
+    const size_t rows = plan.slots * (size_t)desc->dim * 4;
+    s->dispatch = STEP(clmoe_dispatch_args, .x = a->x, .plan = s->plan.plan, .xe = buf_new(rows));
+    s->experts = STEP(clmoe_experts_args, .weights = a->weights, .xe = s->dispatch.xe,
+                      .pair_weights = s->topk.weights_out, .plan = s->plan.plan,
+                      .scratch = a->scratch, .ye = buf_new(rows));
+    s->combine = STEP(clmoe_combine_args, .weights = a->weights, .x = a->x, .ye = s->experts.ye,
+                      .pair_weights = s->topk.weights_out, .plan = s->plan.plan,
+                      .token_mask = a->token_mask, .token_offsets = s->topk.token_offsets,
+                      .residual = a->residual, .y = buf_new((size_t)a->tokens * desc->dim * 4));
+    s->stats = STEP(clmoe_stats_args, .weights = a->weights, .x = a->x, .logits = s->score.logits,
+                    .ids = s->topk.ids, .pair_weights = s->topk.weights_out, .plan = s->plan.plan,
+                    .live = s->topk.live, .token_mask = a->token_mask,
+                    .token_offsets = s->topk.token_offsets, .state = a->state,
+                    .scratch = a->scratch, .stats = buf_new(clmoe_stats_size(s->layer)));
+}
+
+/* Runs them until one refuses. */
+static clmoe_status run_steps(const steps *s) {
+    clmoe_status status = clmoe_score(s->layer, test.queue, &s->score, 0, NULL, NULL);
+    status = status ? status : clmoe_topk(s->layer, test.queue, &s->topk, 0, NULL, NULL);
+    status = status ? status : clmoe_plan(s->layer, test.queue, &s->plan, 0, NULL, NULL);
+    status = status ? status : clmoe_dispatch(s->layer, test.queue, &s->dispatch, 0, NULL, NULL);
+    status = status ? status : clmoe_experts(s->layer, test.queue, &s->experts, 0, NULL, NULL);
+    status = status ? status : clmoe_combine(s->layer, test.queue, &s->combine, 0, NULL, NULL);
+    return status ? status : clmoe_stats_compute(s->layer, test.queue, &s->stats, 0, NULL, NULL);
+}
+
+static void same_bits(const char *what, clmoe_buf steps_wrote, clmoe_buf forward_wrote,
+                      size_t bytes) {
+    compare_bits(what, buf_get(steps_wrote), buf_get(forward_wrote), bytes);
+}
+
+static void check_steps(const clmoe_layer_desc *desc, bool has_state) {
+    batch b;
+    device_batch d;
+    steps s;
+    size_t bytes = 0, T = small.tokens;
+    const char *says = left_out(desc, has_state);
+    clmoe_layer *layer = test_layer(0, desc);
+    seed_set(3);
+    batch_make(&b, desc, small.tokens);
+    add_inputs(&b, MASK | RESIDUAL);
+    batch_upload(layer, &b, &d);
+    d.weights.noise_router = d.weights.router;
+    OK(clmoe_state_size(layer, &bytes));
+    if (has_state)
+        d.args.state = buf_of(random_state_of(desc), bytes);
+    routing_steps(layer, desc, &d.args, &s);
+    expert_steps(desc, &d.args, &s);
+    OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+    clmoe_status status = run_steps(&s);
+    CHECK((status == CLMOE_SUCCESS) == !says, "%s: %s\n", clmoe_status_string(status),
+          clmoe_last_error());
+    CL_OK(clFinish(test.queue));
+    if (says) {
+        CHECK(strstr(clmoe_last_error(), says) != NULL, "it says: %s\n", clmoe_last_error());
+        return;
+    }
+    same_bits("logits", s.score.logits, d.args.logits, T * ref_columns(desc) * 4);
+    same_bits("ids", s.topk.ids, d.args.ids, ref_pairs(desc, small.tokens) * 4);
+    same_bits("weights", s.topk.weights_out, d.args.weights_out, ref_pairs(desc, small.tokens) * 4);
+    same_bits("y", s.combine.y, d.args.y, T * desc->dim * 4);
+    same_bits("stats", s.stats.stats, d.args.stats, clmoe_stats_size(layer));
+}
+
+/* Every switch: the steps give the forward's bits, or one of them says what none of them does. */
+static void single_steps(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(variants) + COUNT_OF(policies); i++)
+        for (int has_state = 0; has_state < 2; has_state++) {
+            clmoe_layer_desc desc = desc_of(&small);
+            const bool is_variant = i < COUNT_OF(variants);
+            if (is_variant)
+                variants[i].set(&desc);
+            else
+                policies[i - COUNT_OF(variants)](&desc);
+            desc.training = 0;
+            if (desc.capacity.keep == CLMOE_KEEP_RANDOM && !has_state)
+                continue;
+            test_case("%s %zu, state %d", is_variant ? variants[i].name : "policy", i, has_state);
+            check_steps(&desc, has_state);
+        }
+}
+
 /* With the argument "all", every combination: minutes. */
 int main(int argc, char **argv) {
     sweep = argc > 1 && strcmp(argv[1], "all") == 0;
     const struct CMUnitTest tests[] = {
-        TEST(every_switch_and_engine), TEST(every_switch_and_input), TEST(every_shape_and_engine),
-        TEST(default_engine),          TEST(every_pattern),          TEST(nonfinite_token),
+        TEST(every_switch_and_engine),
+        TEST(every_switch_and_input),
+        TEST(every_shape_and_engine),
+        TEST(default_engine),
+        TEST(every_pattern),
+        TEST(nonfinite_token),
+        TEST(single_steps),
     };
     return RUN(tests);
 }
