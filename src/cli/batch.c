@@ -100,9 +100,11 @@ static clmoe_status enqueue_forward(batch *b, cl_event *event) {
     args.scratch = place(b, BATCH_SCRATCH);
     args.y = place(b, BATCH_Y);
     args.stats = place(b, BATCH_STATS);
-    args.losses = b->losses;
-    args.num_losses = b->num_losses;
-    args.loss_values = place(b, BATCH_LOSSES);
+    if (b->num_losses > 0) {
+        args.losses = b->losses;
+        args.num_losses = b->num_losses;
+        args.loss_values = place(b, BATCH_LOSSES);
+    }
     return clmoe_forward(b->layer, b->queue, &args, 0, NULL, event);
 }
 
