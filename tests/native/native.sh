@@ -2,23 +2,27 @@
 # Runs test programs with every kernel as native code under AddressSanitizer and
 # UndefinedBehaviorSanitizer, then lists the lines of cl/ that none of them ran. A kernel in none of
 # them is run by its own test: cl/plan.cl by test_plan beside the first program.
-# usage: native.sh CLANG BINARY_DIR SOURCE_DIR PROGRAM[:TEST[:gpu]]...
+# usage: native.sh BINARY_DIR SOURCE_DIR PROGRAM[:TEST[:gpu]]...
 set -eu
-CLMOE_CLANG=$1
-binary=$2
-source=$3
-shift 3
+binary=$1
+source=$2
+shift 2
+. "$source/tests/clangs.sh"
+runtime=
+for CLMOE_CLANG in $(clangs); do
+    runtime=$("$CLMOE_CLANG" -print-file-name="libclang_rt.asan-$(uname -m).so")
+    [ ! -e "$runtime" ] || break
+done
+if ! [ -e "$runtime" ]; then
+    echo "skipped: no clang with an AddressSanitizer library"
+    exit 77
+fi
 version=$("$CLMOE_CLANG" -dumpversion | cut -d. -f1)
 tool() { # of the compiler's own version
     command -v "$1-$version" || "$CLMOE_CLANG" -print-prog-name="$1"
 }
-runtime=$("$CLMOE_CLANG" -print-file-name="libclang_rt.asan-$(uname -m).so")
 LLVM_PROFDATA=$(tool llvm-profdata)
 LLVM_COV=$(tool llvm-cov)
-if ! [ -e "$runtime" ]; then
-    echo "skipped: $CLMOE_CLANG has no AddressSanitizer library"
-    exit 77
-fi
 CLMOE_NATIVE_RUN=$binary/kernels
 CLMOE_NATIVE_COMPILE=$source/tests/native/compile.sh
 export CLMOE_CLANG CLMOE_NATIVE_RUN CLMOE_NATIVE_COMPILE LLVM_PROFDATA LLVM_COV

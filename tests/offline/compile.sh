@@ -1,13 +1,14 @@
 #!/bin/sh
 # Compiles the programs that list.sh wrote for a device that is not here; exit 77: no compiler.
-# usage: compile.sh spirv|sm_80|gfx90a|...|intel CLANG DIRECTORY all|one, of each file of cl/
+# usage: compile.sh spirv|sm_80|gfx90a|...|intel DIRECTORY all|one, of each file of cl/
 set -eu
 target=$1
-clang=$2
-directory=$3
-which=$4
+directory=$2
+which=$3
+# shellcheck source=tests/clangs.sh
+. "$(dirname "$0")/../clangs.sh"
 output=$directory/$target.$which
-libclc=/usr/lib/clc
+libclc=/usr/lib/clc # its files are named as the version has them
 
 skip() {
     echo "skipped: $*"
@@ -15,16 +16,21 @@ skip() {
 }
 
 front_end() { # warnings are errors
-    "$clang" -x cl -D__OPENCL_VERSION__=120 -Wall -Wno-unused-function -Wno-linker-warnings -Werror \
+    "$compiler" -x cl -D__OPENCL_VERSION__=120 -Wall -Wno-unused-function -Wno-linker-warnings -Werror \
         "$@"
 }
 header="-Xclang -finclude-default-header -Xclang -cl-ext=+cl_khr_fp16"
 link="-O2 -Xclang -mlink-builtin-bitcode -Xclang"
 
+translator() { # of a clang's own version
+    command -v "llvm-spirv-$("$1" -dumpversion | cut -d. -f1)" || true
+}
+
 # LLVM's SPIR-V translator wants code that was not optimised.
 # shellcheck disable=SC2086 # the words of $header
 spirv() {
     front_end $header -O0 -target spir64-unknown-unknown -emit-llvm -c -o "$output.bc" "$@" || return 1
+    translate=$(translator "$compiler")
     [ -n "$translate" ] || return 0
     "$translate" --spirv-max-version=1.0 "$output.bc" -o "$output.spv" || return 1
     [ -n "$validate" ] || return 0
@@ -47,16 +53,15 @@ nvidia() {
 # Nothing may go to memory for lack of vector registers.
 # shellcheck disable=SC2086
 amd() {
-    front_end -target amdgcn-amd-amdhsa -mcpu="$target" -nogpulib $link "$libclc/amdgcn--amdhsa.bc" \
-        -S -o "$output.s" "$@" || return 1
+    front_end -target amdgcn-amd-amdhsa -mcpu="$target" -nogpulib $link "$amd_library" -S \
+        -o "$output.s" "$@" || return 1
     ! grep -E '\.(vgpr_spill_count|private_segment_fixed_size): *[1-9]' "$output.s"
 }
 
 intel() {
     source=$1
     shift
-    ocloc compile -q -file "$source" -device dg2 -options "$*" -out_dir "$output" >"$output.log" 2>&1 ||
-        { cat "$output.log" && return 1; }
+    "$compiler" compile -q -file "$source" -device dg2 -options "$*" -out_dir "$output"
 }
 
 compile() { # SOURCE OPTION...
@@ -68,15 +73,33 @@ compile() { # SOURCE OPTION...
     esac
 }
 
-translate=$(command -v "llvm-spirv-$("$clang" -dumpversion | cut -d. -f1)" || true)
+# In the order of preference.
+compilers() {
+    case $target in
+    intel) command -v ocloc || true ;;
+    spirv)
+        for compiler in $(clangs); do [ -z "$(translator "$compiler")" ] || echo "$compiler"; done
+        clangs
+        ;;
+    *) clangs ;;
+    esac
+}
+
+# Sets `compiler` to the first that compiles something for the target.
+find_compiler() {
+    for compiler in $(compilers); do
+        if compile "$output.cl" -cl-std=CL1.2 >"$output.log" 2>&1; then return; fi
+    done
+    skip "no compiler for $target: $(head -n 1 "$output.log")"
+}
+
 validate=$(command -v spirv-val || true)
 assemble=$(command -v ptxas || true)
-case $target in
-gfx*) [ -e "$libclc/amdgcn--amdhsa.bc" ] || skip "no libclc for AMD" ;;
-intel) command -v ocloc >/dev/null || skip "no ocloc" ;;
-esac
+amd_library=$(find "$libclc" -name amdgcn--amdhsa.bc -o -name amdgcn-amd-amdhsa.bc 2>/dev/null || true)
+case $target:$amd_library in gfx*:) skip "no libclc for AMD" ;; esac
 echo '__kernel void probe(__global float *p) { p[0] = 0.0f; }' >"$output.cl"
-compile "$output.cl" -cl-std=CL1.2 >"$output.log" 2>&1 || skip "no compiler for $target: $(head -n 1 "$output.log")"
+: >"$output.log"
+find_compiler
 
 count=0
 failed=0
@@ -101,5 +124,5 @@ for source in "$directory"/gpu/*.cl "$directory"/nvidia/*.cl "$directory"/cpu/*.
         failed=$((failed + 1))
     }
 done
-echo "$target: $count programs, $failed failed"
+echo "$target: $count programs, $failed failed, by $(basename "$compiler")"
 [ "$failed" = 0 ] && [ "$count" -gt 0 ]
