@@ -33,28 +33,28 @@ void state_init(__global uint *state, ulong state_off, uint seed_low, uint seed_
 ulong group_sum_long(ulong value, __local ulong *tmp) {
     int lane = get_local_id(0);
     tmp[lane] = value;
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (int width = GROUP / 2; width > 0; width /= 2) {
         if (lane < width)
             tmp[lane] += tmp[lane + width];
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
     }
     ulong sum = tmp[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     return sum;
 }
 
 ulong group_max_long(ulong value, __local ulong *tmp) {
     int lane = get_local_id(0);
     tmp[lane] = value;
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (int width = GROUP / 2; width > 0; width /= 2) {
         if (lane < width)
             tmp[lane] = max(tmp[lane], tmp[lane + width]);
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
     }
     ulong best = tmp[0];
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     return best;
 }
 
@@ -116,7 +116,7 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     __global const uint *c = load ? load + load_off : stats + STATS_WORDS;
 
     bool known = s->version == STATE_VERSION && s->columns == r.columns, first = s->updates == 0;
-    barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
+    group_barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
     ulong total = 0, largest = 0;
     for (uint e = lane; e < r.experts; e += GROUP) {
         total += c[e];

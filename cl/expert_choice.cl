@@ -52,7 +52,7 @@ void choice_keys(__global const float *scores, ulong scores_off, __global const 
             tile[row * (SIDE + 1) + column] = in && isfinite(score) ? ordered_bits(score) : 0;
         }
     }
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (uint column = down; column < wide; column += GROUP / ACROSS)
         for (uint row = across; row < rows; row += ACROSS)
             keys[(ulong)column * tokens + row] = tile[row * (SIDE + 1) + column];
@@ -64,7 +64,7 @@ void count_digits(__global const uint *keys, uint tokens, uint prefix, uint know
     uint lane = get_local_id(0);
     for (uint bin = lane; bin < BINS; bin += GROUP)
         histogram[bin] = 0;
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (uint t = lane; t < tokens; t += GROUP)
         if ((keys[t] & known) == prefix && keys[t] != 0) {
 #if GROUP == 1
@@ -73,7 +73,7 @@ void count_digits(__global const uint *keys, uint tokens, uint prefix, uint know
             atomic_inc(&histogram[keys[t] >> shift & (BINS - 1)]);
 #endif
         }
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
 }
 
 KERNEL(GROUP, 1, 1)
@@ -97,7 +97,7 @@ void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint 
             found[0] = 0;
             found[1] = 0xFFFFFFFFu; /* fewer keys than wanted: none is ever found */
         }
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
         for (uint i = 1; i <= each; i++) {
             uint here = histogram[top - i];
             if (above < wanted && wanted <= above + here) {
@@ -106,11 +106,11 @@ void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint 
             }
             above += here;
         }
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
         prefix |= found[0] << shift;
         wanted = found[1];
         known |= (uint)(BINS - 1) << shift;
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
     }
 
     /* `wanted` of the tokens with this key are taken: up to where? */
@@ -124,7 +124,7 @@ void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint 
         thresholds[0] = capacity == 0 ? 0xFFFFFFFFu : prefix;
         thresholds[1] = 0;
     }
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint t = begin; t < end; t++) {
         if (keys[t] != prefix)
             continue;

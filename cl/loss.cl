@@ -92,7 +92,7 @@ static inline float cell_term(const cells *c, uint d) {
     case LOSS_SWITCH:
         return cell_share(c, d) * cell_p(c, d);
     case LOSS_SQUARED:
-        return 0.5f * cell_away(c, d) * cell_away(c, d);
+        return 0.5f * squared(cell_away(c, d));
     case LOSS_ENTROPY:
         share = cell_share(c, d);
         if (c->targets)
@@ -103,14 +103,13 @@ static inline float cell_term(const cells *c, uint d) {
     case LOSS_MINIMAX:
         return exp(c->beta * (cell_share(c, d) - c->best));
     case LOSS_LOAD_CV2:
-        return cell_excess(c, d) * cell_excess(c, d);
+        return squared(cell_excess(c, d));
     case LOSS_COMMUNICATION:
         return cell_p(c, d) * (float)c->counts[d];
     case LOSS_OVERFLOW:
         return cell_overflow(c, d);
     default:
-        return is_importance(c->item.kind) ? (cell_p(c, d) - c->mean) * (cell_p(c, d) - c->mean)
-                                           : 0.0f;
+        return is_importance(c->item.kind) ? squared(cell_p(c, d) - c->mean) : 0.0f;
     }
 }
 
@@ -682,7 +681,7 @@ void loss_weights(__global const float *logits, ulong logits_off, __global const
                 l = r.softcap * tanh(l / r.softcap);
             add_one(&row, &r, v.temperature, e, -dot * exp(l / v.temperature - t.best) / t.total);
         }
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint k = 0; k < v.count && get_local_id(0) == 0; k++) {
         float d = plain_gradient(&r, &v, &sums, t.total, k), l = prepared_choice(&r, &v, k);
         if (l == -INFINITY)

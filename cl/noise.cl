@@ -49,7 +49,7 @@ void noise_experts(__global float *draws, ulong draws_off, __global const uint *
         mine += u >= probability;
     }
     group_scan(mine, &unmasked, tmp);
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint e = get_local_id(0); e < columns; e += GROUP) {
         float u = draws[e];
         uint better = unmasked;

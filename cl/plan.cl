@@ -129,7 +129,7 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
     }
     for (int e = get_local_id(0); e < columns; e += GROUP)
         histogram[e] = 0;
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint chunk = block.begin; chunk < block.end; chunk += GROUP) {
         uint i = chunk + get_local_id(0);
         int expert = i < block.end ? walk(&w, i).expert : -1;
@@ -137,7 +137,7 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
         uint rank = group_rank(expert, &last, tmp);
         if (expert >= 0 && last)
             histogram[expert] += rank + 1;
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
     }
 }
 
@@ -278,10 +278,10 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
                     tile_expert[tile] = at.expert;
             }
         }
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
         if (at.expert >= 0 && last)
             histogram[at.expert] = place + 1;
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
     }
 }
 

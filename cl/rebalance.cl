@@ -93,7 +93,7 @@ void rebalance_begin(REBALANCE_ARGS, __global uint *pairs, ulong pairs_off) {
         }
         r.sums[token] = sum > 0.0f && sum < INFINITY ? sum : 0.0f;
     }
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     add_columns(&r, pairs + pairs_off + (ulong)get_group_id(0) * experts);
 }
 
@@ -183,6 +183,6 @@ void rebalance_rows(REBALANCE_ARGS, __global const float *columns, ulong columns
     float mean = target[target_off], step = target[target_off + 1];
     for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP)
         step_row(&r, token, columns + columns_off, mean, step, mu);
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     add_columns(&r, 0);
 }

@@ -199,7 +199,7 @@ void reroute_accept(REROUTE_ARGS) {
     for (uint token = begin; token < end; token++)
         mine += r.asked[token] == expert;
     uint place = before + group_scan(mine, &all, tmp);
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint token = begin; token < end && place < r.capacity; token++)
         if (r.asked[token] == expert)
             settle(&r, token, expert, place++);
@@ -229,11 +229,11 @@ void reroute_finish(REROUTE_ARGS, int fresh) {
             r.waiting[place] = token;
         count += all;
     }
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     while (count > 0) {
         for (uint i = lane; i < count; i += GROUP)
             r.asked[r.waiting[i]] = expert_to_ask(&r, r.waiting[i]);
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
         uint left = 0;
         for (uint chunk = 0; chunk < count; chunk += GROUP) {
             uint token = 0, place = 0;
@@ -246,7 +246,7 @@ void reroute_finish(REROUTE_ARGS, int fresh) {
             uint rank = group_rank(expert, &last, bins);
             if (expert != DONE)
                 place = r.kept[expert] + rank;
-            barrier(CLK_GLOBAL_MEM_FENCE);
+            group_barrier(CLK_GLOBAL_MEM_FENCE);
             if (expert != DONE && place < r.capacity)
                 settle(&r, token, expert, place);
             if (expert != DONE && last) {
@@ -259,7 +259,7 @@ void reroute_finish(REROUTE_ARGS, int fresh) {
             if (waits)
                 r.waiting[to] = token;
             left += all;
-            barrier(CLK_GLOBAL_MEM_FENCE);
+            group_barrier(CLK_GLOBAL_MEM_FENCE);
         }
         count = left;
     }

@@ -171,7 +171,7 @@ void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *t
             parts[lane] = row < rows ? lane_row_sum(c + (ulong)(tile + row) * columns, balance,
                                                     lane % LANES, columns)
                                      : 0.0f;
-            barrier(CLK_LOCAL_MEM_FENCE);
+            group_barrier(CLK_LOCAL_MEM_FENCE);
             if (lane % LANES == 0) {
                 float sum = 0.0f;
                 for (uint i = 0; i < LANES; i++)
@@ -179,10 +179,10 @@ void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *t
                 bool in = row < rows && (!token_mask || token_mask[token_mask_off + tile + row]);
                 d0[row] = in ? per_token / (sum + EPSILON) : 0.0f;
             }
-            barrier(CLK_LOCAL_MEM_FENCE);
+            group_barrier(CLK_LOCAL_MEM_FENCE);
         }
         add_columns(c + (ulong)tile * columns, d0, partials, rows, columns);
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
     }
 }
 
@@ -213,7 +213,7 @@ void sinkhorn_columns(__global const float *partials, ulong partials_off, __glob
         balance[e] = next;
     }
     change = group_sum(change, tmp);
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     if (lane == 0 && !done)
         balance[columns] = change / (float)columns <= tolerance ? 1.0f : 0.0f;
 }

@@ -66,7 +66,7 @@ void sort_histogram(__global const uint *keys, ulong keys_off, __global uint *hi
     histogram += histogram_off + (ulong)get_group_id(0) * BINS;
     for (uint bin = get_local_id(0); bin < BINS; bin += GROUP)
         histogram[bin] = 0;
-    barrier(CLK_GLOBAL_MEM_FENCE);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint chunk = begin; chunk < end; chunk += GROUP) {
         uint i = chunk + get_local_id(0);
         int bin = i < end ? digit_of(keys[i], shift) : -1;
@@ -74,7 +74,7 @@ void sort_histogram(__global const uint *keys, ulong keys_off, __global uint *hi
         uint rank = group_rank(bin, &last, tmp);
         if (bin >= 0 && last)
             histogram[bin] += rank + 1;
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
     }
 }
 
@@ -120,9 +120,9 @@ void sort_scatter(__global const uint *keys, ulong keys_off, __global const uint
             keys_out[to] = keys[i];
             order_out[to] = order[i];
         }
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
         if (bin >= 0 && last)
             histogram[bin] = to + 1;
-        barrier(CLK_GLOBAL_MEM_FENCE);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
     }
 }

@@ -94,10 +94,10 @@ void choose_groups(const router_switches *r, __global const float *scores,
     choices += token * GROUPS;
     for (int g = part; token < tokens && g < GROUPS; g += ITEMS)
         choices[g] = group_choice(r, scores, select_bias, g);
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (int g = part; token < tokens && g < GROUPS; g += ITEMS)
         taking_part[token * GROUPS + g] = group_is_in(r, choices, g);
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
 }
 #endif
 
@@ -175,18 +175,18 @@ void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
         if (part >= width && part < 2 * width)
             UNROLL for (int i = 0; i < KEEP; i++)
                 tmp[i * TMP_SLOTS + slot] = mine[i];
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
         if (part < width) {
             UNROLL for (int i = 0; i < KEEP; i++)
                 other[i] = tmp[i * TMP_SLOTS + slot];
             keep_better(mine, other);
         }
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
     }
     if (part == 0)
         UNROLL for (int i = 0; i < KEEP; i++)
             best[token * KEEP + i] = mine[i];
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
 }
 
 #else
@@ -206,7 +206,7 @@ void sort_keys(__local ulong *keys) {
                     keys[low + stride] = a;
                 }
             }
-            barrier(CLK_LOCAL_MEM_FENCE);
+            group_barrier(CLK_LOCAL_MEM_FENCE);
         }
 }
 
@@ -216,12 +216,12 @@ void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
         for (uint i = get_local_id(0); i < TOKENS * CHUNK; i += GROUP)
             if (i % CHUNK >= (uint)kept)
                 tmp[i] = key_at(of, i / CHUNK, next + i % CHUNK - kept);
-        barrier(CLK_LOCAL_MEM_FENCE);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
         sort_keys(tmp);
     }
     for (uint i = get_local_id(0); i < TOKENS * KEEP; i += GROUP)
         best[i] = tmp[i / KEEP * CHUNK + i % KEEP];
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
 }
 
 #endif
@@ -260,7 +260,7 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
         chosen[token * r.top_k + k] = (int)key_id(best[i]);
         raw[token * r.top_k + k] = chosen_weight(scores + (ulong)token * r.columns, best[i]);
     }
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (int token = get_local_id(0); token < tokens; token += GROUP) {
         int count = 0;
         while (count < r.top_k && key_is_live(best[token * KEEP + count]))
@@ -269,7 +269,7 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
         token_weights(&r, scores + (ulong)token * r.columns, expert_scale,
                       chosen + token * r.top_k, raw + token * r.top_k, count);
     }
-    barrier(CLK_LOCAL_MEM_FENCE);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     for (int i = get_local_id(0); i < tokens * r.top_k; i += GROUP) {
         ids[i] = chosen[i];
         weights[i] = raw[i];
@@ -366,7 +366,12 @@ void topk_select(__global const float *scores, ulong scores_off,
     uint16 bits[BITS_VECTORS];
     ulong8 keys[KEY_VECTORS];
     ulong best[KEEP];
-    ulong token = get_group_id(0);
+    ulong token = get_global_id(0);
+    /*
+     * Never taken. Without a branch on its id, PoCL 7.1 puts barriers into a lone work-item's loops
+     * and then runs what is behind them twice.
+     */
+    if (token >= num_tokens) return;
     scores += scores_off + token * r.columns;
     select_bias += select_bias_off;
     expert_scale += expert_scale_off;

@@ -95,6 +95,9 @@ complain "the library prints nothing but what it is asked to print, and never ex
 complain "kernels use no fast mathematics and no float atomics" \
     "$(search '\bnative_|\bhalf_|fast-math|fast-relaxed|mad-enable|unsafe-math|atom(ic)?_xchg' \
         cl/* $library)"
+# shellcheck disable=SC2046
+complain "kernels of GROUP work-items use group_barrier(), see cl/group.clh" \
+    "$(search '\bbarrier\(' $(find cl -type f ! -name 'gemm_*' ! -name 'nv_*' ! -name group.clh))"
 
 # --- Sizes --------------------------------------------------------------------------------------
 # shellcheck disable=SC2086
