@@ -218,7 +218,7 @@ typedef struct clmoe_loss_args {
     clmoe_buf
         load_supplied; /* [E] f32, counts or shares; needed by F_SUPPLIED; divided by its sum */
     clmoe_buf scratch;
-    clmoe_buf values;  /* optional [num_losses] f32, without weight */
+    clmoe_buf values;  /* [num_losses] f32, without weight; of this and the next two at least one */
     clmoe_buf dlogits; /* optional [T,R] f32: the gradient of sum weight * loss is added */
     clmoe_buf dnoise;  /* optional [T,R] f32: the same for x Wn^T */
 } clmoe_loss_args;

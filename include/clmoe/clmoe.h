@@ -112,7 +112,7 @@ CLMOE_API const char *clmoe_version(void);
 
 /*
  * A place in device memory: a buffer and a byte offset into it, a multiple of the element size.
- * {NULL, 0} means "not given" wherever a field is optional.
+ * {NULL, 0} means "not given" wherever a field is optional. steps.h says which objects serve.
  */
 typedef struct clmoe_buf {
     cl_mem mem;

@@ -9,6 +9,21 @@
  * clmoe_forward_args. Every args struct begins with its size, and what is left out is 0, not given:
  *
  *   clmoe_score_args args = {.struct_size = sizeof args, .tokens = T, ...};
+ *
+ * What clmoe_forward() does and no step can is refused with CLMOE_UNSUPPORTED: renorm_after_drop by
+ * clmoe_combine(), and by clmoe_experts() where it reads weights; jitter_experts with a state by
+ * the steps of routing; Soft MoE by all.
+ *
+ * Buffers, of every call, clmoe_forward() too; all of this is checked:
+ *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
+ *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY.
+ *   - The host's flags do not matter, but to the engine "clblast", which reads the plan on the
+ * host: scratch, saved in training, and clmoe_experts_args.plan must allow that.
+ *   - An offset, and a sub-buffer's origin, is a multiple of the element's size and of nothing
+ * more: 4 for f32, i32, u32, plan, state, stats, saved and scratch; 2 for f16 and bf16; 1 for u8.
+ *   - What a call writes overlaps nothing else that it is given, parts of one buffer included; y
+ * may be residual.
+ *   - The args struct, and what it points to on the host, is read during the call alone.
  */
 #ifndef CLMOE_PUBLIC_STEPS_H
 #define CLMOE_PUBLIC_STEPS_H
@@ -128,7 +143,7 @@ typedef struct clmoe_experts_args {
     uint32_t tokens;
     const clmoe_weights *weights; /* experts */
     clmoe_buf x;                  /* [T,D], if xe is not given */
-    clmoe_buf xe;                 /* [S,D], as dispatch made it */
+    clmoe_buf xe;                 /* [S,D], as dispatch made it; S is `slots` of the layout */
     clmoe_buf pair_weights;       /* [pairs] f32, needed unless weight_at is output */
     clmoe_buf plan;
     clmoe_buf scratch;
@@ -147,7 +162,7 @@ typedef struct clmoe_combine_args {
     clmoe_buf plan;
     clmoe_buf token_mask;    /* optional [T] u8 */
     clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
-    clmoe_buf shared;        /* optional [T,D]: output of the shared expert */
+    clmoe_buf shared;        /* [T,D]: output of the shared expert, needed if there is one */
     clmoe_buf shared_gate;   /* optional [T] f32: x . weights.shared_gate, before the sigmoid */
     clmoe_buf residual;      /* optional [T,D] */
     clmoe_buf y;             /* [T,D] */
