@@ -38,6 +38,23 @@ void write_tensors(const char *path, const char *tensors, const char *drop, cons
     write_safetensors(path, header, end);
 }
 
+void write_index(const char *path, const char *tensors, const char *shard, const char *more,
+                 const char *other) {
+    static char index[65536];
+    size_t used =
+        (size_t)snprintf(index, sizeof index, "{\"metadata\": {\"x\": NaN}, \"weight_map\": {");
+    for (int part = 0; part < 2; part++)
+        for (const char *at = part ? more : tensors, *next; (next = strchr(at, ';')) != NULL;
+             at = next + 1) {
+            int name = (int)(strchr(at, ' ') - at);
+            used += (size_t)snprintf(index + used, sizeof index - used, "%s\"%.*s\": \"%s\"",
+                                     index[used - 1] == '{' ? "" : ", ", name, at,
+                                     part ? other : shard);
+        }
+    snprintf(index + used, sizeof index - used, "}}");
+    write_text(path, index);
+}
+
 const char *write_checkpoint(const char *name, const char *config, const char *tensors) {
     char file[128];
     const char *directory = temp_directory(name);

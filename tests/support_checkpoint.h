@@ -27,6 +27,12 @@
  */
 void write_tensors(const char *path, const char *tensors, const char *drop, const char *add);
 
+/* Writes an index that gives each tensor of `tensors` the file `shard`, and those of `more`
+ * another.
+ */
+void write_index(const char *path, const char *tensors, const char *shard, const char *more,
+                 const char *other);
+
 /* Makes the temporary directory `name` with such a file; returns its path. */
 const char *write_checkpoint(const char *name, const char *config, const char *tensors);
 

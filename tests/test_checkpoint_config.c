@@ -1,6 +1,7 @@
 /* config.json of checkpoints: wrong values, model types that are not known, assumptions. */
 #include "support_checkpoint.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,11 +59,15 @@ static const config_case config_cases[] = {
     {"_tok\": 1", "_tok\": 1.5", CLMOE_BAD_FILE, {"num_experts_per_tok is 1.5", "config.json"}},
     {"_tok\": 1", "_tok\": \"1\"", CLMOE_BAD_FILE, {"num_experts_per_tok is \"1\"", "config.json"}},
     {"_tok\": 1", "_tok\": []", CLMOE_BAD_FILE, {"num_experts_per_tok has 0 entries", "layer 0"}},
-    {"_tok\": 1", "_tok\": [[1]]", CLMOE_BAD_FILE, {"num_experts_per_tok is [1]", "config.json"}},
+    {"_tok\": 1", "_tok\": [1]", CLMOE_BAD_FILE, {"num_experts_per_tok has 1 entries", "layer 0"}},
+    {"_tok\": 1",
+     "_tok\": [[1], [2]]",
+     CLMOE_BAD_FILE,
+     {"num_experts_per_tok is [1]", "config.json"}},
     {"qwen3_moe\"",
      "dots1\", \"x\": 1, \"num_experts_per_tok\": null, \"y\": \"\"",
      CLMOE_BAD_FILE,
-     {"duplicate", "config.json"}},
+     {"num_experts_per_tok is 1, but the file has it twice", "config.json"}},
     {"_size\": 4",
      "_size\": 5",
      CLMOE_BAD_FILE,
@@ -76,7 +81,7 @@ static const config_case config_cases[] = {
      "_size\": [7, 3]",
      CLMOE_BAD_FILE,
      {"has shape [3, 4], but moe_intermediate_size is 7", "model.safetensors"}},
-    {"\"silu\"", "\"xielu\"", CLMOE_UNSUPPORTED, {"hidden_act is 'xielu'", "config.json"}},
+    {"\"silu\"", "\"xielu\"", CLMOE_UNSUPPORTED, {"hidden_act is \"xielu\"", "config.json"}},
     {"\"silu\"", "5", CLMOE_BAD_FILE, {"hidden_act is 5", "config.json"}},
     {"prob\": true", "prob\": 1", CLMOE_BAD_FILE, {"norm_topk_prob is 1", "true or false"}},
     {"\"silu\"",
@@ -89,7 +94,7 @@ static const config_case config_cases[] = {
      {"moe_latent_size is 16", "latent"}},
     {"\"silu\"",
      "\"silu\", \"moe_router_logit_softcapping\": -1",
-     CLMOE_BAD_FILE,
+     CLMOE_UNSUPPORTED,
      {"moe_router_logit_softcapping is -1", "config.json"}},
     {"qwen3_moe",
      "qwen2_moe\", \"shared_expert_intermediate_size\": 5, \"x\": \"",
@@ -103,7 +108,7 @@ static const config_case config_cases[] = {
     {"qwen3_moe",
      "mistral4\", \"n_group\": 2, \"topk_group\": 3, \"x\": \"",
      CLMOE_BAD_FILE,
-     {"topk_group is 3", "at most 2"}},
+     {"topk_group is 3", "n_group is 2"}},
     {"qwen3_moe",
      "mistral4\", \"n_group\": 2, \"topk_group\": 0, \"x\": \"",
      CLMOE_BAD_FILE,
@@ -113,11 +118,11 @@ static const config_case config_cases[] = {
      CLMOE_BAD_FILE,
      {"n_group is -1", "config.json"}},
     {"qwen3_moe",
-     "deepseek_v2\", \"topk_method\": \"best\", \"x\": \"",
+     "mistral4\", \"topk_method\": \"best\", \"x\": \"",
      CLMOE_UNSUPPORTED,
-     {"topk_method is 'best'", "config.json"}},
+     {"topk_method is \"best\"", "config.json"}},
     {"qwen3_moe",
-     "deepseek_v2\", \"routed_scaling_factor\": \"2\", \"x\": \"",
+     "mistral4\", \"routed_scaling_factor\": \"2\", \"x\": \"",
      CLMOE_BAD_FILE,
      {"routed_scaling_factor is \"2\"", "config.json"}},
     {"qwen3_moe", "gemma4_text", CLMOE_UNSUPPORTED, {"gemma4_text", "router"}},
@@ -126,6 +131,19 @@ static const config_case config_cases[] = {
      "mystery\", \"hidden",
      CLMOE_UNSUPPORTED,
      {"model_type 'mystery' is not known", "--assume"}},
+    {"_experts\": 2", "_experts\": NaN", CLMOE_BAD_FILE, {"num_experts is \"NaN\"", "config.json"}},
+    {"_experts\": 2",
+     "_experts\": 1e400",
+     CLMOE_BAD_FILE,
+     {"num_experts is \"1e400\"", "config.json"}},
+    {"_experts\": 2",
+     "_experts\": 99999999999999999999",
+     CLMOE_BAD_FILE,
+     {"num_experts is \"99999999999999999999\"", "config.json"}},
+    {"\"silu\"", "\"\\ud800\"", CLMOE_UNSUPPORTED, {"hidden_act is ", "config.json"}},
+    {"\"silu\"", "Infinite", CLMOE_BAD_FILE, {"not JSON", "config.json"}},
+    {"\"silu\"", "01", CLMOE_BAD_FILE, {"not JSON", "config.json"}},
+    {"\"silu\"", "\"a", CLMOE_BAD_FILE, {"not JSON", "config.json"}},
     {"{", "", CLMOE_BAD_FILE, {"not JSON", "config.json"}},
     {CONFIG, "[]", CLMOE_BAD_FILE, {"not a JSON object", "config.json"}},
     {CONFIG, "", CLMOE_BAD_FILE, {"not JSON", "config.json"}},
@@ -213,6 +231,33 @@ static void test_assumptions(void **state) {
     free(config);
 }
 
+/* What Python writes into fields that nobody needs. */
+static void test_python_json(void **state) {
+    (void)state;
+    static const char *const harmless[] = {
+        "\"time_step_limit\": [0.0, Infinity]",
+        "\"x\": NaN",
+        "\"x\": [-Infinity,NaN , {\"y\":Infinity}]",
+        "\"x\": 123456789012345678901234567890",
+        "\"x\": [1e400, -1.5e+999]",
+        "\"x\": 1, \"x\": 2, \"x\": {\"y\": 1, \"y\": 2}",
+        "\"x\": \"a\\ud800b\\udc00\\u0000\\ud83d\\ude00\\\"\"",
+        "\"\\u0000\": \"NaN\"",
+    };
+    clmoe_layer_desc plain, desc;
+    OK(describe(write_checkpoint("python", CONFIG, TENSORS), 0, &plain));
+    for (size_t i = 0; i < sizeof harmless / sizeof harmless[0]; i++) {
+        char text[256];
+        test_case("%s", harmless[i]);
+        snprintf(text, sizeof text, "{%s, ", harmless[i]);
+        char *config = replaced(CONFIG, "{", text);
+        write_text(temp_path("python/config.json"), config);
+        OK(describe(temp_path("python"), 0, &desc));
+        compare_bits("descriptor", &desc, &plain, sizeof desc);
+        free(config);
+    }
+}
+
 static void test_deep_config(void **state) {
     (void)state;
     enum { DEPTH = 100000 };
@@ -229,10 +274,8 @@ static void test_deep_config(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_bad_configs),
-        TEST(test_unknown_model_type),
-        TEST(test_assumptions),
-        TEST(test_deep_config),
+        TEST(test_bad_configs), TEST(test_unknown_model_type), TEST(test_assumptions),
+        TEST(test_python_json), TEST(test_deep_config),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -111,12 +112,28 @@ static const struct {
     {"",
      "model.layers.0.mlp.shared_expert_gate.weight F32 1,4;",
      CLMOE_BAD_FILE,
-     {"shared", "missing"}},
+     {"shared_expert_gate.weight' has no use", "qwen3_moe"}},
     {"",
      "model.layers.0.mlp.shared_expert.up_proj.weight F32 3,4;",
      CLMOE_BAD_FILE,
-     {"shared", "missing"}},
-    {"", SHARED, CLMOE_BAD_FILE, {"n_shared_experts is 0", "5 rows"}},
+     {"shared_expert.up_proj.weight' has no use", "no shared expert"}},
+    {"", SHARED, CLMOE_BAD_FILE, {"shared_expert.gate_proj.weight' has no use", "qwen3_moe"}},
+    {"",
+     "model.layers.0.mlp.router.bias F32 2;",
+     CLMOE_BAD_FILE,
+     {"router.bias' has no use", "qwen3_moe"}},
+    {"", "model.layers.0.mlp.bias F32 4;", CLMOE_BAD_FILE, {"mlp.bias' has no use", "qwen3_moe"}},
+    {"",
+     "model.layers.0.mlp.gate.e_score_correction_bias F32 2;",
+     CLMOE_BAD_FILE,
+     {"e_score_correction_bias' has no use", "qwen3_moe"}},
+    {"",
+     "model.layers.0.mlp.experts.0.up_proj.bias F32 3;model.layers.0.mlp.experts.0.gate_proj.bias "
+     "F32 3;model.layers.0.mlp.experts.1.up_proj.bias F32 3;model.layers.0.mlp.experts.1.gate_proj."
+     "bias F32 3;model.layers.0.mlp.experts.0.down_proj.bias F32 4;"
+     "model.layers.0.mlp.experts.1.down_proj.bias F32 4;",
+     CLMOE_BAD_FILE,
+     {"gate_proj.bias' has no use", "qwen3_moe"}},
     {"",
      "decoder.layers.0.mlp.experts.0.up_proj.weight F32 3,4;",
      CLMOE_UNSUPPORTED,
@@ -133,6 +150,63 @@ static void test_bad_tensors(void **state) {
                       tensor_cases[i].add);
         REFUSED(describe(directory, 0, &desc), tensor_cases[i].status, tensor_cases[i].says[0],
                 tensor_cases[i].says[1]);
+    }
+}
+
+/* ---- Shared experts -------------------------------------------------------------------------- */
+
+#define SHARED_GATE "model.layers.0.mlp.shared_expert_gate.weight F32 1,4;"
+#define SHARED_BIASES                                                                              \
+    "model.layers.0.mlp.shared_expert.gate_proj.bias F32 5;"                                       \
+    "model.layers.0.mlp.shared_expert.up_proj.bias F32 5;"                                         \
+    "model.layers.0.mlp.shared_expert.down_proj.bias F32 4;"
+
+/* What stands in the config for "qwen3_moe", and the tensors besides TENSORS; no text: right. */
+static const struct {
+    const char *replace, *add, *says;
+} shared_cases[] = {
+    {"qwen2_moe\", \"shared_expert_intermediate_size\": 5, \"x\": \"", SHARED SHARED_GATE, NULL},
+    {"qwen2_moe", SHARED SHARED_GATE, NULL},
+    {"hunyuan_v1_moe", SHARED, NULL},
+    {"qwen2_moe\", \"shared_expert_intermediate_size\": 0, \"x\": \"", "", NULL},
+    {"hunyuan_v1_moe\", \"num_shared_expert\": null, \"x\": \"", "", NULL},
+    {"hunyuan_v1_moe\", \"mlp_bias\": true, \"x\": \"", SHARED SHARED_BIASES, NULL},
+    {"qwen2_moe\", \"shared_expert_intermediate_size\": 0, \"x\": \"", SHARED SHARED_GATE,
+     "shared_expert_intermediate_size gives no shared expert"},
+    {"qwen2_moe\", \"shared_expert_intermediate_size\": 6, \"x\": \"", SHARED SHARED_GATE,
+     "shared_expert_intermediate_size is 6"},
+    {"qwen2_moe", SHARED, "shared_expert_gate.weight', or one that does its work, is missing"},
+    {"hunyuan_v1_moe\", \"num_shared_expert\": 0, \"x\": \"", SHARED,
+     "num_shared_expert gives no shared expert"},
+    {"hunyuan_v1_moe\", \"num_shared_expert\": null, \"x\": \"", SHARED,
+     "num_shared_expert gives no shared expert"},
+    {"hunyuan_v1_moe\", \"num_shared_expert\": 1, \"x\": \"", SHARED, "num_shared_expert is 1"},
+    {"hunyuan_v1_moe", SHARED SHARED_GATE, "shared_expert_gate.weight' has no use"},
+    {"hunyuan_v1_moe", SHARED SHARED_BIASES, "gate_proj.bias' has no use"},
+    {"qwen3_moe\", \"n_shared_experts\": 1, \"x\": \"", "", "n_shared_experts is 1"},
+    {"mixtral", SHARED, "gate_proj.weight' has no use"},
+    {"olmoe", SHARED, "gate_proj.weight' has no use"},
+};
+
+/* A shared expert is there if family, config and tensors all say so; else the file is refused. */
+static void test_shared_experts(void **state) {
+    (void)state;
+    const char *directory = write_checkpoint("shared", CONFIG, TENSORS);
+    for (size_t i = 0; i < sizeof shared_cases / sizeof shared_cases[0]; i++) {
+        clmoe_layer_desc desc;
+        test_case("%s with %s", shared_cases[i].replace, shared_cases[i].add);
+        char *config = replaced(CONFIG, "qwen3_moe", shared_cases[i].replace);
+        write_text(temp_path("shared/config.json"), config);
+        write_tensors(temp_path("shared/model.safetensors"), TENSORS, "", shared_cases[i].add);
+        clmoe_status status = describe(directory, 0, &desc);
+        if (shared_cases[i].says == NULL)
+            OK(status);
+        else
+            CHECK(status != CLMOE_SUCCESS && strstr(clmoe_last_error(), shared_cases[i].says),
+                  "%d %s\n", (int)status, clmoe_last_error());
+        if (status == CLMOE_SUCCESS)
+            assert_int_equal(desc.shared.hidden_dim, shared_cases[i].add[0] ? 5 : 0);
+        free(config);
     }
 }
 
@@ -174,22 +248,22 @@ static const struct {
     {"[]", CLMOE_BAD_FILE, {"not a JSON object", "model.safetensors.index.json"}},
     {"{\"weight_map\": []}", CLMOE_BAD_FILE, {"no weight_map", "model.safetensors.index.json"}},
     {"{\"weight_map\": {}}", CLMOE_BAD_FILE, {"no weight_map", "model.safetensors.index.json"}},
-    {"{\"weight_map\": {\"x\": 1}}", CLMOE_BAD_FILE, {"'x'", "not a plain name"}},
-    {INDEX("x", ""), CLMOE_BAD_FILE, {"'x'", "not a plain name"}},
-    {INDEX("x", "../a.safetensors"), CLMOE_BAD_FILE, {"../a.safetensors", "not a plain name"}},
-    {INDEX("x", "/etc/passwd"), CLMOE_BAD_FILE, {"/etc/passwd", "not a plain name"}},
-    {INDEX("x", "a/b.safetensors"), CLMOE_BAD_FILE, {"a/b.safetensors", "not a plain name"}},
-    {INDEX("x", ".."), CLMOE_BAD_FILE, {"'..'", "not a plain name"}},
+    {"{\"weight_map\": {\"x\": 1}}", CLMOE_BAD_FILE, {"'x'", "not a name inside"}},
+    {INDEX("x", ""), CLMOE_BAD_FILE, {"'x'", "not a name inside"}},
+    {INDEX("x", "../a.safetensors"), CLMOE_BAD_FILE, {"../a.safetensors", "not a name inside"}},
+    {INDEX("x", "/etc/passwd"), CLMOE_BAD_FILE, {"/etc/passwd", "not a name inside"}},
+    {INDEX("x", "a/b.safetensors"), CLMOE_IO, {"sharded/a/b.safetensors", "No such"}},
+    {INDEX("x", "a/../a.safetensors"), CLMOE_BAD_FILE, {"a/../a", "not a name inside"}},
+    {INDEX("x", "a//b"), CLMOE_BAD_FILE, {"a//b", "not a name inside"}},
+    {INDEX("x", "a/.."), CLMOE_BAD_FILE, {"a/..", "not a name inside"}},
+    {INDEX("x", ".."), CLMOE_BAD_FILE, {"'..'", "not a name inside"}},
     {INDEX("x", "none.safetensors"), CLMOE_IO, {"none.safetensors", "No such"}},
     {INDEX("x", "a.safetensors"),
      CLMOE_BAD_FILE,
      {"a.safetensors: tensor 'x' is missing", "index.json"}},
     {"{\"weight_map\": {\"model.norm.weight\": \"a.safetensors\", \"model.norm.weight\": 1}}",
      CLMOE_BAD_FILE,
-     {"duplicate", "model.safetensors.index.json"}},
-    {"{\"weight_map\": {\"model.norm.weight\": \"a.safetensors\", \"y\": \"b.safetensors\"}}",
-     CLMOE_BAD_FILE,
-     {"'model.norm.weight' is in both", "b.safetensors"}},
+     {"'model.norm.weight' twice", "model.safetensors.index.json"}},
 };
 
 static void test_bad_indexes(void **state) {
@@ -205,10 +279,96 @@ static void test_bad_indexes(void **state) {
         REFUSED(clmoe_checkpoint_open(directory, NULL, &checkpoint), index_cases[i].status,
                 index_cases[i].says[0], index_cases[i].says[1]);
     }
+}
+
+#define EXPERT_OF_5                                                                                \
+    "model.layers.0.mlp.experts.0.gate_proj.weight F32 5,4;"                                       \
+    "model.layers.0.mlp.experts.0.up_proj.weight F32 5,4;"                                         \
+    "model.layers.0.mlp.experts.0.down_proj.weight F32 4,5;"                                       \
+    "model.layers.0.mlp.experts.1.gate_proj.weight F32 5,4;"                                       \
+    "model.layers.0.mlp.experts.1.up_proj.weight F32 5,4;"                                         \
+    "model.layers.0.mlp.experts.1.down_proj.weight F32 4,5;"
+
+/* The index alone says which tensors there are, and where; names may lead below the directory. */
+static void test_indexes(void **state) {
+    (void)state;
     clmoe_layer_desc desc;
-    write_text(temp_path("sharded/model.safetensors.index.json"),
-               INDEX("model.norm.weight", "a.safetensors"));
+    const char *directory = temp_directory("indexed"), *ninth = EXPERT(9);
+    const char *index = temp_path("indexed/model.safetensors.index.json");
+    char *wide = replaced(CONFIG, "_size\": 3", "_size\": 5");
+    temp_directory("indexed/sub");
+    write_text(temp_path("indexed/config.json"), CONFIG);
+    write_tensors(temp_path("indexed/a.safetensors"), TENSORS SHARED, "", ninth);
+    write_tensors(temp_path("indexed/sub/b.safetensors"), EXPERT_OF_5 "lm_head.weight F32 4;", "",
+                  "model.norm.weight F32 4;");
+    write_index(index, TENSORS, "a.safetensors", "lm_head.weight ;", "sub/b.safetensors");
     OK(describe(directory, 0, &desc));
+    assert_int_equal(desc.shared.hidden_dim, 0);
+    assert_int_equal(desc.experts.hidden_dim, 3);
+    write_text(temp_path("indexed/config.json"), wide);
+    write_index(index, EXPERT_OF_5, "./sub/b.safetensors", ROUTER, "././a.safetensors");
+    OK(describe(directory, 0, &desc));
+    assert_int_equal(desc.experts.hidden_dim, 5);
+    write_index(index, "model.norm.weight ;", "a.safetensors", "", "");
+    REFUSED(describe(directory, 0, &desc), CLMOE_BAD_FILE, "layer 0 has no MoE block");
+    free(wide);
+}
+
+/* model.safetensors beside an index is an error, unless the index leads to it. */
+static void test_two_models(void **state) {
+    (void)state;
+    clmoe_layer_desc desc;
+    const char *directory = write_checkpoint("both", CONFIG, TENSORS);
+    const char *index = temp_path("both/model.safetensors.index.json");
+    write_tensors(temp_path("both/a.safetensors"), TENSORS, "", "");
+    write_index(index, TENSORS, "a.safetensors", "", "");
+    REFUSED(describe(directory, 0, &desc), CLMOE_BAD_FILE, "both model.safetensors and",
+            "model.safetensors.index.json");
+    write_index(index, TENSORS, "model.safetensors", "", "");
+    OK(describe(directory, 0, &desc));
+}
+
+/* More files than a process may open. */
+static void test_many_shards(void **state) {
+    (void)state;
+    enum { SHARDS = 60, FILES = 40 };
+    static char map[16384];
+    char path[64];
+    struct rlimit old, few;
+    clmoe_layer_desc desc;
+    const char *directory = temp_directory("many");
+    size_t used = (size_t)snprintf(map, sizeof map, "{\"weight_map\": {");
+    for (int i = 0; i < SHARDS; i++) {
+        char tensor[32];
+        snprintf(path, sizeof path, "many/s%d.safetensors", i);
+        snprintf(tensor, sizeof tensor, "x%d F32 1;", i);
+        write_tensors(temp_path(path), tensor, "", "");
+        used += (size_t)snprintf(map + used, sizeof map - used, "%s\"x%d\": \"s%d.safetensors\"",
+                                 i ? ", " : "", i, i);
+    }
+    snprintf(map + used, sizeof map - used, "}}");
+    write_text(temp_path("many/config.json"), CONFIG);
+    write_text(temp_path("many/model.safetensors.index.json"), map);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+    few = (struct rlimit){FILES, old.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    clmoe_status status = describe(directory, 0, &desc);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+    REFUSED(status, CLMOE_BAD_FILE, "layer 0 has no MoE block");
+}
+
+/* Git LFS pointers stand where the files should. */
+static void test_lfs_pointers(void **state) {
+    (void)state;
+    static const char *const names[] = {"lfs/model.safetensors", "lfs/config.json"};
+    clmoe_layer_desc desc;
+    const char *directory = write_checkpoint("lfs", CONFIG, TENSORS);
+    for (size_t i = 0; i < 2; i++) {
+        write_text(temp_path(names[i]), "version https://git-lfs.github.com/spec/v1\n"
+                                        "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b125\n"
+                                        "size 12345\n");
+        REFUSED(describe(directory, 0, &desc), CLMOE_BAD_FILE, names[i], "Git LFS pointer");
+    }
 }
 
 /* ---- Layouts and places --------------------------------------------------------------------- */
@@ -416,9 +576,11 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_bad_tensors), TEST(test_bad_directories), TEST(test_bad_indexes),
-        TEST(test_layouts),     TEST(test_places),          TEST(test_layout_uploads),
-        TEST(test_norms),       TEST(test_bad_uploads),
+        TEST(test_bad_tensors), TEST(test_shared_experts), TEST(test_bad_directories),
+        TEST(test_bad_indexes), TEST(test_indexes),        TEST(test_two_models),
+        TEST(test_many_shards), TEST(test_lfs_pointers),   TEST(test_layouts),
+        TEST(test_places),      TEST(test_layout_uploads), TEST(test_norms),
+        TEST(test_bad_uploads),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

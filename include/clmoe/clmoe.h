@@ -628,18 +628,18 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 
 /*
  * A model directory: config.json and model.safetensors, or model.safetensors.index.json and its
- * shards. Families are recognised by a table of config fields and tensor names, not by code each.
- * Nothing is guessed silently: a tensor under the block that nothing consumed is an error that
- * names it, and a model_type outside the table needs an assumption.
+ * shards. The index alone says which tensors there are, and where; beside one that names other
+ * files, model.safetensors is an error. Nothing is guessed silently: a tensor under the block, or a
+ * field of config.json that may be of it, that nothing consumed is an error that names it, and a
+ * model_type that clmoe has no rules for needs an assumption.
  */
 typedef struct clmoe_checkpoint clmoe_checkpoint;
 
 typedef struct clmoe_checkpoint_options {
     size_t struct_size; /* set by clmoe_checkpoint_options_init() */
     /*
-     * For a model_type outside the table, which is refused without: a model_type of the table,
-     * whose rules are then taken, or "pattern", which takes those of the family that the names of
-     * tensors and fields point to. Copied. NULL (default): none.
+     * For a model_type that is not known, and refused without: one that is, whose rules are taken,
+     * or "pattern": those that the names of tensors and fields point to. NULL (default): none.
      */
     const char *assume;
 } clmoe_checkpoint_options;
@@ -650,7 +650,7 @@ CLMOE_API void clmoe_checkpoint_options_init(clmoe_checkpoint_options *options);
 /*
  * Opens a directory; reads config.json and all headers, no tensor data. `options` may be NULL.
  * Errors: CLMOE_IO, CLMOE_BAD_FILE, with a sentence that names the file and the field;
- * CLMOE_UNSUPPORTED for a model_type outside the table without an assumption;
+ * CLMOE_UNSUPPORTED for a model_type that is not known, or a quantised model;
  * CLMOE_INVALID_ARGUMENT for an assumption that names no family, or another than a known one.
  */
 CLMOE_API clmoe_status clmoe_checkpoint_open(const char *directory,
@@ -663,9 +663,8 @@ CLMOE_API void clmoe_checkpoint_close(clmoe_checkpoint *checkpoint);
 CLMOE_API const char *clmoe_checkpoint_model_type(const clmoe_checkpoint *checkpoint);
 
 /*
- * What the block of layer `layer` is taken for, if the model_type is outside the table: a
- * model_type of the table, or "pattern" where only the fields decide. NULL if it is in the table,
- * or the layer has no block.
+ * What the block of layer `layer` is taken for, if the model_type is not known: one that is, or
+ * "pattern" where only the fields decide. NULL if it is known, or the layer has no block.
  */
 CLMOE_API const char *clmoe_checkpoint_assumed(const clmoe_checkpoint *checkpoint, uint32_t layer);
 

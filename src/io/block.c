@@ -6,8 +6,8 @@
 
 /* ---- The family ----------------------------------------------------------------------------- */
 
-/* CLMOE_UNSUPPORTED for a family, or a feature, that clmoe lacks. */
-static clmoe_status check_features(const config *c) {
+/* CLMOE_UNSUPPORTED for a family that clmoe lacks. */
+static clmoe_status check_supported(const config *c) {
     const char *types[] = {config_text_type(c), config_model_type(c)};
     for (size_t i = 0; i < 2; i++) {
         const char *feature = family_unsupported(types[i]);
@@ -15,7 +15,7 @@ static clmoe_status check_features(const config *c) {
             return fail(CLMOE_UNSUPPORTED, "%s: model_type '%s' has %s, which clmoe does not have",
                         config_path(c), types[i], feature);
     }
-    return config_check_features(c);
+    return CLMOE_SUCCESS;
 }
 
 /* `known`: the family of config.json's own model_type, or NULL. */
@@ -42,7 +42,7 @@ static clmoe_status check_assumption(const config *c, const family *known, const
 
 clmoe_status checkpoint_choose_family(clmoe_checkpoint *c, const char *assume) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(check_features(c->config));
+    TRY(check_supported(c->config));
     c->family = family_find(config_text_type(c->config));
     if (c->family == NULL)
         c->family = family_find(config_model_type(c->config));
@@ -72,7 +72,7 @@ static clmoe_status find_prefix(const clmoe_checkpoint *c, block *b) {
     }
     if (b->prefix[0] != '\0')
         return CLMOE_SUCCESS;
-    clmoe_status status = config_uint(c->config, FIELD_LAYERS, 0, 0, &layers);
+    clmoe_status status = config_uint(&b->config, FIELD_LAYERS, 0, &layers);
     if (status == CLMOE_SUCCESS && layers > 0 && b->layer >= layers)
         return fail(CLMOE_BAD_FILE, "%s: layer %u has no MoE block; %s is %u", c->directory,
                     b->layer, config_name(c->config, FIELD_LAYERS), layers);
@@ -124,6 +124,7 @@ clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b) {
     memset(b, 0, sizeof *b);
     b->checkpoint = c;
     b->layer = layer;
+    b->config = (config_reader){.config = c->config, .layer = layer};
     TRY(find_prefix(c, b));
     b->family = c->family ? c->family : deduce_family(b);
 done:
@@ -219,6 +220,12 @@ clmoe_status block_collect(block *b) {
             return status;
     }
     return CLMOE_SUCCESS;
+}
+
+clmoe_status block_refuse(const block *b, const file_tensor *t, const char *why) {
+    return fail(CLMOE_BAD_FILE, "%s: tensor '%s' has no use: %s (model_type '%s')",
+                safetensors_path(t->file), t->tensor->name, why,
+                config_text_type(b->checkpoint->config));
 }
 
 void block_release(block *b) {

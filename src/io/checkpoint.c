@@ -26,23 +26,12 @@ static int by_name(const void *a, const void *b) {
     return strcmp(((const file_tensor *)a)->tensor->name, ((const file_tensor *)b)->tensor->name);
 }
 
-static clmoe_status list_tensors(clmoe_checkpoint *c) {
-    size_t total = 0;
-    for (size_t f = 0; f < c->num_files; f++)
-        total += safetensors_count(c->files[f]);
-    c->tensors = malloc((total + 1) * sizeof c->tensors[0]);
-    if (c->tensors == NULL)
+/* Makes room for `count` tensors more. */
+static clmoe_status reserve(clmoe_checkpoint *c, size_t count) {
+    file_tensor *tensors = realloc(c->tensors, (c->num_tensors + count + 1) * sizeof *tensors);
+    if (tensors == NULL)
         return fail(CLMOE_OUT_OF_MEMORY, "%s: no memory for its list of tensors", c->directory);
-    for (size_t f = 0; f < c->num_files; f++)
-        for (size_t i = 0; i < safetensors_count(c->files[f]); i++)
-            c->tensors[c->num_tensors++] =
-                (file_tensor){c->files[f], safetensors_at(c->files[f], i)};
-    qsort(c->tensors, c->num_tensors, sizeof c->tensors[0], by_name);
-    for (size_t i = 1; i < c->num_tensors; i++)
-        if (by_name(&c->tensors[i - 1], &c->tensors[i]) == 0)
-            return fail(CLMOE_BAD_FILE, "tensor '%s' is in both %s and %s",
-                        c->tensors[i].tensor->name, safetensors_path(c->tensors[i - 1].file),
-                        safetensors_path(c->tensors[i].file));
+    c->tensors = tensors;
     return CLMOE_SUCCESS;
 }
 
@@ -76,33 +65,63 @@ static clmoe_status open_one(clmoe_checkpoint *c, const char *path) {
     return status;
 }
 
-/* Checks one line of the index, tensor -> shard, and opens the shard if it is new. */
-static clmoe_status open_shard(clmoe_checkpoint *c, const char *index, const char *tensor,
-                               const json_t *value) {
+/* Whether `name` is of a file in the directory or below, written without detours. */
+static bool is_inside(const char *name) {
+    for (const char *part = name; part != NULL; part = strchr(part, '/')) {
+        part += *part == '/' && part != name;
+        size_t length = strcspn(part, "/");
+        if (length == 0 || (length == 2 && strncmp(part, "..", 2) == 0))
+            return false;
+    }
+    return true;
+}
+
+/* The file of that name, opened if it is new. */
+static clmoe_status find_shard(clmoe_checkpoint *c, const char *index, const char *shard,
+                               safetensors **file) {
     clmoe_status status = CLMOE_SUCCESS;
-    const char *shard = json_string_value(value);
-    if (shard == NULL || shard[0] == '\0' || shard[0] == '.' || strchr(shard, '/') != NULL)
-        return fail(CLMOE_BAD_FILE,
-                    "%s: weight_map gives tensor '%s' the file '%s', not a plain name", index,
-                    tensor, shard ? shard : "?");
+    size_t f = 0;
+    while (strncmp(shard, "./", 2) == 0)
+        shard += 2;
     char *path = join(c->directory, shard);
     if (path == NULL)
         return CLMOE_OUT_OF_MEMORY;
-    size_t f = 0;
     while (f < c->num_files && strcmp(safetensors_path(c->files[f]), path) != 0)
         f++;
     if (f == MAX_SHARDS)
         TRY(fail(CLMOE_BAD_FILE, "%s: weight_map names more than %d files", index, MAX_SHARDS));
     if (f == c->num_files)
         TRY(open_one(c, path));
-    if (safetensors_find(c->files[f], tensor) == NULL)
-        TRY(fail(CLMOE_BAD_FILE, "%s: tensor '%s' is missing, which %s says it has", path, tensor,
-                 index));
+    *file = c->files[f];
 done:
     free(path);
     return status;
 }
 
+/* One line of the index, tensor -> shard. */
+static clmoe_status add_tensor(clmoe_checkpoint *c, const char *index, const char *tensor,
+                               const char *shard) {
+    clmoe_status status = CLMOE_SUCCESS;
+    safetensors *file;
+    if (json_is_repeated(tensor))
+        return fail(CLMOE_BAD_FILE, "%s: weight_map has tensor '%.*s' twice", index,
+                    (int)(strlen(tensor) - strlen(JSON_REPEATED)), tensor);
+    if (shard == NULL || !is_inside(shard))
+        return fail(
+            CLMOE_BAD_FILE,
+            "%s: weight_map gives tensor '%s' the file '%s', not a name inside the directory",
+            index, tensor, shard ? shard : "?");
+    TRY(find_shard(c, index, shard, &file));
+    const st_tensor *found = safetensors_find(file, tensor);
+    if (found == NULL)
+        TRY(fail(CLMOE_BAD_FILE, "%s: tensor '%s' is missing, which %s says it has",
+                 safetensors_path(file), tensor, index));
+    c->tensors[c->num_tensors++] = (file_tensor){file, found};
+done:
+    return status;
+}
+
+/* The tensors that the index lists, where it says: what else its files hold is not the model's. */
 static clmoe_status open_shards(clmoe_checkpoint *c, const char *index) {
     clmoe_status status = CLMOE_SUCCESS;
     json_t *root = NULL, *shard;
@@ -111,12 +130,36 @@ static clmoe_status open_shards(clmoe_checkpoint *c, const char *index) {
     json_t *map = json_object_get(root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0)
         TRY(fail(CLMOE_BAD_FILE, "%s: has no weight_map, or an empty one", index));
+    TRY(reserve(c, json_object_size(map)));
     json_object_foreach(map, tensor, shard) {
-        TRY(open_shard(c, index, tensor, shard));
+        TRY(add_tensor(c, index, tensor, json_string_value(shard)));
     }
 done:
     json_decref(root);
     return status;
+}
+
+static clmoe_status open_single(clmoe_checkpoint *c, const char *path) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(open_one(c, path));
+    size_t count = safetensors_count(c->files[0]);
+    TRY(reserve(c, count));
+    for (size_t i = 0; i < count; i++)
+        c->tensors[c->num_tensors++] = (file_tensor){c->files[0], safetensors_at(c->files[0], i)};
+done:
+    return status;
+}
+
+/* CLMOE_BAD_FILE if the index leaves model.safetensors, which is there too, without a use. */
+static clmoe_status check_single_unused(const clmoe_checkpoint *c, const char *single) {
+    for (size_t f = 0; f < c->num_files; f++)
+        if (strcmp(safetensors_path(c->files[f]), single) == 0)
+            return CLMOE_SUCCESS;
+    return fail(
+        CLMOE_BAD_FILE,
+        "%s: has both model.safetensors and model.safetensors.index.json, which names other "
+        "files; which of them is the model? Move the other away",
+        c->directory);
 }
 
 static clmoe_status open_tensors(clmoe_checkpoint *c) {
@@ -125,14 +168,17 @@ static clmoe_status open_tensors(clmoe_checkpoint *c) {
     char *index = join(c->directory, "model.safetensors.index.json");
     if (single == NULL || index == NULL)
         TRY(CLMOE_OUT_OF_MEMORY);
-    if (access(single, F_OK) == 0)
-        TRY(open_one(c, single));
-    else if (access(index, F_OK) == 0)
+    bool has_single = access(single, F_OK) == 0;
+    if (access(index, F_OK) == 0) {
         TRY(open_shards(c, index));
-    else
+        TRY(has_single ? check_single_unused(c, single) : CLMOE_SUCCESS);
+    } else if (has_single) {
+        TRY(open_single(c, single));
+    } else {
         TRY(fail(CLMOE_IO, "%s: has neither model.safetensors nor model.safetensors.index.json",
                  c->directory));
-    TRY(list_tensors(c));
+    }
+    qsort(c->tensors, c->num_tensors, sizeof c->tensors[0], by_name);
 done:
     free(index);
     free(single);

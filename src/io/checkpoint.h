@@ -47,6 +47,7 @@ typedef struct block_role {
 
 typedef struct block {
     const clmoe_checkpoint *checkpoint;
+    config_reader config;
     uint32_t layer;
     char prefix[MAX_PREFIX]; /* "model.layers.0.mlp." */
     const family *family;
@@ -62,6 +63,9 @@ clmoe_status block_find(const clmoe_checkpoint *c, uint32_t layer, block *b);
  * Errors: CLMOE_BAD_FILE for a tensor missing or without use, CLMOE_UNSUPPORTED.
  */
 clmoe_status block_collect(block *b);
+
+/* CLMOE_BAD_FILE: the block has a tensor, but `why` it should not. */
+clmoe_status block_refuse(const block *b, const file_tensor *t, const char *why);
 
 void block_release(block *b);
 

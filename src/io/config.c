@@ -6,43 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_NAMES  12
-#define MAX_SCOPES 4
-
-/* Names by meaning, the more specific first: "top_k" is also a sampling parameter of old files. */
-static const char *const field_names[FIELD_COUNT][MAX_NAMES] = {
-    [FIELD_DIM] = {"hidden_size", "d_model", "model_dim", "n_embd"},
-    [FIELD_LAYERS] = {"num_layers", "num_hidden_layers", "n_layers", "n_layer"},
-    [FIELD_EXPERTS] = {"num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts",
-                       "num_moe_experts", "num_routed_experts", "n_experts"},
-    [FIELD_IDENTITY_EXPERTS] = {"zero_expert_num"},
-    [FIELD_TOP_K] = {"num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k",
-                     "moe_k", "num_selected_experts", "top_k_experts", "num_experts_per_topk",
-                     "top_k"},
-    [FIELD_HIDDEN] = {"moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size",
-                      "moe_ffn_hidden_size", "expert_hidden_size", "intermediate_size"},
-    [FIELD_SHARED_HIDDEN] = {"shared_expert_intermediate_size",
-                             "moe_shared_expert_intermediate_size", "moe_shared_intermediate_size",
-                             "shared_intermediate_size"},
-    [FIELD_SHARED_COUNT] = {"n_shared_experts", "num_shared_experts", "moe_num_shared_experts",
-                            "num_shared_expert"},
-    [FIELD_SCORE] = {"scoring_func", "score_func", "moe_router_activation_func",
-                     "moe_router_score_function", "expert_selection_fn"},
-    [FIELD_NUM_GROUPS] = {"n_group", "num_expert_group"},
-    [FIELD_TOPK_GROUPS] = {"topk_group"},
-    [FIELD_TOPK_METHOD] = {"topk_method"},
-    [FIELD_RENORM] = {"norm_topk_prob", "moe_renormalize", "route_norm"},
-    [FIELD_RENORM_P] = {"moe_normalize_expert_weights"},
-    [FIELD_RENORM_MIN] = {"moe_norm_min"},
-    [FIELD_SCALE] = {"routed_scaling_factor", "route_scale", "router_scaling_factor",
-                     "moe_routed_scaling_factor"},
-    [FIELD_SOFTCAP] = {"moe_router_logit_softcapping"},
-    [FIELD_SPARSEMIXER_EPS] = {"router_jitter_noise"},
-    [FIELD_SELECT_BIAS] = {"use_expert_bias"},
-    [FIELD_ACTIVATION] = {"mlp_hidden_act", "ffn_act_fn", "hidden_act", "hidden_activation",
-                          "activation_function"},
-    [FIELD_LIMIT] = {"swiglu_limit"},
-};
+#define MAX_SCOPES 2
 
 /* Where a file may keep the fields of its text model; the first path that exists is used. */
 static const char *const text_paths[][2] = {
@@ -52,20 +16,10 @@ static const char *const text_paths[][2] = {
     {"llm_config", NULL},
 };
 
-/* Fields that turn on what clmoe lacks, unless they have the `harmless` value. */
-static const struct {
-    const char *name, *harmless, *feature;
-} unsupported[] = {
-    {"moe_latent_size", NULL, "experts behind a latent projection"},
-    {"moe_apply_router_weight_on_input", "false", "weights on the experts' input"},
-    {"shared_expert_combination_strategy", "\"sum\"", "this combination with the shared expert"},
-    {"zero_expert_type", "\"identity\"", "zero experts other than identity"},
-};
-
 struct config {
     char *path;
     json_t *root;
-    const json_t *scopes[MAX_SCOPES]; /* innermost first; the last is root */
+    const json_t *scopes[MAX_SCOPES]; /* innermost first: the text model's FFN fields, its own */
     size_t num_scopes;
     const json_t *text; /* the text model's object, root if not nested */
 };
@@ -74,21 +28,23 @@ struct config {
 
 /* The nth value of a field, over scopes and names; NULL when there are fewer. */
 static const json_t *find_nth(const config *c, config_field field, size_t nth, const char **name) {
+    const char *alias;
     for (size_t s = 0; s < c->num_scopes; s++)
-        for (size_t i = 0; i < MAX_NAMES && field_names[field][i] != NULL; i++) {
-            const json_t *value = json_object_get(c->scopes[s], field_names[field][i]);
+        for (size_t i = 0; (alias = field_alias(field, i)) != NULL; i++) {
+            const json_t *value = json_object_get(c->scopes[s], alias);
             if (value == NULL || json_is_null(value) || nth-- > 0)
                 continue;
-            *name = field_names[field][i];
+            *name = alias;
             return value;
         }
     return NULL;
 }
 
 bool config_has(const config *c, config_field field) {
+    const char *alias;
     for (size_t s = 0; s < c->num_scopes; s++)
-        for (size_t i = 0; i < MAX_NAMES && field_names[field][i] != NULL; i++)
-            if (json_object_get(c->scopes[s], field_names[field][i]) != NULL)
+        for (size_t i = 0; (alias = field_alias(field, i)) != NULL; i++)
+            if (json_object_get(c->scopes[s], alias) != NULL)
                 return true;
     return false;
 }
@@ -103,92 +59,163 @@ bool config_has_name(const config *c, const char *name) {
 }
 
 const char *config_name(const config *c, config_field field) {
-    const char *name = field_names[field][0];
-    find_nth(c, field, 0, &name);
+    const char *name = field_alias(field, 0), *alias;
+    if (find_nth(c, field, 0, &name) != NULL)
+        return name;
+    for (size_t s = 0; s < c->num_scopes; s++) /* a null, then */
+        for (size_t i = 0; (alias = field_alias(field, i)) != NULL; i++)
+            if (json_object_get(c->scopes[s], alias) != NULL)
+                return alias;
     return name;
 }
 
-/* CLMOE_BAD_FILE: "FILE: NAME is VALUE, but WHAT". */
-static clmoe_status fail_value(const config *c, const char *name, const json_t *value,
-                               const char *what) {
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
-    fail(CLMOE_BAD_FILE, "%s: %s is %.60s, but %s", c->path, name, text ? text : "?", what);
+/* A value as a sentence shows it, and as the tables of fields.c have it; to be freed. */
+static char *text_of(const json_t *value) {
+    return json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
+}
+
+/* "FILE: NAME is VALUE, but WHAT". */
+static clmoe_status fail_value(clmoe_status status, const config *c, const char *name,
+                               const json_t *value, const char *what) {
+    char *text = text_of(value);
+    fail(status, "%s: %s is %.60s, but %s", c->path, name, text ? text : "?", what);
     free(text);
-    return CLMOE_BAD_FILE;
+    return status;
+}
+
+clmoe_status config_refuse(const config_reader *r, config_field field, const char *what) {
+    const char *name = config_name(r->config, field);
+    const json_t *value = find_nth(r->config, field, 0, &name);
+    json_t *null = json_null();
+    return fail_value(CLMOE_UNSUPPORTED, r->config, name, value ? value : null, what);
 }
 
 clmoe_status config_missing(const config *c, config_field field) {
     char names[256] = "";
-    for (size_t i = 0; i < MAX_NAMES && field_names[field][i] != NULL; i++) {
+    const char *alias;
+    for (size_t i = 0; (alias = field_alias(field, i)) != NULL; i++) {
         size_t used = strlen(names);
-        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", field_names[field][i]);
+        snprintf(names + used, sizeof names - used, "%s%s", i ? ", " : "", alias);
     }
     return fail(CLMOE_BAD_FILE, "%s: has none of the fields %s", c->path, names);
 }
 
 /* ---- Values -------------------------------------------------------------------------------- */
 
-clmoe_status config_uint(const config *c, config_field field, uint32_t layer, uint32_t min,
-                         uint32_t *value) {
+/* The layer's value of a field that may be a list with one per layer; NULL if the list is not. */
+static const json_t *of_layer(const config_reader *r, const json_t *value) {
     const char *name;
-    const json_t *found = find_nth(c, field, 0, &name);
-    if (json_is_array(found) && json_array_size(found) <= layer)
-        return fail(CLMOE_BAD_FILE, "%s: %s has %zu entries, none for layer %u", c->path, name,
-                    json_array_size(found), layer);
-    if (json_is_array(found))
-        found = json_array_get(found, layer);
-    if (found == NULL)
+    const json_t *layers;
+    if (!json_is_array(value))
+        return value;
+    for (size_t nth = 0; (layers = find_nth(r->config, FIELD_LAYERS, nth, &name)) != NULL; nth++)
+        if (json_is_integer(layers) &&
+            json_integer_value(layers) == (json_int_t)json_array_size(value))
+            return json_array_get(value, r->layer);
+    return NULL;
+}
+
+static clmoe_status fail_list(const config_reader *r, const char *name, const json_t *list) {
+    return fail(CLMOE_BAD_FILE, "%s: %s has %zu entries, not one for each layer: none for layer %u",
+                r->config->path, name, json_array_size(list), r->layer);
+}
+
+/* CLMOE_BAD_FILE if another name of the field has another value than `name`. */
+static clmoe_status check_names(const config_reader *r, config_field field, const char *name,
+                                const json_t *value) {
+    const char *other;
+    const json_t *found;
+    char *text, what[128];
+    for (size_t nth = 1; (found = find_nth(r->config, field, nth, &other)) != NULL; nth++) {
+        if (json_equal(found, value) || field_name_is_weak(other))
+            continue;
+        text = text_of(found);
+        snprintf(what, sizeof what, "%s, which means the same, is %.40s", other, text ? text : "?");
+        free(text);
+        return fail_value(CLMOE_BAD_FILE, r->config, name, value, what);
+    }
+    return CLMOE_SUCCESS;
+}
+
+/* The layer's value of the field, and its name; NULL if it is absent or null. */
+static clmoe_status find_value(config_reader *r, config_field field, const char **name,
+                               const json_t **value) {
+    clmoe_status status = CLMOE_SUCCESS;
+    r->read[field] = true;
+    *value = find_nth(r->config, field, 0, name);
+    if (*value == NULL)
         return CLMOE_SUCCESS;
-    if (!json_is_integer(found) || json_integer_value(found) < min ||
-        json_integer_value(found) > INT32_MAX)
-        return fail_value(c, name, found,
+    TRY(check_names(r, field, *name, *value));
+    const json_t *found = of_layer(r, *value);
+    if (found == NULL)
+        TRY(fail_list(r, *name, *value));
+    *value = found;
+done:
+    return status;
+}
+
+clmoe_status config_uint(config_reader *r, config_field field, uint32_t min, uint32_t *value) {
+    const char *name;
+    const json_t *found;
+    clmoe_status status = find_value(r, field, &name, &found);
+    if (status != CLMOE_SUCCESS || (found == NULL && !config_has(r->config, field)))
+        return status;
+    json_t *null = json_null();
+    if (found == NULL && min > 0)
+        return fail_value(CLMOE_BAD_FILE, r->config, config_name(r->config, field), null,
+                          "must be a positive integer");
+    if (found != NULL && (!json_is_integer(found) || json_integer_value(found) < min ||
+                          json_integer_value(found) > INT32_MAX))
+        return fail_value(CLMOE_BAD_FILE, r->config, name, found,
                           min > 0 ? "must be a positive integer" : "must be a natural number");
-    *value = (uint32_t)json_integer_value(found);
+    *value = found ? (uint32_t)json_integer_value(found) : 0;
     return CLMOE_SUCCESS;
 }
 
-clmoe_status config_number(const config *c, config_field field, double *value) {
+clmoe_status config_number(config_reader *r, config_field field, double *value) {
     const char *name;
-    const json_t *found = find_nth(c, field, 0, &name);
-    if (found == NULL)
-        return CLMOE_SUCCESS;
-    if (!json_is_number(found) || json_number_value(found) < 0)
-        return fail_value(c, name, found, "must be a number, not negative");
-    *value = json_number_value(found);
+    const json_t *found;
+    clmoe_status status = find_value(r, field, &name, &found);
+    if (status != CLMOE_SUCCESS || (found == NULL && !config_has(r->config, field)))
+        return status;
+    if (found != NULL && (!json_is_number(found) || json_number_value(found) < 0))
+        return fail_value(CLMOE_BAD_FILE, r->config, name, found, "must be a number, not negative");
+    *value = found ? json_number_value(found) : 0;
     return CLMOE_SUCCESS;
 }
 
-clmoe_status config_flag(const config *c, config_field field, bool *value) {
+clmoe_status config_flag(config_reader *r, config_field field, bool *value) {
     const char *name;
-    const json_t *found = find_nth(c, field, 0, &name);
-    if (found == NULL)
-        return CLMOE_SUCCESS;
-    if (!json_is_boolean(found))
-        return fail_value(c, name, found, "must be true or false");
+    const json_t *found;
+    clmoe_status status = find_value(r, field, &name, &found);
+    if (status != CLMOE_SUCCESS || (found == NULL && !config_has(r->config, field)))
+        return status;
+    if (found != NULL && !json_is_boolean(found))
+        return fail_value(CLMOE_BAD_FILE, r->config, name, found, "must be true or false");
     *value = json_is_true(found);
     return CLMOE_SUCCESS;
 }
 
-clmoe_status config_string(const config *c, config_field field, const char **value) {
+clmoe_status config_string(config_reader *r, config_field field, const char **value) {
     const char *name;
-    const json_t *found = find_nth(c, field, 0, &name);
-    if (json_is_object(found)) /* {"name": "silu"} */
-        found = json_object_get(found, "name");
-    if (found == NULL)
-        return CLMOE_SUCCESS;
-    if (!json_is_string(found))
-        return fail_value(c, name, found, "must be a string");
-    *value = json_string_value(found);
+    const json_t *found;
+    clmoe_status status = find_value(r, field, &name, &found);
+    if (status != CLMOE_SUCCESS || found == NULL)
+        return status;
+    const json_t *named = json_object_size(found) == 1 ? json_object_get(found, "name") : NULL;
+    if (!json_is_string(found) && !json_is_string(named)) /* {"name": "silu"} */
+        return fail_value(CLMOE_BAD_FILE, r->config, name, found, "must be a string");
+    *value = json_string_value(named ? named : found);
     return CLMOE_SUCCESS;
 }
 
-bool config_allows(const config *c, config_field field, uint32_t layer, uint64_t value) {
+bool config_allows(config_reader *r, config_field field, uint64_t value) {
     const char *name;
     const json_t *found;
     size_t nth = 0;
-    while ((found = find_nth(c, field, nth, &name)) != NULL) {
-        if (json_is_array(found))
-            found = json_array_get(found, layer);
+    r->read[field] = true;
+    while ((found = find_nth(r->config, field, nth, &name)) != NULL) {
+        found = of_layer(r, found);
         if (json_is_integer(found) && json_integer_value(found) >= 0 &&
             (uint64_t)json_integer_value(found) == value)
             return true;
@@ -197,28 +224,81 @@ bool config_allows(const config *c, config_field field, uint32_t layer, uint64_t
     return nth == 0;
 }
 
-clmoe_status config_check_features(const config *c) {
-    for (size_t i = 0; i < sizeof unsupported / sizeof unsupported[0]; i++)
-        for (size_t s = 0; s < c->num_scopes; s++) {
-            const json_t *value = json_object_get(c->scopes[s], unsupported[i].name);
-            if (value == NULL || json_is_null(value))
-                continue;
-            char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
-            bool harmless = text != NULL && unsupported[i].harmless != NULL &&
-                            strcmp(text, unsupported[i].harmless) == 0;
-            if (!harmless)
-                fail(CLMOE_UNSUPPORTED, "%s: %s is %.60s, but clmoe does not have %s", c->path,
-                     unsupported[i].name, text ? text : "?", unsupported[i].feature);
-            free(text);
-            if (!harmless)
-                return CLMOE_UNSUPPORTED;
-        }
+/* ---- What nothing read ---------------------------------------------------------------------- */
+
+/* Whether `list` of texts, separated by blanks, has that of the layer's value; null always is. */
+static bool is_neutral(const config_reader *r, const char *list, const json_t *value) {
+    const json_t *found = of_layer(r, value);
+    char *text = json_is_null(value) || strcmp(list, "*") == 0 ? NULL : text_of(found);
+    bool neutral = text == NULL && found != NULL;
+    size_t length = text ? strlen(text) : 0;
+    for (const char *at = list; length > 0 && !neutral && (at = strstr(at, text)) != NULL; at++)
+        neutral = (at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0');
+    free(text);
+    return neutral;
+}
+
+/* `certain`: only names that are surely of the block count. */
+static clmoe_status check_field(const config_reader *r, const char *name, const json_t *value,
+                                bool certain) {
+    const char *type = config_text_type(r->config);
+    config_field field = field_of(name);
+    const other_field *other = field_other(name, type);
+    char what[160];
+    if (field < FIELD_COUNT && (r->read[field] || is_neutral(r, field_neutral(field), value)))
+        return CLMOE_SUCCESS;
+    if (other != NULL && is_neutral(r, other->neutral, value))
+        return CLMOE_SUCCESS;
+    if (other != NULL && other->feature != NULL) {
+        snprintf(what, sizeof what, "clmoe does not have %s", other->feature);
+        return fail_value(CLMOE_UNSUPPORTED, r->config, name, value, what);
+    }
+    if (json_is_null(value) ||
+        (field == FIELD_COUNT && other == NULL && !field_is_suspicious(name, certain)))
+        return CLMOE_SUCCESS;
+    snprintf(what, sizeof what, "clmoe has no use for it in model_type '%.60s'", type);
+    return fail_value(CLMOE_UNSUPPORTED, r->config, name, value, what);
+}
+
+static clmoe_status check_object(const config_reader *r, const json_t *object, bool certain) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        clmoe_status status = check_field(r, name, value, certain);
+        if (status != CLMOE_SUCCESS)
+            return status;
+    }
     return CLMOE_SUCCESS;
+}
+
+/* Whether an object of that name may hold fields of the block; not those of other parts. */
+static bool may_hold_fields(const char *name) {
+    const char *end = strstr(name, "_config");
+    return end == NULL || end[strlen("_config")] != '\0' || field_is_suspicious(name, true) ||
+           strncmp(name, "ffn_", 4) == 0 || strncmp(name, "mlp_", 4) == 0;
+}
+
+clmoe_status config_check_unread(const config_reader *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const config *c = r->config;
+    const char *name;
+    json_t *value;
+    for (size_t s = 0; s < c->num_scopes; s++) {
+        TRY(check_object(r, c->scopes[s], false));
+        json_object_foreach((json_t *)c->scopes[s], name, value) {
+            if (json_is_object(value) && value != c->scopes[0] && may_hold_fields(name))
+                TRY(check_object(r, value, true));
+        }
+    }
+    if (c->text != c->root)
+        TRY(check_object(r, c->root, true));
+done:
+    return status;
 }
 
 /* ---- Opening ------------------------------------------------------------------------------- */
 
-/* Lists the objects to look in: the text model's nested FFN fields, the text model, the root. */
+/* Lists the objects to look in: the text model's nested FFN fields, the text model. */
 static void list_scopes(config *c) {
     c->text = c->root;
     for (size_t i = 0; i < sizeof text_paths / sizeof text_paths[0] && c->text == c->root; i++) {
@@ -232,8 +312,48 @@ static void list_scopes(config *c) {
     if (json_is_object(ffn))
         c->scopes[c->num_scopes++] = ffn;
     c->scopes[c->num_scopes++] = c->text;
-    if (c->text != c->root)
-        c->scopes[c->num_scopes++] = c->root;
+}
+
+/* CLMOE_UNSUPPORTED for a model whose weights are coded. */
+static clmoe_status check_quantization(const config *c) {
+    static const char *const names[] = {"quantization_config", "compression_config",
+                                        "quantization"};
+    const json_t *places[] = {c->root, c->text};
+    for (size_t p = 0; p < 2; p++)
+        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+            const json_t *found = json_object_get(places[p], names[i]);
+            if (found == NULL || json_is_null(found))
+                continue;
+            const char *method = json_string_value(json_object_get(found, "quant_method"));
+            return fail(CLMOE_UNSUPPORTED,
+                        "%s: %s has quant_method '%.60s': clmoe can't read it yet; it takes "
+                        "F32, F16, BF16 and F64 weights",
+                        c->path, names[i], method ? method : "not given");
+        }
+    return CLMOE_SUCCESS;
+}
+
+/* Whether clmoe may read a field of that name. */
+static bool is_needed(const char *name) {
+    return field_of(name) < FIELD_COUNT || field_is_suspicious(name, false) ||
+           strcmp(name, "model_type") == 0;
+}
+
+/* CLMOE_BAD_FILE for a field that is needed and there twice: see json.h. */
+static clmoe_status check_repeated(const config *c) {
+    const char *name;
+    json_t *value;
+    for (size_t s = 0; s < c->num_scopes; s++) {
+        json_object_foreach((json_t *)c->scopes[s], name, value) {
+            char base[128];
+            if (!json_is_repeated(name))
+                continue;
+            snprintf(base, sizeof base, "%.*s", (int)(strlen(name) - strlen(JSON_REPEATED)), name);
+            if (is_needed(base))
+                return fail_value(CLMOE_BAD_FILE, c, base, value, "the file has it twice");
+        }
+    }
+    return CLMOE_SUCCESS;
 }
 
 clmoe_status config_open(const char *path, config **out) {
@@ -245,6 +365,8 @@ clmoe_status config_open(const char *path, config **out) {
     strcpy(c->path, path);
     TRY(json_read(path, &c->root));
     list_scopes(c);
+    TRY(check_repeated(c));
+    TRY(check_quantization(c));
     *out = c;
     c = NULL;
 done:

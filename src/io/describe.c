@@ -10,6 +10,8 @@
 #define MAX_NORM_MIN  1e-6
 #define MAX_DIMENSION INT32_MAX
 
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
 /* ---- Counts --------------------------------------------------------------------------------- */
 
 /* E, Z and K, checked against each other. */
@@ -18,9 +20,9 @@ static clmoe_status read_counts(block *b, clmoe_layer_desc *desc) {
     const config *c = b->checkpoint->config;
     desc->num_experts = b->family->experts;
     desc->top_k = b->family->top_k;
-    TRY(config_uint(c, FIELD_EXPERTS, b->layer, 1, &desc->num_experts));
-    TRY(config_uint(c, FIELD_IDENTITY_EXPERTS, b->layer, 0, &desc->num_identity_experts));
-    TRY(config_uint(c, FIELD_TOP_K, b->layer, 1, &desc->top_k));
+    TRY(config_uint(&b->config, FIELD_EXPERTS, 1, &desc->num_experts));
+    TRY(config_uint(&b->config, FIELD_IDENTITY_EXPERTS, 0, &desc->num_identity_experts));
+    TRY(config_uint(&b->config, FIELD_TOP_K, 1, &desc->top_k));
     if (desc->num_experts == 0)
         TRY(config_missing(c, FIELD_EXPERTS));
     if (desc->top_k == 0)
@@ -33,6 +35,8 @@ static clmoe_status read_counts(block *b, clmoe_layer_desc *desc) {
         TRY(fail(CLMOE_BAD_FILE, "%s: %s is %u, but %s is %u", config_path(c),
                  config_name(c, FIELD_TOP_K), desc->top_k, config_name(c, FIELD_EXPERTS),
                  desc->num_experts));
+    if (b->family->only_top_k > 0 && desc->top_k != b->family->only_top_k)
+        TRY(config_refuse(&b->config, FIELD_TOP_K, "its family has another number fixed"));
     if (desc->top_k > MAX_TOP_K)
         TRY(fail(CLMOE_UNSUPPORTED, "%s: %s is %u, but clmoe takes at most %d", config_path(c),
                  config_name(c, FIELD_TOP_K), desc->top_k, MAX_TOP_K));
@@ -78,13 +82,13 @@ static clmoe_status fail_missing(const block *b, int role) {
 }
 
 /* A dimension read from a tensor must be one of the config's values of the field. */
-static clmoe_status check_dimension(const block *b, const file_tensor *t, config_field field,
+static clmoe_status check_dimension(block *b, const file_tensor *t, config_field field,
                                     uint64_t value) {
     const config *c = b->checkpoint->config;
     uint32_t said = 0;
-    if (value > 0 && value <= MAX_DIMENSION && config_allows(c, field, b->layer, value))
+    if (value > 0 && value <= MAX_DIMENSION && config_allows(&b->config, field, value))
         return CLMOE_SUCCESS;
-    clmoe_status status = config_uint(c, field, b->layer, 1, &said);
+    clmoe_status status = config_uint(&b->config, field, 1, &said);
     if (status != CLMOE_SUCCESS)
         return status;
     char is[192];
@@ -94,7 +98,7 @@ static clmoe_status check_dimension(const block *b, const file_tensor *t, config
 }
 
 /* The router's matrix gives D; its rows must be R. */
-static clmoe_status read_router(const block *b, clmoe_layer_desc *desc) {
+static clmoe_status read_router(block *b, clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const file_tensor *router = b->roles[ROLE_ROUTER].tensors;
     if (!block_has(b, ROLE_ROUTER))
@@ -117,7 +121,7 @@ done:
 
 /* An MLP of the block: the experts, or the shared expert. */
 typedef struct mlp {
-    const block *block;
+    block *block;
     int base;         /* ROLE_EXPERTS or ROLE_SHARED */
     uint64_t experts; /* 1 for the shared expert */
     uint64_t dim, hidden;
@@ -256,48 +260,105 @@ done:
     return status;
 }
 
-/* The shared expert is as wide as a field of its own says, or as one or more experts. */
-static clmoe_status check_shared_width(const block *b, const clmoe_layer_desc *desc) {
-    const config *c = b->checkpoint->config;
-    uint32_t width = 0, count = 0, is = desc->shared.hidden_dim;
-    clmoe_status status = config_uint(c, FIELD_SHARED_HIDDEN, b->layer, 0, &width);
-    if (status == CLMOE_SUCCESS)
-        status = config_uint(c, FIELD_SHARED_COUNT, b->layer, 0, &count);
-    if (status != CLMOE_SUCCESS || is == width || is == desc->experts.hidden_dim ||
-        is == (uint64_t)count * desc->experts.hidden_dim)
-        return status;
-    if (width > 0)
-        return fail(CLMOE_BAD_FILE, "%s: %s is %u, but the shared expert's tensors have %u rows",
-                    config_path(c), config_name(c, FIELD_SHARED_HIDDEN), width, is);
-    return fail(CLMOE_BAD_FILE, "%s: %s is %u, but the shared expert's tensors have %u rows",
-                config_path(c), config_name(c, FIELD_SHARED_COUNT), count, is);
-}
+/* What the config says of the shared expert. */
+typedef struct shared_fields {
+    uint32_t width, count;    /* 0 also if absent */
+    bool given;               /* one of them is positive */
+    const char *given_name;   /* its name, the width's before the count's; or NULL */
+    const char *refused_name; /* of one that is there and 0 or null, or NULL */
+} shared_fields;
 
-/* Whether the config gives the block a shared expert. */
-static clmoe_status wants_shared(const block *b, bool *wants) {
+static clmoe_status read_shared(block *b, shared_fields *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    uint32_t width = 0, count = 0;
-    TRY(config_uint(b->checkpoint->config, FIELD_SHARED_HIDDEN, b->layer, 0, &width));
-    TRY(config_uint(b->checkpoint->config, FIELD_SHARED_COUNT, b->layer, 0, &count));
-    *wants = b->family->shared && (width > 0 || count > 0);
+    const config *c = b->checkpoint->config;
+    const config_field fields[] = {FIELD_SHARED_HIDDEN, FIELD_SHARED_COUNT};
+    uint32_t values[2] = {0, 0};
+    *s = (shared_fields){0};
+    for (size_t i = 0; i < 2; i++) {
+        TRY(config_uint(&b->config, fields[i], 0, &values[i]));
+        if (values[i] > 0 && s->given_name == NULL)
+            s->given_name = config_name(c, fields[i]);
+        else if (values[i] == 0 && config_has(c, fields[i]))
+            s->refused_name = config_name(c, fields[i]);
+    }
+    s->width = values[0];
+    s->count = values[1];
+    s->given = s->given_name != NULL && !b->family->shared_beside;
 done:
     return status;
 }
 
-static clmoe_status describe_mlps(const block *b, clmoe_layer_desc *desc) {
+/* The shared expert is as wide as a field of its own says, or as so many experts. */
+static clmoe_status check_shared_width(const block *b, const shared_fields *s,
+                                       const clmoe_layer_desc *desc) {
+    uint32_t is = desc->shared.hidden_dim;
+    uint64_t each = s->width > 0 ? s->width : desc->experts.hidden_dim;
+    if (!s->given || is == s->width || (s->count > 0 && is == s->count * each))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_BAD_FILE, "%s: %s is %u, but the shared expert's tensors have %u rows",
+                config_path(b->checkpoint->config), s->given_name,
+                s->width > 0 ? s->width : s->count, is);
+}
+
+/* Whether the block has a shared expert; an error if family, config and tensors disagree. */
+static clmoe_status wants_shared(block *b, const shared_fields *s, bool *wants) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const char *path = config_path(b->checkpoint->config), *combine = "sum";
+    const file_tensor *found = NULL;
+    for (int part = 0; part < PART_COUNT && found == NULL; part++)
+        if (block_has(b, ROLE_SHARED + part))
+            found = b->roles[ROLE_SHARED + part].tensors;
+    if (s->given && !b->family->shared)
+        TRY(fail(CLMOE_UNSUPPORTED, "%s: %s is %u, but model_type '%s' has no shared expert", path,
+                 s->given_name, s->width > 0 ? s->width : s->count,
+                 config_text_type(b->checkpoint->config)));
+    if (found != NULL && !b->family->shared)
+        TRY(block_refuse(b, found, "the model_type has no shared expert"));
+    if (found != NULL && s->refused_name != NULL)
+        TRY(fail(CLMOE_BAD_FILE, "%s: %s gives no shared expert, but tensor '%s' is one's", path,
+                 s->refused_name, found->tensor->name));
+    *wants = s->given || found != NULL;
+    TRY(config_string(&b->config, FIELD_SHARED_COMBINE, &combine));
+    if (*wants && strcmp(combine, "sum") != 0)
+        TRY(config_refuse(&b->config, FIELD_SHARED_COMBINE, "clmoe only adds the shared expert"));
+done:
+    return status;
+}
+
+/* CLMOE_BAD_FILE for biases of an MLP that the family, or the config, does not have. */
+static clmoe_status check_biases(block *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    bool mlp_bias = b->family->expert_biases;
+    TRY(config_flag(&b->config, FIELD_MLP_BIAS, &mlp_bias));
+    for (int part = PART_GATE_BIAS; part <= PART_DOWN_BIAS; part++) {
+        if (block_has(b, ROLE_EXPERTS + part) && !b->family->expert_biases)
+            TRY(block_refuse(b, b->roles[ROLE_EXPERTS + part].tensors,
+                             "the model_type's experts have no biases"));
+        if (block_has(b, ROLE_SHARED + part) && !mlp_bias)
+            TRY(block_refuse(b, b->roles[ROLE_SHARED + part].tensors,
+                             "no field of config.json turns on biases"));
+    }
+done:
+    return status;
+}
+
+static clmoe_status describe_mlps(block *b, clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     mlp experts = {.block = b, .base = ROLE_EXPERTS, .experts = b->experts, .dim = desc->dim};
     mlp shared = {.block = b, .base = ROLE_SHARED, .experts = 1, .dim = desc->dim};
     bool has_shared = false;
+    shared_fields fields;
     TRY(describe_mlp(&experts, &desc->experts));
-    TRY(wants_shared(b, &has_shared));
-    for (int part = 0; part < PART_COUNT; part++)
-        has_shared = has_shared || block_has(b, ROLE_SHARED + part);
+    TRY(read_shared(b, &fields));
+    TRY(wants_shared(b, &fields, &has_shared));
+    TRY(check_biases(b));
     if (has_shared) {
         TRY(describe_mlp(&shared, &desc->shared));
-        TRY(check_shared_width(b, desc));
+        TRY(check_shared_width(b, &fields, desc));
     }
     desc->shared_gate = block_has(b, ROLE_SHARED_GATE);
+    if (b->family->shared_gate && !b->family->deduced && has_shared && !desc->shared_gate)
+        TRY(fail_missing(b, ROLE_SHARED_GATE));
     if (desc->shared_gate && !has_shared)
         TRY(fail_missing(b, ROLE_SHARED + PART_UP));
     desc->output_bias = block_has(b, ROLE_OUTPUT_BIAS);
@@ -325,49 +386,68 @@ static const struct {
     {"relu2", CLMOE_ACT_RELU2, 1},
 };
 
-/* Sets the activation of both MLPs; a family's own alpha and shift are the experts' alone. */
-static void set_activation(const family *f, size_t index, double limit, clmoe_layer_desc *desc) {
-    desc->experts.activation = activations[index].activation;
-    desc->experts.alpha = f->alpha > 0 ? f->alpha : activations[index].alpha;
-    desc->experts.limit = (float)limit;
-    desc->experts.up_shift = f->up_shift;
-    if (desc->shared.hidden_dim == 0)
-        return;
-    desc->shared.activation = activations[index].activation;
-    desc->shared.alpha = activations[index].alpha;
-    desc->shared.limit = (float)limit;
+/* The row of an activation by its name; CLMOE_UNSUPPORTED if there is none. */
+static clmoe_status find_activation(const block *b, const char *name, size_t *index) {
+    for (*index = 0; *index < COUNT(activations); ++*index)
+        if (strcmp(activations[*index].name, name) == 0)
+            return CLMOE_SUCCESS;
+    return config_refuse(&b->config, FIELD_ACTIVATION, "clmoe does not have this activation");
 }
 
-static clmoe_status read_activation(const block *b, clmoe_layer_desc *desc) {
+static void set_activation(size_t index, clmoe_mlp_desc *desc) {
+    desc->activation = activations[index].activation;
+    desc->alpha = activations[index].alpha;
+}
+
+/* Clamps and alpha of gated experts: a family's own, or the file's where it may say. */
+static clmoe_status read_clamps(block *b, clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
-    const config *c = b->checkpoint->config;
     const family *f = b->family;
-    const char *name = "silu";
-    double limit = f->limit;
-    TRY(config_string(c, FIELD_ACTIVATION, &name));
-    if (f->limit_by_field || f->deduced)
-        TRY(config_number(c, FIELD_LIMIT, &limit));
-    if (f->deduced && limit > 0)
-        TRY(fail(CLMOE_UNSUPPORTED, "%s: %s is %g, but model_type '%s' is not known",
-                 config_path(c), config_name(c, FIELD_LIMIT), limit, config_model_type(c)));
-    if (f->activation != NULL)
-        name = f->activation;
-    for (size_t i = 0; i < sizeof activations / sizeof activations[0]; i++)
-        if (strcmp(activations[i].name, name) == 0) {
-            set_activation(f, i, limit, desc);
-            return CLMOE_SUCCESS;
-        }
-    TRY(fail(CLMOE_UNSUPPORTED, "%s: %s is '%s', an activation clmoe does not have", config_path(c),
-             config_name(c, FIELD_ACTIVATION), name));
+    double limit = f->limit, alpha = f->alpha;
+    if (!f->clamp_by_field)
+        return CLMOE_SUCCESS;
+    TRY(config_number(&b->config, FIELD_LIMIT, &limit));
+    if (limit == 0)
+        TRY(config_refuse(&b->config, FIELD_LIMIT, "must be positive"));
+    desc->experts.limit = (float)limit;
+    desc->experts.up_shift = f->up_shift;
+    if (f->alpha > 0) {
+        TRY(config_number(&b->config, FIELD_ALPHA, &alpha));
+        if (alpha == 0)
+            TRY(config_refuse(&b->config, FIELD_ALPHA, "must be positive"));
+        desc->experts.alpha = (float)alpha;
+    }
+    if (desc->shared.hidden_dim > 0)
+        desc->shared.limit = (float)limit;
 done:
     return status;
 }
 
-static clmoe_status read_score(const block *b, clmoe_router_desc *router) {
+/* Of both MLPs. What a family fixes for its experts, its shared expert may have from the file. */
+static clmoe_status read_activation(block *b, clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const char *own = b->family->activation, *name = own ? own : "silu";
+    size_t of_file, of_experts;
+    TRY(config_string(&b->config, FIELD_ACTIVATION, &name));
+    TRY(find_activation(b, name, &of_file));
+    TRY(find_activation(b, own ? own : name, &of_experts));
+    bool differs = activations[of_file].activation != activations[of_experts].activation ||
+                   activations[of_file].alpha != activations[of_experts].alpha;
+    if (differs && desc->shared.hidden_dim == 0)
+        TRY(config_refuse(&b->config, FIELD_ACTIVATION, "the model_type has another one fixed"));
+    set_activation(of_experts, &desc->experts);
+    if (desc->shared.hidden_dim > 0)
+        set_activation(of_file, &desc->shared);
+    TRY(read_clamps(b, desc));
+done:
+    return status;
+}
+
+static clmoe_status read_score(block *b, clmoe_router_desc *router) {
     static const char *const names[] = {"softmax", "sigmoid", "sqrtsoftplus"};
     const config *c = b->checkpoint->config;
     const char *name = NULL;
-    clmoe_status status = config_string(c, FIELD_SCORE, &name);
+    clmoe_status status = config_string(&b->config, FIELD_SCORE, &name);
     router->score = b->family->score;
     router->order = b->family->order;
     if (status != CLMOE_SUCCESS || name == NULL)
@@ -381,20 +461,21 @@ static clmoe_status read_score(const block *b, clmoe_router_desc *router) {
                 config_path(c), config_name(c, FIELD_SCORE), name, config_model_type(c));
 }
 
-static clmoe_status read_renorm(const block *b, clmoe_router_desc *router) {
+static clmoe_status read_renorm(block *b, clmoe_router_desc *router) {
     clmoe_status status = CLMOE_SUCCESS;
     const config *c = b->checkpoint->config;
     renorm_rule rule = b->family->renorm;
     double p = 1, least = 0;
     bool on = rule == RENORM_ALWAYS || rule == RENORM_DEFAULT_ON;
-    TRY(config_number(c, FIELD_RENORM_MIN, &least));
+    TRY(config_number(&b->config, FIELD_RENORM_MIN, &least));
     if (least > MAX_NORM_MIN)
-        TRY(fail(CLMOE_UNSUPPORTED, "%s: %s is %g, but clmoe has no bound that large",
-                 config_path(c), config_name(c, FIELD_RENORM_MIN), least));
+        TRY(config_refuse(&b->config, FIELD_RENORM_MIN, "clmoe has no bound that large"));
     if (rule == RENORM_NORM) {
-        TRY(config_number(c, FIELD_RENORM_P, &p));
+        TRY(config_number(&b->config, FIELD_RENORM_P, &p));
         bool off =
             config_has(c, FIELD_RENORM_P) && !config_has_name(c, config_name(c, FIELD_RENORM_P));
+        if (off)
+            p = 1;
         router->renorm = off ? CLMOE_RENORM_NONE : p == 1 ? CLMOE_RENORM_SUM : CLMOE_RENORM_PNORM;
         router->renorm_p = (float)p;
         return CLMOE_SUCCESS;
@@ -403,41 +484,52 @@ static clmoe_status read_renorm(const block *b, clmoe_router_desc *router) {
         TRY(fail(CLMOE_UNSUPPORTED,
                  "%s: model_type '%s' is not known, and without %s its weights cannot be deduced",
                  config_path(c), config_model_type(c), config_name(c, FIELD_RENORM)));
-    if (rule != RENORM_NEVER && rule != RENORM_ALWAYS)
-        TRY(config_flag(c, FIELD_RENORM, &on));
+    bool fixed = on;
+    TRY(config_flag(&b->config, FIELD_RENORM, &on));
+    if ((rule == RENORM_NEVER || rule == RENORM_ALWAYS) && on != fixed)
+        TRY(config_refuse(&b->config, FIELD_RENORM, "the model_type does the contrary, always"));
     router->renorm = on ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
     router->renorm_eps = on ? b->family->renorm_eps : 0;
 done:
     return status;
 }
 
+/* Whether the file's way to choose is the family's; "noaux_tc" is DeepSeek-V3's. */
+static clmoe_status check_method(const block *b, const char *method) {
+    const family *f = b->family;
+    bool greedy = strcmp(method, "greedy") == 0;
+    bool right = f->groups == GROUPS_MAX ? greedy || strcmp(method, "group_limited_greedy") == 0
+                 : f->select_bias        ? strcmp(method, "noaux_tc") == 0
+                                         : greedy;
+    if (right || !config_has(b->checkpoint->config, FIELD_TOPK_METHOD))
+        return CLMOE_SUCCESS;
+    return config_refuse(&b->config, FIELD_TOPK_METHOD, "clmoe does not have this");
+}
+
 /* Groups, once counts and the rule are known. */
-static clmoe_status read_groups(const block *b, const clmoe_layer_desc *desc,
-                                clmoe_router_desc *router) {
+static clmoe_status read_groups(block *b, const clmoe_layer_desc *desc, clmoe_router_desc *router) {
     clmoe_status status = CLMOE_SUCCESS;
     const config *c = b->checkpoint->config;
     const char *method = "greedy";
     uint32_t groups = b->family->num_groups, kept = b->family->topk_groups;
     uint32_t columns = b->experts + b->identity_experts;
+    TRY(config_string(&b->config, FIELD_TOPK_METHOD, &method));
+    TRY(check_method(b, method));
     if (b->family->groups == GROUPS_NONE)
         return CLMOE_SUCCESS;
-    TRY(config_string(c, FIELD_TOPK_METHOD, &method));
+    TRY(config_uint(&b->config, FIELD_NUM_GROUPS, 0, &groups));
+    TRY(config_uint(&b->config, FIELD_TOPK_GROUPS, 0, &kept));
     if (b->family->groups == GROUPS_MAX && strcmp(method, "greedy") == 0)
         return CLMOE_SUCCESS;
-    if (b->family->groups == GROUPS_MAX && strcmp(method, "group_limited_greedy") != 0)
-        TRY(fail(CLMOE_UNSUPPORTED, "%s: topk_method is '%s', which clmoe does not have",
-                 config_path(c), method));
-    TRY(config_uint(c, FIELD_NUM_GROUPS, b->layer, 0, &groups));
-    TRY(config_uint(c, FIELD_TOPK_GROUPS, b->layer, 0, &kept));
-    if (groups <= 1)
+    if (groups <= 1 && kept <= 1)
         return CLMOE_SUCCESS;
-    if (columns % groups != 0)
+    if (groups == 0 || columns % groups != 0)
         TRY(fail(CLMOE_BAD_FILE, "%s: %s is %u, which does not divide the %u experts",
                  config_path(c), config_name(c, FIELD_NUM_GROUPS), groups, columns));
     if (kept == 0 || kept > groups || (uint64_t)kept * (columns / groups) < desc->top_k)
-        TRY(fail(CLMOE_BAD_FILE,
-                 "%s: %s is %u, but must be at most %u and leave at least %u experts",
-                 config_path(c), config_name(c, FIELD_TOPK_GROUPS), kept, groups, desc->top_k));
+        TRY(fail(CLMOE_BAD_FILE, "%s: %s is %u, but %s is %u, and at least %u experts must be left",
+                 config_path(c), config_name(c, FIELD_TOPK_GROUPS), kept,
+                 config_name(c, FIELD_NUM_GROUPS), groups, desc->top_k));
     router->num_groups = groups;
     router->topk_groups = kept;
     router->group_score = b->family->groups == GROUPS_MAX ? CLMOE_GROUP_MAX : CLMOE_GROUP_TOP2_SUM;
@@ -445,24 +537,44 @@ done:
     return status;
 }
 
-static clmoe_status read_scales(const block *b, clmoe_router_desc *router) {
+static clmoe_status read_scales(block *b, clmoe_router_desc *router) {
     clmoe_status status = CLMOE_SUCCESS;
     const config *c = b->checkpoint->config;
     double scale = b->family->scale, softcap = 0, eps = router->sparsemixer_eps;
     if (scale > 0) {
-        TRY(config_number(c, FIELD_SCALE, &scale));
+        TRY(config_number(&b->config, FIELD_SCALE, &scale));
+        if (scale == 0 && config_has(c, FIELD_SCALE))
+            TRY(config_refuse(&b->config, FIELD_SCALE, "must be positive"));
         router->scale = (float)scale;
     }
-    TRY(config_number(c, FIELD_SOFTCAP, &softcap));
+    if (b->family->softcap)
+        TRY(config_number(&b->config, FIELD_SOFTCAP, &softcap));
     router->softcap = (float)softcap;
     if (router->score == CLMOE_SCORE_SPARSEMIXER)
-        TRY(config_number(c, FIELD_SPARSEMIXER_EPS, &eps));
+        TRY(config_number(&b->config, FIELD_SPARSEMIXER_EPS, &eps));
     router->sparsemixer_eps = (float)eps;
 done:
     return status;
 }
 
-static clmoe_status read_router_switches(const block *b, clmoe_layer_desc *desc) {
+/* CLMOE_BAD_FILE for a tensor of the block's own that the family does not have. */
+static clmoe_status check_tensors(const block *b) {
+    const struct {
+        int role;
+        bool allowed;
+    } own[] = {
+        {ROLE_ROUTER_BIAS, b->family->router_bias},
+        {ROLE_SELECT_BIAS, b->family->select_bias},
+        {ROLE_SHARED_GATE, b->family->shared_gate},
+        {ROLE_OUTPUT_BIAS, b->family->output_bias},
+    };
+    for (size_t i = 0; i < COUNT(own); i++)
+        if (block_has(b, own[i].role) && !own[i].allowed)
+            return block_refuse(b, b->roles[own[i].role].tensors, "the model_type has none such");
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status read_router_switches(block *b, clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_router_desc *router = &desc->router;
     bool wants_bias = b->family->select_bias;
@@ -474,9 +586,11 @@ static clmoe_status read_router_switches(const block *b, clmoe_layer_desc *desc)
     router->bias = block_has(b, ROLE_ROUTER_BIAS);
     router->select_bias = block_has(b, ROLE_SELECT_BIAS);
     if (wants_bias)
-        TRY(config_flag(b->checkpoint->config, FIELD_SELECT_BIAS, &wants_bias));
+        TRY(config_flag(&b->config, FIELD_SELECT_BIAS, &wants_bias));
     if (wants_bias && !router->select_bias)
         TRY(fail_missing(b, ROLE_SELECT_BIAS));
+    if (!wants_bias && router->select_bias)
+        TRY(config_refuse(&b->config, FIELD_SELECT_BIAS, "the block has a selection bias"));
 done:
     return status;
 }
@@ -489,9 +603,11 @@ clmoe_status checkpoint_describe(const clmoe_checkpoint *c, uint32_t layer, clmo
     TRY(read_counts(b, desc));
     TRY(block_collect(b));
     TRY(read_router(b, desc));
+    TRY(check_tensors(b));
     TRY(describe_mlps(b, desc));
     TRY(read_activation(b, desc));
     TRY(read_router_switches(b, desc));
+    TRY(config_check_unread(&b->config));
 done:
     return status;
 }

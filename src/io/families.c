@@ -23,12 +23,15 @@
 static const family families[] = {
     {"mixtral", SOFTMAX(RENORM_ALWAYS), .top_k = 2},
     {"minimax", SOFTMAX(RENORM_ALWAYS), .top_k = 2},
-    {"qwen2_moe", SOFTMAX(RENORM_DEFAULT_OFF), .shared = true, .top_k = 4},
+    {"qwen2_moe", SOFTMAX(RENORM_DEFAULT_OFF), .shared = true, .shared_gate = true, .top_k = 4},
+    {"flint", .score = CLMOE_SCORE_SIGMOID, .renorm = RENORM_DEFAULT_ON, .shared = true,
+     .top_k = 8},
     {"qwen3_moe", SOFTMAX(RENORM_DEFAULT_OFF), .top_k = 8},
     {"olmoe", SOFTMAX(RENORM_DEFAULT_OFF), .top_k = 8},
     {"flex_olmo", SOFTMAX(RENORM_DEFAULT_OFF), .top_k = 5},
-    {"qwen3_next", SOFTMAX(RENORM_DEFAULT_ON), .shared = true, .top_k = 10},
-    {"qwen3_5_moe", SOFTMAX(RENORM_ALWAYS), .shared = true, .experts = 256, .top_k = 8},
+    {"qwen3_next", SOFTMAX(RENORM_DEFAULT_ON), .shared = true, .shared_gate = true, .top_k = 10},
+    {"qwen3_5_moe", SOFTMAX(RENORM_ALWAYS), .shared = true, .shared_gate = true, .experts = 256,
+     .top_k = 8},
     {"qwen3_vl_moe", SOFTMAX(RENORM_ALWAYS), .experts = 60, .top_k = 4},
     {"qwen3_omni_moe", SOFTMAX(RENORM_DEFAULT_ON), .experts = 128, .top_k = 8},
     {"jamba", SOFTMAX(RENORM_NEVER), .top_k = 2},
@@ -41,17 +44,19 @@ static const family families[] = {
      .groups = GROUPS_TOP2, .num_groups = 1, .topk_groups = 1, .shared = true, .top_k = 4},
 
     {"granitemoe", TOPK_SOFTMAX, .top_k = 2},
-    {"granitemoeshared", TOPK_SOFTMAX, .top_k = 2},
-    {"granitemoehybrid", TOPK_SOFTMAX, .top_k = 2},
-    {"granitemoe_swa", TOPK_SOFTMAX, .top_k = 2},
-    {"jetmoe", TOPK_SOFTMAX, .top_k = 2},
+    {"granitemoeshared", TOPK_SOFTMAX, .shared_beside = true, .top_k = 2},
+    {"granitemoehybrid", TOPK_SOFTMAX, .shared_beside = true, .top_k = 2},
+    {"granitemoe_swa", TOPK_SOFTMAX, .shared_beside = true, .top_k = 2},
+    {"jetmoe", TOPK_SOFTMAX, .output_bias = true, .top_k = 2},
     {"aria", TOPK_SOFTMAX, .activation = "silu", .shared = true, .experts = 8, .top_k = 2},
-    {"gpt_oss", TOPK_SOFTMAX, .activation = "silu", .interleaved = true, .limit = 7,
-     .limit_by_field = true, .alpha = 1.702f, .up_shift = 1, .top_k = 4},
+    {"gpt_oss", TOPK_SOFTMAX, .router_bias = true, .expert_biases = true, .activation = "silu",
+     .interleaved = true, .limit = 7, .clamp_by_field = true, .alpha = 1.702f, .up_shift = 1,
+     .top_k = 4},
     {"cohere2_moe", TOPK_SOFTMAX, .score_by_field = true, .renorm = RENORM_BY_FLAG, .shared = true},
     {"llama4", .score = CLMOE_SCORE_SIGMOID, .order = CLMOE_ORDER_TOPK_THEN_SCORE,
      .weight_at = CLMOE_WEIGHT_AT_INPUT, .shared = true, .experts = 16, .top_k = 1},
-    {"phimoe", .score = CLMOE_SCORE_SPARSEMIXER, .order = CLMOE_ORDER_TOPK_THEN_SCORE, .top_k = 2},
+    {"phimoe", .score = CLMOE_SCORE_SPARSEMIXER, .order = CLMOE_ORDER_TOPK_THEN_SCORE, .top_k = 2,
+     .only_top_k = 2},
 
     {"deepseek_v3", V3(RENORM_DEFAULT_ON, 2.5f, 8, 4), .top_k = 8},
     {"glm4_moe", V3(RENORM_DEFAULT_ON, 1, 1, 1), .top_k = 8},
@@ -62,14 +67,15 @@ static const family families[] = {
     {"exaone_moe", V3(RENORM_DEFAULT_ON, 2.5f, 1, 1), .top_k = 8},
     {"solar_open", V3(RENORM_DEFAULT_ON, 1, 1, 1), .top_k = 8},
     {"nemotron_h", V3(RENORM_DEFAULT_ON, 1, 1, 1), .top_k = 2},
+    {"step3p5", SIGMOID(RENORM_ALWAYS, 0), .scale = 1, .shared = true},
     {"minimax_m2", SIGMOID(RENORM_ALWAYS, 0), .top_k = 8},
     {"afmoe", SIGMOID(RENORM_ALWAYS, 1e-20f), .scale = 1, .shared = true, .top_k = 6},
     {"hy_v3", SIGMOID(RENORM_ALWAYS, 1e-20f), .scale = 2.826f, .shared = true, .top_k = 8},
     {"lfm2_moe", SIGMOID(RENORM_DEFAULT_ON, 1e-6f), .scale = 1, .activation = "silu", .top_k = 4},
-    {"laguna", SIGMOID(RENORM_ALWAYS, 0), .scale = 1, .shared = true, .top_k = 8},
+    {"laguna", SIGMOID(RENORM_ALWAYS, 0), .scale = 1, .shared = true, .softcap = true, .top_k = 8},
     {"deepseek_v4", .score = CLMOE_SCORE_SQRT_SOFTPLUS, .score_by_field = true,
      .renorm = RENORM_ALWAYS, .renorm_eps = 1e-20f, .scale = 1.5f, .select_bias = true,
-     .shared = true, .limit = 10, .limit_by_field = true, .top_k = 6},
+     .shared = true, .limit = 10, .clamp_by_field = true, .top_k = 6},
 };
 
 /* Marks of families, for model types outside the table; the first that is borne decides. */
@@ -94,10 +100,13 @@ static const struct {
 };
 
 /* What a file says alone, without a name; see family_deduce(). */
+#define ANY_TENSORS                                                                                \
+    .router_bias = true, .expert_biases = true, .shared_gate = true, .output_bias = true,          \
+    .softcap = true
 #define BY_FIELDS                                                                                  \
     .deduced = true, .score = CLMOE_SCORE_SOFTMAX, .score_by_field = true,                         \
-    .renorm = RENORM_BY_FLAG, .renorm_eps = 1e-20f, .scale = 1, .shared = true
-static const family by_bias = {"", .deduced = true, .score_by_field = true,
+    .renorm = RENORM_BY_FLAG, .renorm_eps = 1e-20f, .scale = 1, .shared = true, ANY_TENSORS
+static const family by_bias = {"", .deduced = true, .score_by_field = true, ANY_TENSORS,
                                V3(RENORM_DEFAULT_ON, 1, 1, 1)};
 static const family by_fields = {"", BY_FIELDS, .groups = GROUPS_TOP2};
 static const family by_fields_max = {"", BY_FIELDS, .groups = GROUPS_MAX};
@@ -112,6 +121,8 @@ static const struct {
     {"diffusion_gemma", "a norm and a scale before the router"},
     {"openai_privacy_filter", "weights divided by top_k"},
     {"axk1", "a norm after the experts"},
+    {"ernie4_5_vl_moe", "experts apart for text and images"},
+    {"ernie4_5_moe_vl", "experts apart for text and images"},
 };
 
 /* Whether `type` is `name`, "_text" at its end ignored. */

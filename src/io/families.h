@@ -38,14 +38,23 @@ typedef struct family {
     float scale; /* default of the file's scale; 0: the family has none */
     group_rule groups;
     uint32_t num_groups, topk_groups; /* defaults; 0: no groups */
-    bool select_bias;                 /* must be there, unless the file turns it off */
-    bool shared;                      /* must be there if the file gives it a size or a count */
+    /* Tensors that the family has, or may have; others' are an error. */
+    bool router_bias;
+    bool select_bias; /* must be there, unless the file turns it off */
+    bool expert_biases;
+    bool shared_beside; /* what the file says of one is of a neighbour, whose output is added later
+                         */
+    bool shared;        /* must be there if the file gives it a size or a count, but not a 0 */
+    bool shared_gate;
+    bool output_bias;
     clmoe_weight_at weight_at;
-    const char *activation; /* NULL: the file's, "silu" if absent */
+    const char *activation; /* of the experts; NULL: the file's, "silu" if absent */
     bool interleaved;       /* gate and up rows alternate */
     float limit, alpha, up_shift;
-    bool limit_by_field;     /* the file's swiglu_limit, `limit` if absent */
+    bool clamp_by_field;     /* the file's swiglu_limit and swiglu_alpha, these if absent */
+    bool softcap;            /* the file's, none if absent */
     uint32_t experts, top_k; /* defaults; 0: the file must say */
+    uint32_t only_top_k;     /* the only K that the family computes; 0: any */
 } family;
 
 /* As an assumption about a model_type outside the table: family_deduce() decides. */

@@ -1,5 +1,6 @@
 #include "safetensors.h"
 #include "../types.h"
+#include "file.h"
 #include "json.h"
 
 #include <errno.h>
@@ -20,7 +21,9 @@
 
 struct safetensors {
     char *path;
-    int fd;
+    /* The file is opened anew for each call: a model may have more of them than a process may. */
+    dev_t device;
+    ino_t inode;
     uint64_t file_bytes, data_begin;
     st_tensor
         *tensors; /* sorted by name; each name is a block of its own with the type's name behind */
@@ -52,10 +55,11 @@ static uint32_t dtype_bytes(const char *name, st_type *type) {
 /* ---- Reading ------------------------------------------------------------------------------- */
 
 /* Reads exactly `count` bytes at `offset`, which the file had when it was opened. */
-static clmoe_status read_at(const safetensors *file, uint64_t offset, size_t count, void *out) {
+static clmoe_status read_at(const safetensors *file, int fd, uint64_t offset, size_t count,
+                            void *out) {
     char *at = out;
     while (count > 0) {
-        ssize_t got = pread(file->fd, at, count, (off_t)offset);
+        ssize_t got = pread(fd, at, count, (off_t)offset);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -98,6 +102,36 @@ static float element_as_f32(st_type type, const unsigned char *bytes) {
     return (float)value;
 }
 
+static clmoe_status read_elements(const safetensors *file, int fd, const st_tensor *tensor,
+                                  uint64_t first, size_t count, float *out) {
+    st_type type;
+    uint32_t size = dtype_bytes(tensor->type_name, &type);
+    uint64_t at = tensor->begin + first * size;
+    unsigned char chunk[CHUNK_BYTES];
+    while (count > 0) {
+        size_t now = count < CHUNK_BYTES / size ? count : CHUNK_BYTES / size;
+        clmoe_status status = read_at(file, fd, at, now * size, chunk);
+        if (status != CLMOE_SUCCESS)
+            return status;
+        for (size_t i = 0; i < now; i++)
+            *out++ = element_as_f32(type, chunk + i * size);
+        at += now * size;
+        count -= now;
+    }
+    return CLMOE_SUCCESS;
+}
+
+/* CLMOE_BAD_FILE if the path leads to another file than when its header was read. */
+static clmoe_status open_again(const safetensors *file, int *fd) {
+    struct stat info;
+    clmoe_status status = file_open(file->path, fd, &info);
+    if (status != CLMOE_SUCCESS)
+        return status;
+    if (info.st_dev != file->device || info.st_ino != file->inode)
+        return fail(CLMOE_BAD_FILE, "%s: is another file than when it was opened", file->path);
+    return CLMOE_SUCCESS;
+}
+
 clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tensor, uint64_t first,
                                   size_t count, float *out) {
     if (tensor->type > ST_BF16)
@@ -110,21 +144,14 @@ clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tens
                     "%s: tensor '%s' has %" PRIu64
                     " elements, but %zu were asked for from %" PRIu64,
                     file->path, tensor->name, tensor->elements, count, first);
-    st_type type;
-    uint32_t size = dtype_bytes(tensor->type_name, &type);
-    uint64_t at = tensor->begin + first * size;
-    unsigned char chunk[CHUNK_BYTES];
-    while (count > 0) {
-        size_t now = count < CHUNK_BYTES / size ? count : CHUNK_BYTES / size;
-        clmoe_status status = read_at(file, at, now * size, chunk);
-        if (status != CLMOE_SUCCESS)
-            return status;
-        for (size_t i = 0; i < now; i++)
-            *out++ = element_as_f32(type, chunk + i * size);
-        at += now * size;
-        count -= now;
-    }
-    return CLMOE_SUCCESS;
+    clmoe_status status = CLMOE_SUCCESS;
+    int fd;
+    TRY(open_again(file, &fd));
+    TRY(read_elements(file, fd, tensor, first, count, out));
+done:
+    if (fd >= 0)
+        close(fd);
+    return status;
 }
 
 /* ---- The header ---------------------------------------------------------------------------- */
@@ -199,8 +226,9 @@ static clmoe_status copy_names(const char *name, const char *type, st_tensor *te
 static clmoe_status parse_tensor(const safetensors *file, const char *name, const json_t *entry,
                                  st_tensor *tensor) {
     clmoe_status status = CLMOE_SUCCESS;
-    const char *type = json_string_value(json_object_get(entry, "dtype"));
-    if (type == NULL)
+    const json_t *dtype = json_object_get(entry, "dtype");
+    const char *type = json_string_value(dtype);
+    if (type == NULL || strlen(type) != json_string_length(dtype))
         return fail(CLMOE_BAD_FILE, "%s: tensor '%s' has no dtype", file->path, name);
     TRY(copy_names(name, type, tensor));
     TRY(parse_shape(file, json_object_get(entry, "shape"), tensor));
@@ -257,10 +285,11 @@ static clmoe_status parse_header(safetensors *file, json_t *header) {
     const char *name;
     json_t *entry;
     json_object_foreach(header, name, entry) {
-        if (!json_is_object(entry))
+        bool metadata = strcmp(name, "__metadata__") == 0;
+        if (!json_is_object(entry) && !(metadata && json_is_null(entry)))
             return fail(CLMOE_BAD_FILE, "%s: the header's entry '%s' is not an object", file->path,
                         name);
-        if (strcmp(name, "__metadata__") == 0)
+        if (metadata)
             continue;
         clmoe_status status = parse_tensor(file, name, entry, &file->tensors[file->count++]);
         if (status != CLMOE_SUCCESS)
@@ -270,13 +299,13 @@ static clmoe_status parse_header(safetensors *file, json_t *header) {
 }
 
 /* Reads the header's length and checks it against the file and the limit. */
-static clmoe_status header_length(safetensors *file, size_t *length) {
+static clmoe_status header_length(safetensors *file, int fd, size_t *length) {
     unsigned char bytes[LENGTH_BYTES];
     if (file->file_bytes < LENGTH_BYTES)
         return fail(CLMOE_BAD_FILE,
                     "%s: has %" PRIu64 " bytes, fewer than the 8 of a header's length", file->path,
                     file->file_bytes);
-    clmoe_status status = read_at(file, 0, LENGTH_BYTES, bytes);
+    clmoe_status status = read_at(file, fd, 0, LENGTH_BYTES, bytes);
     if (status != CLMOE_SUCCESS)
         return status;
     uint64_t value = little_endian(bytes, LENGTH_BYTES);
@@ -294,19 +323,19 @@ static clmoe_status header_length(safetensors *file, size_t *length) {
     return CLMOE_SUCCESS;
 }
 
-static clmoe_status read_header(safetensors *file) {
+static clmoe_status read_header(safetensors *file, int fd) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t length = 0;
     char *text = NULL;
     json_t *header = NULL;
     json_error_t error;
-    TRY(header_length(file, &length));
+    TRY(header_length(file, fd, &length));
     text = malloc(length + 1);
     if (text == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "%s: no memory for a header of %zu bytes", file->path,
                  length));
-    TRY(read_at(file, LENGTH_BYTES, length, text));
-    header = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
+    TRY(read_at(file, fd, LENGTH_BYTES, length, text));
+    header = json_loadb(text, length, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (header == NULL)
         TRY(json_out_of_memory(&error)
                 ? fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to read its header", file->path)
@@ -320,34 +349,28 @@ done:
 
 /* ---- Opening ------------------------------------------------------------------------------- */
 
-static clmoe_status open_file(safetensors *file) {
-    struct stat info;
-    /* O_NONBLOCK: a FIFO must not make us wait for a writer. */
-    file->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (file->fd < 0 || fstat(file->fd, &info) != 0)
-        return fail(CLMOE_IO, "%s: cannot be opened: %s", file->path, strerror(errno));
-    if (!S_ISREG(info.st_mode))
-        return fail(CLMOE_IO, "%s: is not a regular file", file->path);
-    file->file_bytes = (uint64_t)info.st_size;
-    return CLMOE_SUCCESS;
-}
-
 clmoe_status safetensors_open(const char *path, safetensors **out) {
     clmoe_status status = CLMOE_SUCCESS;
+    struct stat info;
+    int fd = -1;
     *out = NULL;
     safetensors *file = calloc(1, sizeof *file);
     if (file == NULL)
         return fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to open it", path);
-    file->fd = -1;
     file->path = malloc(strlen(path) + 1);
     if (file->path == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to open it", path));
     strcpy(file->path, path);
-    TRY(open_file(file));
-    TRY(read_header(file));
+    TRY(file_open(file->path, &fd, &info));
+    file->device = info.st_dev;
+    file->inode = info.st_ino;
+    file->file_bytes = (uint64_t)info.st_size;
+    TRY(read_header(file, fd));
     *out = file;
     file = NULL;
 done:
+    if (fd >= 0)
+        close(fd);
     safetensors_close(file);
     return status;
 }
@@ -358,8 +381,6 @@ void safetensors_close(safetensors *file) {
     for (size_t i = 0; i < file->count; i++)
         free((char *)file->tensors[i].name);
     free(file->tensors);
-    if (file->fd >= 0)
-        close(file->fd);
     free(file->path);
     free(file);
 }
