@@ -147,7 +147,7 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
         adapt_scales(s, stats, &r, largest * r.experts - total, total);
         s->updates = add_sat(s->updates, 1u);
     }
-    s->step++;
+    s->step = add_sat(s->step, 1u);
     s->noise_scale = schedule_value(r.noise, s->step, s->noise_scale);
     s->temperature_scale = schedule_value(r.temperature, s->step, s->temperature_scale);
 }

@@ -2,19 +2,18 @@
  * Purpose: balancing losses: their values, and their gradient on the logits.
  * Formula: see balance.h. loss_values: each loss, and g = dL/dF (or dL/dP), with weight / T folded
  *          in, added up by source of P. loss_gradient: through p, softcap and temperature to the
- *          logits, and through learned noise to x Wn^T. loss_weights: the same for P = combine
- *          weights.
+ *          logits, and through learned noise to x Wn^T; for P = combine weights see
+ *          loss_weights.cl.
  * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied
  *          [E] or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32. logits [T,R] noisy,
  *          clean [T,R], noise_raw [T,R] or NULL, rows [T] token_row, grads -> dlogits, dnoise [T,R]
  *          f32 or NULL, added to.
- * NDRange: loss_values: one group per sequence. loss_mean: one group. loss_gradient, loss_weights:
- *          one group per token, V columns a work-item.
+ * NDRange: loss_values: one group per sequence. loss_mean: one group. loss_gradient: one group per
+ *          token, V columns a work-item.
  * Limits: at most MAX_LOSSES losses; E a multiple of the device groups.
  * Repeatability: fixed orders; sums over experts and columns depend on GROUP alone.
  */
-#include "balance.clh"
-#include "pairs.clh"
+#include "gradient.clh"
 
 #define UNROLL _Pragma("unroll")
 
@@ -182,13 +181,12 @@ static inline bool is_known(const cells *c, float tokens) {
 
 /* Where the loss reads, and what it knows before the sums. */
 static inline void cells_of(const sums_shape *s, const loss_item *item, __global const uint *record,
-                            bool whole, __global const uint *load,
+                            bool whole, float tokens, __global const uint *load,
                             __global const state_header *state, __global const float *target,
                             __global const float *supplied, cells *c) {
     c->item = *item;
     uint groups =
         c->item.by_device || c->item.kind == LOSS_COMMUNICATION ? s->device_groups : s->experts;
-    float tokens = (float)record[scalars_at(s) + SCALAR_TOKENS];
     c->n = groups;
     c->each = s->experts / groups;
     c->counts = 0;
@@ -275,8 +273,8 @@ static inline loss_item item_at(const loss_table *table, uint i) {
     loss_item item = table->items[0];
     UNROLL for (uint j = 1; j < MAX_LOSSES; j++) {
         const int *from = (const int *)&table->items[j];
-        UNROLL for (uint word = 0; word < sizeof item / 4; word++)
-            ((int *)&item)[word] = j == i ? from[word] : ((int *)&item)[word];
+        UNROLL for (uint word = 0; word < sizeof item / 4; word++)((int *)&item)[word] =
+            j == i ? from[word] : ((int *)&item)[word];
     }
     return item;
 }
@@ -298,15 +296,17 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
     for (uint i = 0; i < count; i++) {
         const loss_item item = item_at(&table, i);
-        bool whole = !item.each || s.sequences == 1;
+        /* The capacity is each sequence's; what passes it adds up to the batch's. */
+        bool whole = (!item.each && item.kind != LOSS_OVERFLOW) || s.sequences == 1;
         __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
-        __global const uint *scalars = record + scalars_at(&s);
+        __global const uint *scalars = (item.each ? record : batch) + scalars_at(&s);
+        float tokens = (float)scalars[SCALAR_TOKENS];
         cells c;
-        cells_of(&s, &item, record, whole, load + load_off, header,
+        cells_of(&s, &item, record, whole, tokens, load + load_off, header,
                  load_target ? load_target + load_target_off : 0,
                  load_supplied ? load_supplied + load_supplied_off : 0, &c);
-        float tokens = (float)scalars[SCALAR_TOKENS];
-        float sequences = whole ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
+        float sequences =
+            whole || !item.each ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
         measure_totals(&c, tmp, uint_tmp);
         bool known = is_known(&c, tokens);
         measure_terms(&c, known, tmp);
@@ -328,11 +328,11 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
     }
 }
 
-/* values [losses,Q] -> [losses]: the mean over the live sequences, or the batch's. */
+/* values [losses,Q] -> [losses]: the mean over the live sequences, their sum, or the batch's. */
 KERNEL(GROUP, 1, 1)
 void loss_mean(__global const float *values, ulong values_off, __global const uint *sums,
                ulong sums_off, __global float *out, ulong out_off, sums_shape s, uint count,
-               uint each) {
+               uint each, uint summed) {
     uint live = sums[sums_off + (ulong)batch_record(&s) * record_words(&s) + scalars_at(&s) +
                      SCALAR_SEQUENCES];
     for (uint i = get_local_id(0); i < count; i += GROUP) {
@@ -340,32 +340,9 @@ void loss_mean(__global const float *values, ulong values_off, __global const ui
         float sum = 0.0f, lost = 0.0f;
         for (uint q = 0; q < s.sequences; q++)
             ADD_CAREFULLY(float, sum, lost, of[q]);
-        out[out_off + i] = (each >> i & 1u) ? sum / fmax((float)live, 1.0f) : of[0];
-    }
-}
-
-/* One token's place, and what its gradient reads and writes. */
-typedef struct gradient_row {
-    __global const float *logits, *clean, *noise_raw;
-    __global float *dlogits, *dnoise;
-    uint columns;
-} gradient_row;
-
-/* d on the noisy logits, more on the clean ones and on x Wn^T alone. */
-static inline void add_gradient(const gradient_row *g, const sums_shape *s, uint e, FLOATV noisy,
-                                FLOATV d, FLOATV d_clean, FLOATV d_raw) {
-    const FLOATV none = (FLOATV)(0.0f);
-    d = isfinite(noisy) ? d : none;
-    if (g->dlogits)
-        store_columns(g->dlogits, e, g->columns,
-                      load_columns(g->dlogits, e, g->columns, 0.0f) + d + d_clean);
-    if (g->dnoise) {
-        FLOATV raw = load_columns(g->noise_raw, e, g->columns, 0.0f);
-        FLOATV noise = noisy - load_columns(g->clean, e, g->columns, 0.0f);
-        FLOATV slope = noise / (softplus_columns(raw) + 0.01f);
-        d_raw += isfinite(noisy) ? d * slope : none;
-        store_columns(g->dnoise, e, g->columns,
-                      load_columns(g->dnoise, e, g->columns, 0.0f) + d_raw * sigmoid_columns(raw));
+        if (each >> i & 1u)
+            sum /= fmax((float)live, 1.0f);
+        out[out_off + i] = ((each | summed) >> i & 1u) ? sum : of[0];
     }
 }
 
@@ -409,7 +386,7 @@ static inline FLOATV entropy_slope(const router_switches *r, const token_row *t,
     FLOATV p = s / t->scores;
     if (r->score == SCORE_IDENTITY)
         return (p > 0.0f ? log(p) + 1.0f : none) + t->entropy - t->positive;
-    FLOATV log_p = (is_softmax(r) ? l - t->best : log(s)) - t->log_scores;
+    FLOATV log_p = (is_softmax(r) ? below_best(l, t->best) : log(s)) - t->log_scores;
     return s > 0.0f ? log_p + t->entropy : none;
 }
 
@@ -431,25 +408,11 @@ static inline FLOATV chain(const router_switches *r, const token_row *t, const g
         d += g->of[GRAD_ENTROPY][0] * slope * entropy_slope(r, t, l, s) / t->scores;
     if (g->of[GRAD_SOFT_ENTROPY])
         d += g->of[GRAD_SOFT_ENTROPY][0] * exp(l - t->best) / t->total *
-             (l - t->best - t->log_total + t->soft_entropy);
-    d *= prepared_slope(r, temperature, noisy);
+             (below_best(l, t->best) - t->log_total + t->soft_entropy);
+    d *= prepared_columns_slope(r, temperature, noisy);
     if (g->of[GRAD_Z])
         d += g->of[GRAD_Z][0] * 2.0f * t->lse * exp(noisy - t->lse);
     return d;
-}
-
-static inline void row_at(__global const float *logits, ulong logits_off,
-                          __global const float *clean, ulong clean_off,
-                          __global const float *noise_raw, ulong noise_raw_off,
-                          __global float *dlogits, ulong dlogits_off, __global float *dnoise,
-                          ulong dnoise_off, uint columns, gradient_row *row) {
-    ulong at = (ulong)get_group_id(0) * columns;
-    row->logits = logits + logits_off + at;
-    row->clean = clean + clean_off + at;
-    row->noise_raw = noise_raw ? noise_raw + noise_raw_off + at : 0;
-    row->dlogits = dlogits ? dlogits + dlogits_off + at : 0;
-    row->dnoise = dnoise ? dnoise + dnoise_off + at : 0;
-    row->columns = columns;
 }
 
 KERNEL(GROUP, 1, 1)
@@ -467,7 +430,7 @@ void loss_gradient(__global const float *logits, ulong logits_off, __global cons
     uint columns = (t.flags & TOKEN_LIVE) && t.best != -INFINITY ? R : 0;
     gradient_row row;
     row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
-           dnoise, dnoise_off, R, &row);
+           dnoise, dnoise_off, token, R, &row);
     gradient_view g;
     for (uint i = 0; i < GRAD_SOURCES; i++)
         g.of[i] = sources & (1u << i)
@@ -498,200 +461,5 @@ void loss_gradient(__global const float *logits, ulong logits_off, __global cons
             d_raw = grad_at(g.of[SUM_SMOOTH], e, R) * d_sigma * s.noise_scale * header->noise_scale;
         }
         add_gradient(&row, &s, e, noisy, d, d_clean, d_raw);
-    }
-}
-
-/* Of one token, what the way from combine weights back to its logits needs. */
-typedef struct weight_view {
-    __global const int *ids;      /* [count] */
-    __global const int *slot_of;  /* [count], NULL unless weights are renormalised after dropping */
-    __global const float *logits; /* [R] noisy */
-    __global const float *expert_scale; /* [R] or NULL */
-    __global const float *grads;        /* [R] dL/dw */
-    uint count, columns;
-    float temperature, best, chosen_best, chosen_total; /* of softmax over the chosen */
-} weight_view;
-
-/* Whether the choice has weight 0 because of its place; softmax over the chosen counts it. */
-static inline bool is_dropped(const weight_view *v, uint k) {
-    return v->slot_of && v->slot_of[k] == SLOT_NONE;
-}
-
-static inline float prepared_choice(const router_switches *r, const weight_view *v, uint k) {
-    uint id = (uint)v->ids[k];
-    float logit = id < v->columns ? v->logits[id] : -INFINITY;
-    if (!isfinite(logit))
-        return -INFINITY;
-    if (r->softcap > 0.0f)
-        logit = r->softcap * tanh(logit / r->softcap);
-    return logit / v->temperature;
-}
-
-/*
- * The weight of choice k before dropping and renormalisation. `total` is that of softmax over the
- * row.
- */
-static inline float plain_weight(const router_switches *r, const weight_view *v, float total,
-                                 uint k) {
-    float l = prepared_choice(r, v, k);
-    if (l == -INFINITY)
-        return 0.0f;
-    if (r->score != SCORE_SOFTMAX)
-        return score_of(r->score, l);
-    return r->topk_first ? exp(l - v->chosen_best) / v->chosen_total : exp(l - v->best) / total;
-}
-
-/* dL/d(weight of choice k after renormalisation). */
-static inline float renormed_gradient(const router_switches *r, const weight_view *v, uint k) {
-    uint id = (uint)v->ids[k];
-    if (id >= v->columns)
-        return 0.0f;
-    return v->grads[id] * r->scale * (v->expert_scale ? v->expert_scale[id] : 1.0f);
-}
-
-/* What all choices of a token share on the way back. */
-typedef struct renorm_sums {
-    float norm; /* what weights are divided by; 0: the sum is 0, and nothing comes back */
-    float dot;  /* sum of gradient * renormalised weight */
-} renorm_sums;
-
-static inline void renorm_back(const router_switches *r, const weight_view *v, float total,
-                               renorm_sums *sums) {
-    float sum = 0.0f;
-    sums->norm = 1.0f;
-    sums->dot = 0.0f;
-    if (r->renorm == RENORM_NONE)
-        return;
-    for (uint k = 0; k < v->count; k++) {
-        float w = is_dropped(v, k) ? 0.0f : plain_weight(r, v, total, k);
-        sum += r->renorm == RENORM_SUM ? w : pow(fabs(w), r->renorm_p);
-        sums->dot += renormed_gradient(r, v, k) * w;
-    }
-    if (r->renorm == RENORM_SUM)
-        sums->norm = sum == 0.0f ? 0.0f : sum + r->renorm_eps;
-    else
-        sums->norm = pow(sum, 1.0f / r->renorm_p);
-    sums->dot = sums->norm == 0.0f ? 0.0f : sums->dot / sums->norm;
-}
-
-/* dL/d(weight of choice k before renormalisation). */
-static inline float plain_gradient(const router_switches *r, const weight_view *v,
-                                   const renorm_sums *sums, float total, uint k) {
-    float g = renormed_gradient(r, v, k), w = plain_weight(r, v, total, k);
-    if (is_dropped(v, k) || prepared_choice(r, v, k) == -INFINITY)
-        return 0.0f;
-    if (r->renorm == RENORM_NONE)
-        return g;
-    if (sums->norm == 0.0f)
-        return 0.0f;
-    if (r->renorm == RENORM_SUM)
-        return (g - sums->dot) / sums->norm;
-    float share = w == 0.0f ? 0.0f : pow(fabs(w) / sums->norm, r->renorm_p - 1.0f);
-    return (g - sums->dot * (w < 0.0f ? -share : share)) / sums->norm;
-}
-
-/* s'(l) where the score is of one logit alone. */
-static inline float slope_of(int score, float l) {
-    float s = score_of(score, l);
-    if (score == SCORE_SIGMOID)
-        return s / (1.0f + exp(l));
-    if (score == SCORE_SQRT_SOFTPLUS)
-        return s > 0.0f ? 0.5f / s / (1.0f + exp(-l)) : 0.0f;
-    return 1.0f;
-}
-
-/* Adds d to one column. */
-static inline void add_one(const gradient_row *g, const router_switches *r, float temperature,
-                           uint e, float d) {
-    float noisy = g->logits[e], slope = 1.0f / temperature;
-    if (r->softcap > 0.0f) {
-        float bent = tanh(noisy / r->softcap);
-        slope *= (1.0f - bent) * (1.0f + bent);
-    }
-    d *= slope;
-    if (g->dlogits)
-        g->dlogits[e] += d;
-    if (g->dnoise) {
-        float raw = g->noise_raw[e];
-        float deviation = log1p(exp(-fabs(raw))) + fmax(raw, 0.0f) + 0.01f;
-        g->dnoise[e] += d * (noisy - g->clean[e]) / deviation / (1.0f + exp(-raw));
-    }
-}
-
-/* The largest and the sum of exp of the chosen logits. */
-static inline void chosen_softmax(const router_switches *r, weight_view *v) {
-    v->chosen_best = -INFINITY;
-    v->chosen_total = 0.0f;
-    for (uint k = 0; k < v->count; k++)
-        v->chosen_best = fmax(v->chosen_best, prepared_choice(r, v, k));
-    for (uint k = 0; k < v->count; k++) {
-        float l = prepared_choice(r, v, k);
-        v->chosen_total += l == -INFINITY ? 0.0f : exp(l - v->chosen_best);
-    }
-}
-
-KERNEL(GROUP, 1, 1)
-void loss_weights(__global const float *logits, ulong logits_off, __global const float *clean,
-                  ulong clean_off, __global const float *noise_raw, ulong noise_raw_off,
-                  __global const uint *state, ulong state_off, __global const float *rows,
-                  ulong rows_off, __global const float *grads, ulong grads_off,
-                  __global float *dlogits, ulong dlogits_off, __global float *dnoise,
-                  ulong dnoise_off, __global const int *ids, ulong ids_off,
-                  __global const int *live, ulong live_off, __global const uchar *token_mask,
-                  ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
-                  __global const int *slot_of, ulong slot_of_off,
-                  __global const float *expert_scale, ulong expert_scale_off, sums_shape s,
-                  router_switches r) {
-    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
-    uint token = get_group_id(0), R = s.columns;
-    token_row t = ((__global const token_row *)(rows + rows_off))[token];
-    pair_range pairs = owned_pairs(&owner, token);
-    gradient_row row;
-    row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
-           dnoise, dnoise_off, R, &row);
-    weight_view v = {ids + ids_off + pairs.begin,
-                     0,
-                     row.logits,
-                     0,
-                     0,
-                     pairs.end - pairs.begin,
-                     R,
-                     temperature_of(&r, state_of(state, state_off)),
-                     t.best,
-                     0.0f,
-                     0.0f};
-    bool over_row = r.score == SCORE_SOFTMAX && !r.topk_first;
-    bool over_chosen = r.score == SCORE_SOFTMAX && r.topk_first;
-    if (r.renorm_late)
-        v.slot_of = slot_of + slot_of_off + pairs.begin;
-    if (expert_scale)
-        v.expert_scale = expert_scale + expert_scale_off;
-    v.grads = grads + grads_off + ((ulong)SUM_WEIGHTS * s.sequences + token / s.sequence) * R;
-    chosen_softmax(&r, &v);
-    renorm_sums sums;
-    renorm_back(&r, &v, t.total, &sums);
-
-    float dot = 0.0f;
-    for (uint k = 0; k < v.count; k++)
-        dot += plain_gradient(&r, &v, &sums, t.total, k) * plain_weight(&r, &v, t.total, k);
-    for (uint e = get_local_id(0); e < R && over_row && v.count > 0; e += GROUP)
-        if (isfinite(row.logits[e])) {
-            float l = row.logits[e];
-            if (r.softcap > 0.0f)
-                l = r.softcap * tanh(l / r.softcap);
-            add_one(&row, &r, v.temperature, e, -dot * exp(l / v.temperature - t.best) / t.total);
-        }
-    group_barrier(CLK_GLOBAL_MEM_FENCE);
-    for (uint k = 0; k < v.count && get_local_id(0) == 0; k++) {
-        float d = plain_gradient(&r, &v, &sums, t.total, k), l = prepared_choice(&r, &v, k);
-        if (l == -INFINITY)
-            continue;
-        if (over_row)
-            d *= plain_weight(&r, &v, t.total, k);
-        else if (over_chosen)
-            d = (d - dot) * plain_weight(&r, &v, t.total, k);
-        else
-            d *= slope_of(r.score, l);
-        add_one(&row, &r, v.temperature, (uint)v.ids[k], d);
     }
 }

@@ -22,8 +22,9 @@ static inline float softplus(float v) {
 }
 
 KERNEL(GROUP, 1, 1)
-void jitter_rows(__global const STORAGE(X) *x, ulong x_off, __global STORAGE(X) *out, ulong out_off,
-                 __global const uint *state, ulong state_off, uint dim, float jitter) {
+void jitter_rows(__global const STORAGE(X) * x, ulong x_off, __global STORAGE(X) * out,
+                 ulong out_off, __global const uint *state, ulong state_off, uint dim,
+                 float jitter) {
     __global const state_header *s = state_of(state, state_off);
     uint token = get_group_id(0);
     float width = jitter * s->noise_scale;
@@ -63,6 +64,12 @@ void noise_experts(__global float *draws, ulong draws_off, __global const uint *
     }
 }
 
+/* A finite logit stays finite. */
+static inline float with_noise(float logit, float n) {
+    float noisy = logit + n;
+    return isfinite(logit) ? fmin(fmax(noisy, -FLT_MAX), FLT_MAX) : noisy;
+}
+
 KERNEL(GROUP, 1, 1)
 void noise_rows(__global const float *logits, ulong logits_off, __global const float *raw,
                 ulong raw_off, __global const float *draws, ulong draws_off,
@@ -87,6 +94,6 @@ void noise_rows(__global const float *logits, ulong logits_off, __global const f
         }
         if (noise == NOISE_LEARNED)
             n *= softplus(raw[raw_off + row + e]) + 0.01f;
-        noisy[e] = masked ? -INFINITY : logit + scale * n;
+        noisy[e] = masked ? -INFINITY : with_noise(logit, scale * n);
     }
 }

@@ -10,8 +10,9 @@
  *          plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of, row_of,
  *          token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done), changed [T],
  *          waiting [T], wishes [T,WISHES+1] (the next experts to ask, and which is the next).
- * NDRange: reroute_ask: a work-item per token. reroute_accept: a group per expert. reroute_finish:
- *          one group, all rounds that are left. reroute_weights: a work-item per token.
+ *          chosen_ids, chosen_weights [pairs]: ids and pair_weights as they were.
+ * NDRange: reroute_begin, reroute_ask, reroute_weights: a work-item per token. reroute_accept: a
+ *          group per expert. reroute_finish: one group, all rounds that are left.
  * Limits: no identity experts.
  * Repeatability: integers; places follow from ordered counts. The one atomic only counts.
  */
@@ -173,6 +174,25 @@ static inline void settle(const rerouting *r, uint token, int expert, uint place
     if (tile * r->row_tile == slot)
         r->tile_expert[tile] = expert;
     r->changed[token] = 1;
+}
+
+/* Keeps the choice as it was. */
+KERNEL(GROUP, 1, 1)
+void reroute_begin(__global const int *ids, ulong ids_off, __global const float *weights,
+                   ulong weights_off, __global const int *live, ulong live_off,
+                   __global const uchar *token_mask, ulong token_mask_off,
+                   __global const int *token_offsets, ulong token_offsets_off,
+                   __global int *chosen_ids, ulong chosen_ids_off, __global float *chosen_weights,
+                   ulong chosen_weights_off, uint tokens, int top_k) {
+    token_owner owner = OWNER_INIT(top_k, tokens * (uint)top_k, top_k);
+    uint token = get_global_id(0);
+    if (token >= tokens)
+        return;
+    pair_range pairs = owned_pairs(&owner, token);
+    for (uint pair = pairs.begin; pair < pairs.end; pair++) {
+        chosen_ids[chosen_ids_off + pair] = ids[ids_off + pair];
+        chosen_weights[chosen_weights_off + pair] = weights[weights_off + pair];
+    }
 }
 
 KERNEL(GROUP, 1, 1)

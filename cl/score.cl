@@ -1,7 +1,7 @@
 /*
  * Purpose: router logits to scores.
- * Formula: l' = l; softcap: c * tanh(l / c); / temperature; s(l'), see score_of(); softmax over the
- *          row without its non-finite logits. With topk-then-score order, l' itself.
+ * Formula: l', see prepare.clh; s(l'), see score_of(); softmax over the row without its non-finite
+ *          logits. With topk-then-score order, l' itself.
  * Arrays: logits [T,R] f32, state or NULL (its scale multiplies the temperature) -> scores [T,R]
  *          f32, -infinity where the logit is not finite.
  * NDRange: one group per token; its lanes stride over the R columns. A group of one work-item, the
@@ -9,8 +9,7 @@
  * Limits: GROUP a power of two.
  * Repeatability: sums in lane order, then a tree; the same for the same GROUP.
  */
-#include "router.clh"
-#include "state.clh"
+#include "prepare.clh"
 
 #if GROUP == 1
 #define STEP 16
@@ -61,21 +60,14 @@ typedef float floats;
 #define total(v)                   (v)
 #endif
 
-/* l' of logits, -infinity where they were not finite. */
-static inline floats prepared_logits(const router_switches *r, float temperature, floats logits) {
-    floats l = logits;
-    if (r->softcap > 0.0f)
-        l = r->softcap * tanh(l / r->softcap);
-    return isfinite(logits) ? l / temperature : (floats)(-INFINITY);
-}
+DEFINE_PREPARED(prepared_logits, floats)
 
 KERNEL(GROUP, 1, 1)
 void score_rows(__global const float *logits, ulong logits_off, __global float *scores,
                 ulong scores_off, __global const uint *state, ulong state_off, router_switches r) {
     __local float tmp[GROUP];
     /* Not written back to r: PoCL shares a struct argument among the work-items of a group. */
-    const float temperature =
-        state ? r.temperature * state_of(state, state_off)->temperature_scale : r.temperature;
+    const float temperature = temperature_of(&r, state_of(state, state_off));
     const int columns = r.columns, first = get_local_id(0) * STEP, step = GROUP * STEP;
     const ulong row = (ulong)get_group_id(0) * columns;
     logits += logits_off + row;

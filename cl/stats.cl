@@ -120,7 +120,7 @@ static inline void write_columns(const sums_shape *s, __global const uint *load,
     for (uint e = get_local_id(0); e < R; e += GROUP) {
         uint came = in ? in[e] : 0, left = out ? out[e] : 0;
         uint dropped = load[e] + came - kept[e] - left;
-        uint idle = load[e] ? 0 : tokens + (idle_before ? idle_before[e] : 0);
+        uint idle = load[e] ? 0 : add_sat(tokens, idle_before ? idle_before[e] : 0u);
         arrays[e] = load[e];
         arrays[R + e] = kept[e];
         arrays[2 * R + e] = dropped;
@@ -193,7 +193,7 @@ static inline void write_counts(__global uint *stats, const sums_shape *s, const
     stats[27] = c->dead;
     stats[29] = s->device_groups;
     stats[30] = device_tokens;
-    stats[31] = 0;
+    stats[31] = scalars[SCALAR_INVALID];
 }
 
 /* The words that measure; `importance` and `weights` are variances of shares. */
@@ -217,7 +217,7 @@ static inline void write_measures(__global float *stats, const sums_shape *s, co
     stats[23] = terms[TERM_FLUCTUATION];
     stats[24] = per(as_float(scalars[SCALAR_ENTROPY]), tokens);
     stats[25] = per(as_float(scalars[SCALAR_CONFIDENCE]), tokens);
-    stats[26] = per(as_float(scalars[SCALAR_LSE]), tokens);
+    stats[26] = ldexp(per(as_float(scalars[SCALAR_LSE]), tokens), LSE_POWER);
     stats[28] = (float)c->dead / n;
 }
 

@@ -3,12 +3,14 @@
  *          expert, entropy, confidence and logsumexp of the tokens; per sequence if asked.
  * Formula: see balance.h: p = s(l) / sum s(l) over R, from the noisy logits. Which sums are asked
  *          for is a bit each in shape.asked.
- * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] (the last two for the smooth load
- *          alone), token_mask, live, token_offsets, state or NULL; ids, weights [pairs] -> rows [T]
- *          token_row; partial [blocks] and sums [Q, and one of the batch if Q > 1] records, see
- *          balance.clh.
+ * Arrays: logits [T,R] that p is made of, noisy [T,R] (the same but for two levels), ranks [T,R]
+ *          or NULL: what fresh and first choices are the best of, clean [T,R], noise_raw [T,R] (the
+ *          last two for the smooth load alone), token_mask, live, token_offsets, state or NULL;
+ *          ids, weight_ids, weights [pairs] -> rows [T] token_row; partial [blocks] and sums [Q,
+ *          and one of the batch if Q > 1] records, see balance.clh.
  * NDRange: sums_rows: one group per token. sums_columns, sums_pairs: (columns, blocks), V columns a
- *          work-item. sums_tokens: (device groups and one for the scalars, blocks). sums_reduce:
+ *          work-item. sums_tokens: (device groups, one for the scalars, one for invalid
+ *          ids; blocks). sums_reduce:
  *          (words of a record, records), a word a work-item.
  * Limits: GROUP a power of two; with GROUP 1 V is 16.
  * Repeatability: a work-item owns what it sums, and adds in the order of tokens and blocks, with
@@ -33,28 +35,57 @@ uint kth_order(__global const float *logits, uint columns, uint rank, uint bits,
     return kth;
 }
 
-/* The thresholds of the choice of top_k, for sums that ask for them. */
-void choice_thresholds(__global const float *logits, uint columns, uint top_k, uint bits,
-                       token_row *row, __local uint *tmp) {
-    uint at_least = 0, above = 0, next = 0;
-    row->kth = kth_order(logits, columns, top_k, bits, tmp);
+/* The K-th and (K+1)-th best of a row, and the last of those equal to the K-th that is chosen. */
+typedef struct choice_bounds {
+    uint kth, next, last_tie;
+} choice_bounds;
+
+choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, uint bits,
+                        __local uint *tmp) {
+    choice_bounds bounds = {kth_order(row, columns, top_k, bits, tmp), 0, columns};
+    uint at_least = 0, above = 0, next = 0, kth = bounds.kth;
     for (uint e = get_local_id(0) * V; e < columns && bits; e += GROUP * V) {
-        UINTV order = ordered_columns(load_columns(logits, e, columns, -INFINITY));
-        at_least += total_columns(order >= row->kth ? (UINTV)(1u) : (UINTV)(0u));
-        above += total_columns(order > row->kth ? (UINTV)(1u) : (UINTV)(0u));
-        next = max(next, largest_columns(order < row->kth ? order : (UINTV)(0u)));
+        UINTV order = ordered_columns(load_columns(row, e, columns, -INFINITY));
+        at_least += total_columns(order >= kth ? (UINTV)(1u) : (UINTV)(0u));
+        above += total_columns(order > kth ? (UINTV)(1u) : (UINTV)(0u));
+        next = max(next, largest_columns(order < kth ? order : (UINTV)(0u)));
     }
     at_least = group_total(at_least, tmp);
     above = group_total(above, tmp);
     next = group_largest(next, tmp);
-    row->next = at_least > top_k ? row->kth : next;
-    row->last_tie = columns;
+    bounds.next = at_least > top_k ? kth : next;
     if (at_least > top_k && bits)
         for (uint e = 0, left = top_k - above; e < columns && left > 0; e++)
-            if (isfinite(logits[e]) && ordered_bits(logits[e]) == row->kth) {
-                row->last_tie = e;
+            if (isfinite(row[e]) && ordered_bits(row[e]) == kth) {
+                bounds.last_tie = e;
                 left--;
             }
+    return bounds;
+}
+
+/* Whether columns e ... e + V - 1 are among the chosen, from their ordered values. */
+static inline INTV is_chosen(UINTV order, uint kth, uint last_tie, uint e) {
+    INTV first_ties = AS_INTV((UINTV)(e)) + LANE_COLUMNS <= (INTV)((int)last_tie);
+    return ((order > kth) | ((order == kth) & first_ties)) & (order > 0u);
+}
+
+/*
+ * The id of the first choice: of the token's pairs the one whose column ranks highest, ties to the
+ * lower id; without ranks, the first pair.
+ */
+int first_choice(__global const int *ids, pair_range pairs, __global const float *ranks,
+                 uint columns, __local uint *tmp) {
+    uint best = 0, from_end = 0;
+    for (uint pair = pairs.begin + get_local_id(0); ranks && pair < pairs.end; pair += GROUP)
+        best = max(best, (uint)ids[pair] < columns ? ordered_bits(ranks[ids[pair]]) : 0);
+    best = group_largest(best, tmp);
+    for (uint pair = pairs.begin + get_local_id(0); ranks && pair < pairs.end; pair += GROUP)
+        if ((uint)ids[pair] < columns && ordered_bits(ranks[ids[pair]]) == best)
+            from_end = max(from_end, columns - (uint)ids[pair]);
+    from_end = group_largest(from_end, tmp);
+    if (ranks)
+        return from_end > 0 ? (int)(columns - from_end) : -1;
+    return pairs.begin < pairs.end ? ids[pairs.begin] : -1;
 }
 
 /*
@@ -67,7 +98,17 @@ typedef struct lane_sums {
     uint first_best;
 } lane_sums;
 
-static inline lane_sums sum_row(const router_switches *r, float temperature, float best, float top,
+/* This lane's part of sum exp(l - top). */
+static inline float sum_powers(__global const float *noisy, uint columns, float top) {
+    float sum = 0.0f;
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV raw = load_columns(noisy, e, columns, -INFINITY);
+        sum += sum_columns(isfinite(raw) ? exp(raw - top) : (FLOATV)(0.0f));
+    }
+    return sum;
+}
+
+static inline lane_sums sum_row(const router_switches *r, float temperature, float best,
                                 __global const float *logits, uint columns) {
     lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0, 0};
     const FLOATV gone = (FLOATV)(0.0f);
@@ -75,11 +116,10 @@ static inline lane_sums sum_row(const router_switches *r, float temperature, flo
         FLOATV raw = load_columns(logits, e, columns, -INFINITY);
         FLOATV l = prepared_columns(r, temperature, raw);
         INTV other = (l < best) & (l > -INFINITY);
-        FLOATV power = other ? exp(l - best) : gone;
+        FLOATV below = below_best(l, best), power = other ? exp(below) : gone;
         UINTV from_end = (UINTV)(columns - e) - AS_UINTV((INTV)LANE_COLUMNS);
         sums.power += sum_columns(power);
-        sums.power_weighted += sum_columns(other ? power * (l - best) : gone);
-        sums.raw += sum_columns(isfinite(raw) ? exp(raw - top) : gone);
+        sums.power_weighted += sum_columns(other ? power * below : gone);
         sums.ties += total_columns(l == best ? (UINTV)(1u) : (UINTV)(0u));
         sums.first_best = max(sums.first_best, largest_columns(l == best ? from_end : (UINTV)(0u)));
         if (!is_softmax(r) && r->score != SCORE_IDENTITY) {
@@ -139,9 +179,10 @@ static inline signed_sums sum_signed(const router_switches *r, float temperature
 
 /* p of a token, whatever the score; `columns` is 0 where nothing is known. */
 void probabilities(const router_switches *r, float temperature, __global const float *logits,
-                   uint columns, float top, token_row *row, __local float *tmp,
-                   __local uint *uint_tmp) {
-    lane_sums sums = sum_row(r, temperature, row->best, top, logits, columns);
+                   __global const float *noisy, uint columns, float top, token_row *row,
+                   __local float *tmp, __local uint *uint_tmp) {
+    lane_sums sums = sum_row(r, temperature, row->best, logits, columns);
+    sums.raw = sum_powers(noisy, columns, top);
     float rest = group_sum(sums.power, tmp), weighted = group_sum(sums.power_weighted, tmp);
     float score_rest = group_sum(sums.score, tmp);
     float score_weighted = group_sum(sums.score_weighted, tmp);
@@ -177,36 +218,52 @@ void probabilities(const router_switches *r, float temperature, __global const f
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_rows(__global const float *logits, ulong logits_off, __global const uchar *token_mask,
-               ulong token_mask_off, __global const int *live, ulong live_off,
+void sums_rows(__global const float *logits, ulong logits_off, __global const float *noisy,
+               ulong noisy_off, __global const float *ranks, ulong ranks_off,
+               __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,
+               __global const uchar *token_mask, ulong token_mask_off,
+               __global const int *token_offsets, ulong token_offsets_off,
                __global const uint *state, ulong state_off, __global float *rows, ulong rows_off,
-               sums_shape s, router_switches r) {
+               sums_shape s, router_switches r, int best_first) {
     __local float tmp[GROUP];
     __local uint uint_tmp[GROUP];
     float temperature = temperature_of(&r, state_of(state, state_off));
-    uint token = get_group_id(0);
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
+    uint token = get_group_id(0), R = s.columns;
+    ulong at = (ulong)token * R;
     bool masked = token_mask && !token_mask[token_mask_off + token];
-    uint columns = masked || !logits ? 0 : s.columns;
-    token_row row = {-INFINITY, 0.0f, 0.0f, 1.0f, 0.0f, 0.0f, 0.0f, masked ? 0 : TOKEN_LIVE,
-                     0,         0,    0,    0,    0.0f, 0.0f, 0.0f, 0};
+    uint columns = masked || !logits ? 0 : R;
+    token_row row = {.best = -INFINITY, .positive = 1.0f, .flags = masked ? 0 : TOKEN_LIVE};
     if (!masked && live && live[live_off + token] < (int)s.top_k)
         row.flags |= TOKEN_NONFINITE;
-    if (logits)
-        logits += logits_off + (ulong)token * s.columns;
+    logits += logits ? logits_off + at : 0;
+    noisy += noisy ? noisy_off + at : 0;
+    ranks += ranks ? ranks_off + at : 0;
 
     float top = -INFINITY;
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
-        row.best = fmax(row.best, max_columns(prepared_columns(&r, temperature, raw)));
+        FLOATV l = load_columns(logits, e, columns, -INFINITY);
+        FLOATV raw = load_columns(noisy, e, columns, -INFINITY);
+        row.best = fmax(row.best, max_columns(prepared_columns(&r, temperature, l)));
         top = fmax(top, max_columns(isfinite(raw) ? raw : (FLOATV)(-INFINITY)));
     }
     row.best = group_max(row.best, tmp);
     top = group_max(top, tmp);
-    if (top == -INFINITY)
+    if (row.best == -INFINITY)
         columns = 0;
-    probabilities(&r, temperature, logits, columns, top, &row, tmp, uint_tmp);
-    uint asked = SUM_BIT(SUM_SMOOTH) | COUNT_BIT(COUNT_FRESH);
-    choice_thresholds(logits, columns, s.top_k, s.asked & asked ? 32 : 0, &row, uint_tmp);
+    probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp, uint_tmp);
+    choice_bounds smooth =
+        bounds_of(noisy, columns, s.top_k, s.asked & SUM_BIT(SUM_SMOOTH) ? 32 : 0, uint_tmp);
+    choice_bounds fresh =
+        bounds_of(ranks, columns, s.top_k, s.asked & COUNT_BIT(COUNT_FRESH) ? 32 : 0, uint_tmp);
+    row.kth = smooth.kth;
+    row.next = smooth.next;
+    row.last_tie = smooth.last_tie;
+    row.fresh_kth = fresh.kth;
+    row.fresh_last_tie = fresh.last_tie;
+    if (s.asked & COUNT_BIT(COUNT_FIRST))
+        row.first = first_choice(ids + ids_off, owned_pairs(&owner, token), best_first ? 0 : ranks,
+                                 R, uint_tmp);
     if (get_local_id(0) == 0)
         ((__global token_row *)(rows + rows_off))[token] = row;
 }
@@ -232,8 +289,10 @@ static inline FLOATV smooth_load(FLOATV clean, FLOATV threshold, FLOATV sigma) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_columns(__global const float *logits, ulong logits_off, __global const float *clean,
-                  ulong clean_off, __global const float *noise_raw, ulong noise_raw_off,
+void sums_columns(__global const float *logits, ulong logits_off, __global const float *noisy,
+                  ulong noisy_off, __global const float *clean, ulong clean_off,
+                  __global const float *noise_raw, ulong noise_raw_off,
+                  __global const float *ranks, ulong ranks_off,
                   __global const uint *state, ulong state_off, __global const float *rows,
                   ulong rows_off, __global uint *partial, ulong partial_off, sums_shape s,
                   router_switches r) {
@@ -253,8 +312,8 @@ void sums_columns(__global const float *logits, ulong logits_off, __global const
         ulong at = (ulong)token * R;
         if (!(t.flags & TOKEN_LIVE) || t.best == -INFINITY)
             continue;
-        FLOATV noisy = load_columns(logits + logits_off + at, e, R, -INFINITY);
-        FLOATV l = prepared_columns(&r, temperature, noisy);
+        FLOATV l = prepared_columns(&r, temperature,
+                                    load_columns(logits + logits_off + at, e, R, -INFINITY));
         FLOATV score = score_columns(&r, t.best, l);
         if (s.asked & SUM_BIT(SUM_NORMALISED) && t.scores != 0.0f)
             ADD_CAREFULLY(FLOATV, normalised, normalised_lost, score / t.scores);
@@ -265,19 +324,20 @@ void sums_columns(__global const float *logits, ulong logits_off, __global const
         if (s.asked & SUM_BIT(SUM_SOFTMAX))
             ADD_CAREFULLY(FLOATV, softmax, softmax_lost,
                           l == -INFINITY ? none : exp(l - t.best) / t.total);
-        if (s.asked & (SUM_BIT(SUM_SMOOTH) | COUNT_BIT(COUNT_FRESH))) {
-            UINTV order = ordered_columns(noisy);
-            INTV in = (order > t.kth) | ((order == t.kth) & (AS_INTV((UINTV)(e)) + LANE_COLUMNS <=
-                                                             (INTV)((int)t.last_tie)));
-            fresh += (in & (order > 0u)) ? (UINTV)(1u) : (UINTV)(0u);
-            if (s.asked & SUM_BIT(SUM_SMOOTH)) {
-                FLOATV threshold =
-                    in ? (FLOATV)(float_of_order(t.next)) : (FLOATV)(float_of_order(t.kth));
-                FLOATV value = smooth_load(
-                    load_columns(clean + clean_off + at, e, R, -INFINITY), threshold,
-                    noise_deviation(&s, header, noise_raw ? noise_raw + noise_raw_off + at : 0, e));
-                ADD_CAREFULLY(FLOATV, smooth, smooth_lost, order > 0u ? value : none);
-            }
+        if (s.asked & COUNT_BIT(COUNT_FRESH)) {
+            UINTV order = ordered_columns(load_columns(ranks + ranks_off + at, e, R, -INFINITY));
+            INTV in = is_chosen(order, t.fresh_kth, t.fresh_last_tie, e);
+            fresh += in ? (UINTV)(1u) : (UINTV)(0u);
+        }
+        if (s.asked & SUM_BIT(SUM_SMOOTH)) {
+            UINTV order = ordered_columns(load_columns(noisy + noisy_off + at, e, R, -INFINITY));
+            FLOATV threshold = is_chosen(order, t.kth, t.last_tie, e)
+                                   ? (FLOATV)(float_of_order(t.next))
+                                   : (FLOATV)(float_of_order(t.kth));
+            FLOATV value = smooth_load(
+                load_columns(clean + clean_off + at, e, R, -INFINITY), threshold,
+                noise_deviation(&s, header, noise_raw ? noise_raw + noise_raw_off + at : 0, e));
+            ADD_CAREFULLY(FLOATV, smooth, smooth_lost, order > 0u ? value : none);
         }
     }
     __global uint *record = partial + partial_off + (ulong)get_group_id(1) * record_words(&s);
@@ -290,14 +350,16 @@ void sums_columns(__global const float *logits, ulong logits_off, __global const
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_pairs(__global const int *ids, ulong ids_off, __global const float *weights,
-                ulong weights_off, __global const int *live, ulong live_off,
-                __global const uchar *token_mask, ulong token_mask_off,
-                __global const int *token_offsets, ulong token_offsets_off, __global uint *partial,
+void sums_pairs(__global const int *ids, ulong ids_off, __global const int *weight_ids,
+                ulong weight_ids_off, __global const float *weights, ulong weights_off,
+                __global const int *live, ulong live_off, __global const uchar *token_mask,
+                ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
+                __global const float *rows, ulong rows_off, __global uint *partial,
                 ulong partial_off, sums_shape s) {
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
     token_range range = block_tokens(&s, get_group_id(1));
+    __global const token_row *row = (__global const token_row *)(rows + rows_off);
     const INTV column = (INTV)((int)e) + LANE_COLUMNS;
     const FLOATV none = (FLOATV)(0.0f);
     FLOATV sum = none, lost = none;
@@ -305,17 +367,20 @@ void sums_pairs(__global const int *ids, ulong ids_off, __global const float *we
     if (e >= R)
         return;
     ids += ids_off;
+    weight_ids += weight_ids_off;
     weights += weights_off;
     for (uint token = range.begin; token < range.end; token++) {
         pair_range pairs = owned_pairs(&owner, token);
         for (uint pair = pairs.begin; pair < pairs.end; pair++) {
             INTV match = column == (INTV)(ids[pair]);
-            UINTV one = match ? (UINTV)(1u) : (UINTV)(0u);
-            assigned += one;
-            first += pair == pairs.begin ? one : (UINTV)(0u);
-            if (s.asked & SUM_BIT(SUM_WEIGHTS))
+            assigned += match ? (UINTV)(1u) : (UINTV)(0u);
+            if (s.asked & SUM_BIT(SUM_WEIGHTS)) {
+                match = column == (INTV)(weight_ids[pair]);
                 ADD_CAREFULLY(FLOATV, sum, lost, match ? (FLOATV)(weights[pair]) : none);
+            }
         }
+        if (s.asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)
+            first += column == (INTV)(row[token].first) ? (UINTV)(1u) : (UINTV)(0u);
     }
     __global uint *record = partial + partial_off + (ulong)get_group_id(1) * record_words(&s);
     store_columns((__global float *)record + SUM_WEIGHTS * R, e, R, sum);
@@ -337,6 +402,18 @@ static inline uint tokens_in_group(const token_owner *owner, __global const int 
     return count;
 }
 
+/* Pairs of the range whose id is no column. */
+static inline uint invalid_ids(const token_owner *owner, __global const int *ids, token_range range,
+                               uint columns) {
+    uint count = 0;
+    for (uint token = range.begin; token < range.end; token++) {
+        pair_range pairs = owned_pairs(owner, token);
+        for (uint pair = pairs.begin; pair < pairs.end; pair++)
+            count += (uint)ids[pair] >= columns;
+    }
+    return count;
+}
+
 static inline void sum_scalars(__global const token_row *rows, token_range range,
                                __global uint *scalars) {
     uint tokens = 0, nonfinite = 0;
@@ -344,7 +421,8 @@ static inline void sum_scalars(__global const token_row *rows, token_range range
     float soft = 0.0f, soft_lost = 0.0f;
     for (uint token = range.begin; token < range.end; token++) {
         token_row row = rows[token];
-        float4 terms = (float4)(row.entropy, row.confidence, row.lse, row.lse * row.lse);
+        float4 terms =
+            (float4)(row.entropy, row.confidence, ldexp(row.lse, -LSE_POWER), row.lse * row.lse);
         tokens += (row.flags & TOKEN_LIVE) != 0;
         nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
         ADD_CAREFULLY(float4, sum, lost, terms);
@@ -378,6 +456,9 @@ void sums_tokens(__global const int *ids, ulong ids_off, __global const int *liv
     }
     if (group == groups)
         sum_scalars((__global const token_row *)(rows + rows_off), range, record + scalars_at(&s));
+    if (group == groups + 1)
+        record[scalars_at(&s) + SCALAR_INVALID] =
+            s.asked & INVALID_BIT ? invalid_ids(&owner, ids + ids_off, range, s.columns) : 0;
 }
 
 /* Sequences of [first, end) with an unmasked token. */

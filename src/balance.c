@@ -9,6 +9,7 @@
                  .logits = (args)->logits,                                                         \
                  .ids = (args)->ids,                                                               \
                  .pair_weights = (args)->pair_weights,                                             \
+                 .plan = (args)->plan,                                                             \
                  .live = (args)->live,                                                             \
                  .token_mask = (args)->token_mask,                                                 \
                  .token_offsets = (args)->token_offsets,                                           \
@@ -16,15 +17,17 @@
                  .scratch = (args)->scratch})
 
 clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
-                          const clmoe_loss_args *loss, bool routed) {
+                          const clmoe_loss_args *loss, clmoe_buf scores) {
     clmoe_status status = CLMOE_SUCCESS;
     sums_args sums = {0};
+    bool routed = scores.mem != NULL;
     if (!stats && !loss)
         return CLMOE_SUCCESS;
     sums = loss ? SUMS_OF(loss) : SUMS_OF(stats);
     sums.routed = routed;
+    sums.scores = scores;
     if (stats)
-        sums.asked |= stats_asks(layer, stats);
+        sums.asked |= stats_asks(layer, stats, routed);
     if (loss)
         sums.asked |= loss_asks(layer, loss, routed);
     TRY(step_sums(layer, chain, &sums));

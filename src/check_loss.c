@@ -3,22 +3,25 @@
 
 #include <math.h>
 
-/* Whether p is that of noisy logits that read x again. */
-static bool reads_noise_router(const clmoe_layer *layer, clmoe_buf state) {
-    return state.mem && layer->desc.router.noise == CLMOE_NOISE_LEARNED;
-}
-
-static clmoe_status check_noise_weights(call_check *call, const clmoe_weights *weights,
-                                        const clmoe_buf *x, uint32_t tokens) {
+/* What p of noisy logits, or of two levels, reads besides the logits: x again, and its routers. */
+static clmoe_status check_router_weights(call_check *call, const clmoe_weights *weights,
+                                         const clmoe_buf *x, clmoe_buf state, uint32_t tokens) {
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
-    size_t router = type_bytes(layer->desc.router.weight_type);
+    const clmoe_router_desc *router = &layer->desc.router;
+    size_t type = type_bytes(router->weight_type), D = layer->desc.dim;
     size_t element = type_bytes(layer->desc.type);
+    bool learned = state.mem && router->noise == CLMOE_NOISE_LEARNED;
+    if (!learned && !router->two_level)
+        return CLMOE_SUCCESS;
     TRY(check_weights_given(weights));
     const buffer_need needs[] = {
         READS("weights.noise_router", &weights->noise_router,
-              bytes_of(layer->columns, layer->desc.dim, router), router, true),
-        READS("x", x, bytes_of(tokens, layer->desc.dim, element), element, true),
+              learned ? bytes_of(layer->columns, D, type) : 0, type, learned),
+        READS("weights.group_router", &weights->group_router,
+              router->two_level ? bytes_of(router->num_groups, D, type) : 0, type,
+              router->two_level),
+        READS("x", x, bytes_of(tokens, D, element), element, true),
     };
     TRY(CHECK_BUFFERS(call, needs));
 done:
@@ -46,8 +49,8 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
     };
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_state(&call, &args->state));
-    if (args->logits.mem && reads_noise_router(layer, args->state))
-        TRY(check_noise_weights(&call, args->weights, &args->x, args->tokens));
+    if (args->logits.mem)
+        TRY(check_router_weights(&call, args->weights, &args->x, args->state, args->tokens));
     TRY(check_overlaps(&call));
 done:
     return status;
@@ -189,6 +192,8 @@ done:
     return status;
 }
 
+enum { LOSS_OUTPUTS = 4 };
+
 /* An output of losses. */
 typedef struct loss_output {
     const char *name;
@@ -196,13 +201,14 @@ typedef struct loss_output {
 } loss_output;
 
 /* That losses are asked for something, and something for losses; outputs[0] holds the values. */
-static clmoe_status check_outputs(const loss_inputs *in, const loss_output outputs[3]) {
-    bool any = outputs[0].mem || outputs[1].mem || outputs[2].mem;
+static clmoe_status check_outputs(const loss_inputs *in, const loss_output outputs[LOSS_OUTPUTS]) {
+    bool any = outputs[0].mem || outputs[1].mem || outputs[2].mem || outputs[3].mem;
     if (in->num_losses > 0 && !any)
         return fail(CLMOE_INVALID_ARGUMENT,
-                    "num_losses is %u, but neither %s nor %s nor %s is given", in->num_losses,
-                    outputs[0].name, outputs[1].name, outputs[2].name);
-    for (int i = 0; in->num_losses == 0 && i < 3; i++)
+                    "num_losses is %u, but neither %s nor %s nor %s nor %s is given",
+                    in->num_losses, outputs[0].name, outputs[1].name, outputs[2].name,
+                    outputs[3].name);
+    for (int i = 0; in->num_losses == 0 && i < LOSS_OUTPUTS; i++)
         if (outputs[i].mem)
             return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but num_losses is 0",
                         outputs[i].name);
@@ -217,6 +223,12 @@ static bool goes_through_weights(const clmoe_loss_args *args) {
     for (uint32_t i = 0; i < args->num_losses; i++)
         any = any || args->losses[i].p_source == CLMOE_P_WEIGHTS;
     return any && (args->dlogits.mem || args->dnoise.mem);
+}
+
+/* [T,num_groups] f32 of two levels; other layers do not write it. */
+static size_t group_logits_bytes(const clmoe_layer *layer, size_t tokens) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    return router->two_level ? bytes_of(tokens, router->num_groups, 4) : 0;
 }
 
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
@@ -244,15 +256,17 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
         WRITES("values", &args->values, bytes_of(args->num_losses, 1, 4), 4, false),
         UPDATES("dlogits", &args->dlogits, logits, 4, false),
         UPDATES("dnoise", &args->dnoise, logits, 4, false),
+        UPDATES("dgroup_logits", &args->dgroup_logits, group_logits_bytes(layer, tokens), 4, false),
     };
-    const loss_output outputs[3] = {
-        {"values", args->values.mem}, {"dlogits", args->dlogits.mem}, {"dnoise", args->dnoise.mem}};
+    const loss_output outputs[LOSS_OUTPUTS] = {{"values", args->values.mem},
+                                               {"dlogits", args->dlogits.mem},
+                                               {"dnoise", args->dnoise.mem},
+                                               {"dgroup_logits", args->dgroup_logits.mem}};
     TRY(check_descs(layer, &in));
     TRY(check_outputs(&in, outputs));
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_state(&call, &args->state));
-    if (reads_noise_router(layer, args->state))
-        TRY(check_noise_weights(&call, args->weights, &args->x, args->tokens));
+    TRY(check_router_weights(&call, args->weights, &args->x, args->state, args->tokens));
     if (goes_through_weights(args))
         TRY(check_expert_scale(&call, args->weights));
     TRY(check_overlaps(&call));
@@ -273,10 +287,13 @@ clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *ar
         WRITES("loss_values", &args->loss_values, bytes_of(args->num_losses, 1, 4), 4, false),
         UPDATES("dlogits", &args->dlogits, logits, 4, false),
         UPDATES("dnoise", &args->dnoise, logits, 4, false),
+        UPDATES("dgroup_logits", &args->dgroup_logits, group_logits_bytes(layer, args->tokens), 4,
+                false),
     };
-    const loss_output outputs[3] = {{"loss_values", args->loss_values.mem},
-                                    {"dlogits", args->dlogits.mem},
-                                    {"dnoise", args->dnoise.mem}};
+    const loss_output outputs[LOSS_OUTPUTS] = {{"loss_values", args->loss_values.mem},
+                                               {"dlogits", args->dlogits.mem},
+                                               {"dnoise", args->dnoise.mem},
+                                               {"dgroup_logits", args->dgroup_logits.mem}};
     if (args->num_losses > 0) {
         TRY(check_descs(layer, &in));
         if (args->ids_in.mem)

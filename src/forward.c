@@ -251,10 +251,11 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch
                             .scratch = in->scratch,
                             .values = in->loss_values,
                             .dlogits = in->dlogits,
-                            .dnoise = in->dnoise};
+                            .dnoise = in->dnoise,
+                            .dgroup_logits = in->dgroup_logits};
     launch_step(chain, "balance");
     return step_balance(layer, chain, in->stats.mem ? &stats : NULL,
-                        in->num_losses > 0 ? &loss : NULL, true);
+                        in->num_losses > 0 ? &loss : NULL, in->ids_in.mem ? none : b->scores);
 }
 
 clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,

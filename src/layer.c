@@ -67,8 +67,7 @@ uint32_t layer_capacity(const clmoe_layer *layer, uint32_t tokens) {
         rows = round_capacity((double)tokens * layer->desc.top_k * capacity->factor /
                                   layer->desc.num_experts,
                               capacity->rounding);
-    if (rows < capacity->min_rows)
-        rows = capacity->min_rows;
+    rows = fmax(rows, fmax(capacity->min_rows, 1));
     if (capacity->multiple > 1)
         rows = ceil(rows / capacity->multiple) * capacity->multiple;
     return rows < tokens ? (uint32_t)rows : tokens;
@@ -312,6 +311,7 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
     TRY(sums_kernels_create(layer));
     TRY(stats_kernels_create(layer));
     TRY(loss_kernels_create(layer));
+    TRY(joint_kernels_create(layer));
     TRY(state_kernels_create(layer));
     TRY(control_kernels_create(layer));
 done:

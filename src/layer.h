@@ -51,6 +51,7 @@ typedef enum kernel_id {
     KERNEL_REBALANCE_COLUMNS,
     KERNEL_REBALANCE_TARGET,
     KERNEL_REBALANCE_ROWS,
+    KERNEL_REROUTE_BEGIN,
     KERNEL_REROUTE_ASK,
     KERNEL_REROUTE_ACCEPT,
     KERNEL_REROUTE_FINISH,
@@ -68,6 +69,8 @@ typedef enum kernel_id {
     KERNEL_LOSS_MEAN,
     KERNEL_LOSS_GRADIENT,
     KERNEL_LOSS_WEIGHTS,
+    KERNEL_JOINT_ROWS,
+    KERNEL_JOINT_GRADIENT,
     KERNEL_STATE_INIT,
     KERNEL_CONTROL,
     KERNEL_COUNT
@@ -142,6 +145,14 @@ static inline bool layer_reroutes(const clmoe_layer *layer) {
     return !layer_is_dropless(layer) && layer->desc.capacity.overflow == CLMOE_OVERFLOW_REROUTE;
 }
 
+/*
+ * Whether statistics and losses take the weights before overflow reroute. Those that are known
+ * after dropping alone belong to the experts that have them.
+ */
+static inline bool layer_keeps_chosen_weights(const clmoe_layer *layer) {
+    return layer_reroutes(layer) && !layer->desc.router.renorm_after_drop;
+}
+
 /* Whether weights are rebalanced; a token's only weight cannot be. */
 static inline bool layer_rebalances(const clmoe_layer *layer) {
     return layer->desc.router.rebalance_iterations > 0 && layer->desc.top_k > 1;
@@ -203,6 +214,13 @@ static inline bool layer_chooses_by_logit(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_SINKHORN || layer->desc.router.two_level;
 }
 
+/* Whether the pairs of a token come best first. */
+static inline bool layer_is_best_first(const clmoe_layer *layer) {
+    clmoe_policy policy = layer->desc.router.policy;
+    return policy != CLMOE_POLICY_SOFT && policy != CLMOE_POLICY_EXPERT_CHOICE &&
+           !layer->desc.router.two_level;
+}
+
 /* Whether topk.cl chooses; the other policies have kernels of their own. */
 static inline bool layer_has_topk(const clmoe_layer *layer) {
     clmoe_policy policy = layer->desc.router.policy;
@@ -225,6 +243,7 @@ clmoe_status reroute_kernels_create(clmoe_layer *layer);
 clmoe_status sums_kernels_create(clmoe_layer *layer);
 clmoe_status stats_kernels_create(clmoe_layer *layer);
 clmoe_status loss_kernels_create(clmoe_layer *layer);
+clmoe_status joint_kernels_create(clmoe_layer *layer);
 clmoe_status state_kernels_create(clmoe_layer *layer);
 clmoe_status control_kernels_create(clmoe_layer *layer);
 

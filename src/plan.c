@@ -159,6 +159,8 @@ clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan
         ARG_F32(kept), ARG_F32(offsets), ARG_F32(bases), ARG_F32(slot_of), ARG_F32(row_of),
         ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(experts), arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCATTER], walk.blocks.count, group));
+    if (layer_reroutes(layer))
+        TRY(step_reroute_begin(layer, chain, args, plan));
     if (layer_reroutes(layer) && args->scores.mem)
         TRY(step_reroute(layer, chain, args));
 done:

@@ -13,9 +13,8 @@ _Static_assert(REROUTE_WORDS == 3 + 15 + 1, "reroute.cl has three words and WISH
 
 clmoe_status reroute_kernels_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
-        {KERNEL_REROUTE_ASK, "reroute_ask"},
-        {KERNEL_REROUTE_ACCEPT, "reroute_accept"},
-        {KERNEL_REROUTE_FINISH, "reroute_finish"},
+        {KERNEL_REROUTE_BEGIN, "reroute_begin"},     {KERNEL_REROUTE_ASK, "reroute_ask"},
+        {KERNEL_REROUTE_ACCEPT, "reroute_accept"},   {KERNEL_REROUTE_FINISH, "reroute_finish"},
         {KERNEL_REROUTE_WEIGHTS, "reroute_weights"},
     };
     char options[64];
@@ -79,6 +78,21 @@ static clmoe_status reroute_pairs(const clmoe_layer *layer, launch *chain,
     }
     TRY(KERNEL_SET(finish, REROUTE_ARGS(layer, args, plan, *scratch), arg_u32(rounds == 0)));
     TRY(launch_1d(chain, finish, 1, group));
+done:
+    return status;
+}
+
+clmoe_status step_reroute_begin(const clmoe_layer *layer, launch *chain,
+                                const clmoe_plan_args *args, const clmoe_plan_layout *plan) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_REROUTE_BEGIN];
+    uint32_t group = layer->context->group;
+    TRY(KERNEL_SET(kernel, ARG_F32(args->ids), ARG_F32(args->pair_weights), ARG_F32(args->live),
+                   ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+                   ARG_F32(plan_array(args->plan, plan->chosen_ids)),
+                   ARG_F32(plan_array(args->plan, plan->chosen_weights)), arg_u32(args->tokens),
+                   arg_u32(layer->desc.top_k)));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
 done:
     return status;
 }

@@ -11,13 +11,15 @@ clmoe_status stats_kernels_create(clmoe_layer *layer) {
     return balance_kernel(layer, KERNEL_STATS, "stats", "stats_finish");
 }
 
-uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args) {
+uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args, bool routed) {
     uint32_t asked = layer->desc.balance.device_groups ? DEVICE_BIT : 0;
     if (args->logits.mem)
         asked |= SUM_BIT(SUM_NORMALISED);
+    if (!routed)
+        asked |= INVALID_BIT;
     if (args->pair_weights.mem)
         asked |= SUM_BIT(SUM_WEIGHTS);
-    if (layer->desc.capacity.tokens_per_sequence > 0 && !layer_is_dropless(layer))
+    if (layer_has_sequences(layer))
         asked |= COUNT_BIT(COUNT_ASSIGNED);
     return asked;
 }
@@ -45,5 +47,5 @@ done:
 }
 
 clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args) {
-    return step_balance(layer, chain, args, NULL, false);
+    return step_balance(layer, chain, args, NULL, (clmoe_buf){0});
 }

@@ -51,6 +51,7 @@ static const stats_field fields[] = {
     FLOAT(dead_parameter_share),
     COUNT(device_groups),
     COUNT(max_device_tokens),
+    COUNT(invalid_ids),
 };
 
 static const struct {
@@ -77,6 +78,8 @@ static double float_at(const unsigned char *base, size_t i) {
 static void print_fields(FILE *file, const unsigned char *base) {
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         size_t word = fields[i].offset / sizeof(uint32_t);
+        if (fields[i].offset == offsetof(clmoe_stats, invalid_ids) && word_at(base, word) == 0)
+            continue;
         if (fields[i].is_float)
             fprintf(file, "%-21s %.6g\n", fields[i].name, float_at(base, word));
         else

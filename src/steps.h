@@ -20,9 +20,19 @@ clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_
 clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
 clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
                                 const clmoe_topk_args *args);
-/* scores, l at first, become those of two levels; x as the router sees it. */
+/* Jitters *x, where the layer has jitter and there is a state. */
+clmoe_status router_input(const clmoe_layer *layer, launch *chain, uint32_t tokens, clmoe_buf *x,
+                          clmoe_buf state, clmoe_buf scratch);
+/* Noisy logits [T,R] -> scores [T,R], as topk chooses by them; of two levels l. */
+clmoe_status step_score_rows(const clmoe_layer *layer, launch *chain, uint32_t tokens,
+                             clmoe_buf noisy, clmoe_buf state, clmoe_buf scores);
+/* x [T,D] -> x Wg^T [T,num_groups] in REGION_GROUP_LOGITS. */
+clmoe_status step_group_logits(const clmoe_layer *layer, launch *chain, uint32_t tokens,
+                               const clmoe_weights *weights, clmoe_buf x, clmoe_buf state,
+                               clmoe_buf scratch);
+/* scores, l at first, become those of two levels; the group logits stay in their region. */
 clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_score_args *args, clmoe_buf x);
+                                   const clmoe_score_args *args);
 clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
                                  const clmoe_topk_args *args);
 
@@ -62,7 +72,9 @@ clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_sta
 /* Weight rebalancing: the end of step_topk(), on its weights. */
 clmoe_status step_rebalance(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
 
-/* Overflow reroute: the end of step_plan(), where there are scores. */
+/* Overflow reroute: the end of step_plan(). The choice is kept; where there are scores, moved. */
+clmoe_status step_reroute_begin(const clmoe_layer *layer, launch *chain,
+                                const clmoe_plan_args *args, const clmoe_plan_layout *plan);
 clmoe_status step_reroute(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args);
 
 /* weights [T,K] in place, after the plan: what renorm_after_drop asks for. */
@@ -114,29 +126,45 @@ clmoe_status step_jitter(const clmoe_layer *layer, launch *chain, uint32_t token
  */
 typedef struct sums_args {
     uint32_t tokens;
-    const clmoe_weights *weights; /* noise_router */
-    clmoe_buf x;                  /* [T,D], with learned noise and a state */
-    bool routed;                  /* by this call: the ids and the noise's regions are its own */
+    const clmoe_weights *weights; /* noise_router, group_router */
+    clmoe_buf x;                  /* [T,D], with learned noise and a state, or two levels */
+    bool routed;                  /* by this call: ids, noise and group logits are its own */
     clmoe_buf logits;             /* [T,R] f32, clean; without them nothing is known of p */
-    clmoe_buf ids, pair_weights, live, token_mask, token_offsets, state, scratch;
-    uint32_t asked; /* SUM_BIT, COUNT_BIT, DEVICE_BIT of balance.clh */
+    clmoe_buf scores;             /* [T,R] f32 of a call that routed */
+    clmoe_buf ids, pair_weights, plan, live, token_mask, token_offsets, state, scratch;
+    uint32_t asked; /* SUM_BIT, COUNT_BIT, DEVICE_BIT, INVALID_BIT of balance.clh */
     /* Written by the step. */
     sums_shape shape;
     clmoe_buf noisy, noise_raw;
+    clmoe_buf p_logits; /* [T,R] f32: p is made of them; noisy, or with two levels the joint ones */
 } sums_args;
+
+/* The softcap and temperature from p_logits to l': those of two levels are l' already. */
+router_switches p_switches(const clmoe_layer *layer);
+static inline clmoe_buf p_state(const clmoe_layer *layer, clmoe_buf state) {
+    return layer->desc.router.two_level ? (clmoe_buf){0} : state;
+}
 
 clmoe_status step_sums(const clmoe_layer *layer, launch *chain, sums_args *args);
 
+/* Two levels: the noisy logits and the group logits -> joint, and a gradient on it of 0. */
+clmoe_status step_joint(const clmoe_layer *layer, launch *chain, const sums_args *args,
+                        clmoe_buf joint);
+/* The gradient in REGION_JOINT_GRADIENT is added to dlogits, dnoise and dgroup_logits. */
+clmoe_status step_joint_gradient(const clmoe_layer *layer, launch *chain,
+                                 const clmoe_loss_args *args, const sums_args *sums,
+                                 clmoe_buf dnoise);
+
 /*
- * Statistics and losses of a batch, either of which may be NULL. `routed`: the ids were chosen from
- * the logits by this call, and the noise of the batch is already in its regions.
+ * Statistics and losses of a batch, either of which may be NULL. `scores`: of a call that chose the
+ * ids by them, so that noise and group logits of the batch are in their regions; else {NULL, 0}.
  */
 clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
-                          const clmoe_loss_args *loss, bool routed);
+                          const clmoe_loss_args *loss, clmoe_buf scores);
 clmoe_status step_loss(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args);
 
 /* What each of the two asks of the sums, and does with them. */
-uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args);
+uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args, bool routed);
 clmoe_status stats_finish(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args,
                           const sums_shape *shape);
 uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args, bool routed);

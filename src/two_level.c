@@ -16,8 +16,23 @@ done:
     return status;
 }
 
+clmoe_status step_group_logits(const clmoe_layer *layer, launch *chain, uint32_t tokens,
+                               const clmoe_weights *weights, clmoe_buf x, clmoe_buf state,
+                               clmoe_buf scratch) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf none = {0};
+    workspace_layout ws;
+    TRY(workspace_layout_get(layer, tokens, &ws));
+    TRY(router_input(layer, chain, tokens, &x, state, scratch));
+    TRY(gemm_dense(&layer->dense, chain, tokens, x, weights->group_router, none,
+                   layer->desc.router.num_groups, layer->desc.dim,
+                   workspace_region(&ws, REGION_GROUP_LOGITS, none, scratch)));
+done:
+    return status;
+}
+
 clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_score_args *args, clmoe_buf x) {
+                                   const clmoe_score_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_SCORES];
     uint32_t group = layer->context->group, groups = layer->desc.router.num_groups;
@@ -27,8 +42,8 @@ clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
         return CLMOE_SUCCESS;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
     clmoe_buf logits = workspace_region(&ws, REGION_GROUP_LOGITS, none, args->scratch);
-    TRY(gemm_dense(&layer->dense, chain, args->tokens, x, args->weights->group_router, none, groups,
-                   layer->desc.dim, logits));
+    TRY(step_group_logits(layer, chain, args->tokens, args->weights, args->x, args->state,
+                          args->scratch));
     TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores), arg_u32(args->tokens),
                    arg_u32(groups), arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));

@@ -199,6 +199,8 @@ static void place_arrays(const batch *b, clmoe_plan_layout *plan) {
         {&plan->row_of, b->slots},
         {&plan->token_of, b->slots},
         {&plan->tile_expert, b->row_tiles},
+        {&plan->chosen_ids, layer_reroutes(b->layer) ? b->pairs : 0},
+        {&plan->chosen_weights, layer_reroutes(b->layer) ? b->pairs : 0},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         *arrays[i].offset = place;
@@ -322,6 +324,8 @@ static void expert_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SUMS] = words(Q + 1, record);
     shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);
     shapes[REGION_LOSS_VALUES] = words(Q, MAX_LOSSES);
+    shapes[REGION_JOINT] = words(rows_if(desc->router.two_level, T), layer->columns);
+    shapes[REGION_JOINT_GRADIENT] = shapes[REGION_JOINT];
 }
 
 /* What a backward pass reads again; the rest is computed anew or not needed. */

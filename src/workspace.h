@@ -39,20 +39,22 @@ typedef enum region_id {
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
-    REGION_REBALANCE,     /* see rebalance.c, with weight rebalancing */
-    REGION_REROUTE,       /* [REROUTE_WORDS,T] i32, with overflow reroute */
-    REGION_XE,            /* [S,D] X, for engines that do not gather */
-    REGION_HIDDEN,        /* [S,H] X */
-    REGION_YE,            /* [S,D] X */
-    REGION_ENGINE,        /* the engine's own */
-    REGION_SHARED_HIDDEN, /* [T,Hs] X */
-    REGION_SHARED_Y,      /* [T,D] X */
-    REGION_SHARED_GATE,   /* [T] f32 */
-    REGION_SUMS_ROWS,     /* [T] token_row of balance.clh; this and the next, of sums.cl */
-    REGION_SUMS_PARTIAL,  /* [blocks] records */
-    REGION_SUMS,          /* [Q + 1] records: sequences, batch */
-    REGION_LOSS_GRADS,    /* [GRAD_SOURCES, Q, R] f32 */
-    REGION_LOSS_VALUES,   /* [MAX_LOSSES, Q] f32 */
+    REGION_REBALANCE,      /* see rebalance.c, with weight rebalancing */
+    REGION_REROUTE,        /* [REROUTE_WORDS,T] i32, with overflow reroute */
+    REGION_XE,             /* [S,D] X, for engines that do not gather */
+    REGION_HIDDEN,         /* [S,H] X */
+    REGION_YE,             /* [S,D] X */
+    REGION_ENGINE,         /* the engine's own */
+    REGION_SHARED_HIDDEN,  /* [T,Hs] X */
+    REGION_SHARED_Y,       /* [T,D] X */
+    REGION_SHARED_GATE,    /* [T] f32 */
+    REGION_SUMS_ROWS,      /* [T] token_row of balance.clh; this and the next, of sums.cl */
+    REGION_SUMS_PARTIAL,   /* [blocks] records */
+    REGION_SUMS,           /* [Q + 1] records: sequences, batch */
+    REGION_LOSS_GRADS,     /* [GRAD_SOURCES, Q, R] f32 */
+    REGION_LOSS_VALUES,    /* [MAX_LOSSES, Q] f32 */
+    REGION_JOINT,          /* [T,R] f32, with two levels; as the next */
+    REGION_JOINT_GRADIENT, /* [T,R] f32 */
     REGION_COUNT
 } region_id;
 

@@ -1,5 +1,6 @@
 #include "ref.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,7 +72,7 @@ void ref_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *log
             bool finite = isfinite(l);
             if (router->softcap > 0.0f)
                 l = (double)router->softcap * tanh(l / (double)router->softcap);
-            l /= (double)router->temperature;
+            l = fmin(fmax(l / (double)router->temperature, -FLT_MAX), FLT_MAX);
             if (!choose_by_logit)
                 l = score_of(router->score, l);
             row[e] = finite ? l : -INFINITY;
@@ -226,14 +227,17 @@ static void finish_weights(const clmoe_layer_desc *desc, const int32_t *ids,
                            const ref_weights *weights, double *w) {
     const clmoe_router_desc *router = &desc->router;
     size_t K = desc->top_k;
-    double p = (double)router->renorm_p, sum = 0.0;
+    /* |a w| = a |w|: relative to the largest, no power leaves the range of a double. */
+    double p = (double)router->renorm_p, sum = 0.0, largest = 0.0;
     for (size_t k = 0; k < K; k++)
-        sum += router->renorm == CLMOE_RENORM_PNORM ? pow(fabs(w[k]), p) : w[k];
+        largest = fmax(largest, fabs(w[k]));
+    for (size_t k = 0; k < K && largest > 0.0; k++)
+        sum += router->renorm == CLMOE_RENORM_PNORM ? pow(fabs(w[k]) / largest, p) : w[k];
     double by = 1.0;
     if (router->renorm == CLMOE_RENORM_SUM)
         by = sum + (double)router->renorm_eps;
     else if (router->renorm == CLMOE_RENORM_PNORM)
-        by = pow(sum, 1.0 / p);
+        by = largest * pow(sum, 1.0 / p);
     bool zero = router->renorm != CLMOE_RENORM_NONE && sum == 0.0;
     for (size_t k = 0; k < K; k++) {
         w[k] = zero ? 0.0 : w[k] / by * (double)router->scale;
@@ -282,7 +286,10 @@ uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens) {
         else
             rows = round(rows);
     }
-    rows = fmax(rows, capacity->min_rows);
+    if (rows < capacity->min_rows)
+        rows = capacity->min_rows;
+    if (rows < 1.0)
+        rows = 1.0;
     if (capacity->multiple > 1)
         rows = ceil(rows / capacity->multiple) * capacity->multiple;
     return (uint32_t)fmin(rows, tokens);

@@ -1,6 +1,7 @@
 /* The oracle's statistics, and what its losses share with them. */
 #include "ref_balance.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,6 +57,32 @@ static clmoe_score_function score_for(const clmoe_layer_desc *desc, clmoe_p_sour
     return source == CLMOE_P_RAW && score == CLMOE_SCORE_SOFTMAX ? CLMOE_SCORE_IDENTITY : score;
 }
 
+/* log sum exp of what is finite of v [n]. */
+static double finite_logsumexp(const double *v, size_t n) {
+    double best = -INFINITY, sum = 0.0;
+    for (size_t i = 0; i < n; i++)
+        best = isfinite(v[i]) ? fmax(best, v[i]) : best;
+    for (size_t i = 0; i < n; i++)
+        sum += isfinite(v[i]) ? exp(v[i] - best) : 0.0;
+    return best + log(sum);
+}
+
+/* Two levels: l -> log(gate of the group) + log(softmax of l within it), u the group logits. */
+static void join_levels(const clmoe_layer_desc *desc, const double *u, ref_row *row) {
+    size_t R = ref_columns(desc), G = desc->router.num_groups, n = R / G;
+    for (size_t g = 0; g < G; g++) {
+        double within = finite_logsumexp(row->l + g * n, n);
+        double gate = isfinite(u[g]) ? u[g] - finite_logsumexp(u, G) : -INFINITY;
+        row->gate[g] = exp(gate);
+        for (size_t j = g * n; j < (g + 1) * n; j++) {
+            if (row->l[j] == -INFINITY)
+                continue;
+            row->q[j] = exp(row->l[j] - within);
+            row->l[j] = gate + row->l[j] - within;
+        }
+    }
+}
+
 void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_p_source source,
                   size_t token, ref_row *row) {
     size_t R = ref_columns(desc);
@@ -63,18 +90,24 @@ void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_
     double temperature = (double)desc->router.temperature;
     if (in->state)
         temperature *= (double)in->state->temperature_scale;
-    double **arrays[] = {&row->noisy, &row->l, &row->chain, &row->s, &row->ds, &row->p};
-    for (size_t i = 0; i < 6; i++)
+    double **arrays[] = {&row->noisy, &row->l, &row->chain, &row->s,
+                         &row->ds,    &row->p, &row->q,     &row->gate};
+    for (size_t i = 0; i < 8; i++)
         *arrays[i] = make(R, sizeof(double));
     for (size_t j = 0; j < R; j++) {
         double l = in->logits[token * R + j] + (in->noise ? in->noise[token * R + j] : 0.0);
         row->noisy[j] = isfinite(l) ? l : -INFINITY;
         double capped = cap > 0.0 ? cap * tanh(l / cap) : l;
-        row->l[j] = isfinite(l) ? capped / temperature : -INFINITY;
+        double quotient = fmin(fmax(capped / temperature, -(double)FLT_MAX), (double)FLT_MAX);
+        row->l[j] = isfinite(l) ? quotient : -INFINITY;
         double slope = cap > 0.0 ? 1.0 - (capped / cap) * (capped / cap) : 1.0;
-        row->chain[j] = isfinite(l) ? slope / temperature : 0.0;
-        best = fmax(best, row->l[j]);
+        bool moves = isfinite(l) && fabs(quotient) < (double)FLT_MAX;
+        row->chain[j] = moves ? slope / temperature : 0.0;
     }
+    if (desc->router.two_level)
+        join_levels(desc, in->group_logits + token * desc->router.num_groups, row);
+    for (size_t j = 0; j < R; j++)
+        best = fmax(best, row->l[j]);
     row->sum = 0.0;
     for (size_t j = 0; j < R; j++)
         if (row->l[j] > -INFINITY) {
@@ -86,8 +119,8 @@ void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_
 }
 
 void ref_row_free(ref_row *row) {
-    double *arrays[] = {row->noisy, row->l, row->chain, row->s, row->ds, row->p};
-    for (size_t i = 0; i < 6; i++)
+    double *arrays[] = {row->noisy, row->l, row->chain, row->s, row->ds, row->p, row->q, row->gate};
+    for (size_t i = 0; i < 8; i++)
         free(arrays[i]);
 }
 
@@ -194,6 +227,8 @@ static void count_pairs(const clmoe_layer_desc *desc, const ref_balance_in *in,
             if (ref_pair_column(desc, in, p, &e)) {
                 stats->of.load[e]++;
                 stats->of.weight_sums[e] += in->pair_weights ? (double)in->pair_weights[p] : 0.0;
+            } else {
+                stats->invalid_ids++;
             }
     }
 }
@@ -218,7 +253,10 @@ static void count_columns(const clmoe_layer_desc *desc, const ref_balance_in *in
             before = ((const uint32_t *)ref_state_array(in, desc, 3))[e];
             stats->of.ema[e] = (double)ref_state_array(in, desc, 1)[e];
         }
-        stats->of.idle_tokens[e] = load > 0 ? 0 : before + stats->tokens;
+        uint64_t idle = (uint64_t)before + stats->tokens;
+        stats->of.idle_tokens[e] = idle < UINT32_MAX ? (uint32_t)idle : UINT32_MAX;
+        if (load > 0)
+            stats->of.idle_tokens[e] = 0;
         if (identity)
             continue;
         stats->idle_experts += load == 0;

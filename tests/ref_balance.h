@@ -10,13 +10,14 @@
 /* One batch; optional arrays are NULL. */
 typedef struct ref_balance_in {
     uint32_t tokens;
-    const double *logits;      /* [T,R], the clean ones; NULL with external ids */
-    const double *noise;       /* optional [T,R]: what is added to them; -INFINITY: dropped out */
-    const double *noise_input; /* [T,R] x Wn^T, with learned noise */
-    const int32_t *ids;        /* [pairs] */
-    const float *pair_weights; /* optional [pairs] */
-    const int32_t *live;       /* optional [T] */
-    const uint8_t *token_mask; /* optional [T] */
+    const double *logits;       /* [T,R], the clean ones; NULL with external ids */
+    const double *noise;        /* optional [T,R]: what is added to them; -INFINITY: dropped out */
+    const double *noise_input;  /* [T,R] x Wn^T, with learned noise */
+    const double *group_logits; /* [T,num_groups] x Wg^T, with two levels */
+    const int32_t *ids;         /* [pairs] */
+    const float *pair_weights;  /* optional [pairs] */
+    const int32_t *live;        /* optional [T] */
+    const uint8_t *token_mask;  /* optional [T] */
     const int32_t *token_offsets;             /* optional [T+1] */
     const int32_t *slot_of;                   /* [pairs], of the plan; for renorm_after_drop */
     const uint32_t *kept;                     /* [R], of the plan; statistics only */
@@ -62,7 +63,8 @@ typedef struct ref_balance_in {
     X(used_capacity)                                                                               \
     X(dead_experts)                                                                                \
     X(device_groups)                                                                               \
-    X(max_device_tokens)
+    X(max_device_tokens)                                                                           \
+    X(invalid_ids)
 
 typedef struct ref_statistics {
 #define FIELD(name) double name;
@@ -84,7 +86,7 @@ void ref_statistics_free(ref_statistics *stats);
 
 /*
  * What the gradient of a loss holds fixed. A loss has one scope, or one per sequence; `share` is
- * what a scope counts for in the mean over the scopes, 0 where all tokens are masked.
+ * what a scope counts for in the whole, 0 where all tokens are masked.
  */
 typedef struct ref_scope {
     size_t first, end; /* tokens */
@@ -112,18 +114,23 @@ void ref_loss_free(ref_loss *fixed);
 double ref_loss_surrogate(const clmoe_layer_desc *desc, const ref_balance_in *in,
                           const clmoe_loss_desc *loss, const ref_loss *fixed);
 
-/* Adds weight times the gradient by the formulas. dnoise may be NULL. */
+/* Adds weight times the gradient by the formulas. dnoise and dgroup_logits may be NULL. */
 void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
                        const clmoe_loss_desc *loss, const ref_loss *fixed, double *dlogits,
-                       double *dnoise);
+                       double *dnoise, double *dgroup_logits);
 
 /* ---- Shared by both files ------------------------------------------------------------------ */
 
-/* A token's row after softcap and temperature, its scores and probabilities. */
+/*
+ * A token's row after softcap and temperature, its scores and probabilities. With two levels l is
+ * the logarithm of the product of both gates, and chain that of l before.
+ */
 typedef struct ref_row {
     double *noisy; /* [R] logits with noise, -INFINITY where not finite */
     double *l;     /* [R] after softcap and temperature */
     double *chain; /* [R] dl / dnoisy, 0 where not finite */
+    double *q;     /* [R] with two levels: softmax within the group */
+    double *gate;  /* [num_groups] likewise: softmax of the group logits */
     double *s;     /* [R] s(l), 0 where not finite */
     double *ds;    /* [R] ds / dl */
     double *p;     /* [R] s / sum of s */
@@ -133,6 +140,12 @@ typedef struct ref_row {
 void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_p_source source,
                   size_t token, ref_row *row);
 void ref_row_free(ref_row *row);
+
+/* sum over the pairs of a token of g_e w, and its gradient on the noisy logits: dl [R]. */
+double ref_weights_surrogate(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t,
+                             const double *g);
+void ref_weights_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t,
+                          const double *g, double *dl);
 
 bool ref_is_masked(const ref_balance_in *in, size_t token);
 /* The pairs of a token that count: [*first, return value). */

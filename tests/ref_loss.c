@@ -17,24 +17,64 @@ static void *make(size_t count, size_t size) {
 
 /* ---- F ------------------------------------------------------------------------------------- */
 
+/* What a choice goes by, as a float: scores that are the same float tie. -infinity: no choice. */
+static void ranks_of(const clmoe_layer_desc *desc, const ref_row *row, double *ranks) {
+    const clmoe_router_desc *router = &desc->router;
+    bool by_score =
+        router->order == CLMOE_ORDER_SCORE_THEN_TOPK && router->policy != CLMOE_POLICY_SINKHORN;
+    for (size_t j = 0; j < ref_columns(desc); j++) {
+        bool softmax = router->score == CLMOE_SCORE_SOFTMAX;
+        double score = softmax ? row->p[j] : row->s[j];
+        ranks[j] =
+            row->l[j] > -INFINITY ? (double)(float)(by_score ? score : row->l[j]) : -INFINITY;
+    }
+}
+
 /* A top-k of the scores without bias and groups: adds the choices of token t to count [E]. */
 static void count_fresh(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t,
                         double *count) {
     size_t R = ref_columns(desc);
+    double *ranks = make(R, sizeof *ranks);
     ref_row row;
     ref_row_make(desc, in, CLMOE_P_NORMALISED, t, &row);
+    ranks_of(desc, &row, ranks);
     for (size_t k = 0; k < desc->top_k; k++) {
         size_t best = R;
         for (size_t j = 0; j < R; j++)
-            if (row.l[j] > -INFINITY && (best == R || row.l[j] > row.l[best]))
+            if (ranks[j] > -INFINITY && (best == R || ranks[j] > ranks[best]))
                 best = j;
         if (best == R)
             break;
         if (best < desc->num_experts)
             count[best] += 1.0;
-        row.l[best] = -INFINITY;
+        ranks[best] = -INFINITY;
     }
     ref_row_free(&row);
+    free(ranks);
+}
+
+/*
+ * The token's first choice, R if it has none: the best by score where the pairs come in another
+ * order, ties to the lower id.
+ */
+static size_t first_choice(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t) {
+    const clmoe_router_desc *router = &desc->router;
+    size_t R = ref_columns(desc), best = R, p, e, end = ref_pairs_of(desc, in, t, &p);
+    bool ordered = router->policy != CLMOE_POLICY_SOFT &&
+                   router->policy != CLMOE_POLICY_EXPERT_CHOICE && !router->two_level;
+    ref_row row;
+    if (ordered)
+        return p < end && ref_pair_column(desc, in, p, &e) ? e : R;
+    double *ranks = make(R, sizeof *ranks);
+    ref_row_make(desc, in, CLMOE_P_NORMALISED, t, &row);
+    ranks_of(desc, &row, ranks);
+    for (; p < end; p++)
+        if (ref_pair_column(desc, in, p, &e) &&
+            (best == R || ranks[e] > ranks[best] || (ranks[e] == ranks[best] && e < best)))
+            best = e;
+    ref_row_free(&row);
+    free(ranks);
+    return best;
 }
 
 /* c [E] of the tokens of a scope. */
@@ -48,8 +88,12 @@ static void count_scope(const clmoe_layer_desc *desc, const ref_balance_in *in,
             count_fresh(desc, in, t, count);
             continue;
         }
-        if (source == CLMOE_F_FIRST && p < end)
-            end = p + 1;
+        if (source == CLMOE_F_FIRST) {
+            size_t first = first_choice(desc, in, t);
+            if (first < desc->num_experts)
+                count[first] += 1.0;
+            continue;
+        }
         for (; p < end; p++)
             if (ref_pair_column(desc, in, p, &e) && e < desc->num_experts)
                 count[e] += 1.0;
@@ -71,118 +115,6 @@ static void load_of(const clmoe_layer_desc *desc, const ref_balance_in *in,
 }
 
 /* ---- P, or what stands in its place --------------------------------------------------------- */
-
-static double scale_of(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t column) {
-    double scale = (double)desc->router.scale;
-    return desc->router.expert_scale ? scale * (double)in->expert_scale[column] : scale;
-}
-
-/* A pair's score before renorm; without a place it has no weight after it. */
-typedef struct choice {
-    size_t column;
-    double r;
-    bool dropped;
-} choice;
-
-/* The raw weights of a token's pairs; returns how many. */
-static size_t raw_weights(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t,
-                          const ref_row *row, choice *list) {
-    size_t p, n = 0, end = ref_pairs_of(desc, in, t, &p);
-    double sum = 0.0;
-    for (; p < end; p++)
-        if (ref_pair_column(desc, in, p, &list[n].column)) {
-            sum += row->s[list[n].column];
-            list[n].dropped = desc->router.renorm_after_drop && in->slot_of[p] == -1;
-            n++;
-        }
-    bool over_chosen = desc->router.order == CLMOE_ORDER_TOPK_THEN_SCORE;
-    for (size_t k = 0; k < n; k++) {
-        double s = row->s[list[k].column];
-        if (desc->router.score == CLMOE_SCORE_SOFTMAX)
-            s /= over_chosen ? sum : row->sum;
-        list[k].r = s;
-    }
-    return n;
-}
-
-/* What divides the raw weights, and its derivatives. */
-static double divisor(const clmoe_router_desc *router, const choice *list, size_t n,
-                      double *derivative) {
-    double p = (double)router->renorm_p, sum = 0.0;
-    for (size_t k = 0; k < n; k++) {
-        if (list[k].dropped)
-            continue;
-        derivative[k] = router->renorm == CLMOE_RENORM_SUM ? 1.0 : 0.0;
-        sum += router->renorm == CLMOE_RENORM_PNORM ? pow(fabs(list[k].r), p) : list[k].r;
-    }
-    if (router->renorm == CLMOE_RENORM_SUM)
-        return sum == 0.0 ? INFINITY : sum + (double)router->renorm_eps;
-    if (router->renorm == CLMOE_RENORM_NONE)
-        return 1.0;
-    double norm = pow(sum, 1.0 / p);
-    for (size_t k = 0; k < n && sum > 0.0; k++)
-        derivative[k] =
-            list[k].dropped ? 0.0 : copysign(pow(fabs(list[k].r) / norm, p - 1.0), list[k].r);
-    return sum == 0.0 ? INFINITY : norm;
-}
-
-/* sum over the pairs of token t of g_e w, the weights recomputed from the logits. */
-static double weights_surrogate(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t,
-                                const double *g) {
-    size_t R = ref_columns(desc);
-    choice *list = make(R + desc->top_k, sizeof *list);
-    double *derivative = make(R + desc->top_k, sizeof *derivative), total = 0.0;
-    ref_row row;
-    ref_row_make(desc, in, CLMOE_P_NORMALISED, t, &row);
-    size_t n = raw_weights(desc, in, t, &row, list);
-    double by = divisor(&desc->router, list, n, derivative);
-    for (size_t k = 0; k < n; k++)
-        total += list[k].dropped
-                     ? 0.0
-                     : g[list[k].column] * list[k].r / by * scale_of(desc, in, list[k].column);
-    ref_row_free(&row);
-    free(list);
-    free(derivative);
-    return total;
-}
-
-/* Its gradient on the noisy logits of the token: dl [R]. */
-static void weights_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t,
-                             const double *g, double *dl) {
-    size_t R = ref_columns(desc);
-    choice *list = make(R + desc->top_k, sizeof *list);
-    double *derivative = make(R + desc->top_k, sizeof *derivative);
-    double *dr = make(R, sizeof *dr), through = 0.0, mean = 0.0;
-    bool *chosen = make(R, sizeof *chosen);
-    ref_row row;
-    ref_row_make(desc, in, CLMOE_P_NORMALISED, t, &row);
-    size_t n = raw_weights(desc, in, t, &row, list);
-    double by = divisor(&desc->router, list, n, derivative);
-    for (size_t k = 0; k < n; k++)
-        through += list[k].dropped ? 0.0
-                                   : g[list[k].column] * scale_of(desc, in, list[k].column) *
-                                         list[k].r / by / by;
-    for (size_t k = 0; k < n; k++) {
-        size_t e = list[k].column;
-        dr[e] = list[k].dropped ? 0.0 : g[e] * scale_of(desc, in, e) / by - through * derivative[k];
-        chosen[e] = true;
-        mean += dr[e] * list[k].r;
-    }
-    bool softmax = desc->router.score == CLMOE_SCORE_SOFTMAX;
-    bool over_chosen = desc->router.order == CLMOE_ORDER_TOPK_THEN_SCORE;
-    for (size_t j = 0; j < R; j++)
-        if (!softmax)
-            dl[j] = dr[j] * row.ds[j] * row.chain[j];
-        else if (!over_chosen)
-            dl[j] = row.p[j] * (dr[j] - mean) * row.chain[j];
-    for (size_t k = 0; k < n && softmax && over_chosen; k++)
-        dl[list[k].column] = list[k].r * (dr[list[k].column] - mean) * row.chain[list[k].column];
-    ref_row_free(&row);
-    free(list);
-    free(derivative);
-    free(dr);
-    free(chosen);
-}
 
 /* P [E] of a scope: means of p, of s, or of the combine weights as given. */
 static void probabilities(const clmoe_layer_desc *desc, const ref_balance_in *in,
@@ -311,7 +243,7 @@ static double loss_of_units(const clmoe_loss_desc *loss, const units *u, double 
     }
 }
 
-/* sum max(c_e - C, 0) / (T K), with C places per sequence. */
+/* sum max(c_e - C, 0) / (T K) of a scope, which is no longer than what C is for. */
 static double loss_overflow(const clmoe_layer_desc *desc, const ref_balance_in *in,
                             const ref_scope *scope, const double *count, double *g) {
     double C = ref_capacity_in_use(desc, in), value = 0.0;
@@ -322,11 +254,19 @@ static double loss_overflow(const clmoe_layer_desc *desc, const ref_balance_in *
     return value;
 }
 
+/* How many device groups a token can reach: fewer than all only by group limits over just them. */
+static double reachable_devices(const clmoe_layer_desc *desc) {
+    uint32_t D = desc->balance.device_groups, groups = desc->router.num_groups;
+    if (groups > 1 && groups == D && desc->num_identity_experts == 0)
+        return desc->router.topk_groups;
+    return D;
+}
+
 static double loss_communication(const clmoe_layer_desc *desc, const ref_balance_in *in,
                                  const ref_scope *scope, const double *P, double *g) {
     size_t E = desc->num_experts, D = desc->balance.device_groups;
     uint32_t *tokens = make(D, sizeof *tokens);
-    double M = desc->router.num_groups > 1 ? desc->router.topk_groups : (double)D, value = 0.0;
+    double M = reachable_devices(desc), value = 0.0;
     ref_device_tokens(desc, in, scope->first, scope->end, tokens);
     for (size_t e = 0; e < E; e++) {
         g[e] = (double)D / (M * scope->tokens) * tokens[e / (E / D)];
@@ -490,10 +430,13 @@ static bool is_smooth(clmoe_loss_kind kind) {
 
 static void make_scopes(const clmoe_layer_desc *desc, const ref_balance_in *in,
                         const clmoe_loss_desc *loss, ref_loss *fixed) {
-    size_t T = in->tokens, length = loss->per_sequence ? desc->capacity.tokens_per_sequence : T;
+    /* A sequence has a capacity of its own: its overflow is a scope even of the batch's loss. */
+    uint32_t each = desc->capacity.tokens_per_sequence;
+    bool parts = loss->per_sequence || (loss->kind == CLMOE_LOSS_OVERFLOW && each > 0);
+    size_t T = in->tokens, length = parts ? each : T;
     fixed->num_scopes = T ? (T + length - 1) / length : 0;
     fixed->scopes = make(fixed->num_scopes, sizeof *fixed->scopes);
-    double used = 0.0;
+    double used = 0.0, tokens = 0.0;
     for (size_t i = 0; i < fixed->num_scopes; i++) {
         ref_scope *scope = &fixed->scopes[i];
         scope->first = i * length;
@@ -502,9 +445,13 @@ static void make_scopes(const clmoe_layer_desc *desc, const ref_balance_in *in,
         for (size_t t = scope->first; t < scope->end; t++)
             scope->tokens += !ref_is_masked(in, t);
         used += scope->tokens > 0.0;
+        tokens += scope->tokens;
     }
-    for (size_t i = 0; i < fixed->num_scopes; i++)
-        fixed->scopes[i].share = fixed->scopes[i].tokens > 0.0 ? 1.0 / used : 0.0;
+    for (size_t i = 0; i < fixed->num_scopes; i++) {
+        ref_scope *scope = &fixed->scopes[i];
+        if (scope->tokens > 0.0)
+            scope->share = loss->per_sequence ? 1.0 / used : scope->tokens / tokens;
+    }
 }
 
 void ref_loss_make(const clmoe_layer_desc *desc, const ref_balance_in *in,
@@ -539,7 +486,7 @@ static double token_surrogate(const clmoe_layer_desc *desc, const ref_balance_in
                               clmoe_p_source source, size_t t, const double *g) {
     double sum = 0.0;
     if (source == CLMOE_P_WEIGHTS)
-        return weights_surrogate(desc, in, t, g);
+        return ref_weights_surrogate(desc, in, t, g);
     ref_row row;
     ref_row_make(desc, in, source, t, &row);
     for (size_t e = 0; e < desc->num_experts; e++)
@@ -563,35 +510,57 @@ double ref_loss_surrogate(const clmoe_layer_desc *desc, const ref_balance_in *in
     return total;
 }
 
-/* The gradient of a token on its noisy logits: dl [R], not divided by T. */
+/* From the gradient on l, with two levels the joint one, to the noisy and the group logits. */
+static void row_back(const clmoe_layer_desc *desc, const ref_row *row, const double *d, double *dl,
+                     double *du) {
+    size_t R = ref_columns(desc), G = desc->router.two_level ? desc->router.num_groups : 1;
+    double all = 0.0;
+    for (size_t j = 0; j < R; j++)
+        all += d[j];
+    for (size_t g = 0; g < G; g++) {
+        double within = 0.0;
+        for (size_t j = g * (R / G); j < (g + 1) * (R / G); j++)
+            within += d[j];
+        if (du != NULL && desc->router.two_level)
+            du[g] = within - row->gate[g] * all;
+        for (size_t j = g * (R / G); j < (g + 1) * (R / G); j++)
+            dl[j] = row->chain[j] * (d[j] - (desc->router.two_level ? row->q[j] * within : 0.0));
+    }
+}
+
+/* The gradient of a token on its noisy logits, dl [R], and group logits, du: not divided by T. */
 static void token_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
-                           const clmoe_loss_desc *loss, size_t t, const double *g, double *dl) {
+                           const clmoe_loss_desc *loss, size_t t, const double *g, double *dl,
+                           double *du) {
     size_t R = ref_columns(desc);
     if (loss->p_source == CLMOE_P_WEIGHTS && !is_smooth(loss->kind)) {
-        weights_gradient(desc, in, t, g, dl);
+        ref_weights_gradient(desc, in, t, g, dl);
         return;
     }
     ref_row row;
     ref_row_make(desc, in, loss->p_source, t, &row);
-    double mean = 0.0, own = 0.0, lse = ref_logsumexp(&row, R);
+    double mean = 0.0, own = 0.0, lse = ref_logsumexp(&row, R), *d = make(R, sizeof *d);
     for (size_t j = 0; j < R; j++) {
         mean += row.p[j] * g[j];
         own += row.p[j] > 0.0 ? row.p[j] * (log(row.p[j]) + 1.0) : 0.0;
     }
     for (size_t j = 0; j < R; j++) {
         double slope = row.p[j] > 0.0 ? log(row.p[j]) + 1.0 : 0.0;
-        if (row.chain[j] == 0.0)
+        if (row.l[j] == -INFINITY)
             continue;
-        if (loss->kind == CLMOE_LOSS_Z)
-            dl[j] = 2.0 * lse * exp(row.noisy[j] - lse);
-        else if (loss->kind == CLMOE_LOSS_TOKEN_ENTROPY)
-            dl[j] = row.sum != 0.0 ? row.chain[j] * row.ds[j] * (slope - own) / row.sum : 0.0;
+        if (loss->kind == CLMOE_LOSS_TOKEN_ENTROPY)
+            d[j] = row.sum != 0.0 ? row.ds[j] * (slope - own) / row.sum : 0.0;
         else if (loss->p_source == CLMOE_P_RAW)
-            dl[j] = row.chain[j] * row.ds[j] * g[j];
+            d[j] = row.ds[j] * g[j];
         else if (row.sum != 0.0)
-            dl[j] = row.chain[j] * row.ds[j] * (g[j] - mean) / row.sum;
+            d[j] = row.ds[j] * (g[j] - mean) / row.sum;
     }
+    if (loss->kind != CLMOE_LOSS_Z)
+        row_back(desc, &row, d, dl, du);
+    for (size_t j = 0; j < R && loss->kind == CLMOE_LOSS_Z; j++)
+        dl[j] = row.noisy[j] > -INFINITY ? 2.0 * lse * exp(row.noisy[j] - lse) : 0.0;
     ref_row_free(&row);
+    free(d);
 }
 
 /* Smooth load: through the clean logits, and with learned noise through the deviation. */
@@ -620,9 +589,9 @@ static void smooth_load_gradient(const clmoe_layer_desc *desc, const ref_balance
 
 void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
                        const clmoe_loss_desc *loss, const ref_loss *fixed, double *dlogits,
-                       double *dnoise) {
-    size_t R = ref_columns(desc);
-    double *dl = make(R, sizeof *dl), slope;
+                       double *dnoise, double *dgroup_logits) {
+    size_t R = ref_columns(desc), G = desc->router.num_groups;
+    double *dl = make(R, sizeof *dl), *du = make(G, sizeof *du), slope;
     double weight = (double)loss->weight;
     if (loss->controlled)
         weight *= (double)in->state->loss_weight;
@@ -638,7 +607,10 @@ void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
             if (ref_is_masked(in, t))
                 continue;
             memset(dl, 0, R * sizeof *dl);
-            token_gradient(desc, in, loss, t, scope->g, dl);
+            memset(du, 0, G * sizeof *du);
+            token_gradient(desc, in, loss, t, scope->g, dl, du);
+            for (size_t u = 0; u < G && dgroup_logits != NULL; u++)
+                dgroup_logits[t * G + u] += weight * scope->share / scope->tokens * du[u];
             for (size_t j = 0; j < R; j++) {
                 double d = weight * scope->share / scope->tokens * dl[j];
                 dlogits[t * R + j] += d;
@@ -651,4 +623,5 @@ void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
         }
     }
     free(dl);
+    free(du);
 }

@@ -32,11 +32,7 @@ uint32_t ref_sequences(const clmoe_layer_desc *desc, uint32_t tokens) {
 /* The layer for one sequence alone, with C rows. */
 static clmoe_layer_desc desc_of_one(const clmoe_layer_desc *desc, uint32_t capacity) {
     clmoe_layer_desc one = *desc;
-    clmoe_keep keep = desc->capacity.keep;
-    one.capacity = (clmoe_capacity_desc){.rows = capacity, .keep = keep};
-    if (capacity == 0)
-        one.capacity =
-            (clmoe_capacity_desc){.factor = 1e-30, .rounding = CLMOE_ROUND_DOWN, .keep = keep};
+    one.capacity = (clmoe_capacity_desc){.rows = capacity, .keep = desc->capacity.keep};
     return one;
 }
 

@@ -69,8 +69,6 @@ bool loss_is_defined(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) 
         return false;
     if (loss->per_device && (!(of_load || importance) || desc->balance.device_groups == 0))
         return false;
-    if (kind == CLMOE_LOSS_OVERFLOW && desc->capacity.tokens_per_sequence && !loss->per_sequence)
-        return false;
     if (kind == CLMOE_LOSS_OVERFLOW && desc->capacity.rows == 0 && desc->capacity.factor == 0.0)
         return false;
     if (kind == CLMOE_LOSS_SMOOTH_LOAD)
@@ -263,7 +261,7 @@ void loss_check(balance_batch *b, const clmoe_loss_desc *loss) {
     ref_loss fixed;
     loss_result got = loss_run(b, loss, 1, NULL);
     ref_loss_make(&b->desc, &b->in, loss, &fixed);
-    ref_loss_gradient(&b->desc, &b->in, loss, &fixed, dlogits, dnoise);
+    ref_loss_gradient(&b->desc, &b->in, loss, &fixed, dlogits, dnoise, NULL);
     check_value(loss, got.values[0], fixed.value);
     check_gradient("dlogits", loss, got.dlogits, dlogits, differences(b, loss, &fixed), n);
     if (dnoise)

@@ -374,11 +374,28 @@ static void foreign_states(void **state) {
         }
 }
 
+/* Counters stop at the largest number. */
+static void counters_end(void **state) {
+    (void)state;
+    control c;
+    seed_set(1);
+    control_make(&c, 0);
+    stats_write(&c, random_load(40), 0);
+    for (int i = 0; i < 2; i++) {
+        clmoe_state *bytes = buf_get(c.args.state);
+        bytes->step = bytes->updates = UINT32_MAX;
+        buf_write(c.args.state, bytes, c.state_bytes);
+        update(&c);
+    }
+    clmoe_state *got = buf_get(c.args.state);
+    assert_true(got->step == UINT32_MAX && got->updates == UINT32_MAX);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(first_state),   TEST(every_rule),          TEST(exact_sign),
         TEST(schedules),     TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
-        TEST(bad_arguments), TEST(foreign_states),
+        TEST(bad_arguments), TEST(foreign_states),      TEST(counters_end),
     };
     return RUN(tests);
 }

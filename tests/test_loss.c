@@ -270,7 +270,7 @@ static void check_formulas(balance_batch *b, const clmoe_loss_desc *loss) {
     loss_result got = loss_run(b, loss, 1, NULL);
     ref_loss fixed;
     ref_loss_make(&b->desc, &b->in, loss, &fixed);
-    ref_loss_gradient(&b->desc, &b->in, loss, &fixed, want, NULL);
+    ref_loss_gradient(&b->desc, &b->in, loss, &fixed, want, NULL, NULL);
     double value = fixed.value, size = 1.0, T = b->tokens;
     for (size_t e = 0; e < ref_columns(&b->desc) && T > 0.0; e++)
         size = fmax(size, fabs(fixed.scopes[0].g[e]));
@@ -355,7 +355,7 @@ static void sum_of_losses(void **state) {
                 sum[j] += (double)one.dlogits[j];
             ref_loss fixed;
             ref_loss_make(&b.desc, &b.in, &many[i], &fixed);
-            ref_loss_gradient(&b.desc, &b.in, &many[i], &fixed, want, NULL);
+            ref_loss_gradient(&b.desc, &b.in, &many[i], &fixed, want, NULL, NULL);
             ref_loss_free(&fixed);
         }
         loss_result all = loss_run(&b, many, COUNT_OF(many), NULL);

@@ -48,7 +48,8 @@ static void compare_losses(const balance_batch *b, const clmoe_forward_args *arg
     for (size_t i = 0; i < COUNT_OF(losses); i++) {
         ref_loss fixed;
         ref_loss_make(&b->desc, &b->in, &losses[i], &fixed);
-        ref_loss_gradient(&b->desc, &b->in, &losses[i], &fixed, dlogits, learned ? dnoise : NULL);
+        ref_loss_gradient(&b->desc, &b->in, &losses[i], &fixed, dlogits, learned ? dnoise : NULL,
+                          NULL);
         double error = fabs((double)values[i] - fixed.value) / fabs(fixed.value);
         worst_note("forward: values", error);
         CHECK(error <= LOSS_TOLERANCE, "%s is %.9g, not %.9g\n", loss_label(&losses[i]),

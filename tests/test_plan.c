@@ -178,6 +178,11 @@ static void worked_capacities(void **state) {
         {100, 8, 2, {.rows = 7, .multiple = 5}, 10},
         {5, 8, 2, {.rows = 7}, 5},
         {100, 8, 2, {.factor = 0.0}, 0},
+        {4, 8, 1, {.factor = 1.0, .rounding = CLMOE_ROUND_DOWN}, 1},    /* 0.5 */
+        {3, 8, 1, {.factor = 1.0, .rounding = CLMOE_ROUND_NEAREST}, 1}, /* 0.375 */
+        {3, 8, 1, {.factor = 1e-300, .rounding = CLMOE_ROUND_DOWN}, 1},
+        {100, 8, 2, {.factor = 0.01, .rounding = CLMOE_ROUND_DOWN, .multiple = 4}, 4},
+        {100, 8, 1, {.factor = 1, .rounding = CLMOE_ROUND_DOWN, .tokens_per_sequence = 7}, 1},
         {0, 8, 2, {.factor = 1.0}, 0},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {

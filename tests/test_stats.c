@@ -116,6 +116,51 @@ static void masked_whole(void **state) {
     check(&b, 0);
 }
 
+/* The tokens since a choice stop at the largest number: a dead expert stays dead. */
+static void idle_for_ever(void **state) {
+    (void)state;
+    const shape s = {40, 5, 12, 2, 2, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    balance_options options = {.kind = PATTERN_EMPTY_EXPERTS, .state = true};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        balance_batch b;
+        test_case("group size %u", group_sizes[g]);
+        seed_set(g + 1);
+        balance_make(&b, &desc, s.tokens, &options);
+        float *arrays = (float *)((clmoe_state *)(uintptr_t)b.in.state + 1);
+        uint32_t *idle = (uint32_t *)(arrays + 3 * 14);
+        for (uint32_t e = 0; e < 14; e++)
+            idle[e] = UINT32_MAX - 7 * e;
+        check(&b, group_sizes[g]);
+    }
+}
+
+/* Ids that are no column, among external ones: counted where the token is not masked. */
+static void invalid_ids(void **state) {
+    (void)state;
+    static const int32_t wild[] = {-1, -7, INT32_MIN, INT32_MAX, 15, 14};
+    const shape s = {100, 5, 12, 2, 3, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.capacity.factor = 1.0;
+    for (uint32_t number = 0; number < 6; number++) {
+        balance_options options = {.kind = PATTERN_UNIFORM,
+                                   .mask = number % 2,
+                                   .external = number < 4,
+                                   .offsets = number / 2 == 1};
+        balance_batch b;
+        test_case("number %u", number);
+        seed_set(number + 1);
+        balance_make(&b, &desc, s.tokens, &options);
+        int32_t *ids = (int32_t *)(uintptr_t)b.in.ids;
+        for (size_t p = 0; p < 300; p += 1 + random_below(4))
+            ids[p] = wild[random_below(COUNT_OF(wild))];
+        check(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+        clmoe_stats got;
+        memcpy(&got, buf_get(balance_stats(&b)), sizeof got);
+        assert_true(got.invalid_ids > 10);
+    }
+}
+
 /* ---- Identities ------------------------------------------------------------------------------ */
 
 /* Runs a batch whose pairs are given: token t chooses ids [t*K, t*K + K). */
@@ -258,7 +303,9 @@ static void print(void **state) {
     balance_make(&b, &desc, s.tokens, &options);
     balance_upload(&b, 0);
     size_t bytes = clmoe_stats_size(b.layer);
-    const void *stats = buf_get(balance_stats(&b));
+    clmoe_stats *stats = buf_get(balance_stats(&b));
+    assert_int_equal(stats->invalid_ids, 0);
+    stats->invalid_ids = 5; /* of 0 the name is left out */
     FILE *file = tmpfile();
     assert_non_null(file);
     OK(clmoe_stats_print(file, stats, bytes));
@@ -279,9 +326,9 @@ static void print(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_size),    TEST(every_score),   TEST(state_scales), TEST(masked_whole),
-        TEST(balanced),      TEST(half_and_half), TEST(cold),         TEST(average_of_load),
-        TEST(size_in_bytes), TEST(print),
+        TEST(every_size),    TEST(every_score),   TEST(state_scales),  TEST(masked_whole),
+        TEST(balanced),      TEST(half_and_half), TEST(cold),          TEST(average_of_load),
+        TEST(size_in_bytes), TEST(print),         TEST(idle_for_ever), TEST(invalid_ids),
     };
     return RUN(tests);
 }

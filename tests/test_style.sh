@@ -40,7 +40,7 @@ level() {
     src/steps.h | src/score.c | src/topk.c | src/plan.c | src/dispatch.c | src/experts.c | \
         src/combine.c | src/balance.c | src/stats.c | src/loss.c | src/noise.c | src/sums.c | src/sinkhorn.c | \
         src/expert_choice.c | src/soft.c | src/two_level.c | src/rebalance.c | src/reroute.c | src/state.c | \
-        src/control.c | src/soft_moe.c) echo 4 ;;
+        src/control.c | src/soft_moe.c | src/joint.c) echo 4 ;;
     src/cli/*) echo 6 ;;
     src/*) echo 5 ;;
     esac
@@ -61,7 +61,8 @@ complain "src/io needs no device but for the upload" \
 
 # The calls of steps.h that one step's file makes to another's: CALLER>CALLED.
 allowed="score>noise score>two_level topk>expert_choice topk>sinkhorn topk>soft topk>two_level
-    topk>rebalance sinkhorn>topk plan>reroute sums>noise balance>sums balance>stats balance>loss
+    topk>rebalance sinkhorn>topk plan>reroute two_level>score joint>two_level sums>noise sums>score
+    sums>joint loss>joint balance>sums balance>stats balance>loss
     stats>balance loss>balance"
 calls=$(sed -nE 's/^(clmoe_status|uint32_t) ([a-z_0-9]+)\(.*/\2/p' src/steps.h | while read -r name; do
     home=$(grep -lE "^[a-z].*\b$name\(" src/*.c)

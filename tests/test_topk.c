@@ -183,10 +183,35 @@ static void zero_sum(void **state) {
     }
 }
 
+/* Sums and p-norms of weights of any size, for any p: nothing vanishes, nothing overflows. */
+static void norms_of_any_size(void **state) {
+    (void)state;
+    static const float powers[] = {1.0f, 2.0f, 16.0f, 64.0f, 100.0f, 300.0f, 1000.0f};
+    static const double sizes[] = {1.0, 1e-3, 1e-12, 1e-36, 1e12, 1e38};
+    const shape s = {16, 5, 12, 0, 4, 3};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (size_t i = 0; i < COUNT_OF(powers) * COUNT_OF(sizes); i++) {
+            clmoe_layer_desc desc = desc_of(&s);
+            desc.router.score = CLMOE_SCORE_IDENTITY;
+            desc.router.renorm = i % COUNT_OF(powers) ? CLMOE_RENORM_PNORM : CLMOE_RENORM_SUM;
+            desc.router.renorm_p = powers[i % COUNT_OF(powers)];
+            double size = sizes[i / COUNT_OF(powers)];
+            test_case("group size %u, p %g, size %g", group_sizes[g], (double)desc.router.renorm_p,
+                      size);
+            seed_set(i + 1);
+            float *scores = HOST(float, s.tokens *s.experts);
+            for (size_t j = 0; j < (size_t)s.tokens * s.experts; j++)
+                scores[j] = (float)(size * (0.5 + 2.5 * random_unit()));
+            ref_weights none = {0};
+            check_topk(group_sizes[g], &desc, s.tokens, scores, &none);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_size),   TEST(every_small_top_k),  TEST(every_switch),
-        TEST(group_limits), TEST(experts_biased_out), TEST(zero_sum),
+        TEST(every_size),        TEST(every_small_top_k),  TEST(every_switch),
+        TEST(group_limits),      TEST(experts_biased_out), TEST(zero_sum),
+        TEST(norms_of_any_size),
     };
     return RUN(tests);
 }

@@ -11,6 +11,14 @@
  * count nowhere; identity experts have no F and no P. A logit that is not finite has p = 0. The
  * scores of sparsemixer are those of softmax here. What divides by a sum that is 0 is 0.
  *
+ * The choice is the router's, before overflow reroute, in all statistics and losses: load,
+ * weight_sums, device_tokens, F. Only kept, dropped and rerouted tell what became of it.
+ *
+ * With two levels p_te = G_tg q_te, the router's own product before groups are picked: G = softmax
+ * of the group logits u = x Wg^T, q = softmax of l within the group g of e. Then, for d_e = dL /
+ * dlog p_e as softmax has it and D_g = its sum over the group, dL/dl_e = d_e - q_e D_g and dL/du_g
+ * = D_g - G_g sum D. P_RAW is log p there, and P_SOFTMAX is p.
+ *
  * Every args struct begins with its size, as in steps.h; clmoe_balance_args alone has defaults that
  * are not 0.
  */
@@ -34,11 +42,12 @@ extern "C" {
  *   dropped     [R] u32  pairs that chose the expert and found no place anywhere
  *   rerouted    [R] u32  rows of the bucket that came from another choice
  *   importance  [R] f32  sum over tokens of p = T P
- *   weight_sums [R] f32  sum of the combine weights of the pairs that chose it, before dropping
+ *   weight_sums [R] f32  sum of the combine weights of the pairs that chose it, before dropping;
+ *                        with renorm_after_drop, of the pairs that ended there
  *   ema         [R] f32  the state's average of F as clmoe_balance_update() left it; 0 without one
  *   idle_tokens [R] u32  unmasked tokens since a batch in which the expert was chosen, this batch
- *                        included; without a state, of this batch
- *   device_tokens [device_groups] u32  distinct tokens with a pair in the group
+ *                        included, at most 2^32 - 1; without a state, of this batch
+ *   device_tokens [device_groups] u32  distinct tokens that chose an expert of the group
  *
  * Every field has four bytes, so the struct is also the host's mirror. pairs = kept + dropped.
  * Identity experts keep all their pairs. With external ids and no logits, p is not known: its
@@ -77,7 +86,8 @@ typedef struct clmoe_stats {
     float dead_parameter_share; /* dead_experts / E: of the experts' parameters */
     uint32_t device_groups;     /* length of device_tokens */
     uint32_t max_device_tokens; /* largest of device_tokens */
-    uint32_t reserved[1];
+    /* external ids outside [0,R) of unmasked tokens: no pairs, they count nowhere else */
+    uint32_t invalid_ids;
 } clmoe_stats;
 
 /* Bytes of the statistics of a layer: sizeof(clmoe_stats) + (8 R + device_groups) * 4; 0 for NULL.
@@ -95,11 +105,12 @@ CLMOE_API clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t b
 typedef struct clmoe_stats_args {
     size_t struct_size;
     uint32_t tokens;
-    const clmoe_weights *weights; /* noise_router, with learned noise and a state */
-    clmoe_buf x;                  /* [T,D], likewise */
-    clmoe_buf logits;             /* optional [T,R] f32, as clmoe_score() gives them */
-    clmoe_buf ids;                /* [pairs] i32 */
-    clmoe_buf pair_weights;       /* optional [pairs] f32 */
+    /* noise_router, with learned noise and a state; group_router, with two levels; for logits */
+    const clmoe_weights *weights;
+    clmoe_buf x;            /* [T,D], likewise */
+    clmoe_buf logits;       /* optional [T,R] f32, as clmoe_score() gives them */
+    clmoe_buf ids;          /* [pairs] i32 */
+    clmoe_buf pair_weights; /* optional [pairs] f32 */
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
@@ -149,11 +160,18 @@ typedef enum clmoe_loss_kind {
      */
     CLMOE_LOSS_SMOOTH_LOAD = 9,
     /*
-     * sum_d f_d P_d, f_d = D / (M T) * distinct tokens sent to device group d, M = topk_groups, or
-     * D without group limits; g = f of e's group. DeepSeek-V2, arXiv 2405.04434.
+     * sum_d f_d P_d, f_d = D / (M T) * distinct tokens sent to device group d; g = f of e's group.
+     * M is how many device groups a token can reach: topk_groups if the router's num_groups groups
+     * are the device groups (num_groups = device_groups, no identity experts), else D. DeepSeek-V2,
+     * arXiv 2405.04434.
      */
     CLMOE_LOSS_COMMUNICATION = 10,
-    /* sum max(c_e - C, 0) / (T K), before rerouting, C the state's C_eff; g = 1 where c_e > C */
+    /*
+     * sum over the E experts of max(c_e - C, 0) / (T K), C the state's C_eff: the share of the
+     * pairs that C has no place for. With tokens_per_sequence, c_e is that of one sequence, over
+     * the batch the sum is over all sequences too, and T is the batch's: 0 where nothing drops.
+     * g = 1 for the tokens of a sequence with c_e > C.
+     */
     CLMOE_LOSS_OVERFLOW = 11,
     /* mean logsumexp(l)^2 over the R columns of the noisy logits, before softcap: ST-MoE,
        2202.08906 */
@@ -173,9 +191,18 @@ typedef enum clmoe_p_source {
 /* What F counts. */
 typedef enum clmoe_f_source {
     CLMOE_F_ASSIGNED = 0, /* the ids of the batch */
-    CLMOE_F_FRESH = 1,    /* a top-k of the scores without select_bias and groups: Megatron-Core */
-    CLMOE_F_FIRST = 2,    /* first choices only: GShard */
-    CLMOE_F_EMA = 3,      /* the state's average; not per_sequence */
+    /*
+     * A top-k of the scores, as clmoe_score() gives them, without select_bias and groups, ties to
+     * the lower id: Megatron-Core. With two levels, of p.
+     */
+    CLMOE_F_FRESH = 1,
+    /*
+     * First choices only: GShard. A token's first pair; with soft, expert choice and two levels,
+     * whose pairs come in another order, the one of its pairs with the largest score, or p, ties to
+     * the lower id.
+     */
+    CLMOE_F_FIRST = 2,
+    CLMOE_F_EMA = 3, /* the state's average; not per_sequence */
     CLMOE_F_SUPPLIED =
         4, /* args.load_supplied, all-reduced over ranks or batches; not per_sequence */
 } clmoe_f_source;
@@ -202,10 +229,12 @@ typedef struct clmoe_loss_args {
     uint32_t tokens;
     const clmoe_loss_desc *losses; /* 1 to 16, added up in this order */
     uint32_t num_losses;
-    /* noise_router, with learned noise and a state; expert_scale, for dlogits by p_source weights
+    /*
+     * noise_router, with learned noise and a state; group_router, with two levels; expert_scale,
+     * for dlogits by p_source weights
      */
     const clmoe_weights *weights;
-    clmoe_buf x;            /* [T,D], with learned noise and a state */
+    clmoe_buf x;            /* [T,D], with learned noise and a state, or two levels */
     clmoe_buf logits;       /* [T,R] f32, as clmoe_score() gives them: the clean ones */
     clmoe_buf ids;          /* [pairs] i32 */
     clmoe_buf pair_weights; /* [pairs] f32; needed by p_source weights */
@@ -221,6 +250,8 @@ typedef struct clmoe_loss_args {
     clmoe_buf values;  /* [num_losses] f32, without weight; of this and the next two at least one */
     clmoe_buf dlogits; /* optional [T,R] f32: the gradient of sum weight * loss is added */
     clmoe_buf dnoise;  /* optional [T,R] f32: the same for x Wn^T */
+    /* optional [T,num_groups] f32: the same for x Wg^T, with two levels */
+    clmoe_buf dgroup_logits;
 } clmoe_loss_args;
 
 CLMOE_API clmoe_status clmoe_loss(clmoe_layer *layer, cl_command_queue queue,
@@ -254,7 +285,7 @@ typedef struct clmoe_state {
     uint32_t version; /* 1 */
     uint32_t columns; /* R */
     uint32_t seed[2];
-    uint32_t step;           /* batches so far */
+    uint32_t step;           /* batches so far; as updates and idle_tokens at most 2^32 - 1 */
     uint32_t updates;        /* batches with load, of which ema and previous know */
     float noise_scale;       /* multiplies the noise and the jitter; 1 at first */
     float temperature_scale; /* multiplies router.temperature; 1 at first */

@@ -91,7 +91,7 @@ typedef int32_t clmoe_status;
 #define CLMOE_INVALID_DESC     2 /* a field of a descriptor, or two that contradict each other */
 #define CLMOE_UNSUPPORTED      3 /* right, but not something this device, engine or version can do */
 #define CLMOE_OUT_OF_MEMORY    4 /* host memory; the device's own shortage is an OpenCL code */
-#define CLMOE_BUILD_FAILED     5 /* a kernel did not compile; the log went to the callback */
+#define CLMOE_BUILD_FAILED     5 /* a kernel did not compile; the context's callback has the log */
 #define CLMOE_ENGINE_FAILED    6 /* an engine's own library refused; the sentence has its code */
 #define CLMOE_IO               7 /* a file could not be opened or read */
 #define CLMOE_BAD_FILE         8 /* a file was read and is not what it should be */
@@ -186,6 +186,7 @@ CLMOE_API void clmoe_context_destroy(clmoe_context *context);
 /*
  * The score function s(l) of the router. Order of operations on the logits of a token:
  *   l = x Wr^T + router_bias; l = softcap * tanh(l / softcap); l = l / temperature; s(l).
+ * A quotient past the largest float counts as that float: a finite logit stays one.
  */
 typedef enum clmoe_score_function {
     CLMOE_SCORE_SOFTMAX = 0,
@@ -276,8 +277,7 @@ typedef enum clmoe_noise {
     CLMOE_NOISE_GUMBEL = 3, /* -log(-log u) */
 } clmoe_noise;
 
-/* All random numbers are Philox4x32-10 of (seed, step, token, column): see clmoe_state. */
-typedef struct clmoe_router_desc {
+typedef struct clmoe_router_desc { /* random numbers: see clmoe_state */
     clmoe_score_function score;
     clmoe_order order;
     float temperature; /* > 0; default 1 */
@@ -377,8 +377,8 @@ typedef enum clmoe_rounding {
 
 /*
  * Capacity C: rows per expert. `rows` if given; else round(T * K * factor / E) in double; then at
- * least min_rows, up to a multiple of `multiple`, at most T. rows = 0 and factor = 0 (defaults):
- * dropless, every pair has a place. A dropped pair contributes zero to y.
+ * least min_rows and at least 1, up to a multiple of `multiple`, at most T. rows = 0 and factor = 0
+ * (defaults): dropless, every pair has a place. A dropped pair contributes zero to y.
  */
 typedef struct clmoe_capacity_desc {
     uint32_t rows;
@@ -607,9 +607,10 @@ typedef struct clmoe_forward_args {
     /* Balancing losses, see clmoe_loss_args: 0 to 16 of them. */
     const struct clmoe_loss_desc *losses;
     uint32_t num_losses;
-    clmoe_buf loss_values; /* optional [num_losses] f32 */
-    clmoe_buf dlogits;     /* optional [T,R] f32: their gradient is added */
-    clmoe_buf dnoise;      /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
+    clmoe_buf loss_values;   /* optional [num_losses] f32 */
+    clmoe_buf dlogits;       /* optional [T,R] f32: their gradient is added */
+    clmoe_buf dnoise;        /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
+    clmoe_buf dgroup_logits; /* optional [T,num_groups] f32: on x Wg^T, with two levels */
     struct clmoe_profile *profile; /* optional, see profile.h: the events of each step */
 } clmoe_forward_args;
 

@@ -83,7 +83,7 @@ typedef struct clmoe_plan_layout {
     size_t bytes;        /* of the whole plan, for `tokens` and every smaller batch */
     uint32_t pairs;      /* T*K; with expert choice E*C, a bound: token_offsets[T] are in use */
     uint32_t slots;      /* S: bound of the slots in use, a multiple of row_tile */
-    uint32_t capacity;   /* C, of each sequence; 0 when dropless */
+    uint32_t capacity;   /* C, of each sequence; 0 when dropless or T = 0 */
     uint32_t row_tile;   /* rows an engine computes together */
     size_t load;         /* [R] u32: pairs per expert before dropping */
     size_t kept;         /* [R] u32: rows of the bucket in use */
@@ -95,6 +95,12 @@ typedef struct clmoe_plan_layout {
     size_t token_of;     /* [S] i32: token of a slot, -1 padding */
     size_t tile_expert;  /* [S/row_tile] i32: expert of a tile of rows, -1 no rows */
     uint32_t most_slots; /* the largest S of `tokens` and every smaller batch: for xe and ye */
+    /*
+     * With overflow reroute alone, which changes ids and pair_weights: what they were before, the
+     * choice that statistics and losses are of. Real pairs only.
+     */
+    size_t chosen_ids;     /* [pairs] i32 */
+    size_t chosen_weights; /* [pairs] f32 */
 } clmoe_plan_layout;
 
 CLMOE_API clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,

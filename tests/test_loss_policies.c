@@ -1,0 +1,312 @@
+/*
+ * Losses and statistics of every policy as clmoe_forward() computes them: of the choice before
+ * overflow reroute, of first choices that do not come first, of two levels with both gradients.
+ */
+#include "support_loss.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { TOKENS = 22, DIM = 5, EXPERTS = 12 };
+
+/* A batch, what clmoe_forward() gave for it, and the losses it was asked for. */
+typedef struct policy_case {
+    balance_batch b;
+    ref_weights host;
+    clmoe_weights weights;
+    clmoe_forward_args args;
+    clmoe_loss_desc losses[16];
+    size_t group_logits; /* elements of dgroup_logits */
+} policy_case;
+
+static clmoe_layer_desc plain_desc(uint32_t top_k) {
+    const shape s = {TOKENS, DIM, EXPERTS, 0, top_k, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.balance.device_groups = 4;
+    desc.router.renorm = CLMOE_RENORM_SUM;
+    return desc;
+}
+
+/* x Wg^T [T,num_groups]. */
+static double *group_logits(const clmoe_layer_desc *desc, const float *x, const float *matrix) {
+    size_t G = desc->router.num_groups;
+    double *to = HOST(double, TOKENS *G);
+    for (size_t t = 0; t < TOKENS; t++)
+        for (size_t g = 0; g < G; g++)
+            for (size_t d = 0; d < DIM; d++)
+                to[t * G + g] += (double)x[t * DIM + d] * (double)matrix[g * DIM + d];
+    return to;
+}
+
+static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t group_size) {
+    const balance_options options = {
+        .kind = PATTERN_ZIPF, .mask = true, .state = true, .target = true, .supplied = true};
+    bool choice = desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    size_t n = TOKENS * EXPERTS, pairs = ref_pairs(desc, TOKENS);
+    balance_batch *b = &c->b;
+    clmoe_layer_desc plain = *desc;
+    plain.router.two_level = 0;
+    memset(c, 0, sizeof *c);
+    balance_make(b, &plain, TOKENS, &options);
+    b->desc = *desc;
+    b->layer = test_layer(group_size, desc);
+    c->host = weights_make(desc);
+    c->host.select_bias = b->select_bias;
+    c->host.expert_scale = b->in.expert_scale;
+    c->weights = weights_upload(desc, &c->host);
+    float *x = random_eighths(TOKENS * DIM, 1.0);
+    c->group_logits = desc->router.two_level ? TOKENS * desc->router.num_groups : 0;
+    if (desc->router.two_level)
+        b->in.group_logits = group_logits(desc, x, c->host.group_router);
+    clmoe_forward_args_init(&c->args);
+    c->args.tokens = TOKENS;
+    c->args.weights = &c->weights;
+    c->args.x = buf_of(x, TOKENS * DIM * 4);
+    c->args.logits_in = buf_of(b->logits, n * 4);
+    c->args.token_mask = buf_of(b->in.token_mask, TOKENS);
+    c->args.state = buf_of(b->in.state, sizeof(clmoe_state) + 16 * EXPERTS);
+    c->args.load_target = buf_of(b->in.load_target, EXPERTS * 4);
+    c->args.load_supplied = buf_of(b->in.load_supplied, EXPERTS * 4);
+    c->args.scratch = scratch_of(b->layer, TOKENS);
+    c->args.y = buf_new(TOKENS * DIM * 4);
+    c->args.ids = buf_new(pairs * 4);
+    c->args.weights_out = buf_new(pairs * 4);
+    c->args.token_offsets = choice ? buf_new((TOKENS + 1) * 4) : (clmoe_buf){NULL, 0};
+    c->args.stats = buf_new(clmoe_stats_size(b->layer));
+    c->args.losses = c->losses;
+    c->args.loss_values = buf_new(16 * 4);
+}
+
+/* Forward with the losses that are set, and outputs that begin at 0. */
+static void run(policy_case *c, uint32_t count) {
+    size_t n = TOKENS * EXPERTS;
+    c->args.num_losses = count;
+    c->args.dlogits = buf_of(HOST(float, n), n * 4);
+    c->args.dgroup_logits = (clmoe_buf){NULL, 0};
+    if (c->group_logits > 0)
+        c->args.dgroup_logits = buf_of(HOST(float, c->group_logits), c->group_logits * 4);
+    OK(clmoe_forward(c->b.layer, test.queue, &c->args, 0, NULL, NULL));
+}
+
+/*
+ * What forward chose, as the oracle's input. Plain token choice is the oracle's own, so that what
+ * overflow reroute made of it is not taken for the choice.
+ */
+static void take_choice(policy_case *c) {
+    balance_batch *b = &c->b;
+    const clmoe_router_desc *router = &b->desc.router;
+    const uint32_t *words = (const uint32_t *)buf_get(c->args.stats) + sizeof(clmoe_stats) / 4;
+    uint32_t *out = HOST(uint32_t, EXPERTS);
+    b->in.live = NULL;
+    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->two_level) {
+        b->in.ids = buf_get(c->args.ids);
+        b->in.pair_weights = buf_get(c->args.weights_out);
+    }
+    if (c->args.token_offsets.mem)
+        b->in.token_offsets = buf_get(c->args.token_offsets);
+    /* Places are the plan's business and tested with it. */
+    b->in.kept = words + EXPERTS;
+    b->in.rerouted_in = words + 3 * EXPERTS;
+    for (size_t e = 0; e < EXPERTS; e++)
+        out[e] = words[e] - words[2 * EXPERTS + e] - words[EXPERTS + e] + words[3 * EXPERTS + e];
+    b->in.rerouted_out = out;
+}
+
+/* d weight * surrogate by one of `values` [n], which `in` reads. */
+static void differences(const policy_case *c, const ref_balance_in *in, const clmoe_loss_desc *loss,
+                        const ref_loss *fixed, double *values, double *to, size_t n) {
+    const double step = 1e-5;
+    for (size_t i = 0; i < n; i++) {
+        double was = values[i];
+        values[i] = was + step;
+        double above = ref_loss_surrogate(&c->b.desc, in, loss, fixed);
+        values[i] = was - step;
+        double below = ref_loss_surrogate(&c->b.desc, in, loss, fixed);
+        values[i] = was;
+        to[i] += (double)loss->weight * (above - below) / (2.0 * step);
+    }
+}
+
+/* The values, and the sum of the gradients, against the oracle's; those against differences. */
+static void check(policy_case *c, uint32_t count) {
+    size_t n = TOKENS * EXPERTS, m = c->group_logits;
+    double *want = HOST(double, n + m), *numeric = HOST(double, n + m);
+    double *logits = HOST(double, n), *groups = HOST(double, m), difference = 0.0, norm = 0.0;
+    ref_balance_in in = c->b.in;
+    const float *values = buf_get(c->args.loss_values);
+    memcpy(logits, in.logits, n * sizeof *logits);
+    if (m > 0)
+        memcpy(groups, in.group_logits, m * sizeof *groups);
+    in.logits = logits;
+    in.group_logits = groups;
+    for (uint32_t i = 0; i < count; i++) {
+        const clmoe_loss_desc *loss = &c->losses[i];
+        ref_loss fixed;
+        ref_loss_make(&c->b.desc, &in, loss, &fixed);
+        ref_loss_gradient(&c->b.desc, &in, loss, &fixed, want, NULL, m > 0 ? want + n : NULL);
+        if (m > 0) { /* those of one level are test_loss.c's */
+            differences(c, &in, loss, &fixed, logits, numeric, n);
+            differences(c, &in, loss, &fixed, groups, numeric + n, m);
+        }
+        double error = fabs((double)values[i] - fixed.value) / fmax(fabs(fixed.value), 1e-2);
+        worst_note("values by policy", error);
+        CHECK(error <= LOSS_TOLERANCE, "%s is %.9g, not %.9g\n", loss_label(loss),
+              (double)values[i], fixed.value);
+        ref_loss_free(&fixed);
+    }
+    for (size_t i = 0; i < n + m; i++) {
+        difference += (want[i] - numeric[i]) * (want[i] - numeric[i]);
+        norm += want[i] * want[i];
+    }
+    CHECK(m == 0 || sqrt(difference / norm) <= 1e-6, "the oracle is off by %g\n",
+          sqrt(difference / norm));
+    compare_floats("dlogits", buf_get(c->args.dlogits), want, n, LOSS_TOLERANCE);
+    if (m > 0)
+        compare_floats("dgroup_logits", buf_get(c->args.dgroup_logits), want + n, m,
+                       LOSS_TOLERANCE);
+}
+
+/* clmoe_loss() and clmoe_stats_compute() of the same batch give the same bits. */
+static void check_steps(policy_case *c, uint32_t group_size, uint32_t count) {
+    size_t n = TOKENS * EXPERTS;
+    balance_batch *b = &c->b;
+    const uint32_t *kept = b->in.kept;
+    balance_upload(b, group_size);
+    b->dev.x = c->args.x;
+    b->weights.group_router = c->weights.group_router;
+    loss_result alone = loss_run(b, c->losses, count, NULL);
+    compare_bits("values of clmoe_loss()", alone.values, buf_get(c->args.loss_values), count * 4);
+    compare_bits("dlogits of clmoe_loss()", alone.dlogits, buf_get(c->args.dlogits), n * 4);
+    compare_bits("clmoe_stats_compute()", buf_get(balance_stats(b)), buf_get(c->args.stats),
+                 clmoe_stats_size(b->layer));
+    b->in.kept = kept;
+}
+
+static bool has_loss(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) {
+    if (loss->kind == CLMOE_LOSS_SMOOTH_LOAD || !loss_is_defined(desc, loss))
+        return false;
+    return loss->p_source != CLMOE_P_WEIGHTS || !desc->router.two_level;
+}
+
+/* The next loss after number `at` of all kinds and sources that the layer has; false: none. */
+static bool next_loss(const clmoe_layer_desc *desc, uint32_t *at, clmoe_loss_desc *loss) {
+    for (; *at < 15 * 4 * 5 * 2; ++*at) {
+        *loss = (clmoe_loss_desc){.kind = (clmoe_loss_kind)(*at / 40),
+                                  .weight = 0.5f + 0.01f * (float)(*at % 40),
+                                  .p_source = (clmoe_p_source)(*at / 10 % 4),
+                                  .f_source = (clmoe_f_source)(*at / 2 % 5),
+                                  .per_device = *at % 2};
+        if (loss->kind <= CLMOE_LOSS_TOKEN_ENTROPY && has_loss(desc, loss)) {
+            ++*at;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* All losses of one layer, as many at a time as a call takes. */
+static void every_loss(const clmoe_layer_desc *desc, uint32_t group_size, uint64_t seed) {
+    policy_case *c = HOST(policy_case, 1);
+    uint32_t at = 0, count = 0;
+    seed_set(seed);
+    case_make(c, desc, group_size);
+    bool more = true;
+    while (more) {
+        for (count = 0; count < 16 && more; count += more)
+            more = next_loss(desc, &at, &c->losses[count]);
+        if (count == 0)
+            break;
+        run(c, count);
+        take_choice(c);
+        balance_compare_stats(&c->b, c->args.stats);
+        check(c, count);
+        if (desc->capacity.overflow != CLMOE_OVERFLOW_REROUTE)
+            check_steps(c, group_size, count);
+    }
+}
+
+/* Statistics and losses are of the choice as it was before rerouting. */
+static void rerouted(void **state) {
+    (void)state;
+    for (uint32_t number = 1; number < 6; number++) {
+        clmoe_layer_desc desc = plain_desc(1 + number % 3);
+        desc.router.score = number % 2 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+        desc.router.order = number == 4 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
+        desc.router.select_bias = number == 1 || number == 5;
+        desc.router.num_groups = number == 5 ? 4 : 0;
+        desc.router.topk_groups = number == 5 ? 2 : 0;
+        desc.router.expert_scale = number == 2;
+        desc.capacity.factor = 0.75;
+        desc.capacity.overflow = number == 3 ? CLMOE_OVERFLOW_DROP : CLMOE_OVERFLOW_REROUTE;
+        test_case("number %u", number);
+        every_loss(&desc, group_sizes[number % COUNT_OF(group_sizes)], number + 1);
+    }
+}
+
+static void two_levels(void **state) {
+    (void)state;
+    for (uint32_t number = 0; number < 4; number++) {
+        clmoe_layer_desc desc = plain_desc(number % 2 ? 2 : 4);
+        desc.router.two_level = 1;
+        desc.router.num_groups = number == 1 ? 6 : 4;
+        desc.router.topk_groups = 2;
+        desc.router.temperature = number == 2 ? 0.7f : 1.0f;
+        desc.router.softcap = number == 3 ? 2.5f : 0.0f;
+        desc.capacity.factor = number % 2 ? 0.75 : 0.0;
+        test_case("number %u", number);
+        every_loss(&desc, group_sizes[number % COUNT_OF(group_sizes)], number + 1);
+    }
+}
+
+static void other_policies(void **state) {
+    (void)state;
+    for (uint32_t number = 0; number < 6; number++) {
+        clmoe_policy policy = (clmoe_policy)(CLMOE_POLICY_EXPERT_CHOICE + number % 3);
+        clmoe_layer_desc desc = plain_desc(policy == CLMOE_POLICY_SOFT ? EXPERTS : 6);
+        desc.router.policy = policy;
+        desc.router.score = number / 3 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+        desc.router.expert_scale = number / 3;
+        if (policy == CLMOE_POLICY_EXPERT_CHOICE) {
+            desc.router.renorm = CLMOE_RENORM_NONE;
+            desc.capacity.rows = 11; /* E C = T K */
+        }
+        test_case("policy %d, number %u", policy, number);
+        every_loss(&desc, group_sizes[number % COUNT_OF(group_sizes)], number + 1);
+    }
+}
+
+/* Scores that are all the same float: a fresh choice takes the lower ids, as the router does. */
+static void saturated_scores(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        clmoe_layer_desc desc = plain_desc(3);
+        desc.router.score = CLMOE_SCORE_SIGMOID;
+        test_case("group size %u", group_sizes[g]);
+        policy_case *c = HOST(policy_case, 1);
+        seed_set(g + 1);
+        case_make(c, &desc, group_sizes[g]);
+        for (size_t i = 0; i < TOKENS * EXPERTS; i++)
+            c->b.logits[i] = (random_below(2) ? 40.0f : -40.0f) + c->b.logits[i];
+        balance_set_logits(&c->b, c->b.logits);
+        balance_choose(&c->b);
+        c->args.logits_in = buf_of(c->b.logits, TOKENS * EXPERTS * 4);
+        for (uint32_t i = 0; i < 3; i++)
+            c->losses[i] = (clmoe_loss_desc){
+                .kind = CLMOE_LOSS_SQUARED, .weight = 1.0f, .f_source = (clmoe_f_source)i};
+        run(c, 3);
+        take_choice(c);
+        check_steps(c, group_sizes[g], 3);
+        const float *values = buf_get(c->args.loss_values);
+        compare_bits("fresh", &values[CLMOE_F_FRESH], &values[CLMOE_F_ASSIGNED], 4);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(rerouted),
+        TEST(two_levels),
+        TEST(other_policies),
+        TEST(saturated_scores),
+    };
+    return RUN(tests);
+}
