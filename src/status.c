@@ -1,5 +1,7 @@
 #include "status.h"
 
+#include <locale.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -83,11 +85,23 @@ const char *clmoe_status_string(clmoe_status status) {
     return "unknown status";
 }
 
+static locale_t plain_numbers;
+
+static void open_locale(void) {
+    plain_numbers = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
+}
+
 clmoe_status fail(clmoe_status status, const char *format, ...) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     va_list args;
+    pthread_once(&once, open_locale);
+    /* 0.5 in every language; without memory for the locale, the caller's. */
+    locale_t caller = plain_numbers ? uselocale(plain_numbers) : (locale_t)0;
     va_start(args, format);
     vsnprintf(last_error.text, sizeof last_error.text, format, args);
     va_end(args);
+    if (plain_numbers)
+        uselocale(caller);
     return status;
 }
 

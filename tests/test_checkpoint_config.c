@@ -1,6 +1,9 @@
 /* config.json of checkpoints: wrong values, model types that are not known, assumptions. */
+#include "status.h" /* before cmocka, which has a macro fail() */
+
 #include "support_checkpoint.h"
 
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -258,6 +261,47 @@ static void test_python_json(void **state) {
     }
 }
 
+/* Families whose rules have fields of their own names. */
+static void test_rules(void **state) {
+    (void)state;
+    clmoe_layer_desc desc;
+    char *flint = replaced(CONFIG, "qwen3_moe", "flint");
+    const char *directory = write_checkpoint("rules", flint, TENSORS SHARED);
+    OK(describe(directory, 0, &desc));
+    assert_int_equal(desc.router.score, CLMOE_SCORE_SIGMOID);
+    assert_int_equal(desc.router.renorm, CLMOE_RENORM_SUM);
+    assert_int_equal(desc.shared.hidden_dim, 5);
+    char *step = replaced(CONFIG, "qwen3_moe",
+                          "step3p5\", \"moe_router_scaling_factor\": 1.75, "
+                          "\"swiglu_limits\": [0.0, 7.0], \"x\": \"");
+    write_text(temp_path("rules/config.json"), step);
+    write_tensors(temp_path("rules/model.safetensors"), TENSORS, "",
+                  "model.layers.0.mlp.gate.e_score_correction_bias F32 2;");
+    OK(describe(directory, 0, &desc));
+    assert_true(desc.router.scale == 1.75f);
+    char *clamped = replaced(step, "[0.0, 7.0]", "[7.0, 0.0]");
+    write_text(temp_path("rules/config.json"), clamped);
+    REFUSED(describe(directory, 0, &desc), CLMOE_UNSUPPORTED, "swiglu_limits is [7.0,0.0]",
+            "clamps");
+    free(clamped);
+    free(step);
+    free(flint);
+}
+
+/* Numbers in sentences have a point in every language. */
+static void test_locale(void **state) {
+    (void)state;
+    static const char *const commas[] = {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8"};
+    bool found = false;
+    for (size_t i = 0; i < 3 && !found; i++)
+        found = setlocale(LC_NUMERIC, commas[i]) != NULL;
+    if (!found)
+        skip(); /* no such language is installed */
+    (fail)(CLMOE_BAD_FILE, "%g", 0.5);
+    setlocale(LC_NUMERIC, "C");
+    assert_string_equal(clmoe_last_error(), "0.5");
+}
+
 static void test_deep_config(void **state) {
     (void)state;
     enum { DEPTH = 100000 };
@@ -274,8 +318,10 @@ static void test_deep_config(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_bad_configs), TEST(test_unknown_model_type), TEST(test_assumptions),
-        TEST(test_python_json), TEST(test_deep_config),
+        TEST(test_bad_configs), TEST(test_unknown_model_type),
+        TEST(test_assumptions), TEST(test_python_json),
+        TEST(test_rules),       TEST(test_locale),
+        TEST(test_deep_config),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

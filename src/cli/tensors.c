@@ -23,9 +23,11 @@ clmoe_status rows_read(const safetensors *file, const char *name, uint32_t dim, 
     const char *path = safetensors_path(file);
     const st_tensor *tensor = safetensors_find(file, name);
     *rows = NULL;
-    if (tensor == NULL)
-        return fail(CLMOE_BAD_FILE, "%s has no tensor '%s'", path, name);
-    char shape[200];
+    char shape[200], names[200];
+    if (tensor == NULL) {
+        safetensors_names(file, names, sizeof names);
+        return fail(CLMOE_BAD_FILE, "%s has no tensor '%s'; it has %s", path, name, names);
+    }
     shape_text(tensor, shape, sizeof shape);
     bool fits = (tensor->rank == 2 || tensor->rank == 3) && tensor->shape[tensor->rank - 1] == dim;
     if (!fits)

@@ -75,10 +75,20 @@ static clmoe_status check_vector(const block *b, int role, uint64_t length) {
     return fail_shape(t, 1, &length);
 }
 
-/* CLMOE_BAD_FILE: no tensor has the role. */
+/* CLMOE_BAD_FILE: no tensor has the role. Says which the block has, besides experts' by number. */
 static clmoe_status fail_missing(const block *b, int role) {
-    return fail(CLMOE_BAD_FILE, "%s: tensor '%s%s', or one that does its work, is missing",
-                b->checkpoint->directory, b->prefix, role_example(role));
+    char names[200] = "";
+    const char *separator = "";
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        size_t used = strlen(names);
+        if (!block_has(b, r))
+            continue;
+        snprintf(names + used, sizeof names - used, "%s%s", separator, b->roles[r].pattern->name);
+        separator = ", ";
+    }
+    return fail(CLMOE_BAD_FILE,
+                "%s: tensor '%s%s', or one that does its work, is missing; there are %s",
+                b->checkpoint->directory, b->prefix, role_example(role), names);
 }
 
 /* A dimension read from a tensor must be one of the config's values of the field. */

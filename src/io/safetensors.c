@@ -402,6 +402,22 @@ const st_tensor *safetensors_find(const safetensors *file, const char *name) {
     return bsearch(&key, file->tensors, file->count, sizeof key, by_name);
 }
 
+void safetensors_names(const safetensors *file, char *text, size_t size) {
+    const size_t tail = sizeof " and 1000000 more";
+    size_t used = 0, i = 0;
+    snprintf(text, size, "no tensors");
+    for (; i < file->count; i++) {
+        size_t length = strlen(file->tensors[i].name) + 2;
+        if (used + length + tail > size)
+            break;
+        used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "",
+                                 file->tensors[i].name);
+    }
+    if (i < file->count)
+        snprintf(text + used, size - used, "%s%zu %s", i ? " and " : "", file->count - i,
+                 i ? "more" : "tensors");
+}
+
 /* ---- Writing ------------------------------------------------------------------------------- */
 
 /* The header of one F32 tensor, padded with spaces so that the data is aligned; NULL: no memory. */

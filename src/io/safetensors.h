@@ -34,6 +34,9 @@ size_t safetensors_count(const safetensors *file);
 const st_tensor *safetensors_at(const safetensors *file, size_t index);
 const st_tensor *safetensors_find(const safetensors *file, const char *name); /* or NULL */
 
+/* For sentences: "a, b, c and 12 more", as many names as fit, or "no tensors". */
+void safetensors_names(const safetensors *file, char *text, size_t size);
+
 /* Elements [first, first + count) as f32; F32, F16, BF16 and F64 tensors, else CLMOE_UNSUPPORTED.
  */
 clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tensor, uint64_t first,

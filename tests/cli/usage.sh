@@ -74,7 +74,7 @@ good "device is 99" --device 99
 good "'gpu'" --device gpu
 good "warp" --engine warp
 good "needs --expect" --tolerance 1
-good "no tensor 'z'" --expect z
+good "no tensor 'z'; it has model.layers.0.mlp" --expect z
 good "same file" --output "$file"
 good "$tmp/none/there" --output "$tmp/none/there/y.safetensors"
 good "$tmp/none" --input "$tmp/none/x.safetensors"
