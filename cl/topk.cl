@@ -12,8 +12,8 @@
  *          CPUs: one work-item per token bisects for the K-th best choice and ranks what is not
  *          below it, both by vectors.
  * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; COLUMNS
- *          is R; GROUPS is the number of groups, 0 without group limits. Local memory: see
- *          topk_bytes() in layer.c.
+ *          a multiple of 16, R <= COLUMNS; GROUPS is the number of groups, 0 without group limits.
+ *          Local memory: see topk_bytes() in layer.c.
  * Repeatability: integer keys; weights are summed in the order of choice by one work-item.
  */
 #ifdef BITONIC
@@ -280,27 +280,30 @@ void topk_bitonic(__global const float *scores, ulong scores_off,
 
 DEFINE_GROUP_IS_IN(group_is_in, __private)
 
-#define BITS_VECTORS ((COLUMNS + 15) / 16)
+#define BITS_VECTORS (COLUMNS / 16)
 #define KEY_VECTORS  (KEEP / 8 + 1) /* with room for one key more */
 
-/* Bits of all choices of a token -> bits [COLUMNS]. */
+/* Bits of all choices of a token -> bits [COLUMNS]; those behind R are below all others. */
 static inline void read_choices(const router_switches *r, __global const float *scores,
                                 __global const float *select_bias, uint *bits) {
-    float group_choices[GROUPS + 1], choices[COLUMNS];
-    const int size = GROUPS > 0 ? COLUMNS / GROUPS : 0;
-    for (int e = 0; e < COLUMNS; e++)
+    float group_choices[COLUMNS], choices[COLUMNS];
+    const int columns = r->columns, groups = r->num_groups;
+    const int size = groups > 0 ? columns / groups : 0;
+    for (int e = 0; e < columns; e++)
         choices[e] = scores[e];
     if (select_bias) /* outside of the loop: masked vectors of loads from NULL are slow */
-        for (int e = 0; e < COLUMNS; e++)
+        for (int e = 0; e < columns; e++)
             choices[e] += select_bias[e];
-    for (int g = 0; g < GROUPS; g++)
+    for (int g = 0; g < groups; g++)
         group_choices[g] = group_choice(r, scores, select_bias, g);
-    for (int g = 0; g < GROUPS; g++)
+    for (int g = 0; g < groups; g++)
         if (!group_is_in(r, group_choices, g))
             for (int e = g * size; e < (g + 1) * size; e++)
                 choices[e] = -INFINITY;
-    for (int e = 0; e < COLUMNS; e++)
+    for (int e = 0; e < columns; e++)
         bits[e] = choice_bits(choices[e]);
+    for (int e = columns; e < COLUMNS; e++)
+        bits[e] = 0;
 }
 
 /* How many of `vectors` of bits are not below `bound`. */
@@ -378,7 +381,6 @@ void topk_select(__global const float *scores, ulong scores_off,
     ids += ids_off + token * r.top_k;
     weights += weights_off + token * r.top_k;
 
-    bits[BITS_VECTORS - 1] = 0;
     for (int i = 0; i < KEY_VECTORS; i++)
         keys[i] = 0;
     read_choices(&r, scores, select_bias, (uint *)bits);

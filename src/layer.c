@@ -9,6 +9,7 @@
 
 enum {
     MAX_TOPK_CHUNK = 1024,
+    MAX_SELECT_COLUMNS = 1 << 30,
     MAX_TOPK_BYTES = 12288,
     MAX_TOPK_TOKENS = 64,
     MAX_REGISTER_KEYS = 16,
@@ -216,24 +217,36 @@ static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, ui
     return split;
 }
 
-static clmoe_status create_topk(clmoe_layer *layer) {
-    char options[128];
+static void bitonic_options(clmoe_layer *layer, char *options, size_t size) {
     const uint32_t group = layer->context->group, groups = (uint32_t)layer->router.num_groups;
     const uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
     const topk_split split = split_topk(group, layer->columns, keep, groups);
-    int length =
-        snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%u -DGROUPS=%u", group, keep, groups);
-    layer->topk_tokens = group > 1 ? split.tokens : 1;
-    if (group == 1)
-        snprintf(options + length, sizeof options - (size_t)length, " -DCOLUMNS=%u",
-                 layer->columns);
-    else
-        length += snprintf(options + length, sizeof options - (size_t)length,
-                           " -DBITONIC -DCHUNK=%u -DTOKENS=%u", split.chunk, split.tokens);
-    if (group > 1 && split.lanes)
-        snprintf(options + length, sizeof options - (size_t)length, " -DLANES=%u", split.lanes);
-    return program_kernel(layer->context, "topk", options,
-                          group > 1 ? "topk_bitonic" : "topk_select", &layer->kernels[KERNEL_TOPK]);
+    layer->topk_tokens = split.tokens;
+    snprintf(options, size, "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DTOKENS=%u -D%s=%u", group,
+             keep, groups, split.tokens, split.lanes ? "LANES" : "CHUNK",
+             split.lanes ? split.lanes : split.chunk);
+}
+
+/* Powers of two and three quarters of them: layers of similar sizes share a program. */
+static uint32_t select_columns(uint32_t columns) {
+    const uint32_t power = power_of_two(columns > 16 ? columns : 16, MAX_SELECT_COLUMNS);
+    const uint32_t less = power / 4 * 3;
+    return less % 16 == 0 && columns <= less ? less : power;
+}
+
+static void select_options(clmoe_layer *layer, char *options, size_t size) {
+    layer->topk_tokens = 1;
+    snprintf(options, size, "-DGROUP=1 -DKEEP=%u -DCOLUMNS=%u",
+             power_of_two(layer->desc.top_k > 4 ? layer->desc.top_k : 4, MAX_TOPK_CHUNK),
+             select_columns(layer->columns));
+}
+
+static clmoe_status create_topk(clmoe_layer *layer) {
+    char options[128];
+    const bool select = layer->context->group == 1;
+    (select ? select_options : bitonic_options)(layer, options, sizeof options);
+    return program_kernel(layer->context, "topk", options, select ? "topk_select" : "topk_bitonic",
+                          &layer->kernels[KERNEL_TOPK]);
 }
 
 /* Work-items that walk a row alone take wide vectors; lanes side by side, 16 bytes each. */
