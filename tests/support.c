@@ -143,6 +143,7 @@ clmoe_context *test_context(uint32_t group_size) {
     clmoe_context_options_init(&options);
     options.group_size = group_size;
     options.log = log_message;
+    options.cache_dir = getenv("CLMOE_TEST_CACHE");
     OK(clmoe_context_create(test.context, test.device, &options, &contexts[i].context));
     contexts[i].group_size = group_size;
     return contexts[i].context;
