@@ -168,6 +168,12 @@ static bool cache_key(const clmoe_context *context, const char *flags, const tex
                        "is not used: the driver does not say its version");
         return false;
     }
+    if (strcmp(facts[3], "Portable Computing Language") == 0) {
+        /* 6.0 ends the process where LLVM gives up on a kernel of the binary that nobody runs. */
+        cache_complain(problem, context->cache_dir,
+                       "is not used: PoCL keeps compiled kernels itself");
+        return false;
+    }
     int length = snprintf(lines, sizeof lines, "clmoe %d\n%s\n%s\n%s\n%s\n%s\n%s\n", CACHE_FORMAT,
                           facts[0], facts[1], facts[2], facts[3], facts[4], flags);
     return text_add(key, lines, (size_t)length) == CLMOE_SUCCESS &&
@@ -197,7 +203,7 @@ static cl_program load(const clmoe_context *context, const char *flags, const te
     return NULL;
 }
 
-/* A program built for one device has one binary; PoCL does not put it at the device's place. */
+/* A program built for one device has one binary; not every driver puts it at the device's place. */
 static void store(const clmoe_context *context, cl_program program, const text *key,
                   char problem[CACHE_PROBLEM_SIZE]) {
     size_t sizes[MAX_DEVICES] = {0}, i = 0;

@@ -1,6 +1,6 @@
 /*
  * The disk cache of programs: what is found again, what is refused, and that no trouble with files
- * is ever more than one warning. Usage: test_cache [TEST | child DIRECTORY]
+ * is ever more than one warning. Usage: test_cache [child DIRECTORY]
  */
 #include "cache.h"
 #include "layer.h"
@@ -325,6 +325,12 @@ static void test_full_disk(void **state) {
 static atomic_int warnings;
 static char last_message[2048];
 
+static bool platform_is(const char *name) {
+    char platform[256] = "";
+    clGetPlatformInfo(test.platform, CL_PLATFORM_NAME, sizeof platform, platform, NULL);
+    return strcmp(platform, name) == 0;
+}
+
 static void count_warnings(const char *message, void *user) {
     (void)user;
     if (strncmp(message, "program cache: ", 15) == 0)
@@ -464,11 +470,10 @@ static void test_damaged_programs(void **state) {
 static void test_refused_binary(void **state) {
     (void)state;
     const char *directory = new_path();
-    char path[512], platform[256] = "";
+    char path[512];
     problem p = {""};
     test_case("a binary that the driver refuses");
-    clGetPlatformInfo(test.platform, CL_PLATFORM_NAME, sizeof platform, platform, NULL);
-    if (strcmp(platform, "rusticl") == 0)
+    if (platform_is("rusticl"))
         return; /* it ends the process on such a binary */
     assert_false(start_once(directory));
     only_file(directory, path);
@@ -500,6 +505,23 @@ static void test_one_warning(void **state) {
     expect_warnings(1);
 }
 
+/* PoCL is never asked for a binary: nothing is written, and the log is told once. */
+static void test_not_on_pocl(void **state) {
+    (void)state;
+    const char *directory = new_path();
+    test_case("PoCL's own cache");
+    clmoe_context *context = new_context(test.context, test.device, directory);
+    assert_false(make_kernel(context, OPTIONS));
+    assert_false(make_kernel(context, OPTIONS " -DANOTHER"));
+    expect_warnings(1);
+    assert_non_null(strstr(last_message, directory));
+    assert_non_null(strstr(last_message, "PoCL"));
+    assert_false(make_kernel(context, OPTIONS));
+    expect_warnings(0);
+    clmoe_context_destroy(context);
+    assert_int_equal(list_directory(directory, NULL), -1);
+}
+
 /* A layer whose programs come from disk gives the same bits. */
 static void test_same_bits(void **state) {
     (void)state;
@@ -509,6 +531,8 @@ static void test_same_bits(void **state) {
     device_batch first, second;
     batch b;
     test_case("a layer from disk");
+    if (platform_is("clmoe test device"))
+        return; /* it runs nothing; see tests/native */
     batch_make(&b, &desc, sizes.tokens);
     clmoe_context *contexts[2];
     clmoe_layer *layers[2];
@@ -639,17 +663,25 @@ static int teardown(void **state) {
 }
 
 int main(int argc, char **argv) {
-    const struct CMUnitTest tests[] = {
-        TEST(test_found_again),    TEST(test_every_damaged_byte), TEST(test_other_key),
-        TEST(test_foreign_files),  TEST(test_directories),        TEST(test_full_disk),
-        TEST(test_hit_and_miss),   TEST(test_build_failure),      TEST(test_damaged_programs),
-        TEST(test_refused_binary), TEST(test_one_warning),        TEST(test_same_bits),
-        TEST(test_threads),        TEST(test_processes),          TEST(test_two_devices),
+    const struct CMUnitTest files[] = {
+        TEST(test_found_again),   TEST(test_every_damaged_byte), TEST(test_other_key),
+        TEST(test_foreign_files), TEST(test_directories),        TEST(test_full_disk),
     };
+    const struct CMUnitTest programs[] = {
+        TEST(test_hit_and_miss),   TEST(test_build_failure), TEST(test_damaged_programs),
+        TEST(test_refused_binary), TEST(test_one_warning),   TEST(test_same_bits),
+        TEST(test_threads),        TEST(test_processes),     TEST(test_two_devices),
+    };
+    const struct CMUnitTest pocl[] = {TEST(test_not_on_pocl)};
     own_path = argv[0];
     if (argc == 3 && strcmp(argv[1], "child") == 0)
         return child(argv[2]);
-    if (argc == 2)
-        cmocka_set_test_filter(argv[1]);
-    return cmocka_run_group_tests(tests, setup, teardown);
+    if (setup(NULL) != 0)
+        return 1;
+    int failed = cmocka_run_group_tests(files, NULL, NULL);
+    support_filter();
+    failed += platform_is("Portable Computing Language")
+                  ? cmocka_run_group_tests(pocl, NULL, NULL)
+                  : cmocka_run_group_tests(programs, NULL, NULL);
+    return failed + teardown(NULL) != 0;
 }

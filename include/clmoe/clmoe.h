@@ -151,8 +151,7 @@ typedef struct clmoe_context_options {
      * refuses, is compiled and written anew. No trouble with the cache is an error: programs are
      * then compiled as without it, and `log` gets one warning per context. Threads and processes
      * may share a directory; nothing in it is ever deleted, but you may delete it at any time.
-     * Leave it NULL on PoCL, which keeps compiled kernels itself, and compiles every kernel once
-     * more to hand out a binary.
+     * Not used on PoCL, which keeps compiled kernels itself; `log` is told once per context.
      */
     const char *cache_dir;
     /*
