@@ -492,8 +492,8 @@ static clmoe_status read_renorm(block *b, clmoe_router_desc *router) {
     }
     if (rule == RENORM_BY_FLAG && !config_has(c, FIELD_RENORM))
         TRY(fail(CLMOE_UNSUPPORTED,
-                 "%s: model_type '%s' is not known, and without %s its weights cannot be deduced",
-                 config_path(c), config_model_type(c), config_name(c, FIELD_RENORM)));
+                 "%s: without %s, how model_type '%s' weighs its experts cannot be deduced",
+                 config_path(c), config_name(c, FIELD_RENORM), config_model_type(c)));
     bool fixed = on;
     TRY(config_flag(&b->config, FIELD_RENORM, &on));
     if ((rule == RENORM_NEVER || rule == RENORM_ALWAYS) && on != fixed)
