@@ -102,6 +102,20 @@ static inline void adapt_scales(__global state_header *s, __global const uint *s
                     r->capacity_up, r->capacity_down, r->capacity_min, 1.0f);
 }
 
+/* The schedules at the state's step. */
+static inline void apply_schedules(__global state_header *s, const control_rules *r) {
+    s->noise_scale = schedule_value(r->noise, s->step, s->noise_scale);
+    s->temperature_scale = schedule_value(r->temperature, s->step, s->temperature_scale);
+}
+
+KERNEL(GROUP, 1, 1)
+void control_start(__global uint *state, ulong state_off, control_rules r) {
+    __global state_header *s = (__global state_header *)(state + state_off);
+    bool known = s->version == STATE_VERSION && s->columns == r.columns;
+    if (get_local_id(0) == 0 && known)
+        apply_schedules(s, &r);
+}
+
 KERNEL(GROUP, 1, 1)
 void control_update(__global uint *state, ulong state_off, __global const uint *stats,
                     ulong stats_off, __global const uint *load, ulong load_off, control_rules r) {
@@ -148,6 +162,5 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
         s->updates = add_sat(s->updates, 1u);
     }
     s->step = add_sat(s->step, 1u);
-    s->noise_scale = schedule_value(r.noise, s->step, s->noise_scale);
-    s->temperature_scale = schedule_value(r.temperature, s->step, s->temperature_scale);
+    apply_schedules(s, &r);
 }

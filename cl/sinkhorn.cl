@@ -3,7 +3,8 @@
  * Formula: C = exp(l - largest l of the row), 0 where l is not finite; d1 = 1; repeat d0_t = 1/T /
  *          (sum_e C d1 + 1e-8), d1_e = 1/R / (sum_t d0 C + 1e-8), T and the sums over t without
  *          masked tokens, until the mean |change of d1| <= tolerance. The choice is d1 C: d0 is the
- *          same for a whole row. Weights are s(l), softmax over the whole row.
+ *          same for a whole row. With T = 1, where d1 C is 1/R but for its rounding, it is l.
+ *          Weights are s(l), softmax over the whole row.
  * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first C; tops
  *          [T,2]: the row's largest logit and sum of C. balance [R+2]: d1, whether the iteration is
  *          done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live [T] ->
@@ -225,8 +226,11 @@ void sinkhorn_choices(__global const float *logits, ulong logits_off, __global c
     logits += logits_off + row;
     choices += choices_off + row;
     balance += balance_off;
-    for (uint e = get_local_id(0); e < columns; e += GROUP)
-        choices[e] = isfinite(logits[e]) ? choices[e] * balance[e] : -INFINITY;
+    const bool alone = balance[columns + 1] == 1.0f; /* 1/T */
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        float choice = alone ? logits[e] : choices[e] * balance[e];
+        choices[e] = isfinite(logits[e]) ? choice : -INFINITY;
+    }
 }
 
 KERNEL(GROUP, 1, 1)

@@ -20,6 +20,7 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args);
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);
 clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state);
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args);
+clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_args *args);
 /* That the layer has this MLP. */
 clmoe_status check_mlp_exists(const clmoe_layer *layer, clmoe_mlp mlp);
 clmoe_status check_pack(const clmoe_layer *layer, clmoe_mlp mlp, const clmoe_mlp_weights *raw,

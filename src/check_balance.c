@@ -85,14 +85,37 @@ done:
     return status;
 }
 
-clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args) {
-    call_check call = {.layer = layer};
+static clmoe_status check_schedules(const clmoe_balance_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_schedule(&args->noise, &noise_names, false));
+    TRY(check_schedule(&args->temperature, &temperature_names, true));
+done:
+    return status;
+}
+
+/* Of a call on the state with these args. */
+static clmoe_status check_args(const clmoe_layer *layer, const clmoe_balance_args *args) {
     if (!layer || !args)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
     if (args->struct_size != sizeof *args)
         return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
                     args->struct_size, sizeof *args);
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_args(layer, args));
+    TRY(check_state_init(layer, args->state));
+    TRY(check_schedules(args));
+done:
+    return status;
+}
+
+clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_args(layer, args));
     const buffer_need needs[] = {
         UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),
         READS("stats", &args->stats, clmoe_stats_size(layer), 4, true),
@@ -100,8 +123,7 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
     };
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_rates(args));
-    TRY(check_schedule(&args->noise, &noise_names, false));
-    TRY(check_schedule(&args->temperature, &temperature_names, true));
+    TRY(check_schedules(args));
     TRY(check_overlaps(&call));
 done:
     return status;

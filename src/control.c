@@ -56,10 +56,24 @@ static control_rules rules_of(const clmoe_layer *layer, const clmoe_balance_args
 }
 
 clmoe_status control_kernels_create(clmoe_layer *layer) {
+    static const kernel_entry kernels[] = {
+        {KERNEL_CONTROL, "control_update"},
+        {KERNEL_CONTROL_START, "control_start"},
+    };
     char options[32];
     snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
-    return program_kernel(layer->context, "control", options, "control_update",
-                          &layer->kernels[KERNEL_CONTROL]);
+    return layer_kernels(layer, "control", options, kernels, sizeof kernels / sizeof kernels[0]);
+}
+
+static clmoe_status step_start(const clmoe_layer *layer, launch *chain,
+                               const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_CONTROL_START];
+    control_rules rules = rules_of(layer, args);
+    TRY(KERNEL_SET(kernel, ARG_F32(args->state), arg_struct(&rules, sizeof rules)));
+    TRY(launch_1d(chain, kernel, 1, layer->context->group));
+done:
+    return status;
 }
 
 static clmoe_status step_control(const clmoe_layer *layer, launch *chain,
@@ -82,6 +96,18 @@ clmoe_status clmoe_balance_update(clmoe_layer *layer, cl_command_queue queue,
     TRY(check_balance(layer, args));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
     TRY(step_control(layer, &chain, args));
+done:
+    return launch_end(&chain, status, event);
+}
+
+clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue queue,
+                                 const clmoe_balance_args *args, cl_uint num_wait,
+                                 const cl_event *wait, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    launch chain = {0};
+    TRY(check_balance_start(layer, args));
+    TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
+    TRY(step_start(layer, &chain, args));
 done:
     return launch_end(&chain, status, event);
 }

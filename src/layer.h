@@ -73,6 +73,7 @@ typedef enum kernel_id {
     KERNEL_JOINT_GRADIENT,
     KERNEL_STATE_INIT,
     KERNEL_CONTROL,
+    KERNEL_CONTROL_START,
     KERNEL_COUNT
 } kernel_id;
 

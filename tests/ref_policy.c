@@ -156,8 +156,11 @@ void ref_sinkhorn(const clmoe_layer_desc *desc, uint32_t tokens, const double *l
         if (change <= tolerance)
             break;
     }
+    size_t unmasked = 0;
+    for (size_t t = 0; t < tokens; t++)
+        unmasked += is_in(token_mask, t);
     for (size_t i = 0; i < tokens * R; i++)
-        choices[i] = l[i] > -INFINITY ? choices[i] * d1[i % R] : -INFINITY;
+        choices[i] = unmasked > 1 && l[i] > -INFINITY ? choices[i] * d1[i % R] : l[i];
     if (margin)
         *margin = nearest;
     free(d1);

@@ -374,6 +374,28 @@ static void foreign_states(void **state) {
         }
 }
 
+/* The schedules hold from the first batch on, and at any step of a state. */
+static void schedules_start(void **state) {
+    (void)state;
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (uint32_t step = 0; step < 10; step += 3) {
+            control c;
+            test_case("group size %u, step %u", group_sizes[g], step);
+            seed_set(1);
+            control_make(&c, group_sizes[g]);
+            c.args.stats = (clmoe_buf){NULL, 0};
+            c.args.noise = (clmoe_schedule){CLMOE_SCHEDULE_LINEAR, 0.25f, 1.0f, 0, 10};
+            c.args.temperature = (clmoe_schedule){CLMOE_SCHEDULE_LINEAR, 4.0f, 2.0f, 2, 8};
+            clmoe_state *bytes = buf_get(c.args.state);
+            bytes->step = c.want.step = step;
+            buf_write(c.args.state, bytes, c.state_bytes);
+            OK(clmoe_balance_start(c.layer, test.queue, &c.args, 0, NULL, NULL));
+            c.want.noise_scale = 0.25 + 0.075 * step;
+            c.want.temperature_scale = step <= 2 ? 4.0 : 4.0 - 0.25 * (step - 2.0);
+            compare_state(&c);
+        }
+}
+
 /* Counters stop at the largest number. */
 static void counters_end(void **state) {
     (void)state;
@@ -393,9 +415,10 @@ static void counters_end(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(first_state),   TEST(every_rule),          TEST(exact_sign),
-        TEST(schedules),     TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
-        TEST(bad_arguments), TEST(foreign_states),      TEST(counters_end),
+        TEST(first_state),     TEST(every_rule),          TEST(exact_sign),
+        TEST(schedules),       TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
+        TEST(bad_arguments),   TEST(foreign_states),      TEST(counters_end),
+        TEST(schedules_start),
     };
     return RUN(tests);
 }

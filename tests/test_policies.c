@@ -630,6 +630,42 @@ static void device_limit(void **state) {
         }
 }
 
+/* With one unmasked token nothing is to balance: its best logits win. */
+static void sinkhorn_alone(void **state) {
+    (void)state;
+    enum { E = 64, K = 8, T = 5 };
+    for (uint32_t number = 0; number < 12; number++) {
+        const shape s = {T, 5, E, 0, K, 3};
+        const uint32_t tokens = number % 2 ? T : 1, alone = number % 2 ? number % T : 0;
+        clmoe_layer_desc desc = desc_of(&s);
+        desc.router.policy = CLMOE_POLICY_SINKHORN;
+        desc.router.score = CLMOE_SCORE_SIGMOID;
+        test_case("number %u", number);
+        seed_set(number + 1);
+        float *l = random_floats(T * E, 3.0);
+        uint8_t *mask = HOST(uint8_t, T);
+        mask[alone] = 1;
+        clmoe_layer *layer = test_layer(group_sizes[number % COUNT_OF(group_sizes)], &desc);
+        clmoe_topk_args args = {.struct_size = sizeof args,
+                                .tokens = tokens,
+                                .scores = buf_of(l, tokens * E * 4),
+                                .ids = buf_new(tokens * K * 4),
+                                .weights_out = buf_new(tokens * K * 4),
+                                .live = buf_new(tokens * 4),
+                                .token_mask = buf_of(mask, tokens),
+                                .scratch = scratch_of(layer, tokens)};
+        OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+        const int32_t *ids = (const int32_t *)buf_get(args.ids) + alone * K;
+        const float *row = l + alone * E;
+        for (size_t k = 0; k < K; k++) {
+            size_t better = 0;
+            for (size_t e = 0; e < E; e++)
+                better += row[e] > row[ids[k]];
+            CHECK(better == k, "choice %zu has %zu better ones\n", k, better);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(experts_take_their_best),
@@ -646,6 +682,7 @@ int main(void) {
         TEST(same_bits_again),
         TEST(never_blocks),
         TEST(device_limit),
+        TEST(sinkhorn_alone),
     };
     return RUN(tests);
 }

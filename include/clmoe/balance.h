@@ -297,7 +297,7 @@ typedef struct clmoe_state {
 /* Bytes of the state of a layer: sizeof(clmoe_state) + 16 R. */
 CLMOE_API clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes);
 
-/* Enqueues the first state: step 0, scales 1, arrays 0. */
+/* Enqueues the first state: step 0, scales 1 (see clmoe_balance_start()), arrays 0. */
 CLMOE_API clmoe_status clmoe_state_init(clmoe_layer *layer, cl_command_queue queue, clmoe_buf state,
                                         uint64_t seed, cl_uint num_wait, const cl_event *wait,
                                         cl_event *event);
@@ -353,6 +353,15 @@ typedef struct clmoe_balance_args {
 } clmoe_balance_args;
 
 CLMOE_API void clmoe_balance_init(clmoe_balance_args *args);
+
+/*
+ * Enqueues what the schedules say at the state's step, so that they hold for the first batch too:
+ * after clmoe_state_init(), and where a run goes on with other schedules. Of args, state and the
+ * schedules are read.
+ */
+CLMOE_API clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue queue,
+                                           const clmoe_balance_args *args, cl_uint num_wait,
+                                           const cl_event *wait, cl_event *event);
 
 /*
  * Enqueues the end of a step: select_bias, ema, previous, idle_tokens, the scales, then step + 1

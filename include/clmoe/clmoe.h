@@ -242,7 +242,8 @@ typedef enum clmoe_policy {
      * C = exp(l), rows scaled by their largest; d1 = 1; repeat d0_t = 1/T / (sum_e C d1 + 1e-8),
      * d1_e = 1/R / (sum_t d0 C + 1e-8) until the mean |change of d1| <= sinkhorn_tolerance, or
      * sinkhorn_iterations times. Masked tokens take no part in T and the sums, logits that are not
-     * finite have C = 0. Choice is by d1 * C, weights are the unbalanced scores s(l).
+     * finite have C = 0. Choice is by d1 * C, with one token by l, as there is nothing to balance;
+     * weights are the unbalanced scores s(l).
      */
     CLMOE_POLICY_SINKHORN = 2,
     /*
