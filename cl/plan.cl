@@ -57,7 +57,7 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
         token = w->order[token];
     if (PAIR_GRID) {
         token = pair_owner(&w->owner, w->tokens, i);
-        k = (int)i - (int)token_pairs(&w->owner, token).begin;
+        k = (int)i - (int)token_pairs(&w->owner, token).x;
     }
     walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
     if (at.pair >= 0) {

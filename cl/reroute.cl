@@ -95,9 +95,9 @@ static inline long dropped_pair(const rerouting *r, uint token) {
 
 /* Whether an id of the token, surplus ones included, is e. */
 static inline bool token_has(const rerouting *r, uint token, int e) {
-    pair_range pairs = token_pairs(&r->owner, token);
+    uint2 pairs = token_pairs(&r->owner, token);
     bool found = false;
-    for (uint pair = pairs.begin; pair < pairs.end; pair++)
+    for (uint pair = pairs.x; pair < pairs.y; pair++)
         found = found || r->ids[pair] == e;
     return found;
 }
@@ -165,7 +165,7 @@ static inline void settle(const rerouting *r, uint token, int expert, uint place
     uint slot = r->offsets[expert] + place;
     uint tile = slot / r->row_tile;
     if (pair < 0)
-        pair = token_pairs(&r->owner, token).begin;
+        pair = token_pairs(&r->owner, token).x;
     atomic_inc(&r->rerouted_out[r->ids[pair]]);
     r->ids[pair] = expert;
     r->slot_of[pair] = (int)slot;
@@ -299,7 +299,7 @@ void reroute_weights(__global const float *scores, ulong scores_off, __global co
     uint token = get_global_id(0);
     if (token >= tokens || !changed[changed_off + token])
         return;
-    uint first = token_pairs(&owner, token).begin;
+    uint first = token_pairs(&owner, token).x;
     scores += scores_off + (ulong)token * r.columns;
     ids += ids_off + first;
     weights += weights_off + first;
