@@ -1,4 +1,5 @@
 #include "bench.h"
+#include "../src/cli/interrupt.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -27,6 +28,18 @@ clmoe_status bench_lib(clmoe_status status) {
 
 clmoe_status bench_no_memory(const char *what) {
     return bench_fail(CLMOE_OUT_OF_MEMORY, "no memory for %s", what);
+}
+
+clmoe_status bench_checked(bool right, const problem *why) {
+    return right ? CLMOE_SUCCESS : bench_fail(CLMOE_INVALID_ARGUMENT, "%s", why->text);
+}
+
+clmoe_status bench_go_on(void) {
+    problem why;
+    if (interrupt_signal() == 0)
+        return CLMOE_SUCCESS;
+    interrupt_problem(&why, "what there is are the results until that");
+    return bench_fail(CLMOE_IO, "%s", why.text);
 }
 
 const char *bench_error(void) {

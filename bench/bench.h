@@ -2,6 +2,8 @@
 #ifndef BENCH_H
 #define BENCH_H
 
+#include "../src/cli/problem.h"
+
 #include <clmoe/clmoe.h>
 #include <stdbool.h>
 
@@ -33,6 +35,12 @@ clmoe_status bench_cl(cl_int code, const char *call);
 clmoe_status bench_lib(clmoe_status status);
 
 clmoe_status bench_no_memory(const char *what);
+
+/* Success, or the sentence of `why` kept: TRY(bench_checked(cli_next(...), &why)). */
+clmoe_status bench_checked(bool right, const problem *why);
+
+/* An error once a signal came: what is done by then is kept. */
+clmoe_status bench_go_on(void);
 
 /* The sentence about the last failure. */
 const char *bench_error(void);

@@ -1,5 +1,6 @@
 #define _XOPEN_SOURCE 700 /* nftw */
 #include "cold.h"
+#include "../src/cli/interrupt.h"
 #include "engines.h"
 
 #include <errno.h>
@@ -74,6 +75,7 @@ static clmoe_status create_once(const bench_options *options, size_t index, cons
     bench_device device = {0};
     engine_list list = {.count = 0};
     TRY(device_open(options->device, &device));
+    TRY(options_check_cases(options, device.cpu));
     TRY(engines_choose(options, &device, &list));
     const bench_case *c = first_case(options, device.cpu);
     result->none = index >= list.count || engine_is_peer(&list.engines[index]) || !c;
@@ -97,6 +99,7 @@ static void use_driver_caches(const char *directory) {
 
 static _Noreturn void child(const bench_options *options, size_t index, cache_use caches, int to) {
     start result = {0};
+    interrupt_release();
     use_driver_caches(caches.drivers);
     result.status = create_once(options, index, caches.programs, &result);
     snprintf(result.error, sizeof result.error, "%s", bench_error());
@@ -121,6 +124,8 @@ static clmoe_status in_child(const bench_options *options, size_t index, cache_u
     close(ends[0]);
     if (pid > 0)
         waitpid(pid, NULL, 0);
+    if (got != sizeof *result && interrupt_signal() != 0)
+        return bench_go_on();
     if (got != sizeof *result)
         return bench_fail(CLMOE_IO, "a process that creates a layer failed");
     if (result->status != CLMOE_SUCCESS)
@@ -180,6 +185,7 @@ static clmoe_status measure_engine(const bench_options *options, size_t index, b
     if (!samples)
         TRY(bench_no_memory("times"));
     for (size_t i = 0; i < repeat && *more; i++) {
+        TRY(bench_go_on());
         TRY(run_round_in_new_directory(options, index, starts));
         *more = !starts[START_COLD].none;
         for (size_t kind = 0; kind < START_KINDS; kind++)

@@ -1,4 +1,5 @@
 #include "device.h"
+#include "../src/cli/device_name.h"
 #include "../src/sources.h"
 
 #include <stdio.h>
@@ -45,20 +46,22 @@ static clmoe_status list_devices(device_list *list) {
                            : bench_fail(CLMOE_UNSUPPORTED, "no OpenCL device found");
 }
 
-static clmoe_status pick_device(uint32_t index, cl_device_id *id) {
+static bool is_meant(const device_list *list, cl_uint index, const char *wanted) {
+    return wanted ? device_is_meant(list->ids[index], index, wanted)
+                  : is_type(list->ids[index], CL_DEVICE_TYPE_GPU);
+}
+
+static clmoe_status pick_device(const char *wanted, cl_device_id *id) {
     clmoe_status status = CLMOE_SUCCESS;
     device_list list;
+    problem why;
+    cl_uint index = 0;
     TRY(list_devices(&list));
-    if (index != DEVICE_PREFERRED && index >= list.count)
-        return bench_fail(CLMOE_INVALID_ARGUMENT, "--device is %u, but there are %u devices",
-                          (unsigned)index, (unsigned)list.count);
-    if (index == DEVICE_PREFERRED) {
-        index = 0;
-        while (index < list.count && !is_type(list.ids[index], CL_DEVICE_TYPE_GPU))
-            index++;
-        index = index < list.count ? index : 0;
-    }
-    *id = list.ids[index];
+    while (index < list.count && !is_meant(&list, index, wanted))
+        index++;
+    if (index == list.count && wanted)
+        TRY(bench_checked(device_not_found(wanted, list.count, &why), &why));
+    *id = list.ids[index < list.count ? index : 0];
 done:
     return status;
 }
@@ -77,11 +80,11 @@ done:
 }
 
 /* The kernels' warnings and errors. */
-clmoe_status device_open(uint32_t index, bench_device *d) {
+clmoe_status device_open(const char *wanted, bench_device *d) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
     *d = (bench_device){0};
-    TRY(pick_device(index, &d->id));
+    TRY(pick_device(wanted, &d->id));
     TRY(read_facts(d));
     d->cl = clCreateContext(NULL, 1, &d->id, NULL, NULL, &code);
     TRY(bench_cl(code, "clCreateContext"));

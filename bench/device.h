@@ -4,9 +4,6 @@
 
 #include "bench.h"
 
-/* The first GPU, else the first device. */
-#define DEVICE_PREFERRED UINT32_MAX
-
 typedef struct bench_device {
     cl_device_id id;
     cl_context cl;
@@ -24,8 +21,11 @@ typedef struct bench_device {
     double read_gbs, copy_gbs, fma_gflops;
 } bench_device;
 
-/* `index` counts the devices of all platforms, as clmoe devices does. */
-clmoe_status device_open(uint32_t index, bench_device *device);
+/*
+ * The device that `wanted` means: a number, as clmoe devices counts, or part of a name; NULL: the
+ * first GPU, else the first device.
+ */
+clmoe_status device_open(const char *wanted, bench_device *device);
 void device_close(bench_device *device);
 
 /* A buffer of at least `bytes`, or a sentence that names the device's limit. */

@@ -1,4 +1,5 @@
 /* clmoe-bench: read measure.c for what is timed and how, cases.c for on what. */
+#include "../src/cli/interrupt.h"
 #include "cold.h"
 #include "measure.h"
 #include "memory.h"
@@ -6,6 +7,7 @@
 #include "roofline.h"
 #include "tune.h"
 
+#include <errno.h>
 #include <string.h>
 
 enum { EXIT_OK = 0, EXIT_WRONG = 1, EXIT_BAD_INPUT = 2 };
@@ -56,6 +58,7 @@ static clmoe_status measure(const bench_options *options, bench_rows *rows) {
     bench_device device = {0};
     measurement m = {.options = options, .device = &device};
     TRY(device_open(options->device, &device));
+    TRY(options_check_cases(options, device.cpu));
     TRY(engines_choose(options, &device, &m.engines));
     TRY(device_prepare(&device));
     TRY(add_roofline(&m.rows, &device, m.options->repeat));
@@ -77,44 +80,35 @@ static void join_words(int argc, char **argv, char *text, size_t size) {
         used += (size_t)snprintf(text + used, size - used, " %s", argv[i]);
 }
 
-static clmoe_status report(const bench_options *options, const char *command,
-                           const bench_rows *rows) {
+/* What was printed is there, too. */
+static clmoe_status check_stdout(void) {
+    if (fflush(stdout) == 0 && ferror(stdout) == 0)
+        return CLMOE_SUCCESS;
+    return bench_fail(CLMOE_IO, "cannot write to standard output: %s", strerror(errno));
+}
+
+static clmoe_status report(bench_options *options, const char *command, const bench_rows *rows) {
     if (options->json)
-        return rows_write_json(rows, options->json);
+        return rows_write_json(rows, &options->file);
     if (options->markdown)
         rows_print_markdown(rows, command);
     else
         rows_print(rows);
-    return fflush(stdout) == 0 ? CLMOE_SUCCESS
-                               : bench_fail(CLMOE_IO, "cannot write to standard output");
+    return check_stdout();
 }
 
+/* The code of an error; after a signal, its own. */
 static int bad_input(void) {
     fprintf(stderr, "clmoe-bench: %s\n", bench_error());
-    return EXIT_BAD_INPUT;
+    return interrupt_signal() != 0 ? interrupt_exit_code() : EXIT_BAD_INPUT;
 }
 
-int main(int argc, char **argv) {
-    bench_options options;
+static int run_rows(bench_options *options, const char *command) {
     bench_rows rows = {0};
-    char command[256];
     int code = EXIT_OK;
-    join_words(argc, argv, command, sizeof command);
-    switch (options_parse(argc, argv, &options)) {
-    case PARSE_STOP:
-        return fflush(stdout) == 0 ? EXIT_OK : EXIT_BAD_INPUT;
-    case PARSE_BAD:
-        return bad_input();
-    case PARSE_RUN:
-        break;
-    }
-    if (options.memory)
-        return memory_print(&options) == CLMOE_SUCCESS ? EXIT_OK : bad_input();
-    if (options.tune)
-        return tune(&options) == CLMOE_SUCCESS ? EXIT_OK : bad_input();
-    if ((options.cold ? cold_measure : measure)(&options, &rows) != CLMOE_SUCCESS)
+    if ((options->cold ? cold_measure : measure)(options, &rows) != CLMOE_SUCCESS)
         code = bad_input();
-    if (rows.count > 0 && report(&options, command, &rows) != CLMOE_SUCCESS)
+    if (rows.count > 0 && report(options, command, &rows) != CLMOE_SUCCESS)
         code = bad_input();
     if (code == EXIT_OK && rows.wrong > 0) {
         fprintf(stderr, "clmoe-bench: %zu wrong results, not timed\n", rows.wrong);
@@ -122,4 +116,31 @@ int main(int argc, char **argv) {
     }
     rows_free(&rows);
     return code;
+}
+
+static int run(bench_options *options, const char *command) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!options->memory && !options->tune)
+        return run_rows(options, command);
+    TRY(options->memory ? memory_print(options) : tune(options));
+    TRY(check_stdout());
+done:
+    return status == CLMOE_SUCCESS ? EXIT_OK : bad_input();
+}
+
+int main(int argc, char **argv) {
+    bench_options options;
+    char command[256];
+    output_guard_streams();
+    interrupt_catch();
+    join_words(argc, argv, command, sizeof command);
+    switch (options_parse(argc, argv, &options)) {
+    case PARSE_STOP:
+        return check_stdout() == CLMOE_SUCCESS ? EXIT_OK : bad_input();
+    case PARSE_BAD:
+        return bad_input();
+    case PARSE_RUN:
+        break;
+    }
+    return run(&options, command);
 }

@@ -1,4 +1,5 @@
 #include "measure.h"
+#include "../src/cli/interrupt.h"
 #include "check.h"
 #include "peer.h"
 #include "roofline.h"
@@ -255,7 +256,10 @@ static bool enough(const turn *u, uint32_t repeat) {
     return u->count == repeat || (u->count >= LEAST_SAMPLES && u->spent_ms > ENOUGH_MS);
 }
 
-/* In turns, so that what disturbs the machine disturbs all; the first round warms up. */
+/*
+ * In turns, so that what disturbs the machine disturbs all; the first round warms up. After a
+ * signal what was timed often enough counts.
+ */
 static clmoe_status time_in_turns(contest *t) {
     clmoe_status status = CLMOE_SUCCESS;
     const uint32_t repeat = t->m->options->repeat;
@@ -263,7 +267,7 @@ static clmoe_status time_in_turns(contest *t) {
         for (size_t i = 0; i < t->turn_count; i++) {
             turn *u = &t->turns[i];
             double ms = 0;
-            if (enough(u, repeat))
+            if (enough(u, repeat) || interrupt_signal() != 0)
                 continue;
             TRY(time_once(t, u->contender, u->step, &ms));
             u->spent_ms += ms;
@@ -288,13 +292,17 @@ static clmoe_status measure_together(contest *t, bench_step first, int count) {
         if (!step_chosen(t->m, t->of, (bench_step)step))
             continue;
         progress_show(&t->m->progress, t->of->name, t->of->tokens, step_names[step]);
-        for (size_t i = 0; i < t->count; i++)
+        for (size_t i = 0; i < t->count; i++) {
+            TRY(bench_go_on());
             TRY(add_turn(t, &t->contenders[i], (bench_step)step));
+        }
         t->m->progress.done++;
     }
     TRY(time_in_turns(t));
     for (size_t i = 0; i < t->turn_count; i++)
-        TRY(add_timed(t, &t->turns[i]));
+        if (t->turns[i].count >= LEAST_SAMPLES || t->turns[i].count == t->m->options->repeat)
+            TRY(add_timed(t, &t->turns[i]));
+    TRY(bench_go_on());
 done:
     return status;
 }
@@ -330,6 +338,7 @@ clmoe_status measure_case(measurement *m, const bench_case *c) {
     t->m = m;
     t->of = c;
     progress_show(&m->progress, c->name, c->tokens, "inputs");
+    TRY(bench_go_on());
     status = inputs_set(&m->inputs, m->device, c, m->options->pattern, m->options->type);
     if (refused(status)) {
         skip(m, c, "");

@@ -41,6 +41,7 @@ clmoe_status memory_print(const bench_options *options) {
     bench_device device = {0};
     engine_list list = {.count = 0};
     TRY(device_open(options->device, &device));
+    TRY(options_check_cases(options, device.cpu));
     TRY(engines_choose(options, &device, &list));
     printf("%s, driver %s\n\n", device.name, device.driver);
     puts(

@@ -1,9 +1,9 @@
 #include "options.h"
+#include "../src/cli/options.h"
 #include "device.h"
 #include "inputs.h"
 #include "peer.h"
 
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +31,8 @@ static const char usage[] =
     "  --dtype TYPE    f32, f16 or bf16, of x and the expert weights (default f32)\n"
     "  --pattern NAME  how tokens choose: uniform, zipf or one-expert (default uniform)\n"
     "  --tokens T      of a case with several batch sizes, this one alone\n"
-    "  --device I      the device, as clmoe devices counts (default: the first GPU, else 0)\n"
+    "  --device D      the device: its number in clmoe devices, or part of its name or its\n"
+    "                  platform's (default: the first GPU, else 0)\n"
     "  --repeat N      medians of N runs (default 15; rows of long runs stop earlier)\n"
     "  --cold          times the creation of context and layer instead, in fresh processes:\n"
     "                  create_cold without caches, create_warm with the driver's caches filled,\n"
@@ -40,8 +41,10 @@ static const char usage[] =
     "                  what clmoe_layer_memory() says without and with desc.training\n"
     "  --tune FILE     finds tile sizes for the engines (cpu, tiled) on a case with experts\n"
     "                  (default: one with many rows per expert), and writes them to FILE, for\n"
-    "                  clmoe_context_options.tuning_file; what FILE has of other devices stays\n"
+    "                  clmoe_context_options.tuning_file; what FILE has of other devices stays;\n"
+    "                  - is standard output\n"
     "  --json FILE     writes an array of rows to FILE, - for standard output, instead of a table\n"
+    "  --force         changes the FILE of --json or --tune if there is one\n"
     "  --markdown      prints a section of bench/RESULTS.md instead of a table\n"
     "  --help          this text, with the cases\n"
     "  --version       the version\n"
@@ -52,7 +55,8 @@ static const char usage[] =
     "which that rate does not bound. Steps on what a cache holds can pass 100; before layer and\n"
     "experts the caches are filled with other data.\n"
     "\n"
-    "Exit status: 0 success, 1 a result was wrong, 2 bad input or nothing to time.\n"
+    "Exit status: 0 success, 1 a result was wrong, 2 bad input or nothing to time, 128 + N stopped\n"
+    "by signal N, after the rows until that were written.\n"
     "\n"
     "Cases:\n";
 
@@ -119,20 +123,51 @@ static bool known_step(const char *name) {
     return false;
 }
 
-/* ---- Values ---------------------------------------------------------------------------------- */
+/* ---- Cases ----------------------------------------------------------------------------------- */
 
-static clmoe_status parse_number(const char *option, const char *text, uint32_t min, uint32_t max,
-                                 uint32_t *value) {
-    const size_t length = strlen(text);
-    const bool digits = length > 0 && length <= 10 && strspn(text, "0123456789") == length;
-    const unsigned long long number = digits ? strtoull(text, NULL, 10) : 0;
-    if (!digits || number < min || number > max)
-        return bench_fail(CLMOE_INVALID_ARGUMENT,
-                          "%s is '%s', which is not a whole number from %u to %u", option, text,
-                          (unsigned)min, (unsigned)max);
-    *value = (uint32_t)number;
-    return CLMOE_SUCCESS;
+/* Tokens of the cases that are chosen by name, once each: "1, 37". */
+static void tokens_text(const bench_options *options, bool cpu, char *text, size_t size) {
+    bench_options any = *options;
+    size_t used = 0;
+    any.tokens = 0;
+    text[0] = '\0';
+    for (const bench_case *c = bench_cases; c->name && used < size; c++) {
+        bool known = !options_choose(&any, c, cpu);
+        for (const bench_case *b = bench_cases; b < c && !known; b++)
+            known = b->tokens == c->tokens && options_choose(&any, b, cpu);
+        if (!known)
+            used += (size_t)snprintf(text + used, size - used, "%s%u", used > 0 ? ", " : "",
+                                     (unsigned)c->tokens);
+    }
 }
+
+static bool has_chosen_step(const bench_options *options, const bench_case *c) {
+    for (int step = 0; step < STEP_COUNT; step++)
+        if (case_has_step(c, (bench_step)step) &&
+            (list_is_all(options->steps) || list_has(options->steps, step_names[step])))
+            return true;
+    return false;
+}
+
+clmoe_status options_check_cases(const bench_options *options, bool cpu) {
+    bool chosen = false, step = false;
+    char tokens[512];
+    for (const bench_case *c = bench_cases; c->name; c++)
+        if (options_choose(options, c, cpu)) {
+            chosen = true;
+            step = step || has_chosen_step(options, c);
+        }
+    if (!chosen) {
+        tokens_text(options, cpu, tokens, sizeof tokens);
+        return bench_fail(CLMOE_INVALID_ARGUMENT, "--tokens is %u, but the chosen cases have %s",
+                          (unsigned)options->tokens, tokens);
+    }
+    return step ? CLMOE_SUCCESS
+                : bench_fail(CLMOE_INVALID_ARGUMENT, "--step %s is in none of the cases %s",
+                             options->steps, options->cases);
+}
+
+/* ---- Values ---------------------------------------------------------------------------------- */
 
 /* The index of `text` among `count` names. */
 static clmoe_status parse_name(const char *option, const char *text, const char *const *names,
@@ -154,7 +189,7 @@ static clmoe_status parse_peer(const char *text, const char **peer) {
 }
 
 enum {
-    OPT_CASE = 256,
+    OPT_CASE,
     OPT_ENGINE,
     OPT_PEER,
     OPT_STEP,
@@ -168,28 +203,25 @@ enum {
     OPT_TUNE,
     OPT_MARKDOWN,
     OPT_JSON,
-    OPT_HELP,
-    OPT_VERSION,
+    OPT_FORCE,
 };
 
-static const struct option long_options[] = {
-    {"case", required_argument, NULL, OPT_CASE},
-    {"engine", required_argument, NULL, OPT_ENGINE},
-    {"peer", required_argument, NULL, OPT_PEER},
-    {"step", required_argument, NULL, OPT_STEP},
-    {"dtype", required_argument, NULL, OPT_DTYPE},
-    {"pattern", required_argument, NULL, OPT_PATTERN},
-    {"tokens", required_argument, NULL, OPT_TOKENS},
-    {"device", required_argument, NULL, OPT_DEVICE},
-    {"repeat", required_argument, NULL, OPT_REPEAT},
-    {"cold", no_argument, NULL, OPT_COLD},
-    {"memory", no_argument, NULL, OPT_MEMORY},
-    {"tune", required_argument, NULL, OPT_TUNE},
-    {"markdown", no_argument, NULL, OPT_MARKDOWN},
-    {"json", required_argument, NULL, OPT_JSON},
-    {"help", no_argument, NULL, OPT_HELP},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {NULL, 0, NULL, 0},
+static const cli_option table[] = {
+    [OPT_CASE] = {.name = "case", .has_value = true},
+    [OPT_ENGINE] = {.name = "engine", .has_value = true},
+    [OPT_PEER] = {.name = "peer", .has_value = true, .excludes = "cold memory tune"},
+    [OPT_STEP] = {.name = "step", .has_value = true, .excludes = "cold memory tune"},
+    [OPT_DTYPE] = {.name = "dtype", .has_value = true},
+    [OPT_PATTERN] = {.name = "pattern", .has_value = true, .excludes = "cold memory"},
+    [OPT_TOKENS] = {.name = "tokens", .has_value = true},
+    [OPT_DEVICE] = {.name = "device", .has_value = true},
+    [OPT_REPEAT] = {.name = "repeat", .has_value = true, .excludes = "memory"},
+    [OPT_COLD] = {.name = "cold", .excludes = "memory tune"},
+    [OPT_MEMORY] = {.name = "memory", .excludes = "tune json markdown"},
+    [OPT_TUNE] = {.name = "tune", .has_value = true, .excludes = "json markdown"},
+    [OPT_MARKDOWN] = {.name = "markdown"},
+    [OPT_JSON] = {.name = "json", .has_value = true, .excludes = "markdown"},
+    [OPT_FORCE] = {.name = "force", .needs = "json tune"},
 };
 
 static clmoe_status set_named(bench_options *o, int option, const char *text) {
@@ -220,60 +252,63 @@ done:
     return status;
 }
 
-static clmoe_status set_option(bench_options *o, int option, const char *text) {
+static clmoe_status set_value(bench_options *o, int option, const char *text) {
+    problem why;
     switch (option) {
     case OPT_TOKENS:
-        return parse_number("--tokens", text, 1, UINT32_MAX, &o->tokens);
-    case OPT_DEVICE:
-        return parse_number("--device", text, 0, UINT32_MAX - 1, &o->device);
+        return bench_checked(cli_u32("--tokens", text, 1, UINT32_MAX, &o->tokens, &why), &why);
     case OPT_REPEAT:
-        return parse_number("--repeat", text, 1, MAX_REPEAT, &o->repeat);
-    case OPT_COLD:
-        o->cold = true;
-        return CLMOE_SUCCESS;
-    case OPT_MEMORY:
-        o->memory = true;
-        return CLMOE_SUCCESS;
-    case OPT_MARKDOWN:
-        o->markdown = true;
+        return bench_checked(cli_u32("--repeat", text, 1, MAX_REPEAT, &o->repeat, &why), &why);
+    case OPT_DEVICE:
+        o->device = text;
         return CLMOE_SUCCESS;
     case OPT_TUNE:
-        o->tune = text;
-        return CLMOE_SUCCESS;
     case OPT_JSON:
-        o->json = text;
+        o->file.path = text;
         return CLMOE_SUCCESS;
-    case ':':
-    case '?':
-        return bench_fail(CLMOE_INVALID_ARGUMENT, "%s; see --help",
-                          option == ':' ? "an option needs a value" : "unknown option");
     default:
         return set_named(o, option, text);
     }
 }
 
-parse_result options_parse(int argc, char **argv, bench_options *o) {
-    int option;
-    *o = (bench_options){
-        .cases = "all", .engines = "all", .steps = "all", .device = DEVICE_PREFERRED};
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, ":", long_options, NULL)) != -1) {
-        if (option == OPT_HELP) {
-            print_help();
-            return PARSE_STOP;
-        }
-        if (option == OPT_VERSION) {
-            printf("clmoe-bench %s\n", clmoe_version());
-            return PARSE_STOP;
-        }
-        if (set_option(o, option, optarg) != CLMOE_SUCCESS)
-            return PARSE_BAD;
-    }
-    if (optind < argc) {
-        bench_fail(CLMOE_INVALID_ARGUMENT, "unknown argument '%s'; see --help", argv[optind]);
-        return PARSE_BAD;
-    }
+static bool check_file(bench_options *o, const cli_parser *parser, problem *why) {
+    if (o->file.path == NULL)
+        return true;
+    return output_check(&o->file, o->tune ? "--tune" : "--json", o->file.path,
+                        parser->given[OPT_FORCE] > 0, why);
+}
+
+static clmoe_status set_modes(bench_options *o, const cli_parser *parser) {
+    problem why;
+    o->cold = parser->given[OPT_COLD] > 0;
+    o->memory = parser->given[OPT_MEMORY] > 0;
+    o->tune = parser->given[OPT_TUNE] > 0;
+    o->markdown = parser->given[OPT_MARKDOWN] > 0;
+    o->json = parser->given[OPT_JSON] > 0;
     if (o->repeat == 0)
         o->repeat = o->cold ? DEFAULT_COLD_REPEAT : DEFAULT_REPEAT;
-    return PARSE_RUN;
+    return bench_checked(check_file(o, parser, &why), &why);
+}
+
+parse_result options_parse(int argc, char **argv, bench_options *o) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cli_parser parser = {.options = table, .count = COUNT_OF(table)};
+    problem why;
+    int option;
+    *o = (bench_options){.cases = "all", .engines = "all", .steps = "all"};
+    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
+        if (table[option].has_value)
+            TRY(set_value(o, option, parser.value));
+    if (option == CLI_HELP) {
+        print_help();
+        return PARSE_STOP;
+    }
+    if (option == CLI_VERSION) {
+        printf("clmoe-bench %s\n", clmoe_version());
+        return PARSE_STOP;
+    }
+    TRY(bench_checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why));
+    TRY(set_modes(o, &parser));
+done:
+    return status == CLMOE_SUCCESS ? PARSE_RUN : PARSE_BAD;
 }

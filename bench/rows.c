@@ -112,20 +112,26 @@ static void format_now(const char *format, char *text, size_t size) {
         strftime(text, size, format, &utc);
 }
 
-clmoe_status rows_write_json(const bench_rows *rows, const char *path) {
-    const bool to_stdout = strcmp(path, "-") == 0;
+clmoe_status write_json(const json_t *root, output *file) {
+    problem why;
+    FILE *stream = output_open(file, &why);
+    if (!stream)
+        return bench_fail(CLMOE_IO, "%s", why.text);
+    /* What fails here is seen by output_close(). */
+    json_dumpf(root, stream, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+    fputc('\n', stream);
+    return output_close(file, &why) ? CLMOE_SUCCESS : bench_fail(CLMOE_IO, "%s", why.text);
+}
+
+clmoe_status rows_write_json(const bench_rows *rows, output *file) {
     json_t *array = json_array();
     char date[32];
     format_now("%Y-%m-%dT%H:%M:%SZ", date, sizeof date);
     for (size_t i = 0; i < rows->count; i++)
         json_array_append_new(array, row_json(&rows->rows[i], date));
-    FILE *file = to_stdout ? stdout : fopen(path, "w");
-    bool failed = !file || json_dumpf(array, file, JSON_INDENT(1) | JSON_REAL_PRECISION(6)) != 0 ||
-                  fputc('\n', file) == EOF;
-    if (file && !to_stdout)
-        failed = fclose(file) != 0 || failed;
+    clmoe_status status = write_json(array, file);
     json_decref(array);
-    return failed ? bench_fail(CLMOE_IO, "cannot write %s", path) : CLMOE_SUCCESS;
+    return status;
 }
 
 /* ---- The table ------------------------------------------------------------------------------- */

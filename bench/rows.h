@@ -2,8 +2,10 @@
 #ifndef BENCH_ROWS_H
 #define BENCH_ROWS_H
 
+#include "../src/cli/output.h"
 #include "bench.h"
 
+#include <jansson.h>
 #include <stdio.h>
 
 /* The case of the rows that say what the device can do at most. */
@@ -34,8 +36,11 @@ void rows_free(bench_rows *rows);
 /* median, min, p10 and p90 of the samples, which get sorted. */
 void row_set_times(bench_row *row, double *samples, uint32_t count);
 
-/* An array of objects; `path` may be "-" for standard output. */
-clmoe_status rows_write_json(const bench_rows *rows, const char *path);
+/* Indented, with a line's end behind it. */
+clmoe_status write_json(const json_t *root, output *file);
+
+/* An array of objects. */
+clmoe_status rows_write_json(const bench_rows *rows, output *file);
 
 void rows_print(const bench_rows *rows);
 

@@ -45,6 +45,8 @@ typedef struct candidate {
 
 typedef struct search {
     const bench_options *options;
+    json_t *root; /* the tuning file */
+    FILE *log;    /* what was measured is told here */
     bench_device *device;
     const tunable *of;
     inputs inputs;
@@ -83,35 +85,28 @@ static void describe(const search *s, const candidate *best, json_t *entry) {
     json_object_set_new(entry, "date", json_string(date));
 }
 
-static clmoe_status write_file(const json_t *root, const char *path) {
-    const bool written = json_dump_file(root, path, JSON_INDENT(1)) == 0;
-    return written ? CLMOE_SUCCESS : bench_fail(CLMOE_IO, "cannot write %s", path);
-}
-
 static bool same_text(const json_t *a, const json_t *b, const char *field) {
     return json_equal(json_object_get(a, field), json_object_get(b, field)) != 0;
 }
 
-/* Puts the entry, which it takes over, in the place of an older one of its device and engine. */
-static clmoe_status keep_entry(const char *path, json_t *entry) {
-    clmoe_status status = CLMOE_SUCCESS;
+/* The tuning file as it is, or an empty one. */
+static clmoe_status read_file(const output *file, json_t **root) {
     json_error_t error;
-    json_t *root =
-        access(path, F_OK) == 0 ? json_load_file(path, 0, &error) : json_pack("{s:[]}", "tuning");
+    *root = file->exists ? json_load_file(file->path, 0, &error) : json_pack("{s:[]}", "tuning");
+    if (json_is_array(json_object_get(*root, "tuning")))
+        return CLMOE_SUCCESS;
+    return bench_fail(CLMOE_BAD_FILE, "%s is not a tuning file", file->path);
+}
+
+/* Puts the entry, which it takes over, in the place of an older one of its device and engine. */
+static void keep_entry(json_t *root, json_t *entry) {
     json_t *entries = json_object_get(root, "tuning");
-    if (!json_is_array(entries))
-        TRY(bench_fail(CLMOE_BAD_FILE, "%s is not a tuning file", path));
     for (size_t i = json_array_size(entries); i-- > 0;) {
         const json_t *other = json_array_get(entries, i);
         if (same_text(other, entry, "device") && same_text(other, entry, "engine"))
             json_array_remove(entries, i);
     }
-    json_array_append(entries, entry);
-    TRY(write_file(root, path));
-done:
-    json_decref(entry);
-    json_decref(root);
-    return status;
+    json_array_append_new(entries, entry);
 }
 
 /* ---- Candidates ------------------------------------------------------------------------------ */
@@ -128,7 +123,8 @@ static clmoe_status open_context(const search *s, candidate *c) {
     c->device.clmoe = NULL;
     if (file < 0)
         TRY(bench_fail(CLMOE_IO, "cannot create %s", path));
-    TRY(write_file(root, path));
+    if (json_dumpfd(root, file, 0) != 0)
+        TRY(bench_fail(CLMOE_IO, "cannot write %s", path));
     TRY(LIB(clmoe_context_create(s->device->cl, s->device->id, &options, &c->device.clmoe)));
 done:
     if (file >= 0) {
@@ -175,6 +171,7 @@ static clmoe_status compare(const search *s, candidate *a, candidate *b, double 
     for (uint32_t round = 0; round <= repeat; round++)
         for (size_t i = 0; i < COUNT_OF(both); i++) {
             double ms = 0;
+            TRY(bench_go_on());
             TRY(device_forget(s->device));
             TRY(CL(clFinish(s->device->queue)));
             TRY(subject_time(&both[i]->subject, STEP_EXPERTS, &ms));
@@ -205,10 +202,10 @@ static clmoe_status challenge(const search *s, size_t size, uint32_t value, cand
     other->values[size] = value;
     TRY(candidate_create(s, other));
     TRY(compare(s, best, other, &ratio));
-    printf("%-6s %-7s %3u: %9.3f ms, %3u: %9.3f ms, ratio %.3f\n", s->of->engine.library,
-           s->of->sizes[size].name, (unsigned)best->values[size], best->times.median_ms,
-           (unsigned)value, other->times.median_ms, ratio);
-    fflush(stdout);
+    fprintf(s->log, "%-6s %-7s %3u: %9.3f ms, %3u: %9.3f ms, ratio %.3f\n", s->of->engine.library,
+            s->of->sizes[size].name, (unsigned)best->values[size], best->times.median_ms,
+            (unsigned)value, other->times.median_ms, ratio);
+    fflush(s->log);
     if (ratio < BETTER) {
         const candidate loser = *best;
         *best = *other;
@@ -235,7 +232,7 @@ static clmoe_status search_sizes(const search *s) {
             TRY(challenge(s, i, s->of->sizes[i].values[j], &best));
     entry = entry_of(s, best.values);
     describe(s, &best, entry);
-    TRY(keep_entry(s->options->tune, entry));
+    keep_entry(s->root, entry);
 done:
     candidate_release(&best);
     return status;
@@ -263,28 +260,45 @@ static const bench_case *choose_case(const bench_options *options, bool cpu) {
     return c->name && !c->routing_only ? c : NULL;
 }
 
-clmoe_status tune(const bench_options *options) {
+/* *tuned: how many engines were. */
+static clmoe_status search_engines(search *s, size_t *tuned) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t i = 0; i < COUNT_OF(tunables); i++) {
+        s->of = &tunables[i];
+        if (!engine_runs(s, s->of))
+            continue;
+        TRY(search_sizes(s));
+        ++*tuned;
+    }
+    if (*tuned == 0)
+        TRY(bench_fail(CLMOE_UNSUPPORTED, "nothing to tune: only cpu and tiled have sizes"));
+done:
+    return status;
+}
+
+/* Errors and signals too leave the engines tuned so far. */
+clmoe_status tune(bench_options *options) {
     clmoe_status status = CLMOE_SUCCESS;
     bench_device device = {0};
     search s = {.options = options, .device = &device};
     size_t tuned = 0;
+    s.log = options->file.to_stdout ? stderr : stdout;
+    TRY(read_file(&options->file, &s.root));
     TRY(device_open(options->device, &device));
+    TRY(options_check_cases(options, device.cpu));
     const bench_case *c = choose_case(options, device.cpu);
     if (!c)
         TRY(bench_fail(CLMOE_INVALID_ARGUMENT, "--tune needs a case with experts"));
     TRY(device_prepare(&device));
     TRY(inputs_set(&s.inputs, &device, c, options->pattern, options->type));
     TRY(reference_make(&s.inputs, &s.reference));
-    for (size_t i = 0; i < COUNT_OF(tunables); i++) {
-        s.of = &tunables[i];
-        if (!engine_runs(&s, s.of))
-            continue;
-        TRY(search_sizes(&s));
-        tuned++;
-    }
-    if (tuned == 0)
-        TRY(bench_fail(CLMOE_UNSUPPORTED, "nothing to tune: only cpu and tiled have sizes"));
+    TRY(search_engines(&s, &tuned));
 done:
+    if (tuned > 0) {
+        const clmoe_status written = write_json(s.root, &options->file);
+        status = status == CLMOE_SUCCESS ? written : status;
+    }
+    json_decref(s.root);
     reference_free(&s.reference);
     inputs_release(&s.inputs);
     device_close(&device);

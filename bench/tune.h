@@ -6,9 +6,9 @@
 
 /*
  * Tries the sizes of every chosen engine on the first chosen case, prints what was measured, and
- * writes the best into options->tune, a tuning file of clmoe_context_options: entries of other
+ * writes the best into options->file, a tuning file of clmoe_context_options: entries of other
  * devices and engines stay in it.
  */
-clmoe_status tune(const bench_options *options);
+clmoe_status tune(bench_options *options);
 
 #endif

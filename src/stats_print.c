@@ -1,25 +1,18 @@
 /* Statistics as text for people. */
+#include "stats_print.h"
 #include "status.h"
 
 #include <inttypes.h>
-#include <stdbool.h>
-#include <stddef.h>
 #include <string.h>
 
 enum { ARRAYS = 8 };
-
-typedef struct stats_field {
-    const char *name;
-    size_t offset;
-    bool is_float;
-} stats_field;
 
 #define COUNT(field)                                                                               \
     { #field, offsetof(clmoe_stats, field), false }
 #define FLOAT(field)                                                                               \
     { #field, offsetof(clmoe_stats, field), true }
 
-static const stats_field fields[] = {
+const stats_field stats_fields[] = {
     COUNT(tokens),
     COUNT(columns),
     COUNT(pairs),
@@ -52,14 +45,13 @@ static const stats_field fields[] = {
     COUNT(device_groups),
     COUNT(max_device_tokens),
     COUNT(invalid_ids),
+    {NULL, 0, false},
 };
 
-static const struct {
-    const char *name;
-    bool is_float;
-} arrays[ARRAYS] = {
-    {"load", false},      {"kept", false},       {"dropped", false}, {"rerouted", false},
-    {"importance", true}, {"weight_sums", true}, {"ema", true},      {"idle_tokens", false},
+const stats_array stats_arrays[ARRAYS + 1] = {
+    {"load", false},     {"kept", false},        {"dropped", false},
+    {"rerouted", false}, {"importance", true},   {"weight_sums", true},
+    {"ema", true},       {"idle_tokens", false}, {NULL, false},
 };
 
 /* Word `i` of the four-byte words at `base`, which may lie at any address. */
@@ -76,26 +68,26 @@ static double float_at(const unsigned char *base, size_t i) {
 }
 
 static void print_fields(FILE *file, const unsigned char *base) {
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
-        size_t word = fields[i].offset / sizeof(uint32_t);
-        if (fields[i].offset == offsetof(clmoe_stats, invalid_ids) && word_at(base, word) == 0)
+    for (const stats_field *field = stats_fields; field->name != NULL; field++) {
+        size_t word = field->offset / sizeof(uint32_t);
+        if (field->offset == offsetof(clmoe_stats, invalid_ids) && word_at(base, word) == 0)
             continue;
-        if (fields[i].is_float)
-            fprintf(file, "%-21s %.6g\n", fields[i].name, float_at(base, word));
+        if (field->is_float)
+            fprintf(file, "%-21s %.6g\n", field->name, float_at(base, word));
         else
-            fprintf(file, "%-21s %" PRIu32 "\n", fields[i].name, word_at(base, word));
+            fprintf(file, "%-21s %" PRIu32 "\n", field->name, word_at(base, word));
     }
 }
 
 static void print_experts(FILE *file, const unsigned char *base, size_t columns) {
     fprintf(file, "\n%6s", "expert");
     for (size_t a = 0; a < ARRAYS; a++)
-        fprintf(file, " %11s", arrays[a].name);
+        fprintf(file, " %11s", stats_arrays[a].name);
     fprintf(file, "\n");
     for (size_t e = 0; e < columns; e++) {
         fprintf(file, "%6zu", e);
         for (size_t a = 0; a < ARRAYS; a++) {
-            if (arrays[a].is_float)
+            if (stats_arrays[a].is_float)
                 fprintf(file, " %11.6g", float_at(base, a * columns + e));
             else
                 fprintf(file, " %11" PRIu32, word_at(base, a * columns + e));

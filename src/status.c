@@ -1,4 +1,5 @@
 #include "status.h"
+#include "printable.h"
 
 #include <locale.h>
 #include <pthread.h>
@@ -93,15 +94,17 @@ static void open_locale(void) {
 
 clmoe_status fail(clmoe_status status, const char *format, ...) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
+    char text[sizeof last_error.text];
     va_list args;
     pthread_once(&once, open_locale);
     /* 0.5 in every language; without memory for the locale, the caller's. */
     locale_t caller = plain_numbers ? uselocale(plain_numbers) : (locale_t)0;
     va_start(args, format);
-    vsnprintf(last_error.text, sizeof last_error.text, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (plain_numbers)
         uselocale(caller);
+    printable(text, last_error.text, sizeof last_error.text);
     return status;
 }
 

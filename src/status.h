@@ -24,7 +24,10 @@
 #define CLMOE_PRINTF(format_index)
 #endif
 
-/* Stores the sentence for clmoe_last_error() and returns `status`: return fail(...). */
+/*
+ * Stores the sentence for clmoe_last_error() and returns `status`: return fail(...). Names from
+ * files may be in it as they are: the sentence is made printable.
+ */
 clmoe_status fail(clmoe_status status, const char *format, ...) CLMOE_PRINTF(2);
 
 /*

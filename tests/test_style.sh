@@ -32,7 +32,7 @@ without() {
 # level FILE: 0 status, 1 the OpenCL floor and files, 2 engines, 3 layer, 4 steps, 5 pipeline, 6 tool
 level() {
     case $1 in
-    src/status.* | src/types.* | src/sources.h | *clmoe/*.h | *.clh | kernels.c) echo 0 ;;
+    src/status.* | src/printable.* | src/types.* | src/sources.h | *clmoe/*.h | *.clh | kernels.c) echo 0 ;;
     src/context.* | src/tuning.* | src/device.* | src/program.* | src/cache.* | src/launch.* | src/profile.*) echo 1 ;;
     src/io/*) echo 1 ;;
     src/gemm/*) echo 2 ;;

@@ -1,15 +1,18 @@
 /* clmoe balance: a controller of the load on the router of a checkpoint, batch after batch. */
 #include "../layer.h"
+#include "../printable.h"
 #include "cli.h"
+#include "input.h"
+#include "interrupt.h"
+#include "output.h"
 #include "report.h"
 #include "session.h"
 #include "tensors.h"
 
-#include <getopt.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char usage[] =
     "Usage: clmoe balance MODEL_DIR --layer N --input FILE --tensor NAME [OPTION]...\n"
@@ -19,7 +22,7 @@ static const char usage[] =
     "\n"
     "  MODEL_DIR            holds config.json and model.safetensors, or shards with their index\n"
     "  --layer N            the layer, counted from 0\n"
-    "  --input FILE         a safetensors file\n"
+    "  --input FILE         a safetensors file, - for standard input\n"
     "  --tensor NAME        its tensor to route, [T,D] or [B,S,D]\n"
     "\n"
     "Options:\n"
@@ -29,22 +32,28 @@ static const char usage[] =
     "                       b += G * (mean load - load) / mean load; none\n"
     "  --gamma G            the rate G (default 0.001)\n"
     "  --steps N            batches (default 100)\n"
-    "  --csv FILE           writes a line per step to a new file\n"
-    "  --device I           the device, as clmoe devices counts (default: the first GPU, else 0)\n"
+    "  --csv FILE           writes a line per step to a file; - is standard output, instead of the\n"
+    "                       report\n"
+    "  --force              overwrites the file of --csv if there is one\n"
+    "  --json               prints one JSON object instead of the report\n"
+    "  --device D           the device: its number in clmoe devices, or part of its name or its\n"
+    "                       platform's (default: the first GPU, else 0)\n"
     "  --no-cache           compiles anew: no program is read from or written to the user's cache\n"
     "  --help               this text\n"
     "  --version            the version\n"
     "\n"
-    "Exit status: 0 success, 2 bad input.\n";
+    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N: what there is are then the\n"
+    "steps until that.\n";
 
 enum { CHART_ROWS = 12, LABEL_COLUMNS = 10, MAX_STEPS = 1000000 };
 
 typedef struct balance_options {
-    const char *model, *assume, *input, *tensor, *csv;
+    const char *model, *assume, *input, *tensor, *device;
+    output csv;
     clmoe_bias_rule rule;
-    uint32_t layer, device, steps;
+    uint32_t layer, steps;
     double gamma;
-    bool layer_given, device_given, no_cache;
+    bool json, no_cache;
 } balance_options;
 
 typedef enum buffer_id {
@@ -75,7 +84,7 @@ typedef struct balance_session {
 } balance_session;
 
 enum {
-    OPT_LAYER = 256,
+    OPT_LAYER,
     OPT_ASSUME,
     OPT_INPUT,
     OPT_TENSOR,
@@ -83,107 +92,105 @@ enum {
     OPT_GAMMA,
     OPT_STEPS,
     OPT_CSV,
+    OPT_FORCE,
+    OPT_JSON,
     OPT_DEVICE,
     OPT_NO_CACHE,
-    OPT_VERSION,
 };
 
-static const struct option long_options[] = {
-    {"layer", required_argument, NULL, OPT_LAYER},
-    {"assume", required_argument, NULL, OPT_ASSUME},
-    {"input", required_argument, NULL, OPT_INPUT},
-    {"tensor", required_argument, NULL, OPT_TENSOR},
-    {"controller", required_argument, NULL, OPT_CONTROLLER},
-    {"gamma", required_argument, NULL, OPT_GAMMA},
-    {"steps", required_argument, NULL, OPT_STEPS},
-    {"csv", required_argument, NULL, OPT_CSV},
-    {"device", required_argument, NULL, OPT_DEVICE},
-    {"no-cache", no_argument, NULL, OPT_NO_CACHE},
-    {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, OPT_VERSION},
-    {NULL, 0, NULL, 0},
+static const cli_option table[] = {
+    [OPT_LAYER] = {.name = "layer", .has_value = true},
+    [OPT_ASSUME] = {.name = "assume", .has_value = true},
+    [OPT_INPUT] = {.name = "input", .has_value = true},
+    [OPT_TENSOR] = {.name = "tensor", .has_value = true},
+    [OPT_CONTROLLER] = {.name = "controller", .has_value = true},
+    [OPT_GAMMA] = {.name = "gamma", .has_value = true},
+    [OPT_STEPS] = {.name = "steps", .has_value = true},
+    [OPT_CSV] = {.name = "csv", .has_value = true},
+    [OPT_FORCE] = {.name = "force", .needs = "csv"},
+    [OPT_JSON] = {.name = "json"},
+    [OPT_DEVICE] = {.name = "device", .has_value = true},
+    [OPT_NO_CACHE] = {.name = "no-cache"},
 };
 
 /* ---- Options ------------------------------------------------------------------------------- */
 
 static const char *const controllers[] = {"none", "bias", "proportional"}; /* by clmoe_bias_rule */
 
-static clmoe_status parse_controller(const char *text, clmoe_bias_rule *rule) {
+static bool parse_controller(const char *text, clmoe_bias_rule *rule, problem *why) {
     for (size_t i = 0; i < sizeof controllers / sizeof controllers[0]; i++)
         if (strcmp(text, controllers[i]) == 0) {
             *rule = (clmoe_bias_rule)i;
-            return CLMOE_SUCCESS;
+            return true;
         }
-    return fail(CLMOE_INVALID_ARGUMENT,
-                "--controller is '%s', but must be bias, proportional or none", text);
+    return problem_set(why, "--controller is '%s', but must be bias, proportional or none", text);
 }
 
-static clmoe_status parse_option(balance_options *o, int option, char **argv) {
+static bool set_value(balance_options *o, int option, const char *text, problem *why) {
     switch (option) {
     case OPT_LAYER:
-        o->layer_given = true;
-        return parse_u32("--layer", optarg, 0, UINT32_MAX, &o->layer);
-    case OPT_ASSUME:
-        o->assume = optarg;
-        return CLMOE_SUCCESS;
-    case OPT_INPUT:
-        o->input = optarg;
-        return CLMOE_SUCCESS;
-    case OPT_TENSOR:
-        o->tensor = optarg;
-        return CLMOE_SUCCESS;
+        return cli_u32("--layer", text, 0, UINT32_MAX, &o->layer, why);
     case OPT_CONTROLLER:
-        return parse_controller(optarg, &o->rule);
+        return parse_controller(text, &o->rule, why);
     case OPT_GAMMA:
-        return parse_real("--gamma", optarg, &o->gamma);
+        return cli_real("--gamma", text, &o->gamma, why);
     case OPT_STEPS:
-        return parse_u32("--steps", optarg, 1, MAX_STEPS, &o->steps);
-    case OPT_CSV:
-        o->csv = optarg;
-        return CLMOE_SUCCESS;
-    case OPT_DEVICE:
-        o->device_given = true;
-        return parse_u32("--device", optarg, 0, UINT32_MAX, &o->device);
-    case OPT_NO_CACHE:
-        o->no_cache = true;
-        return CLMOE_SUCCESS;
-    default:
-        return option_refused(argv, option);
+        return cli_u32("--steps", text, 1, MAX_STEPS, &o->steps, why);
+    default: { /* a text */
+        const char **const texts[] = {[OPT_ASSUME] = &o->assume,
+                                      [OPT_INPUT] = &o->input,
+                                      [OPT_TENSOR] = &o->tensor,
+                                      [OPT_CSV] = &o->csv.path,
+                                      [OPT_DEVICE] = &o->device};
+        *texts[option] = text;
+        return true;
+    }
     }
 }
 
-static clmoe_status check_options(const balance_options *o) {
-    const char *missing = o->model == NULL    ? "MODEL_DIR"
-                          : !o->layer_given   ? "--layer"
-                          : o->input == NULL  ? "--input"
-                          : o->tensor == NULL ? "--tensor"
-                                              : NULL;
+static bool check_csv(balance_options *o, bool force, problem *why) {
+    if (o->csv.path == NULL)
+        return true;
+    const bool right = output_check(&o->csv, "--csv", o->csv.path, force, why);
+    if (output_is_file(&o->csv, o->input))
+        return problem_set(why, "--csv %s is the same file as --input", o->csv.path);
+    if (o->csv.to_stdout && o->json)
+        return problem_set(why, "--csv %s and --json both write to standard output", o->csv.path);
+    return right;
+}
+
+static bool check_options(balance_options *o, const cli_parser *parser, problem *why) {
+    const char *missing = o->model == NULL            ? "MODEL_DIR"
+                          : !parser->given[OPT_LAYER] ? "--layer"
+                          : o->input == NULL          ? "--input"
+                          : o->tensor == NULL         ? "--tensor"
+                                                      : NULL;
     if (missing != NULL)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is missing; see --help", missing);
-    if (o->csv != NULL && access(o->csv, F_OK) == 0)
-        return fail(CLMOE_INVALID_ARGUMENT, "--csv %s exists already", o->csv);
-    return CLMOE_SUCCESS;
+        return problem_set(why, "%s is missing; see --help", missing);
+    if (o->rule == CLMOE_BIAS_NONE && parser->given[OPT_GAMMA])
+        return problem_set(why, "--gamma does not go with --controller none, which has no rate");
+    o->json = parser->given[OPT_JSON] > 0;
+    o->no_cache = parser->given[OPT_NO_CACHE] > 0;
+    return check_csv(o, parser->given[OPT_FORCE] > 0, why);
 }
 
 /* *stop: after --help and --version there is nothing to run. */
 static clmoe_status parse_options(balance_options *o, int argc, char **argv, bool *stop) {
     clmoe_status status = CLMOE_SUCCESS;
+    cli_parser parser = {.options = table, .count = sizeof table / sizeof table[0]};
+    problem why;
     int option;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, ":h", long_options, NULL)) != -1) {
-        *stop = option == 'h' || option == OPT_VERSION;
-        if (option == 'h')
-            fputs(usage, stdout);
-        if (option == OPT_VERSION)
-            print_version();
-        if (*stop)
-            return CLMOE_SUCCESS;
-        TRY(parse_option(o, option, argv));
+    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
+        if (table[option].has_value)
+            TRY(checked(set_value(o, option, parser.value, &why), &why));
+    *stop = option == CLI_HELP || option == CLI_VERSION;
+    if (*stop) {
+        print_usage(option, usage);
+        return CLMOE_SUCCESS;
     }
-    o->model = optind < argc ? argv[optind] : NULL;
-    if (optind + 1 < argc)
-        TRY(fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'; see --help", argv[optind + 1]));
-    TRY(check_options(o));
+    TRY(checked(option == CLI_END && cli_at_most(1, argc, argv, &why), &why));
+    o->model = cli_word(argc, argv);
+    TRY(checked(check_options(o, &parser, &why), &why));
 done:
     return status;
 }
@@ -198,7 +205,7 @@ static clmoe_status read_files(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
     TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
-    TRY(safetensors_open(o->input, &s->input));
+    TRY(input_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->tokens, &s->x));
     s->steps = calloc(o->steps, sizeof *s->steps);
     if (s->steps == NULL)
@@ -212,7 +219,7 @@ static clmoe_status open_layer(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_layer_desc biased;
     s->desc.type = s->desc.weight_type = CLMOE_F32;
-    TRY(session_open(&s->device, o->device_given ? &o->device : NULL, !o->no_cache));
+    TRY(session_open(&s->device, o->device, !o->no_cache));
     TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl, s->device.queue,
                                 &s->weights));
     biased = s->desc;
@@ -316,12 +323,16 @@ done:
     return status;
 }
 
-static clmoe_status run_steps(const balance_options *o, balance_session *s) {
+/* o->steps becomes the steps until a signal. */
+static clmoe_status run_steps(balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_buffers(s));
     TRY(begin(s));
-    for (uint32_t i = 0; i < o->steps; i++)
+    for (uint32_t i = 0; i < o->steps; i++) {
         TRY(step(o, s, &s->steps[i]));
+        if (interrupt_signal() != 0)
+            o->steps = i + 1;
+    }
 done:
     return status;
 }
@@ -362,15 +373,21 @@ static void print_chart(const balance_session *s, uint32_t steps) {
     printf("\n         step 0 to %u\n\n", (unsigned)(steps - 1));
 }
 
-static void print_report(const balance_options *o, const balance_session *s) {
+static uint32_t least_step(const balance_options *o, const balance_session *s) {
     uint32_t least = 0;
     for (uint32_t i = 1; i < o->steps; i++)
         if (s->steps[i].max_violation < s->steps[least].max_violation)
             least = i;
+    return least;
+}
+
+static void print_report(const balance_options *o, const balance_session *s) {
+    const uint32_t least = least_step(o, s);
     const char *assumed = clmoe_checkpoint_assumed(s->checkpoint, o->layer);
-    printf("%s layer %u%s%s on %s\n", clmoe_checkpoint_model_type(s->checkpoint),
-           (unsigned)o->layer, assumed ? ", taken for " : "", assumed ? assumed : "",
-           s->device.name);
+    char model[256];
+    printable(clmoe_checkpoint_model_type(s->checkpoint), model, sizeof model);
+    printf("%s layer %u%s%s on %s\n", model, (unsigned)o->layer, assumed ? ", taken for " : "",
+           assumed ? assumed : "", s->device.name);
     printf("routing   %u tokens, %u experts, top %u; controller %s, gamma %g\n",
            (unsigned)s->tokens, (unsigned)s->desc.num_experts, (unsigned)s->desc.top_k,
            controllers[o->rule], o->gamma);
@@ -380,20 +397,55 @@ static void print_report(const balance_options *o, const balance_session *s) {
            (double)s->steps[least].max_violation, (unsigned)least);
 }
 
-/* "wx": an existing file is never overwritten. */
-static clmoe_status write_csv(const balance_options *o, const balance_session *s) {
-    FILE *file = fopen(o->csv, "wx");
+static json_t *step_json(const clmoe_stats *seen, uint32_t step) {
+    return json_pack("{sI sf sf sI sI sI}", "step", (json_int_t)step, "max_violation",
+                     (double)seen->max_violation, "load_entropy", (double)seen->load_entropy,
+                     "min_load", (json_int_t)seen->min_load, "max_load", (json_int_t)seen->max_load,
+                     "idle_experts", (json_int_t)seen->idle_experts);
+}
+
+static clmoe_status print_json(const balance_options *o, const balance_session *s) {
+    const char *assumed = clmoe_checkpoint_assumed(s->checkpoint, o->layer);
+    json_t *steps = json_array();
+    for (uint32_t i = 0; i < o->steps; i++)
+        json_array_append_new(steps, step_json(&s->steps[i], i));
+    json_t *object = json_pack(
+        "{ss ss? sI ss sI sI sI ss sf so}", "model_type",
+        clmoe_checkpoint_model_type(s->checkpoint), "assumed", assumed, "layer",
+        (json_int_t)o->layer, "device", s->device.name, "tokens", (json_int_t)s->tokens,
+        "num_experts", (json_int_t)s->desc.num_experts, "top_k", (json_int_t)s->desc.top_k,
+        "controller", controllers[o->rule], "gamma", o->gamma, "steps", steps);
+    bool written =
+        object != NULL &&
+        json_dumpf(object, stdout, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9)) == 0;
+    putchar('\n');
+    json_decref(object);
+    return written ? CLMOE_SUCCESS : fail(CLMOE_IO, "cannot write the report as JSON");
+}
+
+static clmoe_status write_csv(balance_options *o, const balance_session *s) {
+    problem why;
+    FILE *file = output_open(&o->csv, &why);
     if (file == NULL)
-        return fail(CLMOE_IO, "%s: cannot be created as a new file", o->csv);
+        return fail(CLMOE_IO, "%s", why.text);
     fprintf(file, "step,max_violation,load_entropy,min_load,max_load,idle_experts\n");
     for (uint32_t i = 0; i < o->steps; i++)
         fprintf(file, "%u,%.9g,%.9g,%u,%u,%u\n", (unsigned)i, (double)s->steps[i].max_violation,
                 (double)s->steps[i].load_entropy, (unsigned)s->steps[i].min_load,
                 (unsigned)s->steps[i].max_load, (unsigned)s->steps[i].idle_experts);
-    bool failed = ferror(file) != 0;
-    if (fclose(file) != 0 || failed)
-        return fail(CLMOE_IO, "%s: cannot be written", o->csv);
-    return CLMOE_SUCCESS;
+    return output_close(&o->csv, &why) ? CLMOE_SUCCESS : fail(CLMOE_IO, "%s", why.text);
+}
+
+static clmoe_status report(balance_options *o, const balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (o->csv.path != NULL)
+        TRY(write_csv(o, s));
+    if (o->json)
+        return print_json(o, s);
+    if (!o->csv.to_stdout)
+        print_report(o, s);
+done:
+    return status;
 }
 
 static void release(balance_session *s) {
@@ -422,14 +474,15 @@ int balance_main(int argc, char **argv) {
     TRY(read_files(&options, &session));
     TRY(open_layer(&options, &session));
     TRY(run_steps(&options, &session));
-    if (options.csv != NULL)
-        TRY(write_csv(&options, &session));
-    print_report(&options, &session);
-done:
+    TRY(report(&options, &session));
+done:;
+    int code = EXIT_OK;
     if (status != CLMOE_SUCCESS)
-        exit_with_error("balance");
+        code = exit_with_error("balance");
+    else if (interrupt_signal() != 0)
+        code = exit_interrupted("balance", "what there is are the steps until that");
     if (status == CLMOE_BUILD_FAILED && session.device.log != NULL)
         fputs(session.device.log, stderr);
     release(&session);
-    return status != CLMOE_SUCCESS ? EXIT_BAD_INPUT : EXIT_OK;
+    return code;
 }

@@ -4,37 +4,28 @@
 
 #include "../layer.h"
 
+/* The steps of a profile that a table of times has, in its order. */
 typedef enum step_id {
     STEP_SCORE,
     STEP_TOPK,
     STEP_PLAN,
     STEP_DISPATCH, /* only for engines that do not gather by themselves */
     STEP_EXPERTS,
+    STEP_SHARED,
     STEP_COMBINE,
-    STEP_STATS,
+    STEP_BALANCE,
     STEP_COUNT
 } step_id;
 
 extern const char *const step_names[STEP_COUNT];
 
 typedef enum batch_buffer {
-    BATCH_X,           /* [T,D], of the layer's type, like the other rows of D */
-    BATCH_Y,           /* [T,D], of the layer's type, like the other rows of D */
-    BATCH_SAVED,       /* clmoe_layer_memory() */
-    BATCH_SCRATCH,     /* clmoe_layer_memory() */
-    BATCH_STATS,       /* clmoe_stats_size() */
-    BATCH_LOSSES,      /* [num_losses] f32 */
-    BATCH_LOGITS,      /* [T,R] f32; this and the rest for the single steps */
-    BATCH_SCORES,      /* [T,R] f32 */
-    BATCH_IDS,         /* [T,K] i32 */
-    BATCH_WEIGHTS,     /* [T,K] f32 */
-    BATCH_LIVE,        /* [T] i32 */
-    BATCH_PLAN,        /* clmoe_plan_layout */
-    BATCH_XE,          /* [S,D] */
-    BATCH_YE,          /* [S,D] */
-    BATCH_SHARED,      /* [T,D], a stand-in for the shared expert's output */
-    BATCH_SHARED_GATE, /* [T] f32, likewise */
-    BATCH_STEP_Y,      /* [T,D] */
+    BATCH_X,       /* [T,D], of the layer's type, like the other rows of D */
+    BATCH_Y,       /* [T,D], of the layer's type, like the other rows of D */
+    BATCH_SAVED,   /* clmoe_layer_memory() */
+    BATCH_SCRATCH, /* clmoe_layer_memory() */
+    BATCH_STATS,   /* clmoe_stats_size() */
+    BATCH_LOSSES,  /* [num_losses] f32 */
     BATCH_COUNT
 } batch_buffer;
 
@@ -49,8 +40,9 @@ typedef struct batch {
     cl_mem buffers[BATCH_COUNT];
 } batch;
 
-/* Milliseconds; a step that does not run has a negative time. */
+/* Milliseconds; a step that the layer does not have has a negative time. */
 typedef struct batch_times {
+    uint32_t runs; /* whose medians they are */
     double forward;
     double steps[STEP_COUNT];
 } batch_times;
@@ -65,7 +57,8 @@ clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats);
 /* Reads the values [num_losses] of the last batch_forward(). */
 clmoe_status batch_losses(batch *b, float *values);
 
-/* Medians over `repeat` runs of the whole layer and of its steps one by one. */
+/* Medians of the layer and its steps over `repeat` runs, or as many as there were until a signal.
+ */
 clmoe_status batch_time(batch *b, uint32_t repeat, batch_times *times);
 
 #endif

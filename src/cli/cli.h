@@ -3,6 +3,7 @@
 #define CLMOE_CLI_H
 
 #include "../status.h"
+#include "options.h"
 
 #include <stdbool.h>
 
@@ -13,21 +14,16 @@ int devices_main(int argc, char **argv);
 int run_main(int argc, char **argv);
 int balance_main(int argc, char **argv);
 
-/* "clmoe 0.1.0" on stdout. */
-void print_version(void);
-
 /* Prints "clmoe COMMAND: SENTENCE" on stderr, the sentence of the last failure. */
 int exit_with_error(const char *command);
 
-/* The sentence for what getopt_long() just refused; `code` is what it returned, ':' or '?'. */
-clmoe_status option_refused(char **argv, int code);
+/* The exit code of a command that a signal stopped; prints the signal and what is left of it. */
+int exit_interrupted(const char *command, const char *what);
 
-/*
- * Values of options: the whole text must be a number in range, or the sentence names the option.
- * A real number is finite and not negative.
- */
-clmoe_status parse_u32(const char *option, const char *text, uint32_t min, uint32_t max,
-                       uint32_t *value);
-clmoe_status parse_real(const char *option, const char *text, double *value);
+/* Success, or the sentence of `why` kept: TRY(checked(cli_u32(...), &why)). */
+clmoe_status checked(bool right, const problem *why);
+
+/* The usage of a command on stdout for CLI_HELP, the version for CLI_VERSION. */
+void print_usage(int option, const char *usage);
 
 #endif

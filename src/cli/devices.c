@@ -1,7 +1,6 @@
 /* clmoe devices: the OpenCL devices, and the engines that would run on each. */
 #include "device_list.h"
 
-#include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +8,7 @@
 
 static const char usage[] =
     "Usage: clmoe devices [--json] [--no-cache]\n"
-    "Lists the OpenCL devices: index (for clmoe run --device), platform, device, driver, memory and\n"
+    "Lists the OpenCL devices: index (for --device), platform, device, driver, memory and\n"
     "the engines that would run there. An asterisk marks the default device.\n"
     "\n"
     "Options:\n"
@@ -110,7 +109,7 @@ static clmoe_status list_devices(bool as_json, bool no_cache) {
         json_decref(facts.engines);
     }
     if (as_json) {
-        json_dumpf(array, stdout, JSON_INDENT(2));
+        json_dumpf(array, stdout, JSON_INDENT(2) | JSON_ENSURE_ASCII);
         putchar('\n');
     }
 done:
@@ -120,38 +119,20 @@ done:
 }
 
 int devices_main(int argc, char **argv) {
-    enum { OPT_JSON = 256, OPT_NO_CACHE, OPT_HELP, OPT_VERSION };
-    static const struct option options[] = {{"json", no_argument, NULL, OPT_JSON},
-                                            {"no-cache", no_argument, NULL, OPT_NO_CACHE},
-                                            {"help", no_argument, NULL, OPT_HELP},
-                                            {"version", no_argument, NULL, OPT_VERSION},
-                                            {NULL, 0, NULL, 0}};
-    bool as_json = false, no_cache = false;
+    enum { OPT_JSON, OPT_NO_CACHE };
+    static const cli_option table[] = {
+        [OPT_JSON] = {.name = "json"}, [OPT_NO_CACHE] = {.name = "no-cache"}};
+    cli_parser parser = {.options = table, .count = sizeof table / sizeof table[0]};
+    problem why;
     int option;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, ":h", options, NULL)) != -1) {
-        switch (option) {
-        case OPT_JSON:
-            as_json = true;
-            break;
-        case OPT_NO_CACHE:
-            no_cache = true;
-            break;
-        case OPT_HELP:
-        case 'h':
-            fputs(usage, stdout);
-            return EXIT_OK;
-        case OPT_VERSION:
-            print_version();
-            return EXIT_OK;
-        default:
-            option_refused(argv, option);
-            return exit_with_error("devices");
-        }
+    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
+        ;
+    if (option == CLI_HELP || option == CLI_VERSION) {
+        print_usage(option, usage);
+        return EXIT_OK;
     }
-    if (optind < argc) {
-        fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'; see --help", argv[optind]);
-        return exit_with_error("devices");
-    }
-    return list_devices(as_json, no_cache) == CLMOE_SUCCESS ? EXIT_OK : exit_with_error("devices");
+    clmoe_status status = checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why);
+    if (status == CLMOE_SUCCESS)
+        status = list_devices(parser.given[OPT_JSON] > 0, parser.given[OPT_NO_CACHE] > 0);
+    return status == CLMOE_SUCCESS ? EXIT_OK : exit_with_error("devices");
 }

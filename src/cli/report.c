@@ -1,9 +1,13 @@
 #include "report.h"
+#include "../printable.h"
+#include "../stats_print.h"
 #include "../types.h"
 
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -12,15 +16,28 @@
 #define FOLDED_BARS 32
 
 /* Array 0 load, 1 kept, 2 dropped, each [R], behind the statistics. */
-static const uint32_t *stats_array(const clmoe_stats *stats, uint32_t which) {
+static const uint32_t *counts_of(const clmoe_stats *stats, uint32_t which) {
     return (const uint32_t *)(stats + 1) + (size_t)which * stats->columns;
 }
 
+/* $COLUMNS, or 0 if it is no number of columns. */
+static int columns_wanted(void) {
+    const char *text = getenv("COLUMNS");
+    const size_t length = text != NULL ? strlen(text) : 0;
+    if (length == 0 || length > 4 || strspn(text, "0123456789") < length)
+        return 0;
+    return atoi(text);
+}
+
 int terminal_width(void) {
+    enum { LEAST = 40, MOST = 240, USUAL = 80, USUAL_MOST = 120 };
     struct winsize size;
+    int width = columns_wanted();
+    if (width > 0)
+        return width < LEAST ? LEAST : width > MOST ? MOST : width;
     bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
-    int width = known ? size.ws_col : 80;
-    return width < 40 ? 40 : width > 120 ? 120 : width;
+    width = known ? size.ws_col : USUAL;
+    return width < LEAST ? LEAST : width > USUAL_MOST ? USUAL_MOST : width;
 }
 
 static uint64_t range_sum(const uint32_t *values, uint32_t first, uint32_t end) {
@@ -31,8 +48,8 @@ static uint64_t range_sum(const uint32_t *values, uint32_t first, uint32_t end) 
 }
 
 static void print_bar(const clmoe_stats *stats, uint32_t first, uint32_t end, double scale) {
-    uint64_t load = range_sum(stats_array(stats, 0), first, end);
-    uint64_t kept = range_sum(stats_array(stats, 1), first, end);
+    uint64_t load = range_sum(counts_of(stats, 0), first, end);
+    uint64_t kept = range_sum(counts_of(stats, 1), first, end);
     int full = (int)lround((double)load * scale), solid = (int)lround((double)kept * scale);
     char label[32];
     if (end - first == 1)
@@ -50,7 +67,7 @@ static void print_load(const clmoe_stats *stats, uint32_t experts) {
     uint64_t most = 1;
     for (uint32_t e = 0; e < experts; e += step) {
         uint32_t end = e + step < experts ? e + step : experts;
-        uint64_t load = range_sum(stats_array(stats, 0), e, end);
+        uint64_t load = range_sum(counts_of(stats, 0), e, end);
         most = load > most ? load : most;
     }
     double width = (double)(terminal_width() - 22), scale = width / (double)most;
@@ -63,7 +80,8 @@ static void print_load(const clmoe_stats *stats, uint32_t experts) {
 
 static void print_head(const run_report *r) {
     const clmoe_layer_desc *desc = r->desc;
-    const char *model = r->model_type[0] != '\0' ? r->model_type : "no model_type";
+    char model[256];
+    printable(r->model_type[0] != '\0' ? r->model_type : "no model_type", model, sizeof model);
     printf("model     %s, layer %u%s%s\n", model, (unsigned)r->layer,
            r->assumed ? ", taken for " : "", r->assumed ? r->assumed : "");
     printf("layer     E %u experts, K %u per token, D %u, H %u", (unsigned)desc->num_experts,
@@ -92,15 +110,14 @@ static void print_balance(const run_report *r) {
 }
 
 static void print_times(const run_report *r) {
-    printf("\ntime      ms, median of %u\n", (unsigned)r->repeat);
+    printf("\ntime      ms, median of %u\n", (unsigned)r->times.runs);
     for (int i = 0; i < STEP_COUNT; i++) {
         if (r->times.steps[i] >= 0)
             printf("  %-8s%10.3f\n", step_names[i], r->times.steps[i]);
-        else
+        else if (i == STEP_DISPATCH)
             printf("  %-8s%10s  in experts\n", step_names[i], "-");
     }
-    printf("  %-8s%10.3f  the whole layer%s\n", "forward", r->times.forward,
-           r->desc->shared.hidden_dim > 0 ? ", with the shared expert" : "");
+    printf("  %-8s%10.3f  the whole layer\n", "forward", r->times.forward);
 }
 
 static void print_losses(const run_report *r) {
@@ -136,7 +153,7 @@ static json_t *json_number_or_null(double value) {
 static json_t *json_counts(const clmoe_stats *stats, uint32_t which) {
     json_t *array = json_array();
     for (uint32_t i = 0; i < stats->columns; i++)
-        json_array_append_new(array, json_integer(stats_array(stats, which)[i]));
+        json_array_append_new(array, json_integer(counts_of(stats, which)[i]));
     return array;
 }
 
@@ -154,6 +171,7 @@ static json_t *json_losses(const run_report *r) {
 
 static json_t *json_times(const batch_times *times) {
     json_t *object = json_object();
+    json_object_set_new(object, "runs", json_integer(times->runs));
     json_object_set_new(object, "forward", json_real(times->forward));
     for (int i = 0; i < STEP_COUNT; i++)
         json_object_set_new(object, step_names[i],
@@ -190,6 +208,34 @@ static void set_stats(json_t *object, const clmoe_stats *stats) {
     json_object_set_new(object, "nonfinite_tokens", json_integer(stats->nonfinite_tokens));
 }
 
+static json_t *stats_value(const void *base, size_t index, bool is_float) {
+    const uint32_t *words = base;
+    float value;
+    memcpy(&value, &words[index], sizeof value);
+    return is_float ? json_number_or_null((double)value) : json_integer(words[index]);
+}
+
+/* Every statistic: the fields, the arrays by expert, and what each device group gets. */
+static json_t *stats_json(const clmoe_stats *stats) {
+    const uint32_t *behind = (const uint32_t *)(stats + 1);
+    json_t *object = json_object(), *experts = json_object(), *groups = json_array();
+    for (const stats_field *f = stats_fields; f->name != NULL; f++)
+        json_object_set_new(object, f->name,
+                            stats_value(stats, f->offset / sizeof(uint32_t), f->is_float));
+    for (const stats_array *a = stats_arrays; a->name != NULL; a++) {
+        json_t *array = json_array();
+        for (uint32_t e = 0; e < stats->columns; e++)
+            json_array_append_new(array, stats_value(behind, e, a->is_float));
+        json_object_set_new(experts, a->name, array);
+        behind += stats->columns;
+    }
+    for (uint32_t d = 0; d < stats->device_groups; d++)
+        json_array_append_new(groups, json_integer(behind[d]));
+    json_object_set_new(object, "experts", experts);
+    json_object_set_new(object, "device_tokens", groups);
+    return object;
+}
+
 clmoe_status report_json(const run_report *r) {
     json_t *object = json_object();
     set_layer(object, r);
@@ -200,7 +246,10 @@ clmoe_status report_json(const run_report *r) {
     json_object_set_new(object, "pass", r->checked ? json_boolean(r->pass) : json_null());
     json_object_set_new(object, "losses", json_losses(r));
     json_object_set_new(object, "milliseconds", json_times(&r->times));
-    int failed = json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    if (r->all_stats)
+        json_object_set_new(object, "statistics", stats_json(r->stats));
+    int failed =
+        json_dumpf(object, stdout, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
     putchar('\n');
     json_decref(object);
     return failed ? fail(CLMOE_IO, "cannot write the report as JSON") : CLMOE_SUCCESS;

@@ -19,14 +19,13 @@ typedef struct run_report {
     const clmoe_loss_desc *losses;
     uint32_t num_losses;
     const float *loss_values; /* [num_losses] */
-    uint32_t repeat;
     batch_times times;
     bool checked; /* there was an expected tensor; the three below hold */
     double relative_error, tolerance;
     bool pass;
 } run_report;
 
-/* Columns of the terminal, 40 to 120; 80 where there is none. */
+/* $COLUMNS, 40 to 240, or the columns of the terminal, 40 to 120, or 80. */
 int terminal_width(void);
 
 clmoe_status report_text(const run_report *report);

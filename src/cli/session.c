@@ -1,5 +1,6 @@
 #include "session.h"
 #include "device_list.h"
+#include "device_name.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,17 +19,28 @@ clmoe_status open_model(const char *directory, const char *assume, clmoe_checkpo
     return clmoe_checkpoint_open(directory, &options, out);
 }
 
-clmoe_status session_open(device_session *s, const uint32_t *index, bool cache) {
+/* The device that --device means; NULL: the preferred one. */
+static clmoe_status pick_device(const device_list *list, const char *wanted, uint32_t *picked) {
+    *picked = list->preferred;
+    if (wanted == NULL)
+        return CLMOE_SUCCESS;
+    for (*picked = 0; *picked < list->count; ++*picked)
+        if (device_is_meant(list->entries[*picked].device, *picked, wanted))
+            return CLMOE_SUCCESS;
+    problem why;
+    device_not_found(wanted, list->count, &why);
+    return checked(false, &why);
+}
+
+clmoe_status session_open(device_session *s, const char *wanted, bool cache) {
     clmoe_status status = CLMOE_SUCCESS;
     device_list list;
     cl_int code;
+    uint32_t picked = 0;
     clmoe_context_options options;
     char cache_path[CACHE_PATH_SIZE];
     TRY(device_list_get(&list));
-    uint32_t picked = index != NULL ? *index : list.preferred;
-    if (picked >= list.count)
-        TRY(fail(CLMOE_INVALID_ARGUMENT, "--device is %u, but clmoe devices lists %u, from 0",
-                 (unsigned)picked, (unsigned)list.count));
+    TRY(pick_device(&list, wanted, &picked));
     cl_device_id device = list.entries[picked].device;
     device_text(device, CL_DEVICE_NAME, s->name, sizeof s->name);
     s->cl = clCreateContext(NULL, 1, &device, NULL, NULL, &code);

@@ -13,9 +13,11 @@ typedef struct device_session {
     char *log;      /* the OpenCL compiler's last words, for a kernel that does not build */
 } device_session;
 
-/* Device `*index` of `clmoe devices`; NULL: the preferred one. `cache`: the user's program cache.
+/*
+ * Opens the device that `wanted` means, a number of `clmoe devices` or part of a name; NULL: the
+ * preferred one. `cache`: with the user's program cache.
  */
-clmoe_status session_open(device_session *s, const uint32_t *index, bool cache);
+clmoe_status session_open(device_session *s, const char *wanted, bool cache);
 /* Allowed on what session_open() left after an error. */
 void session_close(device_session *s);
 

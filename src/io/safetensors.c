@@ -375,6 +375,15 @@ done:
     return status;
 }
 
+clmoe_status safetensors_open(const char *path, safetensors **out) {
+    *out = NULL;
+    /* O_NONBLOCK: a FIFO must not make us wait for a writer. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return fail(CLMOE_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    return safetensors_open_fd(fd, path, out);
+}
+
 void safetensors_close(safetensors *file) {
     if (file == NULL)
         return;
@@ -463,33 +472,18 @@ static bool write_file(FILE *stream, const char *header, const float *values, si
            write_floats(stream, values, count) && fflush(stream) == 0;
 }
 
-clmoe_status safetensors_write_f32(const char *path, const char *name, uint64_t rows, uint64_t cols,
-                                   const float *values) {
+clmoe_status safetensors_write_f32(FILE *stream, const char *path, const char *name, uint64_t rows,
+                                   uint64_t cols, const float *values) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t count, bytes, path_bytes = strlen(path) + 32;
-    char *header = NULL, *temporary = NULL;
-    FILE *stream = NULL;
+    size_t count, bytes;
     if (!size_mul((size_t)rows, (size_t)cols, &count) || !size_mul(count, 4, &bytes))
         return fail(CLMOE_INVALID_ARGUMENT, "%s: [%" PRIu64 ", %" PRIu64 "] floats are too many",
                     path, rows, cols);
-    header = make_header(name, rows, cols, bytes);
-    temporary = malloc(path_bytes);
-    if (header == NULL || temporary == NULL)
-        TRY(fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to write tensor '%s'", path, name));
-    snprintf(temporary, path_bytes, "%s.tmp.%ld", path, (long)getpid());
-    stream = fopen(temporary, "wb");
-    if (stream == NULL)
-        TRY(fail(CLMOE_IO, "%s: cannot be created: %s", temporary, strerror(errno)));
+    char *header = make_header(name, rows, cols, bytes);
+    if (header == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to write tensor '%s'", path, name);
     if (!write_file(stream, header, values, count))
-        TRY(fail(CLMOE_IO, "%s: cannot be written: %s", temporary, strerror(errno)));
-    if (rename(temporary, path) != 0)
-        TRY(fail(CLMOE_IO, "%s: cannot be renamed to %s: %s", temporary, path, strerror(errno)));
-done:
-    if (stream != NULL)
-        fclose(stream);
-    if (stream != NULL && status != CLMOE_SUCCESS)
-        unlink(temporary);
-    free(temporary);
+        status = fail(CLMOE_IO, "%s: cannot be written: %s", path, strerror(errno));
     free(header);
     return status;
 }

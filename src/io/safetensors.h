@@ -42,8 +42,8 @@ void safetensors_names(const safetensors *file, char *text, size_t size);
 clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tensor, uint64_t first,
                                   size_t count, float *out);
 
-/* Writes one F32 tensor of shape [rows, cols] to a new file, through a temporary and a rename. */
-clmoe_status safetensors_write_f32(const char *path, const char *name, uint64_t rows, uint64_t cols,
-                                   const float *values);
+/* Writes one F32 tensor of shape [rows, cols] to `stream`; `path` is for sentences. */
+clmoe_status safetensors_write_f32(FILE *stream, const char *path, const char *name, uint64_t rows,
+                                   uint64_t cols, const float *values);
 
 #endif

@@ -5,12 +5,7 @@ bench=$1 rows=$2
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 trap 'exit 1' INT TERM
-# CLMOE_TEST_DEVICE is an index here, or left out.
-device=
-case ${CLMOE_TEST_DEVICE-} in
-"" | *[!0-9]*) ;;
-*) device="--device $CLMOE_TEST_DEVICE" ;;
-esac
+device=${CLMOE_TEST_DEVICE:+--device $CLMOE_TEST_DEVICE} # which has no spaces here
 
 fail() {
     echo "$*" >&2
@@ -46,7 +41,7 @@ says() {
 }
 
 echo "== every engine and step"
-run 0 --case tiny,tiny-router --engine all,ref --repeat 3 --json "$tmp/rows.json"
+run 0 --case tiny,tiny-router --engine all,ref --repeat 3 --force --json "$tmp/rows.json"
 [ ! -s "$tmp/out" ] || fail "--json prints a table too"
 # nv_mma, where it runs at all, has no f32.
 ! grep -v "skipped .*, nv_mma: " "$tmp/err" >&2 || fail "unexpected words on standard error"
@@ -82,18 +77,18 @@ grep -q '^clmoe [0-9.]*, commit [^ ]*; measured read' "$tmp/out" || fail "no com
 
 echo "== balance"
 run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balance,balance \
-    --repeat 1 --json "$tmp/rows.json"
+    --repeat 1 --force --json "$tmp/rows.json"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for step in layer:train layer:train+balance balance; do expect "$tmp/lines" "tiny 37 ref $step"; done
 
 echo "== storage types"
 for type in f16 bf16; do
-    run 0 --case tiny --engine ref --dtype $type --repeat 1 --json "$tmp/rows.json"
+    run 0 --case tiny --engine ref --dtype $type --repeat 1 --force --json "$tmp/rows.json"
     "$rows" "$tmp/rows.json" >/dev/null
 done
 
 echo "== start times"
-run 0 --cold --case tiny --engine ref --repeat 1 --json "$tmp/rows.json"
+run 0 --cold --case tiny --engine ref --repeat 1 --force --json "$tmp/rows.json"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for start in cold warm cached; do expect "$tmp/lines" "tiny 37 ref create_$start"; done
 
@@ -103,9 +98,10 @@ grep -q '^| tiny | 37 | ref | f32 | 0\.[0-9] | 0\.[0-9] | [0-9.]* | [0-9.]* + [0
 
 echo "== tile sizes"
 run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1
-run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1
+run 2 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1 && says "--force"
+run 0 --tune "$tmp/tuned.json" --force --case tiny --tokens 37 --engine tiled --repeat 1
 [ "$(grep -c '"columns"' "$tmp/tuned.json")" = 1 ] || fail "not one entry of the engine"
-run 2 --tune "$tmp/rows.json" --case tiny --engine tiled --repeat 1 && says "not a tuning file"
+run 2 --tune "$tmp/rows.json" --force --case tiny --engine tiled --repeat 1 && says "not a tuning file"
 run 2 --tune "$tmp/x.json" --case tiny-router && says "needs a case with experts"
 run 2 --tune "$tmp/x.json" --case tiny --engine ref && says "nothing to tune"
 
@@ -119,12 +115,58 @@ run 2 --peer mkl && says "--peer 'mkl' is unknown"
 run 2 --engine turbo --case tiny && says "engine 'turbo' is unknown"
 run 2 --repeat 0 && says "--repeat is '0'"
 run 2 --repeat 3x && says "--repeat is '3x'"
-run 2 --tokens 2 --case tiny --engine ref && says "nothing to time"
+for mode in "" "--memory" "--cold --repeat 1" "--tune -"; do
+    # shellcheck disable=SC2086
+    run 2 --tokens 2 --case tiny --engine ref $mode && says "--tokens is 2, but the chosen cases have 37, 1"
+done
+run 2 --step routing:sinkhorn --case tiny --engine ref && says "--step routing:sinkhorn is in none of the cases tiny"
 run 2 --device 999 && says "--device is 999"
 run 2 --case && says "needs a value"
-run 2 --turbo && says "unknown option"
-run 2 surplus && says "unknown argument 'surplus'"
-run 2 --case tiny --engine ref --repeat 1 --step plan --json "$tmp/no/such/directory" && says "cannot write"
+run 2 --turbo && says "unknown option '--turbo'"
+run 2 --tokns 1 && says "unknown option '--tokns'; did you mean --tokens?"
+run 2 surplus && says "unexpected argument 'surplus'"
+run 2 --device "nosuchdevice" && says "--device is 'nosuchdevice'"
+run 2 --json "" && says "names no file"
+
+echo "== outputs"
+# Refused before anything is measured, and what is there stays.
+echo old >"$tmp/file"
+for option in --json --tune; do
+    for place in "$tmp" "$tmp/none/x" "$tmp/file/x" "$tmp/file"; do
+        run 2 $option "$place" && says "$option '$place'"
+    done
+done
+[ "$(cat "$tmp/file")" = old ] || fail "a refused file changed"
+quick="--case tiny --tokens 37 --engine ref --step plan --repeat 1"
+mkfifo "$tmp/fifo"
+ln -s target "$tmp/link"
+cat "$tmp/fifo" >"$tmp/rows.json" &
+# shellcheck disable=SC2086
+run 0 $quick --json "$tmp/fifo"
+wait $!
+"$rows" "$tmp/rows.json" >/dev/null
+# shellcheck disable=SC2086
+run 0 $quick --json "$tmp/link"
+[ -h "$tmp/link" ] && "$rows" "$tmp/target" >/dev/null
+if [ -e /dev/full ]; then
+    for options in --help ""; do
+        code=0
+        # shellcheck disable=SC2086
+        "$bench" $quick $options >/dev/full 2>"$tmp/err" || code=$?
+        [ $code = 2 ] || fail "exit $code on a full disk: $options"
+        says "standard output"
+    done
+fi
+# A signal leaves the rows until then.
+if command -v timeout >/dev/null; then
+    code=0
+    # shellcheck disable=SC2086
+    timeout --preserve-status -s INT 6 "$bench" $device --case tiny --tokens 37 --engine ref --step plan,topk,layer --repeat 3000 \
+        --json "$tmp/stopped.json" >"$tmp/out" 2>"$tmp/err" || code=$?
+    [ $code = 130 ] || fail "exit $code after SIGINT"
+    says "interrupted by SIGINT"
+    "$rows" "$tmp/stopped.json" >/dev/null
+fi
 
 echo "== help and version"
 run 0 --help

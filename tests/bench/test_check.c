@@ -29,14 +29,14 @@ static void ok(clmoe_status status) {
     assert_int_equal(status, CLMOE_SUCCESS);
 }
 
-static uint32_t device_index(void) {
+static const char *wanted_device(void) {
     const char *text = getenv("CLMOE_TEST_DEVICE");
-    return text && text[0] >= '0' && text[0] <= '9' ? (uint32_t)atoi(text) : DEVICE_PREFERRED;
+    return text && text[0] != '\0' ? text : NULL;
 }
 
 static void set_up(fixture *f, case_pattern pattern, clmoe_type type) {
     *f = (fixture){0};
-    ok(device_open(device_index(), &f->device));
+    ok(device_open(wanted_device(), &f->device));
     ok(inputs_set(&f->in, &f->device, &layer_case, pattern, type));
     ok(reference_make(&f->in, &f->ref));
     ok(subject_create(&f->device, &f->in, &(bench_engine){.library = "ref"}, &f->subject));

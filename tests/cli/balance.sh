@@ -57,11 +57,30 @@ refused "exists already" --csv "$tmp/qwen3_moe.csv"
 refused "$tmp/none/x.csv" --csv "$tmp/none/x.csv"
 refused "unknown option" --expect x
 refused "'more'" more
-refused "layer 7 has no MoE" --layer 7
 refused "'1x'" --layer 1x
 refused "device is 99" --device 99
-refused "no tensor 'z'" --tensor z
-refused "$tmp/none" --input "$tmp/none/x.safetensors"
+
+refused "tensor is given twice" --tensor z
+refused "controller none" --controller none --gamma 1
+
+# file_error PATTERN LAYER INPUT TENSOR: exit 2, the sentence has the pattern.
+file_error() {
+    run_exit 2 balance "$DATA/qwen3_moe" --layer "$2" --input "$3" --tensor "$4"
+    grep -q -e "$1" "$tmp/err" || complain "no '$1' in the sentence"
+}
+recorded=$DATA/qwen3_moe/activations.safetensors
+file_error "layer 7 has no MoE" 7 "$recorded" x
+file_error "no tensor 'z'" 0 "$recorded" z
+file_error "$tmp/none" 0 "$tmp/none/x.safetensors" x
+
+# The same as JSON.
+model=qwen3_moe
+rm -f "$tmp/$model.csv"
+balance 0 $model --steps 7 --csv "$tmp/$model.csv" --json
+grep -o '"max_violation":[0-9.e+-]*' "$tmp/out" | cut -d: -f2 >"$tmp/json"
+[ "$(wc -l <"$tmp/json")" = 7 ] || complain "not seven steps in the JSON"
+column 2 | paste - "$tmp/json" | awk '{ d = $1 - $2; if (d > 1e-6 || d < -1e-6) exit 1 }' ||
+    complain "the JSON has other values than the CSV"
 
 # missing WHAT ARGUMENT...: the sentence says what is not there.
 missing() {

@@ -49,8 +49,21 @@ for model in qwen3_moe longcat_flash; do
     done
     [ "$(column 1 | tail -1)" = $(($(wc -l <"$tmp/load") - 1)) ] || complain "$model: a row per column"
 done
-run 2 qwen3_moe --stats --json
-grep -q -e "--stats" "$tmp/err" || complain "no --stats in the sentence"
+# The same statistics as JSON.
+for options in "" "--capacity-factor 0.5"; do
+    # shellcheck disable=SC2086
+    run 0 qwen3_moe --stats $options
+    sed -n 's/^\([a-z_0-9]*\)  *\([-0-9.e+naif]*\)$/\1 \2/p' "$tmp/out" | sort >"$tmp/fields"
+    # shellcheck disable=SC2086
+    run 0 qwen3_moe --stats --json $options
+    sed 's/.*"statistics":{\([^{]*\),"experts".*/\1/' "$tmp/out" | tr -d '"' | tr ',:' '\n ' | sort >"$tmp/json"
+    [ "$(wc -l <"$tmp/fields")" -gt 25 ] || complain "no fields in the text"
+    join "$tmp/fields" "$tmp/json" >"$tmp/joined"
+    [ "$(wc -l <"$tmp/joined")" = "$(wc -l <"$tmp/fields")" ] || complain "--json lacks statistics"
+    awk '{ d = $2 - $3; s = $2 < 0 ? -$2 : $2; if (d < 0) d = -d; if (d > 1e-5 * s + 1e-9) { print; bad = 1 } } END { exit bad }' \
+        "$tmp/joined" >"$tmp/err" || complain "--json has other statistics than the text"
+    grep -q '"experts":{"load":\[' "$tmp/out" || complain "no arrays by expert"
+done
 
 # value KIND: of a loss in the JSON report.
 value() {
@@ -130,7 +143,7 @@ run_exit 2 run "$DATA/qwen3_moe" --layer 0 --input "$input" --tensor two --expec
 grep -q "'one' has 1 tokens, but 'two' has 2" "$tmp/err" || complain "no counts of tokens in the sentence"
 
 if [ -e /dev/full ]; then
-    for options in "--json" "--stats"; do
+    for options in "--json" "--stats" "--stats --json"; do
         code=0
         # shellcheck disable=SC2046,SC2086
         "$CLMOE" run $(block_args qwen3_moe model.layers.0.mlp) $options $device >/dev/full 2>"$tmp/err" || code=$?

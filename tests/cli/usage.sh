@@ -30,7 +30,20 @@ run_exit 0 devices
 grep -q '^\*' "$tmp/out" || complain "no default device in the list"
 run_exit 0 devices --json
 grep -q '"engines"' "$tmp/out" || complain "no engines in the JSON list"
-expect_error "'--jsn'" devices --jsn
+expect_error "'--jsn'; did you mean --json?" devices --jsn
+expect_error "'devcies'; did you mean clmoe devices" devcies
+for command in devices run balance; do
+    run_exit 0 help $command
+    "$CLMOE" $command --help | cmp -s - "$tmp/out" || complain "clmoe help $command is not its --help"
+    run_exit 0 $command -h
+done
+run_exit 0 help
+"$CLMOE" --help | cmp -s - "$tmp/out" || complain "clmoe help is not clmoe --help"
+run_exit 0 version
+grep -qx 'clmoe [0-9]*\.[0-9]*\.[0-9]*' "$tmp/out" || complain "clmoe version"
+expect_error "'walk'" help walk
+expect_error "'more'" help run more
+expect_error "'more'" version more
 expect_error "'--json=1'" devices --json=1
 expect_error "'more'" devices more
 
@@ -62,7 +75,7 @@ good "'-1'" --layer -1
 good "'1x'" --layer 1x
 good "''" --layer ""
 good "'4294967296'" --layer 4294967296
-good "layer" --layer 7
+expect_error "layer 7" run "$model" --layer 7 --input "$file" --tensor $x
 good "'0'" --repeat 0
 good "'1000001'" --repeat 1000001
 for value in nan inf -1 -0 0x1 "" 1e 1e999 " 1" 1,5; do
@@ -71,13 +84,31 @@ for value in nan inf -1 -0 0x1 "" 1e 1e999 " 1" 1,5; do
         --expect $x --tolerance "$value"
 done
 good "device is 99" --device 99
-good "'gpu'" --device gpu
+good "'no such device'" --device "no such device"
+good "''" --device ""
+good "device is 4294967296" --device 4294967296
+# Part of the platform's name, in any case, and of the device's.
+name=$("$CLMOE" devices | sed -n 's/^    platform *//p' | head -1 | tr '[:lower:]' '[:upper:]')
+# shellcheck disable=SC2046
+run_exit 0 run $(block_args qwen3_moe model.layers.0.mlp) --device "$name"
+name=$("$CLMOE" devices | sed -n 's/^[* ]0  \(.*\) (.*/\1/p')
+# shellcheck disable=SC2046
+run_exit 0 run $(block_args qwen3_moe model.layers.0.mlp) --device "$name"
+grep -q "^device *$name" "$tmp/out" || complain "not the device $name"
+# The report is as wide as COLUMNS says.
+for columns in 40 60 100 200; do
+    # shellcheck disable=SC2046
+    COLUMNS=$columns run_exit 0 run $(block_args qwen3_moe model.layers.0.mlp) $(device_option)
+    widest=$(grep '^ *[0-9][0-9]* *[0-9][0-9]* *#' "$tmp/out" | awk '{ if (length > most) most = length } END { print most }')
+    [ "$widest" = $columns ] || complain "COLUMNS $columns: the widest bar ends at $widest"
+done
 good "warp" --engine warp
 good "needs --expect" --tolerance 1
 good "no tensor 'z'; it has model.layers.0.mlp" --expect z
 good "same file" --output "$file"
 good "$tmp/none/there" --output "$tmp/none/there/y.safetensors"
-good "$tmp/none" --input "$tmp/none/x.safetensors"
+expect_error "$tmp/none" run "$model" --layer 0 --input "$tmp/none/x.safetensors" --tensor $x
+good "layer is given twice" --layer 0
 expect_error "input_ids" run "$model" --layer 0 --input "$file" --tensor input_ids
 expect_error "gate.out1" run "$model" --layer 0 --input "$file" --tensor model.layers.0.mlp.gate.out1
 expect_error "$tmp/none" run "$tmp/none" --layer 0 --input "$file" --tensor $x

@@ -1,0 +1,45 @@
+#include "interrupt.h"
+
+#include <signal.h>
+#include <stddef.h>
+
+static volatile sig_atomic_t caught;
+
+static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+
+enum { SIGNALS = sizeof signals / sizeof signals[0] };
+
+static void remember(int signal) {
+    caught = signal;
+}
+
+static void handle(int signal, void (*handler)(int), int flags) {
+    struct sigaction before, action = {.sa_handler = handler, .sa_flags = flags};
+    sigemptyset(&action.sa_mask);
+    if (sigaction(signal, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(signal, &action, NULL);
+}
+
+void interrupt_catch(void) {
+    for (size_t i = 0; i < SIGNALS; i++)
+        handle(signals[i], remember, (int)(SA_RESTART | SA_RESETHAND));
+    handle(SIGPIPE, SIG_IGN, 0);
+}
+
+void interrupt_release(void) {
+    for (size_t i = 0; i < SIGNALS; i++)
+        handle(signals[i], SIG_DFL, 0);
+}
+
+int interrupt_signal(void) {
+    return caught;
+}
+
+bool interrupt_problem(problem *why, const char *what) {
+    const char *name = caught == SIGINT ? "SIGINT" : caught == SIGTERM ? "SIGTERM" : "SIGHUP";
+    return problem_set(why, "interrupted by %s%s%s", name, what[0] != '\0' ? "; " : "", what);
+}
+
+int interrupt_exit_code(void) {
+    return 128 + caught;
+}

@@ -1,0 +1,25 @@
+/* Ctrl-C and its like: work stops at the next good place, and what there is is kept. */
+#ifndef CLMOE_CLI_INTERRUPT_H
+#define CLMOE_CLI_INTERRUPT_H
+
+#include "problem.h"
+
+/*
+ * From now on SIGINT, SIGTERM and SIGHUP are remembered, the same one again ends the process. One
+ * that the caller ignores stays ignored. A closed pipe is an error of writing and not the end.
+ */
+void interrupt_catch(void);
+
+/* As before interrupt_catch(): for a child process. */
+void interrupt_release(void);
+
+/* The signal that came, or 0. */
+int interrupt_signal(void);
+
+/* "interrupted by SIGINT; WHAT"; false. */
+bool interrupt_problem(problem *why, const char *what);
+
+/* What a shell gives for a process that the signal ended. */
+int interrupt_exit_code(void);
+
+#endif

@@ -1,0 +1,56 @@
+/*
+ * Command lines, shared with clmoe-bench: a table says what options there are and which of them go
+ * together, and whatever does not fit is refused by name.
+ */
+#ifndef CLMOE_CLI_OPTIONS_H
+#define CLMOE_CLI_OPTIONS_H
+
+#include "problem.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct cli_option {
+    const char *name; /* without the dashes */
+    bool has_value;
+    bool repeats;         /* may be given more than once */
+    const char *needs;    /* names with spaces between, one of which must be given too; or NULL */
+    const char *excludes; /* names that it does not go with; a pair stands in one of its rows */
+} cli_option;
+
+enum { CLI_MOST_OPTIONS = 32 };
+
+/* What cli_next() gives besides the index of an option in its table. */
+enum { CLI_END = -1, CLI_HELP = -2, CLI_VERSION = -3, CLI_BAD = -4 };
+
+/* Start from {.options = table, .count = its rows}. --help, -h and --version are in every table. */
+typedef struct cli_parser {
+    const cli_option *options;
+    size_t count;
+    unsigned given[CLI_MOST_OPTIONS]; /* how often */
+    const char *value;                /* of the option that cli_next() has just found */
+} cli_parser;
+
+/*
+ * The next option of the command line, whose first word is the command. At CLI_END all options fit
+ * together.
+ */
+int cli_next(cli_parser *parser, int argc, char **argv, problem *why);
+
+/* Whether at CLI_END there are at most that many words that are no options; the next is refused. */
+bool cli_at_most(int words, int argc, char **argv, problem *why);
+
+/* The first word that is no option, at CLI_END; NULL if there is none. */
+const char *cli_word(int argc, char **argv);
+
+/* The nearest of `count` names, `stride` bytes apart, or NULL if none is near. */
+const char *cli_nearest(const char *word, const char *const *names, size_t stride, size_t count);
+
+/* A whole number in range. */
+bool cli_u32(const char *option, const char *text, uint32_t min, uint32_t max, uint32_t *value,
+             problem *why);
+
+/* A finite number that is not negative. */
+bool cli_real(const char *option, const char *text, double *value, problem *why);
+
+#endif

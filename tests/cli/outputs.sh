@@ -1,0 +1,122 @@
+#!/bin/sh
+# What run and balance write and read: to each kind of file, what is refused before any work, and signals.
+set -eu
+. "$(dirname "$0")/lib.sh"
+device=$(device_option)
+recorded=$DATA/qwen3_moe/activations.safetensors
+block="$DATA/qwen3_moe --layer 0 --tensor model.layers.0.mlp.x"
+work=$tmp/work
+mkdir "$work"
+
+# tool CODE OPTION...: `$command` on $input.
+tool() {
+    want=$1
+    shift
+    # shellcheck disable=SC2086
+    run_exit "$want" $command $block --input "$input" $device "$@"
+}
+
+# refused PATTERN OPTION...: exit 2 with one sentence that has the pattern, and nothing on stdout.
+refused() {
+    pattern=$1
+    shift
+    tool 2 "$@"
+    [ "$(wc -l <"$tmp/err")" = 1 ] || complain "not one sentence: $command $*"
+    grep -q -e "$pattern" "$tmp/err" || complain "no '$pattern' in the sentence: $command $*"
+    [ ! -s "$tmp/out" ] || complain "output on stdout: $command $*"
+}
+
+# same FILE WHAT: FILE has what the plain file has.
+same() {
+    cmp -s "$1" "$work/plain" || complain "$command: $2 is not as a plain file"
+}
+
+for command in run "balance --steps 3"; do
+    rm -rf "$work"
+    mkdir "$work"
+    input=$recorded to=--output
+    [ "$command" = run ] || to=--csv
+    tool 0 $to "$work/plain"
+    grep -q "MaxVio" "$tmp/out" || complain "$command: no report"
+    tool 0 $to -
+    same "$tmp/out" "-"
+    ln -s target "$work/link"
+    tool 0 $to "$work/link"
+    same "$work/target" "what a link names"
+    [ -h "$work/link" ] || complain "$command: the link is gone"
+    echo old >"$work/target"
+    refused "exists already" $to "$work/link"
+    [ "$(cat "$work/target")" = old ] || complain "$command: a refused file changed"
+    input=$work/none
+    tool 2 $to "$work/link" --force
+    input=$recorded
+    [ "$(cat "$work/target")" = old ] || complain "$command: a file changed without a result"
+    tool 0 $to "$work/link" --force
+    same "$work/target" "a file that is overwritten"
+    mkfifo "$work/fifo"
+    cat "$work/fifo" >"$work/read" &
+    tool 0 $to "$work/fifo"
+    wait $!
+    same "$work/read" "what comes through a FIFO"
+    [ -p "$work/fifo" ] || complain "$command: the FIFO is gone"
+    # The error comes before any tensor is read.
+    input=$work/none
+    for place in "$work" "$work/none/y" "$work/plain/y" "" "$work/plain"; do
+        refused "$to" $to "$place"
+    done
+    chmod 444 "$work/plain"
+    refused "read-only" $to "$work/plain" --force
+    chmod 644 "$work/plain"
+    refused "both write to standard output" $to - --json
+    refused "needs $to" --force
+    cp "$recorded" "$work/input"
+    input=$work/input
+    refused "same file as --input" --force $to "$work/input"
+    [ -z "$(find "$work" -name '.clmoe-*')" ] || complain "$command: a temporary file is left"
+done
+command=run input=$recorded
+refused "both write to standard output" --output - --stats
+
+# Standard input and a FIFO are read as the file is.
+for input in - "$work/fifo"; do
+    cat "$recorded" >"$work/fifo" &
+    # shellcheck disable=SC2086
+    "$CLMOE" run $block --input "$input" --json $device \
+        <"$([ "$input" = - ] && echo "$work/fifo" || echo /dev/null)" >"$tmp/out" 2>"$tmp/err" ||
+        complain "--input $input"
+    wait $!
+    grep -q '"tokens":12' "$tmp/out" || complain "--input $input: other tokens"
+done
+# shellcheck disable=SC2086
+run_exit 2 run $block --input - </dev/null
+grep -q "standard input" "$tmp/err" || complain "no standard input in the sentence"
+
+# A signal: what there is by then is written. The same one again would end the tool.
+if command -v timeout >/dev/null; then
+    code=0
+    # shellcheck disable=SC2086
+    timeout -s TERM 3 "$CLMOE" run $block --input "$recorded" $device --repeat 1000000 --json --output "$work/stopped" \
+        >"$tmp/out" 2>"$tmp/err" || code=$?
+    [ $code = 124 ] || complain "exit $code, not stopped"
+    grep -q '^{.*"runs":[0-9]*,.*}$' "$tmp/out" || complain "no report after a signal"
+    grep -q "interrupted by SIGTERM" "$tmp/err" || complain "no signal in the sentence"
+    [ -s "$work/stopped" ] || complain "no result after a signal"
+    code=0
+    # shellcheck disable=SC2086
+    timeout --preserve-status -s INT 3 "$CLMOE" balance $block --input "$recorded" $device --steps 1000000 --csv "$work/csv" --json \
+        >"$tmp/out" 2>"$tmp/err" || code=$?
+    [ $code = 130 ] || complain "exit $code after SIGINT"
+    steps=$(($(wc -l <"$work/csv") - 1))
+    [ $steps -gt 0 ] || complain "no steps after a signal"
+    [ "$(tail -1 "$work/csv" | cut -d, -f1)" = $((steps - 1)) ] || complain "the last line is not whole"
+    [ "$(grep -o '"step":' "$tmp/out" | wc -l)" = $steps ] || complain "other steps in the JSON"
+fi
+# A reader that has gone is an error with a sentence.
+# shellcheck disable=SC2086
+{ code=0; "$CLMOE" devices 2>"$tmp/err" || code=$?; echo $code >"$tmp/code"; } | :
+case "$(cat "$tmp/code")" in 0) ;; 2) grep -q 'standard output' "$tmp/err" || complain "no sentence" ;; *) complain "exit $(cat "$tmp/code") of a closed pipe" ;; esac
+# A closed standard output is one, too.
+code=0
+"$CLMOE" devices >&- 2>"$tmp/err" || code=$?
+[ $code = 2 ] || complain "exit $code with a closed standard output"
+finish
