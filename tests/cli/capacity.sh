@@ -29,7 +29,7 @@ for directory in "$DATA"/*/; do
             what="$model, factor $factor, $engine"
             # shellcheck disable=SC2046,SC2086
             run_exit 0 run $(block_args "$model" "$block") --capacity-factor $factor --engine "$engine" \
-                --json --output "$tmp/$engine.safetensors" $device
+                --json --output "$tmp/$engine.safetensors" --force $device
             check_counts "$what" $factor
             counts="$counts$(grep -o '"dropped":\[[^]]*' "$tmp/out")
 "

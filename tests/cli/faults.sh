@@ -27,7 +27,7 @@ for lasting in 0 1; do
     call=1
     while [ $call -lt 900 ]; do
         # shellcheck disable=SC2046
-        fails run $(block_args qwen2_moe model.layers.0.mlp) --no-cache --output "$tmp/y" --loss l1
+        fails run $(block_args qwen2_moe model.layers.0.mlp) --no-cache --output "$tmp/y" --force --loss l1
         # shellcheck disable=SC2046
         fails balance $(block_args deepseek_v3 model.layers.0.mlp) --no-cache --steps 2
         # Few calls in a row, then fewer: chains of kernels look alike.
