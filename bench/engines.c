@@ -62,14 +62,15 @@ static bool chosen(const bench_options *options, const bench_engine *engine) {
 /* Every name must be in the list, or be "all". */
 static clmoe_status check_names(const char *names, const engine_list *list) {
     char name[64];
-    bool found = true;
-    while (*names && found) {
+    bool found = true, more = true;
+    while (more && found) {
         const size_t length = strcspn(names, ",");
         snprintf(name, sizeof name, "%.*s", (int)length, names);
         found = strcmp(name, "all") == 0;
         for (size_t i = 0; i < list->count; i++)
             found = found || strcmp(list->engines[i].name, name) == 0;
-        names += length + (names[length] == ',');
+        more = names[length] == ',';
+        names += length + more;
     }
     return found ? CLMOE_SUCCESS
                  : bench_fail(CLMOE_UNSUPPORTED, "engine '%s' is unknown, or does not run here",

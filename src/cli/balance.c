@@ -167,6 +167,8 @@ static bool check_options(balance_options *o, const cli_parser *parser, problem 
                                                       : NULL;
     if (missing != NULL)
         return problem_set(why, "%s is missing; see --help", missing);
+    if (o->model[0] == '\0')
+        return problem_set(why, "MODEL_DIR is '', which names no folder");
     if (o->rule == CLMOE_BIAS_NONE && parser->given[OPT_GAMMA])
         return problem_set(why, "--gamma does not go with --controller none, which has no rate");
     o->json = parser->given[OPT_JSON] > 0;

@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include <float.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -179,9 +180,9 @@ bool cli_real(const char *option, const char *text, double *value, problem *why)
     const double number = strtod(text, &end);
     const bool whole =
         length > 0 && strspn(text, "0123456789.+-eE") == length && end == text + length;
-    if (!whole || !isfinite(number) || signbit(number))
-        return problem_set(why, "%s is '%s', which is not a finite number of at least 0", option,
-                           text);
+    if (!whole || !(number <= (double)FLT_MAX) || signbit(number))
+        return problem_set(why, "%s is '%s', which is not a number from 0 to %.1e", option, text,
+                           (double)FLT_MAX);
     *value = number;
     return true;
 }

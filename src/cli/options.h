@@ -50,7 +50,7 @@ const char *cli_nearest(const char *word, const char *const *names, size_t strid
 bool cli_u32(const char *option, const char *text, uint32_t min, uint32_t max, uint32_t *value,
              problem *why);
 
-/* A finite number that is not negative. */
+/* A number that is not negative and that an f32 can hold. */
 bool cli_real(const char *option, const char *text, double *value, problem *why);
 
 #endif

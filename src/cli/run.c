@@ -193,6 +193,8 @@ static bool check_options(run_options *o, const cli_parser *parser, problem *why
                                                       : NULL;
     if (missing != NULL)
         return problem_set(why, "%s is missing; see --help", missing);
+    if (o->model[0] == '\0')
+        return problem_set(why, "MODEL_DIR is '', which names no folder");
     o->stats = parser->given[OPT_STATS] > 0;
     o->json = parser->given[OPT_JSON] > 0;
     o->no_cache = parser->given[OPT_NO_CACHE] > 0;

@@ -113,6 +113,8 @@ run 2 --dtype f64 && says "--dtype 'f64' is unknown"
 run 2 --pattern random && says "--pattern 'random' is unknown"
 run 2 --peer mkl && says "--peer 'mkl' is unknown"
 run 2 --engine turbo --case tiny && says "engine 'turbo' is unknown"
+run 2 --engine "" --case tiny && says "engine '' is unknown"
+run 2 --engine ref, --case tiny && says "engine '' is unknown"
 run 2 --repeat 0 && says "--repeat is '0'"
 run 2 --repeat 3x && says "--repeat is '3x'"
 for mode in "" "--memory" "--cold --repeat 1" "--tune -"; do

@@ -103,6 +103,8 @@ for columns in 40 60 100 200; do
     [ "$widest" = $columns ] || complain "COLUMNS $columns: the widest bar ends at $widest"
 done
 good "warp" --engine warp
+good "loss is '1e39'" --loss z:1e39
+expect_error "MODEL_DIR is ''" run "" --layer 0 --input "$file" --tensor $x
 good "needs --expect" --tolerance 1
 good "no tensor 'z'; it has model.layers.0.mlp" --expect z
 good "same file" --output "$file"
