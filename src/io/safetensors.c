@@ -375,15 +375,6 @@ done:
     return status;
 }
 
-clmoe_status safetensors_open(const char *path, safetensors **out) {
-    *out = NULL;
-    /* O_NONBLOCK: a FIFO must not make us wait for a writer. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return fail(CLMOE_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    return safetensors_open_fd(fd, path, out);
-}
-
 void safetensors_close(safetensors *file) {
     if (file == NULL)
         return;
