@@ -40,7 +40,7 @@ done
 cp "$good/config.json" "$model"
 sed -i "s/\"hidden_act\": \"silu\"/\"hidden_act\": \"\\\\u001b[2J\"/" "$model/config.json"
 run_exit 2 run "$model" --layer 0 --input "$good/activations.safetensors" --tensor x
-grep -q 'x1b' "$tmp/err" || complain "no hidden_act in the sentence"
+grep -qi 'x1b\|u001b' "$tmp/err" || complain "no hidden_act in the sentence"
 clean "$tmp/err" "hidden_act"
 cp "$good/config.json" "$model"
 write_file "{$(entry 'a\u001b[2J' 0 4000)}" 384
