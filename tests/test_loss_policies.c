@@ -301,12 +301,52 @@ static void saturated_scores(void **state) {
     }
 }
 
+/* Statistics, values and gradients without NaN; every token has its K choices. */
+static void check_finite(policy_case *c, uint32_t count) {
+    const clmoe_stats *stats = buf_get(c->args.stats);
+    const float *values = buf_get(c->args.loss_values), *d = buf_get(c->args.dlogits);
+    assert_int_equal(stats->pairs, stats->tokens * c->b.desc.top_k);
+#define FIELD(name) CHECK(isfinite(stats->name), #name " is %g\n", (double)stats->name);
+    REF_STATS_FLOATS(FIELD)
+#undef FIELD
+    for (uint32_t i = 0; i < count; i++)
+        CHECK(!isnan(values[i]), "%s is NaN\n", loss_label(&c->losses[i]));
+    for (size_t i = 0; i < TOKENS * EXPERTS; i++)
+        CHECK(!isnan(d[i]), "dlogits[%zu] is NaN\n", i);
+}
+
+/* Finite logits whose quotient by the temperature overflows, or that are as large as floats get. */
+static void huge_logits(void **state) {
+    (void)state;
+    static const clmoe_loss_kind kinds[] = {CLMOE_LOSS_SWITCH, CLMOE_LOSS_IMPORTANCE_CV2,
+                                            CLMOE_LOSS_Z, CLMOE_LOSS_TOKEN_ENTROPY};
+    for (uint32_t number = 0; number < 12; number++) {
+        clmoe_layer_desc desc = plain_desc(3);
+        desc.router.score = (clmoe_score_function)(number % 3);
+        desc.router.temperature = number % 4 == 1 ? 1e-36f : 1.0f;
+        test_case("number %u", number);
+        policy_case *c = HOST(policy_case, 1);
+        seed_set(number + 1);
+        case_make(c, &desc, group_sizes[number / 3 % COUNT_OF(group_sizes)]);
+        ((clmoe_state *)(uintptr_t)c->b.in.state)->temperature_scale = number % 4 == 2 ? 1e-38f : 1;
+        c->args.state = buf_of(c->b.in.state, sizeof(clmoe_state) + 16 * EXPERTS);
+        for (size_t i = 0; i < TOKENS * EXPERTS; i++) {
+            c->b.logits[i] *= 1e3f;
+            if (i / EXPERTS % 5 == 2)
+                c->b.logits[i] = i % 2 ? -3e38f : 3e38f;
+        }
+        c->args.logits_in = buf_of(c->b.logits, TOKENS * EXPERTS * 4);
+        for (uint32_t i = 0; i < COUNT_OF(kinds); i++)
+            c->losses[i] = (clmoe_loss_desc){.kind = kinds[i], .weight = 1.0f};
+        run(c, COUNT_OF(kinds));
+        check_finite(c, COUNT_OF(kinds));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(rerouted),
-        TEST(two_levels),
-        TEST(other_policies),
-        TEST(saturated_scores),
+        TEST(rerouted),         TEST(two_levels),  TEST(other_policies),
+        TEST(saturated_scores), TEST(huge_logits),
     };
     return RUN(tests);
 }
