@@ -10,6 +10,7 @@
 #define MAX_PLATFORMS 16
 #define MAX_DEVICES   64
 #define FRONT         260 /* a multiple of 4 and of nothing more */
+#define ODD_FRONT     258 /* a multiple of 2 alone */
 #define ALIGNED_FRONT 256
 #define BACK          256
 #define CANARY        0xA5
@@ -264,9 +265,8 @@ void buf_poison(clmoe_buf buf) {
 bool support_bare;
 bool support_aligned;
 
-clmoe_buf buf_new(size_t bytes) {
+static clmoe_buf buf_behind(size_t front, size_t bytes) {
     cl_int code = CL_SUCCESS;
-    const size_t front = support_aligned ? ALIGNED_FRONT : FRONT;
     size_t total = support_bare ? bytes + !bytes : front + bytes + BACK;
     guarded g = {NULL, bytes, support_bare ? 0 : front, true};
     g.mem = clCreateBuffer(test.context, CL_MEM_READ_WRITE, total, NULL, &code);
@@ -279,6 +279,16 @@ clmoe_buf buf_new(size_t bytes) {
     clmoe_buf buf = {g.mem, front};
     buf_poison(buf);
     return buf;
+}
+
+clmoe_buf buf_new(size_t bytes) {
+    return buf_behind(support_aligned ? ALIGNED_FRONT : FRONT, bytes);
+}
+
+clmoe_buf buf_new_type(clmoe_type type, size_t n) {
+    if (type == CLMOE_F32 || support_aligned)
+        return buf_new(n * type_size(type));
+    return buf_behind(ODD_FRONT, n * type_size(type));
 }
 
 void buf_write(clmoe_buf buf, const void *data, size_t bytes) {

@@ -172,6 +172,8 @@ float type_round(clmoe_type type, float value);
 /* What a code of f16 or bf16 means. */
 float type_value(clmoe_type type, uint16_t code);
 void round_all(clmoe_type type, float *values, size_t n);
+/* For n elements, like buf_new(); those of 16 bits begin at a multiple of 2 and of nothing more. */
+clmoe_buf buf_new_type(clmoe_type type, size_t n);
 clmoe_buf buf_of_type(clmoe_type type, const float *values, size_t n);
 /* n elements -> floats. */
 float *type_values(clmoe_type type, const void *elements, size_t n);

@@ -207,7 +207,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     args->weights_in = buf_of(in->weights_in, pairs * F32);
     args->saved = saved ? buf_new(saved) : (clmoe_buf){NULL, 0};
     args->scratch = scratch ? buf_new(scratch) : (clmoe_buf){NULL, 0};
-    args->y = buf_new(T * D * type_size(type));
+    args->y = buf_new_type(type, T * D);
     if (all && !in->ids_in && !in->logits_in)
         args->logits = buf_new(T * R * F32);
     if (all && !in->ids_in) {

@@ -71,7 +71,9 @@ clmoe_buf buf_of_type(clmoe_type type, const float *values, size_t n) {
     uint16_t *codes = HOST(uint16_t, n);
     for (size_t i = 0; i < n; i++)
         codes[i] = encode(type, type_round(type, values[i]));
-    return buf_of(codes, n * sizeof *codes);
+    clmoe_buf buf = buf_new_type(type, n);
+    buf_write(buf, codes, n * sizeof *codes);
+    return buf;
 }
 
 float *type_values(clmoe_type type, const void *elements, size_t n) {

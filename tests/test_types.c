@@ -80,6 +80,43 @@ static void every_type_and_engine(void **state) {
     support_aligned = false;
 }
 
+/* Rows at every place that the types allow, some of them empty: of masked tokens, or dropped. */
+static void run_rows(const char *engine, clmoe_type type, uint32_t group, uint32_t dim,
+                     bool masked) {
+    const shape s = {16, dim, 3, 0, 1, dim + 2};
+    batch b;
+    device_batch d;
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.engine = engine;
+    desc.type = desc.weight_type = type;
+    desc.capacity.rows = masked ? 0 : 2;
+    test_case("engine %s, group %u, dim %u, type %d, %s", engine, group, dim, type,
+              masked ? "masked" : "dropped");
+    seed_set(dim + group);
+    batch_make(&b, &desc, s.tokens);
+    if (masked)
+        b.in.token_mask = random_mask(s.tokens);
+    batch_run(test_layer(group, &desc), &b, &d);
+    batch_compare(&b, &d, batch_reference(&b));
+}
+
+static void rows_at_every_place(void **state) {
+    (void)state;
+    static const uint32_t dims[] = {1, 20, 63, 64};
+    static const struct {
+        clmoe_type type;
+        uint32_t group;
+    } kinds[] = {{CLMOE_F16, 64}, {CLMOE_F16, 0}};
+    for (size_t k = 0; k < COUNT_OF(kinds); k++) {
+        const char *const *engines = test_engines_of(kinds[k].type, kinds[k].type);
+        /* Another group size makes no other GEMM: one engine will do. */
+        for (size_t n = 0; engines[n] != NULL && (n == 0 || kinds[k].group == 0); n++)
+            for (size_t i = 0; i < COUNT_OF(dims); i++)
+                for (int masked = 0; masked < 2; masked++)
+                    run_rows(engines[n], kinds[k].type, kinds[k].group, dims[i], masked);
+    }
+}
+
 static void clblast_refuses(void **state) {
     (void)state;
     clmoe_layer *layer = NULL;
@@ -130,6 +167,7 @@ static void host_conversions(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(host_conversions), TEST(every_type_and_engine),
-                                       TEST(clblast_refuses), TEST(nv_mma_refuses)};
+                                       TEST(rows_at_every_place), TEST(clblast_refuses),
+                                       TEST(nv_mma_refuses)};
     return RUN(tests);
 }
