@@ -88,7 +88,8 @@ static inline uint place(uint row, uint chunk, uint chunks) {
     return (row * chunks + (chunk ^ spread)) * CHUNK_BYTES;
 }
 
-/* Rows and columns past the last one repeat it: what they give is not stored. */
+/* Rows and columns past the last one repeat it: what they give is not stored. A tile may have
+ * none. */
 static inline void find_rows(const problem *p, const rows *r, uint first, carrier *c) {
 #if TRANSPOSED
     /* Gate and up: chunks of both take turns; with w_row 2, so do their elements. */
@@ -109,7 +110,7 @@ static inline void find_rows(const problem *p, const rows *r, uint first, carrie
     }
 #endif
     UNROLL for (uint i = 0; i < A_LOADS; ++i) {
-        const uint slot = min(r->first + c->a_row + i * A_STEP, r->end - 1);
+        const uint slot = min(r->first + c->a_row + i * A_STEP, max(r->end, 1u) - 1);
         c->a[i] = fixed(row_of_a(p, slot) + c->a_chunk * CHUNK);
     }
 }
@@ -312,8 +313,8 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
     const uint high = min((slots + ROWS - 1) / ROWS - top, (uint)WALK);
     const uint first = within / high * OUTPUTS;
     const rows r = rows_in_use(&p, (top + within % high) * ROWS, ROWS);
-    if (r.first >= r.end)
-        return;
+    /* A tile without rows begins where k ends: it passes by the barriers and stores nothing. */
+    const uint begin = r.first < r.end ? 0 : k, end_row = r.first < r.end ? WARP_ROWS : 0;
     const uint item = (uint)get_local_id(0);
     const warp_part at = warp_part_of(item);
     const carrier mine = carrier_of(&p, &r, first, item);
@@ -329,12 +330,12 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
      */
     factors f[2];
     NOUNROLL for (uint i = 0; i < STAGES; ++i)
-        load_stage(&p, &mine, tiles, i * STAGE_BYTES, i * DEPTH);
+        load_stage(&p, &mine, tiles, i * STAGE_BYTES, begin + i * DEPTH);
     COPY_WAIT(STAGES - 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     load_factors(tiles, 0, 0, &at, &f[0]);
     uint stage = 0;
-    NOUNROLL for (uint done = 0; done < k; done += DEPTH) {
+    NOUNROLL for (uint done = begin; done < k; done += DEPTH) {
         const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
         UNROLL for (uint i = 0; i < DEPTH / 16 - 1; ++i) {
             load_factors(tiles, stage, i + 1, &at, &f[(i + 1) % 2]);
@@ -350,7 +351,7 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
     COPY_WAIT(0);
     const outputs o = outputs_of(&p, r.expert, first, item);
     __local float *shared = (__local float *)tiles;
-    NOUNROLL for (uint from = 0; from < WARP_ROWS; from += PASS_ROWS) {
+    NOUNROLL for (uint from = 0; from < end_row; from += PASS_ROWS) {
         barrier(CLK_LOCAL_MEM_FENCE);
         if (from == 0)
             keep_sums(shared, &at, sums);

@@ -143,8 +143,8 @@ void gemm_tiled(GEMM_PARAMETERS) {
 #endif
     const problem p = GEMM_PROBLEM;
     const rows r = rows_in_use(&p, (uint)get_group_id(0) * ROWS, ROWS);
-    if (r.first >= r.end)
-        return;
+    /* A tile without rows begins where k ends: it passes by the barriers and stores nothing. */
+    const uint begin = r.first < r.end ? 0 : k;
     const uint x = (uint)get_local_id(0), y = (uint)get_local_id(1), item = y * ITEMS_X + x;
     const uint first = (uint)get_group_id(1) * (GATED ? COLUMNS : 2 * COLUMNS);
     const uint second = GATED ? first : first + COLUMNS;
@@ -162,10 +162,10 @@ void gemm_tiled(GEMM_PARAMETERS) {
     clear_totals(total0);
 #endif
     float next_a[A_LOADS], next_w0[W_LOADS], next_w1[W_LOADS];
-    load_a(&p, a_rows, item, 0, next_a);
-    load_w(&p, &part0, 0, next_w0);
-    load_w(&p, &part1, 0, next_w1);
-    for (uint step = 0; step < k; step += DEPTH) {
+    load_a(&p, a_rows, item, begin, next_a);
+    load_w(&p, &part0, begin, next_w0);
+    load_w(&p, &part1, begin, next_w1);
+    for (uint step = begin; step < k; step += DEPTH) {
         keep_a((__local float *)a_tile, item, next_a);
         keep_w((__local float *)w_tile[0], &part0, next_w0);
         keep_w((__local float *)w_tile[1], &part1, next_w1);

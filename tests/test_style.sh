@@ -132,6 +132,9 @@ complain "kernel files whose first comment is not: $(echo $words | sed 's/ /: ..
         [ "$found" = "$words" ] || echo "$file: $found"
     done)"
 
+complain "barriers against the rules of cl/types.clh" \
+    "$(awk -f tests/barriers.awk cl/* bench/*.cl cl/* cl/* pass=2 cl/* bench/*.cl)"
+
 # --- Format: only with the version that laid out the code ----------------------------------------
 format=$(command -v clang-format-14 || true)
 if [ -n "$format" ]; then
