@@ -126,59 +126,7 @@ typedef enum clmoe_type {
     CLMOE_BF16 = 2,
 } clmoe_type;
 
-/* ---- Context ------------------------------------------------------------------------------- */
-
-typedef struct clmoe_context clmoe_context;
-
-typedef struct clmoe_context_options {
-    size_t struct_size; /* set by clmoe_context_options_init() */
-    /*
-     * Receives kernel build logs and warnings, or NULL. Called on the thread that builds, with no
-     * lock of the library's that another clmoe call would need.
-     */
-    void (*log)(const char *message, void *user);
-    void *log_user;
-    /*
-     * Work-items per group of the routing kernels: 0 lets the library choose (1 on CPUs, where
-     * barriers are slow, 256 or the device's limit elsewhere), else a power of two up to 256.
-     * Integer results do not depend on it; sums of scores may differ in the last bits.
-     */
-    uint32_t group_size;
-    /*
-     * Directory that keeps compiled programs for later runs, or NULL: none. Copied; created with
-     * mode 0700 if its parent exists. A program is found by its sources, its options, the device,
-     * the driver and the platform. What is damaged, or was written by others, or the driver
-     * refuses, is compiled and written anew. No trouble with the cache is an error: programs are
-     * then compiled as without it, and `log` gets one warning per context. Threads and processes
-     * may share a directory; nothing in it is ever deleted, but you may delete it at any time.
-     * Not used on PoCL, which keeps compiled kernels itself; `log` is told once per context.
-     */
-    const char *cache_dir;
-    /*
-     * JSON file with tile sizes, or NULL: those built into the library alone. Read once, at
-     * creation; `clmoe-bench --tune FILE` writes one. An entry with the device's name goes before
-     * one with its type alone ("cpu", "gpu", "other"), and the file before the library.
-     *   {"tuning": [{"device": NAME, "type": "cpu", "engine": "cpu", "rows": 160, "depth": 128}]}
-     * cpu: rows 40, 80, 160, 320; depth 128, 256, 512, which is part of the order of sums. tiled:
-     * rows 32, 64, 128; columns 32, 64; depth 8, 16, 32. Errors: CLMOE_IO, CLMOE_BAD_FILE.
-     */
-    const char *tuning_file;
-} clmoe_context_options;
-
-/* Fills `options` with defaults. */
-CLMOE_API void clmoe_context_options_init(clmoe_context_options *options);
-
-/*
- * Binds `device` of `context`, which is retained. `options` may be NULL. Compiles nothing yet.
- * Errors: CLMOE_INVALID_ARGUMENT if the device is not of the context or has no OpenCL C compiler;
- * CLMOE_IO and CLMOE_BAD_FILE of options->tuning_file.
- */
-CLMOE_API clmoe_status clmoe_context_create(cl_context context, cl_device_id device,
-                                            const clmoe_context_options *options,
-                                            clmoe_context **out);
-
-/* Destroys the context after all its layers. NULL is allowed. */
-CLMOE_API void clmoe_context_destroy(clmoe_context *context);
+typedef struct clmoe_context clmoe_context; /* see context.h */
 
 /* ---- Layer descriptor ---------------------------------------------------------------------- */
 
@@ -496,7 +444,8 @@ CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
  * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what a
  * backward pass will read (0 unless desc.training), `scratch` is free again after the event. Both
  * are never 0 for a buffer's sake: a size of 0 means the buffer need not be given. Either pointer
- * may be NULL.
+ * may be NULL. Each is one buffer: CLMOE_UNSUPPORTED, with the sizes all the same, if one is more
+ * than the device allows (CL_DEVICE_MAX_MEM_ALLOC_SIZE).
  */
 CLMOE_API clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                           size_t *scratch);
@@ -692,6 +641,7 @@ CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoin
 #endif
 
 #include "balance.h"
+#include "context.h"
 #include "profile.h"
 #include "steps.h"
 
