@@ -66,11 +66,27 @@ done:
     return status;
 }
 
+/* Its first size - 1 characters. */
+static clmoe_status read_text(cl_device_id id, cl_device_info what, char *text, size_t size) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t bytes = 0;
+    char *all = NULL;
+    TRY(CL(clGetDeviceInfo(id, what, 0, NULL, &bytes)));
+    all = calloc(1, bytes + 1);
+    if (!all)
+        return bench_fail(CLMOE_OUT_OF_MEMORY, "out of memory for the device's name");
+    TRY(CL(clGetDeviceInfo(id, what, bytes, all, NULL)));
+    snprintf(text, size, "%s", all);
+done:
+    free(all);
+    return status;
+}
+
 static clmoe_status read_facts(bench_device *d) {
     clmoe_status status = CLMOE_SUCCESS;
     d->cpu = is_type(d->id, CL_DEVICE_TYPE_CPU);
-    TRY(CL(clGetDeviceInfo(d->id, CL_DEVICE_NAME, sizeof d->name, d->name, NULL)));
-    TRY(CL(clGetDeviceInfo(d->id, CL_DRIVER_VERSION, sizeof d->driver, d->driver, NULL)));
+    TRY(read_text(d->id, CL_DEVICE_NAME, d->name, sizeof d->name));
+    TRY(read_text(d->id, CL_DRIVER_VERSION, d->driver, sizeof d->driver));
     TRY(CL(clGetDeviceInfo(d->id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof d->units, &d->units, NULL)));
     TRY(CL(clGetDeviceInfo(d->id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof d->memory, &d->memory, NULL)));
     TRY(CL(clGetDeviceInfo(d->id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof d->buffer_most,

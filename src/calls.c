@@ -38,6 +38,16 @@ done:
     return status;
 }
 
+static clmoe_status check_one_buffer(const clmoe_layer *layer, const char *what, uint32_t tokens,
+                                     size_t bytes) {
+    const device_info *device = &layer->context->info;
+    if (bytes <= device->max_buffer_bytes)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED,
+                "tokens is %u: %s needs %zu bytes, but device %.64s allows %llu per buffer", tokens,
+                what, bytes, device->name, (unsigned long long)device->max_buffer_bytes);
+}
+
 clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                 size_t *scratch) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -49,6 +59,8 @@ clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_
         *saved = most.saved_bytes;
     if (scratch)
         *scratch = most.scratch_bytes;
+    TRY(check_one_buffer(layer, "saved", tokens, most.saved_bytes));
+    TRY(check_one_buffer(layer, "scratch", tokens, most.scratch_bytes));
 done:
     return status;
 }

@@ -21,7 +21,7 @@ clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_c
                    arg_u32(layer_token_pairs(layer)), arg_u32(weight_in_expert)));
     uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
     size_t groups[] = {divide_up(dim, segment), args->tokens};
-    TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));
+    TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->group, 1}));
 done:
     return status;
 }

@@ -50,10 +50,12 @@ static clmoe_status check_device(cl_context context, cl_device_id device) {
     if (!devices)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the device list");
     TRY(CL(clGetContextInfo(context, CL_CONTEXT_DEVICES, bytes, devices, NULL)));
-    size_t i = 0, count = bytes / sizeof *devices;
-    while (i < count && devices[i] != device)
-        i++;
-    if (i == count)
+    /* PoCL names the parent of a sub-device. */
+    const size_t count = bytes / sizeof *devices;
+    bool found = false;
+    for (size_t i = 0; i < count && !found; i++)
+        TRY(device_descends(device, devices[i], &found));
+    if (!found)
         status = fail(CLMOE_INVALID_ARGUMENT, "device is not one of the OpenCL context's devices");
 done:
     free(devices);
@@ -67,7 +69,7 @@ static uint32_t choose_group(const clmoe_context *context) {
     if (device_is_cpu(&context->info))
         return 1;
     uint32_t group = MAX_GROUP;
-    while (group > context->info.max_group)
+    while (!device_takes_group(&context->info, group, 1))
         group /= 2;
     return group;
 }
@@ -98,11 +100,12 @@ clmoe_status clmoe_context_create(cl_context cl, cl_device_id device,
     context->device = device;
     TRY(device_info_read(device, &context->info));
     TRY(tuning_read(&context->info, options ? options->tuning_file : NULL, &context->tuning));
-    context->group = choose_group(context);
-    if (context->group > context->info.max_group) {
+    context->largest_group = choose_group(context);
+    if (!device_takes_group(&context->info, context->largest_group, 1)) {
+        const size_t most = context->info.max_group, along = context->info.max_items[0];
         status = fail(CLMOE_INVALID_ARGUMENT,
                       "options.group_size is %u, but the device allows %zu work-items per group",
-                      context->group, context->info.max_group);
+                      context->largest_group, most < along ? most : along);
         goto done;
     }
     TRY(CL(clRetainContext(cl)));
@@ -117,10 +120,13 @@ done:
 void clmoe_context_destroy(clmoe_context *context) {
     if (!context)
         return;
+    if (context->forget)
+        context->forget();
     programs_release(context);
     if (context->cl)
         clReleaseContext(context->cl);
     pthread_mutex_destroy(&context->lock);
+    device_info_release(&context->info);
     free(context->cache_dir);
     free(context);
 }

@@ -61,7 +61,7 @@ clmoe_status control_kernels_create(clmoe_layer *layer) {
         {KERNEL_CONTROL_START, "control_start"},
     };
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return layer_kernels(layer, "control", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
@@ -71,7 +71,7 @@ static clmoe_status step_start(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_CONTROL_START];
     control_rules rules = rules_of(layer, args);
     TRY(KERNEL_SET(kernel, ARG_F32(args->state), arg_struct(&rules, sizeof rules)));
-    TRY(launch_1d(chain, kernel, 1, layer->context->group));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
 done:
     return status;
 }
@@ -83,7 +83,7 @@ static clmoe_status step_control(const clmoe_layer *layer, launch *chain,
     control_rules rules = rules_of(layer, args);
     TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_F32(args->stats), ARG_F32(args->load),
                    arg_struct(&rules, sizeof rules)));
-    TRY(launch_1d(chain, kernel, 1, layer->context->group));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
 done:
     return status;
 }

@@ -13,7 +13,7 @@ clmoe_status step_dispatch(const clmoe_layer *layer, launch *chain,
                    ARG_F32(plan_array(args->plan, ws.plan.token_of)),
                    ARG_TYPE(args->xe, layer->desc.type), arg_u32(layer->desc.dim)));
     size_t groups[] = {(layer->desc.dim + SEGMENT - 1) / SEGMENT, ws.plan.slots};
-    TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->context->group, 1}));
+    TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->group, 1}));
 done:
     return status;
 }

@@ -13,7 +13,7 @@ clmoe_status expert_choice_kernels_create(clmoe_layer *layer) {
         {KERNEL_CHOICE_PAIRS, "choice_pairs"},
     };
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return layer_kernels(layer, "expert_choice", options, kernels,
                          sizeof kernels / sizeof kernels[0]);
 }
@@ -22,7 +22,7 @@ static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_
                            uint32_t capacity, clmoe_buf keys, clmoe_buf thresholds) {
     clmoe_status status = CLMOE_SUCCESS;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->context->group, columns = layer->columns, tokens = args->tokens;
+    uint32_t group = layer->group, columns = layer->columns, tokens = args->tokens;
     size_t tiles[] = {divide_up(tokens, SIDE), divide_up(columns, SIDE)};
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(args->scores), ARG_U8(args->token_mask),
                    ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
@@ -39,7 +39,7 @@ clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &layer->desc.router;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->context->group, columns = layer->columns, tokens = args->tokens;
+    uint32_t group = layer->group, columns = layer->columns, tokens = args->tokens;
     uint32_t each = group == 1 ? SERIAL_SPAN : group, groups = divide_up(tokens, each);
     clmoe_buf none = {0};
     workspace_layout ws;

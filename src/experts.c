@@ -19,7 +19,7 @@ static clmoe_status normalize(const clmoe_layer *layer, launch *chain, clmoe_buf
     cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
     TRY(KERNEL_SET(kernel, ARG_F32(row_of), ARG_TYPE(ye, layer->desc.type),
                    arg_u32(layer->desc.dim)));
-    TRY(launch_1d(chain, kernel, slots, layer->context->group));
+    TRY(launch_1d(chain, kernel, slots, layer->group));
 done:
     return status;
 }

@@ -121,12 +121,8 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
 
 static clmoe_status use_engine(clmoe_context *context, const char *name, gemm_shape shape,
                                gemm_use *use) {
-    clmoe_status status = CLMOE_SUCCESS;
     use->shape = shape;
-    TRY(gemm_engine_pick(context, name, &shape, &use->engine));
-    TRY(use->engine->create(context, &shape, &use->state));
-done:
-    return status;
+    return gemm_engine_create(context, name, &shape, &use->engine, &use->state);
 }
 
 static clmoe_status create_engines(clmoe_layer *layer, const char *name) {
@@ -174,7 +170,7 @@ done:
 static clmoe_status create_kernel(clmoe_layer *layer, kernel_id id, const char *step,
                                   const char *name) {
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->context->group,
+    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->group,
              type_name(layer->desc.type));
     return program_kernel(layer->context, step, options, name, &layer->kernels[id]);
 }
@@ -184,7 +180,7 @@ static clmoe_status create_score(clmoe_layer *layer) {
     uint32_t wanted = layer->columns / SCORE_COLUMNS;
     if (wanted < MIN_SCORE_GROUP)
         wanted = MIN_SCORE_GROUP;
-    layer->score_group = power_of_two(wanted, layer->context->group);
+    layer->score_group = power_of_two(wanted, layer->group);
     snprintf(options, sizeof options, "-DGROUP=%u", layer->score_group);
     return program_kernel(layer->context, "score", options, "score_rows",
                           &layer->kernels[KERNEL_SCORE]);
@@ -218,7 +214,7 @@ static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, ui
 }
 
 static void bitonic_options(clmoe_layer *layer, char *options, size_t size) {
-    const uint32_t group = layer->context->group, groups = (uint32_t)layer->router.num_groups;
+    const uint32_t group = layer->group, groups = (uint32_t)layer->router.num_groups;
     const uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
     const topk_split split = split_topk(group, layer->columns, keep, groups);
     layer->topk_tokens = split.tokens;
@@ -243,7 +239,7 @@ static void select_options(clmoe_layer *layer, char *options, size_t size) {
 
 static clmoe_status create_topk(clmoe_layer *layer) {
     char options[128];
-    const bool select = layer->context->group == 1;
+    const bool select = layer->group == 1;
     (select ? select_options : bitonic_options)(layer, options, sizeof options);
     return program_kernel(layer->context, "topk", options, select ? "topk_select" : "topk_bitonic",
                           &layer->kernels[KERNEL_TOPK]);
@@ -252,7 +248,7 @@ static clmoe_status create_topk(clmoe_layer *layer) {
 /* Work-items that walk a row alone take wide vectors; lanes side by side, 16 bytes each. */
 static clmoe_status create_combine(clmoe_layer *layer) {
     char options[64];
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     uint32_t width = group == 1 ? 16 : 16 / (uint32_t)type_bytes(layer->desc.type);
     layer->combine_segment = group == 1 ? SERIAL_SEGMENT : group * width;
     snprintf(options, sizeof options, "-DGROUP=%u -DSEGMENT=%u -DV=%u -DX=%s -DW=%s", group,
@@ -273,7 +269,7 @@ static clmoe_status create_plan(clmoe_layer *layer) {
     };
     char options[64];
     snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
-             layer->context->group, (int)layer_keep(layer), layer_is_expert_choice(layer),
+             layer->group, (int)layer_keep(layer), layer_is_expert_choice(layer),
              layer_has_sequences(layer));
     return layer_kernels(layer, "plan", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
@@ -305,7 +301,12 @@ static clmoe_status create_policy(clmoe_layer *layer) {
     return layer->desc.router.two_level ? two_level_kernels_create(layer) : CLMOE_SUCCESS;
 }
 
-static clmoe_status create_kernels(clmoe_layer *layer) {
+static void release_kernels(clmoe_layer *layer) {
+    for (int id = 0; id < KERNEL_COUNT; id++)
+        kernel_release(&layer->kernels[id]);
+}
+
+static clmoe_status create_kernels_of_group(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(create_score(layer));
     TRY(noise_kernels_create(layer));
@@ -328,6 +329,21 @@ static clmoe_status create_kernels(clmoe_layer *layer) {
     TRY(state_kernels_create(layer));
     TRY(control_kernels_create(layer));
 done:
+    return status;
+}
+
+/* In the largest group that every kernel can have, up to the context's. */
+static clmoe_status create_kernels(clmoe_layer *layer) {
+    const error_sentence kept = error_keep();
+    layer->group = layer->context->largest_group;
+    clmoe_status status = create_kernels_of_group(layer);
+    while (status == CLMOE_UNSUPPORTED && layer->group > 1) {
+        release_kernels(layer);
+        layer->group /= 2;
+        status = create_kernels_of_group(layer);
+        if (status == CLMOE_SUCCESS)
+            error_put_back(&kept);
+    }
     return status;
 }
 
@@ -366,8 +382,7 @@ static void release_use(gemm_use *use) {
 void clmoe_layer_destroy(clmoe_layer *layer) {
     if (!layer)
         return;
-    for (int id = 0; id < KERNEL_COUNT; id++)
-        kernel_release(&layer->kernels[id]);
+    release_kernels(layer);
     release_use(&layer->experts);
     release_use(&layer->shared);
     release_use(&layer->dense);

@@ -82,8 +82,9 @@ struct clmoe_layer {
     clmoe_layer_desc desc; /* desc.engine is NULL here; see experts.engine */
     uint32_t columns;      /* R = E + Z */
     router_switches router;
-    uint32_t score_group;     /* work-items per token in score.cl */
-    uint32_t topk_tokens;     /* tokens per group in topk.cl */
+    uint32_t group;       /* work-items per group of the routing kernels: 1, or a power of two */
+    uint32_t score_group; /* work-items per token in score.cl */
+    uint32_t topk_tokens; /* tokens per group in topk.cl */
     uint32_t combine_segment; /* columns per group in combine.cl */
     uint32_t balance_group;   /* work-items per group in sums.cl, stats.cl and loss.cl */
     gemm_use experts, shared;

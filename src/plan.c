@@ -12,8 +12,8 @@ static clmoe_status sort_pass(const clmoe_layer *layer, launch *chain, const sor
                               uint32_t count, int shift, int from) {
     clmoe_status status = CLMOE_SUCCESS;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->context->group;
-    block_split blocks = workspace_blocks(layer->context, count);
+    uint32_t group = layer->group;
+    block_split blocks = workspace_blocks(layer->group, count);
     clmoe_buf keys = buffers->keys[from], order = buffers->order[from];
     TRY(KERNEL_SET(kernels[KERNEL_SORT_HISTOGRAM], ARG_F32(keys), ARG_F32(buffers->histogram),
                    arg_u32(count), arg_u32(blocks.size), arg_u32((uint32_t)shift)));
@@ -35,7 +35,7 @@ static clmoe_status sort_by_sequence(const clmoe_layer *layer, launch *chain,
                                      int *in) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_SORT_SEQUENCES];
-    uint32_t group = layer->context->group, last = (count - 1) / each;
+    uint32_t group = layer->group, last = (count - 1) / each;
     *in = 0;
     if (last == 0)
         return CLMOE_SUCCESS;
@@ -58,7 +58,7 @@ static clmoe_status sort_walk(const clmoe_layer *layer, launch *chain, const clm
                               const sort_buffers *buffers, int *in) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_SORT_KEYS];
-    uint32_t keep = layer_keep(layer), top_k = layer->desc.top_k, group = layer->context->group;
+    uint32_t keep = layer_keep(layer), top_k = layer->desc.top_k, group = layer->group;
     uint32_t count = keep == CLMOE_KEEP_PRIORITY ? args->tokens : args->tokens * top_k;
     TRY(KERNEL_SET(kernel, ARG_F32(args->pair_weights), ARG_F32(args->live),
                    ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
@@ -87,7 +87,7 @@ static clmoe_status scan(const clmoe_layer *layer, launch *chain, const clmoe_pl
                          const workspace_layout *ws, const walk_split *walk) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_plan_layout *plan = &ws->plan;
-    uint32_t group = layer->context->group, experts = layer->desc.num_experts;
+    uint32_t group = layer->group, experts = layer->desc.num_experts;
     uint32_t columns = layer->columns;
     clmoe_buf none = {0};
     clmoe_buf histogram = workspace_region(ws, REGION_HISTOGRAM, none, args->scratch);
@@ -114,7 +114,7 @@ done:
 clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->context->group, experts = layer->desc.num_experts;
+    uint32_t group = layer->group, experts = layer->desc.num_experts;
     uint32_t dropless = layer_is_dropless(layer);
     workspace_layout ws;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
@@ -172,7 +172,7 @@ clmoe_status step_plan_renorm(const clmoe_layer *layer, launch *chain, uint32_t 
                               clmoe_buf pair_weights) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_PLAN_RENORM];
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     workspace_layout ws;
     clmoe_buf none = {0};
     TRY(workspace_layout_get(layer, tokens, &ws));

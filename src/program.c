@@ -149,34 +149,68 @@ done:
 
 /* ---- The disk cache: its troubles are warnings, never errors ------------------------------- */
 
+static clmoe_status add_fact(text *key, cl_device_id device, cl_device_info what) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char *fact = NULL;
+    TRY(device_info_text(device, what, &fact));
+    TRY(text_add(key, fact, strlen(fact)));
+    TRY(text_add(key, "\n", 1));
+done:
+    free(fact);
+    return status;
+}
+
+static clmoe_status add_platform_fact(text *key, cl_platform_id platform, cl_platform_info what) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char *fact = NULL;
+    size_t bytes = 0;
+    TRY(CL(clGetPlatformInfo(platform, what, 0, NULL, &bytes)));
+    fact = calloc(1, bytes + 2);
+    if (!fact)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for a platform's description");
+    TRY(CL(clGetPlatformInfo(platform, what, bytes, fact, NULL)));
+    fact[strlen(fact)] = '\n';
+    TRY(text_add(key, fact, strlen(fact)));
+done:
+    free(fact);
+    return status;
+}
+
+/* Lines with the versions of the device, the driver and the platform. */
+static clmoe_status add_versions(text *key, cl_device_id device) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_platform_id platform = NULL;
+    TRY(CL(clGetDeviceInfo(device, CL_DEVICE_PLATFORM, sizeof platform, (void *)&platform, NULL)));
+    TRY(add_fact(key, device, CL_DEVICE_NAME));
+    TRY(add_fact(key, device, CL_DEVICE_VERSION));
+    TRY(add_fact(key, device, CL_DRIVER_VERSION));
+    TRY(add_platform_fact(key, platform, CL_PLATFORM_NAME));
+    TRY(add_platform_fact(key, platform, CL_PLATFORM_VERSION));
+done:
+    return status;
+}
+
 /* All that a binary depends on, as text. */
 static bool cache_key(const clmoe_context *context, const char *flags, const text *source,
                       text *key, char problem[CACHE_PROBLEM_SIZE]) {
-    static const cl_device_info device_facts[] = {CL_DEVICE_NAME, CL_DEVICE_VERSION,
-                                                  CL_DRIVER_VERSION};
-    static const cl_platform_info platform_facts[] = {CL_PLATFORM_NAME, CL_PLATFORM_VERSION};
-    char facts[5][256], lines[sizeof facts + MAX_FLAGS + 64];
-    cl_platform_id platform = NULL;
-    cl_device_id device = context->device;
-    cl_int code = clGetDeviceInfo(device, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL);
-    for (int i = 0; i < 3 && code == CL_SUCCESS; i++)
-        code = clGetDeviceInfo(device, device_facts[i], sizeof facts[i], facts[i], NULL);
-    for (int i = 0; i < 2 && code == CL_SUCCESS; i++)
-        code = clGetPlatformInfo(platform, platform_facts[i], sizeof facts[i], facts[3 + i], NULL);
-    if (code != CL_SUCCESS) {
+    char head[32];
+    const error_sentence kept = error_keep();
+    const int length = snprintf(head, sizeof head, "clmoe %d\n", CACHE_FORMAT);
+    if (text_add(key, head, (size_t)length) != CLMOE_SUCCESS ||
+        add_versions(key, context->device) != CLMOE_SUCCESS) {
+        error_put_back(&kept);
         cache_complain(problem, context->cache_dir,
                        "is not used: the driver does not say its version");
         return false;
     }
-    if (strcmp(facts[3], "Portable Computing Language") == 0) {
+    if (strstr(key->chars, "\nPortable Computing Language\n")) {
         /* 6.0 ends the process where LLVM gives up on a kernel of the binary that nobody runs. */
         cache_complain(problem, context->cache_dir,
                        "is not used: PoCL keeps compiled kernels itself");
         return false;
     }
-    int length = snprintf(lines, sizeof lines, "clmoe %d\n%s\n%s\n%s\n%s\n%s\n%s\n", CACHE_FORMAT,
-                          facts[0], facts[1], facts[2], facts[3], facts[4], flags);
-    return text_add(key, lines, (size_t)length) == CLMOE_SUCCESS &&
+    return text_add(key, flags, strlen(flags)) == CLMOE_SUCCESS &&
+           text_add(key, "\n", 1) == CLMOE_SUCCESS &&
            text_add(key, source->chars, source->length) == CLMOE_SUCCESS;
 }
 
@@ -224,13 +258,34 @@ static void store(const clmoe_context *context, cl_program program, const text *
 
 /* ---- Programs of a context ------------------------------------------------------------------ */
 
+/*
+ * Kernels of Intel's GPUs reach buffers of up to 4 GiB unless they are built with this option,
+ * which other drivers of such GPUs refuse.
+ */
+static const char *large_buffers_flag(clmoe_context *context) {
+    static const char flag[] = "-cl-intel-greater-than-4GB-buffer-required ";
+    static const char *source = "__kernel void nothing(__global int *p) { *p = 0; }";
+    if (!context->info.is_intel_gpu)
+        return "";
+    if (context->large_buffers == LARGE_BUFFERS_UNKNOWN) {
+        cl_program program = clCreateProgramWithSource(context->cl, 1, &source, NULL, NULL);
+        context->large_buffers = LARGE_BUFFERS_ANYWAY;
+        if (program && clBuildProgram(program, 1, &context->device, flag, NULL, NULL) == CL_SUCCESS)
+            context->large_buffers = LARGE_BUFFERS_ASK;
+        if (program)
+            clReleaseProgram(program);
+    }
+    return context->large_buffers == LARGE_BUFFERS_ASK ? flag : "";
+}
+
 /* Loads the program from disk, or compiles and stores it. */
-static clmoe_status build(const clmoe_context *context, const char *step, const char *options,
+static clmoe_status build(clmoe_context *context, const char *step, const char *options,
                           cl_program *out, messages *said) {
     clmoe_status status = CLMOE_SUCCESS;
     text source = {0}, key = {0};
     char flags[MAX_FLAGS];
-    if (snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s", options) >= (int)sizeof flags)
+    if (snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s%s", large_buffers_flag(context), options) >=
+        (int)sizeof flags)
         return fail(CLMOE_BUILD_FAILED, "cl/%s: build options longer than %zu: %s", step,
                     sizeof flags, options);
     TRY(add_sources(&source, step));
@@ -291,6 +346,34 @@ static void pass_on(const clmoe_context *context, const char *message) {
         context->options.log(message, context->options.log_user);
 }
 
+/*
+ * A device may have room for fewer work-items of a kernel than of any: its registers and local
+ * memory are shared by them.
+ */
+static clmoe_status check_kernel(const clmoe_context *context, cl_kernel kernel, const char *name) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t needs[3] = {0}, most = 0;
+    cl_ulong local_bytes = 0;
+    cl_device_id device = context->device;
+    TRY(CL(clGetKernelWorkGroupInfo(kernel, device, CL_KERNEL_COMPILE_WORK_GROUP_SIZE, sizeof needs,
+                                    needs, NULL)));
+    TRY(CL(clGetKernelWorkGroupInfo(kernel, device, CL_KERNEL_WORK_GROUP_SIZE, sizeof most, &most,
+                                    NULL)));
+    TRY(CL(clGetKernelWorkGroupInfo(kernel, device, CL_KERNEL_LOCAL_MEM_SIZE, sizeof local_bytes,
+                                    &local_bytes, NULL)));
+    if (needs[0] * needs[1] * needs[2] > most)
+        return fail(CLMOE_UNSUPPORTED,
+                    "kernel %s needs groups of %zu work-items, but device %.64s allows it %zu",
+                    name, needs[0] * needs[1] * needs[2], context->info.name, most);
+    if (local_bytes > context->info.local_mem_bytes)
+        return fail(CLMOE_UNSUPPORTED,
+                    "kernel %s needs %llu bytes of local memory, but device %.64s has %llu", name,
+                    (unsigned long long)local_bytes, context->info.name,
+                    (unsigned long long)context->info.local_mem_bytes);
+done:
+    return status;
+}
+
 clmoe_status program_kernel(clmoe_context *context, const char *step, const char *options,
                             const char *name, cl_kernel *kernel) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -305,6 +388,9 @@ clmoe_status program_kernel(clmoe_context *context, const char *step, const char
     TRY(status);
     *kernel = clCreateKernel(program, name, &code);
     TRY(clmoe_cl_check(code, "clCreateKernel"));
+    status = check_kernel(context, *kernel, name);
+    if (status != CLMOE_SUCCESS)
+        kernel_release(kernel);
 done:
     free(said.build_log);
     return status;

@@ -13,7 +13,7 @@ clmoe_status rebalance_kernels_create(clmoe_layer *layer) {
     char options[64];
     if (!layer_rebalances(layer))
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return layer_kernels(layer, "rebalance", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
@@ -29,7 +29,7 @@ static clmoe_status scratch_of(const clmoe_layer *layer, const clmoe_topk_args *
     clmoe_buf none = {0};
     workspace_layout ws;
     TRY(workspace_layout_get(layer, args->tokens, &ws));
-    scratch->blocks = workspace_blocks(layer->context, args->tokens);
+    scratch->blocks = workspace_blocks(layer->group, args->tokens);
     size_t word = sizeof(cl_float), experts = layer->desc.num_experts;
     size_t block_bytes = scratch->blocks.count * experts * word;
     scratch->before = workspace_region(&ws, REGION_REBALANCE, none, args->scratch);
@@ -50,7 +50,7 @@ done:
         arg_u32((layer)->desc.num_experts), arg_u32((scratch)->blocks.size)
 
 static clmoe_status launch_columns(const clmoe_layer *layer, launch *chain) {
-    uint32_t group = layer->context->group, experts = layer->desc.num_experts;
+    uint32_t group = layer->group, experts = layer->desc.num_experts;
     return launch_1d(chain, layer->kernels[KERNEL_REBALANCE_COLUMNS], divide_up(experts, group),
                      group);
 }
@@ -62,14 +62,14 @@ static clmoe_status begin(const clmoe_layer *layer, launch *chain, const clmoe_t
     uint32_t experts = layer->desc.num_experts, blocks = scratch->blocks.count;
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_BEGIN], REBALANCE_ARGS(layer, args, scratch),
                    ARG_F32(scratch->pairs)));
-    TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_BEGIN], blocks, layer->context->group));
+    TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_BEGIN], blocks, layer->group));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_COLUMNS], ARG_F32(scratch->partial),
                    ARG_F32(scratch->columns), arg_u32(experts), arg_u32(blocks)));
     TRY(launch_columns(layer, chain));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_TARGET], ARG_F32(scratch->columns),
                    ARG_F32(scratch->pairs), ARG_F32(scratch->target), arg_u32(experts),
                    arg_u32(blocks), arg_f32(layer->desc.router.rebalance_mu)));
-    TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_TARGET], 1, layer->context->group));
+    TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_TARGET], 1, layer->group));
 done:
     return status;
 }
@@ -88,7 +88,7 @@ clmoe_status step_rebalance(const clmoe_layer *layer, launch *chain, const clmoe
     for (uint32_t i = 0; i < router->rebalance_iterations; i++) {
         if (i > 0)
             TRY(launch_columns(layer, chain));
-        TRY(launch_1d(chain, rows, scratch.blocks.count, layer->context->group));
+        TRY(launch_1d(chain, rows, scratch.blocks.count, layer->group));
     }
 done:
     return status;

@@ -20,7 +20,7 @@ clmoe_status reroute_kernels_create(clmoe_layer *layer) {
     char options[64];
     if (!layer_reroutes(layer))
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return layer_kernels(layer, "reroute", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
@@ -55,7 +55,7 @@ static reroute_scratch scratch_of(const workspace_layout *ws, const clmoe_plan_a
 /* Work-groups of one work-item run serially: one group of them needs no help. */
 static uint32_t wide_rounds(const clmoe_layer *layer) {
     uint32_t bound = layer->desc.num_experts + layer->desc.top_k;
-    if (layer->context->group == 1)
+    if (layer->group == 1)
         return 0;
     return bound < WIDE_ROUNDS ? bound : WIDE_ROUNDS;
 }
@@ -67,7 +67,7 @@ static clmoe_status reroute_pairs(const clmoe_layer *layer, launch *chain,
     cl_kernel ask = layer->kernels[KERNEL_REROUTE_ASK];
     cl_kernel accept = layer->kernels[KERNEL_REROUTE_ACCEPT];
     cl_kernel finish = layer->kernels[KERNEL_REROUTE_FINISH];
-    uint32_t group = layer->context->group, tokens = args->tokens, rounds = wide_rounds(layer);
+    uint32_t group = layer->group, tokens = args->tokens, rounds = wide_rounds(layer);
     uint32_t groups = divide_up(tokens, group);
     if (rounds > 0)
         TRY(KERNEL_SET(accept, REROUTE_ARGS(layer, args, plan, *scratch)));
@@ -86,7 +86,7 @@ clmoe_status step_reroute_begin(const clmoe_layer *layer, launch *chain,
                                 const clmoe_plan_args *args, const clmoe_plan_layout *plan) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_REROUTE_BEGIN];
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(args->ids), ARG_F32(args->pair_weights), ARG_F32(args->live),
                    ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
                    ARG_F32(plan_array(args->plan, plan->chosen_ids)),
@@ -100,7 +100,7 @@ done:
 clmoe_status step_reroute(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_REROUTE_WEIGHTS];
-    uint32_t group = layer->context->group, tokens = args->tokens;
+    uint32_t group = layer->group, tokens = args->tokens;
     clmoe_buf none = {0};
     workspace_layout ws;
     if (tokens == 0)

@@ -13,7 +13,7 @@ clmoe_status sinkhorn_kernels_create(clmoe_layer *layer) {
         {KERNEL_SINKHORN_WEIGHTS, "sinkhorn_weights"},
     };
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return layer_kernels(layer, "sinkhorn", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
@@ -28,15 +28,15 @@ static clmoe_status iterate(const clmoe_layer *layer, launch *chain, const clmoe
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel rows = layer->kernels[KERNEL_SINKHORN_ROWS];
     cl_kernel columns = layer->kernels[KERNEL_SINKHORN_COLUMNS];
-    block_split blocks = workspace_token_blocks(layer->context, args->tokens);
+    block_split blocks = workspace_token_blocks(layer->group, args->tokens);
     TRY(KERNEL_SET(rows, ARG_F32(b->choices), ARG_U8(args->token_mask), ARG_F32(b->balance),
                    ARG_F32(b->partials), arg_u32(args->tokens), arg_u32(layer->columns),
                    arg_u32(blocks.size)));
     TRY(KERNEL_SET(columns, ARG_F32(b->partials), ARG_F32(b->balance), arg_u32(blocks.count),
                    arg_u32(layer->columns), arg_f32(router->sinkhorn_tolerance)));
     for (uint32_t i = 0; i < router->sinkhorn_iterations; i++) {
-        TRY(launch_1d(chain, rows, blocks.count, layer->context->group));
-        TRY(launch_1d(chain, columns, 1, layer->context->group));
+        TRY(launch_1d(chain, rows, blocks.count, layer->group));
+        TRY(launch_1d(chain, columns, 1, layer->group));
     }
 done:
     return status;
@@ -46,7 +46,7 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const clmoe
                             const sinkhorn_buffers *b) {
     clmoe_status status = CLMOE_SUCCESS;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->context->group, columns = layer->columns;
+    uint32_t group = layer->group, columns = layer->columns;
     TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_START], ARG_U8(args->token_mask), ARG_F32(b->balance),
                    arg_u32(args->tokens), arg_u32(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_START], 1, group));
@@ -64,7 +64,7 @@ done:
 clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_SINKHORN_WEIGHTS];
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     clmoe_buf none = {0};
     clmoe_topk_args by_choices = *args;
     workspace_layout ws;

@@ -6,7 +6,7 @@
 
 clmoe_status soft_kernels_create(clmoe_layer *layer) {
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return program_kernel(layer->context, "soft", options, "soft_rows",
                           &layer->kernels[KERNEL_SOFT]);
 }
@@ -14,7 +14,7 @@ clmoe_status soft_kernels_create(clmoe_layer *layer) {
 clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_SOFT];
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     clmoe_buf none = {0};
     TRY(KERNEL_SET(kernel, ARG_F32(args->scores),
                    ARG_F32(layer->desc.router.expert_scale ? args->weights->expert_scale : none),

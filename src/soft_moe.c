@@ -6,7 +6,7 @@
 
 static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type type, const char *name) {
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->context->group, type_name(type));
+    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->group, type_name(type));
     return program_kernel(layer->context, "soft_moe", options, name, &layer->kernels[id]);
 }
 
@@ -35,7 +35,7 @@ static clmoe_status set_plan(const clmoe_layer *layer, launch *chain, const soft
                              const clmoe_plan_layout *plan) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_SOFT_MOE_PLAN];
-    uint32_t group = layer->context->group, experts = layer->desc.num_experts;
+    uint32_t group = layer->group, experts = layer->desc.num_experts;
     uint32_t count = args->tokens > plan->slots ? args->tokens : plan->slots + 1;
     TRY(KERNEL_SET(kernel, ARG_F32(plan_array(args->plan, plan->load)),
                    ARG_F32(plan_array(args->plan, plan->kept)),
@@ -56,8 +56,8 @@ static clmoe_status set_logits(const clmoe_layer *layer, launch *chain, const so
     clmoe_status status = CLMOE_SUCCESS;
     const cl_kernel *kernels = layer->kernels;
     const clmoe_layer_desc *desc = &layer->desc;
-    uint32_t group = layer->context->group, count = layer_router_rows(layer), T = args->tokens;
-    block_split blocks = workspace_token_blocks(layer->context, T);
+    uint32_t group = layer->group, count = layer_router_rows(layer), T = args->tokens;
+    block_split blocks = workspace_token_blocks(layer->group, T);
     clmoe_buf none = {0}, router = args->weights->router;
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(args->x, desc->type),
                    ARG_U8(args->token_mask), ARG_F32(args->token_norms),
@@ -89,7 +89,7 @@ clmoe_status step_soft_moe_dispatch(const clmoe_layer *layer, launch *chain,
     cl_kernel dispatch = layer->kernels[KERNEL_SOFT_MOE_DISPATCH];
     cl_kernel combine = layer->kernels[KERNEL_SOFT_MOE_COMBINE];
     uint32_t experts = layer->desc.num_experts, count = layer_router_rows(layer);
-    uint32_t group = layer->context->group, tokens = args->tokens;
+    uint32_t group = layer->group, tokens = args->tokens;
     workspace_layout ws;
     TRY(workspace_layout_get(layer, tokens, &ws));
     uint32_t slots = ws.plan.slots, stride = slots / experts, each = ws.plan.capacity;
@@ -118,7 +118,7 @@ clmoe_status step_soft_moe_combine(const clmoe_layer *layer, launch *chain,
     TRY(KERNEL_SET(clear, ARG_TYPE(args->ye, layer->desc.type), arg_u32(layer->desc.dim),
                    arg_u32(each), arg_u32(stride)));
     TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
-                      (size_t[]){layer->context->group, 1}));
+                      (size_t[]){layer->group, 1}));
     TRY(gemm_dense_transposed(&layer->mix, chain, args->tokens, args->combine, args->ye,
                               layer->desc.dim, slots, args->mixed));
 done:

@@ -34,7 +34,7 @@ clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes) {
 /* cl/control.cl has the state's kernel too: one program less to compile. */
 clmoe_status state_kernels_create(clmoe_layer *layer) {
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     return program_kernel(layer->context, "control", options, "state_init",
                           &layer->kernels[KERNEL_STATE_INIT]);
 }
@@ -45,7 +45,7 @@ static clmoe_status step_state_init(const clmoe_layer *layer, launch *chain, clm
     cl_kernel kernel = layer->kernels[KERNEL_STATE_INIT];
     TRY(KERNEL_SET(kernel, ARG_F32(state), arg_u32((uint32_t)seed), arg_u32((uint32_t)(seed >> 32)),
                    arg_u32(layer->columns)));
-    TRY(launch_1d(chain, kernel, 1, layer->context->group));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
 done:
     return status;
 }

@@ -19,7 +19,7 @@ clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, 
 
 clmoe_status sums_kernels_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     layer->balance_group = group < MAX_SUM_GROUP ? group : MAX_SUM_GROUP;
     TRY(balance_kernel(layer, KERNEL_SUMS_ROWS, "sums", "sums_rows"));
     TRY(balance_kernel(layer, KERNEL_SUMS_COLUMNS, "sums", "sums_columns"));

@@ -21,7 +21,7 @@ clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
                    ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
                    ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
                    arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(args->tokens, each), layer->context->group));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, each), layer->group));
 done:
     return status;
 }

@@ -7,7 +7,7 @@
 clmoe_status two_level_kernels_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->context->group);
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
     TRY(program_kernel(layer->context, "two_level", options, "two_level_scores",
                        &layer->kernels[KERNEL_TWO_LEVEL_SCORES]));
     TRY(program_kernel(layer->context, "two_level", options, "two_level_topk",
@@ -35,7 +35,7 @@ clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
                                    const clmoe_score_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_SCORES];
-    uint32_t group = layer->context->group, groups = layer->desc.router.num_groups;
+    uint32_t group = layer->group, groups = layer->desc.router.num_groups;
     clmoe_buf none = {0};
     workspace_layout ws;
     if (args->tokens == 0)
@@ -56,7 +56,7 @@ clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_TOPK];
-    uint32_t group = layer->context->group;
+    uint32_t group = layer->group;
     clmoe_buf none = {0};
     TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(select_bias_of(layer, args)),
                    ARG_F32(router->expert_scale ? args->weights->expert_scale : none),

@@ -33,16 +33,16 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
-static uint32_t block_unit(const clmoe_context *context) {
-    return context->group == 1 ? SERIAL_BLOCK : context->group;
+static uint32_t block_unit(uint32_t group) {
+    return group == 1 ? SERIAL_BLOCK : group;
 }
 
-static uint32_t token_unit(const clmoe_context *context) {
-    return context->group == 1 ? SERIAL_ROWS : ROWS;
+static uint32_t token_unit(uint32_t group) {
+    return group == 1 ? SERIAL_ROWS : ROWS;
 }
 
-static block_split split(const clmoe_context *context, uint32_t count, uint32_t max_blocks) {
-    uint32_t unit = block_unit(context);
+static block_split split(uint32_t group, uint32_t count, uint32_t max_blocks) {
+    uint32_t unit = block_unit(group);
     uint32_t units = divide_up(count, unit);
     uint32_t per_block = divide_up(units, max_blocks);
     if (count == 0)
@@ -83,16 +83,16 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
     };
 }
 
-block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens) {
-    uint32_t unit = token_unit(context);
+block_split workspace_token_blocks(uint32_t group, uint32_t tokens) {
+    uint32_t unit = token_unit(group);
     uint32_t units = divide_up(tokens, unit);
     block_split split = {.size = unit * divide_up(units, MAX_BLOCKS)};
     split.count = tokens ? divide_up(tokens, split.size) : 0;
     return split;
 }
 
-block_split workspace_blocks(const clmoe_context *context, uint32_t count) {
-    return split(context, count, MAX_BLOCKS);
+block_split workspace_blocks(uint32_t group, uint32_t count) {
+    return split(group, count, MAX_BLOCKS);
 }
 
 walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
@@ -101,7 +101,7 @@ walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
     uint32_t most = sequences < MAX_BLOCKS ? MAX_BLOCKS / sequences : 1;
     /* A sequence alone; expert choice has none. */
     uint32_t entries = (uint32_t)batch_pairs(layer, each);
-    walk_split walk = {.blocks = split(layer->context, entries, most)};
+    walk_split walk = {.blocks = split(layer->group, entries, most)};
     walk.sequence_blocks = walk.blocks.count;
     walk.blocks.count *= sequences;
     return walk;
@@ -343,9 +343,9 @@ static batch exact_batch(const clmoe_layer *layer, uint32_t tokens, const clmoe_
         .slots = plan->slots,
         .row_tiles = plan->slots / plan->row_tile,
         .walk_blocks = workspace_walk(layer, tokens).blocks.count,
-        .sort_blocks = workspace_blocks(layer->context, plan->pairs).count,
-        .token_blocks = workspace_token_blocks(layer->context, tokens).count,
-        .balance_blocks = workspace_blocks(layer->context, tokens).count,
+        .sort_blocks = workspace_blocks(layer->group, plan->pairs).count,
+        .token_blocks = workspace_token_blocks(layer->group, tokens).count,
+        .balance_blocks = workspace_blocks(layer->group, tokens).count,
         .sequences = sums.sequences,
         .sum_blocks = (size_t)sums.sequences * sums.blocks_each,
     };
@@ -361,7 +361,7 @@ static size_t most_blocks(size_t count, size_t unit, size_t max_blocks) {
 static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
                            const clmoe_plan_layout *plan) {
     const sums_shape sums = workspace_sums(layer, tokens, 0);
-    const size_t unit = block_unit(layer->context), slots = most_slots(layer, tokens);
+    const size_t unit = block_unit(layer->group), slots = most_slots(layer, tokens);
     const size_t sequences = layer_sequences(layer, tokens), Q = sums.sequences;
     const size_t each = batch_pairs(layer, layer_sequence_tokens(layer, tokens));
     const size_t walk = sequences * most_blocks(each, unit, SIZE_MAX);
@@ -373,7 +373,7 @@ static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
         .row_tiles = slots / layer->experts.engine->row_tile(layer->context, 0),
         .walk_blocks = most_blocks(walk, 1, larger(sequences, MAX_BLOCKS)),
         .sort_blocks = most_blocks(plan->pairs, unit, MAX_BLOCKS),
-        .token_blocks = most_blocks(tokens, token_unit(layer->context), MAX_BLOCKS),
+        .token_blocks = most_blocks(tokens, token_unit(layer->group), MAX_BLOCKS),
         .balance_blocks = most_blocks(tokens, unit, MAX_BLOCKS),
         .sequences = Q,
         .sum_blocks = most_blocks(Q * most_blocks(sums.sequence, MIN_SUM_BLOCK, SIZE_MAX), 1,

@@ -89,7 +89,7 @@ typedef struct block_split {
     uint32_t size, count;
 } block_split;
 
-block_split workspace_blocks(const clmoe_context *context, uint32_t count);
+block_split workspace_blocks(uint32_t group, uint32_t count);
 
 /*
  * How the balance pass cuts the batch: in the sequences of the descriptor, whether a loss looks at
@@ -98,7 +98,7 @@ block_split workspace_blocks(const clmoe_context *context, uint32_t count);
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked);
 
 /* How Sinkhorn's and Soft MoE's sums over tokens are cut into blocks. */
-block_split workspace_token_blocks(const clmoe_context *context, uint32_t tokens);
+block_split workspace_token_blocks(uint32_t group, uint32_t tokens);
 
 /* The blocks of the plan's walk, and how many of them each sequence has; none spans two. */
 typedef struct walk_split {

@@ -268,6 +268,15 @@ static void no_rows(void **state) {
     }
 }
 
+static clmoe_status pick_engine(clmoe_context *context, const char *name, const gemm_shape *of,
+                                const gemm_engine **engine) {
+    void *state = NULL;
+    clmoe_status status = gemm_engine_create(context, name, of, engine, &state);
+    if (status == CLMOE_SUCCESS)
+        (*engine)->destroy(state);
+    return status;
+}
+
 static void choice_of_engine(void **state) {
     (void)state;
     const gemm_engine *engine = NULL;
@@ -277,16 +286,16 @@ static void choice_of_engine(void **state) {
     test_case("the engines' names");
     bf16.a_type = bf16.w_type = bf16.c_type = CLMOE_BF16;
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_TYPE, sizeof type, &type, NULL));
-    OK(gemm_engine_pick(test_context(0), NULL, &bf16, &engine));
+    OK(pick_engine(test_context(0), NULL, &bf16, &engine));
     assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
-    OK(gemm_engine_pick(test_context(0), NULL, &f32, &engine));
+    OK(pick_engine(test_context(0), NULL, &f32, &engine));
     if (type & CL_DEVICE_TYPE_CPU)
         assert_ptr_equal(engine, &gemm_cpu);
     if (type & CL_DEVICE_TYPE_GPU)
         assert_ptr_equal(engine, &gemm_tiled);
-    OK(gemm_engine_pick(test_context(0), "ref", &f32, &engine));
+    OK(pick_engine(test_context(0), "ref", &f32, &engine));
     assert_ptr_equal(engine, &gemm_ref);
-    assert_int_equal(gemm_engine_pick(test_context(0), "fast", &f32, &engine), CLMOE_INVALID_DESC);
+    assert_int_equal(pick_engine(test_context(0), "fast", &f32, &engine), CLMOE_INVALID_DESC);
     assert_non_null(strstr(clmoe_last_error(), "fast"));
     assert_non_null(strstr(clmoe_last_error(), "cpu, nv_mma, tiled, ref"));
     assert_null(engine);
@@ -313,11 +322,11 @@ static void devices_with_less(void **state) {
     assert_non_null(strstr(clmoe_last_error(), "32"));
     const gemm_engine *engine = NULL;
     const gemm_shape f32 = {.experts = 1, .dim = 1, .hidden_dim = 1};
-    assert_int_equal(gemm_engine_pick(&small, "tiled", &f32, &engine), CLMOE_UNSUPPORTED);
+    assert_int_equal(pick_engine(&small, "tiled", &f32, &engine), CLMOE_UNSUPPORTED);
     char before[512];
-    assert_int_equal(gemm_engine_pick(&small, "fast", &f32, &engine), CLMOE_INVALID_DESC);
+    assert_int_equal(pick_engine(&small, "fast", &f32, &engine), CLMOE_INVALID_DESC);
     snprintf(before, sizeof before, "%s", clmoe_last_error());
-    OK(gemm_engine_pick(&small, NULL, &f32, &engine));
+    OK(pick_engine(&small, NULL, &f32, &engine));
     CHECK(strcmp(clmoe_last_error(), before) == 0, "it says: %s\n", clmoe_last_error());
     assert_ptr_equal(engine, &gemm_ref);
 }

@@ -12,6 +12,13 @@ enum { MOST_EXPERTS = 4096, MOST_DIM = 1 << 24, ALIGNMENT = 256 };
 static const shape small = {6, 5, 8, 0, 2, 3};
 static const shape largest = {1, MOST_DIM, MOST_EXPERTS, 0, 1, MOST_DIM};
 
+/* Of sizes that may be more than the device allows in a buffer, and are told all the same. */
+static void sized(clmoe_status status) {
+    if (status == CLMOE_UNSUPPORTED && strstr(clmoe_last_error(), "per buffer"))
+        return;
+    check_ok(status, "clmoe_layer_memory()", __FILE__, __LINE__);
+}
+
 static void refused(clmoe_status status, const char *words) {
     CHECK(status == CLMOE_UNSUPPORTED, "status is %s: %s\n", clmoe_status_string(status),
           clmoe_last_error());
@@ -46,7 +53,8 @@ static void blocks_of_a_plan(void **state) {
         for (size_t i = 0; i < COUNT_OF(counts); i++) {
             uint64_t count = counts[i];
             test_case("%u entries, group size %u", counts[i], group_sizes[g]);
-            block_split split = workspace_blocks(test_context(group_sizes[g]), counts[i]);
+            block_split split =
+                workspace_blocks(test_context(group_sizes[g])->largest_group, counts[i]);
             CHECK((uint64_t)split.size * split.count >= count, "%u blocks of %u\n", split.count,
                   split.size);
             CHECK(count == 0 || (uint64_t)split.size * (split.count - 1) < count,
@@ -287,7 +295,7 @@ static void memory_of_large_rows(void **state) {
         OK(status);
         clean_later((void (*)(void *))clmoe_layer_destroy, layer);
         OK(clmoe_plan_layout_get(layer, MAX_PAIRS, &plan));
-        OK(clmoe_layer_memory(layer, MAX_PAIRS, &saved, &scratch));
+        sized(clmoe_layer_memory(layer, MAX_PAIRS, &saved, &scratch));
         uint64_t row = (uint64_t)4 * MOST_DIM;
         CHECK(saved >= plan.slots * row && saved < 2 * plan.slots * row, "saved is %zu\n", saved);
         /* Hidden rows, those of the shared expert, its output, and rows of an engine that wants
@@ -307,17 +315,17 @@ static void memory_past_size_max(void **state) {
     clmoe_layer *layer = test_layer(0, &desc);
     layer->desc.dim = UINT32_MAX; /* ye alone just fits */
     refused(clmoe_layer_memory(layer, MAX_PAIRS, &saved, &scratch), "exceeds size_t");
-    OK(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
+    sized(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
     layer->desc.experts.hidden_dim = UINT32_MAX;
     refused(clmoe_layer_memory(layer, MAX_PAIRS / 2, &saved, &scratch), "exceeds size_t");
-    OK(clmoe_layer_memory(layer, MAX_PAIRS / 16, &saved, &scratch));
+    sized(clmoe_layer_memory(layer, MAX_PAIRS / 16, &saved, &scratch));
     CHECK(scratch >= (uint64_t)4 * (MAX_PAIRS / 16) * 2 * UINT32_MAX, "scratch is %zu\n", scratch);
     layer->desc.dim = small.dim;
     layer->desc.experts.hidden_dim = small.hidden_dim;
     /* Nearly 2^31 slots: one product alone is too large, and the rest would fit. */
     desc.capacity.rows = MAX_PAIRS / 4 - 1;
     layer = test_layer(0, &desc);
-    OK(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
+    sized(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch));
     layer->desc.dim = UINT32_MAX;
     refused(clmoe_layer_memory(layer, MAX_PAIRS / 4, &saved, &scratch), "exceeds size_t");
     layer->desc.dim = small.dim;

@@ -1,5 +1,7 @@
 #include "device_list.h"
+#include "../device.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,14 +73,24 @@ void device_list_free(device_list *list) {
     *list = (device_list){0};
 }
 
+/* A driver gives a text to a buffer that holds all of it, or not at all. */
 void platform_text(cl_platform_id platform, cl_platform_info what, char *text, size_t size) {
-    if (clGetPlatformInfo(platform, what, size, text, NULL) != CL_SUCCESS)
-        text[0] = '\0';
+    size_t bytes = 0;
+    text[0] = '\0';
+    if (clGetPlatformInfo(platform, what, 0, NULL, &bytes) != CL_SUCCESS)
+        return;
+    char *all = calloc(1, bytes + 1);
+    if (all && clGetPlatformInfo(platform, what, bytes, all, NULL) == CL_SUCCESS)
+        snprintf(text, size, "%s", all);
+    free(all);
 }
 
 void device_text(cl_device_id device, cl_device_info what, char *text, size_t size) {
-    if (clGetDeviceInfo(device, what, size, text, NULL) != CL_SUCCESS)
-        text[0] = '\0';
+    char *all = NULL;
+    text[0] = '\0';
+    if (device_info_text(device, what, &all) == CLMOE_SUCCESS)
+        snprintf(text, size, "%s", all);
+    free(all);
 }
 
 const char *device_type_name(cl_device_type type) {

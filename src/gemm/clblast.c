@@ -7,10 +7,7 @@
 
 #include <clblast_c.h>
 #include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
-
-enum { MAX_GROUP = 64 };
 
 typedef struct clblast_state {
     size_t group; /* work-items per group of cl/act.cl */
@@ -28,6 +25,29 @@ typedef enum gate_place { GATE_APART, GATE_FIRST, GATE_TAKES_TURNS } gate_place;
  * a time, in the whole process.
  */
 static pthread_mutex_t one_call = PTHREAD_MUTEX_INITIALIZER;
+static unsigned contexts; /* that have used the engine and live, guarded by one_call */
+
+/*
+ * CLBlast keeps the programs of every OpenCL context it has seen, released or not. It can forget
+ * them only for the whole process: done when nobody here is left to miss them. An application that
+ * calls CLBlast itself compiles once more.
+ */
+static void forget_context(void) {
+    pthread_mutex_lock(&one_call);
+    if (--contexts == 0)
+        CLBlastClearCache();
+    pthread_mutex_unlock(&one_call);
+}
+
+static void remember_context(clmoe_context *context) {
+    pthread_mutex_lock(&context->lock);
+    const bool known = context->forget != NULL;
+    context->forget = forget_context;
+    pthread_mutex_unlock(&context->lock);
+    pthread_mutex_lock(&one_call);
+    contexts += !known;
+    pthread_mutex_unlock(&one_call);
+}
 
 static clmoe_status clblast_supports(clmoe_context *context) {
     (void)context;
@@ -96,14 +116,6 @@ static clmoe_status check_extent(const char *what, uint64_t first, uint64_t rows
                 INT_MAX);
 }
 
-static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, clblast_state *state,
-                            gemm_variant variant) {
-    char options[64];
-    snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
-             state->group);
-    return gemm_kernel_create(context, shape, "act", options, "act_rows", &state->kernels[variant]);
-}
-
 static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *shape, void **out) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
@@ -123,14 +135,10 @@ static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *sha
         status = fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
         goto done;
     }
-    state->group = MAX_GROUP;
-    while (state->group > context->info.max_group)
-        state->group /= 2;
-    TRY(compile(context, shape, state, GEMM_UNGATED));
-    if (shape->form == GEMM_GATED)
-        TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
+    TRY(gemm_kernels_by_column(context, shape, "act", "act_rows", state->kernels, &state->group));
     state->queue = clCreateCommandQueue(context->cl, context->device, 0, &code);
     TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
+    remember_context(context);
     TRY(warm_up(context, state->queue));
     *out = state;
     state = NULL;

@@ -21,7 +21,7 @@ typedef struct cpu_state {
 static clmoe_status cpu_supports(clmoe_context *context) {
     if (device_is_cpu(&context->info))
         return CLMOE_SUCCESS;
-    return fail(CLMOE_UNSUPPORTED, "engine cpu needs a CPU device, but %s is none",
+    return fail(CLMOE_UNSUPPORTED, "engine cpu needs a CPU device, but %.64s is none",
                 context->info.name);
 }
 

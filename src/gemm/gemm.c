@@ -37,33 +37,38 @@ done:
     return status;
 }
 
+static clmoe_status try_engine(const gemm_engine *engine, clmoe_context *context,
+                               const gemm_shape *shape, const gemm_engine **chosen, void **state) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(can_run(engine, context, shape));
+    TRY(engine->create(context, shape, state));
+    *chosen = engine;
+done:
+    return status;
+}
+
 /* ref runs everything everywhere. */
-static clmoe_status pick_first(clmoe_context *context, const gemm_shape *shape,
-                               const gemm_engine **engine) {
+static clmoe_status create_first(clmoe_context *context, const gemm_shape *shape,
+                                 const gemm_engine **engine, void **state) {
     clmoe_status status = CLMOE_UNSUPPORTED;
     const error_sentence kept = error_keep();
     for (size_t i = 0; status == CLMOE_UNSUPPORTED && gemm_engines[i]; i++) {
-        status = can_run(gemm_engines[i], context, shape);
-        if (status == CLMOE_SUCCESS)
-            *engine = gemm_engines[i];
+        status = try_engine(gemm_engines[i], context, shape, engine, state);
     }
     if (status == CLMOE_SUCCESS)
         error_put_back(&kept);
     return status;
 }
 
-clmoe_status gemm_engine_pick(clmoe_context *context, const char *name, const gemm_shape *shape,
-                              const gemm_engine **engine) {
+clmoe_status gemm_engine_create(clmoe_context *context, const char *name, const gemm_shape *shape,
+                                const gemm_engine **engine, void **state) {
     *engine = NULL;
     if (!name)
-        return pick_first(context, shape, engine);
+        return create_first(context, shape, engine, state);
     const gemm_engine *found = find_engine(name);
     if (!found)
         return unknown_engine(name);
-    clmoe_status status = can_run(found, context, shape);
-    if (status == CLMOE_SUCCESS)
-        *engine = found;
-    return status;
+    return try_engine(found, context, shape, engine, state);
 }
 
 static clmoe_buf buf_at(clmoe_buf buf, clmoe_type type, uint64_t element) {

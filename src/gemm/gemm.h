@@ -110,9 +110,12 @@ typedef struct gemm_engine {
 /* The table, ended by NULL, in order of preference where several would do. */
 extern const gemm_engine *const gemm_engines[];
 
-/* By name; NULL name: the first of the table that runs `shape` on the device. */
-clmoe_status gemm_engine_pick(clmoe_context *context, const char *name, const gemm_shape *shape,
-                              const gemm_engine **engine);
+/*
+ * Picks by name and creates; NULL name: the first of the table that runs `shape` on the device and
+ * whose kernels fit it. *engine is NULL on an error.
+ */
+clmoe_status gemm_engine_create(clmoe_context *context, const char *name, const gemm_shape *shape,
+                                const gemm_engine **engine, void **state);
 
 extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma;
 #ifdef CLMOE_WITH_CLBLAST

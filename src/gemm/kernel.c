@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 enum { ACT_NONE = -1 }; /* of cl/act.clh */
+enum { MAX_COLUMN_GROUP = 64 };
 
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel) {
@@ -13,6 +14,39 @@ clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape,
              type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
              type_name(shape->c_type));
     return program_kernel(context, step, all, name, kernel);
+}
+
+static clmoe_status by_column(clmoe_context *context, const gemm_shape *shape, const char *step,
+                              const char *name, cl_kernel kernels[GEMM_VARIANTS], size_t group) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const int last = shape->form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
+    for (int variant = GEMM_UNGATED; variant <= last; variant++) {
+        char options[64];
+        snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
+                 group);
+        kernel_release(&kernels[variant]);
+        TRY(gemm_kernel_create(context, shape, step, options, name, &kernels[variant]));
+    }
+done:
+    return status;
+}
+
+clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *shape,
+                                    const char *step, const char *name,
+                                    cl_kernel kernels[GEMM_VARIANTS], size_t *group) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t most = MAX_COLUMN_GROUP;
+    while (!device_takes_group(&context->info, 1, most))
+        most /= 2;
+    do {
+        *group = most;
+        status = by_column(context, shape, step, name, kernels, most);
+        most /= 2;
+    } while (status == CLMOE_UNSUPPORTED && most > 0);
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
+    return status;
 }
 
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile) {

@@ -15,6 +15,14 @@ static inline gemm_variant gemm_variant_of(gemm_form form) {
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel);
 
+/*
+ * Kernels with a work-item per element of C, by form: groups of *group columns, as many as the
+ * device takes.
+ */
+clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *shape,
+                                    const char *step, const char *name,
+                                    cl_kernel kernels[GEMM_VARIANTS], size_t *group);
+
 /* Sets the parameters GEMM_PARAMETERS of cl/gemm.clh, with `row_tile` as the problem's. */
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
 

@@ -21,9 +21,10 @@ typedef struct nv_state {
 
 static clmoe_status nv_supports(clmoe_context *context) {
     if (context->info.nv_capability < MIN_CAPABILITY)
-        return fail(CLMOE_UNSUPPORTED,
-                    "engine nv_mma needs an NVIDIA GPU of compute capability 8.0, but %s is none",
-                    context->info.name);
+        return fail(
+            CLMOE_UNSUPPORTED,
+            "engine nv_mma needs an NVIDIA GPU of compute capability 8.0, but %.64s is none",
+            context->info.name);
     return nv_probe(context);
 }
 

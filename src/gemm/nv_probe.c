@@ -76,7 +76,7 @@ static clmoe_status probe_type(clmoe_context *context, cl_command_queue queue, c
     TRY(clmoe_cl_check(code, "clCreateBuffer"));
     TRY(run(context, queue, mem, type, &data));
     if (memcmp(&data, &expected, sizeof data) != 0)
-        status = fail(CLMOE_UNSUPPORTED, "the tensor cores of %s gave wrong numbers in %s",
+        status = fail(CLMOE_UNSUPPORTED, "the tensor cores of %.64s gave wrong numbers in %s",
                       context->info.name, type_name(type));
 done:
     if (mem)
@@ -115,7 +115,8 @@ clmoe_status nv_probe(clmoe_context *context) {
     if (known == NV_PROBE_PASSED)
         return CLMOE_SUCCESS;
     if (known == NV_PROBE_FAILED)
-        return fail(CLMOE_UNSUPPORTED, "the tensor cores of %s failed the probe of engine nv_mma",
+        return fail(CLMOE_UNSUPPORTED,
+                    "the tensor cores of %.64s failed the probe of engine nv_mma",
                     context->info.name);
     const clmoe_status status = probe(context);
     if (status == CLMOE_SUCCESS)

@@ -2,10 +2,7 @@
 #include "../program.h"
 #include "kernel.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-
-enum { MAX_GROUP = 64 };
 
 typedef struct ref_state {
     size_t group; /* work-items per group, columns of C */
@@ -26,26 +23,13 @@ static void ref_destroy(void *opaque) {
     free(state);
 }
 
-static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, ref_state *state,
-                            gemm_variant variant) {
-    char options[64];
-    snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
-             state->group);
-    return gemm_kernel_create(context, shape, "gemm_ref", options, "gemm_ref",
-                              &state->kernels[variant]);
-}
-
 static clmoe_status ref_create(clmoe_context *context, const gemm_shape *shape, void **out) {
     clmoe_status status = CLMOE_SUCCESS;
     ref_state *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the ref engine");
-    state->group = MAX_GROUP;
-    while (state->group > context->info.max_group)
-        state->group /= 2;
-    TRY(compile(context, shape, state, GEMM_UNGATED));
-    if (shape->form == GEMM_GATED)
-        TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
+    TRY(gemm_kernels_by_column(context, shape, "gemm_ref", "gemm_ref", state->kernels,
+                               &state->group));
     *out = state;
     state = NULL;
 done:

@@ -47,7 +47,8 @@ static size_t local_bytes(const tile_sizes *tile, uint32_t rows) {
 }
 
 static bool fits(const device_info *info, const tile_sizes *tile, uint32_t rows) {
-    return items(tile, rows) <= info->max_group && local_bytes(tile, rows) <= info->local_mem_bytes;
+    return device_takes_group(info, tile->columns / ITEM, rows / ITEM) &&
+           local_bytes(tile, rows) <= info->local_mem_bytes;
 }
 
 /* Whether tiles can sum in slices, which they keep in local memory. */
@@ -73,9 +74,9 @@ static clmoe_status tiled_supports(clmoe_context *context) {
     return fail(
         CLMOE_UNSUPPORTED,
         "engine tiled needs groups of %zu work-items and %zu bytes of local memory, but the "
-        "device has %zu and %llu",
-        items(&usual, FEW_ROWS), local_bytes(&usual, FEW_ROWS), info->max_group,
-        (unsigned long long)info->local_mem_bytes);
+        "device has %zu (%zu x %zu) and %llu",
+        items(&usual, FEW_ROWS), local_bytes(&usual, FEW_ROWS), info->max_group, info->max_items[0],
+        info->max_items[1], (unsigned long long)info->local_mem_bytes);
 }
 
 static void tiled_destroy(void *opaque) {
@@ -90,11 +91,12 @@ static void tiled_destroy(void *opaque) {
     free(state);
 }
 
-static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, tiled_state *state,
-                            gemm_variant variant) {
+static clmoe_status compile_tiles(clmoe_context *context, const gemm_shape *shape,
+                                  tiled_state *state, gemm_variant variant) {
     clmoe_status status = CLMOE_SUCCESS;
     for (int size = 0; size < TILE_SIZES; size++) {
         char options[96];
+        kernel_release(&state->kernels[variant][size]);
         snprintf(options, sizeof options,
                  "-DGATED=%d -DLINEAR=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
                  variant == GEMM_GATE_AND_UP, state->slices, state->rows[size], state->columns,
@@ -103,6 +105,23 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, til
                                &state->kernels[variant][size]));
     }
 done:
+    return status;
+}
+
+/* In fewer rows where the kernel takes more of the device than it has; these divide the plan's. */
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, tiled_state *state) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    uint32_t rows = 2 * state->rows[TILE_MANY_ROWS];
+    while (status == CLMOE_UNSUPPORTED && rows > FEW_ROWS) {
+        rows /= 2;
+        state->rows[TILE_MANY_ROWS] = rows;
+        status = compile_tiles(context, shape, state, GEMM_UNGATED);
+        if (status == CLMOE_SUCCESS && shape->form == GEMM_GATED)
+            status = compile_tiles(context, shape, state, GEMM_GATE_AND_UP);
+    }
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
     return status;
 }
 
@@ -118,19 +137,26 @@ static size_t linear_local_bytes(const linear_size *size) {
 
 static clmoe_status compile_linear(clmoe_context *context, const gemm_shape *shape,
                                    tiled_state *state) {
+    const error_sentence kept = error_keep();
     clmoe_status status = CLMOE_SUCCESS;
     for (int i = 0; i < LINEAR_SIZES; i++) {
         const linear_size *size = &linear_sizes[i];
         char options[96];
-        if (context->info.max_group < linear_items(size) ||
+        if (!device_takes_group(&context->info, linear_items(size) / LINEAR_SLICES,
+                                LINEAR_SLICES) ||
             context->info.local_mem_bytes < linear_local_bytes(size))
             continue;
         snprintf(options, sizeof options, "-DGATED=0 -DROWS=%u -DCOLUMNS=%u -DTILE=%u -DDEPTH=%u",
                  size->rows, size->columns, size->tile, size->depth);
-        TRY(gemm_kernel_create(context, shape, "gemm_linear", options, "gemm_linear",
-                               &state->linear[i]));
+        status = gemm_kernel_create(context, shape, "gemm_linear", options, "gemm_linear",
+                                    &state->linear[i]);
+        if (status != CLMOE_UNSUPPORTED)
+            TRY(status);
     }
+    status = CLMOE_SUCCESS;
 done:
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
     return status;
 }
 
@@ -146,9 +172,7 @@ static clmoe_status tiled_create(clmoe_context *context, const gemm_shape *shape
     state->columns = tile.columns;
     state->depth = tile.depth;
     state->slices = shape->form == GEMM_LINEAR && slices_fit(&context->info, &tile, tile.rows);
-    TRY(compile(context, shape, state, GEMM_UNGATED));
-    if (shape->form == GEMM_GATED)
-        TRY(compile(context, shape, state, GEMM_GATE_AND_UP));
+    TRY(compile(context, shape, state));
     if (shape->form == GEMM_LINEAR)
         TRY(compile_linear(context, shape, state));
     *out = state;

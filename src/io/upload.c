@@ -1,5 +1,6 @@
 /* clmoe_checkpoint_upload(): the block's tensors -> device buffers, in the descriptor's types, a
  * piece at a time. */
+#include "../device.h"
 #include "../types.h"
 #include "checkpoint.h"
 
@@ -8,21 +9,85 @@
 
 #define STAGING_FLOATS 1048576u
 
-/* Where pieces pass through on their way. */
 typedef struct upload {
     const block *block;
     cl_context context;
     cl_command_queue queue;
-    float *staging;
+    cl_device_id device;
+    const clmoe_weights *weights; /* what is filled */
+    float *staging;               /* where pieces pass through; NULL: sizes are only checked */
+    cl_ulong most, all;           /* bytes that the device allows per buffer, and has */
+    cl_ulong total;               /* bytes asked for so far */
 } upload;
 
-static clmoe_status create_buffer(const upload *u, clmoe_type type, uint64_t elements,
-                                  clmoe_buf *buf) {
+/* ---- Whether the device can hold them, before anything is made ------------------------------ */
+
+/* The name of a buffer among the weights. */
+static const char *name_of(const upload *u, const clmoe_buf *buf) {
+#define WEIGHT(field)                                                                              \
+    { #field, offsetof(clmoe_weights, field) }
+#define WEIGHTS_OF_MLP(mlp)                                                                        \
+    WEIGHT(mlp.gate), WEIGHT(mlp.up), WEIGHT(mlp.down), WEIGHT(mlp.gate_bias),                     \
+        WEIGHT(mlp.up_bias), WEIGHT(mlp.down_bias)
+    static const struct {
+        const char *name;
+        size_t offset;
+    } names[] = {WEIGHT(router),        WEIGHT(router_bias), WEIGHT(select_bias),
+                 WEIGHT(shared_gate),   WEIGHT(output_bias), WEIGHTS_OF_MLP(experts),
+                 WEIGHTS_OF_MLP(shared)};
+#undef WEIGHTS_OF_MLP
+#undef WEIGHT
+    const size_t offset = (size_t)((const char *)buf - (const char *)u->weights);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (names[i].offset == offset)
+            return names[i].name;
+    return "a weight";
+}
+
+static clmoe_status refuse_size(const upload *u, const char *what, cl_ulong bytes,
+                                const char *limit, cl_ulong most) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char *device = NULL;
+    TRY(device_info_text(u->device, CL_DEVICE_NAME, &device));
+    status = fail(CLMOE_UNSUPPORTED, "layer %u: %s needs %llu bytes, but device %.64s %s %llu",
+                  u->block->layer, what, (unsigned long long)bytes, device, limit,
+                  (unsigned long long)most);
+done:
+    free(device);
+    return status;
+}
+
+static clmoe_status check_size(upload *u, const clmoe_buf *buf, size_t bytes) {
+    if (bytes > u->most)
+        return refuse_size(u, name_of(u, buf), bytes, "allows per buffer", u->most);
+    u->total += bytes;
+    if (u->total > u->all)
+        return refuse_size(u, "what it has of weights", u->total, "has", u->all);
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status read_limits(upload *u) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(CL(clGetCommandQueueInfo(u->queue, CL_QUEUE_DEVICE, sizeof u->device, (void *)&u->device,
+                                 NULL)));
+    TRY(CL(
+        clGetDeviceInfo(u->device, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof u->most, &u->most, NULL)));
+    TRY(CL(clGetDeviceInfo(u->device, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof u->all, &u->all, NULL)));
+done:
+    return status;
+}
+
+/* ---- Buffers ----------------------------------------------------------------------------------
+ */
+
+static clmoe_status create_buffer(upload *u, clmoe_type type, uint64_t elements, clmoe_buf *buf) {
     cl_int code;
     size_t bytes;
     if (elements > SIZE_MAX || !size_mul((size_t)elements, type_bytes(type), &bytes))
         return fail(CLMOE_UNSUPPORTED, "layer %u: %llu weights are too many for one buffer",
                     u->block->layer, (unsigned long long)elements);
+    if (!u->staging)
+        return check_size(u, buf, bytes);
     buf->mem = clCreateBuffer(u->context, CL_MEM_READ_WRITE, bytes, NULL, &code);
     buf->offset = 0;
     if (code == CL_SUCCESS)
@@ -37,6 +102,8 @@ static clmoe_status copy_tensor(const upload *u, clmoe_type type, const file_ten
                                 uint64_t count, const clmoe_buf *buf, uint64_t at) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t element = type_bytes(type);
+    if (!u->staging)
+        return CLMOE_SUCCESS;
     for (uint64_t done = 0; done < count;) {
         uint64_t left = count - done;
         size_t now = left < STAGING_FLOATS ? (size_t)left : STAGING_FLOATS;
@@ -51,7 +118,7 @@ done:
 }
 
 /* A role with one tensor -> a buffer of its own; nothing if the block has no such tensor. */
-static clmoe_status upload_single(const upload *u, clmoe_type type, int role, clmoe_buf *buf) {
+static clmoe_status upload_single(upload *u, clmoe_type type, int role, clmoe_buf *buf) {
     if (!block_has(u->block, role))
         return CLMOE_SUCCESS;
     const file_tensor *t = u->block->roles[role].tensors;
@@ -63,8 +130,7 @@ static clmoe_status upload_single(const upload *u, clmoe_type type, int role, cl
  * Two roles -> one buffer: for each of their tensors, first's elements and then second's. With
  * second -1, or absent, first alone.
  */
-static clmoe_status upload_pair(const upload *u, clmoe_type type, int first, int second,
-                                clmoe_buf *buf) {
+static clmoe_status upload_pair(upload *u, clmoe_type type, int first, int second, clmoe_buf *buf) {
     clmoe_status status = CLMOE_SUCCESS;
     const block_role *a = &u->block->roles[first];
     const block_role *b =
@@ -82,8 +148,8 @@ done:
     return status;
 }
 
-static clmoe_status upload_mlp(const upload *u, clmoe_type type, int base,
-                               const clmoe_mlp_desc *desc, clmoe_mlp_weights *w) {
+static clmoe_status upload_mlp(upload *u, clmoe_type type, int base, const clmoe_mlp_desc *desc,
+                               clmoe_mlp_weights *w) {
     clmoe_status status = CLMOE_SUCCESS;
     if (block_has(u->block, base + PART_GATE_UP)) {
         TRY(upload_pair(u, type, base + PART_GATE_UP, -1, &w->gate));
@@ -103,7 +169,7 @@ done:
     return status;
 }
 
-static clmoe_status upload_all(const upload *u, const clmoe_layer_desc *desc, clmoe_weights *w) {
+static clmoe_status upload_all(upload *u, const clmoe_layer_desc *desc, clmoe_weights *w) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_type type = desc->weight_type, router = desc->router.weight_type;
     TRY(upload_single(u, router, ROLE_ROUTER, &w->router));
@@ -146,13 +212,15 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
     clmoe_layer_desc file_desc;
     block b;
     memset(&b, 0, sizeof b);
-    upload u = {.block = &b, .context = context, .queue = queue};
+    upload u = {.block = &b, .context = context, .queue = queue, .weights = weights};
     if (checkpoint == NULL || desc == NULL || context == NULL || queue == NULL || weights == NULL)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "one of checkpoint, desc, context, queue and weights is NULL");
     memset(weights, 0, sizeof *weights);
     TRY(checkpoint_describe(checkpoint, layer, &file_desc, &b));
     TRY(check_desc(desc, &file_desc));
+    TRY(read_limits(&u));
+    TRY(upload_all(&u, desc, weights));
     u.staging = malloc(STAGING_FLOATS * sizeof(float));
     if (u.staging == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory to stage the weights of layer %u", layer));

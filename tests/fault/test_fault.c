@@ -377,11 +377,46 @@ static void host_blocks(void **state) {
     memory_watch(false);
 }
 
+/* ---- Without faults: nothing stays of contexts that come and go -------------------------------
+ */
+
+static void one_context(const char *engine) {
+    const shape s = {TOKENS, 16, 8, 0, 2, 12};
+    clmoe_context *context = NULL;
+    clmoe_layer *layer = NULL;
+    clmoe_layer_desc desc = desc_of(&s);
+    batch b;
+    device_batch d;
+    desc.engine = engine;
+    OK(clmoe_context_create(test.context, test.device, NULL, &context));
+    OK(clmoe_layer_create(context, &desc, &layer));
+    seed_set(5);
+    batch_make(&b, &desc, TOKENS);
+    batch_run(layer, &b, &d);
+    clmoe_layer_destroy(layer);
+    clmoe_context_destroy(context);
+}
+
+static void contexts_come_and_go(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        test_case("contexts with engine %s", engines[n]);
+        const long before = opencl->live();
+        for (int i = 0; i < 2; i++) {
+            one_context(engines[n]);
+            test_case("contexts with engine %s, %d of them gone", engines[n], i + 1);
+            CHECK(opencl->live() == before, "%ld objects, not %ld\n", opencl->live(), before);
+        }
+    }
+}
+
 /* ---- Running -------------------------------------------------------------------------------- */
 
 int main(int argc, char **argv) {
-    const struct CMUnitTest all[] = {TEST(opencl_calls), TEST(host_blocks)};
-    const struct CMUnitTest some[] = {TEST(opencl_calls)};
+    const struct CMUnitTest all[] = {TEST(contexts_come_and_go), TEST(opencl_calls),
+                                     TEST(host_blocks)};
+    const struct CMUnitTest some[] = {TEST(contexts_come_and_go), TEST(opencl_calls)};
     one_in = FEW;
     every_call = argc > 1 && strcmp(argv[1], "all") == 0;
     if (every_call)

@@ -158,7 +158,7 @@ static int is_nvidia(void) {
 
 static cl_int device_number(cl_device_info name, size_t size, void *value, size_t *bytes) {
     const cl_ulong local = 48 << 10, memory = (cl_ulong)1 << 46;
-    const size_t group = 1024;
+    const size_t group = 1024, items[] = {1024, 1024, 64};
     const cl_uint vendor = is_nvidia() ? 0x10DE : 0, major = 8, minor = 0, vector = 8, units = 2,
                   align = 1024;
     const cl_bool yes = CL_TRUE;
@@ -177,6 +177,7 @@ static cl_int device_number(cl_device_info name, size_t size, void *value, size_
         return GIVE(type);
     case CL_DEVICE_AVAILABLE:
     case CL_DEVICE_COMPILER_AVAILABLE:
+    case CL_DEVICE_ENDIAN_LITTLE:
         return GIVE(yes);
     case CL_DEVICE_LOCAL_MEM_SIZE:
         return GIVE(local);
@@ -185,6 +186,8 @@ static cl_int device_number(cl_device_info name, size_t size, void *value, size_
         return GIVE(memory);
     case CL_DEVICE_MAX_WORK_GROUP_SIZE:
         return GIVE(group);
+    case CL_DEVICE_MAX_WORK_ITEM_SIZES:
+        return GIVE(items);
     case CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT:
     case CL_DEVICE_PREFERRED_VECTOR_WIDTH_FLOAT:
         return GIVE(vector);
@@ -418,6 +421,26 @@ static void destroy_kernel(cl_kernel kernel) {
 
 REFERENCES(cl_kernel, retain_kernel, release_kernel, destroy_kernel)
 
+/* Kernels take any group and no local memory of the device's. */
+static cl_int CL_API_CALL kernel_group_info(cl_kernel kernel, cl_device_id of,
+                                            cl_kernel_work_group_info name, size_t size,
+                                            void *value, size_t *bytes) {
+    const size_t most = 1024, compiled[3] = {0};
+    const cl_ulong local = 0;
+    (void)kernel;
+    (void)of;
+    switch (name) {
+    case CL_KERNEL_WORK_GROUP_SIZE:
+        return GIVE(most);
+    case CL_KERNEL_COMPILE_WORK_GROUP_SIZE:
+        return GIVE(compiled);
+    case CL_KERNEL_LOCAL_MEM_SIZE:
+        return GIVE(local);
+    default:
+        return CL_INVALID_VALUE;
+    }
+}
+
 /* A buffer's value is the place of its bytes. */
 static cl_int CL_API_CALL set_argument(cl_kernel kernel, cl_uint index, size_t size,
                                        const void *value) {
@@ -579,6 +602,7 @@ static cl_icd_dispatch table = {
     .clBuildProgram = build_program,
     .clGetProgramBuildInfo = build_info,
     .clCreateKernel = create_kernel,
+    .clGetKernelWorkGroupInfo = kernel_group_info,
     .clRetainKernel = retain_kernel,
     .clReleaseKernel = release_kernel,
     .clSetKernelArg = set_argument,
