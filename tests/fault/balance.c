@@ -10,7 +10,6 @@ static const shape small = {TOKENS, 16, 8, 0, 2, 12};
 static void with_state(clmoe_layer_desc *d) {
     d->router.noise = CLMOE_NOISE_LEARNED;
     d->router.jitter = 0.1f;
-    d->router.jitter_experts = 1;
     d->router.expert_dropout = 0.1f;
     d->router.logit_dropout = 0.1f;
     d->router.select_bias = 1;
@@ -65,6 +64,15 @@ static void rebalance(clmoe_layer_desc *d) {
     d->router.rebalance_iterations = 3;
 }
 
+/* What clmoe_forward() does between its steps. */
+static void forward_alone(clmoe_layer_desc *d) {
+    d->router.jitter = 0.1f;
+    d->router.jitter_experts = 1;
+    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm_after_drop = 1;
+    d->capacity.rows = 4;
+}
+
 /* Its layers begin with a probe of the device. */
 static void tensor_cores(clmoe_layer_desc *d) {
     d->type = d->weight_type = CLMOE_BF16;
@@ -111,6 +119,7 @@ static const variant variants[] = {
     {"Soft MoE", soft_moe, NULL, 0, NULL},
     {"reroute", reroute, LOSSES(any_layer), NULL},
     {"rebalance", rebalance, LOSSES(any_layer), NULL},
+    {"forward alone", forward_alone, NULL, 0, NULL},
     {"tensor cores", tensor_cores, LOSSES(by_device), "nv_mma"},
 };
 
@@ -148,6 +157,10 @@ static clmoe_status run_calls(rig *r) {
     return status;
 }
 
+static size_t groups_bytes(const rig *r) {
+    return (size_t)TOKENS * r->desc.router.num_groups * 4;
+}
+
 /* Gradients are added to what is there. */
 static void reset_outputs(rig *r) {
     static const float zeros[TOKENS * 8];
@@ -158,6 +171,8 @@ static void reset_outputs(rig *r) {
         buf_write(r->args.dlogits, zeros, sizeof zeros);
     if (r->args.dnoise.mem)
         buf_write(r->args.dnoise, zeros, sizeof zeros);
+    if (r->args.dgroup_logits.mem)
+        buf_write(r->args.dgroup_logits, zeros, groups_bytes(r));
 }
 
 static void reset_state(rig *r) {
@@ -238,6 +253,8 @@ static void make_balance(rig *r, const variant *v) {
     r->args.dlogits = buf_new(logits);
     if (r->desc.router.noise == CLMOE_NOISE_LEARNED)
         r->args.dnoise = buf_new(logits);
+    if (r->desc.router.two_level)
+        r->args.dgroup_logits = buf_new(groups_bytes(r));
 }
 
 static void make_outputs(rig *r) {
@@ -247,6 +264,7 @@ static void make_outputs(rig *r) {
     add_output(r, "loss_values", r->args.loss_values, r->args.num_losses * 4);
     add_output(r, "dlogits", r->args.dlogits, logits);
     add_output(r, "dnoise", r->args.dnoise, logits);
+    add_output(r, "dgroup_logits", r->args.dgroup_logits, groups_bytes(r));
 }
 
 /* The calls on what forward is given, with buffers of their own between them. */

@@ -43,7 +43,6 @@ static clmoe_status run_describe(rig *r) {
     r->desc.engine = r->engine;
     r->desc.capacity.factor = 1.0;
     r->desc.capacity.keep = CLMOE_KEEP_WEIGHT;
-    r->desc.router.renorm_after_drop = 1;
     r->desc.normalize_experts = 1;
     return status;
 }
@@ -147,7 +146,7 @@ static void poison_outputs(rig *r) {
         buf_poison(outputs[i]);
 }
 
-/* Without a shared expert, so y is another. */
+/* No single step makes the shared expert's rows: combine gets any, so y is another. */
 static void compare_steps(rig *r) {
     size_t bytes = (size_t)TOKENS * r->desc.top_k * 4;
     compare_bits("ids", buf_get(r->steps.topk.ids), r->ids, bytes);
@@ -228,9 +227,14 @@ static void make_steps(rig *r) {
     r->steps.experts = (clmoe_experts_args){HEAD(clmoe_experts_args), .xe = xe,
                                             .pair_weights = weights,  .plan = plan,
                                             .scratch = scratch,       .ye = ye};
-    r->steps.combine = (clmoe_combine_args){HEAD(clmoe_combine_args),     .ye = ye,
-                                            .pair_weights = weights,      .plan = plan,
-                                            .residual = r->args.residual, .y = r->args.y};
+    r->steps.combine = (clmoe_combine_args){HEAD(clmoe_combine_args),
+                                            .ye = ye,
+                                            .pair_weights = weights,
+                                            .plan = plan,
+                                            .shared = buf_of(random_floats(T * D, 1.0), T * D * 4),
+                                            .shared_gate = buf_of(random_floats(T, 1.0), T * 4),
+                                            .residual = r->args.residual,
+                                            .y = r->args.y};
     r->steps.stats =
         (clmoe_stats_args){HEAD(clmoe_stats_args), .ids = ids,         .plan = plan,
                            .live = live,           .scratch = scratch, .stats = r->args.stats};

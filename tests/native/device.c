@@ -37,6 +37,7 @@ struct _cl_command_queue {
 struct _cl_mem {
     object_head head;
     cl_context context;
+    cl_mem_flags flags;
     size_t bytes;
     char *host;
 };
@@ -311,6 +312,7 @@ static cl_mem CL_API_CALL create_buffer(cl_context context, cl_mem_flags flags, 
         memcpy(buffer->host, host, bytes);
     else if (getenv("CLMOE_NATIVE_RUN"))
         memset(buffer->host, JUNK, bytes);
+    buffer->flags = flags;
     buffer->bytes = bytes;
     buffer->context = context;
     retain_context(context);
@@ -326,9 +328,22 @@ REFERENCES(cl_mem, retain_buffer, release_buffer, destroy_buffer)
 
 static cl_int CL_API_CALL buffer_info(cl_mem buffer, cl_mem_info name, size_t size, void *value,
                                       size_t *bytes) {
-    if (name == CL_MEM_SIZE)
+    const cl_mem_object_type type = CL_MEM_OBJECT_BUFFER;
+    const cl_mem parent = NULL;
+    switch (name) {
+    case CL_MEM_SIZE:
         return GIVE(buffer->bytes);
-    return name == CL_MEM_CONTEXT ? GIVE(buffer->context) : CL_INVALID_VALUE;
+    case CL_MEM_CONTEXT:
+        return GIVE(buffer->context);
+    case CL_MEM_TYPE:
+        return GIVE(type);
+    case CL_MEM_FLAGS:
+        return GIVE(buffer->flags);
+    case CL_MEM_ASSOCIATED_MEMOBJECT:
+        return GIVE(parent);
+    default:
+        return CL_INVALID_VALUE;
+    }
 }
 
 /* ---- Programs and kernels ------------------------------------------------------------------- */
