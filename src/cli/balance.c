@@ -478,11 +478,9 @@ int balance_main(int argc, char **argv) {
     TRY(run_steps(&options, &session));
     TRY(report(&options, &session));
 done:;
-    int code = EXIT_OK;
-    if (status != CLMOE_SUCCESS)
-        code = exit_with_error("balance");
-    else if (interrupt_signal() != 0)
-        code = exit_interrupted("balance", "what there is are the steps until that");
+    int code = status != CLMOE_SUCCESS ? exit_with_error("balance") : EXIT_OK;
+    if (interrupt_signal() != 0) /* which makes a compiler at work fail, too */
+        code = exit_interrupted("balance", code == EXIT_OK ? "there are fewer steps" : "no result");
     if (status == CLMOE_BUILD_FAILED && session.device.log != NULL)
         fputs(session.device.log, stderr);
     release(&session);

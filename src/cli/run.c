@@ -337,10 +337,11 @@ static void release(run_session *s) {
 }
 
 static int exit_code(const run_session *s, clmoe_status status) {
-    if (status != CLMOE_SUCCESS)
-        return exit_with_error("run");
-    if (interrupt_signal() != 0)
-        return exit_interrupted("run", "the result is whole, the times are of fewer runs");
+    const int code = status != CLMOE_SUCCESS ? exit_with_error("run") : EXIT_OK;
+    if (interrupt_signal() != 0) /* which makes a compiler at work fail, too */
+        return exit_interrupted("run", code == EXIT_OK ? "the result is whole" : "no result");
+    if (code != EXIT_OK)
+        return code;
     return s->report.checked && !s->report.pass ? EXIT_MISMATCH : EXIT_OK;
 }
 

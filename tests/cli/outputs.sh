@@ -95,7 +95,7 @@ grep -q "standard input" "$tmp/err" || complain "no standard input in the senten
 if command -v timeout >/dev/null; then
     code=0
     # shellcheck disable=SC2086
-    timeout -s TERM 3 "$CLMOE" run $block --input "$recorded" $device --repeat 1000000 --json --output "$work/stopped" \
+    timeout -s TERM 8 "$CLMOE" run $block --input "$recorded" $device --repeat 1000000 --json --output "$work/stopped" \
         >"$tmp/out" 2>"$tmp/err" || code=$?
     [ $code = 124 ] || complain "exit $code, not stopped"
     grep -q '^{.*"runs":[0-9]*,.*}$' "$tmp/out" || complain "no report after a signal"
@@ -103,7 +103,7 @@ if command -v timeout >/dev/null; then
     [ -s "$work/stopped" ] || complain "no result after a signal"
     code=0
     # shellcheck disable=SC2086
-    timeout --preserve-status -s INT 3 "$CLMOE" balance $block --input "$recorded" $device --steps 1000000 --csv "$work/csv" --json \
+    timeout --preserve-status -s INT 8 "$CLMOE" balance $block --input "$recorded" $device --steps 1000000 --csv "$work/csv" --json \
         >"$tmp/out" 2>"$tmp/err" || code=$?
     [ $code = 130 ] || complain "exit $code after SIGINT"
     steps=$(($(wc -l <"$work/csv") - 1))
