@@ -136,10 +136,11 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
         total += c[e];
         largest = max(largest, (ulong)c[e]);
     }
-    total = group_sum_long(known ? total : 0, tmp);
+    total = group_sum_long(total, tmp);
     largest = group_max_long(largest, tmp);
 
-    uint moving = total > 0 ? r.experts : 0;
+    /* Not by a total of 0 where nothing is known: PoCL 7.1 loses that choice at the barrier. */
+    uint moving = known && total > 0 ? r.experts : 0;
     float sum = 0.0f;
     for (uint e = lane; e < moving; e += GROUP) {
         float share = (float)c[e] / (float)total;
@@ -153,7 +154,7 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     for (uint e = lane; e < moving; e += GROUP)
         bias[e] -= r.bias_centred && r.bias_rule != BIAS_NONE ? mean : 0.0f;
     for (uint e = lane; e < r.columns; e += GROUP)
-        if (total > 0)
+        if (moving > 0)
             idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], stats[0]);
     if (lane != 0 || !known)
         return;
