@@ -346,6 +346,9 @@ static void pass_on(const clmoe_context *context, const char *message) {
         context->options.log(message, context->options.log_user);
 }
 
+/* What a driver may add to a kernel's local memory for itself: NVIDIA's does to align an array. */
+enum { LOCAL_SLACK = 128 };
+
 /*
  * A device may have room for fewer work-items of a kernel than of any: its registers and local
  * memory are shared by them.
@@ -365,7 +368,7 @@ static clmoe_status check_kernel(const clmoe_context *context, cl_kernel kernel,
         return fail(CLMOE_UNSUPPORTED,
                     "kernel %s needs groups of %zu work-items, but device %.64s allows it %zu",
                     name, needs[0] * needs[1] * needs[2], context->info.name, most);
-    if (local_bytes > context->info.local_mem_bytes)
+    if (local_bytes > context->info.local_mem_bytes + LOCAL_SLACK)
         return fail(CLMOE_UNSUPPORTED,
                     "kernel %s needs %llu bytes of local memory, but device %.64s has %llu", name,
                     (unsigned long long)local_bytes, context->info.name,

@@ -122,12 +122,15 @@ for mode in "" "--memory" "--cold --repeat 1" "--tune -"; do
     run 2 --tokens 2 --case tiny --engine ref $mode && says "--tokens is 2, but the chosen cases have 37, 1"
 done
 run 2 --step routing:sinkhorn --case tiny --engine ref && says "--step routing:sinkhorn is in none of the cases tiny"
+# In the place of the device under test.
+under_test=$device device=
 run 2 --device 999 && says "--device is 999"
+run 2 --device "nosuchdevice" && says "--device is 'nosuchdevice'"
+device=$under_test
 run 2 --case && says "needs a value"
 run 2 --turbo && says "unknown option '--turbo'"
 run 2 --tokns 1 && says "unknown option '--tokns'; did you mean --tokens?"
 run 2 surplus && says "unexpected argument 'surplus'"
-run 2 --device "nosuchdevice" && says "--device is 'nosuchdevice'"
 run 2 --json "" && says "names no file"
 
 echo "== outputs"

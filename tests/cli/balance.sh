@@ -58,7 +58,10 @@ refused "$tmp/none/x.csv" --csv "$tmp/none/x.csv"
 refused "unknown option" --expect x
 refused "'more'" more
 refused "'1x'" --layer 1x
+# In the place of the device under test.
+under_test=$device device=
 refused "device is 99" --device 99
+device=$under_test
 
 refused "tensor is given twice" --tensor z
 refused "controller none" --controller none --gamma 1
