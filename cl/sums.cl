@@ -252,15 +252,18 @@ void sums_rows(__global const float *logits, ulong logits_off, __global const fl
     if (row.best == -INFINITY)
         columns = 0;
     probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp, uint_tmp);
-    choice_bounds smooth =
-        bounds_of(noisy, columns, s.top_k, s.asked & SUM_BIT(SUM_SMOOTH) ? 32 : 0, uint_tmp);
-    choice_bounds fresh =
-        bounds_of(ranks, columns, s.top_k, s.asked & COUNT_BIT(COUNT_FRESH) ? 32 : 0, uint_tmp);
-    row.kth = smooth.kth;
-    row.next = smooth.next;
-    row.last_tie = smooth.last_tie;
-    row.fresh_kth = fresh.kth;
-    row.fresh_last_tie = fresh.last_tie;
+    /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
+    choice_bounds bounds[2];
+    for (int fresh = 0; fresh < 2; fresh++) {
+        uint asked = s.asked & (fresh ? COUNT_BIT(COUNT_FRESH) : SUM_BIT(SUM_SMOOTH));
+        bounds[fresh] =
+            bounds_of(fresh ? ranks : noisy, columns, s.top_k, asked ? 32 : 0, uint_tmp);
+    }
+    row.kth = bounds[0].kth;
+    row.next = bounds[0].next;
+    row.last_tie = bounds[0].last_tie;
+    row.fresh_kth = bounds[1].kth;
+    row.fresh_last_tie = bounds[1].last_tie;
     if (s.asked & COUNT_BIT(COUNT_FIRST))
         row.first = first_choice(ids + ids_off, owned_pairs(&owner, token), best_first ? 0 : ranks,
                                  R, uint_tmp);

@@ -125,10 +125,11 @@ static inline ulong key_at(const token_keys *of, int token, int e) {
 #define TMP_SLOTS (TOKENS * LANES / 2)
 #define TMP_KEYS  (TMP_SLOTS > 0 ? KEEP * TMP_SLOTS : 1)
 
+/* Without min() and max(): Intel's compiler for CPUs crashes on 16 keys that are sorted by them. */
 static inline void order(ulong *better, ulong *other) {
-    const ulong high = max(*better, *other);
-    *other = min(*better, *other);
-    *better = high;
+    const ulong a = *better, b = *other;
+    *better = a > b ? a : b;
+    *other = a > b ? b : a;
 }
 
 /* Bitonic to descending. */
