@@ -2,6 +2,7 @@
 #include "layer.h"
 #include "support.h"
 
+#include <math.h>
 #include <string.h>
 
 static const shape small = {33, 20, 12, 2, 3, 19};
@@ -72,7 +73,8 @@ static void check_times(const clmoe_profile *profile) {
         before = end;
     }
     const double all = (double)(before - begin) * 1e-6;
-    CHECK(sum > 0.999 * all && sum < 1.001 * all, "%g ms add up to %g\n", all, sum);
+    /* NVIDIA's driver places its ticks on the host's clock anew for each question: 160 ns off. */
+    CHECK(fabs(sum - all) < 0.001 * all + 0.001, "%g ms add up to %g\n", all, sum);
 }
 
 static void release(clmoe_profile *profile) {

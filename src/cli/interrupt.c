@@ -2,14 +2,26 @@
 
 #include <signal.h>
 #include <stddef.h>
+#include <time.h>
+#include <unistd.h>
 
-static volatile sig_atomic_t caught;
+static volatile sig_atomic_t caught, second_of_first;
 
 static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
 
 enum { SIGNALS = sizeof signals / sizeof signals[0] };
 
+/*
+ * A signal may come twice at once: timeout(1) sends it to the process and to its group. One that
+ * comes after a second means that the user does not want to wait.
+ */
 static void remember(int signal) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (caught != 0 && (int)now.tv_sec - second_of_first > 1)
+        _exit(128 + signal);
+    if (caught == 0)
+        second_of_first = (int)now.tv_sec;
     caught = signal;
 }
 
@@ -22,7 +34,7 @@ static void handle(int signal, void (*handler)(int), int flags) {
 
 void interrupt_catch(void) {
     for (size_t i = 0; i < SIGNALS; i++)
-        handle(signals[i], remember, (int)(SA_RESTART | SA_RESETHAND));
+        handle(signals[i], remember, (int)SA_RESTART);
     handle(SIGPIPE, SIG_IGN, 0);
 }
 

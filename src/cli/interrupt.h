@@ -5,8 +5,9 @@
 #include "problem.h"
 
 /*
- * From now on SIGINT, SIGTERM and SIGHUP are remembered, the same one again ends the process. One
- * that the caller ignores stays ignored. A closed pipe is an error of writing and not the end.
+ * From now on SIGINT, SIGTERM and SIGHUP are remembered; another one, a second later, ends the
+ * process. One that the caller ignores stays ignored. A closed pipe is an error of writing and not
+ * the end.
  */
 void interrupt_catch(void);
 
