@@ -101,11 +101,11 @@ static inline void store_row(const problem *p, const VEC *sums, const float *gat
 KERNEL(1, 1, 1)
 void gemm_cpu(GEMM_PARAMETERS) {
     const problem p = GEMM_PROBLEM;
-    const uint index = (uint)(get_num_groups(1) - 1 - get_group_id(1));
+    const uint index = (slots - 1) / row_tile - GROUP_INDEX(1, 1);
     const rows tile = rows_in_use(&p, index * row_tile, row_tile);
     if (tile.first >= tile.end)
         return;
-    const uint first = (uint)get_group_id(0) * COLUMNS;
+    const uint first = GROUP_INDEX(0, 1) * COLUMNS;
     const uint columns = min((uint)COLUMNS, n - first);
 
     float gate_biases[COLUMNS], up_biases[COLUMNS];

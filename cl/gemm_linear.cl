@@ -85,7 +85,8 @@ void gemm_linear(GEMM_PARAMETERS) {
     const problem p = GEMM_PROBLEM;
     const uint item = (uint)get_local_id(0), slice = (uint)get_local_id(1);
     const uint x = item % ITEMS_X, y = item / ITEMS_X;
-    const uint row = (uint)get_group_id(0) * ROWS, column = (uint)get_group_id(1) * COLUMNS;
+    const uint row = GROUP_INDEX(0, ITEMS) * ROWS;
+    const uint column = GROUP_INDEX(1, LINEAR_SLICES) * COLUMNS;
     const uint length = linear_slice(k);
     const uint begin = slice * length, end = min(begin + length, k);
     const uint carried_row = item / DEPTH, carried_k = begin + item % DEPTH;

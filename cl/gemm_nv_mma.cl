@@ -308,7 +308,7 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
     __local uchar tiles[STAGES * STAGE_BYTES] __attribute__((aligned(128)));
     const problem p = GEMM_PROBLEM;
     /* Groups walk down WALK tiles of rows, then one tile of columns across. */
-    const uint group = (uint)get_group_id(0), across = (n + OUTPUTS - 1) / OUTPUTS;
+    const uint group = GROUP_INDEX(0, ITEMS), across = (n + OUTPUTS - 1) / OUTPUTS;
     const uint top = group / (WALK * across) * WALK, within = group % (WALK * across);
     const uint high = min((slots + ROWS - 1) / ROWS - top, (uint)WALK);
     const uint first = within / high * OUTPUTS;

@@ -142,11 +142,11 @@ void gemm_tiled(GEMM_PARAMETERS) {
     __local float4 totals[2 * ITEM * ITEMS];
 #endif
     const problem p = GEMM_PROBLEM;
-    const rows r = rows_in_use(&p, (uint)get_group_id(0) * ROWS, ROWS);
+    const rows r = rows_in_use(&p, GROUP_INDEX(0, ITEMS_X) * ROWS, ROWS);
     /* A tile without rows begins where k ends: it passes by the barriers and stores nothing. */
     const uint begin = r.first < r.end ? 0 : k;
     const uint x = (uint)get_local_id(0), y = (uint)get_local_id(1), item = y * ITEMS_X + x;
-    const uint first = (uint)get_group_id(1) * (GATED ? COLUMNS : 2 * COLUMNS);
+    const uint first = GROUP_INDEX(1, ITEMS_Y) * (GATED ? COLUMNS : 2 * COLUMNS);
     const uint second = GATED ? first : first + COLUMNS;
     const w_part part0 = w_part_of(&p, GATED ? p.gate : p.up, r.expert, first, item);
     const w_part part1 = w_part_of(&p, p.up, r.expert, second, item);

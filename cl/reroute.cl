@@ -9,10 +9,11 @@
  * Arrays: scores [T,E], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, the
  *          plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of, row_of,
  *          token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done), changed [T],
- *          waiting [T], wishes [T,WISHES+1] (the next experts to ask, and which is the next).
+ *          waiting [T] and how many of it, waiting_count [1], wishes [T,WISHES+1] (the next experts
+ *          to ask, and which is the next).
  *          chosen_ids, chosen_weights [pairs]: ids and pair_weights as they were.
  * NDRange: reroute_begin, reroute_ask, reroute_weights: a work-item per token. reroute_accept: a
- *          group per expert. reroute_finish: one group, all rounds that are left.
+ *          group per expert. reroute_finish: one group, `rounds` rounds or those that are left.
  * Limits: no identity experts.
  * Repeatability: integers; places follow from ordered counts. The one atomic only counts.
  */
@@ -230,14 +231,20 @@ void reroute_accept(REROUTE_ARGS) {
     }
 }
 
-/* The tokens that wait, in order, are a list that each round shortens in place. */
+/*
+ * The tokens that wait, in order, are a list that each round shortens in place; a launch without
+ * makes_list goes on with that of the launch before.
+ */
 KERNEL(GROUP, 1, 1)
-void reroute_finish(REROUTE_ARGS, int fresh) {
+void reroute_finish(REROUTE_ARGS, __global uint *waiting_count, ulong waiting_count_off,
+                    int makes_list, int fresh, uint rounds) {
     __local uint tmp[GROUP];
     __local int bins[GROUP];
     rerouting r = REROUTE_INIT;
-    uint lane = get_local_id(0), count = 0, all;
-    for (uint chunk = 0; chunk < tokens; chunk += GROUP) {
+    waiting_count += waiting_count_off;
+    uint lane = get_local_id(0), all;
+    uint count = makes_list ? 0 : *waiting_count, listed = makes_list ? tokens : 0;
+    for (uint chunk = 0; chunk < listed; chunk += GROUP) {
         uint token = chunk + lane, waits = 0;
         if (token < tokens) {
             if (fresh)
@@ -250,7 +257,7 @@ void reroute_finish(REROUTE_ARGS, int fresh) {
         count += all;
     }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
-    while (count > 0) {
+    for (uint round = 0; round < rounds && count > 0; round++) {
         for (uint i = lane; i < count; i += GROUP)
             r.asked[r.waiting[i]] = expert_to_ask(&r, r.waiting[i]);
         group_barrier(CLK_GLOBAL_MEM_FENCE);
@@ -283,6 +290,8 @@ void reroute_finish(REROUTE_ARGS, int fresh) {
         }
         count = left;
     }
+    if (lane == 0)
+        *waiting_count = count;
 }
 
 /* The weights of changed tokens, anew: those of topk.cl for the new choice. */

@@ -104,7 +104,10 @@ clmoe_status launch_begin(launch *chain, const clmoe_context *context, cl_comman
                           cl_uint num_wait, const cl_event *wait) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_command_queue_properties properties = 0;
-    *chain = (launch){.queue = queue, .num_wait = num_wait, .wait = wait};
+    *chain = (launch){.queue = queue,
+                      .max_work = context->options.max_launch_work,
+                      .num_wait = num_wait,
+                      .wait = wait};
     TRY(check_queue(context, queue));
     TRY(check_wait(context, num_wait, wait));
     TRY(CL(
@@ -155,21 +158,65 @@ static void advance(launch *chain, cl_event event) {
     chain->step_begins = false;
 }
 
-clmoe_status launch_kernel(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
-                           const size_t *local) {
+static size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* The groups from `first` on, `most` of them in each dimension where there are as many. */
+static clmoe_status enqueue_part(launch *chain, cl_kernel kernel, cl_uint dims,
+                                 const size_t *groups, const size_t *local, const size_t *first,
+                                 const size_t *most) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t global[MAX_DIMS];
+    size_t offset[MAX_DIMS], global[MAX_DIMS];
     cl_event event = NULL;
     for (cl_uint i = 0; i < dims; i++) {
-        if (groups[i] == 0)
-            return CLMOE_SUCCESS;
-        global[i] = groups[i] * local[i];
+        offset[i] = first[i] * local[i];
+        global[i] = smaller(most[i], groups[i] - first[i]) * local[i];
     }
-    TRY(CL(clEnqueueNDRangeKernel(chain->queue, kernel, dims, NULL, global, local,
+    TRY(CL(clEnqueueNDRangeKernel(chain->queue, kernel, dims, offset, global, local,
                                   wait_count(chain), wait_list(chain), &event)));
     advance(chain, event);
 done:
     return status;
+}
+
+/* Moves `first` to the next part; past the end in the last dimension behind the last. */
+static void next_part(cl_uint dims, const size_t *groups, const size_t *most, size_t *first) {
+    for (cl_uint i = 0; i < dims; i++) {
+        first[i] += most[i];
+        if (first[i] < groups[i] || i == dims - 1)
+            return;
+        first[i] = 0;
+    }
+}
+
+uint64_t launch_share(const launch *chain, uint64_t work) {
+    if (chain->max_work == 0 || work == 0)
+        return UINT64_MAX;
+    return chain->max_work > work ? chain->max_work / work : 1;
+}
+
+clmoe_status launch_bounded(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
+                            const size_t *local, uint64_t work) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint64_t share = launch_share(chain, work);
+    size_t left = share < SIZE_MAX ? (size_t)share : SIZE_MAX;
+    size_t most[MAX_DIMS], first[MAX_DIMS] = {0};
+    for (cl_uint i = 0; i < dims; i++) {
+        if (groups[i] == 0)
+            return CLMOE_SUCCESS;
+        most[i] = smaller(groups[i], left);
+        left = most[i] == groups[i] ? left / groups[i] : 1;
+    }
+    for (; first[dims - 1] < groups[dims - 1]; next_part(dims, groups, most, first))
+        TRY(enqueue_part(chain, kernel, dims, groups, local, first, most));
+done:
+    return status;
+}
+
+clmoe_status launch_kernel(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
+                           const size_t *local) {
+    return launch_bounded(chain, kernel, dims, groups, local, 0);
 }
 
 clmoe_status launch_1d(launch *chain, cl_kernel kernel, size_t groups, size_t local) {

@@ -9,7 +9,8 @@
 typedef struct launch {
     cl_command_queue queue;
     bool out_of_order;
-    cl_uint num_wait; /* the caller's wait list, for the first command */
+    uint64_t max_work; /* clmoe_context_options.max_launch_work */
+    cl_uint num_wait;  /* the caller's wait list, for the first command */
     const cl_event *wait;
     cl_event last;          /* of the newest command, or NULL before the first */
     clmoe_profile *profile; /* the caller's, or NULL */
@@ -66,6 +67,17 @@ void launch_step(launch *chain, const char *name);
 /* Enqueues `groups` work-groups of `local` work-items per dimension; no groups: nothing to do. */
 clmoe_status launch_kernel(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
                            const size_t *local);
+
+/*
+ * The same in as many launches as the context's bound asks for, where a group is `work`
+ * multiply-adds. The kernel must know its place by get_global_id(), or get_global_offset(), as
+ * group ids begin at 0 in each launch.
+ */
+clmoe_status launch_bounded(launch *chain, cl_kernel kernel, cl_uint dims, const size_t *groups,
+                            const size_t *local, uint64_t work);
+
+/* How many units of `work` multiply-adds a launch may have, at least 1. */
+uint64_t launch_share(const launch *chain, uint64_t work);
 
 /* One-dimensional launch. */
 clmoe_status launch_1d(launch *chain, cl_kernel kernel, size_t groups, size_t local);

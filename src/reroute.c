@@ -24,16 +24,17 @@ clmoe_status reroute_kernels_create(clmoe_layer *layer) {
     return layer_kernels(layer, "reroute", options, kernels, sizeof kernels / sizeof kernels[0]);
 }
 
-/* The scratch arrays, [T] each, and [T, WISHES + 1]. */
+/* The scratch arrays, [T] each, [T, WISHES + 1], and how many tokens are in `waiting`. */
 typedef struct reroute_scratch {
-    clmoe_buf asked, changed, waiting, wishes;
+    clmoe_buf asked, changed, waiting, wishes, waiting_count;
 } reroute_scratch;
 
 static reroute_scratch scratch_of(const workspace_layout *ws, const clmoe_plan_args *args) {
     clmoe_buf none = {0}, all = workspace_region(ws, REGION_REROUTE, none, args->scratch);
     size_t bytes = args->tokens * sizeof(cl_int);
     return (reroute_scratch){all, plan_array(all, bytes), plan_array(all, 2 * bytes),
-                             plan_array(all, 3 * bytes)};
+                             plan_array(all, 3 * bytes),
+                             workspace_region(ws, REGION_REROUTE_COUNT, none, args->scratch)};
 }
 
 /* The arguments the rounds share, in the order of reroute.cl's REROUTE_ARGS. */
@@ -52,12 +53,36 @@ static reroute_scratch scratch_of(const workspace_layout *ws, const clmoe_plan_a
         ARG_F32((args)->state), arg_u32((args)->tokens), arg_u32((layer)->desc.top_k),             \
         arg_u32((layer)->desc.num_experts), arg_u32((plan)->capacity), arg_u32((plan)->row_tile)
 
+/* In each round an expert becomes full or every token that asks is served. */
+static uint32_t most_rounds(const clmoe_layer *layer) {
+    return layer->desc.num_experts + layer->desc.top_k;
+}
+
 /* Work-groups of one work-item run serially: one group of them needs no help. */
 static uint32_t wide_rounds(const clmoe_layer *layer) {
-    uint32_t bound = layer->desc.num_experts + layer->desc.top_k;
+    uint32_t bound = most_rounds(layer);
     if (layer->group == 1)
         return 0;
     return bound < WIDE_ROUNDS ? bound : WIDE_ROUNDS;
+}
+
+/* The rounds that are left, by one group: a round may look at every expert for every token. */
+static clmoe_status finish_pairs(const clmoe_layer *layer, launch *chain,
+                                 const clmoe_plan_args *args, const clmoe_plan_layout *plan,
+                                 const reroute_scratch *scratch) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel finish = layer->kernels[KERNEL_REROUTE_FINISH];
+    const uint32_t begin = wide_rounds(layer), end = most_rounds(layer);
+    const uint64_t share = launch_share(chain, (uint64_t)args->tokens * layer->desc.num_experts);
+    const uint32_t most = share < end ? (uint32_t)share : end;
+    for (uint32_t round = begin; round < end; round += most) {
+        TRY(KERNEL_SET(finish, REROUTE_ARGS(layer, args, plan, *scratch),
+                       ARG_F32(scratch->waiting_count), arg_u32(round == begin),
+                       arg_u32(round == 0), arg_u32(most)));
+        TRY(launch_1d(chain, finish, 1, layer->group));
+    }
+done:
+    return status;
 }
 
 static clmoe_status reroute_pairs(const clmoe_layer *layer, launch *chain,
@@ -66,7 +91,6 @@ static clmoe_status reroute_pairs(const clmoe_layer *layer, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel ask = layer->kernels[KERNEL_REROUTE_ASK];
     cl_kernel accept = layer->kernels[KERNEL_REROUTE_ACCEPT];
-    cl_kernel finish = layer->kernels[KERNEL_REROUTE_FINISH];
     uint32_t group = layer->group, tokens = args->tokens, rounds = wide_rounds(layer);
     uint32_t groups = divide_up(tokens, group);
     if (rounds > 0)
@@ -76,8 +100,7 @@ static clmoe_status reroute_pairs(const clmoe_layer *layer, launch *chain,
         TRY(launch_1d(chain, ask, groups, group));
         TRY(launch_1d(chain, accept, layer->desc.num_experts, group));
     }
-    TRY(KERNEL_SET(finish, REROUTE_ARGS(layer, args, plan, *scratch), arg_u32(rounds == 0)));
-    TRY(launch_1d(chain, finish, 1, group));
+    TRY(finish_pairs(layer, chain, args, plan, scratch));
 done:
     return status;
 }

@@ -300,6 +300,7 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SORT_ORDER] = shapes[REGION_SORT_ORDER_2] = sort;
     shapes[REGION_REBALANCE] = elements(rows_if(layer_rebalances(layer), 1), rebalance_bytes(b), 1);
     shapes[REGION_REROUTE] = words(rows_if(layer_reroutes(layer), T), REROUTE_WORDS);
+    shapes[REGION_REROUTE_COUNT] = words(rows_if(layer_reroutes(layer), 1), 1);
 }
 
 /* The regions of experts, combine, statistics and losses. */

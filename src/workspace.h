@@ -41,6 +41,7 @@ typedef enum region_id {
     REGION_SORT_ORDER_2,
     REGION_REBALANCE,      /* see rebalance.c, with weight rebalancing */
     REGION_REROUTE,        /* [REROUTE_WORDS,T] i32, with overflow reroute */
+    REGION_REROUTE_COUNT,  /* [1] u32, likewise */
     REGION_XE,             /* [S,D] X, for engines that do not gather */
     REGION_HIDDEN,         /* [S,H] X */
     REGION_YE,             /* [S,D] X */

@@ -48,6 +48,21 @@ typedef struct clmoe_context_options {
      * rows 32, 64, 128; columns 32, 64; depth 8, 16, 32. Errors: CLMOE_IO, CLMOE_BAD_FILE.
      */
     const char *tuning_file;
+    /*
+     * Multiply-adds that one launch may have, 0: any number. For GPUs that also draw the desktop,
+     * where a watchdog kills launches of seconds: 1e10 is about 0.1 s where matrices run at 0.2
+     * TFLOP/s. It cuts into launches of one work-group and more:
+     *   - the GEMMs of the router, the experts, the shared expert and Soft MoE's mixing, in every
+     *     engine but "clblast", whose library makes its own launches. All rows that there is room
+     *     for count, used or not;
+     *   - the rounds of overflow reroute that one work-group does: T * E each. It has a compute
+     *     unit for itself, so leave it some room.
+     * All other launches pass over their arrays a few times. In the longest of them a work-group
+     * reads one word of each token: milliseconds for a million tokens. The bits of all results are
+     * the same; a launch costs some microseconds, a kernel that is cut perhaps a second compilation
+     * in the driver.
+     */
+    uint64_t max_launch_work;
 } clmoe_context_options;
 
 /* Fills `options` with defaults. */

@@ -118,9 +118,14 @@ static uint32_t cpu_row_tile(const clmoe_context *context, uint32_t rows_per_exp
     return row_tile(max_rows(context), rows_per_expert);
 }
 
+/* Columns of C that a work-item computes. */
+static size_t panel_columns(const cpu_state *state, gemm_form form) {
+    return form == GEMM_GATED ? state->width : 2 * state->width;
+}
+
 /* Work-items side by side for n columns of C; also the panels of a packed matrix. */
 static size_t panels_of(const cpu_state *state, gemm_form form, uint32_t n) {
-    return gemm_tiles(n, form == GEMM_GATED ? state->width : 2 * state->width);
+    return gemm_tiles(n, panel_columns(state, form));
 }
 
 static weights order_of(const gemm_problem *problem) {
@@ -144,7 +149,8 @@ static clmoe_status cpu_run(void *opaque, launch *chain, const gemm_problem *pro
                     "engine cpu was not created for weights of stride %llu, %llu",
                     (unsigned long long)problem->up.row, (unsigned long long)problem->up.col);
     TRY(gemm_kernel_set(kernel, problem, rows));
-    TRY(launch_kernel(chain, kernel, 2, groups, local));
+    TRY(launch_bounded(chain, kernel, 2, groups, local,
+                       gemm_work(problem, rows, panel_columns(state, problem->form))));
 done:
     return status;
 }

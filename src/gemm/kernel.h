@@ -26,6 +26,11 @@ clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *sh
 /* Sets the parameters GEMM_PARAMETERS of cl/gemm.clh, with `row_tile` as the problem's. */
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
 
+/* Multiply-adds of a work-group that computes `rows` by `columns` of C. */
+static inline uint64_t gemm_work(const gemm_problem *problem, uint32_t rows, size_t columns) {
+    return (uint64_t)rows * columns * problem->k * (problem->form == GEMM_GATED ? 2 : 1);
+}
+
 /* How many tiles cover `count`. */
 static inline size_t gemm_tiles(size_t count, size_t tile) {
     return count / tile + (count % tile != 0);

@@ -103,10 +103,12 @@ static clmoe_status nv_run(void *opaque, launch *chain, const gemm_problem *prob
     TRY(choose_tile(problem, &tile));
     const product which = problem->form == GEMM_LINEAR ? PRODUCT_DOWN : PRODUCT_FIRST;
     const uint32_t columns = tiles[tile].columns / (problem->form == GEMM_GATED ? 2 : 1);
-    const size_t down = gemm_tiles(problem->slots, tiles[tile].rows);
+    const size_t groups =
+        gemm_tiles(problem->slots, tiles[tile].rows) * gemm_tiles(problem->n, columns);
     cl_kernel kernel = state->kernels[which][tile];
     TRY(gemm_kernel_set(kernel, problem, problem->row_tile));
-    TRY(launch_1d(chain, kernel, down * gemm_tiles(problem->n, columns), ITEMS));
+    TRY(launch_bounded(chain, kernel, 1, &groups, (const size_t[]){ITEMS},
+                       gemm_work(problem, tiles[tile].rows, columns)));
 done:
     return status;
 }

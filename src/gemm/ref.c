@@ -50,7 +50,7 @@ static clmoe_status ref_run(void *opaque, launch *chain, const gemm_problem *pro
     const size_t groups[] = {problem->slots, gemm_tiles(problem->n, state->group)};
     const size_t local[] = {1, state->group};
     TRY(gemm_kernel_set(kernel, problem, problem->row_tile));
-    TRY(launch_kernel(chain, kernel, 2, groups, local));
+    TRY(launch_bounded(chain, kernel, 2, groups, local, gemm_work(problem, 1, state->group)));
 done:
     return status;
 }

@@ -239,7 +239,8 @@ static clmoe_status run_linear(const tiled_state *state, launch *chain, const ge
                              gemm_tiles(problem->n, size->columns)};
     const size_t local[] = {linear_items(size) / LINEAR_SLICES, LINEAR_SLICES};
     TRY(gemm_kernel_set(state->linear[which], problem, problem->row_tile));
-    TRY(launch_kernel(chain, state->linear[which], 2, groups, local));
+    TRY(launch_bounded(chain, state->linear[which], 2, groups, local,
+                       gemm_work(problem, size->rows, size->columns)));
 done:
     return status;
 }
@@ -258,7 +259,8 @@ static clmoe_status tiled_run(void *opaque, launch *chain, const gemm_problem *p
     const size_t groups[] = {gemm_tiles(problem->slots, rows), gemm_tiles(problem->n, columns)};
     const size_t local[] = {state->columns / ITEM, rows / ITEM};
     TRY(gemm_kernel_set(state->kernels[variant][size], problem, problem->row_tile));
-    TRY(launch_kernel(chain, state->kernels[variant][size], 2, groups, local));
+    TRY(launch_bounded(chain, state->kernels[variant][size], 2, groups, local,
+                       gemm_work(problem, rows, columns)));
 done:
     return status;
 }

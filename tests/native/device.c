@@ -498,20 +498,21 @@ static cl_int CL_API_CALL launch(cl_command_queue queue, cl_kernel kernel, cl_ui
                                  const size_t *offset, const size_t *global, const size_t *local,
                                  cl_uint num_wait, const cl_event *wait, cl_event *event) {
     void *arguments[MAX_ARGUMENTS];
-    size_t groups[3] = {1, 1, 1}, items[3] = {1, 1, 1};
+    size_t groups[3] = {1, 1, 1}, items[3] = {1, 1, 1}, offsets[3] = {0, 0, 0};
     (void)num_wait;
     (void)wait;
-    if (offset || !local)
+    if (!local)
         return CL_INVALID_VALUE;
     for (cl_uint d = 0; d < dims; d++) {
         groups[d] = global[d] / local[d];
         items[d] = local[d];
+        offsets[d] = offset ? offset[d] : 0;
     }
     for (size_t i = 0; i < MAX_ARGUMENTS; i++)
         arguments[i] = kernel->values[i];
     if (is_nvidia() && strcmp(kernel->name, "nv_mma_probe") == 0)
         native_nv_probe(arguments, kernel->program->bf16);
-    native_launch(kernel->program->native, kernel->name, arguments, groups, items);
+    native_launch(kernel->program->native, kernel->name, arguments, groups, items, offsets);
     return finish(queue, event);
 }
 

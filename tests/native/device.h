@@ -33,7 +33,7 @@ int native_has_kernel(const native_program *program, const char *name);
 
 /* Runs all groups in order, work-items in turn; arguments are where their values lie. */
 void native_launch(const native_program *program, const char *name, void **arguments,
-                   const size_t groups[3], const size_t local[3]);
+                   const size_t groups[3], const size_t local[3], const size_t offset[3]);
 
 /* Computes cl/nv_mma_probe.cl, of f16 unless `bf16`. */
 void native_nv_probe(void **arguments, int bf16);

@@ -24,6 +24,7 @@ size_t get_local_size(uint d);
 size_t get_num_groups(uint d);
 size_t get_global_id(uint d);
 size_t get_global_size(uint d);
+size_t get_global_offset(uint d);
 void barrier(uint flags);
 
 #define BUILTIN static inline __attribute__((overloadable, unused))

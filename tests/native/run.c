@@ -142,7 +142,7 @@ struct launch {
     const char *name;
     kernel_function function;
     void **arguments;
-    size_t group[3], groups[3], local[3], count;
+    size_t group[3], groups[3], local[3], offset[3], count;
     item *items;
     ucontext_t between; /* where items hand over to */
 };
@@ -213,11 +213,12 @@ static void run_groups(launch *l) {
 }
 
 void native_launch(const native_program *program, const char *name, void **arguments,
-                   const size_t groups[3], const size_t local[3]) {
+                   const size_t groups[3], const size_t local[3], const size_t offset[3]) {
     if (!program->library)
         return;
     launch l = {.name = name, .function = find_kernel(program, name), .arguments = arguments};
     memcpy(l.groups, groups, sizeof l.groups);
+    memcpy(l.offset, offset, sizeof l.offset);
     memcpy(l.local, local, sizeof l.local);
     l.count = local[0] * local[1] * local[2];
     l.items = calloc(l.count, sizeof *l.items);
@@ -244,6 +245,7 @@ size_t get_local_size(unsigned d);
 size_t get_num_groups(unsigned d);
 size_t get_global_id(unsigned d);
 size_t get_global_size(unsigned d);
+size_t get_global_offset(unsigned d);
 void barrier(unsigned flags);
 
 size_t get_local_id(unsigned d) {
@@ -263,11 +265,15 @@ size_t get_num_groups(unsigned d) {
 }
 
 size_t get_global_id(unsigned d) {
-    return current->of->group[d] * current->of->local[d] + current->id[d];
+    return current->of->offset[d] + current->of->group[d] * current->of->local[d] + current->id[d];
 }
 
 size_t get_global_size(unsigned d) {
     return current->of->groups[d] * current->of->local[d];
+}
+
+size_t get_global_offset(unsigned d) {
+    return current->of->offset[d];
 }
 
 void barrier(unsigned flags) {

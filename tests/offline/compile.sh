@@ -37,13 +37,14 @@ spirv() {
     "$validate" --target-env opencl1.2 "$output.spv"
 }
 
-# To PTX; to machine code where the built-in functions and NVIDIA's assembler are there.
+# To PTX; to machine code where the built-in functions and NVIDIA's assembler are there. libclc has
+# no get_global_offset() for NVIDIA.
 # shellcheck disable=SC2086
 nvidia() {
     library=$libclc/nvptx64--nvidiacl.bc
     target_words="-target nvptx64-nvidia-nvcl -Xclang -target-cpu -Xclang $target -S"
     if [ -n "$assemble" ] && [ -e "$library" ]; then
-        front_end $target_words $link "$library" -o "$output.ptx" "$@" || return 1
+        front_end "-Dget_global_offset(d)=((size_t)0)" $target_words $link "$library" -o "$output.ptx" "$@" || return 1
         "$assemble" -arch="$target" "$output.ptx" -o "$output.cubin"
     else
         front_end $header $target_words -o "$output.ptx" "$@"
