@@ -39,7 +39,7 @@ ulong group_sum_long(ulong value, __local ulong *tmp) {
             tmp[lane] += tmp[lane + width];
         group_barrier(CLK_LOCAL_MEM_FENCE);
     }
-    ulong sum = tmp[0];
+    ulong sum = READ_ONCE(__local ulong, tmp[0]);
     group_barrier(CLK_LOCAL_MEM_FENCE);
     return sum;
 }
@@ -53,7 +53,7 @@ ulong group_max_long(ulong value, __local ulong *tmp) {
             tmp[lane] = max(tmp[lane], tmp[lane + width]);
         group_barrier(CLK_LOCAL_MEM_FENCE);
     }
-    ulong best = tmp[0];
+    ulong best = READ_ONCE(__local ulong, tmp[0]);
     group_barrier(CLK_LOCAL_MEM_FENCE);
     return best;
 }
@@ -129,7 +129,8 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     stats += stats_off;
     __global const uint *c = load ? load + load_off : stats + STATS_WORDS;
 
-    bool known = s->version == STATE_VERSION && s->columns == r.columns, first = s->updates == 0;
+    bool known = s->version == STATE_VERSION && s->columns == r.columns;
+    bool first = READ_ONCE(__global uint, s->updates) == 0;
     group_barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
     ulong total = 0, largest = 0;
     for (uint e = lane; e < r.experts; e += GROUP) {
@@ -139,7 +140,6 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     total = group_sum_long(total, tmp);
     largest = group_max_long(largest, tmp);
 
-    /* Not by a total of 0 where nothing is known: PoCL 7.1 loses that choice at the barrier. */
     uint moving = known && total > 0 ? r.experts : 0;
     float sum = 0.0f;
     for (uint e = lane; e < moving; e += GROUP) {

@@ -107,8 +107,8 @@ void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint 
             above += here;
         }
         group_barrier(CLK_LOCAL_MEM_FENCE);
-        prefix |= found[0] << shift;
-        wanted = found[1];
+        prefix |= READ_ONCE(__local uint, found[0]) << shift;
+        wanted = READ_ONCE(__local uint, found[1]);
         known |= (uint)(BINS - 1) << shift;
         group_barrier(CLK_LOCAL_MEM_FENCE);
     }

@@ -216,7 +216,7 @@ void reroute_accept(REROUTE_ARGS) {
     int expert = (int)get_group_id(0);
     uint each = (tokens + GROUP - 1) / GROUP;
     uint begin = min((uint)get_local_id(0) * each, tokens), end = min(begin + each, tokens);
-    uint mine = 0, all, before = r.kept[expert];
+    uint mine = 0, all, before = READ_ONCE(__global uint, r.kept[expert]);
     for (uint token = begin; token < end; token++)
         mine += r.asked[token] == expert;
     uint place = before + group_scan(mine, &all, tmp);
@@ -267,12 +267,12 @@ void reroute_finish(REROUTE_ARGS, __global uint *waiting_count, ulong waiting_co
             int expert = DONE;
             bool last;
             if (chunk + lane < count) {
-                token = r.waiting[chunk + lane];
-                expert = r.asked[token];
+                token = READ_ONCE(__global uint, r.waiting[chunk + lane]);
+                expert = READ_ONCE(__global int, r.asked[token]);
             }
             uint rank = group_rank(expert, &last, bins);
             if (expert != DONE)
-                place = r.kept[expert] + rank;
+                place = READ_ONCE(__global uint, r.kept[expert]) + rank;
             group_barrier(CLK_GLOBAL_MEM_FENCE);
             if (expert != DONE && place < r.capacity)
                 settle(&r, token, expert, place);

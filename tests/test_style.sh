@@ -99,6 +99,8 @@ complain "kernels use no fast mathematics and no float atomics" \
 # shellcheck disable=SC2046
 complain "kernels of GROUP work-items use group_barrier(), see cl/group.clh" \
     "$(search '\bbarrier\(' $(find cl -type f ! -name 'gemm_*' ! -name 'nv_*' ! -name group.clh))"
+complain "a value of tmp that lives behind a barrier is taken by READ_ONCE(), see cl/group.clh" \
+    "$(search '(\w \*?\w+ =|\?|\*total =|same =) \(?tmp\[' cl/*)"
 
 # --- Sizes --------------------------------------------------------------------------------------
 # shellcheck disable=SC2086
