@@ -65,6 +65,15 @@ BUILTIN float pow(float base, float exponent) {
 BUILTIN float fmax(float a, float b) {
     return __builtin_fmaxf(a, b);
 }
+BUILTIN float fmin(float a, float b) {
+    return __builtin_fminf(a, b);
+}
+BUILTIN float ldexp(float v, int exponent) {
+    return __builtin_ldexpf(v, exponent);
+}
+BUILTIN int ilogb(float v) {
+    return __builtin_ilogbf(v);
+}
 BUILTIN float cospi(float v) {
     return (float)__builtin_cos(3.14159265358979323846 * (double)v);
 }
@@ -189,6 +198,11 @@ BUILTIN ushort float_to_half(float v) {
             a[i] = fmax(a[i], b[i]);                                                               \
         return a;                                                                                  \
     }                                                                                              \
+    BUILTIN float##n fmin(float##n a, float##n b) {                                                \
+        for (int i = 0; i < n; i++)                                                                \
+            a[i] = fmin(a[i], b[i]);                                                               \
+        return a;                                                                                  \
+    }                                                                                              \
     BUILTIN int##n isfinite(float##n v) {                                                          \
         int##n is;                                                                                 \
         for (int i = 0; i < n; i++)                                                                \
@@ -218,7 +232,9 @@ BUILTIN ushort float_to_half(float v) {
     LOAD_STORE_SPACES(int, n)                                                                      \
     LOAD_STORE_SPACES(uint, n)                                                                     \
     HALVES_IN(n, __global)                                                                         \
-    HALVES_OUT(n, __global)
+    HALVES_IN(n, __private)                                                                        \
+    HALVES_OUT(n, __global)                                                                        \
+    HALVES_OUT(n, __private)
 VECTORS(2)
 VECTORS(4)
 VECTORS(8)
