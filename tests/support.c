@@ -248,6 +248,7 @@ static void write_payload(const guarded *g, const void *data) {
     if (g->bytes > 0)
         CL_OK(clEnqueueWriteBuffer(test.queue, g->mem, CL_TRUE, g->front, g->bytes, data, 0, NULL,
                                    NULL));
+    CL_OK(clFinish(test.queue)); /* Intel's blocking writes reach other queues too late without */
 }
 
 void buf_poison(clmoe_buf buf) {
