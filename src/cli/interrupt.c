@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 static volatile sig_atomic_t caught, second_of_first;
+static bool catching;
 
 static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
 
@@ -32,18 +33,27 @@ static void handle(int signal, void (*handler)(int), int flags) {
         sigaction(signal, &action, NULL);
 }
 
-void interrupt_catch(void) {
+static void catch_signals(void) {
     for (size_t i = 0; i < SIGNALS; i++)
         handle(signals[i], remember, (int)SA_RESTART);
+}
+
+void interrupt_catch(void) {
+    catching = true;
+    catch_signals();
     handle(SIGPIPE, SIG_IGN, 0);
 }
 
 void interrupt_release(void) {
+    catching = false;
     for (size_t i = 0; i < SIGNALS; i++)
         handle(signals[i], SIG_DFL, 0);
 }
 
+/* A driver's compiler may leave handlers of its own, as PoCL's does, which end the process. */
 int interrupt_signal(void) {
+    if (catching)
+        catch_signals();
     return caught;
 }
 
