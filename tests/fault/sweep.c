@@ -204,6 +204,8 @@ static unsigned calls_of(rig *r, const phase *p, const source *from) {
     from->arm(0, CL_SUCCESS, false);
     OK(p->run(r));
     unsigned calls = from->calls();
+    /* What comes next writes the same buffers, perhaps through another queue. */
+    CL_OK(clFinish(r->queue));
     if (p->undo)
         p->undo(r);
     return calls;

@@ -295,9 +295,7 @@ static void sweep_phases(rig *r, const source *from) {
         bool profiles = p->run == run_profiled_forward;
         bool by_engine = packs || profiles || p->before == fresh_context || p->run == run_forward ||
                          p->run == run_steps;
-        /* With CLBlast some runs crash a worker of PoCL, why is open: in the slow suite. */
-        bool unsteady = profiles && strcmp(r->engine, "clblast") == 0 && !every_call;
-        if (unsteady || (packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !every_call) ||
+        if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !every_call) ||
             (!by_engine && strcmp(r->engine, "ref") != 0))
             continue;
         rig own = *r;
