@@ -423,9 +423,10 @@ static void test_build_failure(void **state) {
     clmoe_context *context = new_context(test.context, test.device, directory);
     assert_int_equal(program_kernel(context, "nothing", "", "nothing", &kernel),
                      CLMOE_BUILD_FAILED);
-    assert_int_equal(
-        program_kernel(context, "dispatch", OPTIONS " -D__kernel=oops", "dispatch_rows", &kernel),
-        CLMOE_BUILD_FAILED);
+    if (!platform_is("clmoe test device")) /* which compiles nothing */
+        assert_int_equal(program_kernel(context, "dispatch", OPTIONS " -D__kernel=oops",
+                                        "dispatch_rows", &kernel),
+                         CLMOE_BUILD_FAILED);
     assert_null(kernel);
     assert_int_equal(list_directory(directory, NULL), -1);
     expect_warnings(0);
@@ -578,6 +579,8 @@ static void *share(void *argument) {
 
 static void test_threads(void **state) {
     (void)state;
+    if (platform_is("Oclgrind"))
+        skip(); /* it compiles in one LLVM context without a lock; native_cache has threads */
     for (int shared = 0; shared < 2; shared++) {
         const char *directory = new_path();
         sharer sharers[THREADS];
@@ -616,14 +619,17 @@ static void test_processes(void **state) {
     expect_warnings(0);
 }
 
-/* The other process: many starts, with the file taken away now and then. */
+/*
+ * The other process: many starts, with the file taken away now and then; not the file that the
+ * other one is writing, with a dot in its name, which it would miss.
+ */
 static int child(const char *directory) {
     char path[512];
     if (support_setup(NULL) != 0)
         return 1;
     for (int i = 0; i < 10; i++) {
         start_once(directory);
-        if (i % 3 == 2 && list_directory(directory, path) == 1)
+        if (i % 3 == 2 && list_directory(directory, path) == 1 && !strchr(strrchr(path, '/'), '.'))
             unlink(path);
     }
     start_once(directory);

@@ -4,6 +4,7 @@
 #include <CL/cl_ext.h>
 #include <CL/cl_icd.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,8 @@ struct _cl_program {
     cl_context context;
     native_program *native;
     char *source;
-    int bf16; /* of the probe of tensor cores */
+    bool loaded; /* from a binary */
+    int bf16;    /* of the probe of tensor cores */
     char log[4096];
 };
 
@@ -389,30 +391,54 @@ static cl_int CL_API_CALL build_info(cl_program program, cl_device_id on,
                                         : CL_INVALID_VALUE;
 }
 
-/* A program's binary is its source. */
+/* A program's binary is this and its source. */
+static const char binary_mark[] = "clmoe native code\n";
+enum { MARK = sizeof binary_mark - 1 };
+
+static void write_binary(cl_program program, char *binary) {
+    memcpy(binary, binary_mark, MARK);
+    memcpy(binary + MARK, program->source, strlen(program->source));
+}
+
 static cl_int CL_API_CALL program_info(cl_program program, cl_program_info name, size_t size,
                                        void *value, size_t *bytes) {
-    const size_t length = strlen(program->source) + 1;
-    if (name == CL_PROGRAM_BINARY_SIZES && value && size >= sizeof length)
-        memcpy(value, &length, sizeof length);
-    else if (name == CL_PROGRAM_BINARIES && value && size >= sizeof(char *))
-        memcpy(*(char **)value, program->source, length);
-    else
+    const size_t length = MARK + strlen(program->source);
+    switch (name) {
+    case CL_PROGRAM_SOURCE:
+        return give_text(program->loaded ? "" : program->source, size, value, bytes);
+    case CL_PROGRAM_BINARY_SIZES:
+        return GIVE(length);
+    case CL_PROGRAM_BINARIES:
+        if (value && size >= sizeof(char *))
+            write_binary(program, *(char **)value);
+        if (bytes)
+            *bytes = sizeof(char *);
+        return CL_SUCCESS;
+    default:
         return CL_INVALID_VALUE;
-    if (bytes)
-        *bytes = name == CL_PROGRAM_BINARIES ? sizeof(char *) : sizeof length;
-    return CL_SUCCESS;
+    }
 }
 
 static cl_program CL_API_CALL create_from_binary(cl_context context, cl_uint count,
                                                  const cl_device_id *devices, const size_t *lengths,
                                                  const unsigned char **binaries, cl_int *states,
                                                  cl_int *code_ret) {
-    const char *source = (const char *)binaries[0];
+    const char *binary = (const char *)binaries[0];
+    const bool right = lengths[0] >= MARK && memcmp(binary, binary_mark, MARK) == 0;
     (void)devices;
-    (void)lengths;
-    (void)states;
-    return create_program(context, count, &source, NULL, code_ret);
+    if (states)
+        states[0] = right ? CL_SUCCESS : CL_INVALID_BINARY;
+    if (!right) {
+        if (code_ret)
+            *code_ret = CL_INVALID_BINARY;
+        return NULL;
+    }
+    char *source = strndup(binary + MARK, lengths[0] - MARK);
+    cl_program program = create_program(context, count, (const char *[]){source}, NULL, code_ret);
+    if (program)
+        program->loaded = true;
+    free(source);
+    return program;
 }
 
 static cl_kernel CL_API_CALL create_kernel(cl_program program, const char *name, cl_int *code_ret) {
@@ -435,6 +461,11 @@ static void destroy_kernel(cl_kernel kernel) {
 }
 
 REFERENCES(cl_kernel, retain_kernel, release_kernel, destroy_kernel)
+
+static cl_int CL_API_CALL kernel_info(cl_kernel kernel, cl_kernel_info name, size_t size,
+                                      void *value, size_t *bytes) {
+    return name == CL_KERNEL_PROGRAM ? GIVE(kernel->program) : CL_INVALID_VALUE;
+}
 
 /* Kernels take any group and no local memory of the device's. */
 static cl_int CL_API_CALL kernel_group_info(cl_kernel kernel, cl_device_id of,
@@ -618,6 +649,7 @@ static cl_icd_dispatch table = {
     .clBuildProgram = build_program,
     .clGetProgramBuildInfo = build_info,
     .clCreateKernel = create_kernel,
+    .clGetKernelInfo = kernel_info,
     .clGetKernelWorkGroupInfo = kernel_group_info,
     .clRetainKernel = retain_kernel,
     .clReleaseKernel = release_kernel,
