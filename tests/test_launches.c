@@ -124,7 +124,8 @@ static bool is_cut(const char *engine) {
 
 /* ---- GEMMs ----------------------------------------------------------------------------------- */
 
-static const shape sizes = {130, 45, 12, 0, 3, 29};
+/* Two tiles of columns, of any engine, in each matrix of the experts. */
+static const shape sizes = {130, 150, 12, 0, 3, 70};
 enum { SHARED_DIM = 9, GEMMS = 5 };
 
 /* What each GEMM of the layer below multiplies: router, experts, shared expert. */
@@ -212,19 +213,19 @@ static void gemms_in_parts(void **state) {
 }
 
 /* A dense linear GEMM, as a router's, by every engine and not only by the one that routers have. */
-static void check_dense(const gemm_engine *engine, uint32_t rows) {
+static void check_dense(const gemm_engine *engine, uint32_t rows, uint32_t n) {
     static const storage down = {"down", CLMOE_GATE_NONE, false, true};
     const gemm_case c = {.engine = engine,
                          .store = &down,
                          .spread = SPREAD_DENSE,
                          .experts = 1,
                          .rows = rows,
-                         .n = 67,
+                         .n = n,
                          .k = 300};
     clmoe_context *context = test_context(0);
     gemm_data d;
     gemm_run r;
-    test_case("%s, %u rows", engine->name, rows);
+    test_case("%s, %u rows, %u columns", engine->name, rows, n);
     seed_set(5);
     gemm_make_data(&c, &d);
     gemm_prepare(&c, &d, &r);
@@ -243,19 +244,19 @@ static void check_dense(const gemm_engine *engine, uint32_t rows) {
     }
 }
 
-/* With one compute unit tiled takes small groups, large ones and tiles for these rows. */
+/* With one compute unit tiled takes small groups, large ones and tiles for these sizes. */
 static void dense_in_parts(void **state) {
     (void)state;
     const char *const *engines = test_engines();
-    const uint32_t rows[] = {9, 140, 192};
+    static const uint32_t dense[][2] = {{9, 67}, {140, 67}, {192, 67}, {192, 300}}; /* rows, n */
     device_info *info = &test_context(0)->info;
     const device_info real = *info;
     info->compute_units = 1;
     for (size_t i = 0; gemm_engines[i]; i++)
         for (size_t n = 0; engines[n] != NULL; n++)
             if (strcmp(gemm_engines[i]->name, engines[n]) == 0 && is_cut(engines[n]))
-                for (size_t r = 0; r < COUNT_OF(rows); r++)
-                    check_dense(gemm_engines[i], rows[r]);
+                for (size_t r = 0; r < COUNT_OF(dense); r++)
+                    check_dense(gemm_engines[i], dense[r][0], dense[r][1]);
     *info = real;
 }
 

@@ -30,6 +30,7 @@ static clmoe_layer *make(const char *engine, uint32_t tokens, batch *b, device_b
     return layer;
 }
 
+/* The call's event is the last one of its last step. */
 static void run(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
                 clmoe_profile *profile) {
     cl_event event = NULL;
@@ -37,6 +38,8 @@ static void run(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
     d->args.profile = profile;
     OK(clmoe_forward(layer, queue, &d->args, 0, NULL, &event));
     CL_OK(clWaitForEvents(1, &event));
+    CHECK(profile->num_steps == 0 || profile->steps[profile->num_steps - 1].last == event,
+          "%s ends before the call\n", profile->steps[profile->num_steps - 1].name);
     clReleaseEvent(event);
     CL_OK(clFinish(queue));
 }
@@ -77,10 +80,43 @@ static void check_times(const clmoe_profile *profile) {
     CHECK(fabs(sum - all) < 0.001 * all + 0.001, "%g ms add up to %g\n", all, sum);
 }
 
+/* A plan and an MLP are more than one command each. */
+static void check_commands(const clmoe_profile *profile) {
+    static const char *const several[] = {"plan", "experts", "shared", "copy"};
+    for (uint32_t i = 0; i < profile->num_steps; i++)
+        for (size_t n = 0; n < COUNT_OF(several); n++)
+            CHECK(strcmp(profile->steps[i].name, several[n]) != 0 ||
+                      profile->steps[i].first != profile->steps[i].last,
+                  "%s is one command\n", several[n]);
+}
+
+static cl_uint references_of(cl_event event) {
+    cl_uint count = 0;
+    CL_OK(clGetEventInfo(event, CL_EVENT_REFERENCE_COUNT, sizeof count, &count, NULL));
+    return count;
+}
+
+/* The profile lets go of each event as often as it has it; drivers may hold some themselves. */
 static void release(clmoe_profile *profile) {
+    cl_event events[2 * CLMOE_PROFILE_STEPS];
+    cl_uint before[2 * CLMOE_PROFILE_STEPS], count = 0;
+    for (uint32_t i = 0; i < profile->num_steps; i++) {
+        events[count++] = profile->steps[i].first;
+        events[count++] = profile->steps[i].last;
+    }
+    for (cl_uint i = 0; i < count; i++)
+        CL_OK(clRetainEvent(events[i]));
+    for (cl_uint i = 0; i < count; i++)
+        before[i] = references_of(events[i]);
     clmoe_profile_release(profile);
     assert_int_equal(profile->num_steps, 0);
     assert_null(profile->steps[0].first);
+    for (cl_uint i = 0; i < count; i++) {
+        const cl_uint slots = events[i] == events[i ^ 1] ? 2 : 1;
+        CHECK(references_of(events[i]) == before[i] - slots, "event %u keeps a reference\n", i);
+    }
+    for (cl_uint i = 0; i < count; i++)
+        clReleaseEvent(events[i]);
 }
 
 /* Every engine, on both kinds of queue; and y is what it is without a profile. */
@@ -103,6 +139,7 @@ static void steps_have_their_events(void **state) {
                             ? "score topk plan experts shared combine copy balance"
                             : "score topk plan dispatch experts shared combine copy balance");
             check_times(&profile);
+            check_commands(&profile);
             release(&profile);
             clReleaseCommandQueue(queue);
         }
@@ -135,32 +172,35 @@ static void steps_left_out(void **state) {
     layer = make("tiled", 0, &b, &d);
     d.args.stats = none;
     run(layer, &d, queue, &profile);
-    CHECK(profile.num_steps <= CLMOE_PROFILE_STEPS, "%u steps\n", profile.num_steps);
+    check_names(&profile, "plan"); /* its counts are 0 */
     clmoe_profile_release(&profile);
     clReleaseCommandQueue(queue);
 }
 
-/* Soft MoE has no routing, and a step of its own. */
+/* Soft MoE has no routing, and a step of its own; without tokens there is nothing to do. */
 static void steps_of_soft_moe(void **state) {
     (void)state;
     batch b;
     device_batch d;
     clmoe_profile profile;
     cl_command_queue queue = new_queue(false, true);
-    clmoe_layer_desc desc = desc_of(&small);
-    test_case("Soft MoE");
-    seed_set(5);
-    desc.top_k = 1;
-    desc.num_identity_experts = 0;
-    desc.router.policy = CLMOE_POLICY_SOFT_MOE;
-    batch_make(&b, &desc, small.tokens);
-    b.no_outputs = true;
-    clmoe_layer *layer = test_layer(0, &desc);
-    batch_upload(layer, &b, &d);
-    run(layer, &d, queue, &profile);
-    check_names(&profile, "dispatch experts mix combine");
-    check_times(&profile);
-    release(&profile);
+    for (uint32_t tokens = 0; tokens <= small.tokens; tokens += small.tokens) {
+        clmoe_layer_desc desc = desc_of(&small);
+        test_case("Soft MoE, %u tokens", tokens);
+        seed_set(5);
+        desc.top_k = 1;
+        desc.num_identity_experts = 0;
+        desc.router.policy = CLMOE_POLICY_SOFT_MOE;
+        batch_make(&b, &desc, tokens);
+        b.no_outputs = true;
+        clmoe_layer *layer = test_layer(0, &desc);
+        batch_upload(layer, &b, &d);
+        run(layer, &d, queue, &profile);
+        check_names(&profile, tokens ? "dispatch experts mix combine" : "");
+        if (tokens)
+            check_times(&profile);
+        release(&profile);
+    }
     clReleaseCommandQueue(queue);
 }
 

@@ -51,7 +51,7 @@ typedef struct clmoe_profile_step {
 /* Yours; written by the call, and no longer used by the library when the call returns. */
 typedef struct clmoe_profile {
     size_t struct_size; /* sizeof(clmoe_profile) */
-    uint32_t num_steps; /* 0 before the call, after one that failed, and for 0 tokens */
+    uint32_t num_steps; /* 0 before the call, and after one that failed */
     clmoe_profile_step steps[CLMOE_PROFILE_STEPS];
 } clmoe_profile;
 

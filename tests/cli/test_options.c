@@ -6,7 +6,7 @@
 #include <getopt.h>
 #include <string.h>
 
-enum { A, B, C, D, E, OPTIONS };
+enum { A, B, C, D, E, F, OPTIONS };
 
 static const cli_option table[OPTIONS] = {
     [A] = {.name = "alpha", .has_value = true},
@@ -14,6 +14,7 @@ static const cli_option table[OPTIONS] = {
     [C] = {.name = "charlie", .has_value = true, .repeats = true},
     [D] = {.name = "delta"},
     [E] = {.name = "echo", .needs = "alpha charlie"},
+    [F] = {.name = "del"}, /* which another name begins with */
 };
 
 /* What the table above says, once more. */
