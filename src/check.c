@@ -146,10 +146,10 @@ static clmoe_status check_matrices(call_check *call, clmoe_mlp which,
 }
 
 static clmoe_status check_packed(call_check *call, clmoe_mlp which, const clmoe_buf *packed,
-                                 const char *name) {
+                                 const char *name, buffer_use use) {
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
-    buffer_need need = READS(name, packed, 0, type_bytes(layer->desc.weight_type), true);
+    buffer_need need = {name, packed, 0, type_bytes(layer->desc.weight_type), true, use};
     TRY(gemm_mlp_packed_bytes(layer_mlp_use(layer, which), layer_mlp(layer, which), layer->desc.dim,
                               &need.bytes));
     TRY(check_buffer(call, &need));
@@ -174,7 +174,7 @@ static clmoe_status check_mlp(call_check *call, clmoe_mlp which, const clmoe_mlp
               mlp->down_bias ? bytes_of(experts, layer->desc.dim, element) : 0, element, true),
     };
     if (weights->packed.mem)
-        TRY(check_packed(call, which, &weights->packed, names->packed));
+        TRY(check_packed(call, which, &weights->packed, names->packed, BUFFER_READ));
     else
         TRY(check_matrices(call, which, weights, names));
     TRY(CHECK_BUFFERS(call, biases));
@@ -560,7 +560,7 @@ clmoe_status check_pack(const clmoe_layer *layer, clmoe_mlp mlp, const clmoe_mlp
     TRY(check_mlp_exists(layer, mlp));
     if (!raw)
         return fail(CLMOE_INVALID_ARGUMENT, "raw is NULL");
-    TRY(check_packed(&call, mlp, &packed, "packed"));
+    TRY(check_packed(&call, mlp, &packed, "packed", BUFFER_WRITE));
     TRY(check_matrices(&call, mlp, raw, &raw_names));
     TRY(check_overlaps(&call));
 done:

@@ -7,7 +7,7 @@ clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state) {
     call_check call = {.layer = layer};
     if (!layer)
         return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
-    const buffer_need need = UPDATES("state", &state, layer_state_bytes(layer), 4, true);
+    const buffer_need need = WRITES("state", &state, layer_state_bytes(layer), 4, true);
     return check_buffer(&call, &need);
 }
 
@@ -104,9 +104,11 @@ static clmoe_status check_args(const clmoe_layer *layer, const clmoe_balance_arg
 }
 
 clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     TRY(check_args(layer, args));
-    TRY(check_state_init(layer, args->state));
+    const buffer_need need = UPDATES("state", &args->state, layer_state_bytes(layer), 4, true);
+    TRY(check_buffer(&call, &need));
     TRY(check_schedules(args));
 done:
     return status;

@@ -6,121 +6,447 @@
 
 static const shape small = {6, 5, 8, 0, 2, 3};
 
-typedef enum use { READ, WRITE, BOTH } use;
+/* ---- Every buffer of every call -------------------------------------------------------------- */
 
-/* A buffer of clmoe_forward_args, or of clmoe_weights. */
-typedef struct field {
-    const char *name;
-    size_t offset;
-    use use;
-    bool of_weights;
-} field;
+typedef struct all_args {
+    clmoe_forward_args forward;
+    clmoe_score_args score;
+    clmoe_topk_args topk;
+    clmoe_plan_args plan;
+    clmoe_dispatch_args dispatch;
+    clmoe_experts_args experts;
+    clmoe_combine_args combine;
+    clmoe_stats_args stats;
+    clmoe_loss_args loss;
+    struct {
+        clmoe_mlp_weights raw;
+        clmoe_buf packed;
+    } pack;
+    struct {
+        clmoe_buf state;
+    } first_state;
+    clmoe_balance_args start, update;
+    clmoe_weights weights; /* of all calls */
+} all_args;
 
-#define ARG(field, use)                                                                            \
-    { #field, offsetof(clmoe_forward_args, field), use, false }
-#define WEIGHT(field)                                                                              \
-    { "weights." #field, offsetof(clmoe_weights, field), READ, true }
+typedef enum call_id {
+    CALL_forward,
+    CALL_score,
+    CALL_topk,
+    CALL_plan,
+    CALL_dispatch,
+    CALL_experts,
+    CALL_combine,
+    CALL_stats,
+    CALL_loss,
+    CALL_pack,
+    CALL_first_state,
+    CALL_start,
+    CALL_update,
+    CALLS
+} call_id;
 
-static const field fields[] = {
-    ARG(x, READ),         ARG(token_mask, READ),     ARG(residual, READ),
-    ARG(saved, BOTH),     ARG(scratch, BOTH),        ARG(y, WRITE),
-    ARG(logits, WRITE),   ARG(ids, WRITE),           ARG(weights_out, WRITE),
-    ARG(stats, WRITE),    ARG(load_target, READ),    ARG(loss_values, WRITE),
-    ARG(dlogits, BOTH),   ARG(state, READ),          WEIGHT(router),
-    WEIGHT(router_bias),  WEIGHT(expert_scale),      WEIGHT(experts.gate),
-    WEIGHT(experts.down), WEIGHT(experts.down_bias), WEIGHT(shared.gate),
-    WEIGHT(shared.down),  WEIGHT(shared_gate),       WEIGHT(output_bias),
+/* Layers that between them read every field. */
+enum {
+    USUAL = 1,     /* token choice with reroute, training */
+    TWO_LEVEL = 2, /* with external logits */
+    CHOICE = 4,    /* experts choose */
+    EXTERNAL = 8,  /* external ids */
+    PACKED = 16,   /* EXTERNAL, where the device has an engine that packs */
+    UNPACKED = 32, /* EXTERNAL elsewhere */
+    KINDS = 4,
+    ROUTED = USUAL | TWO_LEVEL | CHOICE,
+    ANY = ROUTED | EXTERNAL,
 };
 
-static const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
+typedef enum use { READ, WRITE, BOTH } use;
+
+/* A buffer of a call, where the layer is one of `kinds`. */
+typedef struct field {
+    call_id call;
+    int kinds;
+    use use;
+    const char *name;
+    size_t offset; /* in all_args */
+} field;
+
+#define ARG(call, kinds, use, field)                                                               \
+    { CALL_##call, kinds, use, #field, offsetof(all_args, call.field) }
+#define WEIGHT(call, kinds, field)                                                                 \
+    { CALL_##call, kinds, READ, "weights." #field, offsetof(all_args, weights.field) }
+/* Of an MLP whose layout may be separate. */
+#define MLP(call, mlp)                                                                             \
+    WEIGHT(call, ROUTED | UNPACKED, mlp.gate), WEIGHT(call, TWO_LEVEL | UNPACKED, mlp.up),         \
+        WEIGHT(call, ROUTED | UNPACKED, mlp.down), WEIGHT(call, PACKED, mlp.packed),               \
+        WEIGHT(call, ANY, mlp.gate_bias), WEIGHT(call, TWO_LEVEL | EXTERNAL, mlp.up_bias),         \
+        WEIGHT(call, ANY, mlp.down_bias)
+
+static const field fields[] = {
+    ARG(forward, ANY, READ, x),
+    ARG(forward, ANY, READ, token_mask),
+    ARG(forward, ANY, READ, residual),
+    ARG(forward, TWO_LEVEL, READ, logits_in),
+    ARG(forward, EXTERNAL, READ, ids_in),
+    ARG(forward, EXTERNAL, READ, weights_in),
+    ARG(forward, ROUTED, READ, state),
+    ARG(forward, ROUTED, READ, load_target),
+    ARG(forward, ROUTED, READ, load_supplied),
+    ARG(forward, USUAL, BOTH, saved),
+    ARG(forward, ANY, BOTH, scratch),
+    ARG(forward, ANY, WRITE, y),
+    ARG(forward, ROUTED, WRITE, logits),
+    ARG(forward, ANY, WRITE, ids),
+    ARG(forward, ANY, WRITE, weights_out),
+    ARG(forward, CHOICE, WRITE, token_offsets),
+    ARG(forward, ANY, WRITE, stats),
+    ARG(forward, ROUTED, WRITE, loss_values),
+    ARG(forward, ROUTED, BOTH, dlogits),
+    ARG(forward, ROUTED, BOTH, dnoise),
+    ARG(forward, TWO_LEVEL, BOTH, dgroup_logits),
+    WEIGHT(forward, USUAL | CHOICE, router),
+    WEIGHT(forward, USUAL | CHOICE, router_bias),
+    WEIGHT(forward, USUAL | TWO_LEVEL, select_bias),
+    WEIGHT(forward, ROUTED, expert_scale),
+    WEIGHT(forward, ROUTED, noise_router),
+    WEIGHT(forward, TWO_LEVEL, group_router),
+    MLP(forward, experts),
+    MLP(forward, shared),
+    WEIGHT(forward, ANY, shared_gate),
+    WEIGHT(forward, ANY, output_bias),
+
+    ARG(score, ROUTED, READ, x),
+    ARG(score, TWO_LEVEL, READ, logits_in),
+    ARG(score, USUAL | CHOICE, WRITE, logits),
+    ARG(score, ROUTED, BOTH, scores),
+    ARG(score, ROUTED, READ, state),
+    ARG(score, ROUTED, BOTH, scratch),
+    WEIGHT(score, USUAL | CHOICE, router),
+    WEIGHT(score, USUAL | CHOICE, router_bias),
+    WEIGHT(score, ROUTED, noise_router),
+    WEIGHT(score, TWO_LEVEL, group_router),
+
+    ARG(topk, ROUTED, READ, scores),
+    ARG(topk, ROUTED, BOTH, ids),
+    ARG(topk, ROUTED, BOTH, weights_out),
+    ARG(topk, USUAL | TWO_LEVEL, WRITE, live),
+    ARG(topk, CHOICE, BOTH, token_offsets),
+    ARG(topk, ROUTED, READ, token_mask),
+    ARG(topk, ROUTED, READ, state),
+    ARG(topk, CHOICE, BOTH, scratch),
+    WEIGHT(topk, USUAL | TWO_LEVEL, select_bias),
+    WEIGHT(topk, ROUTED, expert_scale),
+
+    ARG(plan, USUAL, BOTH, ids),
+    ARG(plan, USUAL, BOTH, pair_weights),
+    ARG(plan, USUAL, READ, scores),
+    ARG(plan, TWO_LEVEL | CHOICE | EXTERNAL, READ, ids),
+    ARG(plan, TWO_LEVEL | CHOICE | EXTERNAL, READ, pair_weights),
+    ARG(plan, USUAL | TWO_LEVEL, READ, live),
+    ARG(plan, ANY, READ, token_mask),
+    ARG(plan, CHOICE | EXTERNAL, READ, token_offsets),
+    ARG(plan, ROUTED, READ, state),
+    ARG(plan, ANY, BOTH, scratch),
+    ARG(plan, ANY, BOTH, plan),
+    WEIGHT(plan, USUAL, expert_scale),
+
+    ARG(dispatch, ANY, READ, x),
+    ARG(dispatch, ANY, READ, plan),
+    ARG(dispatch, ANY, WRITE, xe),
+
+    ARG(experts, USUAL, READ, x),
+    ARG(experts, ANY, READ, xe),
+    ARG(experts, ANY, READ, pair_weights),
+    ARG(experts, ANY, READ, plan),
+    ARG(experts, ANY, BOTH, scratch),
+    ARG(experts, ANY, BOTH, ye),
+    MLP(experts, experts),
+
+    ARG(combine, ANY, READ, x),
+    ARG(combine, ANY, READ, ye),
+    ARG(combine, ANY, READ, pair_weights),
+    ARG(combine, ANY, READ, plan),
+    ARG(combine, ANY, READ, token_mask),
+    ARG(combine, CHOICE | EXTERNAL, READ, token_offsets),
+    ARG(combine, ANY, READ, shared),
+    ARG(combine, ANY, READ, shared_gate),
+    ARG(combine, ANY, READ, residual),
+    ARG(combine, ANY, WRITE, y),
+    WEIGHT(combine, ANY, output_bias),
+
+    ARG(stats, ROUTED, READ, x),
+    ARG(stats, ROUTED, READ, logits),
+    ARG(stats, ANY, READ, ids),
+    ARG(stats, ANY, READ, pair_weights),
+    ARG(stats, ANY, READ, plan),
+    ARG(stats, USUAL | TWO_LEVEL, READ, live),
+    ARG(stats, ANY, READ, token_mask),
+    ARG(stats, CHOICE | EXTERNAL, READ, token_offsets),
+    ARG(stats, ROUTED, READ, state),
+    ARG(stats, ANY, READ, load_target),
+    ARG(stats, ANY, BOTH, scratch),
+    ARG(stats, ANY, WRITE, stats),
+    WEIGHT(stats, ROUTED, noise_router),
+    WEIGHT(stats, TWO_LEVEL, group_router),
+
+    ARG(loss, ROUTED, READ, x),
+    ARG(loss, ROUTED, READ, logits),
+    ARG(loss, ROUTED, READ, ids),
+    ARG(loss, ROUTED, READ, pair_weights),
+    ARG(loss, ROUTED, READ, plan),
+    ARG(loss, USUAL | TWO_LEVEL, READ, live),
+    ARG(loss, ROUTED, READ, token_mask),
+    ARG(loss, CHOICE, READ, token_offsets),
+    ARG(loss, ROUTED, READ, state),
+    ARG(loss, ROUTED, READ, load_target),
+    ARG(loss, ROUTED, READ, load_supplied),
+    ARG(loss, ROUTED, BOTH, scratch),
+    ARG(loss, ROUTED, WRITE, values),
+    ARG(loss, ROUTED, BOTH, dlogits),
+    ARG(loss, ROUTED, BOTH, dnoise),
+    ARG(loss, TWO_LEVEL, BOTH, dgroup_logits),
+    WEIGHT(loss, ROUTED, noise_router),
+    WEIGHT(loss, TWO_LEVEL, group_router),
+    WEIGHT(loss, USUAL | CHOICE, expert_scale),
+
+    ARG(pack, PACKED, READ, raw.gate),
+    ARG(pack, PACKED, READ, raw.up),
+    ARG(pack, PACKED, READ, raw.down),
+    ARG(pack, PACKED, WRITE, packed),
+
+    ARG(first_state, ANY, WRITE, state),
+    ARG(start, ANY, BOTH, state),
+    ARG(update, ANY, BOTH, state),
+    ARG(update, ANY, READ, stats),
+    ARG(update, ANY, READ, load),
+};
+
+/* ---- A layer and its arguments --------------------------------------------------------------- */
 
 typedef struct fixture {
-    clmoe_layer_desc desc;
     clmoe_layer *layer;
-    batch b;
-    device_batch d;
+    int kinds;
+    size_t bytes; /* more than any field needs */
+    all_args args;
 } fixture;
 
-static clmoe_buf *buf_at(fixture *f, const field *of) {
-    return (clmoe_buf *)((char *)(of->of_weights ? (void *)&f->d.weights : (void *)&f->d.args) +
-                         of->offset);
+static const clmoe_loss_desc losses[] = {
+    {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f},
+    {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},
+};
+
+static void lay_out(clmoe_mlp_desc *mlp, clmoe_gate_layout layout) {
+    mlp->hidden_dim = small.hidden_dim;
+    mlp->gate_layout = layout;
+    mlp->gate_up_bias = mlp->down_bias = 1;
 }
 
-static void fixture_make(fixture *f, const char *engine) {
-    size_t state = 0, T = small.tokens, D = small.dim;
-    f->desc = desc_of(&small);
-    f->desc.engine = engine;
-    f->desc.training = 1;
-    f->desc.router.bias = f->desc.router.expert_scale = 1;
-    f->desc.experts.down_bias = 1;
-    f->desc.shared.hidden_dim = 3;
-    f->desc.shared_gate = f->desc.output_bias = 1;
-    f->layer = test_layer(0, &f->desc);
-    seed_set(1);
-    batch_make(&f->b, &f->desc, small.tokens);
-    f->b.in.token_mask = random_mask(small.tokens);
-    f->b.in.residual = random_floats(T * D, 1.0);
-    batch_upload(f->layer, &f->b, &f->d);
-    OK(clmoe_state_size(f->layer, &state));
-    f->d.args.losses = &loss;
-    f->d.args.num_losses = 1;
-    f->d.args.loss_values = buf_new(4);
-    f->d.args.dlogits = buf_of(HOST(float, T * 8), T * 8 * 4);
-    f->d.args.load_target = buf_of(random_floats(8, 1.0), 8 * 4);
-    f->d.args.state = buf_of(HOST(char, state), state);
+static bool has_engine(const char *name) {
+    const char *const *engines = test_engines();
+    while (*engines && strcmp(*engines, name) != 0)
+        engines++;
+    return *engines != NULL;
 }
 
-static clmoe_status forward(fixture *f) {
-    clmoe_status status = clmoe_forward(f->layer, test.queue, &f->d.args, 0, NULL, NULL);
-    CL_OK(clFinish(test.queue));
-    return status;
-}
-
-static void refused(fixture *f, const char *name, const char *why) {
-    clmoe_status status = forward(f);
-    CHECK(status == CLMOE_INVALID_ARGUMENT, "%s, %s: %s\n", name, why, clmoe_status_string(status));
-    CHECK(strstr(clmoe_last_error(), name) && strstr(clmoe_last_error(), why),
-          "\"%s\" does not say %s and %s\n", clmoe_last_error(), name, why);
+static clmoe_layer_desc desc_of_kind(int kind) {
+    clmoe_layer_desc d = desc_of(&small);
+    d.router.bias = d.router.expert_scale = 1;
+    d.router.noise = kind == EXTERNAL ? CLMOE_NOISE_NONE : CLMOE_NOISE_LEARNED;
+    d.router.select_bias = kind != CHOICE;
+    d.shared_gate = d.output_bias = 1;
+    lay_out(&d.experts, kind == USUAL || kind == CHOICE ? CLMOE_GATE_CONCAT : CLMOE_GATE_SEPARATE);
+    d.shared = d.experts;
+    d.training = kind == USUAL;
+    d.capacity.factor = kind == USUAL || kind == CHOICE ? 1.0 : 0.0;
+    if (kind == USUAL)
+        d.capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+    if (kind == CHOICE)
+        d.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    if (kind == TWO_LEVEL) {
+        d.router.two_level = 1;
+        d.router.num_groups = 4;
+        d.router.topk_groups = 2;
+    }
+    if (kind == EXTERNAL && has_engine("cpu"))
+        d.engine = "cpu";
+    return d;
 }
 
 static void release(void *mem) {
     clReleaseMemObject(mem);
 }
 
-static cl_mem new_mem(cl_mem_flags flags, size_t bytes) {
+/* Of zeros: ids, offsets and plans that lead nowhere out of range. */
+static cl_mem new_mem(cl_context context, cl_mem_flags flags, size_t bytes) {
     cl_int code = CL_SUCCESS;
-    cl_mem mem = clCreateBuffer(test.context, flags, bytes, NULL, &code);
+    cl_mem mem =
+        clCreateBuffer(context, flags | CL_MEM_COPY_HOST_PTR, bytes, HOST(char, bytes), &code);
     CL_OK(code);
     clean_later(release, mem);
     return mem;
 }
 
-static size_t size_of(cl_mem mem) {
-    size_t size = 0;
-    CL_OK(clGetMemObjectInfo(mem, CL_MEM_SIZE, sizeof size, &size, NULL));
-    return size;
+static clmoe_buf *buf_at(fixture *f, const field *of) {
+    return (clmoe_buf *)((char *)&f->args + of->offset);
+}
+
+/* Another field of the call `after` this one in the table, or NULL. */
+static const field *next_field(const fixture *f, call_id call, const field *after) {
+    for (const field *at = after ? after + 1 : fields; at < fields + COUNT_OF(fields); at++)
+        if (at->call == call && (at->kinds & f->kinds))
+            return at;
+    return NULL;
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static size_t most_bytes(const clmoe_layer *layer) {
+    size_t saved = 0, scratch = 0, state = 0;
+    clmoe_plan_layout plan;
+    OK(clmoe_layer_memory(layer, small.tokens, &saved, &scratch));
+    OK(clmoe_state_size(layer, &state));
+    OK(clmoe_plan_layout_get(layer, small.tokens, &plan));
+    const size_t rows = (size_t)plan.slots * small.dim * 4;
+    const size_t matrices = 32 * 32 * small.experts * sizeof(float); /* packed ones, too */
+    const size_t most = larger(larger(saved, scratch), larger(plan.bytes, rows));
+    return larger(larger(most, matrices), larger(state, clmoe_stats_size(layer)));
+}
+
+#define BEGIN(args, call)                                                                          \
+    do {                                                                                           \
+        (args)->call.struct_size = sizeof(args)->call;                                             \
+        (args)->call.tokens = small.tokens;                                                        \
+    } while (0)
+
+/* All that is no buffer. */
+static void begin(all_args *a, int kind) {
+    const uint32_t num_losses = kind == TWO_LEVEL ? 1 : 2;
+    memset(a, 0, sizeof *a);
+    BEGIN(a, forward);
+    BEGIN(a, score);
+    BEGIN(a, topk);
+    BEGIN(a, plan);
+    BEGIN(a, dispatch);
+    BEGIN(a, experts);
+    BEGIN(a, combine);
+    BEGIN(a, stats);
+    BEGIN(a, loss);
+    clmoe_balance_init(&a->start);
+    clmoe_balance_init(&a->update);
+    a->forward.weights = a->score.weights = a->topk.weights = a->plan.weights = &a->weights;
+    a->experts.weights = a->combine.weights = a->stats.weights = a->loss.weights = &a->weights;
+    a->loss.losses = losses;
+    a->loss.num_losses = num_losses;
+    a->forward.losses = kind == EXTERNAL ? NULL : losses;
+    a->forward.num_losses = kind == EXTERNAL ? 0 : num_losses;
+}
+
+static void fixture_make(fixture *f, int kind, const char *engine) {
+    clmoe_layer_desc desc = desc_of_kind(kind);
+    if (engine)
+        desc.engine = engine;
+    f->layer = test_layer(0, &desc);
+    f->kinds = kind;
+    if (kind == EXTERNAL)
+        f->kinds |= strcmp(desc.engine, "cpu") == 0 ? PACKED : UNPACKED;
+    f->bytes = most_bytes(f->layer);
+    begin(&f->args, kind);
+    for (int call = 0; call < CALLS; call++)
+        for (const field *at = NULL; (at = next_field(f, (call_id)call, at));)
+            if (!buf_at(f, at)->mem)
+                *buf_at(f, at) = (clmoe_buf){new_mem(test.context, CL_MEM_READ_WRITE, f->bytes), 0};
+}
+
+#define RUN_CALL(id, function)                                                                     \
+    case CALL_##id:                                                                                \
+        status = function(f->layer, test.queue, &f->args.id, 0, NULL, NULL);                       \
+        break
+
+static clmoe_status run(fixture *f, call_id call) {
+    clmoe_status status = CLMOE_SUCCESS;
+    switch (call) {
+        RUN_CALL(forward, clmoe_forward);
+        RUN_CALL(score, clmoe_score);
+        RUN_CALL(topk, clmoe_topk);
+        RUN_CALL(plan, clmoe_plan);
+        RUN_CALL(dispatch, clmoe_dispatch);
+        RUN_CALL(experts, clmoe_experts);
+        RUN_CALL(combine, clmoe_combine);
+        RUN_CALL(stats, clmoe_stats_compute);
+        RUN_CALL(loss, clmoe_loss);
+        RUN_CALL(start, clmoe_balance_start);
+        RUN_CALL(update, clmoe_balance_update);
+    case CALL_pack:
+        status = clmoe_pack_weights(f->layer, test.queue, CLMOE_MLP_EXPERTS, &f->args.pack.raw,
+                                    f->args.pack.packed, 0, NULL, NULL);
+        break;
+    case CALL_first_state:
+        status =
+            clmoe_state_init(f->layer, test.queue, f->args.first_state.state, 1, 0, NULL, NULL);
+        break;
+    case CALLS:
+        break;
+    }
+    CL_OK(clFinish(test.queue));
+    return status;
+}
+
+static void refused(fixture *f, const field *of, const char *why) {
+    clmoe_status status = run(f, of->call);
+    CHECK(status == CLMOE_INVALID_ARGUMENT, "call %d, %s, %s: %s\n", (int)of->call, of->name, why,
+          clmoe_status_string(status));
+    CHECK(strstr(clmoe_last_error(), of->name) && strstr(clmoe_last_error(), why),
+          "\"%s\" does not say %s and %s\n", clmoe_last_error(), of->name, why);
+}
+
+static void taken(fixture *f, const field *of, const char *what) {
+    clmoe_status status = run(f, of->call);
+    CHECK(status == CLMOE_SUCCESS, "call %d, %s, %s: %s\n", (int)of->call, of->name, what,
+          clmoe_last_error());
+}
+
+/* Calls check(f, field) of every field of every call of every layer. */
+static void every_field(const char *what, void (*check)(fixture *f, const field *of)) {
+    for (int kind = 0; kind < KINDS; kind++) {
+        fixture f;
+        test_case("%s, layer %d", what, kind);
+        fixture_make(&f, 1 << kind, NULL);
+        for (int call = 0; call < CALLS; call++)
+            for (const field *at = NULL; (at = next_field(&f, (call_id)call, at));) {
+                const clmoe_buf right = *buf_at(&f, at);
+                check(&f, at);
+                *buf_at(&f, at) = right;
+            }
+    }
+}
+
+/* ---- Tests ----------------------------------------------------------------------------------- */
+
+static void check_flags(fixture *f, const field *of) {
+    clmoe_buf *buf = buf_at(f, of);
+    buf->mem = new_mem(test.context, CL_MEM_READ_ONLY, f->bytes);
+    if (of->use != READ)
+        refused(f, of, "CL_MEM_READ_ONLY");
+    else
+        taken(f, of, "CL_MEM_READ_ONLY");
+    buf->mem = new_mem(test.context, CL_MEM_WRITE_ONLY, f->bytes);
+    if (of->use != WRITE)
+        refused(f, of, "CL_MEM_WRITE_ONLY");
+    else
+        taken(f, of, "CL_MEM_WRITE_ONLY");
 }
 
 static void flags_of_buffers(void **state) {
     (void)state;
-    fixture f;
-    test_case("flags");
-    fixture_make(&f, "ref");
-    for (size_t i = 0; i < COUNT_OF(fields); i++) {
-        clmoe_buf *buf = buf_at(&f, &fields[i]), right = *buf;
-        CHECK(right.mem != NULL, "%s is not in the fixture\n", fields[i].name);
-        buf->mem = new_mem(CL_MEM_READ_ONLY, size_of(right.mem));
-        if (fields[i].use != READ)
-            refused(&f, fields[i].name, "CL_MEM_READ_ONLY");
-        else
-            OK(forward(&f));
-        buf->mem = new_mem(CL_MEM_WRITE_ONLY, size_of(right.mem));
-        if (fields[i].use != WRITE)
-            refused(&f, fields[i].name, "CL_MEM_WRITE_ONLY");
-        else
-            OK(forward(&f));
-        *buf = right;
-    }
+    every_field("flags", check_flags);
+}
+
+static cl_mem image;
+
+static void check_image(fixture *f, const field *of) {
+    *buf_at(f, of) = (clmoe_buf){image, 0};
+    refused(f, of, "no buffer");
 }
 
 static void images(void **state) {
@@ -129,56 +455,92 @@ static void images(void **state) {
     const cl_image_desc desc = {
         .image_type = CL_MEM_OBJECT_IMAGE2D, .image_width = 256, .image_height = 256};
     cl_int code = CL_SUCCESS;
-    fixture f;
-    test_case("images");
-    fixture_make(&f, "ref");
-    cl_mem image = clCreateImage(test.context, CL_MEM_READ_WRITE, &format, &desc, NULL, &code);
+    image = clCreateImage(test.context, CL_MEM_READ_WRITE, &format, &desc, NULL, &code);
     if (code != CL_SUCCESS)
         return; /* the device has none */
-    clean_later(release, image);
-    for (size_t i = 0; i < COUNT_OF(fields); i++) {
-        clmoe_buf *buf = buf_at(&f, &fields[i]), right = *buf;
-        *buf = (clmoe_buf){image, 0};
-        refused(&f, fields[i].name, "no buffer");
-        *buf = right;
-    }
+    every_field("images", check_image);
+    clReleaseMemObject(image);
 }
 
-/* Moves all buffers of the fixture into one, apart; returns its size. */
-static size_t move_together(fixture *f) {
-    size_t at = 0;
-    for (size_t i = 0; i < COUNT_OF(fields); i++) {
-        clmoe_buf *buf = buf_at(f, &fields[i]);
-        size_t size = size_of(buf->mem);
-        *buf = (clmoe_buf){NULL, at};
-        at += (size + 4095) / 4096 * 4096;
+static cl_mem foreign;
+
+static void check_foreign(fixture *f, const field *of) {
+    buf_at(f, of)->mem = foreign;
+    refused(f, of, "another OpenCL context");
+}
+
+static void buffers_of_other_contexts(void **state) {
+    (void)state;
+    cl_int code = CL_SUCCESS;
+    cl_context context = clCreateContext(NULL, 1, &test.device, NULL, NULL, &code);
+    CL_OK(code);
+    foreign = clCreateBuffer(context, CL_MEM_READ_WRITE, 1 << 20, NULL, &code);
+    CL_OK(code);
+    every_field("other contexts", check_foreign);
+    clReleaseMemObject(foreign);
+    clReleaseContext(context);
+}
+
+/* y may be residual. */
+static bool may_be_same(const field *a, const field *b) {
+    return strcmp(a->name, "y") == 0 && strcmp(b->name, "residual") == 0;
+}
+
+/* `a` at the place of `b`, in one buffer. */
+static void check_overlap(fixture *f, const field *a, const field *b) {
+    clmoe_buf *moved = buf_at(f, a);
+    const clmoe_buf right = *moved;
+    moved->offset = buf_at(f, b)->offset;
+    if (may_be_same(a, b)) {
+        taken(f, a, "in place");
+        moved->offset += 4;
     }
-    cl_mem one = new_mem(CL_MEM_READ_WRITE, 2 * at); /* room for any at the place of the last */
-    for (size_t i = 0; i < COUNT_OF(fields); i++)
-        buf_at(f, &fields[i])->mem = one;
-    return at;
+    test_note("%s over %s, call %d, layer %d", a->name, b->name, (int)a->call, f->kinds);
+    refused(f, a, "overlaps");
+    CHECK(strstr(clmoe_last_error(), b->name), "\"%s\" does not say %s\n", clmoe_last_error(),
+          b->name);
+    *moved = right;
+}
+
+/* Moves all buffers of a call into one, apart. */
+static void move_together(fixture *f, call_id call) {
+    size_t count = 0;
+    for (const field *at = NULL; (at = next_field(f, call, at));)
+        buf_at(f, at)->offset = count++ * f->bytes;
+    cl_mem one = new_mem(test.context, CL_MEM_READ_WRITE, (count + 1) * f->bytes);
+    for (const field *at = NULL; (at = next_field(f, call, at));)
+        buf_at(f, at)->mem = one;
+}
+
+/* What is read twice may be one place; what is written is apart from all else. */
+static void check_call_overlaps(fixture *f, call_id call) {
+    const field *before = NULL;
+    for (const field *a = NULL; (a = next_field(f, call, a));) {
+        const clmoe_buf right = *buf_at(f, a);
+        if (before && a->use == READ) {
+            *buf_at(f, a) = *buf_at(f, before);
+            taken(f, a, "read twice");
+            *buf_at(f, a) = right;
+        }
+        before = a->use == READ ? a : before;
+        for (const field *b = NULL; a->use != READ && (b = next_field(f, call, b));)
+            if (b != a)
+                check_overlap(f, a, b);
+    }
 }
 
 static void overlaps(void **state) {
     (void)state;
-    fixture f;
-    test_case("overlaps");
-    fixture_make(&f, "ref");
-    move_together(&f);
-    OK(forward(&f));
-    for (size_t i = 0; i < COUNT_OF(fields); i++)
-        for (size_t j = 0; j < COUNT_OF(fields); j++) {
-            clmoe_buf *moved = buf_at(&f, &fields[i]), right = *moved;
-            const bool in_place =
-                !strcmp(fields[i].name, "y") && !strcmp(fields[j].name, "residual");
-            if (i == j || fields[i].use == READ)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int call = 0; call < CALLS; call++) {
+            fixture f;
+            test_case("overlaps, layer %d, call %d", kind, call);
+            fixture_make(&f, 1 << kind, NULL);
+            if (!next_field(&f, (call_id)call, NULL))
                 continue;
-            moved->offset = buf_at(&f, &fields[j])->offset;
-            if (in_place)
-                OK(forward(&f));
-            moved->offset += in_place ? 4 : 0;
-            refused(&f, fields[i].name, "overlaps");
-            *moved = right;
+            move_together(&f, (call_id)call);
+            OK(run(&f, (call_id)call));
+            check_call_overlaps(&f, (call_id)call);
         }
 }
 
@@ -187,46 +549,69 @@ static void sub_buffers(void **state) {
     (void)state;
     fixture f;
     cl_int code = CL_SUCCESS;
-    test_case("sub-buffers");
-    fixture_make(&f, "ref");
-    size_t end = move_together(&f);
-    const clmoe_buf x = f.d.args.x, y = f.d.args.y;
-    cl_buffer_region over_x = {x.offset, 4096}, over_y = {y.offset, end - y.offset};
     cl_mem parts[2];
-    for (int i = 0; i < 2; i++) {
-        parts[i] = clCreateSubBuffer(x.mem, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION,
-                                     i ? &over_y : &over_x, &code);
+    test_case("sub-buffers");
+    fixture_make(&f, USUAL, NULL);
+    const field x = ARG(forward, USUAL, READ, x), y = ARG(forward, USUAL, WRITE, y);
+    const size_t part = (f.bytes + 4095) / 4096 * 4096;
+    cl_mem one = new_mem(test.context, CL_MEM_READ_WRITE, 2 * part);
+    for (size_t i = 0; i < COUNT_OF(parts); i++) {
+        cl_buffer_region region = {i * part, part};
+        parts[i] =
+            clCreateSubBuffer(one, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region, &code);
         CL_OK(code);
         clean_later(release, parts[i]);
     }
-    f.d.args.y = (clmoe_buf){parts[0], 0};
-    refused(&f, "y", "overlaps x");
-    f.d.args.y = (clmoe_buf){parts[1], 0};
-    OK(forward(&f));
-    f.d.args.x = (clmoe_buf){parts[0], 0};
-    OK(forward(&f));
+    f.args.forward.x = (clmoe_buf){one, 0};
+    f.args.forward.y = (clmoe_buf){parts[0], 0};
+    refused(&f, &y, "overlaps x");
+    f.args.forward.y = (clmoe_buf){parts[1], 0};
+    taken(&f, &y, "behind x");
+    f.args.forward.x = (clmoe_buf){parts[0], 0};
+    taken(&f, &x, "before y");
+    f.args.forward.x = (clmoe_buf){parts[1], 0};
+    refused(&f, &y, "overlaps x");
 }
 
 /* An engine that reads sizes on the host needs to be allowed to; the others do not. */
+static void check_host_access(fixture *f, const field *of, bool reads) {
+    const cl_mem_flags flags[] = {CL_MEM_HOST_NO_ACCESS, CL_MEM_HOST_WRITE_ONLY};
+    for (size_t i = 0; i < COUNT_OF(flags); i++) {
+        cl_int code = CL_SUCCESS;
+        clmoe_buf *buf = buf_at(f, of), right = *buf;
+        buf->mem = clCreateBuffer(test.context, flags[i], f->bytes, NULL, &code);
+        CL_OK(code);
+        clean_later(release, buf->mem);
+        if (reads)
+            refused(f, of, i ? "HOST_WRITE_ONLY" : "HOST_NO_ACCESS");
+        else if (of->use != READ) /* of what nobody wrote there is nothing to read */
+            taken(f, of, "no access");
+        *buf = right;
+    }
+}
+
 static void host_access(void **state) {
     (void)state;
-    const cl_mem_flags flags[] = {CL_MEM_HOST_NO_ACCESS, CL_MEM_HOST_WRITE_ONLY};
     const char *const *engines = test_engines();
-    for (size_t n = 0; engines[n]; n++)
-        for (size_t i = 0; i < COUNT_OF(flags); i++) {
-            fixture f;
-            test_case("engine %s, flag %zu", engines[n], i);
-            fixture_make(&f, engines[n]);
-            f.d.args.saved.mem = new_mem(CL_MEM_READ_WRITE | flags[i], size_of(f.d.args.saved.mem));
-            if (strcmp(engines[n], "clblast") == 0)
-                refused(&f, "saved", i ? "HOST_WRITE_ONLY" : "HOST_NO_ACCESS");
-            else
-                OK(forward(&f));
-        }
+    const field saved = ARG(forward, USUAL, BOTH, saved),
+                scratch = ARG(forward, ANY, BOTH, scratch);
+    const field plan = ARG(experts, ANY, READ, plan);
+    for (size_t n = 0; engines[n]; n++) {
+        const bool reads = strcmp(engines[n], "clblast") == 0;
+        fixture f;
+        test_case("engine %s", engines[n]);
+        fixture_make(&f, USUAL, engines[n]);
+        check_host_access(&f, &saved, reads);
+        check_host_access(&f, &scratch, false);
+        check_host_access(&f, &plan, reads);
+        fixture_make(&f, CHOICE, engines[n]);
+        check_host_access(&f, &scratch, reads);
+    }
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(flags_of_buffers), TEST(images), TEST(overlaps),
-                                       TEST(sub_buffers), TEST(host_access)};
+    const struct CMUnitTest tests[] = {
+        TEST(flags_of_buffers), TEST(images),      TEST(buffers_of_other_contexts),
+        TEST(overlaps),         TEST(sub_buffers), TEST(host_access)};
     return RUN(tests);
 }

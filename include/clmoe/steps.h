@@ -16,7 +16,10 @@
  *
  * Buffers, of every call, clmoe_forward() too; all of this is checked:
  *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
- *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY.
+ *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY. Both is
+ *     done with saved, scratch, plan and ye where they are made, scores by clmoe_score(), ids,
+ *     weights_out and token_offsets by clmoe_topk(), ids and pair_weights by clmoe_plan() with
+ *     overflow reroute, what gradients are added to, and a state by clmoe_balance_...().
  *   - The host's flags do not matter, but to the engine "clblast", which reads the plan on the
  * host: scratch, saved in training, and clmoe_experts_args.plan must allow that.
  *   - An offset, and a sub-buffer's origin, is a multiple of the element's size and of nothing
