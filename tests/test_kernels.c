@@ -346,6 +346,7 @@ typedef struct offset_batch {
 } offset_batch;
 
 static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, uint32_t kind) {
+    static const int32_t lives[] = {INT32_MIN, -1, 0, 1, 2, 3, INT32_MAX};
     b->desc = desc_of(&small);
     b->desc.num_identity_experts = 0;
     offset_layers[which](&b->desc);
@@ -357,7 +358,7 @@ static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, uint
     for (size_t p = 0; p < P; p++)
         ids[p] = (int32_t)random_below(random_below(2) ? 3 : (uint32_t)R);
     for (size_t t = 0; t < T; t++)
-        live[t] = (int32_t)random_below(6) - 2;
+        live[t] = lives[random_below(COUNT_OF(lives))];
     b->weights = weights_upload(&b->desc, &weights);
     b->x = buf_of(random_floats(T * b->desc.dim, 1.0), T * b->desc.dim * 4);
     b->scores = buf_of(random_floats(T * R, 1.0), T * R * 4);
@@ -369,8 +370,14 @@ static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, uint
     b->scratch = scratch_of(b->layer, small.tokens);
 }
 
-/* Every row in use is a pair's and a token's, and no pair's slot is out of range. */
+/*
+ * Every row in use is a pair's and a token's, no token has more than K, and no pair's slot is out
+ * of range.
+ */
 static void check_rows(const offset_batch *b) {
+    const uint32_t most =
+        b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE ? b->layout.pairs : b->desc.top_k;
+    uint32_t *rows = HOST(uint32_t, small.tokens);
     const char *plan = buf_get(b->plan);
     const clmoe_plan_layout *at = &b->layout;
     const uint32_t *kept = (const uint32_t *)(const void *)(plan + at->kept);
@@ -379,10 +386,12 @@ static void check_rows(const offset_batch *b) {
     const int32_t *row_of = (const int32_t *)(const void *)(plan + at->row_of);
     const int32_t *token_of = (const int32_t *)(const void *)(plan + at->token_of);
     for (uint32_t e = 0; e < b->desc.num_experts; e++)
-        for (uint32_t slot = offsets[e]; slot < offsets[e] + kept[e]; slot++)
+        for (uint32_t slot = offsets[e]; slot < offsets[e] + kept[e]; slot++) {
             CHECK(slot < at->slots && row_of[slot] >= 0 && (uint32_t)row_of[slot] < at->pairs &&
                       token_of[slot] >= 0 && (uint32_t)token_of[slot] < small.tokens,
                   "slot %u of expert %u\n", slot, e);
+            CHECK(++rows[token_of[slot]] <= most, "token %d has more rows\n", token_of[slot]);
+        }
     for (uint32_t p = 0; p < at->pairs; p++)
         CHECK(slot_of[p] >= -2 && slot_of[p] < (int32_t)at->slots, "slot_of[%u] is %d\n", p,
               slot_of[p]);

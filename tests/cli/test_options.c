@@ -81,6 +81,7 @@ static void mistakes(void **state) {
     refused("--alhpa", NULL, "unknown option '--alhpa'; did you mean --alpha?");
     refused("--detla=1", NULL, "unknown option '--detla=1'; did you mean --delta?");
     refused("--zulu", NULL, "unknown option '--zulu'; see --help");
+    refused("--xe", NULL, "unknown option '--xe'; see --help"); /* no letter less from --del */
     refused("-x", NULL, "unknown option '-x'; see --help");
     refused("--alpha", NULL, "option '--alpha' needs a value");
     refused("--delta=1", NULL, "option '--delta=1' takes no value");
