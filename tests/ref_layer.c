@@ -219,29 +219,32 @@ static void outputs(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_
     }
 }
 
-/* logits, scores, ids, pair_weights and live of a batch that is routed here. */
-static void route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
+/* Plain token choice by the logits. */
+static void choose(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
     size_t n = (size_t)in->tokens * ref_columns(desc);
     float *f32 = make(n, sizeof *f32);
-    if (in->logits_in)
-        for (size_t i = 0; i < n; i++)
-            r->logits[i] = (double)in->logits_in[i];
-    else
-        ref_logits(desc, in->tokens, in->x, in->weights, r->logits);
-    if (ref_policy_route(desc, in, r)) {
-        free(f32);
-        return;
-    }
     ref_scores(desc, in->tokens, r->logits, r->scores);
     for (size_t i = 0; i < n; i++)
         f32[i] = (float)r->scores[i];
     r->live = make(in->tokens, sizeof *r->live);
     ref_topk(desc, in->tokens, f32, in->weights, r->ids, r->pair_weights, r->live);
+    r->choice_gap = ref_choice_gap(desc, in->tokens, r->scores, in->weights);
+    free(f32);
+}
+
+/* logits, scores, ids, pair_weights and live of a batch that is routed here. */
+static void route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
+    size_t n = (size_t)in->tokens * ref_columns(desc);
+    if (in->logits_in)
+        for (size_t i = 0; i < n; i++)
+            r->logits[i] = (double)in->logits_in[i];
+    else
+        ref_logits(desc, in->tokens, in->x, in->weights, r->logits);
+    if (!ref_policy_route(desc, in, r))
+        choose(desc, in, r);
     if (desc->router.rebalance_iterations && desc->top_k > 1)
         ref_rebalance(desc, in->tokens, desc->router.rebalance_iterations, r->ids, r->live,
                       in->token_mask, r->pair_weights);
-    r->choice_gap = ref_choice_gap(desc, in->tokens, r->scores, in->weights);
-    free(f32);
 }
 
 /* The smallest relative distance of different pair weights, for rules that order by them. */

@@ -286,6 +286,7 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
     d->router.sinkhorn_tolerance = 1e-3f;
     d->router.softcap = 4.0f;
+    d->router.rebalance_iterations = 4;
 }
 
 static void sinkhorn_capacity(clmoe_layer_desc *d) {
@@ -333,6 +334,7 @@ static void two_level_biased(clmoe_layer_desc *d) {
     d->router.temperature = 0.7f;
     d->router.renorm = CLMOE_RENORM_SUM;
     d->capacity.factor = 0.8;
+    d->router.rebalance_iterations = 2;
 }
 
 static void soft_moe(clmoe_layer_desc *d) {

@@ -71,19 +71,24 @@ static clmoe_layer_desc small_desc(const char *engine) {
     return desc;
 }
 
-/* A forward against the oracle, and nothing that the device refuses; the layer that ran. */
-static clmoe_layer *check_forward(const clmoe_layer_desc *desc, uint32_t group_size) {
+/* A forward against the oracle, and nothing that the device refuses. */
+static void check_batch(clmoe_layer *layer, const clmoe_layer_desc *desc) {
     batch b;
     device_batch d;
-    clmoe_context_options options;
-    clmoe_context_options_init(&options);
-    options.group_size = group_size;
-    clmoe_layer *layer = layer_of(context_of(&options), desc);
     seed_set(3);
     batch_make(&b, desc, small.tokens);
     batch_run(layer, &b, &d);
     batch_compare(&b, &d, batch_reference(&b));
     CHECK(fake->refused == 0, "%u things that the device refuses\n", fake->refused);
+}
+
+/* The same by a layer of its own; the layer that ran. */
+static clmoe_layer *check_forward(const clmoe_layer_desc *desc, uint32_t group_size) {
+    clmoe_context_options options;
+    clmoe_context_options_init(&options);
+    options.group_size = group_size;
+    clmoe_layer *layer = layer_of(context_of(&options), desc);
+    check_batch(layer, desc);
     return layer;
 }
 
@@ -98,14 +103,9 @@ static void check_says(clmoe_status status, clmoe_status want, const char *what)
 /* As OpenCL on Apple's CPUs. */
 static void items_along_one_dimension(void **state) {
     (void)state;
-    const char *const engines[] = {"ref", "cpu"};
-    for (size_t i = 0; i < COUNT_OF(engines); i++) {
-        const clmoe_layer_desc desc = small_desc(engines[i]);
-        PRETEND("groups of 1024 x 1 x 1", .max_group = 1024, .max_items = {1024, 1, 1});
-        check_forward(&desc, 0);
-    }
     clmoe_layer *layer = NULL;
     const clmoe_layer_desc desc = small_desc("tiled");
+    PRETEND("groups of 1024 x 1 x 1", .max_group = 1024, .max_items = {1024, 1, 1});
     check_says(clmoe_layer_create(context_of(NULL), &desc, &layer), CLMOE_UNSUPPORTED, "1024 x 1");
 }
 
@@ -143,11 +143,120 @@ static void kernels_that_do_not_fit(void **state) {
                "gemm_tiled");
 }
 
-static void little_local_memory(void **state) {
+/* ---- Every engine and policy -------------------------------------------------------------------
+ */
+
+static void reroute(clmoe_layer_desc *d) {
+    d->capacity.factor = 1.0;
+    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+}
+
+static void keep_by_weight(clmoe_layer_desc *d) {
+    d->capacity.factor = 0.75;
+    d->capacity.keep = CLMOE_KEEP_WEIGHT;
+    d->router.renorm_after_drop = 1;
+    d->shared.hidden_dim = 9;
+}
+
+static void two_level(clmoe_layer_desc *d) {
+    d->top_k = 6;
+    d->router.two_level = 1;
+    d->router.num_groups = 4;
+    d->router.topk_groups = 2;
+    d->normalize_experts = 1;
+}
+
+static void expert_choice(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    d->router.renorm = CLMOE_RENORM_NONE;
+    d->capacity.factor = 1.0;
+}
+
+static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SINKHORN;
+    d->router.rebalance_iterations = 3;
+}
+
+static void soft(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SOFT;
+    d->top_k = d->num_experts;
+}
+
+static void soft_moe(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_SOFT_MOE;
+    d->router.renorm = CLMOE_RENORM_NONE;
+    d->top_k = 1;
+}
+
+static void (*const policies[])(clmoe_layer_desc *) = {
+    reroute, keep_by_weight, two_level, expert_choice, sinkhorn, soft, soft_moe};
+
+static const struct {
+    const char *name;
+    uint32_t group_size; /* of the context's options */
+    fake_device device;
+} others[] = {
+    {"groups of 1024 x 1 x 1", 0, {.max_group = 1024, .max_items = {1024, 1, 1}}},
+    {"groups of 64, and of 16 for one kernel",
+     0,
+     {.type = CL_DEVICE_TYPE_GPU,
+      .max_group = 64,
+      .max_items = {64, 64, 64},
+      .kernel = "plan_scatter",
+      .kernel_group = 16}},
+    {"groups of 16 for all kernels",
+     0,
+     {.type = CL_DEVICE_TYPE_GPU, .kernel = "", .kernel_group = 16}},
+    {"groups of 1", 0, {.type = CL_DEVICE_TYPE_GPU, .max_group = 1, .max_items = {1, 1, 1}}},
+    {"groups of 64 for gemm_*",
+     1,
+     {.type = CL_DEVICE_TYPE_GPU, .kernel = "gemm_", .kernel_group = 64}},
+    {"16 KiB of local memory", 0, {.type = CL_DEVICE_TYPE_GPU, .local_mem = 16384}},
+    {"Intel's name and option",
+     1,
+     {.type = CL_DEVICE_TYPE_GPU,
+      .vendor = 0x8086,
+      .build_option = "-cl-intel-greater-than-4GB-buffer-required"}},
+};
+
+/* CLBlast asks devices for itself, and only for their largest group. */
+static bool is_refusal(const char *engine, clmoe_status status) {
+    if (strcmp(engine, "clblast") == 0 && status == CLMOE_ENGINE_FAILED) {
+        fake->refused = 0;
+        return strstr(clmoe_last_error(), "CLBlast") != NULL;
+    }
+    return strcmp(engine, "ref") != 0 && status == CLMOE_UNSUPPORTED &&
+           strstr(clmoe_last_error(), engine) != NULL;
+}
+
+/* ref runs everywhere; another engine may refuse the device, by name and before any batch. */
+static void check_policies(clmoe_context *context, const char *device, const char *engine) {
+    for (size_t i = 0; i < COUNT_OF(policies); i++) {
+        clmoe_layer *layer = NULL;
+        clmoe_layer_desc desc = small_desc(engine);
+        policies[i](&desc);
+        test_note("a device with %s, engine %s, policy %zu", device, engine, i);
+        const clmoe_status status = clmoe_layer_create(context, &desc, &layer);
+        if (is_refusal(engine, status))
+            continue;
+        OK(status);
+        clean_later(destroy_layer, layer);
+        check_batch(layer, &desc);
+    }
+}
+
+static void every_engine_and_policy(void **state) {
     (void)state;
-    clmoe_layer_desc desc = small_desc("tiled");
-    PRETEND("16 KiB of local memory", .type = CL_DEVICE_TYPE_GPU, .local_mem = 16384);
-    check_forward(&desc, 1);
+    const char *const *engines = test_engines();
+    for (size_t i = 0; i < COUNT_OF(others); i++) {
+        clmoe_context_options options;
+        pretend(others[i].name, others[i].device);
+        clmoe_context_options_init(&options);
+        options.group_size = others[i].group_size;
+        clmoe_context *context = context_of(&options);
+        for (size_t n = 0; engines[n]; n++)
+            check_policies(context, others[i].name, engines[n]);
+    }
 }
 
 /* ---- Parts of a device -------------------------------------------------------------------------
@@ -291,7 +400,7 @@ int main(void) {
         TEST_DEVICE(one_item),
         TEST_DEVICE(small_groups),
         TEST_DEVICE(kernels_that_do_not_fit),
-        TEST_DEVICE(little_local_memory),
+        TEST_DEVICE(every_engine_and_policy),
         TEST_DEVICE(sub_devices),
         TEST_DEVICE(foreign_device),
         TEST_DEVICE(small_buffers),
