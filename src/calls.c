@@ -1,6 +1,6 @@
 /* The steps as public calls: check, launch one step, end. */
-#include "check.h"
-#include "steps.h"
+#include "check/check.h"
+#include "measure.h"
 
 #define DEFINE_CALL(call, args_type, check, step)                                                  \
     clmoe_status call(clmoe_layer *layer, cl_command_queue queue, const args_type *args,           \
@@ -20,8 +20,8 @@ DEFINE_CALL(clmoe_plan, clmoe_plan_args, check_plan, step_plan)
 DEFINE_CALL(clmoe_dispatch, clmoe_dispatch_args, check_dispatch, step_dispatch)
 DEFINE_CALL(clmoe_experts, clmoe_experts_args, check_experts, step_experts)
 DEFINE_CALL(clmoe_combine, clmoe_combine_args, check_combine, step_combine)
-DEFINE_CALL(clmoe_stats_compute, clmoe_stats_args, check_stats, step_stats)
-DEFINE_CALL(clmoe_loss, clmoe_loss_args, check_loss, step_loss)
+DEFINE_CALL(clmoe_stats_compute, clmoe_stats_args, check_stats, measure_stats)
+DEFINE_CALL(clmoe_loss, clmoe_loss_args, check_loss, measure_losses)
 
 clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
                                    clmoe_plan_layout *layout) {

@@ -1,6 +1,6 @@
 /* The pipeline: read this first. Each step reads and writes the regions of workspace.c. */
-#include "check.h"
-#include "steps.h"
+#include "check/check.h"
+#include "measure.h"
 
 /* Every array of one batch. */
 typedef struct batch {
@@ -254,8 +254,8 @@ static clmoe_status balance(const clmoe_layer *layer, launch *chain, const batch
                             .dnoise = in->dnoise,
                             .dgroup_logits = in->dgroup_logits};
     launch_step(chain, "balance");
-    return step_balance(layer, chain, in->stats.mem ? &stats : NULL,
-                        in->num_losses > 0 ? &loss : NULL, in->ids_in.mem ? none : b->scores);
+    return measure(layer, chain, in->stats.mem ? &stats : NULL, in->num_losses > 0 ? &loss : NULL,
+                   in->ids_in.mem ? none : b->scores);
 }
 
 clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,

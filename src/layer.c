@@ -1,25 +1,13 @@
 /* From a descriptor to an immutable layer. */
 #include "layer.h"
-#include "check.h"
-#include "program.h"
+#include "check/check.h"
+#include "runtime/program.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum {
-    MAX_TOPK_CHUNK = 1024,
-    MAX_SELECT_COLUMNS = 1 << 30,
-    MAX_TOPK_BYTES = 12288,
-    MAX_TOPK_TOKENS = 64,
-    MAX_REGISTER_KEYS = 16,
-    MAX_TOPK_KEYS = 2048, /* in registers of a group */
-    MIN_SCORE_GROUP = 32,
-    SCORE_COLUMNS = 8, /* per work-item */
-    SERIAL_SEGMENT = 1024,
-};
-
-/* cl/router.clh has the same numbers; types.clh's device code relies on them. */
+/* cl/routing/router.clh has the same numbers; types.clh's device code relies on them. */
 _Static_assert((int)CLMOE_SCORE_SPARSEMIXER == (int)SCORE_SPARSEMIXER, "scores differ");
 _Static_assert((int)CLMOE_RENORM_PNORM == (int)RENORM_PNORM, "renorms differ");
 _Static_assert((int)CLMOE_KEEP_RANDOM == (int)KEEP_RANDOM, "keep rules differ");
@@ -95,13 +83,6 @@ static router_switches switches_of(const clmoe_layer_desc *desc) {
     };
 }
 
-static uint32_t power_of_two(uint32_t at_least, uint32_t at_most) {
-    uint32_t power = 1;
-    while (power < at_least && power < at_most)
-        power *= 2;
-    return power;
-}
-
 static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *mlp,
                            uint32_t experts) {
     return (gemm_shape){
@@ -166,139 +147,11 @@ done:
     return status;
 }
 
-/* A kernel of cl/STEP.cl, with the routing group size and the storage types. */
-static clmoe_status create_kernel(clmoe_layer *layer, kernel_id id, const char *step,
-                                  const char *name) {
+clmoe_status layer_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name) {
     char options[64];
     snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->group,
              type_name(layer->desc.type));
     return program_kernel(layer->context, step, options, name, &layer->kernels[id]);
-}
-
-static clmoe_status create_score(clmoe_layer *layer) {
-    char options[64];
-    uint32_t wanted = layer->columns / SCORE_COLUMNS;
-    if (wanted < MIN_SCORE_GROUP)
-        wanted = MIN_SCORE_GROUP;
-    layer->score_group = power_of_two(wanted, layer->group);
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->score_group);
-    return program_kernel(layer->context, "score", options, "score_rows",
-                          &layer->kernels[KERNEL_SCORE]);
-}
-
-/* How topk.cl's group shares its work-items among tokens. */
-typedef struct topk_split {
-    uint32_t lanes; /* per token, in registers; 0: in local memory */
-    uint32_t chunk, tokens;
-} topk_split;
-
-/* Local memory of a group. */
-static uint32_t topk_bytes(const topk_split *split, uint32_t keep, uint32_t groups) {
-    const uint32_t keys = split->lanes ? split->lanes * keep / 2 : split->chunk;
-    return split->tokens * (8 * keys + 16 * keep + 5 * groups);
-}
-
-static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, uint32_t groups) {
-    topk_split split = {.chunk = power_of_two(columns > 2 ? columns : 2, MAX_TOPK_CHUNK),
-                        .tokens = 1};
-    if (keep <= MAX_REGISTER_KEYS) {
-        const uint32_t most = MAX_TOPK_KEYS / keep < group ? MAX_TOPK_KEYS / keep : group;
-        split.lanes = power_of_two((columns + keep - 1) / keep, most);
-    }
-    const uint32_t items = split.lanes ? split.lanes : split.chunk / 2;
-    topk_split twice = split;
-    while (twice.tokens *= 2, twice.tokens * items <= group && twice.tokens <= MAX_TOPK_TOKENS &&
-                                  topk_bytes(&twice, keep, groups) <= MAX_TOPK_BYTES)
-        split = twice;
-    return split;
-}
-
-static void bitonic_options(clmoe_layer *layer, char *options, size_t size) {
-    const uint32_t group = layer->group, groups = (uint32_t)layer->router.num_groups;
-    const uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
-    const topk_split split = split_topk(group, layer->columns, keep, groups);
-    layer->topk_tokens = split.tokens;
-    snprintf(options, size, "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DTOKENS=%u -D%s=%u", group,
-             keep, groups, split.tokens, split.lanes ? "LANES" : "CHUNK",
-             split.lanes ? split.lanes : split.chunk);
-}
-
-/* Powers of two and three quarters of them: layers of similar sizes share a program. */
-static uint32_t select_columns(uint32_t columns) {
-    const uint32_t power = power_of_two(columns > 16 ? columns : 16, MAX_SELECT_COLUMNS);
-    const uint32_t less = power / 4 * 3;
-    return less % 16 == 0 && columns <= less ? less : power;
-}
-
-static void select_options(clmoe_layer *layer, char *options, size_t size) {
-    layer->topk_tokens = 1;
-    snprintf(options, size, "-DGROUP=1 -DKEEP=%u -DCOLUMNS=%u",
-             power_of_two(layer->desc.top_k > 4 ? layer->desc.top_k : 4, MAX_TOPK_CHUNK),
-             select_columns(layer->columns));
-}
-
-static clmoe_status create_topk(clmoe_layer *layer) {
-    char options[128];
-    const bool select = layer->group == 1;
-    (select ? select_options : bitonic_options)(layer, options, sizeof options);
-    return program_kernel(layer->context, "topk", options, select ? "topk_select" : "topk_bitonic",
-                          &layer->kernels[KERNEL_TOPK]);
-}
-
-/* Work-items that walk a row alone take wide vectors; lanes side by side, 16 bytes each. */
-static clmoe_status create_combine(clmoe_layer *layer) {
-    char options[64];
-    uint32_t group = layer->group;
-    uint32_t width = group == 1 ? 16 : 16 / (uint32_t)type_bytes(layer->desc.type);
-    layer->combine_segment = group == 1 ? SERIAL_SEGMENT : group * width;
-    snprintf(options, sizeof options, "-DGROUP=%u -DSEGMENT=%u -DV=%u -DX=%s -DW=%s", group,
-             layer->combine_segment, width, type_name(layer->desc.type),
-             type_name(layer->desc.weight_type));
-    return program_kernel(layer->context, "combine", options, "combine_rows",
-                          &layer->kernels[KERNEL_COMBINE]);
-}
-
-static clmoe_status create_plan(clmoe_layer *layer) {
-    static const kernel_entry kernels[] = {
-        {KERNEL_PLAN_HISTOGRAM, "plan_histogram"},
-        {KERNEL_PLAN_SCAN, "plan_scan"},
-        {KERNEL_PLAN_OFFSETS, "plan_offsets"},
-        {KERNEL_PLAN_SCATTER, "plan_scatter"},
-        {KERNEL_PLAN_RENORM, "plan_renorm"},
-        {KERNEL_PLAN_SCAN_SEQUENCES, "plan_scan_sequences"},
-    };
-    char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
-             layer->group, (int)layer_keep(layer), layer_is_expert_choice(layer),
-             layer_has_sequences(layer));
-    return layer_kernels(layer, "plan", options, kernels, sizeof kernels / sizeof kernels[0]);
-}
-
-static clmoe_status create_sort(clmoe_layer *layer) {
-    clmoe_status status = CLMOE_SUCCESS;
-    TRY(create_kernel(layer, KERNEL_SORT_KEYS, "sort", "sort_keys"));
-    TRY(create_kernel(layer, KERNEL_SORT_HISTOGRAM, "sort", "sort_histogram"));
-    TRY(create_kernel(layer, KERNEL_SORT_SCAN, "sort", "sort_scan"));
-    TRY(create_kernel(layer, KERNEL_SORT_SCATTER, "sort", "sort_scatter"));
-    TRY(create_kernel(layer, KERNEL_SORT_SEQUENCES, "sort", "sort_sequences"));
-done:
-    return status;
-}
-
-static clmoe_status create_policy(clmoe_layer *layer) {
-    switch (layer->desc.router.policy) {
-    case CLMOE_POLICY_EXPERT_CHOICE:
-        return expert_choice_kernels_create(layer);
-    case CLMOE_POLICY_SINKHORN:
-        return sinkhorn_kernels_create(layer);
-    case CLMOE_POLICY_SOFT:
-        return soft_kernels_create(layer);
-    case CLMOE_POLICY_SOFT_MOE:
-        return soft_moe_kernels_create(layer);
-    case CLMOE_POLICY_TOKEN_CHOICE:
-        break;
-    }
-    return layer->desc.router.two_level ? two_level_kernels_create(layer) : CLMOE_SUCCESS;
 }
 
 static void release_kernels(clmoe_layer *layer) {
@@ -306,28 +159,18 @@ static void release_kernels(clmoe_layer *layer) {
         kernel_release(&layer->kernels[id]);
 }
 
+/* Each has its kernels made, where the switches need them. */
+static step_constructor *const constructors[] = {
+    score_create,  noise_create,     topk_create,     expert_choice_create, sinkhorn_create,
+    soft_create,   two_level_create, soft_moe_create, rebalance_create,     sort_create,
+    plan_create,   reroute_create,   dispatch_create, normalize_create,     combine_create,
+    sums_create,   stats_create,     loss_create,     joint_create,         state_create,
+    control_create};
+
 static clmoe_status create_kernels_of_group(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(create_score(layer));
-    TRY(noise_kernels_create(layer));
-    if (layer_has_topk(layer))
-        TRY(create_topk(layer));
-    TRY(create_policy(layer));
-    TRY(create_plan(layer));
-    if (layer_sorts(layer))
-        TRY(create_sort(layer));
-    TRY(rebalance_kernels_create(layer));
-    TRY(reroute_kernels_create(layer));
-    TRY(create_kernel(layer, KERNEL_DISPATCH, "dispatch", "dispatch_rows"));
-    if (layer->desc.normalize_experts)
-        TRY(create_kernel(layer, KERNEL_NORMALIZE, "normalize", "normalize_rows"));
-    TRY(create_combine(layer));
-    TRY(sums_kernels_create(layer));
-    TRY(stats_kernels_create(layer));
-    TRY(loss_kernels_create(layer));
-    TRY(joint_kernels_create(layer));
-    TRY(state_kernels_create(layer));
-    TRY(control_kernels_create(layer));
+    for (size_t i = 0; i < sizeof constructors / sizeof constructors[0]; i++)
+        TRY(constructors[i](layer));
 done:
     return status;
 }

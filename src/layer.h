@@ -2,11 +2,11 @@
 #ifndef CLMOE_LAYER_H
 #define CLMOE_LAYER_H
 
-#include "../cl/router.clh"
-#include "context.h"
-#include "gemm/mlp.h"
+#include "experts/gemm/mlp.h"
+#include "routing/router.clh"
+#include "runtime/context.h"
 
-/* Every kernel but the engines', by index; the step's file creates it, or layer.c does. */
+/* Every kernel but the engines', by index; the step's file creates it. */
 typedef enum kernel_id {
     KERNEL_SCORE,
     KERNEL_JITTER,
@@ -102,6 +102,9 @@ typedef struct kernel_entry {
 /* Creates `count` kernels of cl/STEP.cl, with the options of program_kernel(). */
 clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
                            const kernel_entry *kernels, size_t count);
+
+/* One of cl/STEP.cl, with the routing group size and the type of x. */
+clmoe_status layer_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
 
 /* One of the layer's MLPs; its hidden_dim is 0 if the layer has none. */
 static inline const clmoe_mlp_desc *layer_mlp(const clmoe_layer *layer, clmoe_mlp mlp) {
@@ -230,24 +233,12 @@ static inline bool layer_has_topk(const clmoe_layer *layer) {
            (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.two_level);
 }
 
-/*
- * Steps that create their own kernels, in the step's file; here because layer.c lies below them.
- * Those of a policy are asked for with the policy; the others look at the descriptor themselves.
- */
-clmoe_status sinkhorn_kernels_create(clmoe_layer *layer);
-clmoe_status soft_kernels_create(clmoe_layer *layer);
-clmoe_status two_level_kernels_create(clmoe_layer *layer);
-clmoe_status expert_choice_kernels_create(clmoe_layer *layer);
-clmoe_status soft_moe_kernels_create(clmoe_layer *layer);
-clmoe_status noise_kernels_create(clmoe_layer *layer);
-clmoe_status rebalance_kernels_create(clmoe_layer *layer);
-clmoe_status reroute_kernels_create(clmoe_layer *layer);
-clmoe_status sums_kernels_create(clmoe_layer *layer);
-clmoe_status stats_kernels_create(clmoe_layer *layer);
-clmoe_status loss_kernels_create(clmoe_layer *layer);
-clmoe_status joint_kernels_create(clmoe_layer *layer);
-clmoe_status state_kernels_create(clmoe_layer *layer);
-clmoe_status control_kernels_create(clmoe_layer *layer);
+/* Creates a step's kernels where the switches need them; in the step's file. */
+typedef clmoe_status step_constructor(clmoe_layer *layer);
+step_constructor score_create, noise_create, topk_create, expert_choice_create, sinkhorn_create,
+    soft_create, two_level_create, soft_moe_create, rebalance_create, sort_create, plan_create,
+    reroute_create, dispatch_create, normalize_create, combine_create, sums_create, stats_create,
+    loss_create, joint_create, state_create, control_create;
 
 /* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
 clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);

@@ -62,12 +62,17 @@ clmoe_status step_soft_moe_dispatch(const clmoe_layer *layer, launch *chain,
 clmoe_status step_soft_moe_combine(const clmoe_layer *layer, launch *chain,
                                    const soft_moe_args *args);
 
+/* For layers that sort (layer_sorts()): the order of plan.cl's walk, in a region of scratch. */
+clmoe_status step_sort(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args,
+                       clmoe_buf *order);
 clmoe_status step_plan(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args);
 clmoe_status step_dispatch(const clmoe_layer *layer, launch *chain,
                            const clmoe_dispatch_args *args);
 clmoe_status step_experts(const clmoe_layer *layer, launch *chain, const clmoe_experts_args *args);
+/* ye [slots,D] in place; rows of no pair (row_of [slots]) are left alone. */
+clmoe_status step_normalize(const clmoe_layer *layer, launch *chain, clmoe_buf row_of,
+                            uint32_t slots, clmoe_buf ye);
 clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_combine_args *args);
-clmoe_status step_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args);
 
 /* Weight rebalancing: the end of step_topk(), on its weights. */
 clmoe_status step_rebalance(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args);
@@ -155,15 +160,7 @@ clmoe_status step_joint_gradient(const clmoe_layer *layer, launch *chain,
                                  const clmoe_loss_args *args, const sums_args *sums,
                                  clmoe_buf dnoise);
 
-/*
- * Statistics and losses of a batch, either of which may be NULL. `scores`: of a call that chose the
- * ids by them, so that noise and group logits of the batch are in their regions; else {NULL, 0}.
- */
-clmoe_status step_balance(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
-                          const clmoe_loss_args *loss, clmoe_buf scores);
-clmoe_status step_loss(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args);
-
-/* What each of the two asks of the sums, and does with them. */
+/* What statistics and losses ask of the sums, and do with them. */
 uint32_t stats_asks(const clmoe_layer *layer, const clmoe_stats_args *args, bool routed);
 clmoe_status stats_finish(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args,
                           const sums_shape *shape);

@@ -2,7 +2,7 @@
 #ifndef CLMOE_WORKSPACE_H
 #define CLMOE_WORKSPACE_H
 
-#include "../cl/balance.clh"
+#include "balance/balance.clh"
 #include "layer.h"
 
 /* X: the storage type of x and y. */

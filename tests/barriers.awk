@@ -1,4 +1,4 @@
-# Breaches of cl/types.clh's rules for barriers, as FILE:LINE: SENTENCE. The first passes over the
+# Breaches of cl/runtime/types.clh's rules for barriers, as FILE:LINE: SENTENCE. The first passes over the
 # files learn which functions hold a barrier, the last (pass=2) finds where they stand. Relies on the
 # code's layout: one statement a line, bodies begin with "{" at the end of a line.
 

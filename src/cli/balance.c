@@ -1,11 +1,11 @@
 /* clmoe balance: a controller of the load on the router of a checkpoint, batch after batch. */
-#include "../layer.h"
-#include "../printable.h"
 #include "cli.h"
 #include "input.h"
 #include "interrupt.h"
+#include "layer.h"
 #include "output.h"
 #include "report.h"
+#include "runtime/printable.h"
 #include "session.h"
 #include "tensors.h"
 

@@ -2,7 +2,7 @@
 #ifndef CLMOE_CLI_BATCH_H
 #define CLMOE_CLI_BATCH_H
 
-#include "../layer.h"
+#include "layer.h"
 
 /* The steps of a profile that a table of times has, in its order. */
 typedef enum step_id {

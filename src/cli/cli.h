@@ -2,8 +2,8 @@
 #ifndef CLMOE_CLI_H
 #define CLMOE_CLI_H
 
-#include "../status.h"
 #include "options.h"
+#include "runtime/status.h"
 
 #include <stdbool.h>
 

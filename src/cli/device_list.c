@@ -1,5 +1,5 @@
 #include "device_list.h"
-#include "../device.h"
+#include "runtime/device.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #ifndef CLMOE_CLI_INPUT_H
 #define CLMOE_CLI_INPUT_H
 
-#include "../io/safetensors.h"
+#include "io/safetensors.h"
 
 /*
  * Opens the file of --input. "-" is standard input; that and a FIFO are read to their end into a

@@ -1,7 +1,7 @@
 #include "report.h"
-#include "../printable.h"
-#include "../stats_print.h"
-#include "../types.h"
+#include "balance/stats_print.h"
+#include "runtime/printable.h"
+#include "runtime/types.h"
 
 #include <jansson.h>
 #include <math.h>

@@ -2,7 +2,7 @@
 #ifndef CLMOE_CLI_SESSION_H
 #define CLMOE_CLI_SESSION_H
 
-#include "../context.h"
+#include "runtime/context.h"
 
 /* Start from {0}. */
 typedef struct device_session {

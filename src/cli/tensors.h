@@ -2,7 +2,7 @@
 #ifndef CLMOE_CLI_TENSORS_H
 #define CLMOE_CLI_TENSORS_H
 
-#include "../io/safetensors.h"
+#include "io/safetensors.h"
 
 /*
  * Reads tensor `name`, [T,D] or [B,S,D] with T = B*S, as f32 to be freed. Errors name the file, the

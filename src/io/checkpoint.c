@@ -1,6 +1,6 @@
 #include "checkpoint.h"
 
-#include "json.h"
+#include "runtime/json.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,8 +2,8 @@
 #ifndef CLMOE_CONFIG_H
 #define CLMOE_CONFIG_H
 
-#include "../status.h"
 #include "fields.h"
+#include "runtime/status.h"
 
 #include <stdbool.h>
 

@@ -7,7 +7,7 @@
 #ifndef CLMOE_FAMILIES_H
 #define CLMOE_FAMILIES_H
 
-#include "../status.h"
+#include "runtime/status.h"
 
 #include <stdbool.h>
 

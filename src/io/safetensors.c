@@ -1,7 +1,7 @@
 #include "safetensors.h"
-#include "../types.h"
-#include "file.h"
-#include "json.h"
+#include "runtime/file.h"
+#include "runtime/json.h"
+#include "runtime/types.h"
 
 #include <errno.h>
 #include <fcntl.h>

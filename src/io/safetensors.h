@@ -5,7 +5,7 @@
 #ifndef CLMOE_SAFETENSORS_H
 #define CLMOE_SAFETENSORS_H
 
-#include "../status.h"
+#include "runtime/status.h"
 
 #include <stdbool.h>
 

@@ -1,8 +1,8 @@
 /* clmoe_checkpoint_upload(): the block's tensors -> device buffers, in the descriptor's types, a
  * piece at a time. */
-#include "../device.h"
-#include "../types.h"
 #include "checkpoint.h"
+#include "runtime/device.h"
+#include "runtime/types.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* A hostile file in the cache of programs: a binary comes out only as it was put in. */
-#include "cache.h"
+#include "runtime/cache.h"
 #include "fuzz.h"
 
 #include <dirent.h>

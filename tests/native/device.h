@@ -35,7 +35,7 @@ int native_has_kernel(const native_program *program, const char *name);
 void native_launch(const native_program *program, const char *name, void **arguments,
                    const size_t groups[3], const size_t local[3], const size_t offset[3]);
 
-/* Computes cl/nv_mma_probe.cl, of f16 unless `bf16`. */
+/* Computes cl/experts/gemm/nv_probe.cl, of f16 unless `bf16`. */
 void native_nv_probe(void **arguments, int bf16);
 
 #endif

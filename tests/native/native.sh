@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs test programs with every kernel as native code under AddressSanitizer and
 # UndefinedBehaviorSanitizer, then lists the lines of cl/ that none of them ran. A kernel in none of
-# them is run by its own test: cl/plan.cl by test_plan beside the first program.
+# them is run by its own test: cl/dispatch/plan.cl by test_plan beside the first program.
 # usage: native.sh BINARY_DIR SOURCE_DIR PROGRAM[:TEST[:gpu]]...
 set -eu
 binary=$1
@@ -43,7 +43,7 @@ for program in "$@"; do
     *) run "$program" "*" ;;
     esac
 done
-for kernel in "$source"/cl/*.cl; do
+find "$source/cl" -name '*.cl' | sort | while read -r kernel; do
     name=$(basename "$kernel" .cl)
     own=$(dirname "$1")/test_$name
     if [ -x "$own" ] && ! ls "$CLMOE_NATIVE_RUN/$name"-*.so >/dev/null 2>&1; then

@@ -25,7 +25,7 @@ static uint16_t code_of(float value, int bf16) {
     return (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)rest;
 }
 
-/* Arguments of cl/nv_mma_probe.cl: a buffer and its offset in turn. */
+/* Arguments of cl/experts/gemm/nv_probe.cl: a buffer and its offset in turn. */
 static uint16_t *elements(void **arguments, int buffer) {
     uint16_t *p;
     uint64_t offset;

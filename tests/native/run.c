@@ -25,7 +25,8 @@ static uint64_t hash_of(const char *text, uint64_t hash) {
     return hash;
 }
 
-/* "topk-0123456789abcdef": the last file that starts at its line 1 and is no header. */
+/* "topk-0123456789abcdef": the last file that starts at its line 1 and is no header, without its
+ * room. */
 static void name_of(const char *source, const char *options, char *name, size_t bytes) {
     static const char directive[] = "#line 1 \"cl/";
     const char *step = "kernel";
@@ -35,7 +36,9 @@ static void name_of(const char *source, const char *options, char *name, size_t 
         size_t file = strcspn(at, "\"");
         if (file > 3 && strncmp(at + file - 3, ".cl", 3) == 0) {
             step = at;
-            length = file - 3;
+            for (size_t i = 0; i < file; i++)
+                step = at[i] == '/' ? at + i + 1 : step;
+            length = file - 3 - (size_t)(step - at);
         }
     }
     uint64_t hash = hash_of(options, hash_of(source, 0xCBF29CE484222325u));

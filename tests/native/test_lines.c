@@ -53,7 +53,7 @@ static void run(const clmoe_layer_desc *desc, bool nonfinite) {
     batch_compare(&b, &d, batch_reference(&b));
 }
 
-/* The engine that needs dispatch.cl and act.cl, or another where it is not built in. */
+/* The engine that needs dispatch.cl and clblast.cl, or another where it is not built in. */
 static const char *engine_without_gather(void) {
     const char *const *engines = test_engines();
     size_t last = 0;

@@ -18,9 +18,9 @@ done
 mkdir -p "$directory/nvidia"
 rm -f "$directory/nvidia/"*
 CLMOE_NATIVE_NVIDIA=1 CLMOE_NATIVE_TYPE=gpu CLMOE_NATIVE_SOURCES=$directory/nvidia "$list_kernels"
-find "$directory/nvidia" -name '*.cl' ! -name 'gemm_nv_*' ! -name 'nv_*' -exec rm {} +
+find "$directory/nvidia" -name '*.cl' ! -name 'nv_*' -exec rm {} +
 missing() { # kernels in no program
-    for file in "$kernels"/*.cl; do
+    find "$kernels" -name '*.cl' | sort | while read -r file; do
         name=$(basename "$file" .cl)
         ls "$directory"/*/"$name"-*.cl >/dev/null 2>&1 || echo "$name"
     done

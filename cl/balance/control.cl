@@ -1,0 +1,167 @@
+/*
+ * Purpose: the state's first values, and what happens to it between two batches.
+ * Formula: see clmoe_balance_args in balance.h.
+ * Arrays: state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32, idle_tokens
+ *          [R] u32; one of another version or R stays as it is. stats: clmoe_stats, then load [R]
+ *          u32; load [R] u32 or NULL replaces it.
+ * NDRange: one group each; its lanes stride over the columns.
+ * Limits: GROUP a power of two.
+ * Repeatability: signs and shares are compared in integers; the mean of the biases is summed in
+ *          lane order, then a tree; the same for the same GROUP.
+ */
+#include "balance/state.clh"
+
+KERNEL(GROUP, 1, 1)
+void state_init(__global uint *state, ulong state_off, uint seed_low, uint seed_high,
+                uint columns) {
+    __global state_header *s = (__global state_header *)(state + state_off);
+    __global uint *arrays = state + state_off + STATE_WORDS;
+    for (uint i = get_local_id(0); i < 4 * columns; i += GROUP)
+        arrays[i] = 0;
+    if (get_local_id(0) != 0)
+        return;
+    s->version = STATE_VERSION;
+    s->columns = columns;
+    s->seed[0] = seed_low;
+    s->seed[1] = seed_high;
+    s->step = s->updates = 0;
+    s->noise_scale = s->temperature_scale = s->loss_weight = s->capacity_scale = 1.0f;
+    for (uint i = 0; i < sizeof s->reserved / sizeof s->reserved[0]; i++)
+        s->reserved[i] = 0;
+}
+
+ulong group_sum_long(ulong value, __local ulong *tmp) {
+    int lane = get_local_id(0);
+    tmp[lane] = value;
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    for (int width = GROUP / 2; width > 0; width /= 2) {
+        if (lane < width)
+            tmp[lane] += tmp[lane + width];
+        group_barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    ulong sum = READ_ONCE(__local ulong, tmp[0]);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    return sum;
+}
+
+ulong group_max_long(ulong value, __local ulong *tmp) {
+    int lane = get_local_id(0);
+    tmp[lane] = value;
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    for (int width = GROUP / 2; width > 0; width /= 2) {
+        if (lane < width)
+            tmp[lane] = max(tmp[lane], tmp[lane + width]);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    ulong best = READ_ONCE(__local ulong, tmp[0]);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    return best;
+}
+
+/* The change of a bias: `over` = E c_e - sum c, in integers, so that the sign is exact. */
+static inline float bias_step(const control_rules *r, long over, ulong total) {
+    if (r->bias_rule == BIAS_SIGN)
+        return over < 0 ? r->bias_rate : (over > 0 ? -r->bias_rate : 0.0f);
+    if (r->bias_rule == BIAS_PROPORTIONAL)
+        return r->bias_rate * ((float)-over / (float)total);
+    return 0.0f;
+}
+
+static inline float schedule_value(schedule_rule r, uint step, float value) {
+    if (r.shape == SCHEDULE_NONE)
+        return value;
+    if (step <= r.first)
+        return r.start;
+    if (step - r.first >= r.steps)
+        return r.end;
+    float way = (float)(step - r.first) / (float)r.steps;
+    if (r.shape == SCHEDULE_LINEAR)
+        return r.start + (r.end - r.start) * way;
+    if (r.shape == SCHEDULE_COSINE)
+        return r.end + (r.start - r.end) * 0.5f * (1.0f + cospi(way));
+    return r.start * pow(r.end / r.start, way);
+}
+
+/* Toward a target from either side. */
+static inline float adapted(float value, float seen, float target, float above, float below,
+                            float low, float high) {
+    float factor = seen > target ? above : (seen < target ? below : 1.0f);
+    return clamp(value * factor, low, high);
+}
+
+/* The numbers that a batch with load moves; `over` = E max c - sum c. */
+static inline void adapt_scales(__global state_header *s, __global const uint *stats,
+                                const control_rules *r, ulong over, ulong total) {
+    uint pairs = stats[2], dropped = stats[4];
+    if (r->target_violation > 0.0f)
+        s->loss_weight = adapted(s->loss_weight, (float)over / (float)total, r->target_violation,
+                                 r->loss_up, r->loss_down, r->loss_min, r->loss_max);
+    if (r->target_drop_rate >= 0.0f && pairs > 0)
+        s->capacity_scale =
+            adapted(s->capacity_scale, (float)dropped / (float)pairs, r->target_drop_rate,
+                    r->capacity_up, r->capacity_down, r->capacity_min, 1.0f);
+}
+
+/* The schedules at the state's step. */
+static inline void apply_schedules(__global state_header *s, const control_rules *r) {
+    s->noise_scale = schedule_value(r->noise, s->step, s->noise_scale);
+    s->temperature_scale = schedule_value(r->temperature, s->step, s->temperature_scale);
+}
+
+KERNEL(GROUP, 1, 1)
+void control_start(__global uint *state, ulong state_off, control_rules r) {
+    __global state_header *s = (__global state_header *)(state + state_off);
+    bool known = s->version == STATE_VERSION && s->columns == r.columns;
+    if (get_local_id(0) == 0 && known)
+        apply_schedules(s, &r);
+}
+
+KERNEL(GROUP, 1, 1)
+void control_update(__global uint *state, ulong state_off, __global const uint *stats,
+                    ulong stats_off, __global const uint *load, ulong load_off, control_rules r) {
+    __local ulong tmp[GROUP];
+    __local float float_tmp[GROUP];
+    __global state_header *s = (__global state_header *)(state + state_off);
+    __global float *bias = (__global float *)(state + state_off + STATE_WORDS);
+    __global float *ema = bias + r.columns, *previous = ema + r.columns;
+    __global uint *idle = (__global uint *)(previous + r.columns);
+    uint lane = get_local_id(0);
+    stats += stats_off;
+    __global const uint *c = load ? load + load_off : stats + STATS_WORDS;
+
+    bool known = s->version == STATE_VERSION && s->columns == r.columns;
+    bool first = READ_ONCE(__global uint, s->updates) == 0;
+    group_barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
+    ulong total = 0, largest = 0;
+    for (uint e = lane; e < r.experts; e += GROUP) {
+        total += c[e];
+        largest = max(largest, (ulong)c[e]);
+    }
+    total = group_sum_long(total, tmp);
+    largest = group_max_long(largest, tmp);
+
+    uint moving = known && total > 0 ? r.experts : 0;
+    float sum = 0.0f;
+    for (uint e = lane; e < moving; e += GROUP) {
+        float share = (float)c[e] / (float)total;
+        long over = (long)((ulong)c[e] * r.experts) - (long)total;
+        bias[e] += bias_step(&r, over, total);
+        sum += bias[e];
+        ema[e] = first ? share : r.ema_decay * ema[e] + (1.0f - r.ema_decay) * share;
+        previous[e] = share;
+    }
+    float mean = group_sum(sum, float_tmp) / (float)r.experts;
+    for (uint e = lane; e < moving; e += GROUP)
+        bias[e] -= r.bias_centred && r.bias_rule != BIAS_NONE ? mean : 0.0f;
+    for (uint e = lane; e < r.columns; e += GROUP)
+        if (moving > 0)
+            idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], stats[0]);
+    if (lane != 0 || !known)
+        return;
+    if (total > 0) {
+        adapt_scales(s, stats, &r, largest * r.experts - total, total);
+        s->updates = add_sat(s->updates, 1u);
+    }
+    s->step = add_sat(s->step, 1u);
+    apply_schedules(s, &r);
+}

@@ -1,0 +1,505 @@
+/*
+ * Purpose: what a batch adds up to, for statistics and losses: importance, weights and counts by
+ *          expert, entropy, confidence and logsumexp of the tokens; per sequence if asked.
+ * Formula: see balance.h: p = s(l) / sum s(l) over R, from the noisy logits. Which sums are asked
+ *          for is a bit each in shape.asked.
+ * Arrays: logits [T,R] that p is made of, noisy [T,R] (the same but for two levels), ranks [T,R]
+ *          or NULL: what fresh and first choices are the best of, clean [T,R], noise_raw [T,R] (the
+ *          last two for the smooth load alone), token_mask, live, token_offsets, state or NULL;
+ *          ids, weight_ids, weights [pairs] -> rows [T] token_row; partial [blocks] and sums [Q,
+ *          and one of the batch if Q > 1] records, see balance.clh.
+ * NDRange: sums_rows: one group per token. sums_columns, sums_pairs: (columns, blocks), V columns a
+ *          work-item. sums_tokens: (device groups, one for the scalars, one for invalid
+ *          ids; blocks). sums_reduce:
+ *          (words of a record, records), a word a work-item.
+ * Limits: GROUP a power of two; with GROUP 1 V is 16.
+ * Repeatability: a work-item owns what it sums, and adds in the order of tokens and blocks, with
+ *          the rounding error carried along; only sums within a token depend on GROUP.
+ */
+#include "balance/balance.clh"
+#include "dispatch/pairs.clh"
+
+/* Largest order with at least `rank` columns at or above it, 0 if there are fewer. */
+uint kth_order(__global const float *logits, uint columns, uint rank, uint bits,
+               __local uint *tmp) {
+    uint kth = 0;
+    for (uint bit = bits; bit > 0; bit--) {
+        uint at = kth | (1u << (bit - 1)), above = 0;
+        for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+            UINTV order = ordered_columns(load_columns(logits, e, columns, -INFINITY));
+            above += total_columns(order >= at ? (UINTV)(1u) : (UINTV)(0u));
+        }
+        above = group_total(above, tmp);
+        kth = above >= rank ? at : kth;
+    }
+    return kth;
+}
+
+/* The K-th and (K+1)-th best of a row, and the last of those equal to the K-th that is chosen. */
+typedef struct choice_bounds {
+    uint kth, next, last_tie;
+} choice_bounds;
+
+choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, uint bits,
+                        __local uint *tmp) {
+    choice_bounds bounds = {kth_order(row, columns, top_k, bits, tmp), 0, columns};
+    uint at_least = 0, above = 0, next = 0, kth = bounds.kth;
+    for (uint e = get_local_id(0) * V; e < columns && bits; e += GROUP * V) {
+        UINTV order = ordered_columns(load_columns(row, e, columns, -INFINITY));
+        at_least += total_columns(order >= kth ? (UINTV)(1u) : (UINTV)(0u));
+        above += total_columns(order > kth ? (UINTV)(1u) : (UINTV)(0u));
+        next = max(next, largest_columns(order < kth ? order : (UINTV)(0u)));
+    }
+    at_least = group_total(at_least, tmp);
+    above = group_total(above, tmp);
+    next = group_largest(next, tmp);
+    bounds.next = at_least > top_k ? kth : next;
+    if (at_least > top_k && bits)
+        for (uint e = 0, left = top_k - above; e < columns && left > 0; e++)
+            if (isfinite(row[e]) && ordered_bits(row[e]) == kth) {
+                bounds.last_tie = e;
+                left--;
+            }
+    return bounds;
+}
+
+/* Whether columns e ... e + V - 1 are among the chosen, from their ordered values. */
+static inline INTV is_chosen(UINTV order, uint kth, uint last_tie, uint e) {
+    INTV first_ties = AS_INTV((UINTV)(e)) + LANE_COLUMNS <= (INTV)((int)last_tie);
+    return ((order > kth) | ((order == kth) & first_ties)) & (order > 0u);
+}
+
+/*
+ * The id of the first choice: of the token's pairs the one whose column ranks highest, ties to the
+ * lower id; without ranks, the first pair.
+ */
+int first_choice(__global const int *ids, pair_range pairs, __global const float *ranks,
+                 uint columns, __local uint *tmp) {
+    uint best = 0, from_end = 0;
+    for (uint pair = pairs.begin + get_local_id(0); ranks && pair < pairs.end; pair += GROUP)
+        best = max(best, (uint)ids[pair] < columns ? ordered_bits(ranks[ids[pair]]) : 0);
+    best = group_largest(best, tmp);
+    for (uint pair = pairs.begin + get_local_id(0); ranks && pair < pairs.end; pair += GROUP)
+        if ((uint)ids[pair] < columns && ordered_bits(ranks[ids[pair]]) == best)
+            from_end = max(from_end, columns - (uint)ids[pair]);
+    from_end = group_largest(from_end, tmp);
+    if (ranks)
+        return from_end > 0 ? (int)(columns - from_end) : -1;
+    return pairs.begin < pairs.end ? ids[pairs.begin] : -1;
+}
+
+/*
+ * Sums over this lane's columns of one token. Those of exp and of scores leave out what equals the
+ * largest, so that the entropy of a token that is almost sure keeps its digits.
+ */
+typedef struct lane_sums {
+    float power, power_weighted, score, score_weighted, raw;
+    uint ties; /* columns equal to the largest */
+    uint first_best;
+} lane_sums;
+
+/* This lane's part of sum exp(l - top). */
+static inline float sum_powers(__global const float *noisy, uint columns, float top) {
+    float sum = 0.0f;
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV raw = load_columns(noisy, e, columns, -INFINITY);
+        sum += sum_columns(isfinite(raw) ? exp(raw - top) : (FLOATV)(0.0f));
+    }
+    return sum;
+}
+
+static inline lane_sums sum_row(const router_switches *r, float temperature, float best,
+                                __global const float *logits, uint columns) {
+    lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0, 0};
+    const FLOATV gone = (FLOATV)(0.0f);
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
+        FLOATV l = prepared_columns(r, temperature, raw);
+        INTV other = (l < best) & (l > -INFINITY);
+        FLOATV below = below_best(l, best), power = other ? exp(below) : gone;
+        UINTV from_end = (UINTV)(columns - e) - AS_UINTV((INTV)LANE_COLUMNS);
+        sums.power += sum_columns(power);
+        sums.power_weighted += sum_columns(other ? power * below : gone);
+        sums.ties += total_columns(l == best ? (UINTV)(1u) : (UINTV)(0u));
+        sums.first_best = max(sums.first_best, largest_columns(l == best ? from_end : (UINTV)(0u)));
+        if (!is_softmax(r) && r->score != SCORE_IDENTITY) {
+            FLOATV s = score_columns(r, best, l);
+            sums.score += sum_columns(other ? s : gone);
+            sums.score_weighted += sum_columns((other & (s > 0.0f)) ? s * log(s) : gone);
+        }
+    }
+    return sums;
+}
+
+/* p of scores that all are positive, from its sums without the `ties` largest. */
+void positive_scores(const router_switches *r, float rest, float weighted, uint ties,
+                     token_row *row) {
+    float most = max_columns(score_columns(r, row->best, (FLOATV)(row->best)));
+    if (most == 0.0f)
+        return;
+    float extra = (float)(ties - 1) * most;
+    rest += extra;
+    weighted += extra * log(most);
+    float sure = log1p(rest / most);
+    row->scores = most + rest;
+    row->log_scores = log(most) + sure;
+    row->entropy = (most * sure + rest * row->log_scores - weighted) / row->scores;
+    row->confidence = most / row->scores;
+}
+
+/* Entropy, largest and positive p of scores of either sign, s(l') = l'. */
+typedef struct signed_sums {
+    float entropy, positive, largest;
+} signed_sums;
+
+static inline float sum_identity(const router_switches *r, float temperature,
+                                 __global const float *logits, uint columns) {
+    float sum = 0.0f;
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
+        sum += sum_columns(isfinite(raw) ? prepared_columns(r, temperature, raw) : (FLOATV)(0.0f));
+    }
+    return sum;
+}
+
+static inline signed_sums sum_signed(const router_switches *r, float temperature, float scores,
+                                     __global const float *logits, uint columns) {
+    signed_sums sums = {0.0f, 0.0f, 0.0f};
+    const FLOATV gone = (FLOATV)(0.0f);
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
+        FLOATV l = prepared_columns(r, temperature, raw);
+        FLOATV p = l == -INFINITY ? gone : l / scores;
+        sums.entropy -= sum_columns(p > 0.0f ? p * log(p) : gone);
+        sums.positive += sum_columns(fmax(p, gone));
+        sums.largest = fmax(sums.largest, max_columns(p));
+    }
+    return sums;
+}
+
+/* p of a token, whatever the score; `columns` is 0 where nothing is known. */
+void probabilities(const router_switches *r, float temperature, __global const float *logits,
+                   __global const float *noisy, uint columns, float top, token_row *row,
+                   __local float *tmp, __local uint *uint_tmp) {
+    lane_sums sums = sum_row(r, temperature, row->best, logits, columns);
+    sums.raw = sum_powers(noisy, columns, top);
+    float rest = group_sum(sums.power, tmp), weighted = group_sum(sums.power_weighted, tmp);
+    float score_rest = group_sum(sums.score, tmp);
+    float score_weighted = group_sum(sums.score_weighted, tmp);
+    float raw = group_sum(sums.raw, tmp);
+    uint ties = group_total(sums.ties, uint_tmp);
+    uint from_end = group_largest(sums.first_best, uint_tmp);
+    uint with_signs = r->score == SCORE_IDENTITY ? columns : 0;
+    float scores = group_sum(sum_identity(r, temperature, logits, with_signs), tmp);
+    signed_sums other = sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : with_signs);
+    float entropy = group_sum(other.entropy, tmp), positive = group_sum(other.positive, tmp);
+    float largest = group_max(other.largest, tmp);
+    if (columns == 0)
+        return;
+    rest += (float)(ties - 1);
+    row->first_best = columns - from_end;
+    row->lse = top + log(raw);
+    row->total = 1.0f + rest;
+    row->log_total = log1p(rest);
+    row->soft_entropy = row->log_total - weighted / row->total;
+    if (is_softmax(r)) {
+        row->scores = row->total;
+        row->log_scores = row->log_total;
+        row->entropy = row->soft_entropy;
+        row->confidence = 1.0f / row->total;
+    } else if (r->score != SCORE_IDENTITY) {
+        positive_scores(r, score_rest, score_weighted, ties, row);
+    } else {
+        row->scores = scores;
+        row->entropy = entropy;
+        row->positive = positive;
+        row->confidence = largest;
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void sums_rows(__global const float *logits, ulong logits_off, __global const float *noisy,
+               ulong noisy_off, __global const float *ranks, ulong ranks_off,
+               __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,
+               __global const uchar *token_mask, ulong token_mask_off,
+               __global const int *token_offsets, ulong token_offsets_off,
+               __global const uint *state, ulong state_off, __global float *rows, ulong rows_off,
+               sums_shape s, router_switches r, int best_first) {
+    __local float tmp[GROUP];
+    __local uint uint_tmp[GROUP];
+    float temperature = temperature_of(&r, state_of(state, state_off));
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
+    uint token = get_group_id(0), R = s.columns;
+    ulong at = (ulong)token * R;
+    bool masked = token_mask && !token_mask[token_mask_off + token];
+    uint columns = masked || !logits ? 0 : R;
+    token_row row = {.best = -INFINITY, .positive = 1.0f, .flags = masked ? 0 : TOKEN_LIVE};
+    if (!masked && live && live[live_off + token] < (int)s.top_k)
+        row.flags |= TOKEN_NONFINITE;
+    logits += logits ? logits_off + at : 0;
+    noisy += noisy ? noisy_off + at : 0;
+    ranks += ranks ? ranks_off + at : 0;
+
+    float top = -INFINITY;
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+        FLOATV l = load_columns(logits, e, columns, -INFINITY);
+        FLOATV raw = load_columns(noisy, e, columns, -INFINITY);
+        row.best = fmax(row.best, max_columns(prepared_columns(&r, temperature, l)));
+        top = fmax(top, max_columns(isfinite(raw) ? raw : (FLOATV)(-INFINITY)));
+    }
+    row.best = group_max(row.best, tmp);
+    top = group_max(top, tmp);
+    if (row.best == -INFINITY)
+        columns = 0;
+    probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp, uint_tmp);
+    /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
+    choice_bounds bounds[2];
+    for (int fresh = 0; fresh < 2; fresh++) {
+        uint asked = s.asked & (fresh ? COUNT_BIT(COUNT_FRESH) : SUM_BIT(SUM_SMOOTH));
+        bounds[fresh] =
+            bounds_of(fresh ? ranks : noisy, columns, s.top_k, asked ? 32 : 0, uint_tmp);
+    }
+    row.kth = bounds[0].kth;
+    row.next = bounds[0].next;
+    row.last_tie = bounds[0].last_tie;
+    row.fresh_kth = bounds[1].kth;
+    row.fresh_last_tie = bounds[1].last_tie;
+    if (s.asked & COUNT_BIT(COUNT_FIRST))
+        row.first = first_choice(ids + ids_off, owned_pairs(&owner, token), best_first ? 0 : ranks,
+                                 R, uint_tmp);
+    if (get_local_id(0) == 0)
+        ((__global token_row *)(rows + rows_off))[token] = row;
+}
+
+typedef struct token_range {
+    uint begin, end;
+} token_range;
+
+/* The tokens of a block. */
+static inline token_range block_tokens(const sums_shape *s, uint block) {
+    uint sequence = block / s->blocks_each;
+    uint begin = sequence * s->sequence + (block - sequence * s->blocks_each) * s->block;
+    uint end = min(min(begin + s->block, (sequence + 1) * s->sequence), s->tokens);
+    token_range range = {begin, end};
+    return range;
+}
+
+/* Phi((l - thr) / sigma), sigma 0 included: the smooth load of a token. */
+static inline FLOATV smooth_load(FLOATV clean, FLOATV threshold, FLOATV sigma) {
+    FLOATV z = (clean - threshold) / sigma;
+    FLOATV hard = clean > threshold ? (FLOATV)(1.0f) : (FLOATV)(0.0f);
+    return sigma > 0.0f ? 0.5f * erfc(-0.70710678118654752f * z) : hard;
+}
+
+KERNEL(GROUP, 1, 1)
+void sums_columns(__global const float *logits, ulong logits_off, __global const float *noisy,
+                  ulong noisy_off, __global const float *clean, ulong clean_off,
+                  __global const float *noise_raw, ulong noise_raw_off,
+                  __global const float *ranks, ulong ranks_off,
+                  __global const uint *state, ulong state_off, __global const float *rows,
+                  ulong rows_off, __global uint *partial, ulong partial_off, sums_shape s,
+                  router_switches r) {
+    __global const token_row *row = (__global const token_row *)(rows + rows_off);
+    __global const state_header *header = state_of(state, state_off);
+    float temperature = temperature_of(&r, header);
+    uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
+    token_range range = block_tokens(&s, get_group_id(1));
+    const FLOATV none = (FLOATV)(0.0f);
+    FLOATV normalised = none, normalised_lost = none, raw = none, raw_lost = none;
+    FLOATV softmax = none, softmax_lost = none, smooth = none, smooth_lost = none;
+    UINTV fresh = (UINTV)(0u);
+    if (e >= R)
+        return;
+    for (uint token = range.begin; token < range.end; token++) {
+        token_row t = row[token];
+        ulong at = (ulong)token * R;
+        if (!(t.flags & TOKEN_LIVE) || t.best == -INFINITY)
+            continue;
+        FLOATV l = prepared_columns(&r, temperature,
+                                    load_columns(logits + logits_off + at, e, R, -INFINITY));
+        FLOATV score = score_columns(&r, t.best, l);
+        if (s.asked & SUM_BIT(SUM_NORMALISED) && t.scores != 0.0f)
+            ADD_CAREFULLY(FLOATV, normalised, normalised_lost, score / t.scores);
+        if (s.asked & SUM_BIT(SUM_RAW)) {
+            FLOATV value = is_softmax(&r) ? l : score;
+            ADD_CAREFULLY(FLOATV, raw, raw_lost, l == -INFINITY ? none : value);
+        }
+        if (s.asked & SUM_BIT(SUM_SOFTMAX))
+            ADD_CAREFULLY(FLOATV, softmax, softmax_lost,
+                          l == -INFINITY ? none : exp(l - t.best) / t.total);
+        if (s.asked & COUNT_BIT(COUNT_FRESH)) {
+            UINTV order = ordered_columns(load_columns(ranks + ranks_off + at, e, R, -INFINITY));
+            INTV in = is_chosen(order, t.fresh_kth, t.fresh_last_tie, e);
+            fresh += in ? (UINTV)(1u) : (UINTV)(0u);
+        }
+        if (s.asked & SUM_BIT(SUM_SMOOTH)) {
+            UINTV order = ordered_columns(load_columns(noisy + noisy_off + at, e, R, -INFINITY));
+            FLOATV threshold = is_chosen(order, t.kth, t.last_tie, e)
+                                   ? (FLOATV)(float_of_order(t.next))
+                                   : (FLOATV)(float_of_order(t.kth));
+            FLOATV value = smooth_load(
+                load_columns(clean + clean_off + at, e, R, -INFINITY), threshold,
+                noise_deviation(&s, header, noise_raw ? noise_raw + noise_raw_off + at : 0, e));
+            ADD_CAREFULLY(FLOATV, smooth, smooth_lost, order > 0u ? value : none);
+        }
+    }
+    __global uint *record = partial + partial_off + (ulong)get_group_id(1) * record_words(&s);
+    __global float *sums = (__global float *)record;
+    store_columns(sums + SUM_NORMALISED * R, e, R, normalised);
+    store_columns(sums + SUM_RAW * R, e, R, raw);
+    store_columns(sums + SUM_SOFTMAX * R, e, R, softmax);
+    store_columns(sums + SUM_SMOOTH * R, e, R, smooth);
+    store_counts(record + count_at(&s, COUNT_FRESH), e, R, fresh);
+}
+
+KERNEL(GROUP, 1, 1)
+void sums_pairs(__global const int *ids, ulong ids_off, __global const int *weight_ids,
+                ulong weight_ids_off, __global const float *weights, ulong weights_off,
+                __global const int *live, ulong live_off, __global const uchar *token_mask,
+                ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
+                __global const float *rows, ulong rows_off, __global uint *partial,
+                ulong partial_off, sums_shape s) {
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
+    uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
+    token_range range = block_tokens(&s, get_group_id(1));
+    __global const token_row *row = (__global const token_row *)(rows + rows_off);
+    const INTV column = (INTV)((int)e) + LANE_COLUMNS;
+    const FLOATV none = (FLOATV)(0.0f);
+    FLOATV sum = none, lost = none;
+    UINTV assigned = (UINTV)(0u), first = (UINTV)(0u);
+    if (e >= R)
+        return;
+    ids += ids_off;
+    weight_ids += weight_ids_off;
+    weights += weights_off;
+    for (uint token = range.begin; token < range.end; token++) {
+        pair_range pairs = owned_pairs(&owner, token);
+        for (uint pair = pairs.begin; pair < pairs.end; pair++) {
+            INTV match = column == (INTV)(ids[pair]);
+            assigned += match ? (UINTV)(1u) : (UINTV)(0u);
+            if (s.asked & SUM_BIT(SUM_WEIGHTS)) {
+                match = column == (INTV)(weight_ids[pair]);
+                ADD_CAREFULLY(FLOATV, sum, lost, match ? (FLOATV)(weights[pair]) : none);
+            }
+        }
+        if (s.asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)
+            first += column == (INTV)(row[token].first) ? (UINTV)(1u) : (UINTV)(0u);
+    }
+    __global uint *record = partial + partial_off + (ulong)get_group_id(1) * record_words(&s);
+    store_columns((__global float *)record + SUM_WEIGHTS * R, e, R, sum);
+    store_counts(record + count_at(&s, COUNT_ASSIGNED), e, R, assigned);
+    store_counts(record + count_at(&s, COUNT_FIRST), e, R, first);
+}
+
+/* Tokens of the range with a pair in device group d. */
+static inline uint tokens_in_group(const token_owner *owner, __global const int *ids,
+                                   token_range range, int low, int high) {
+    uint count = 0;
+    for (uint token = range.begin; token < range.end; token++) {
+        pair_range pairs = owned_pairs(owner, token);
+        bool in = false;
+        for (uint pair = pairs.begin; pair < pairs.end; pair++)
+            in = in || (ids[pair] >= low && ids[pair] < high);
+        count += in;
+    }
+    return count;
+}
+
+/* Pairs of the range whose id is no column. */
+static inline uint invalid_ids(const token_owner *owner, __global const int *ids, token_range range,
+                               uint columns) {
+    uint count = 0;
+    for (uint token = range.begin; token < range.end; token++) {
+        pair_range pairs = owned_pairs(owner, token);
+        for (uint pair = pairs.begin; pair < pairs.end; pair++)
+            count += (uint)ids[pair] >= columns;
+    }
+    return count;
+}
+
+static inline void sum_scalars(__global const token_row *rows, token_range range,
+                               __global uint *scalars) {
+    uint tokens = 0, nonfinite = 0;
+    float4 sum = (float4)(0.0f), lost = (float4)(0.0f);
+    float soft = 0.0f, soft_lost = 0.0f;
+    for (uint token = range.begin; token < range.end; token++) {
+        token_row row = rows[token];
+        float4 terms =
+            (float4)(row.entropy, row.confidence, ldexp(row.lse, -LSE_POWER), row.lse * row.lse);
+        tokens += (row.flags & TOKEN_LIVE) != 0;
+        nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
+        ADD_CAREFULLY(float4, sum, lost, terms);
+        ADD_CAREFULLY(float, soft, soft_lost, row.soft_entropy);
+    }
+    scalars[SCALAR_TOKENS] = tokens;
+    scalars[SCALAR_NONFINITE] = nonfinite;
+    scalars[SCALAR_SEQUENCES] = 0;
+    scalars[SCALAR_ENTROPY] = as_uint(sum.x);
+    scalars[SCALAR_SOFT_ENTROPY] = as_uint(soft);
+    scalars[SCALAR_CONFIDENCE] = as_uint(sum.y);
+    scalars[SCALAR_LSE] = as_uint(sum.z);
+    scalars[SCALAR_LSE_SQUARED] = as_uint(sum.w);
+}
+
+KERNEL(GROUP, 1, 1)
+void sums_tokens(__global const int *ids, ulong ids_off, __global const int *live, ulong live_off,
+                 __global const uchar *token_mask, ulong token_mask_off,
+                 __global const int *token_offsets, ulong token_offsets_off,
+                 __global const float *rows, ulong rows_off, __global uint *partial,
+                 ulong partial_off, sums_shape s) {
+    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
+    uint group = get_group_id(0) * GROUP + get_local_id(0), block = get_group_id(1);
+    uint groups = s.asked & DEVICE_BIT ? s.device_groups : 0;
+    token_range range = block_tokens(&s, block);
+    __global uint *record = partial + partial_off + (ulong)block * record_words(&s);
+    if (group < groups) {
+        int each = (int)(s.experts / groups), low = (int)group * each;
+        record[devices_at(&s) + group] =
+            tokens_in_group(&owner, ids + ids_off, range, low, low + each);
+    }
+    if (group == groups)
+        sum_scalars((__global const token_row *)(rows + rows_off), range, record + scalars_at(&s));
+    if (group == groups + 1)
+        record[scalars_at(&s) + SCALAR_INVALID] =
+            s.asked & INVALID_BIT ? invalid_ids(&owner, ids + ids_off, range, s.columns) : 0;
+}
+
+/* Sequences of [first, end) with an unmasked token. */
+static inline uint live_sequences(const sums_shape *s, __global const uint *partial, uint first,
+                                  uint end) {
+    uint count = 0;
+    for (uint sequence = first; sequence < end; sequence++) {
+        uint tokens = 0;
+        for (uint i = 0; i < s->blocks_each; i++)
+            tokens += partial[(ulong)(sequence * s->blocks_each + i) * record_words(s) +
+                              scalars_at(s) + SCALAR_TOKENS];
+        count += tokens > 0;
+    }
+    return count;
+}
+
+KERNEL(GROUP, 1, 1)
+void sums_reduce(__global const uint *partial, ulong partial_off, __global uint *sums,
+                 ulong sums_off, sums_shape s) {
+    uint word = get_group_id(0) * GROUP + get_local_id(0), record = get_group_id(1);
+    uint words = record_words(&s), whole = batch_record(&s);
+    uint first = record == whole ? 0 : record, end = record == whole ? s.sequences : record + 1;
+    if (word >= words)
+        return;
+    uint kind = min(word / s.columns, (uint)(SUM_SOURCES + COUNT_SOURCES));
+    bool asked = word >= scalars_at(&s) || (s.asked & (1u << kind));
+    bool is_float = word < SUM_SOURCES * s.columns || word >= scalars_at(&s) + SCALAR_ENTROPY;
+    uint count = 0;
+    float sum = 0.0f, lost = 0.0f;
+    partial += partial_off;
+    for (uint block = first * s.blocks_each; asked && block < end * s.blocks_each; block++) {
+        uint value = partial[(ulong)block * words + word];
+        if (is_float)
+            ADD_CAREFULLY(float, sum, lost, as_float(value));
+        else
+            count += value;
+    }
+    if (word == scalars_at(&s) + SCALAR_SEQUENCES)
+        count = live_sequences(&s, partial, first, end);
+    sums[sums_off + (ulong)record * words + word] = is_float ? as_uint(sum) : count;
+}

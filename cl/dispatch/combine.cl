@@ -1,0 +1,93 @@
+/*
+ * Purpose: the output of each token.
+ * Formula: y = residual + output_bias + sigmoid(gate) * shared + sum over the token's pairs, in the
+ *          order of k, of w * ye[slot] (w = 1 when the expert applied it), or w * x for identity
+ *          experts. A masked token gets its residual, or 0.
+ * Arrays: ye [S,D], weights [pairs], slot_of [pairs], x [T,D] or NULL, token_mask [T] or NULL,
+ *          token_offsets [T+1] or NULL, shared [T,D] or NULL, shared_gate [T] or NULL, output_bias
+ *          [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
+ *          output_bias is W, the others X.
+ * NDRange: (segments of SEGMENT columns, T); GROUP work-items along D, V columns each at a time.
+ * Limits: V is 4, 8 or 16; X and W are storage types. token_offsets may hold anything: no pair lies
+ *         past `pairs`, and a token has no more than `most`.
+ * Repeatability: one work-item adds an element's terms, in the order above.
+ */
+#include "dispatch/pairs.clh"
+
+#define FLOATV JOIN(float, V)
+
+typedef struct token_row {
+    __global const STORAGE(X) *ye, *x, *shared, *residual;
+    __global const STORAGE(W) *output_bias;
+    __global const float *weights;
+    __global const int *slot_of;
+    int pairs, weight_in_expert;
+    uint dim;
+    float gate;
+} token_row;
+
+/* V, or one, columns from d on. */
+#define DEFINE_COMBINE(name, type, load)                                                           \
+    static inline type name(const token_row *row, uint d) {                                        \
+        type sum = row->residual ? load(X, row->residual + d) : (type)(0.0f);                      \
+        if (row->output_bias)                                                                      \
+            sum += load(W, row->output_bias + d);                                                  \
+        if (row->shared)                                                                           \
+            sum += row->gate * load(X, row->shared + d);                                           \
+        for (int k = 0; k < row->pairs; k++) {                                                     \
+            int slot = row->slot_of[k];                                                            \
+            if (slot >= 0)                                                                         \
+                sum += (row->weight_in_expert ? 1.0f : row->weights[k]) *                          \
+                       load(X, row->ye + (ulong)slot * row->dim + d);                              \
+            else if (slot == SLOT_IDENTITY)                                                        \
+                sum += row->weights[k] * load(X, row->x + d);                                      \
+        }                                                                                          \
+        return sum;                                                                                \
+    }
+
+#define LOADV(type, p) LOADN(type, V, p)
+DEFINE_COMBINE(combine_columns, FLOATV, LOADV)
+DEFINE_COMBINE(combine_column, float, LOAD)
+
+KERNEL(GROUP, 1, 1)
+void combine_rows(__global const STORAGE(X) *ye, ulong ye_off, __global const float *weights,
+                  ulong weights_off, __global const int *slot_of, ulong slot_of_off,
+                  __global const STORAGE(X) *x, ulong x_off, __global const uchar *token_mask,
+                  ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
+                  __global const STORAGE(X) *shared, ulong shared_off,
+                  __global const float *shared_gate, ulong shared_gate_off,
+                  __global const STORAGE(W) *output_bias, ulong output_bias_off,
+                  __global const STORAGE(X) *residual, ulong residual_off, __global STORAGE(X) *y,
+                  ulong y_off, uint dim, int top_k, int pairs, int most, int weight_in_expert) {
+    __global const int *live = 0;
+    const ulong live_off = 0;
+    token_owner owner = OWNER_INIT(top_k, pairs, most);
+    ulong token = get_group_id(1);
+    pair_range range = owned_pairs(&owner, (uint)token);
+    int count = (int)(range.end - range.begin);
+    token_row row = {ye + ye_off, 0, 0, 0, 0, 0, 0, count, weight_in_expert, dim, 1.0f};
+    uint begin = get_group_id(0) * SEGMENT, end = min(begin + SEGMENT, dim);
+    row.weights = weights + weights_off + range.begin;
+    row.slot_of = slot_of + slot_of_off + range.begin;
+    if (x)
+        row.x = x + x_off + token * dim;
+    if (shared)
+        row.shared = shared + shared_off + token * dim;
+    if (shared_gate)
+        row.gate = 1.0f / (1.0f + exp(-shared_gate[shared_gate_off + token]));
+    if (output_bias)
+        row.output_bias = output_bias + output_bias_off;
+    if (residual)
+        row.residual = residual + residual_off + token * dim;
+    if (token_mask && !token_mask[token_mask_off + token]) {
+        row.shared = 0;
+        row.output_bias = 0;
+    }
+    y += y_off + token * dim;
+
+    uint whole = begin + (end - begin) / V * V;
+    for (uint d = begin + get_local_id(0) * V; d < whole; d += GROUP * V)
+        STOREN(X, V, combine_columns(&row, d), y + d);
+    for (uint d = whole + get_local_id(0); d < end; d += GROUP)
+        STORE(X, combine_column(&row, d), y + d);
+}

@@ -1,0 +1,304 @@
+/*
+ * Purpose: the routing plan: a row in a bucket for every pair, by a stable counting sort.
+ * Formula: the pairs are walked in keep order; the rank of a pair among its expert's pairs decides:
+ *          rank < capacity keeps the slot offsets[e] + rank, the others have no place. With
+ *          sequences the walk, the ranks and the capacity are those of each sequence, and the rows
+ *          of an expert come sequence by sequence. A state scales the capacity, not the buckets.
+ * Arrays: ids [pairs], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, order
+ *          [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
+ *          row_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
+ *          histogram [blocks, R], sequence_base [sequences + 1, R] u32.
+ * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
+ *          plan_scan, plan_scan_sequences: a group per column. plan_offsets: one group.
+ *          plan_renorm: a work-item per token.
+ * Limits: T*K <= 2^30; KEEP is the keep rule. With PAIR_GRID, for expert choice, the grid entries
+ *          are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only, no
+ *          SEQUENCES.
+ * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
+ */
+#include "routing/router.clh"
+#include "dispatch/pairs.clh"
+#include "balance/state.clh"
+
+/* 1: the batch is sequences of tokens, walked one after the other, each in keep order. */
+#ifndef SEQUENCES
+#define SEQUENCES 0
+#endif
+
+/* The grid of (token, choice) and the order in which it is walked. */
+typedef struct pair_walk {
+    token_owner owner;
+    __global const int *ids;
+    __global const uint *order;
+    uint tokens; /* of this sequence */
+    uint first;  /* token of this sequence */
+    int columns;
+} pair_walk;
+
+typedef struct walked_pair {
+    long pair; /* -1: none */
+    uint token;
+    int expert; /* -1: takes no place and is no load */
+} walked_pair;
+
+/* Entry i of the batch's grid; an order's entries are those of its own sequence. */
+static inline walked_pair walk(const pair_walk *w, uint i) {
+    bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
+    uint entry = ((KEEP == KEEP_WEIGHT) | (KEEP == KEEP_RANDOM)) ? w->order[i] : i;
+    uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
+    if (SEQUENCES && choice_major)
+        entry -= w->first * (uint)w->owner.top_k;
+    uint high = entry / row, low = entry - high * row;
+    uint token = choice_major ? low : high;
+    int k = (int)(choice_major ? high : low);
+    if (SEQUENCES && choice_major)
+        token += w->first;
+    if (KEEP == KEEP_PRIORITY)
+        token = w->order[token];
+    if (PAIR_GRID) {
+        token = pair_owner(&w->owner, w->tokens, i);
+        k = (int)i - (int)token_pairs(&w->owner, token).x;
+    }
+    walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
+    if (at.pair >= 0) {
+        int id = w->ids[at.pair];
+        at.expert = id >= 0 && id < w->columns ? id : -1;
+    }
+    return at;
+}
+
+/* The arguments that both walks share. */
+#define WALK_ARGS                                                                                  \
+    __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,              \
+        __global const uchar *token_mask, ulong token_mask_off,                                    \
+        __global const int *token_offsets, ulong token_offsets_off, __global const uint *order,    \
+        ulong order_off, __global uint *histogram, ulong histogram_off, uint tokens, int top_k,    \
+        int columns, uint block_size, uint pairs, uint sequence_tokens, uint sequence_blocks
+
+#define WALK_INIT                                                                                  \
+    {OWNER_INIT(top_k, pairs, PAIR_GRID ? columns : top_k),                                        \
+     ids + ids_off,                                                                                \
+     order ? order + order_off : 0,                                                                \
+     tokens,                                                                                       \
+     0,                                                                                            \
+     columns}
+
+typedef struct walk_block {
+    uint sequence, begin, end; /* entries */
+} walk_block;
+
+/* The entries of this group's block, and the block's sequence in the walk. */
+static inline walk_block block_of(pair_walk *w, uint count, uint block_size, uint sequence_tokens,
+                                  uint sequence_blocks) {
+    uint block = get_group_id(0), top_k = (uint)w->owner.top_k, end = count;
+    walk_block of = {0, block * block_size, 0};
+    if (SEQUENCES) {
+        of.sequence = block / sequence_blocks;
+        w->first = of.sequence * sequence_tokens;
+        w->tokens = min(sequence_tokens, w->tokens - w->first);
+        of.begin = w->first * top_k + (block - of.sequence * sequence_blocks) * block_size;
+        end = (w->first + w->tokens) * top_k;
+    }
+    of.end = min(of.begin + block_size, end);
+    return of;
+}
+
+/* Also clears what plan_scatter fills only in part, and what reroute.cl counts. */
+KERNEL(GROUP, 1, 1)
+void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __global int *row_of,
+                    ulong row_of_off, __global int *token_of, ulong token_of_off,
+                    __global int *tile_expert, ulong tile_expert_off, __global uint *rerouted_in,
+                    ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,
+                    uint slots, uint tiles) {
+    __local int tmp[GROUP];
+    pair_walk w = WALK_INIT;
+    uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
+    walk_block block = block_of(&w, count, block_size, sequence_tokens, sequence_blocks);
+    histogram += histogram_off + (ulong)get_group_id(0) * columns;
+    for (uint i = get_global_id(0); i < slots; i += get_global_size(0)) {
+        row_of[row_of_off + i] = -1;
+        token_of[token_of_off + i] = -1;
+    }
+    for (uint i = get_global_id(0); i < tiles; i += get_global_size(0))
+        tile_expert[tile_expert_off + i] = -1;
+    for (uint i = get_global_id(0); i < count; i += get_global_size(0))
+        slot_of[slot_of_off + i] = SLOT_NONE;
+    for (uint e = get_global_id(0); e < (uint)columns; e += get_global_size(0)) {
+        rerouted_in[rerouted_in_off + e] = 0;
+        rerouted_out[rerouted_out_off + e] = 0;
+    }
+    for (int e = get_local_id(0); e < columns; e += GROUP)
+        histogram[e] = 0;
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    for (uint chunk = block.begin; chunk < block.end; chunk += GROUP) {
+        uint i = chunk + get_local_id(0);
+        int expert = i < block.end ? walk(&w, i).expert : -1;
+        bool last;
+        uint rank = group_rank(expert, &last, tmp);
+        if (expert >= 0 && last)
+            histogram[expert] += rank + 1;
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+    }
+}
+
+/* histogram: counts -> pairs of the same expert in earlier blocks. */
+KERNEL(GROUP, 1, 1)
+void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *load, ulong load_off,
+               __global uint *kept, ulong kept_off, __global const uint *state, ulong state_off,
+               uint blocks, uint columns, uint experts, int dropless, uint capacity) {
+    uint e = get_group_id(0), each = (blocks + GROUP - 1) / GROUP, sum = 0;
+    uint begin = min((uint)get_local_id(0) * each, blocks), end = min(begin + each, blocks);
+    histogram += histogram_off + e;
+#if GROUP > 1
+    __local uint tmp[GROUP];
+    uint mine = 0, all;
+    for (uint block = begin; block < end; block++)
+        mine += histogram[(ulong)block * columns];
+    sum = group_scan(mine, &all, tmp);
+#endif
+    for (uint block = begin; block < end; block++) {
+        uint size = histogram[(ulong)block * columns];
+        histogram[(ulong)block * columns] = sum;
+        sum += size;
+    }
+    capacity = effective_capacity(state_of(state, state_off), capacity);
+    if (get_local_id(0) == GROUP - 1) {
+        load[load_off + e] = sum;
+        kept[kept_off + e] = dropless || e >= experts ? sum : min(sum, capacity);
+    }
+}
+
+/*
+ * The same with `capacity` places in each sequence: histogram gets the pairs of the same expert in
+ * earlier blocks of the same sequence, sequence_base [sequences + 1, R] the rows kept in earlier
+ * sequences. Each lane takes a range of sequences.
+ */
+KERNEL(GROUP, 1, 1)
+void plan_scan_sequences(__global uint *histogram, ulong histogram_off, __global uint *load,
+                         ulong load_off, __global uint *kept, ulong kept_off,
+                         __global uint *sequence_base, ulong sequence_base_off,
+                         __global const uint *state, ulong state_off, uint sequences,
+                         uint sequence_blocks, uint columns, uint experts, uint capacity) {
+    __local uint tmp[GROUP];
+    uint e = get_group_id(0), each = (sequences + GROUP - 1) / GROUP;
+    uint begin = min((uint)get_local_id(0) * each, sequences), end = min(begin + each, sequences);
+    uint pairs = 0, rows = 0, all_pairs, all_rows, room = UINT_MAX;
+    if (e < experts)
+        room = effective_capacity(state_of(state, state_off), capacity);
+    histogram += histogram_off + e;
+    sequence_base += sequence_base_off + e;
+    for (uint sequence = begin; sequence < end; sequence++) {
+        uint sum = 0;
+        for (uint b = 0; b < sequence_blocks; b++) {
+            ulong cell = ((ulong)sequence * sequence_blocks + b) * columns;
+            uint size = histogram[cell];
+            histogram[cell] = sum;
+            sum += size;
+        }
+        sequence_base[(ulong)sequence * columns] = rows;
+        pairs += sum;
+        rows += min(sum, room);
+    }
+    uint base = group_scan(rows, &all_rows, tmp);
+    group_scan(pairs, &all_pairs, tmp);
+    for (uint sequence = begin; sequence < end; sequence++)
+        sequence_base[(ulong)sequence * columns] += base;
+    if (get_local_id(0) == 0) {
+        sequence_base[(ulong)sequences * columns] = all_rows;
+        load[load_off + e] = all_pairs;
+        kept[kept_off + e] = all_rows;
+    }
+}
+
+static inline uint round_up(uint rows, uint tile) {
+    return (rows + tile - 1) / tile * tile;
+}
+
+KERNEL(GROUP, 1, 1)
+void plan_offsets(__global const uint *load, ulong load_off, __global uint *offsets,
+                  ulong offsets_off, uint experts, int dropless, uint capacity, uint row_tile) {
+    __local uint tmp[GROUP];
+    uint each = (experts + GROUP - 1) / GROUP;
+    uint begin = min(get_local_id(0) * each, (size_t)experts), end = min(begin + each, experts);
+    uint rows = 0, all;
+    load += load_off;
+    offsets += offsets_off;
+    for (uint e = begin; e < end; e++)
+        rows += round_up(dropless ? load[e] : capacity, row_tile);
+    uint offset = group_scan(rows, &all, tmp);
+    for (uint e = begin; e < end; e++) {
+        offsets[e] = offset;
+        offset += round_up(dropless ? load[e] : capacity, row_tile);
+    }
+    if (get_local_id(0) == 0)
+        offsets[experts] = all;
+}
+
+KERNEL(GROUP, 1, 1)
+void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
+                  __global const uint *offsets, ulong offsets_off,
+                  __global const uint *sequence_base, ulong sequence_base_off,
+                  __global int *slot_of, ulong slot_of_off, __global int *row_of, ulong row_of_off,
+                  __global int *token_of, ulong token_of_off, __global int *tile_expert,
+                  ulong tile_expert_off, int experts, uint row_tile) {
+    __local int tmp[GROUP];
+    pair_walk w = WALK_INIT;
+    uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
+    walk_block block = block_of(&w, count, block_size, sequence_tokens, sequence_blocks);
+    histogram += histogram_off + (ulong)get_group_id(0) * columns;
+    kept += kept_off;
+    offsets += offsets_off;
+    __global const uint *bases =
+        sequence_base + sequence_base_off + (ulong)block.sequence * columns;
+    slot_of += slot_of_off;
+    row_of += row_of_off;
+    token_of += token_of_off;
+    tile_expert += tile_expert_off;
+    for (uint chunk = block.begin; chunk < block.end; chunk += GROUP) {
+        uint i = chunk + get_local_id(0), place = 0;
+        walked_pair at = {-1, 0, -1};
+        if (i < block.end)
+            at = walk(&w, i);
+        bool last;
+        uint rank = group_rank(at.expert, &last, tmp);
+        if (at.expert >= experts) {
+            place = histogram[at.expert] + rank;
+            slot_of[at.pair] = SLOT_IDENTITY;
+        } else if (at.expert >= 0) {
+            place = histogram[at.expert] + rank;
+            uint base = SEQUENCES ? bases[at.expert] : 0;
+            uint room = SEQUENCES ? bases[columns + at.expert] - base : kept[at.expert];
+            if (place < room) {
+                uint slot = offsets[at.expert] + base + place;
+                slot_of[at.pair] = (int)slot;
+                row_of[slot] = (int)at.pair;
+                token_of[slot] = (int)at.token;
+                uint tile = slot / row_tile;
+                if (tile * row_tile == slot)
+                    tile_expert[tile] = at.expert;
+            }
+        }
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+        if (at.expert >= 0 && last)
+            histogram[at.expert] = place + 1;
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+    }
+}
+
+/* weights [T,K]: dropped pairs become 0, the rest are renormalised among themselves and scaled. */
+KERNEL(GROUP, 1, 1)
+void plan_renorm(__global const int *ids, ulong ids_off, __global const int *slot_of,
+                 ulong slot_of_off, __global const float *expert_scale, ulong expert_scale_off,
+                 __global float *weights, ulong weights_off, uint tokens, router_switches r) {
+    uint token = get_global_id(0);
+    ulong pair = (ulong)token * r.top_k;
+    if (token >= tokens)
+        return;
+    ids += ids_off + pair;
+    slot_of += slot_of_off + pair;
+    weights += weights_off + pair;
+    for (int k = 0; k < r.top_k; k++)
+        if (slot_of[k] == SLOT_NONE)
+            weights[k] = 0.0f;
+    renorm_and_scale(&r, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights, r.top_k);
+}

@@ -1,0 +1,128 @@
+/*
+ * Purpose: a stable sort by descending weight, or by random numbers, for the keep rules that rank
+ *          tokens or pairs.
+ * Formula: least significant digit first, 8 bits a pass: histogram per block, scan, scatter.
+ * Arrays: sort_keys: weights [pairs], live, token_mask, token_offsets -> keys [n] (ascending for
+ *          descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n = T
+ *          and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is t*K
+ *          + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes:
+ *          keys, order -> keys, order; histogram [blocks, 256] u32.
+ * NDRange: sort_keys, sort_sequences: one work-item per entry, GROUP per group. sort_histogram,
+ *          sort_scatter: a group per block of block_size entries. sort_scan: one group.
+ * Limits: n <= 2^30; GROUP divides 256.
+ * Repeatability: integers only; equal keys keep their order.
+ */
+#include "routing/router.clh"
+#include "dispatch/pairs.clh"
+#include "runtime/random.clh"
+
+#define BINS 256
+
+KERNEL(GROUP, 1, 1)
+void sort_keys(__global const float *weights, ulong weights_off, __global const int *live,
+               ulong live_off, __global const uchar *token_mask, ulong token_mask_off,
+               __global const int *token_offsets, ulong token_offsets_off, __global uint *keys,
+               ulong keys_off, __global uint *order, ulong order_off, __global const uint *state,
+               ulong state_off, uint count, uint pairs, int keep, int top_k) {
+    token_owner owner = OWNER_INIT(top_k, pairs, top_k);
+    uint i = get_global_id(0);
+    weights += weights_off;
+    if (i >= count)
+        return;
+    uint token = keep == KEEP_PRIORITY ? i : i / (uint)top_k;
+    int first = keep == KEEP_PRIORITY ? 0 : (int)(i - token * (uint)top_k);
+    int end = keep == KEEP_PRIORITY ? top_k : first + 1;
+    uint best = 0;
+    for (int k = first; k < end; k++) {
+        long pair = owned_pair(&owner, token, k);
+        if (pair >= 0 && keep == KEEP_RANDOM)
+            best = random_bits(state_of(state, state_off), token, (uint)k, RANDOM_KEEP).x;
+        else if (pair >= 0)
+            best = max(best, ordered_bits(weights[pair]));
+    }
+    keys[keys_off + i] = ~best;
+    order[order_off + i] = i;
+}
+
+/* keys: the sequence of each entry of the order, `each` entries long; sorted last, it rules. */
+KERNEL(GROUP, 1, 1)
+void sort_sequences(__global uint *keys, ulong keys_off, __global const uint *order,
+                    ulong order_off, uint count, uint each) {
+    uint i = get_global_id(0);
+    if (i < count)
+        keys[keys_off + i] = order[order_off + i] / each;
+}
+
+static inline int digit_of(uint key, int shift) {
+    return (int)((key >> shift) & (BINS - 1));
+}
+
+KERNEL(GROUP, 1, 1)
+void sort_histogram(__global const uint *keys, ulong keys_off, __global uint *histogram,
+                    ulong histogram_off, uint count, uint block_size, int shift) {
+    __local int tmp[GROUP];
+    uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
+    keys += keys_off;
+    histogram += histogram_off + (ulong)get_group_id(0) * BINS;
+    for (uint bin = get_local_id(0); bin < BINS; bin += GROUP)
+        histogram[bin] = 0;
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    for (uint chunk = begin; chunk < end; chunk += GROUP) {
+        uint i = chunk + get_local_id(0);
+        int bin = i < end ? digit_of(keys[i], shift) : -1;
+        bool last;
+        uint rank = group_rank(bin, &last, tmp);
+        if (bin >= 0 && last)
+            histogram[bin] += rank + 1;
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+    }
+}
+
+/* histogram [blocks, 256]: counts -> the position of each block's first entry of each bin. */
+KERNEL(GROUP, 1, 1)
+void sort_scan(__global uint *histogram, ulong histogram_off, uint blocks) {
+    __local uint tmp[GROUP];
+    const uint each = BINS / GROUP;
+    uint first = get_local_id(0) * each, mine = 0, all;
+    histogram += histogram_off;
+    for (uint bin = first; bin < first + each; bin++)
+        for (uint block = 0; block < blocks; block++)
+            mine += histogram[(ulong)block * BINS + bin];
+    uint position = group_scan(mine, &all, tmp);
+    for (uint bin = first; bin < first + each; bin++)
+        for (uint block = 0; block < blocks; block++) {
+            ulong cell = (ulong)block * BINS + bin;
+            uint size = histogram[cell];
+            histogram[cell] = position;
+            position += size;
+        }
+}
+
+KERNEL(GROUP, 1, 1)
+void sort_scatter(__global const uint *keys, ulong keys_off, __global const uint *order,
+                  ulong order_off, __global uint *histogram, ulong histogram_off,
+                  __global uint *keys_out, ulong keys_out_off, __global uint *order_out,
+                  ulong order_out_off, uint count, uint block_size, int shift) {
+    __local int tmp[GROUP];
+    uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
+    keys += keys_off;
+    order += order_off;
+    keys_out += keys_out_off;
+    order_out += order_out_off;
+    histogram += histogram_off + (ulong)get_group_id(0) * BINS;
+    for (uint chunk = begin; chunk < end; chunk += GROUP) {
+        uint i = chunk + get_local_id(0), to = 0;
+        int bin = i < end ? digit_of(keys[i], shift) : -1;
+        bool last;
+        uint rank = group_rank(bin, &last, tmp);
+        if (bin >= 0) {
+            to = histogram[bin] + rank;
+            keys_out[to] = keys[i];
+            order_out[to] = order[i];
+        }
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+        if (bin >= 0 && last)
+            histogram[bin] = to + 1;
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+    }
+}

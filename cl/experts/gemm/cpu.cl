@@ -1,0 +1,122 @@
+/*
+ * Purpose: Grouped GEMM for CPUs: one work-item computes COLUMNS columns of all rows of a tile,
+ *          with sums in vector registers. No local memory, no barriers.
+ * Formula: as ref.cl. How W is read is WEIGHTS:
+ *            BY_ROW     W contiguous along k: cpu_rows.clh
+ *            BY_COLUMN  W contiguous along n: cpu_panels.clh, after a copy of each panel
+ *            PACKED     panels as cpu_pack.cl made them: cpu_panels.clh
+ * Arrays: as in gemm.clh. BY_COLUMN with w_row 2: gate and up take turns. PACKED: `up` holds gate
+ *          and up, no strides are read.
+ * NDRange: (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours share
+ *          rows of A, and each weight comes from memory once. Tiles from the last to the first:
+ *          those without rows lie behind, and threads take fewer groups at a time towards the end.
+ * Limits: row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
+ * Repeatability: the order of a sum depends on k and DEPTH alone: the same for every row, tile and
+ *          neighbour.
+ *
+ * WIDTH floats per vector: 4, 8 or 16.
+ */
+#define VEC          JOIN(float, WIDTH)
+#define VLOAD(p)     JOIN(vload, WIDTH)(0, p)
+#define VSTORE(v, p) JOIN(vstore, WIDTH)(v, 0, p)
+
+#define ACT_T VEC
+#include "experts/gemm/act.clh"
+#include "experts/gemm/gemm.clh"
+
+#define BY_ROW    0
+#define BY_COLUMN 1
+#define PACKED    2
+
+/*
+ * A work-item sums two vectors of columns side by side: WIDTH columns of gate and of up, or 2 *
+ * WIDTH of the one matrix: its two sides. Between their first columns of C lie SIDE_STEP.
+ */
+#define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
+#define SIDE_STEP (GATED ? 0 : WIDTH)
+
+/* The compiler keeps an array in registers only where all loops over it are unrolled. */
+#define UNROLL _Pragma("unroll")
+
+/* Brings memory closer before it is read or written. OpenCL's prefetch() does nothing in PoCL. */
+#ifdef POCL_DEVICE_ADDRESS_BITS
+#define FETCH(p)        __builtin_prefetch((const void *)(size_t)(p), 0, 2)
+#define FETCH_OUTPUT(p) __builtin_prefetch((const void *)(size_t)(p), 1, 2)
+#else
+#define FETCH(p) prefetch(p, WIDTH)
+#define FETCH_OUTPUT(p)
+#endif
+
+/* The first `count` < WIDTH elements, then zeros: nothing behind them is read. */
+#define LOAD_PART(type, p, count) JOIN(load_part_, type)(p, count)
+#define DEFINE_LOAD_PART(type)                                                                     \
+    static inline VEC load_part_##type(__global const STORAGE(type) *p, uint count) {              \
+        float part[WIDTH];                                                                         \
+        for (uint i = 0; i < WIDTH; ++i)                                                           \
+            part[i] = i < count ? LOAD(type, p + i) : 0.0f;                                        \
+        return VLOAD(part);                                                                        \
+    }
+DEFINE_LOAD_PART(f32)
+DEFINE_LOAD_PART(f16)
+DEFINE_LOAD_PART(bf16)
+
+/* The matrix of a side: gate and up, or up twice. */
+static inline __global const STORAGE(W) *matrix_of(const problem *p, uint side) {
+    return GATED && side == 0 ? p->gate : p->up;
+}
+
+/* Where `count` rows of C from `row` on will be stored. */
+static inline void fetch_outputs(const problem *p, uint row, uint count, uint first) {
+    const uint line = 64 / sizeof(STORAGE(C));
+    for (uint end = row + count; row < end; ++row)
+        for (uint column = 0; column < COLUMNS; column += line)
+            FETCH_OUTPUT(p->c + (ulong)row * p->n + first + column);
+}
+
+#if WEIGHTS == BY_ROW
+#include "experts/gemm/cpu_rows.clh"
+#else
+#include "experts/gemm/cpu_panels.clh"
+#endif
+
+/* The end of a row: WIDTH columns at a time, the last ones through `part`. */
+static inline void store_row(const problem *p, const VEC *sums, const float *gate_bias,
+                             const float *up_bias, float weight, uint columns,
+                             __global STORAGE(C) *c) {
+    for (uint column = 0; column < columns; column += WIDTH) {
+        const VEC gate_sum = sums[0], up_sum = sums[GATED || column > 0];
+        const VEC y = gemm_output(p, gate_sum, VLOAD(gate_bias + column), up_sum,
+                                  VLOAD(up_bias + column), weight);
+        if (column + WIDTH <= columns) {
+            STOREN(C, WIDTH, y, c + column);
+        } else {
+            float part[WIDTH];
+            VSTORE(y, part);
+            for (uint i = 0; column + i < columns; ++i)
+                STORE(C, part[i], c + column + i);
+        }
+    }
+}
+
+KERNEL(1, 1, 1)
+void gemm_cpu(GEMM_PARAMETERS) {
+    const problem p = GEMM_PROBLEM;
+    const uint index = (slots - 1) / row_tile - GROUP_INDEX(1, 1);
+    const rows tile = rows_in_use(&p, index * row_tile, row_tile);
+    if (tile.first >= tile.end)
+        return;
+    const uint first = GROUP_INDEX(0, 1) * COLUMNS;
+    const uint columns = min((uint)COLUMNS, n - first);
+
+    float gate_biases[COLUMNS], up_biases[COLUMNS];
+    for (uint column = 0; column < COLUMNS; ++column) {
+        const uint from = first + min(column, columns - 1);
+        gate_biases[column] = bias_at(&p, p.gate_bias, tile.expert, from);
+        up_biases[column] = bias_at(&p, p.up_bias, tile.expert, from);
+    }
+    VEC sums[MAX_ROWS][2];
+    sum_tile(&p, &tile, first, sums);
+    for (uint row = tile.first; row < tile.end; ++row)
+        store_row(&p, sums[row - tile.first], gate_biases, up_biases, row_weight_of(&p, row),
+                  columns, p.c + (ulong)row * n + first);
+}

@@ -1,0 +1,99 @@
+/*
+ * Purpose: what a state makes random before the choice: jitter of x, noise and dropout of logits.
+ * Formula: jitter_rows: x (1 + a (2u - 1)), a = jitter * state.noise_scale. noise_experts: draws u
+ *          [R]; an expert is masked if u < p, but not the K with the largest u, ties to the lower
+ *          id. noise_rows: l + a n, a = noise_scale * state.noise_scale, n by the kind of noise;
+ *          -infinity if the expert is masked or u < logit_dropout.
+ * Arrays: x [T,D] X -> out [T,D] X. draws [2,R] f32: u, then 1 where masked. logits [T,R] f32, raw
+ *          [T,R] f32 (x Wn^T) or NULL, draws or NULL -> noisy [T,R] f32.
+ * NDRange: jitter_rows, noise_rows: one group per token; its lanes stride over the columns.
+ *          noise_experts: one group.
+ * Limits: GROUP a power of two.
+ * Repeatability: each number follows from seed, step, token and column alone; dropout is in exact
+ *          arithmetic, the same on every device.
+ */
+#include "runtime/random.clh"
+
+/* As in clmoe_noise. */
+enum { NOISE_NONE, NOISE_GAUSSIAN, NOISE_LEARNED, NOISE_GUMBEL };
+
+static inline float softplus(float v) {
+    return v > 0.0f ? v + log1p(exp(-v)) : log1p(exp(v));
+}
+
+KERNEL(GROUP, 1, 1)
+void jitter_rows(__global const STORAGE(X) * x, ulong x_off, __global STORAGE(X) * out,
+                 ulong out_off, __global const uint *state, ulong state_off, uint dim,
+                 float jitter) {
+    __global const state_header *s = state_of(state, state_off);
+    uint token = get_group_id(0);
+    float width = jitter * s->noise_scale;
+    x += x_off + (ulong)token * dim;
+    out += out_off + (ulong)token * dim;
+    for (uint d = get_local_id(0); d < dim; d += GROUP) {
+        float u = random_uniform(random_bits(s, token, d, RANDOM_JITTER).x);
+        float value = LOAD(X, x + d) * (1.0f + width * (2.0f * u - 1.0f));
+        STORE(X, value, out + d);
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void noise_experts(__global float *draws, ulong draws_off, __global const uint *state,
+                   ulong state_off, uint columns, uint top_k, float probability) {
+    __local uint tmp[GROUP];
+    __global const state_header *s = state_of(state, state_off);
+    uint mine = 0, unmasked;
+    draws += draws_off;
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        float u = random_uniform(random_bits(s, 0, e, RANDOM_EXPERT_DROPOUT).x);
+        draws[e] = u;
+        mine += u >= probability;
+    }
+    group_scan(mine, &unmasked, tmp);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        float u = draws[e];
+        uint better = unmasked;
+        /* With K unmasked experts, those are ahead of every masked one. */
+        if (u < probability && unmasked < top_k) {
+            better = 0;
+            for (uint other = 0; other < columns; other++)
+                better += draws[other] > u || (draws[other] == u && other < e);
+        }
+        draws[columns + e] = u < probability && better >= top_k ? 1.0f : 0.0f;
+    }
+}
+
+/* A finite logit stays finite. */
+static inline float with_noise(float logit, float n) {
+    float noisy = logit + n;
+    return isfinite(logit) ? fmin(fmax(noisy, -FLT_MAX), FLT_MAX) : noisy;
+}
+
+KERNEL(GROUP, 1, 1)
+void noise_rows(__global const float *logits, ulong logits_off, __global const float *raw,
+                ulong raw_off, __global const float *draws, ulong draws_off,
+                __global const uint *state, ulong state_off, __global float *noisy, ulong noisy_off,
+                uint columns, int noise, float noise_scale, float logit_dropout) {
+    __global const state_header *s = state_of(state, state_off);
+    uint token = get_group_id(0);
+    ulong row = (ulong)token * columns;
+    float scale = noise_scale * s->noise_scale;
+    logits += logits_off + row;
+    noisy += noisy_off + row;
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        float logit = logits[e], n = 0.0f;
+        bool masked = draws && draws[draws_off + columns + e] != 0.0f;
+        if (logit_dropout > 0.0f) {
+            float u = random_uniform(random_bits(s, token, e, RANDOM_LOGIT_DROPOUT).x);
+            masked = masked || u < logit_dropout;
+        }
+        if (noise != NOISE_NONE) {
+            uint4 bits = random_bits(s, token, e, RANDOM_NOISE);
+            n = noise == NOISE_GUMBEL ? random_gumbel(bits) : random_normal(bits);
+        }
+        if (noise == NOISE_LEARNED)
+            n *= softplus(raw[raw_off + row + e]) + 0.01f;
+        noisy[e] = masked ? -INFINITY : with_noise(logit, scale * n);
+    }
+}

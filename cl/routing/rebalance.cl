@@ -1,0 +1,188 @@
+/*
+ * Purpose: weight rebalancing: combine weights of the fixed choice that load the experts more
+ *          evenly.
+ * Formula: minimises 1/2 sum_e (L'_e - L*)^2 + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = sum W / E,
+ *          by projected gradient: v = w' - step ((L'_e - L*) + mu (w' - w)), step = 1 / (mu + max_e
+ *          pairs of e); a row of W' is then v's nearest point with the row's sum and no negative
+ *          element: max(v - tau, 0), tau from the elements above it (Michelot).
+ * Arrays: ids, live [T], token_mask [T] or NULL, weights [T,K] in place; before [T,K] (W), sums
+ *          [T], partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*, step).
+ *          A row's pairs are its live ones of experts with weights. Rows whose sum is not positive
+ *          and finite, and masked ones, take no part: sum 0. Rows of one pair stay, but load their
+ *          expert.
+ * NDRange: rebalance_begin, rebalance_rows: a group per block of block_size tokens.
+ *          rebalance_columns: a work-item per expert. rebalance_target: one group.
+ * Limits: none.
+ * Repeatability: each column of a block is summed by one lane in token order, then block by block.
+ */
+#include "dispatch/pairs.clh"
+
+typedef struct rebalancing {
+    token_owner owner;
+    __global const int *ids;
+    __global float *weights;
+    __global float *before;
+    __global float *sums;
+    __global float *partial; /* of this block */
+    uint begin, end;         /* tokens of this block */
+    int experts;
+} rebalancing;
+
+#define REBALANCE_ARGS                                                                             \
+    __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,              \
+        __global const uchar *token_mask, ulong token_mask_off, __global float *weights,           \
+        ulong weights_off, __global float *before, ulong before_off, __global float *sums,         \
+        ulong sums_off, __global float *partial, ulong partial_off, uint tokens, int top_k,        \
+        int experts, uint block_size
+
+#define REBALANCE_INIT                                                                             \
+    {{0, live + live_off, token_mask ? token_mask + token_mask_off : 0, top_k},                    \
+     ids + ids_off,                                                                                \
+     weights + weights_off,                                                                        \
+     before + before_off,                                                                          \
+     sums + sums_off,                                                                              \
+     partial + partial_off + (ulong)get_group_id(0) * experts,                                     \
+     get_group_id(0) * block_size,                                                                 \
+     min((uint)get_group_id(0) * block_size + block_size, tokens),                                 \
+     experts}
+
+/* *sum += value; *lost carries what rounding took: K elements must not cost K roundings. */
+static inline void add_to(float *sum, float *lost, float value) {
+    float term = value - *lost, next = *sum + term;
+    *lost = (next - *sum) - term;
+    *sum = next;
+}
+
+/* The pair's expert, -1 if the pair takes no part. */
+static inline int part_of(const rebalancing *r, uint token, int k) {
+    long pair = owned_pair(&r->owner, token, k);
+    int id = pair >= 0 ? r->ids[pair] : -1;
+    return id < r->experts ? id : -1;
+}
+
+/* partial [E] of the block: each lane adds up its own columns. */
+static inline void add_columns(const rebalancing *r, __global uint *pairs) {
+    int lane = get_local_id(0);
+    for (int e = lane; e < r->experts; e += GROUP) {
+        r->partial[e] = 0.0f;
+        if (pairs)
+            pairs[e] = 0;
+    }
+    for (uint token = r->begin; token < r->end; token++) {
+        int top_k = r->sums[token] > 0.0f ? r->owner.top_k : 0;
+        for (int k = 0; k < top_k; k++) {
+            int e = part_of(r, token, k);
+            if (e < 0 || (e & (GROUP - 1)) != lane)
+                continue;
+            r->partial[e] += r->weights[(ulong)token * top_k + k];
+            if (pairs)
+                pairs[e]++;
+        }
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void rebalance_begin(REBALANCE_ARGS, __global uint *pairs, ulong pairs_off) {
+    rebalancing r = REBALANCE_INIT;
+    for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP) {
+        float sum = 0.0f, lost = 0.0f;
+        for (int k = 0; k < top_k; k++) {
+            ulong pair = (ulong)token * top_k + k;
+            r.before[pair] = r.weights[pair];
+            add_to(&sum, &lost, part_of(&r, token, k) >= 0 ? r.weights[pair] : 0.0f);
+        }
+        r.sums[token] = sum > 0.0f && sum < INFINITY ? sum : 0.0f;
+    }
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    add_columns(&r, pairs + pairs_off + (ulong)get_group_id(0) * experts);
+}
+
+KERNEL(GROUP, 1, 1)
+void rebalance_columns(__global const float *partial, ulong partial_off, __global float *columns,
+                       ulong columns_off, uint experts, uint blocks) {
+    uint e = get_global_id(0);
+    float sum = 0.0f;
+    if (e >= experts)
+        return;
+    for (uint block = 0; block < blocks; block++)
+        sum += partial[partial_off + (ulong)block * experts + e];
+    columns[columns_off + e] = sum;
+}
+
+KERNEL(GROUP, 1, 1)
+void rebalance_target(__global const float *columns, ulong columns_off, __global const uint *pairs,
+                      ulong pairs_off, __global float *target, ulong target_off, uint experts,
+                      uint blocks, float mu) {
+    __local float tmp[GROUP];
+    float sum = 0.0f, most = 0.0f;
+    for (uint e = get_local_id(0); e < experts; e += GROUP) {
+        uint count = 0;
+        for (uint block = 0; block < blocks; block++)
+            count += pairs[pairs_off + (ulong)block * experts + e];
+        sum += columns[columns_off + e];
+        most = fmax(most, (float)count);
+    }
+    sum = group_sum(sum, tmp);
+    most = group_max(most, tmp);
+    if (get_local_id(0) == 0) {
+        target[target_off] = sum / (float)experts;
+        target[target_off + 1] = 1.0f / (mu + most);
+    }
+}
+
+/*
+ * The row's v -> its nearest point with the sum. Measured from the largest v, so that all that
+ * stays above tau is of the size of the sum. The loop ends where tau rises no more: rounding may
+ * lower it.
+ */
+static inline void project(const rebalancing *r, uint token, float largest) {
+    __global float *v = r->weights + (ulong)token * r->owner.top_k;
+    float goal = r->sums[token], tau = -INFINITY;
+    bool rises = true;
+    while (rises) {
+        float sum = 0.0f, lost = 0.0f;
+        int above = 0;
+        for (int k = 0; k < r->owner.top_k; k++)
+            if (part_of(r, token, k) >= 0 && v[k] - largest > tau) {
+                add_to(&sum, &lost, v[k] - largest);
+                above++;
+            }
+        float next = (sum - goal) / (float)above;
+        rises = next > tau;
+        tau = rises ? next : tau;
+    }
+    for (int k = 0; k < r->owner.top_k; k++)
+        if (part_of(r, token, k) >= 0)
+            v[k] = fmax((v[k] - largest) - tau, 0.0f);
+}
+
+static inline void step_row(const rebalancing *r, uint token, __global const float *columns,
+                            float mean, float step, float mu) {
+    __global float *w = r->weights + (ulong)token * r->owner.top_k;
+    __global const float *before = r->before + (ulong)token * r->owner.top_k;
+    float largest = -INFINITY;
+    int parts = 0;
+    for (int k = 0; k < r->owner.top_k; k++)
+        parts += part_of(r, token, k) >= 0;
+    if (parts < 2 || r->sums[token] == 0.0f)
+        return;
+    for (int k = 0; k < r->owner.top_k; k++) {
+        int e = part_of(r, token, k);
+        if (e < 0)
+            continue;
+        w[k] -= step * ((columns[e] - mean) + mu * (w[k] - before[k]));
+        largest = fmax(largest, w[k]);
+    }
+    project(r, token, largest);
+}
+
+KERNEL(GROUP, 1, 1)
+void rebalance_rows(REBALANCE_ARGS, __global const float *columns, ulong columns_off,
+                    __global const float *target, ulong target_off, float mu) {
+    rebalancing r = REBALANCE_INIT;
+    float mean = target[target_off], step = target[target_off + 1];
+    for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP)
+        step_row(&r, token, columns + columns_off, mean, step, mu);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    add_columns(&r, 0);
+}

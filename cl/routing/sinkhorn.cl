@@ -1,0 +1,258 @@
+/*
+ * Purpose: balanced choices by Sinkhorn's iteration, and the weights of what was chosen by them.
+ * Formula: C = exp(l - largest l of the row), 0 where l is not finite; d1 = 1; repeat d0_t = 1/T /
+ *          (sum_e C d1 + 1e-8), d1_e = 1/R / (sum_t d0 C + 1e-8), T and the sums over t without
+ *          masked tokens, until the mean |change of d1| <= tolerance. The choice is d1 C: d0 is the
+ *          same for a whole row. With T = 1, where d1 C is 1/R but for its rounding, it is l.
+ *          Weights are s(l), softmax over the whole row.
+ * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first C; tops
+ *          [T,2]: the row's largest logit and sum of C. balance [R+2]: d1, whether the iteration is
+ *          done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live [T] ->
+ *          weights [T,K]. All f32 but token_mask u8, ids and live i32.
+ * NDRange: sinkhorn_start, sinkhorn_columns: one group. sinkhorn_exp, sinkhorn_choices: a group per
+ *          token. sinkhorn_rows: a group per block of block_size tokens. sinkhorn_weights: a
+ *          work-item per token.
+ * Limits: GROUP a power of two. Once the iteration is done, later rounds change nothing.
+ * Repeatability: every sum has a fixed order that depends on GROUP alone.
+ */
+#include "routing/router.clh"
+
+/* Columns a work-item takes at a time. */
+#if GROUP == 1
+#define V 8
+#else
+#define V 4
+#endif
+/* Lanes that sum a row together, rows summed at a time, and rows between two barriers. */
+#if GROUP < 32
+#define LANES GROUP
+#else
+#define LANES 32
+#endif
+#define ROWS    (GROUP / LANES)
+#define TILE    32
+#define EPSILON 1e-8f
+#define FLOATV  JOIN(float, V)
+
+/* V logits of a row, or one; what is not finite counts as -infinity. */
+static inline FLOATV finite_logits(__global const float *p) {
+    FLOATV v = LOADN(f32, V, p);
+    return select((FLOATV)(-INFINITY), v, isfinite(v));
+}
+
+static inline float finite_logit(float logit) {
+    return isfinite(logit) ? logit : -INFINITY;
+}
+
+static inline float sum_of(FLOATV v) {
+    float parts[V], sum = 0.0f;
+    STOREN(f32, V, v, parts);
+    for (int i = 0; i < V; i++)
+        sum += parts[i];
+    return sum;
+}
+
+static inline float largest_of(FLOATV v) {
+    float parts[V], best = -INFINITY;
+    STOREN(f32, V, v, parts);
+    for (int i = 0; i < V; i++)
+        best = fmax(best, parts[i]);
+    return best;
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_start(__global const uchar *token_mask, ulong token_mask_off, __global float *balance,
+                    ulong balance_off, uint tokens, uint columns) {
+    __local uint tmp[GROUP];
+    uint count = 0, all;
+    balance += balance_off;
+    for (uint t = get_local_id(0); t < tokens; t += GROUP)
+        count += !token_mask || token_mask[token_mask_off + t];
+    group_scan(count, &all, tmp);
+    for (uint e = get_local_id(0); e < columns; e += GROUP)
+        balance[e] = 1.0f;
+    if (get_local_id(0) == 0) {
+        balance[columns] = 0.0f;
+        balance[columns + 1] = 1.0f / (float)max(all, 1u);
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_exp(__global const float *logits, ulong logits_off, __global float *choices,
+                  ulong choices_off, __global float *tops, ulong tops_off, uint columns) {
+    __local float tmp[GROUP];
+    uint lane = get_local_id(0), whole = columns / V * V;
+    ulong token = get_group_id(0);
+    logits += logits_off + token * columns;
+    choices += choices_off + token * columns;
+    tops += tops_off + 2 * token;
+
+    FLOATV bests = -INFINITY, sums = 0.0f;
+    float best = -INFINITY, sum = 0.0f;
+    for (uint e = lane * V; e < whole; e += GROUP * V)
+        bests = fmax(bests, finite_logits(logits + e));
+    for (uint e = whole + lane; e < columns; e += GROUP)
+        best = fmax(best, finite_logit(logits[e]));
+    best = group_max(fmax(best, largest_of(bests)), tmp);
+    float shift = best == -INFINITY ? 0.0f : best;
+    for (uint e = lane * V; e < whole; e += GROUP * V) {
+        FLOATV c = exp(finite_logits(logits + e) - shift);
+        sums += c;
+        STOREN(f32, V, c, choices + e);
+    }
+    for (uint e = whole + lane; e < columns; e += GROUP) {
+        float c = exp(finite_logit(logits[e]) - shift);
+        sum += c;
+        choices[e] = c;
+    }
+    sum = group_sum(sum + sum_of(sums), tmp);
+    if (lane == 0) {
+        tops[0] = shift;
+        tops[1] = sum;
+    }
+}
+
+/* This lane's part of sum C d1 over one row. */
+static inline float lane_row_sum(__global const float *row, __global const float *d1, uint lane,
+                                 uint columns) {
+    uint whole = columns / V * V;
+    FLOATV sums = 0.0f;
+    float sum = 0.0f;
+    for (uint e = lane * V; e < whole; e += LANES * V)
+        sums += LOADN(f32, V, row + e) * LOADN(f32, V, d1 + e);
+    for (uint e = whole + lane; e < columns; e += LANES)
+        sum += row[e] * d1[e];
+    return sum + sum_of(sums);
+}
+
+/* partials += d0 C over `rows` rows, each column by one lane. */
+static inline void add_columns(__global const float *c, __local const float *d0,
+                               __global float *partials, uint rows, uint columns) {
+    uint lane = get_local_id(0), whole = columns / V * V;
+    for (uint e = lane * V; e < whole; e += GROUP * V) {
+        FLOATV sums = LOADN(f32, V, partials + e);
+        for (uint row = 0; row < rows; row++)
+            sums += d0[row] * LOADN(f32, V, c + (ulong)row * columns + e);
+        STOREN(f32, V, sums, partials + e);
+    }
+    for (uint e = whole + lane; e < columns; e += GROUP) {
+        float sum = partials[e];
+        for (uint row = 0; row < rows; row++)
+            sum += d0[row] * c[(ulong)row * columns + e];
+        partials[e] = sum;
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *token_mask,
+                   ulong token_mask_off, __global const float *balance, ulong balance_off,
+                   __global float *partials, ulong partials_off, uint tokens, uint columns,
+                   uint block_size) {
+    __local float parts[GROUP], d0[TILE];
+    uint lane = get_local_id(0);
+    balance += balance_off;
+    bool done = balance[columns] != 0.0f;
+    float per_token = balance[columns + 1];
+    uint begin = get_group_id(0) * block_size;
+    uint end = done ? begin : min(begin + block_size, tokens);
+    c += c_off;
+    partials += partials_off + (ulong)get_group_id(0) * columns;
+
+    /* The same owners as in add_columns(). */
+    uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
+    for (uint e = lane * V; e < whole; e += GROUP * V)
+        STOREN(f32, V, (FLOATV)(0.0f), partials + e);
+    for (uint e = whole + lane; e < last; e += GROUP)
+        partials[e] = 0.0f;
+
+    for (uint tile = begin; tile < end; tile += TILE) {
+        uint rows = min((uint)TILE, end - tile);
+        for (uint first = 0; first < TILE; first += ROWS) {
+            uint row = first + lane / LANES;
+            parts[lane] = row < rows ? lane_row_sum(c + (ulong)(tile + row) * columns, balance,
+                                                    lane % LANES, columns)
+                                     : 0.0f;
+            group_barrier(CLK_LOCAL_MEM_FENCE);
+            if (lane % LANES == 0) {
+                float sum = 0.0f;
+                for (uint i = 0; i < LANES; i++)
+                    sum += parts[lane + i];
+                bool in = row < rows && (!token_mask || token_mask[token_mask_off + tile + row]);
+                d0[row] = in ? per_token / (sum + EPSILON) : 0.0f;
+            }
+            group_barrier(CLK_LOCAL_MEM_FENCE);
+        }
+        add_columns(c + (ulong)tile * columns, d0, partials, rows, columns);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_columns(__global const float *partials, ulong partials_off, __global float *balance,
+                      ulong balance_off, uint blocks, uint columns, float tolerance) {
+    __local float tmp[GROUP];
+    uint lane = get_local_id(0);
+    balance += balance_off;
+    partials += partials_off;
+    bool done = balance[columns] != 0.0f;
+    uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
+    float per_column = 1.0f / (float)columns, change = 0.0f;
+    for (uint e = lane * V; e < whole; e += GROUP * V) {
+        FLOATV sums = 0.0f;
+        for (uint block = 0; block < blocks; block++)
+            sums += LOADN(f32, V, partials + (ulong)block * columns + e);
+        FLOATV next = per_column / (sums + EPSILON);
+        change += sum_of(fabs(next - LOADN(f32, V, balance + e)));
+        STOREN(f32, V, next, balance + e);
+    }
+    for (uint e = whole + lane; e < last; e += GROUP) {
+        float sum = 0.0f;
+        for (uint block = 0; block < blocks; block++)
+            sum += partials[(ulong)block * columns + e];
+        float next = per_column / (sum + EPSILON);
+        change += fabs(next - balance[e]);
+        balance[e] = next;
+    }
+    change = group_sum(change, tmp);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    if (lane == 0 && !done)
+        balance[columns] = change / (float)columns <= tolerance ? 1.0f : 0.0f;
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_choices(__global const float *logits, ulong logits_off, __global const float *balance,
+                      ulong balance_off, __global float *choices, ulong choices_off, uint columns) {
+    ulong row = (ulong)get_group_id(0) * columns;
+    logits += logits_off + row;
+    choices += choices_off + row;
+    balance += balance_off;
+    const bool alone = balance[columns + 1] == 1.0f; /* 1/T */
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        float choice = alone ? logits[e] : choices[e] * balance[e];
+        choices[e] = isfinite(logits[e]) ? choice : -INFINITY;
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_weights(__global const float *logits, ulong logits_off, __global const float *tops,
+                      ulong tops_off, __global const float *expert_scale, ulong expert_scale_off,
+                      __global const int *ids, ulong ids_off, __global const int *live,
+                      ulong live_off, __global float *weights, ulong weights_off, uint tokens,
+                      router_switches r) {
+    ulong token = get_global_id(0);
+    if (token >= tokens)
+        return;
+    logits += logits_off + token * r.columns;
+    ids += ids_off + token * r.top_k;
+    weights += weights_off + token * r.top_k;
+    tops += tops_off + 2 * token;
+    int count = live[live_off + token];
+    for (int k = 0; k < count; k++) {
+        float logit = logits[ids[k]];
+        weights[k] =
+            r.score == SCORE_SOFTMAX ? exp(logit - tops[0]) / tops[1] : score_of(r.score, logit);
+    }
+    if (!r.renorm_late)
+        renorm_and_scale(&r, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+                         count);
+}

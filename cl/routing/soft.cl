@@ -1,0 +1,34 @@
+/*
+ * Purpose: the pairs of a token that passes all experts.
+ * Formula: the ids with a finite score in ascending order, then the others; weights are the scores,
+ *          renormalised and scaled, see router.clh.
+ * Arrays: scores [T,R], expert_scale [R] or NULL -> ids [T,R], weights [T,R], live [T] (pairs with
+ *          a finite score; the rest have weight 0).
+ * NDRange: a work-item per token.
+ * Limits: K = R.
+ * Repeatability: weights are summed in the order of ids by one work-item.
+ */
+#include "routing/router.clh"
+
+KERNEL(GROUP, 1, 1)
+void soft_rows(__global const float *scores, ulong scores_off, __global const float *expert_scale,
+               ulong expert_scale_off, __global int *ids, ulong ids_off, __global float *weights,
+               ulong weights_off, __global int *live, ulong live_off, uint tokens,
+               router_switches r) {
+    ulong token = get_global_id(0), row = token * r.columns;
+    if (token >= tokens)
+        return;
+    scores += scores_off + row;
+    ids += ids_off + row;
+    weights += weights_off + row;
+    int count = 0, rest = r.columns;
+    for (int e = 0; e < r.columns; e++) {
+        bool is_live = scores[e] > -INFINITY;
+        int k = is_live ? count++ : --rest;
+        ids[k] = e;
+        weights[k] = is_live ? scores[e] : 0.0f;
+    }
+    live[live_off + token] = count;
+    token_weights(&r, scores, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+                  count);
+}

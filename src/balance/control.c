@@ -1,0 +1,114 @@
+/* The controllers: what happens to the state between two batches. */
+#include "balance/state.clh"
+#include "check/check.h"
+#include "runtime/program.h"
+#include "steps.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* cl/balance/state.clh has the same numbers. */
+_Static_assert((int)CLMOE_BIAS_PROPORTIONAL == (int)BIAS_PROPORTIONAL, "bias rules differ");
+_Static_assert((int)CLMOE_SCHEDULE_EXPONENTIAL == (int)SCHEDULE_EXPONENTIAL, "schedules differ");
+
+void clmoe_balance_init(clmoe_balance_args *args) {
+    *args = (clmoe_balance_args){
+        .struct_size = sizeof *args,
+        .bias_rate = 1e-3F,
+        .ema_decay = 0.9F,
+        .loss_rate = 0.01F,
+        .loss_min = 1e-3F,
+        .loss_max = 1e3F,
+        .target_drop_rate = -1,
+        .capacity_rate = 0.01F,
+        .capacity_min = 0.1F,
+    };
+}
+
+static schedule_rule schedule_of(const clmoe_schedule *schedule) {
+    return (schedule_rule){.shape = (int)schedule->shape,
+                           .start = schedule->start,
+                           .end = schedule->end,
+                           .first = schedule->first,
+                           .steps = schedule->steps};
+}
+
+static control_rules rules_of(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    return (control_rules){
+        .experts = layer->desc.num_experts,
+        .columns = layer->columns,
+        .bias_rule = (int)args->bias_rule,
+        .bias_rate = args->bias_rate,
+        .bias_centred = (int)args->bias_centred,
+        .ema_decay = args->ema_decay,
+        .target_violation = args->target_violation,
+        .loss_up = (float)exp((double)args->loss_rate),
+        .loss_down = (float)exp(-(double)args->loss_rate),
+        .loss_min = args->loss_min,
+        .loss_max = args->loss_max,
+        .target_drop_rate = args->target_drop_rate,
+        .capacity_up = (float)exp((double)args->capacity_rate),
+        .capacity_down = (float)exp(-(double)args->capacity_rate),
+        .capacity_min = args->capacity_min,
+        .noise = schedule_of(&args->noise),
+        .temperature = schedule_of(&args->temperature),
+    };
+}
+
+clmoe_status control_create(clmoe_layer *layer) {
+    static const kernel_entry kernels[] = {
+        {KERNEL_CONTROL, "control_update"},
+        {KERNEL_CONTROL_START, "control_start"},
+    };
+    char options[32];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
+    return layer_kernels(layer, "balance/control", options, kernels,
+                         sizeof kernels / sizeof kernels[0]);
+}
+
+static clmoe_status step_start(const clmoe_layer *layer, launch *chain,
+                               const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_CONTROL_START];
+    control_rules rules = rules_of(layer, args);
+    TRY(KERNEL_SET(kernel, ARG_F32(args->state), arg_struct(&rules, sizeof rules)));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
+done:
+    return status;
+}
+
+static clmoe_status step_control(const clmoe_layer *layer, launch *chain,
+                                 const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_CONTROL];
+    control_rules rules = rules_of(layer, args);
+    TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_F32(args->stats), ARG_F32(args->load),
+                   arg_struct(&rules, sizeof rules)));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
+done:
+    return status;
+}
+
+clmoe_status clmoe_balance_update(clmoe_layer *layer, cl_command_queue queue,
+                                  const clmoe_balance_args *args, cl_uint num_wait,
+                                  const cl_event *wait, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    launch chain = {0};
+    TRY(check_balance(layer, args));
+    TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
+    TRY(step_control(layer, &chain, args));
+done:
+    return launch_end(&chain, status, event);
+}
+
+clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue queue,
+                                 const clmoe_balance_args *args, cl_uint num_wait,
+                                 const cl_event *wait, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    launch chain = {0};
+    TRY(check_balance_start(layer, args));
+    TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
+    TRY(step_start(layer, &chain, args));
+done:
+    return launch_end(&chain, status, event);
+}

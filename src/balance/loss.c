@@ -1,0 +1,240 @@
+/* The plan and the sums of the batch -> balancing losses and their gradient on the logits. */
+#include "steps.h"
+
+_Static_assert((int)CLMOE_LOSS_TOKEN_ENTROPY == (int)LOSS_TOKEN_ENTROPY, "losses differ");
+_Static_assert((int)CLMOE_LOSS_SMOOTH_LOAD == (int)LOSS_SMOOTH_LOAD, "losses differ");
+_Static_assert((int)CLMOE_P_WEIGHTS == (int)SUM_WEIGHTS, "sources of P differ");
+_Static_assert((int)CLMOE_F_FIRST == (int)COUNT_FIRST, "sources of F differ");
+_Static_assert((int)CLMOE_F_SUPPLIED == (int)LOAD_SUPPLIED, "sources of F differ");
+
+static const char *const loss_names[] = {
+    "switch",
+    "squared",
+    "entropy",
+    "l1",
+    "max",
+    "minimax",
+    "importance_variance",
+    "importance_cv2",
+    "load_cv2",
+    "smooth_load",
+    "communication",
+    "overflow",
+    "z",
+    "token_entropy",
+};
+_Static_assert(sizeof loss_names / sizeof loss_names[0] == LOSS_KINDS, "a loss has no name");
+
+const char *clmoe_loss_name(clmoe_loss_kind kind) {
+    return (int)kind >= 0 && (int)kind < LOSS_KINDS ? loss_names[kind] : NULL;
+}
+
+clmoe_status loss_create(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(balance_kernel(layer, KERNEL_LOSS_VALUES, "balance/loss", "loss_values"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_MEAN, "balance/loss", "loss_mean"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_GRADIENT, "balance/loss", "loss_gradient"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_WEIGHTS, "balance/loss_weights", "loss_weights"));
+done:
+    return status;
+}
+
+static bool score_is_softmax(const clmoe_layer *layer) {
+    return layer->desc.router.score == CLMOE_SCORE_SOFTMAX ||
+           layer->desc.router.score == CLMOE_SCORE_SPARSEMIXER;
+}
+
+/* Where the gradient of a loss starts: P, or terms of each token. */
+static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
+    switch (loss->kind) {
+    case CLMOE_LOSS_SMOOTH_LOAD:
+        return SUM_SMOOTH;
+    case CLMOE_LOSS_Z:
+        return GRAD_Z;
+    case CLMOE_LOSS_TOKEN_ENTROPY:
+        return loss->p_source == CLMOE_P_SOFTMAX && !score_is_softmax(layer) ? GRAD_SOFT_ENTROPY
+                                                                             : GRAD_ENTROPY;
+    default:
+        break;
+    }
+    if (loss->p_source == CLMOE_P_SOFTMAX && score_is_softmax(layer))
+        return SUM_NORMALISED;
+    return (int)loss->p_source;
+}
+
+/*
+ * A fresh choice is the one made, unless a bias, groups or a policy had a say in it, or the ids did
+ * not come from these logits. A sum over the scores as they are ranks alike: see sums.cl.
+ */
+static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, bool routed) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    bool other = !routed || router->select_bias || router->num_groups > 1 || router->two_level ||
+                 router->policy != CLMOE_POLICY_TOKEN_CHOICE;
+    if (!loss_reads_load(loss->kind))
+        return COUNT_ASSIGNED;
+    if (loss->f_source == CLMOE_F_FRESH && !other)
+        return COUNT_ASSIGNED;
+    return (int)loss->f_source;
+}
+
+uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args, bool routed) {
+    uint32_t asked = 0;
+    for (uint32_t i = 0; i < args->num_losses; i++) {
+        const clmoe_loss_desc *loss = &args->losses[i];
+        int source = source_of(layer, loss), load = load_of(layer, loss, routed);
+        if (source < SUM_SOURCES)
+            asked |= SUM_BIT(source);
+        if (loss->kind == CLMOE_LOSS_COMMUNICATION)
+            asked |= DEVICE_BIT;
+        if (loss_reads_load(loss->kind) && load < COUNT_SOURCES &&
+            (load != COUNT_ASSIGNED || loss->per_sequence || loss->kind == CLMOE_LOSS_OVERFLOW))
+            asked |= COUNT_BIT(load);
+    }
+    return asked;
+}
+
+/* M: the most device groups that a token can reach. */
+static uint32_t device_reach(const clmoe_layer *layer) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    uint32_t devices = layer->desc.balance.device_groups;
+    bool limited = router->num_groups > 1 && router->num_groups == devices &&
+                   layer->desc.num_identity_experts == 0;
+    return limited ? router->topk_groups : devices;
+}
+
+/* `sources`: a bit per GRAD_ source of the losses before this one. */
+static loss_item item_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, uint32_t capacity,
+                         uint32_t sources, bool routed) {
+    int source = source_of(layer, loss);
+    return (loss_item){.kind = (int)loss->kind,
+                       .source = source,
+                       .load = load_of(layer, loss, routed),
+                       .by_device = (int)loss->per_device,
+                       .each = (int)loss->per_sequence,
+                       .controlled = (int)loss->controlled,
+                       .adds = (sources >> source) & 1,
+                       .weight = loss->weight,
+                       .beta = loss->beta,
+                       .capacity = capacity,
+                       .reach = device_reach(layer)};
+}
+
+/* Through the combine weights of the chosen. */
+static clmoe_status weights_gradient(const clmoe_layer *layer, launch *chain,
+                                     const clmoe_loss_args *args, const sums_args *sums,
+                                     const workspace_layout *ws) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &sums->shape;
+    const clmoe_router_desc *router = &layer->desc.router;
+    cl_kernel kernel = layer->kernels[KERNEL_LOSS_WEIGHTS];
+    clmoe_buf none = {0};
+    clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
+    clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch), ids = args->ids;
+    if (layer_keeps_chosen_weights(layer))
+        ids = plan_array(args->plan, ws->plan.chosen_ids);
+    TRY(KERNEL_SET(kernel, ARG_F32(sums->noisy), ARG_F32(args->logits), ARG_F32(sums->noise_raw),
+                   ARG_F32(args->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(args->dlogits),
+                   ARG_F32(sums->noise_raw.mem ? args->dnoise : none), ARG_F32(ids),
+                   ARG_F32(args->live), ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+                   ARG_F32(plan_array(args->plan, ws->plan.slot_of)),
+                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
+                   arg_struct(shape, sizeof *shape),
+                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
+done:
+    return status;
+}
+
+/* Where a pass of loss_gradient reads logits, and adds to. */
+typedef struct gradient_pass {
+    clmoe_buf logits, state, dlogits, dnoise;
+    router_switches router;
+    uint32_t sources;
+} gradient_pass;
+
+static clmoe_status pass(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
+                         const sums_args *sums, const workspace_layout *ws,
+                         const gradient_pass *p) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &sums->shape;
+    cl_kernel kernel = layer->kernels[KERNEL_LOSS_GRADIENT];
+    clmoe_buf none = {0};
+    clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
+    clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch);
+    if (p->sources == 0)
+        return CLMOE_SUCCESS;
+    TRY(KERNEL_SET(kernel, ARG_F32(p->logits), ARG_F32(args->logits), ARG_F32(sums->noise_raw),
+                   ARG_F32(p->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(p->dlogits),
+                   ARG_F32(p->dnoise), arg_struct(shape, sizeof *shape),
+                   arg_struct(&p->router, sizeof p->router), arg_u32(p->sources)));
+    TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
+done:
+    return status;
+}
+
+static clmoe_status gradient(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
+                             const sums_args *sums, const workspace_layout *ws, uint32_t sources) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool two_level = layer->desc.router.two_level;
+    clmoe_buf none = {0}, dnoise = sums->noise_raw.mem ? args->dnoise : none;
+    /* Those of p go through the joint logits of two levels. */
+    uint32_t joint = two_level ? sources & ~(1U << GRAD_Z) : 0;
+    gradient_pass plain = {.logits = sums->noisy,
+                           .state = args->state,
+                           .dlogits = args->dlogits,
+                           .dnoise = dnoise,
+                           .router = layer->router,
+                           .sources = sources & ~SUM_BIT(SUM_WEIGHTS) & ~joint};
+    gradient_pass through_joint = {
+        .logits = sums->p_logits,
+        .dlogits = workspace_region(ws, REGION_JOINT_GRADIENT, none, args->scratch),
+        .router = p_switches(layer),
+        .sources = joint};
+    if (!args->dlogits.mem && !dnoise.mem && !args->dgroup_logits.mem)
+        return CLMOE_SUCCESS;
+    if (sources & SUM_BIT(SUM_WEIGHTS))
+        TRY(weights_gradient(layer, chain, args, sums, ws));
+    TRY(pass(layer, chain, args, sums, ws, &plain));
+    TRY(pass(layer, chain, args, sums, ws, &through_joint));
+    if (joint && args->tokens > 0)
+        TRY(step_joint_gradient(layer, chain, args, sums, dnoise));
+done:
+    return status;
+}
+
+clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
+                         const sums_args *sums) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &sums->shape;
+    cl_kernel kernel = layer->kernels[KERNEL_LOSS_VALUES];
+    workspace_layout ws;
+    clmoe_buf none = {0};
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    clmoe_buf records = workspace_region(&ws, REGION_SUMS, none, args->scratch);
+    clmoe_buf values = workspace_region(&ws, REGION_LOSS_VALUES, none, args->scratch);
+    clmoe_buf load = plan_array(args->plan, ws.plan.load);
+    clmoe_buf grads = workspace_region(&ws, REGION_LOSS_GRADS, none, args->scratch);
+    uint32_t sources = 0, each = 0, summed = 0;
+    loss_table table = {0};
+    for (uint32_t i = 0; i < args->num_losses; i++) {
+        table.items[i] = item_of(layer, &args->losses[i], ws.plan.capacity, sources, sums->routed);
+        sources |= 1U << table.items[i].source;
+        each |= (uint32_t)(table.items[i].each != 0) << i;
+        summed |= (uint32_t)(table.items[i].kind == LOSS_OVERFLOW) << i;
+    }
+    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
+                   ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
+                   ARG_F32(grads), arg_struct(shape, sizeof *shape),
+                   arg_struct(&table, sizeof table), arg_u32(args->num_losses)));
+    TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
+    kernel = layer->kernels[KERNEL_LOSS_MEAN];
+    if (args->values.mem) {
+        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(args->values),
+                       arg_struct(shape, sizeof *shape), arg_u32(args->num_losses), arg_u32(each),
+                       arg_u32(summed)));
+        TRY(launch_1d(chain, kernel, 1, layer->balance_group));
+    }
+    TRY(gradient(layer, chain, args, sums, &ws, sources));
+done:
+    return status;
+}

@@ -1,0 +1,65 @@
+/* The state: its size, and its first values. */
+#include "balance/state.clh"
+#include "check/check.h"
+#include "runtime/program.h"
+#include "steps.h"
+
+#include <stddef.h>
+#include <stdio.h>
+
+#define SAME_FIELD(field)                                                                          \
+    _Static_assert(offsetof(clmoe_state, field) == offsetof(state_header, field),                  \
+                   "cl/balance/state.clh has " #field " elsewhere")
+SAME_FIELD(version);
+SAME_FIELD(columns);
+SAME_FIELD(seed);
+SAME_FIELD(step);
+SAME_FIELD(updates);
+SAME_FIELD(noise_scale);
+SAME_FIELD(temperature_scale);
+SAME_FIELD(loss_weight);
+SAME_FIELD(capacity_scale);
+SAME_FIELD(reserved);
+_Static_assert(sizeof(clmoe_state) == sizeof(state_header),
+               "cl/balance/state.clh has another size");
+_Static_assert(sizeof(clmoe_state) == STATE_WORDS * 4, "cl/balance/state.clh has another size");
+_Static_assert(sizeof(clmoe_stats) == STATS_WORDS * 4,
+               "cl/balance/state.clh knows another clmoe_stats");
+
+clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes) {
+    if (!layer || !bytes)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "bytes" : "layer");
+    *bytes = layer_state_bytes(layer);
+    return CLMOE_SUCCESS;
+}
+
+/* cl/balance/control.cl has the state's kernel too: one program less to compile. */
+clmoe_status state_create(clmoe_layer *layer) {
+    char options[32];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
+    return program_kernel(layer->context, "balance/control", options, "state_init",
+                          &layer->kernels[KERNEL_STATE_INIT]);
+}
+
+static clmoe_status step_state_init(const clmoe_layer *layer, launch *chain, clmoe_buf state,
+                                    uint64_t seed) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_STATE_INIT];
+    TRY(KERNEL_SET(kernel, ARG_F32(state), arg_u32((uint32_t)seed), arg_u32((uint32_t)(seed >> 32)),
+                   arg_u32(layer->columns)));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
+done:
+    return status;
+}
+
+clmoe_status clmoe_state_init(clmoe_layer *layer, cl_command_queue queue, clmoe_buf state,
+                              uint64_t seed, cl_uint num_wait, const cl_event *wait,
+                              cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    launch chain = {0};
+    TRY(check_state_init(layer, state));
+    TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
+    TRY(step_state_init(layer, &chain, state, seed));
+done:
+    return launch_end(&chain, status, event);
+}

@@ -1,0 +1,127 @@
+/* Statistics as text for people. */
+#include "stats_print.h"
+#include "runtime/status.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+enum { ARRAYS = 8 };
+
+#define COUNT(field)                                                                               \
+    { #field, offsetof(clmoe_stats, field), false }
+#define FLOAT(field)                                                                               \
+    { #field, offsetof(clmoe_stats, field), true }
+
+const stats_field stats_fields[] = {
+    COUNT(tokens),
+    COUNT(columns),
+    COUNT(pairs),
+    COUNT(kept),
+    COUNT(dropped),
+    COUNT(identity_pairs),
+    COUNT(nonfinite_tokens),
+    COUNT(idle_experts),
+    COUNT(max_load),
+    COUNT(min_load),
+    FLOAT(max_violation),
+    FLOAT(load_entropy),
+    COUNT(rerouted),
+    COUNT(used_capacity),
+    FLOAT(drop_rate),
+    FLOAT(load_variance),
+    FLOAT(load_cv2),
+    FLOAT(importance_variance),
+    FLOAT(importance_cv2),
+    FLOAT(weights_cv2),
+    FLOAT(load_divergence),
+    FLOAT(target_distance),
+    FLOAT(target_change),
+    FLOAT(fluctuation),
+    FLOAT(token_entropy),
+    FLOAT(confidence),
+    FLOAT(mean_logsumexp),
+    COUNT(dead_experts),
+    FLOAT(dead_parameter_share),
+    COUNT(device_groups),
+    COUNT(max_device_tokens),
+    COUNT(invalid_ids),
+    {NULL, 0, false},
+};
+
+const stats_array stats_arrays[ARRAYS + 1] = {
+    {"load", false},     {"kept", false},        {"dropped", false},
+    {"rerouted", false}, {"importance", true},   {"weight_sums", true},
+    {"ema", true},       {"idle_tokens", false}, {NULL, false},
+};
+
+/* Word `i` of the four-byte words at `base`, which may lie at any address. */
+static uint32_t word_at(const unsigned char *base, size_t i) {
+    uint32_t word;
+    memcpy(&word, base + i * sizeof word, sizeof word);
+    return word;
+}
+
+static double float_at(const unsigned char *base, size_t i) {
+    float value;
+    memcpy(&value, base + i * sizeof value, sizeof value);
+    return (double)value;
+}
+
+static void print_fields(FILE *file, const unsigned char *base) {
+    for (const stats_field *field = stats_fields; field->name != NULL; field++) {
+        size_t word = field->offset / sizeof(uint32_t);
+        if (field->offset == offsetof(clmoe_stats, invalid_ids) && word_at(base, word) == 0)
+            continue;
+        if (field->is_float)
+            fprintf(file, "%-21s %.6g\n", field->name, float_at(base, word));
+        else
+            fprintf(file, "%-21s %" PRIu32 "\n", field->name, word_at(base, word));
+    }
+}
+
+static void print_experts(FILE *file, const unsigned char *base, size_t columns) {
+    fprintf(file, "\n%6s", "expert");
+    for (size_t a = 0; a < ARRAYS; a++)
+        fprintf(file, " %11s", stats_arrays[a].name);
+    fprintf(file, "\n");
+    for (size_t e = 0; e < columns; e++) {
+        fprintf(file, "%6zu", e);
+        for (size_t a = 0; a < ARRAYS; a++) {
+            if (stats_arrays[a].is_float)
+                fprintf(file, " %11.6g", float_at(base, a * columns + e));
+            else
+                fprintf(file, " %11" PRIu32, word_at(base, a * columns + e));
+        }
+        fprintf(file, "\n");
+    }
+}
+
+static void print_groups(FILE *file, const unsigned char *base, size_t groups) {
+    if (groups > 0)
+        fprintf(file, "\n%6s %13s\n", "group", "device_tokens");
+    for (size_t d = 0; d < groups; d++)
+        fprintf(file, "%6zu %13" PRIu32 "\n", d, word_at(base, d));
+}
+
+clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes) {
+    clmoe_stats header;
+    if (!file || !stats)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", file ? "stats" : "file");
+    if (bytes < sizeof header)
+        return fail(CLMOE_INVALID_ARGUMENT, "bytes is %zu, but the header alone has %zu", bytes,
+                    sizeof header);
+    memcpy(&header, stats, sizeof header);
+    size_t columns = header.columns, groups = header.device_groups;
+    size_t needed = sizeof header + (ARRAYS * columns + groups) * sizeof(uint32_t);
+    if (bytes != needed)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "bytes is %zu, but %zu columns and %zu device groups have %zu", bytes, columns,
+                    groups, needed);
+    const unsigned char *base = stats, *behind = base + sizeof header;
+    print_fields(file, base);
+    print_experts(file, behind, columns);
+    print_groups(file, behind + ARRAYS * columns * sizeof(uint32_t), groups);
+    if (fflush(file) != 0 || ferror(file))
+        return fail(CLMOE_IO, "the statistics could not be written");
+    return CLMOE_SUCCESS;
+}

@@ -1,0 +1,135 @@
+/* The batch -> what it adds up to: shared by statistics and losses. */
+#include "runtime/program.h"
+#include "steps.h"
+
+#include <stdio.h>
+
+enum { MAX_SUM_GROUP = 64, SERIAL_COLUMNS = 16 };
+
+/* Columns a group of the balance kernels takes at once. */
+static uint32_t columns_at_once(const clmoe_layer *layer) {
+    return layer->balance_group == 1 ? SERIAL_COLUMNS : layer->balance_group;
+}
+
+clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name) {
+    char options[32];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->balance_group);
+    return program_kernel(layer->context, step, options, name, &layer->kernels[id]);
+}
+
+clmoe_status sums_create(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint32_t group = layer->group;
+    layer->balance_group = group < MAX_SUM_GROUP ? group : MAX_SUM_GROUP;
+    TRY(balance_kernel(layer, KERNEL_SUMS_ROWS, "balance/sums", "sums_rows"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_COLUMNS, "balance/sums", "sums_columns"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_PAIRS, "balance/sums", "sums_pairs"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_TOKENS, "balance/sums", "sums_tokens"));
+    TRY(balance_kernel(layer, KERNEL_SUMS_REDUCE, "balance/sums", "sums_reduce"));
+done:
+    return status;
+}
+
+static size_t record_words(const sums_shape *shape) {
+    return (size_t)(SUM_SOURCES + COUNT_SOURCES) * shape->columns + shape->device_groups +
+           SCALAR_COUNT;
+}
+
+router_switches p_switches(const clmoe_layer *layer) {
+    router_switches switches = layer->router;
+    if (layer->desc.router.two_level) {
+        switches.softcap = 0;
+        switches.temperature = 1;
+    }
+    return switches;
+}
+
+/* The choice as it was before overflow reroute. */
+static clmoe_buf chosen_ids(const clmoe_layer *layer, const sums_args *args,
+                            const workspace_layout *ws) {
+    return layer_reroutes(layer) ? plan_array(args->plan, ws->plan.chosen_ids) : args->ids;
+}
+
+/* Each token's row, then the sums of the blocks over the columns. */
+static clmoe_status sum_logits(const clmoe_layer *layer, launch *chain, const sums_args *args,
+                               clmoe_buf ids, clmoe_buf rows, clmoe_buf partial) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &args->shape;
+    const router_switches router = p_switches(layer);
+    const clmoe_buf state = p_state(layer, args->state);
+    cl_kernel kernel = layer->kernels[KERNEL_SUMS_ROWS];
+    size_t local[2] = {layer->balance_group, 1};
+    size_t blocks[2] = {divide_up(layer->columns, columns_at_once(layer)),
+                        (size_t)shape->sequences * shape->blocks_each};
+    TRY(KERNEL_SET(kernel, ARG_F32(args->p_logits), ARG_F32(args->noisy), ARG_F32(args->scores),
+                   ARG_F32(ids), ARG_F32(args->live), ARG_U8(args->token_mask),
+                   ARG_F32(args->token_offsets), ARG_F32(state), ARG_F32(rows),
+                   arg_struct(shape, sizeof *shape), arg_struct(&router, sizeof router),
+                   arg_u32(layer_is_best_first(layer))));
+    TRY(launch_1d(chain, kernel, args->tokens, local[0]));
+    if (!(shape->asked & LOGIT_BITS))
+        return CLMOE_SUCCESS;
+    kernel = layer->kernels[KERNEL_SUMS_COLUMNS];
+    TRY(KERNEL_SET(kernel, ARG_F32(args->p_logits), ARG_F32(args->noisy), ARG_F32(args->logits),
+                   ARG_F32(args->noise_raw), ARG_F32(args->scores), ARG_F32(state), ARG_F32(rows),
+                   ARG_F32(partial), arg_struct(shape, sizeof *shape),
+                   arg_struct(&router, sizeof router)));
+    TRY(launch_kernel(chain, kernel, 2, blocks, local));
+done:
+    return status;
+}
+
+/* The sums of the blocks over pairs and tokens. */
+static clmoe_status sum_pairs(const clmoe_layer *layer, launch *chain, const sums_args *args,
+                              const workspace_layout *ws, clmoe_buf rows, clmoe_buf partial) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const sums_shape *shape = &args->shape;
+    cl_kernel kernel = layer->kernels[KERNEL_SUMS_PAIRS];
+    const uint32_t by_pair =
+        SUM_BIT(SUM_WEIGHTS) | COUNT_BIT(COUNT_ASSIGNED) | COUNT_BIT(COUNT_FIRST);
+    uint32_t group = layer->balance_group, groups = shape->device_groups + 2;
+    size_t local[2] = {group, 1}, all_blocks = (size_t)shape->sequences * shape->blocks_each;
+    size_t columns[2] = {divide_up(layer->columns, columns_at_once(layer)), all_blocks};
+    size_t tokens[2] = {divide_up(groups, group), all_blocks};
+    bool keeps = layer_keeps_chosen_weights(layer);
+    clmoe_buf ids = chosen_ids(layer, args, ws), weights = args->pair_weights;
+    if (keeps && weights.mem)
+        weights = plan_array(args->plan, ws->plan.chosen_weights);
+    if (shape->asked & by_pair) {
+        TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(keeps ? ids : args->ids), ARG_F32(weights),
+                       ARG_F32(args->live), ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+                       ARG_F32(rows), ARG_F32(partial), arg_struct(shape, sizeof *shape)));
+        TRY(launch_kernel(chain, kernel, 2, columns, local));
+    }
+    kernel = layer->kernels[KERNEL_SUMS_TOKENS];
+    TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(args->live), ARG_U8(args->token_mask),
+                   ARG_F32(args->token_offsets), ARG_F32(rows), ARG_F32(partial),
+                   arg_struct(shape, sizeof *shape)));
+    TRY(launch_kernel(chain, kernel, 2, tokens, local));
+done:
+    return status;
+}
+
+clmoe_status step_sums(const clmoe_layer *layer, launch *chain, sums_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel reduce = layer->kernels[KERNEL_SUMS_REDUCE];
+    workspace_layout ws;
+    clmoe_buf none = {0};
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    clmoe_buf rows = workspace_region(&ws, REGION_SUMS_ROWS, none, args->scratch);
+    clmoe_buf partial = workspace_region(&ws, REGION_SUMS_PARTIAL, none, args->scratch);
+    clmoe_buf sums = workspace_region(&ws, REGION_SUMS, none, args->scratch);
+    args->shape = workspace_sums(layer, args->tokens, args->asked);
+    const sums_shape *shape = &args->shape;
+    size_t local[2] = {layer->balance_group, 1};
+    size_t records[2] = {record_words(shape) / local[0] + 1,
+                         shape->sequences > 1 ? shape->sequences + 1 : 1};
+    if (args->tokens > 0) {
+        TRY(sum_logits(layer, chain, args, chosen_ids(layer, args, &ws), rows, partial));
+        TRY(sum_pairs(layer, chain, args, &ws, rows, partial));
+    }
+    TRY(KERNEL_SET(reduce, ARG_F32(partial), ARG_F32(sums), arg_struct(shape, sizeof *shape)));
+    TRY(launch_kernel(chain, reduce, 2, records, local));
+done:
+    return status;
+}

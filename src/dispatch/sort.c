@@ -1,0 +1,108 @@
+/* Pairs or tokens -> the order in which they compete for places. */
+#include "steps.h"
+
+enum { SORT_DIGIT_BITS = 8, SORT_KEY_BITS = 32 };
+
+clmoe_status sort_create(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!layer_sorts(layer))
+        return CLMOE_SUCCESS;
+    TRY(layer_kernel(layer, KERNEL_SORT_KEYS, "dispatch/sort", "sort_keys"));
+    TRY(layer_kernel(layer, KERNEL_SORT_HISTOGRAM, "dispatch/sort", "sort_histogram"));
+    TRY(layer_kernel(layer, KERNEL_SORT_SCAN, "dispatch/sort", "sort_scan"));
+    TRY(layer_kernel(layer, KERNEL_SORT_SCATTER, "dispatch/sort", "sort_scatter"));
+    TRY(layer_kernel(layer, KERNEL_SORT_SEQUENCES, "dispatch/sort", "sort_sequences"));
+done:
+    return status;
+}
+
+/* The sort's double buffers; after an even number of passes the result is in the first. */
+typedef struct sort_buffers {
+    clmoe_buf keys[2], order[2], histogram;
+} sort_buffers;
+
+static clmoe_status sort_pass(const clmoe_layer *layer, launch *chain, const sort_buffers *buffers,
+                              uint32_t count, int shift, int from) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cl_kernel *kernels = layer->kernels;
+    uint32_t group = layer->group;
+    block_split blocks = workspace_blocks(layer->group, count);
+    clmoe_buf keys = buffers->keys[from], order = buffers->order[from];
+    TRY(KERNEL_SET(kernels[KERNEL_SORT_HISTOGRAM], ARG_F32(keys), ARG_F32(buffers->histogram),
+                   arg_u32(count), arg_u32(blocks.size), arg_u32((uint32_t)shift)));
+    TRY(launch_1d(chain, kernels[KERNEL_SORT_HISTOGRAM], blocks.count, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SORT_SCAN], ARG_F32(buffers->histogram), arg_u32(blocks.count)));
+    TRY(launch_1d(chain, kernels[KERNEL_SORT_SCAN], 1, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SORT_SCATTER], ARG_F32(keys), ARG_F32(order),
+                   ARG_F32(buffers->histogram), ARG_F32(buffers->keys[!from]),
+                   ARG_F32(buffers->order[!from]), arg_u32(count), arg_u32(blocks.size),
+                   arg_u32((uint32_t)shift)));
+    TRY(launch_1d(chain, kernels[KERNEL_SORT_SCATTER], blocks.count, group));
+done:
+    return status;
+}
+
+/* Sorts buffers[0], which is in keep order, by sequence; *in gets where the result is. */
+static clmoe_status sort_by_sequence(const clmoe_layer *layer, launch *chain,
+                                     const sort_buffers *buffers, uint32_t count, uint32_t each,
+                                     int *in) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_SORT_SEQUENCES];
+    uint32_t group = layer->group, last = (count - 1) / each;
+    *in = 0;
+    if (last == 0)
+        return CLMOE_SUCCESS;
+    TRY(KERNEL_SET(kernel, ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), arg_u32(count),
+                   arg_u32(each)));
+    TRY(launch_1d(chain, kernel, divide_up(count, group), group));
+    for (int shift = 0; shift < SORT_KEY_BITS && last >> shift > 0; shift += SORT_DIGIT_BITS) {
+        TRY(sort_pass(layer, chain, buffers, count, shift, *in));
+        *in = !*in;
+    }
+done:
+    return status;
+}
+
+/*
+ * Tokens by descending best weight (priority), or grid entries by descending weight (weight) or in
+ * a random order (random), in each sequence; *in gets in which of the buffers.
+ */
+static clmoe_status sort_walk(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args,
+                              const sort_buffers *buffers, int *in) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_SORT_KEYS];
+    uint32_t keep = layer_keep(layer), top_k = layer->desc.top_k, group = layer->group;
+    uint32_t count = keep == CLMOE_KEEP_PRIORITY ? args->tokens : args->tokens * top_k;
+    TRY(KERNEL_SET(kernel, ARG_F32(args->pair_weights), ARG_F32(args->live),
+                   ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+                   ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_F32(args->state),
+                   arg_u32(count), arg_u32(args->tokens * top_k), arg_u32(keep), arg_u32(top_k)));
+    TRY(launch_1d(chain, kernel, divide_up(count, group), group));
+    for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
+        TRY(sort_pass(layer, chain, buffers, count, shift, from));
+    uint32_t each = layer_sequence_tokens(layer, args->tokens);
+    TRY(sort_by_sequence(layer, chain, buffers, count,
+                         keep == CLMOE_KEEP_PRIORITY ? each : each * top_k, in));
+done:
+    return status;
+}
+
+clmoe_status step_sort(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args,
+                       clmoe_buf *order) {
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    clmoe_buf none = {0};
+    int in = 0;
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    sort_buffers buffers = {
+        .keys = {workspace_region(&ws, REGION_SORT_KEYS, none, args->scratch),
+                 workspace_region(&ws, REGION_SORT_KEYS_2, none, args->scratch)},
+        .order = {workspace_region(&ws, REGION_SORT_ORDER, none, args->scratch),
+                  workspace_region(&ws, REGION_SORT_ORDER_2, none, args->scratch)},
+        .histogram = workspace_region(&ws, REGION_HISTOGRAM, none, args->scratch),
+    };
+    TRY(sort_walk(layer, chain, args, &buffers, &in));
+    *order = buffers.order[in];
+done:
+    return status;
+}

@@ -1,0 +1,308 @@
+/*
+ * The engine that calls CLBlast, once or twice per expert with rows. It must know the rows on the
+ * host, so it reads them back; biases, activation and row weights follow in
+ * cl/experts/gemm/clblast.cl.
+ */
+#include "kernel.h"
+#include "runtime/program.h"
+
+#include <clblast_c.h>
+#include <limits.h>
+#include <stdlib.h>
+
+typedef struct clblast_state {
+    size_t group; /* work-items per group of cl/experts/gemm/clblast.cl */
+    uint32_t experts;
+    cl_command_queue queue; /* in order: CLBlast chains its kernels by nothing else */
+    cl_kernel kernels[GEMM_VARIANTS];
+    uint32_t *kept, *offsets; /* [E], [E+1], as read back */
+} clblast_state;
+
+/* How gate and up lie: two matrices, or as the rows of one matrix of 2n. */
+typedef enum gate_place { GATE_APART, GATE_FIRST, GATE_TAKES_TURNS } gate_place;
+
+/*
+ * CLBlast's caches are the process's and are filled without a lock in its first calls: one call at
+ * a time, in the whole process.
+ */
+static pthread_mutex_t one_call = PTHREAD_MUTEX_INITIALIZER;
+static unsigned contexts; /* that have used the engine and live, guarded by one_call */
+
+/*
+ * CLBlast keeps the programs of every OpenCL context it has seen, released or not. It can forget
+ * them only for the whole process: done when nobody here is left to miss them. An application that
+ * calls CLBlast itself compiles once more.
+ */
+static void forget_context(void) {
+    pthread_mutex_lock(&one_call);
+    if (--contexts == 0)
+        CLBlastClearCache();
+    pthread_mutex_unlock(&one_call);
+}
+
+static void remember_context(clmoe_context *context) {
+    pthread_mutex_lock(&context->lock);
+    const bool known = context->forget != NULL;
+    context->forget = forget_context;
+    pthread_mutex_unlock(&context->lock);
+    pthread_mutex_lock(&one_call);
+    contexts += !known;
+    pthread_mutex_unlock(&one_call);
+}
+
+static clmoe_status clblast_supports(clmoe_context *context) {
+    (void)context;
+    return CLMOE_SUCCESS;
+}
+
+/* A row-major matrix in a buffer, in elements. */
+typedef struct matrix {
+    cl_mem mem;
+    size_t offset, ld;
+} matrix;
+
+/* C[m,n] = A[m,k] W^T, W as it lies. */
+static clmoe_status sgemm(cl_command_queue queue, size_t m, size_t n, size_t k, matrix a, matrix w,
+                          bool w_along_k, matrix c) {
+    pthread_mutex_lock(&one_call);
+    const CLBlastStatusCode code = CLBlastSgemm(
+        CLBlastLayoutRowMajor, CLBlastTransposeNo,
+        w_along_k ? CLBlastTransposeYes : CLBlastTransposeNo, m, n, k, 1.0f, a.mem, a.offset, a.ld,
+        w.mem, w.offset, w.ld, 0.0f, c.mem, c.offset, c.ld, &queue, NULL);
+    pthread_mutex_unlock(&one_call);
+    if (code == CLBlastSuccess)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_ENGINE_FAILED, "CLBlastSgemm failed with %d for m %zu, n %zu, k %zu",
+                (int)code, m, n, k);
+}
+
+/* Compiles CLBlast's kernels for the context, so that the first real call does not. */
+static clmoe_status warm_up(const clmoe_context *context, cl_command_queue queue) {
+    clmoe_status status = CLMOE_SUCCESS;
+    float ones[3] = {1.0f, 1.0f, 1.0f};
+    cl_int code = CL_SUCCESS;
+    cl_mem mem = clCreateBuffer(context->cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, sizeof ones,
+                                ones, &code);
+    TRY(clmoe_cl_check(code, "clCreateBuffer"));
+    TRY(sgemm(queue, 1, 1, 1, (matrix){mem, 0, 1}, (matrix){mem, 1, 1}, true, (matrix){mem, 2, 1}));
+    TRY(CL(clFinish(queue)));
+done:
+    if (mem)
+        clReleaseMemObject(mem);
+    return status;
+}
+
+static void clblast_destroy(void *opaque) {
+    clblast_state *state = opaque;
+    if (!state)
+        return;
+    for (int i = 0; i < GEMM_VARIANTS; i++)
+        kernel_release(&state->kernels[i]);
+    if (state->queue)
+        clReleaseCommandQueue(state->queue);
+    free(state->kept);
+    free(state->offsets);
+    free(state);
+}
+
+/* CLBlast holds offsets in an int. */
+static clmoe_status check_extent(const char *what, uint64_t first, uint64_t rows, uint64_t row) {
+    const uint64_t most = INT_MAX;
+    if (first <= most && (rows == 0 || row <= (most - first) / rows))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED,
+                "engine clblast cannot address %s: %llu x %llu elements from element %llu on, but "
+                "CLBlast's offsets end at %d",
+                what, (unsigned long long)rows, (unsigned long long)row, (unsigned long long)first,
+                INT_MAX);
+}
+
+static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *shape, void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_int code = CL_SUCCESS;
+    if (shape->a_type != CLMOE_F32 || shape->w_type != CLMOE_F32)
+        return fail(CLMOE_UNSUPPORTED,
+                    "engine clblast computes in f32, but type is %s and weight_type %s",
+                    type_name(shape->a_type), type_name(shape->w_type));
+    clblast_state *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
+    TRY(check_extent("a matrix of all experts", 0, shape->experts,
+                     (uint64_t)shape->dim * shape->hidden_dim));
+    state->experts = shape->experts;
+    state->kept = calloc(shape->experts, sizeof *state->kept);
+    state->offsets = calloc((size_t)shape->experts + 1, sizeof *state->offsets);
+    if (!state->kept || !state->offsets) {
+        status = fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
+        goto done;
+    }
+    TRY(gemm_kernels_by_column(context, shape, "experts/gemm/clblast", "act_rows", state->kernels,
+                               &state->group));
+    state->queue = clCreateCommandQueue(context->cl, context->device, 0, &code);
+    TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
+    remember_context(context);
+    TRY(warm_up(context, state->queue));
+    *out = state;
+    state = NULL;
+done:
+    clblast_destroy(state);
+    return status;
+}
+
+static uint32_t clblast_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
+    (void)context;
+    (void)rows_per_expert;
+    return 1;
+}
+
+/* The sums of gate and up, [slots, 2n]; those of one matrix are made in C. */
+static size_t clblast_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
+    size_t bytes = 0;
+    (void)shape;
+    if (form != GEMM_GATED)
+        return 0;
+    if (!size_mul(slots, 2 * sizeof(float), &bytes) || !size_mul(bytes, n, &bytes))
+        return SIZE_MAX;
+    return bytes;
+}
+
+static gate_place place_of_gate(const gemm_problem *problem) {
+    const gemm_weight *gate = &problem->gate, *up = &problem->up;
+    if (gate->buf.mem != up->buf.mem || gate->buf.offset >= up->buf.offset)
+        return GATE_APART;
+    const uint64_t distance = (up->buf.offset - gate->buf.offset) / sizeof(float);
+    if (2 * distance == gate->row)
+        return GATE_TAKES_TURNS;
+    return distance == problem->n * gate->row ? GATE_FIRST : GATE_APART;
+}
+
+/* Rows first .. first + m - 1 through `n` columns of `w`, to column `column` of the sums. */
+static clmoe_status run_matrix(const gemm_problem *problem, cl_command_queue queue,
+                               const gemm_weight *w, uint32_t n, uint32_t expert, size_t first,
+                               size_t m, matrix sums, size_t column) {
+    const bool along_k = w->col == 1 && w->row >= problem->k;
+    const matrix a = {problem->a.mem, problem->a.offset / sizeof(float) + first * problem->k,
+                      problem->k};
+    const matrix b = {w->buf.mem, w->buf.offset / sizeof(float) + expert * w->expert,
+                      along_k ? w->row : w->col};
+    sums.offset += first * sums.ld + column;
+    return sgemm(queue, m, n, problem->k, a, b, along_k, sums);
+}
+
+static clmoe_status run_expert(const gemm_problem *problem, cl_command_queue queue,
+                               gate_place place, uint32_t expert, size_t first, size_t m,
+                               matrix sums) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t n = problem->n;
+    if (problem->form != GEMM_GATED)
+        return run_matrix(problem, queue, &problem->up, n, expert, first, m, sums, 0);
+    if (place != GATE_APART) {
+        gemm_weight both = problem->gate;
+        both.row /= place == GATE_TAKES_TURNS ? 2 : 1;
+        return run_matrix(problem, queue, &both, 2 * n, expert, first, m, sums, 0);
+    }
+    TRY(run_matrix(problem, queue, &problem->gate, n, expert, first, m, sums, 0));
+    TRY(run_matrix(problem, queue, &problem->up, n, expert, first, m, sums, n));
+done:
+    return status;
+}
+
+/* Where the sums of gate and up, or of the one matrix, are made. */
+static matrix sums_of(const gemm_problem *problem) {
+    const bool gated = problem->form == GEMM_GATED;
+    const clmoe_buf buf = gated ? problem->scratch : problem->c;
+    return (matrix){buf.mem, buf.offset / sizeof(float),
+                    gated ? 2 * (size_t)problem->n : problem->n};
+}
+
+static clmoe_status clblast_check(const void *opaque, const gemm_problem *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clblast_state *state = opaque;
+    const gemm_weight *gate = &problem->gate, *up = &problem->up;
+    const matrix sums = sums_of(problem);
+    if (problem->token_of.mem)
+        return fail(CLMOE_UNSUPPORTED, "engine clblast does not gather rows");
+    if (problem->experts > state->experts)
+        return fail(CLMOE_INVALID_ARGUMENT, "engine clblast was created for %u experts, not %u",
+                    state->experts, problem->experts);
+    TRY(check_extent("the rows", problem->a.offset / sizeof(float), problem->slots, problem->k));
+    TRY(check_extent("the sums", sums.offset, problem->slots, sums.ld));
+    TRY(check_extent("the weights", up->buf.offset / sizeof(float), problem->experts, up->expert));
+    if (problem->form == GEMM_GATED)
+        TRY(check_extent("the gate's weights", gate->buf.offset / sizeof(float), problem->experts,
+                         gate->expert));
+done:
+    return status;
+}
+
+static clmoe_status run_experts(clblast_state *state, launch *chain, const gemm_problem *problem,
+                                gate_place place, matrix sums) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_command_queue queue = chain->out_of_order ? state->queue : chain->queue;
+    bool left = false;
+    const bool dense = !problem->tile_expert.mem;
+    if (!dense) {
+        TRY(launch_read(chain, problem->kept, problem->experts * sizeof(uint32_t), state->kept));
+        TRY(launch_read(chain, problem->offsets, (problem->experts + 1) * sizeof(uint32_t),
+                        state->offsets));
+    }
+    TRY(launch_leave(chain, queue));
+    left = true;
+    for (uint32_t expert = 0; expert < problem->experts; expert++) {
+        const size_t first = dense ? 0 : state->offsets[expert];
+        const size_t m = dense ? problem->slots : state->kept[expert];
+        if (m > 0)
+            TRY(run_expert(problem, queue, place, expert, first, m, sums));
+    }
+    TRY(launch_return(chain, queue));
+done:
+    /* The caller, who may finish the chain's queue alone, is to have the buffers back. */
+    if (left && status != CLMOE_SUCCESS && queue == state->queue)
+        clFinish(queue);
+    return status;
+}
+
+/* Biases, row weights and activation, from the sums to C. */
+static clmoe_status finish(const clblast_state *state, launch *chain, const gemm_problem *problem,
+                           gate_place place, clmoe_buf sums, size_t sums_ld) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)];
+    const size_t groups[] = {problem->slots, gemm_tiles(problem->n, state->group)};
+    const size_t local[] = {1, state->group};
+    gemm_problem rest = *problem;
+    rest.a = sums;
+    rest.k = (uint32_t)sums_ld;
+    rest.gate.row = rest.up.row = place == GATE_TAKES_TURNS ? 2 : 1;
+    TRY(gemm_kernel_set(kernel, &rest, problem->row_tile));
+    TRY(launch_kernel(chain, kernel, 2, groups, local));
+done:
+    return status;
+}
+
+static clmoe_status clblast_run(void *opaque, launch *chain, const gemm_problem *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clblast_state *state = opaque;
+    const bool gated = problem->form == GEMM_GATED;
+    const gate_place place = gated ? place_of_gate(problem) : GATE_APART;
+    const clmoe_buf buf = gated ? problem->scratch : problem->c;
+    const matrix sums = sums_of(problem);
+    if (problem->slots == 0)
+        return CLMOE_SUCCESS;
+    TRY(run_experts(state, chain, problem, place, sums));
+    if (problem->form != GEMM_LINEAR || problem->up.bias.mem || problem->row_weight)
+        TRY(finish(state, chain, problem, place, buf, sums.ld));
+done:
+    return status;
+}
+
+const gemm_engine gemm_clblast = {
+    .name = "clblast",
+    .blocks = true,
+    .supports = clblast_supports,
+    .create = clblast_create,
+    .destroy = clblast_destroy,
+    .row_tile = clblast_row_tile,
+    .scratch = clblast_scratch,
+    .check = clblast_check,
+    .run = clblast_run,
+};

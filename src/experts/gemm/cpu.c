@@ -1,0 +1,199 @@
+/* The engine for CPU devices: a register tile per work-item, weights as they lie or packed. */
+#include "kernel.h"
+#include "runtime/program.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Without a measurement; what the sizes are is in clmoe.h. */
+enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8 };
+
+/* How a kernel reads W: WEIGHTS of cl/experts/gemm/cpu.cl. */
+typedef enum weights { BY_ROW, BY_COLUMN, PACKED, WEIGHTS_COUNT } weights;
+
+typedef struct cpu_state {
+    unsigned width;                                  /* floats per vector */
+    uint32_t max_rows;                               /* of a tile */
+    cl_kernel kernels[GEMM_VARIANTS][WEIGHTS_COUNT]; /* NULL where not asked for */
+    cl_kernel pack[GEMM_VARIANTS];
+} cpu_state;
+
+static clmoe_status cpu_supports(clmoe_context *context) {
+    if (device_is_cpu(&context->info))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED, "engine cpu needs a CPU device, but %.64s is none",
+                context->info.name);
+}
+
+static uint32_t max_rows(const clmoe_context *context) {
+    const uint32_t tuned = context->tuning.sizes[TUNED_CPU].rows;
+    return tuned ? tuned : ROWS;
+}
+
+static uint32_t depth(const clmoe_context *context) {
+    const uint32_t tuned = context->tuning.sizes[TUNED_CPU].depth;
+    return tuned ? tuned : DEPTH;
+}
+
+static void cpu_destroy(void *opaque) {
+    cpu_state *state = opaque;
+    if (!state)
+        return;
+    for (int i = 0; i < GEMM_VARIANTS; i++) {
+        for (int j = 0; j < WEIGHTS_COUNT; j++)
+            kernel_release(&state->kernels[i][j]);
+        kernel_release(&state->pack[i]);
+    }
+    free(state);
+}
+
+static unsigned vector_width(const clmoe_context *context) {
+    const cl_uint native = context->info.vector_width;
+    return native >= 16 ? 16 : native >= 8 ? 8 : 4;
+}
+
+/*
+ * Whether some problem of `shape` needs a kernel. Only MLPs are packed. Ungated with weights along
+ * k: the router. Where a matrix has one row or column, both orders are the same; then every order
+ * is compiled.
+ */
+static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) {
+    const bool first = variant == gemm_variant_of(shape->form);
+    const bool any_order = shape->dim == 1 || shape->hidden_dim == 1;
+    const bool by_column = order == BY_COLUMN;
+    if (order == PACKED)
+        return shape->form != GEMM_LINEAR && (first || variant == GEMM_UNGATED);
+    if (variant == GEMM_GATE_AND_UP)
+        return first && (any_order || by_column == shape->gate_up_transposed);
+    return !by_column || any_order || shape->down_transposed ||
+           (first && shape->gate_up_transposed);
+}
+
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
+                            gemm_variant variant, weights order) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool gated = variant == GEMM_GATE_AND_UP;
+    char options[96];
+    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DWEIGHTS=%d -DMAX_ROWS=%u -DDEPTH=%u",
+             gated, state->width, (int)order, state->max_rows, depth(context));
+    TRY(gemm_kernel_create(context, shape, "experts/gemm/cpu", options, "gemm_cpu",
+                           &state->kernels[variant][order]));
+    if (order != PACKED)
+        return CLMOE_SUCCESS;
+    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u", gated, state->width);
+    TRY(gemm_kernel_create(context, shape, "experts/gemm/cpu_pack", options, "pack_panels",
+                           &state->pack[variant]));
+done:
+    return status;
+}
+
+static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cpu_state *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the cpu engine");
+    state->width = vector_width(context);
+    state->max_rows = max_rows(context);
+    for (int variant = 0; variant < GEMM_VARIANTS; variant++)
+        for (int order = 0; order < WEIGHTS_COUNT; order++)
+            if (needs(shape, (gemm_variant)variant, (weights)order))
+                TRY(compile(context, shape, state, (gemm_variant)variant, (weights)order));
+    *out = state;
+    state = NULL;
+done:
+    cpu_destroy(state);
+    return status;
+}
+
+/*
+ * Long tiles read each weight less often. A quarter more rows than the average fit, so that few
+ * experts need another tile for the rest.
+ */
+static uint32_t row_tile(uint32_t most, uint32_t rows_per_expert) {
+    const size_t rows = (size_t)rows_per_expert + rows_per_expert / 4;
+    const size_t tiles = gemm_tiles(rows > 0 ? rows : 1, most);
+    return (uint32_t)gemm_tiles(rows > 0 ? rows : 1, tiles * ROW_UNIT) * ROW_UNIT;
+}
+
+static uint32_t cpu_row_tile(const clmoe_context *context, uint32_t rows_per_expert) {
+    return row_tile(max_rows(context), rows_per_expert);
+}
+
+/* Columns of C that a work-item computes. */
+static size_t panel_columns(const cpu_state *state, gemm_form form) {
+    return form == GEMM_GATED ? state->width : 2 * state->width;
+}
+
+/* Work-items side by side for n columns of C; also the panels of a packed matrix. */
+static size_t panels_of(const cpu_state *state, gemm_form form, uint32_t n) {
+    return gemm_tiles(n, panel_columns(state, form));
+}
+
+static weights order_of(const gemm_problem *problem) {
+    if (problem->packed)
+        return PACKED;
+    return problem->up.col == 1 ? BY_ROW : BY_COLUMN;
+}
+
+static clmoe_status cpu_run(void *opaque, launch *chain, const gemm_problem *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cpu_state *state = opaque;
+    const weights order = order_of(problem);
+    const uint32_t rows =
+        problem->tile_expert.mem ? problem->row_tile : row_tile(state->max_rows, problem->slots);
+    const size_t groups[] = {panels_of(state, problem->form, problem->n),
+                             gemm_tiles(problem->slots, rows)};
+    const size_t local[] = {1, 1};
+    cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)][order];
+    if (!kernel || (order == BY_COLUMN && problem->up.row > (problem->form == GEMM_GATED ? 2 : 1)))
+        return fail(CLMOE_UNSUPPORTED,
+                    "engine cpu was not created for weights of stride %llu, %llu",
+                    (unsigned long long)problem->up.row, (unsigned long long)problem->up.col);
+    TRY(gemm_kernel_set(kernel, problem, rows));
+    TRY(launch_bounded(chain, kernel, 2, groups, local,
+                       gemm_work(problem, rows, panel_columns(state, problem->form))));
+done:
+    return status;
+}
+
+/* Gate and up take turns vector by vector in one panel, so that their activation is at hand. */
+static size_t cpu_packed_elements(const void *opaque, const gemm_problem *problem) {
+    const cpu_state *state = opaque;
+    size_t panels = 0, elements = 0;
+    if (size_mul(panels_of(state, problem->form, problem->n), problem->experts, &panels) &&
+        size_mul(panels, problem->k, &elements) &&
+        size_mul(elements, (size_t)2 * state->width, &elements))
+        return elements;
+    return SIZE_MAX;
+}
+
+static clmoe_status cpu_pack(void *opaque, launch *chain, const gemm_problem *problem,
+                             clmoe_buf packed) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cpu_state *state = opaque;
+    const gemm_weight *up = &problem->up;
+    const clmoe_type type = problem->w_type;
+    const clmoe_buf gate = problem->form == GEMM_GATED ? problem->gate.buf : (clmoe_buf){0};
+    cl_kernel kernel = state->pack[gemm_variant_of(problem->form)];
+    const size_t groups[] = {panels_of(state, problem->form, problem->n), problem->experts};
+    const size_t local[] = {1, 1};
+    TRY(KERNEL_SET(kernel, ARG_TYPE(gate, type), ARG_TYPE(up->buf, type), arg_u64(up->expert),
+                   arg_u64(up->row), arg_u64(up->col), arg_u32(problem->n), arg_u32(problem->k),
+                   ARG_TYPE(packed, type)));
+    TRY(launch_kernel(chain, kernel, 2, groups, local));
+done:
+    return status;
+}
+
+const gemm_engine gemm_cpu = {
+    .name = "cpu",
+    .gathers = true,
+    .supports = cpu_supports,
+    .create = cpu_create,
+    .destroy = cpu_destroy,
+    .row_tile = cpu_row_tile,
+    .scratch = gemm_no_scratch,
+    .run = cpu_run,
+    .packed_elements = cpu_packed_elements,
+    .pack = cpu_pack,
+};

@@ -1,0 +1,79 @@
+/* The host's side of cl/experts/gemm/gemm.clh. */
+#include "kernel.h"
+#include "runtime/program.h"
+
+#include <stdio.h>
+
+enum { ACT_NONE = -1 }; /* of cl/experts/gemm/act.clh */
+enum { MAX_COLUMN_GROUP = 64 };
+
+clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
+                                const char *options, const char *name, cl_kernel *kernel) {
+    char all[160];
+    snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
+             type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
+             type_name(shape->c_type));
+    return program_kernel(context, step, all, name, kernel);
+}
+
+static clmoe_status by_column(clmoe_context *context, const gemm_shape *shape, const char *step,
+                              const char *name, cl_kernel kernels[GEMM_VARIANTS], size_t group) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const int last = shape->form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
+    for (int variant = GEMM_UNGATED; variant <= last; variant++) {
+        char options[64];
+        snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
+                 group);
+        kernel_release(&kernels[variant]);
+        TRY(gemm_kernel_create(context, shape, step, options, name, &kernels[variant]));
+    }
+done:
+    return status;
+}
+
+clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *shape,
+                                    const char *step, const char *name,
+                                    cl_kernel kernels[GEMM_VARIANTS], size_t *group) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t most = MAX_COLUMN_GROUP;
+    while (!device_takes_group(&context->info, 1, most))
+        most /= 2;
+    do {
+        *group = most;
+        status = by_column(context, shape, step, name, kernels, most);
+        most /= 2;
+    } while (status == CLMOE_UNSUPPORTED && most > 0);
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
+    return status;
+}
+
+clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile) {
+    const gemm_weight *up = &problem->up;
+    const gemm_weight none = {.row = up->row, .col = up->col, .expert = up->expert};
+    const gemm_weight *gate = problem->form == GEMM_GATED ? &problem->gate : &none;
+    const int activation = problem->form == GEMM_LINEAR ? ACT_NONE : (int)problem->activation;
+
+    if (gate->row != up->row || gate->col != up->col || gate->expert != up->expert)
+        return fail(CLMOE_UNSUPPORTED, "gate and up have different strides");
+    return KERNEL_SET(kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets),
+                      ARG_F32(problem->kept), arg_u32(problem->slots), arg_u32(row_tile),
+                      ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
+                      ARG_TYPE(gate->buf, problem->w_type), ARG_TYPE(up->buf, problem->w_type),
+                      ARG_TYPE(gate->bias, problem->bias_type),
+                      ARG_TYPE(up->bias, problem->bias_type), arg_u64(up->expert), arg_u64(up->row),
+                      arg_u64(up->col), arg_u64(up->bias_expert), arg_u64(up->bias_row),
+                      arg_u32(problem->n), arg_u32(problem->k), arg_u32((uint32_t)activation),
+                      arg_f32(problem->limit), arg_f32(problem->alpha), arg_f32(problem->up_shift),
+                      arg_u32((uint32_t)problem->row_weight), ARG_F32(problem->row_of),
+                      ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
+}
+
+size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
+    (void)shape;
+    (void)slots;
+    (void)n;
+    (void)form;
+    return 0;
+}

@@ -1,0 +1,43 @@
+/* What the engines share that run kernels of their own. */
+#ifndef CLMOE_GEMM_KERNEL_H
+#define CLMOE_GEMM_KERNEL_H
+
+#include "gemm.h"
+
+/* Kernels of one engine by form; the variants of both are compiled as the shape asks. */
+typedef enum gemm_variant { GEMM_UNGATED, GEMM_GATE_AND_UP, GEMM_VARIANTS } gemm_variant;
+
+static inline gemm_variant gemm_variant_of(gemm_form form) {
+    return form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
+}
+
+/* Creates kernel `name` of cl/STEP.cl with `options` and the shape's storage types. */
+clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
+                                const char *options, const char *name, cl_kernel *kernel);
+
+/*
+ * Kernels with a work-item per element of C, by form: groups of *group columns, as many as the
+ * device takes.
+ */
+clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *shape,
+                                    const char *step, const char *name,
+                                    cl_kernel kernels[GEMM_VARIANTS], size_t *group);
+
+/* Sets the parameters GEMM_PARAMETERS of cl/experts/gemm/gemm.clh, with `row_tile` as the
+ * problem's. */
+clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
+
+/* Multiply-adds of a work-group that computes `rows` by `columns` of C. */
+static inline uint64_t gemm_work(const gemm_problem *problem, uint32_t rows, size_t columns) {
+    return (uint64_t)rows * columns * problem->k * (problem->form == GEMM_GATED ? 2 : 1);
+}
+
+/* How many tiles cover `count`. */
+static inline size_t gemm_tiles(size_t count, size_t tile) {
+    return count / tile + (count % tile != 0);
+}
+
+/* gemm_engine.scratch of an engine that needs none. */
+size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
+
+#endif

@@ -1,0 +1,19 @@
+/* Expert outputs v -> v / |v|, in place: geometric MoE. */
+#include "steps.h"
+
+clmoe_status normalize_create(clmoe_layer *layer) {
+    if (!layer->desc.normalize_experts)
+        return CLMOE_SUCCESS;
+    return layer_kernel(layer, KERNEL_NORMALIZE, "experts/normalize", "normalize_rows");
+}
+
+clmoe_status step_normalize(const clmoe_layer *layer, launch *chain, clmoe_buf row_of,
+                            uint32_t slots, clmoe_buf ye) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
+    TRY(KERNEL_SET(kernel, ARG_F32(row_of), ARG_TYPE(ye, layer->desc.type),
+                   arg_u32(layer->desc.dim)));
+    TRY(launch_1d(chain, kernel, slots, layer->group));
+done:
+    return status;
+}

@@ -1,0 +1,96 @@
+/* Combine weights of the fixed choice -> weights that load the experts more evenly. */
+#include "steps.h"
+
+#include <stdio.h>
+
+clmoe_status rebalance_create(clmoe_layer *layer) {
+    static const kernel_entry kernels[] = {
+        {KERNEL_REBALANCE_BEGIN, "rebalance_begin"},
+        {KERNEL_REBALANCE_COLUMNS, "rebalance_columns"},
+        {KERNEL_REBALANCE_TARGET, "rebalance_target"},
+        {KERNEL_REBALANCE_ROWS, "rebalance_rows"},
+    };
+    char options[64];
+    if (!layer_rebalances(layer))
+        return CLMOE_SUCCESS;
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
+    return layer_kernels(layer, "routing/rebalance", options, kernels,
+                         sizeof kernels / sizeof kernels[0]);
+}
+
+/* The parts of the region, one behind the other; see rebalance_bytes() in workspace.c. */
+typedef struct rebalance_scratch {
+    clmoe_buf before, sums, partial, pairs, columns, target;
+    block_split blocks;
+} rebalance_scratch;
+
+static clmoe_status scratch_of(const clmoe_layer *layer, const clmoe_topk_args *args,
+                               rebalance_scratch *scratch) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf none = {0};
+    workspace_layout ws;
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    scratch->blocks = workspace_blocks(layer->group, args->tokens);
+    size_t word = sizeof(cl_float), experts = layer->desc.num_experts;
+    size_t block_bytes = scratch->blocks.count * experts * word;
+    scratch->before = workspace_region(&ws, REGION_REBALANCE, none, args->scratch);
+    scratch->sums = plan_array(scratch->before, ws.plan.pairs * word);
+    scratch->partial = plan_array(scratch->sums, args->tokens * word);
+    scratch->pairs = plan_array(scratch->partial, block_bytes);
+    scratch->columns = plan_array(scratch->pairs, block_bytes);
+    scratch->target = plan_array(scratch->columns, experts * word);
+done:
+    return status;
+}
+
+/* The arguments in the order of rebalance.cl's REBALANCE_ARGS. */
+#define REBALANCE_ARGS(layer, args, scratch)                                                       \
+    ARG_F32((args)->ids), ARG_F32((args)->live), ARG_U8((args)->token_mask),                       \
+        ARG_F32((args)->weights_out), ARG_F32((scratch)->before), ARG_F32((scratch)->sums),        \
+        ARG_F32((scratch)->partial), arg_u32((args)->tokens), arg_u32((layer)->desc.top_k),        \
+        arg_u32((layer)->desc.num_experts), arg_u32((scratch)->blocks.size)
+
+static clmoe_status launch_columns(const clmoe_layer *layer, launch *chain) {
+    uint32_t group = layer->group, experts = layer->desc.num_experts;
+    return launch_1d(chain, layer->kernels[KERNEL_REBALANCE_COLUMNS], divide_up(experts, group),
+                     group);
+}
+
+static clmoe_status begin(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
+                          const rebalance_scratch *scratch) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cl_kernel *kernels = layer->kernels;
+    uint32_t experts = layer->desc.num_experts, blocks = scratch->blocks.count;
+    TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_BEGIN], REBALANCE_ARGS(layer, args, scratch),
+                   ARG_F32(scratch->pairs)));
+    TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_BEGIN], blocks, layer->group));
+    TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_COLUMNS], ARG_F32(scratch->partial),
+                   ARG_F32(scratch->columns), arg_u32(experts), arg_u32(blocks)));
+    TRY(launch_columns(layer, chain));
+    TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_TARGET], ARG_F32(scratch->columns),
+                   ARG_F32(scratch->pairs), ARG_F32(scratch->target), arg_u32(experts),
+                   arg_u32(blocks), arg_f32(layer->desc.router.rebalance_mu)));
+    TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_TARGET], 1, layer->group));
+done:
+    return status;
+}
+
+clmoe_status step_rebalance(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &layer->desc.router;
+    cl_kernel rows = layer->kernels[KERNEL_REBALANCE_ROWS];
+    rebalance_scratch scratch;
+    if (args->tokens == 0)
+        return CLMOE_SUCCESS;
+    TRY(scratch_of(layer, args, &scratch));
+    TRY(begin(layer, chain, args, &scratch));
+    TRY(KERNEL_SET(rows, REBALANCE_ARGS(layer, args, &scratch), ARG_F32(scratch.columns),
+                   ARG_F32(scratch.target), arg_f32(router->rebalance_mu)));
+    for (uint32_t i = 0; i < router->rebalance_iterations; i++) {
+        if (i > 0)
+            TRY(launch_columns(layer, chain));
+        TRY(launch_1d(chain, rows, scratch.blocks.count, layer->group));
+    }
+done:
+    return status;
+}

@@ -1,0 +1,128 @@
+/* Soft MoE: tokens mixed into the experts' slots, and the slots' outputs into tokens. */
+#include "runtime/program.h"
+#include "steps.h"
+
+#include <stdio.h>
+
+static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type type, const char *name) {
+    char options[64];
+    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->group, type_name(type));
+    return program_kernel(layer->context, "routing/soft_moe", options, name, &layer->kernels[id]);
+}
+
+clmoe_status soft_moe_create(clmoe_layer *layer) {
+    static const kernel_entry kernels[] = {
+        {KERNEL_SOFT_MOE_NORMS, "soft_moe_norms"},
+        {KERNEL_SOFT_MOE_LOGITS, "soft_moe_logits"},
+        {KERNEL_SOFT_MOE_PARTIALS, "soft_moe_partials"},
+        {KERNEL_SOFT_MOE_COLUMNS, "soft_moe_columns"},
+        {KERNEL_SOFT_MOE_DISPATCH, "soft_moe_dispatch"},
+        {KERNEL_SOFT_MOE_COMBINE, "soft_moe_combine"},
+        {KERNEL_SOFT_MOE_PLAN, "soft_moe_plan"},
+        {KERNEL_SOFT_MOE_CLEAR, "soft_moe_clear"},
+    };
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!layer_is_soft_moe(layer))
+        return CLMOE_SUCCESS;
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
+        TRY(create(layer, kernels[i].id, layer->desc.type, kernels[i].name));
+    TRY(create(layer, KERNEL_SOFT_MOE_SLOT_NORMS, layer->desc.router.weight_type,
+               "soft_moe_norms"));
+done:
+    return status;
+}
+
+/* Buckets of p rows, the same for every batch. */
+static clmoe_status set_plan(const clmoe_layer *layer, launch *chain, const soft_moe_args *args,
+                             const clmoe_plan_layout *plan) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel kernel = layer->kernels[KERNEL_SOFT_MOE_PLAN];
+    uint32_t group = layer->group, experts = layer->desc.num_experts;
+    uint32_t count = args->tokens > plan->slots ? args->tokens : plan->slots + 1;
+    TRY(KERNEL_SET(kernel, ARG_F32(plan_array(args->plan, plan->load)),
+                   ARG_F32(plan_array(args->plan, plan->kept)),
+                   ARG_F32(plan_array(args->plan, plan->offsets)),
+                   ARG_F32(plan_array(args->plan, plan->slot_of)),
+                   ARG_F32(plan_array(args->plan, plan->row_of)),
+                   ARG_F32(plan_array(args->plan, plan->token_of)),
+                   ARG_F32(plan_array(args->plan, plan->tile_expert)), ARG_F32(args->ones),
+                   arg_u32(args->tokens), arg_u32(experts), arg_u32(plan->capacity),
+                   arg_u32(plan->slots / experts), arg_u32(plan->row_tile)));
+    TRY(launch_1d(chain, kernel, divide_up(count, group), group));
+done:
+    return status;
+}
+
+/* x -> logits and the sums of both softmaxes. */
+static clmoe_status set_logits(const clmoe_layer *layer, launch *chain, const soft_moe_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cl_kernel *kernels = layer->kernels;
+    const clmoe_layer_desc *desc = &layer->desc;
+    uint32_t group = layer->group, count = layer_router_rows(layer), T = args->tokens;
+    block_split blocks = workspace_token_blocks(layer->group, T);
+    clmoe_buf none = {0}, router = args->weights->router;
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(args->x, desc->type),
+                   ARG_U8(args->token_mask), ARG_F32(args->token_norms),
+                   ARG_TYPE(args->clean, desc->type), arg_u32(desc->dim)));
+    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_NORMS], T, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_SLOT_NORMS], ARG_TYPE(router, desc->router.weight_type),
+                   ARG_U8(none), ARG_F32(args->slot_norms),
+                   ARG_TYPE(none, desc->router.weight_type), arg_u32(desc->dim)));
+    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_SLOT_NORMS], count, group));
+    TRY(gemm_dense(&layer->dense, chain, T, args->clean, router, none, count, desc->dim,
+                   args->logits));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_LOGITS], ARG_F32(args->token_norms),
+                   ARG_F32(args->slot_norms), ARG_F32(args->logits), ARG_F32(args->tops),
+                   arg_u32(count), arg_f32(desc->router.soft_scale)));
+    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_LOGITS], T, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_PARTIALS], ARG_F32(args->logits),
+                   ARG_F32(args->partials), arg_u32(T), arg_u32(count), arg_u32(blocks.size)));
+    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_PARTIALS], blocks.count, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_COLUMNS], ARG_F32(args->partials),
+                   ARG_F32(args->columns), arg_u32(blocks.count), arg_u32(count)));
+    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_COLUMNS], divide_up(count, group), group));
+done:
+    return status;
+}
+
+clmoe_status step_soft_moe_dispatch(const clmoe_layer *layer, launch *chain,
+                                    const soft_moe_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel dispatch = layer->kernels[KERNEL_SOFT_MOE_DISPATCH];
+    cl_kernel combine = layer->kernels[KERNEL_SOFT_MOE_COMBINE];
+    uint32_t experts = layer->desc.num_experts, count = layer_router_rows(layer);
+    uint32_t group = layer->group, tokens = args->tokens;
+    workspace_layout ws;
+    TRY(workspace_layout_get(layer, tokens, &ws));
+    uint32_t slots = ws.plan.slots, stride = slots / experts, each = ws.plan.capacity;
+    TRY(set_plan(layer, chain, args, &ws.plan));
+    TRY(set_logits(layer, chain, args));
+    TRY(KERNEL_SET(dispatch, ARG_F32(args->logits), ARG_F32(args->columns), ARG_F32(args->dispatch),
+                   arg_u32(tokens), arg_u32(count), arg_u32(each)));
+    TRY(launch_kernel(chain, dispatch, 2, (size_t[]){stride, experts}, (size_t[]){group, 1}));
+    TRY(KERNEL_SET(combine, ARG_F32(args->logits), ARG_F32(args->tops), ARG_F32(args->combine),
+                   arg_u32(count), arg_u32(experts), arg_u32(each), arg_u32(stride)));
+    TRY(launch_1d(chain, combine, tokens, group));
+    TRY(gemm_dense_transposed(&layer->mix, chain, slots, args->dispatch, args->clean,
+                              layer->desc.dim, tokens, args->xe));
+done:
+    return status;
+}
+
+clmoe_status step_soft_moe_combine(const clmoe_layer *layer, launch *chain,
+                                   const soft_moe_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_kernel clear = layer->kernels[KERNEL_SOFT_MOE_CLEAR];
+    uint32_t experts = layer->desc.num_experts;
+    workspace_layout ws;
+    TRY(workspace_layout_get(layer, args->tokens, &ws));
+    uint32_t slots = ws.plan.slots, stride = slots / experts, each = ws.plan.capacity;
+    TRY(KERNEL_SET(clear, ARG_TYPE(args->ye, layer->desc.type), arg_u32(layer->desc.dim),
+                   arg_u32(each), arg_u32(stride)));
+    TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
+                      (size_t[]){layer->group, 1}));
+    TRY(gemm_dense_transposed(&layer->mix, chain, args->tokens, args->combine, args->ye,
+                              layer->desc.dim, slots, args->mixed));
+done:
+    return status;
+}

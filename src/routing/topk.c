@@ -1,0 +1,126 @@
+/* scores -> ids, weights. */
+#include "runtime/program.h"
+#include "steps.h"
+
+#include <stdio.h>
+
+enum {
+    MAX_TOPK_CHUNK = 1024,
+    MAX_SELECT_COLUMNS = 1 << 30,
+    MAX_TOPK_BYTES = 12288,
+    MAX_TOPK_TOKENS = 64,
+    MAX_REGISTER_KEYS = 16,
+    MAX_TOPK_KEYS = 2048, /* in registers of a group */
+};
+
+/* How a group of topk.cl shares its work-items among tokens. */
+typedef struct topk_split {
+    uint32_t lanes; /* per token, in registers; 0: in local memory */
+    uint32_t chunk, tokens;
+} topk_split;
+
+/* Local memory of a group. */
+static uint32_t topk_bytes(const topk_split *split, uint32_t keep, uint32_t groups) {
+    const uint32_t keys = split->lanes ? split->lanes * keep / 2 : split->chunk;
+    return split->tokens * (8 * keys + 16 * keep + 5 * groups);
+}
+
+static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, uint32_t groups) {
+    topk_split split = {.chunk = power_of_two(columns > 2 ? columns : 2, MAX_TOPK_CHUNK),
+                        .tokens = 1};
+    if (keep <= MAX_REGISTER_KEYS) {
+        const uint32_t most = MAX_TOPK_KEYS / keep < group ? MAX_TOPK_KEYS / keep : group;
+        split.lanes = power_of_two((columns + keep - 1) / keep, most);
+    }
+    const uint32_t items = split.lanes ? split.lanes : split.chunk / 2;
+    topk_split twice = split;
+    while (twice.tokens *= 2, twice.tokens * items <= group && twice.tokens <= MAX_TOPK_TOKENS &&
+                                  topk_bytes(&twice, keep, groups) <= MAX_TOPK_BYTES)
+        split = twice;
+    return split;
+}
+
+static void bitonic_options(clmoe_layer *layer, char *options, size_t size) {
+    const uint32_t group = layer->group, groups = (uint32_t)layer->router.num_groups;
+    const uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
+    const topk_split split = split_topk(group, layer->columns, keep, groups);
+    layer->topk_tokens = split.tokens;
+    snprintf(options, size, "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DTOKENS=%u -D%s=%u", group,
+             keep, groups, split.tokens, split.lanes ? "LANES" : "CHUNK",
+             split.lanes ? split.lanes : split.chunk);
+}
+
+/* Powers of two and three quarters of them: layers of similar sizes share a program. */
+static uint32_t select_columns(uint32_t columns) {
+    const uint32_t power = power_of_two(columns > 16 ? columns : 16, MAX_SELECT_COLUMNS);
+    const uint32_t less = power / 4 * 3;
+    return less % 16 == 0 && columns <= less ? less : power;
+}
+
+static void select_options(clmoe_layer *layer, char *options, size_t size) {
+    layer->topk_tokens = 1;
+    snprintf(options, size, "-DGROUP=1 -DKEEP=%u -DCOLUMNS=%u",
+             power_of_two(layer->desc.top_k > 4 ? layer->desc.top_k : 4, MAX_TOPK_CHUNK),
+             select_columns(layer->columns));
+}
+
+clmoe_status topk_create(clmoe_layer *layer) {
+    char options[128];
+    const bool select = layer->group == 1;
+    if (!layer_has_topk(layer))
+        return CLMOE_SUCCESS;
+    (select ? select_options : bitonic_options)(layer, options, sizeof options);
+    return program_kernel(layer->context, "routing/topk", options,
+                          select ? "topk_select" : "topk_bitonic", &layer->kernels[KERNEL_TOPK]);
+}
+
+clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args) {
+    clmoe_buf none = {0};
+    if (!layer->desc.router.select_bias)
+        return none;
+    if (args->weights && args->weights->select_bias.mem)
+        return args->weights->select_bias;
+    return (clmoe_buf){args->state.mem, args->state.offset + sizeof(clmoe_state)};
+}
+
+clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
+                               const clmoe_topk_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &layer->desc.router;
+    cl_kernel kernel = layer->kernels[KERNEL_TOPK];
+    clmoe_buf none = {0};
+    uint32_t each = layer->topk_tokens;
+    TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(select_bias_of(layer, args)),
+                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
+                   ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
+                   arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(args->tokens, each), layer->group));
+done:
+    return status;
+}
+
+static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+    const clmoe_router_desc *router = &layer->desc.router;
+    switch (router->policy) {
+    case CLMOE_POLICY_EXPERT_CHOICE:
+        return step_expert_choice(layer, chain, args);
+    case CLMOE_POLICY_SINKHORN:
+        return step_sinkhorn(layer, chain, args);
+    case CLMOE_POLICY_SOFT:
+        return step_soft(layer, chain, args);
+    case CLMOE_POLICY_TOKEN_CHOICE:
+    case CLMOE_POLICY_SOFT_MOE:
+        break;
+    }
+    return router->two_level ? step_two_level_topk(layer, chain, args)
+                             : step_token_choice(layer, chain, args);
+}
+
+clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(choose(layer, chain, args));
+    if (layer_rebalances(layer))
+        TRY(step_rebalance(layer, chain, args));
+done:
+    return status;
+}

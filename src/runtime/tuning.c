@@ -1,0 +1,154 @@
+#include "tuning.h"
+#include "context.h"
+#include "json.h"
+#include "sources.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define BUILT_IN "src/runtime/tuned.json"
+
+enum { MAX_CHOICES = 5 };
+
+/* A size of an engine: the values it can have, ended by 0. */
+typedef struct size_choice {
+    const char *field;
+    size_t offset; /* in tile_sizes */
+    uint32_t values[MAX_CHOICES];
+} size_choice;
+
+#define ROWS(...)                                                                                  \
+    {                                                                                              \
+        "rows", offsetof(tile_sizes, rows), {                                                      \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define COLUMNS(...)                                                                               \
+    {                                                                                              \
+        "columns", offsetof(tile_sizes, columns), {                                                \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+#define DEPTH(...)                                                                                 \
+    {                                                                                              \
+        "depth", offsetof(tile_sizes, depth), {                                                    \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+
+/* docs in clmoe.h; bench/tune.c tries these. */
+static const struct {
+    const char *name;
+    size_choice choices[3];
+} engines[TUNED_ENGINES] = {
+    [TUNED_CPU] = {"cpu", {ROWS(40, 80, 160, 320), DEPTH(128, 256, 512)}},
+    [TUNED_TILED] = {"tiled", {ROWS(32, 64, 128), COLUMNS(32, 64), DEPTH(8, 16, 32)}},
+};
+
+/* How well an entry fits the device; a worse one does not replace a better one. */
+typedef enum fit { FITS_NOT, FITS_TYPE, FITS_NAME } fit;
+
+/* Where an entry stands, for sentences. */
+typedef struct place {
+    const char *file;
+    size_t entry;
+} place;
+
+static const char *type_of(const device_info *device) {
+    return device->type & CL_DEVICE_TYPE_CPU   ? "cpu"
+           : device->type & CL_DEVICE_TYPE_GPU ? "gpu"
+                                               : "other";
+}
+
+static clmoe_status read_text(const json_t *entry, const place *at, const char *field,
+                              const char **text) {
+    *text = json_string_value(json_object_get(entry, field));
+    if (*text)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_BAD_FILE, "%s: tuning[%zu].%s is not a text", at->file, at->entry, field);
+}
+
+static clmoe_status read_size(const json_t *entry, const place *at, const char *engine,
+                              const size_choice *choice, tile_sizes *sizes) {
+    const json_t *number = json_object_get(entry, choice->field);
+    char list[64] = "";
+    for (size_t i = 0, used = 0; i < MAX_CHOICES && choice->values[i]; i++) {
+        if (json_is_integer(number) && json_integer_value(number) == choice->values[i]) {
+            memcpy((char *)sizes + choice->offset, &choice->values[i], sizeof(uint32_t));
+            return CLMOE_SUCCESS;
+        }
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%u", i ? ", " : "",
+                                 choice->values[i]);
+    }
+    return fail(CLMOE_BAD_FILE, "%s: tuning[%zu].%s is not what engine %s can have: %s", at->file,
+                at->entry, choice->field, engine, list);
+}
+
+static clmoe_status read_entry(const device_info *device, const json_t *entry, const place *at,
+                               fit *best, tuning *out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const char *name = NULL, *type = NULL, *engine = NULL;
+    size_t which = 0;
+    tile_sizes sizes = {0};
+    TRY(read_text(entry, at, "device", &name));
+    TRY(read_text(entry, at, "type", &type));
+    TRY(read_text(entry, at, "engine", &engine));
+    while (which < TUNED_ENGINES && strcmp(engines[which].name, engine) != 0)
+        which++;
+    if (which == TUNED_ENGINES)
+        return fail(CLMOE_BAD_FILE, "%s: tuning[%zu].engine is \"%.64s\", which has no sizes",
+                    at->file, at->entry, engine);
+    for (size_t i = 0; i < 3 && engines[which].choices[i].field; i++)
+        TRY(read_size(entry, at, engine, &engines[which].choices[i], &sizes));
+    const fit now = strcmp(name, device->name) == 0      ? FITS_NAME
+                    : strcmp(type, type_of(device)) == 0 ? FITS_TYPE
+                                                         : FITS_NOT;
+    if (now != FITS_NOT && now >= best[which]) {
+        best[which] = now;
+        out->sizes[which] = sizes;
+    }
+done:
+    return status;
+}
+
+static clmoe_status read_table(const device_info *device, const json_t *root, const char *file,
+                               tuning *out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const json_t *entries = json_object_get(root, "tuning");
+    fit best[TUNED_ENGINES] = {FITS_NOT};
+    if (!json_is_array(entries))
+        return fail(CLMOE_BAD_FILE, "%s: tuning is not an array", file);
+    for (size_t i = 0; i < json_array_size(entries); i++)
+        TRY(read_entry(device, json_array_get(entries, i), &(place){file, i}, best, out));
+done:
+    return status;
+}
+
+static clmoe_status load_built_in(json_t **root) {
+    json_error_t error;
+    const kernel_source *source = kernel_sources;
+    while (source->name && strcmp(source->name, BUILT_IN) != 0)
+        source++;
+    *root = json_loads(source->name ? source->text : "", JSON_REJECT_DUPLICATES, &error);
+    if (*root)
+        return CLMOE_SUCCESS;
+    if (json_out_of_memory(&error))
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the table of tile sizes");
+    return fail(CLMOE_BAD_FILE, "%s: line %d is not JSON: %s", BUILT_IN, error.line, error.text);
+}
+
+clmoe_status tuning_read(const device_info *device, const char *path, tuning *out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    json_t *built_in = NULL, *file = NULL;
+    *out = (tuning){0};
+    TRY(load_built_in(&built_in));
+    TRY(read_table(device, built_in, BUILT_IN, out));
+    if (path) {
+        TRY(json_read(path, &file));
+        TRY(read_table(device, file, path, out));
+    }
+done:
+    json_decref(built_in);
+    json_decref(file);
+    return status;
+}
