@@ -1,27 +1,124 @@
-/* The steps as public calls: check, launch one step, end. */
+/* The steps as public calls: check, bind the batch, launch one step, end. */
 #include "check/check.h"
 #include "measure.h"
 
-#define DEFINE_CALL(call, args_type, check, step)                                                  \
-    clmoe_status call(clmoe_layer *layer, cl_command_queue queue, const args_type *args,           \
+/* ---- What each call gives to the batch ------------------------------------------------------- */
+
+static void bind_score(batch *b, const clmoe_score_args *args) {
+    b->weights = args->weights;
+    b->x = args->x;
+    b->logits_given = args->logits_in.mem != NULL;
+    b->logits = b->logits_given ? args->logits_in : args->logits;
+    b->scores = args->scores;
+    b->state = args->state;
+    b->scratch = args->scratch;
+}
+
+static void bind_topk(batch *b, const clmoe_topk_args *args) {
+    b->weights = args->weights;
+    b->scores = args->scores;
+    b->ids = args->ids;
+    b->pair_weights = args->weights_out;
+    b->live = args->live;
+    b->token_offsets = args->token_offsets;
+    b->token_mask = args->token_mask;
+    b->state = args->state;
+    b->scratch = args->scratch;
+}
+
+static void bind_plan(batch *b, const clmoe_plan_args *args) {
+    b->weights = args->weights;
+    b->ids = args->ids;
+    b->pair_weights = args->pair_weights;
+    b->live = args->live;
+    b->token_mask = args->token_mask;
+    b->token_offsets = args->token_offsets;
+    b->state = args->state;
+    b->scores = args->scores;
+    b->scratch = args->scratch;
+    b->plan = args->plan;
+}
+
+static void bind_dispatch(batch *b, const clmoe_dispatch_args *args) {
+    b->experts_x = args->x;
+    b->plan = args->plan;
+    b->xe = args->xe;
+}
+
+static void bind_experts(batch *b, const clmoe_experts_args *args) {
+    b->weights = args->weights;
+    b->experts_x = args->x;
+    b->xe = args->xe;
+    b->pair_weights = args->pair_weights;
+    b->plan = args->plan;
+    b->scratch = args->scratch;
+    b->ye = args->ye;
+}
+
+static void bind_combine(batch *b, const clmoe_combine_args *args) {
+    b->weights = args->weights;
+    b->experts_x = args->x;
+    b->ye = args->ye;
+    b->pair_weights = args->pair_weights;
+    b->plan = args->plan;
+    b->token_mask = args->token_mask;
+    b->token_offsets = args->token_offsets;
+    b->shared_y = args->shared;
+    b->shared_gate = args->shared_gate;
+    b->residual = args->residual;
+    b->y = args->y;
+}
+
+/* What statistics and losses both look at. */
+#define BIND_MEASURED(b, args)                                                                     \
+    ((b)->weights = (args)->weights, (b)->x = (args)->x, (b)->logits = (args)->logits,             \
+     (b)->ids = (args)->ids, (b)->pair_weights = (args)->pair_weights, (b)->plan = (args)->plan,   \
+     (b)->live = (args)->live, (b)->token_mask = (args)->token_mask,                               \
+     (b)->token_offsets = (args)->token_offsets, (b)->state = (args)->state,                       \
+     (b)->load_target = (args)->load_target, (b)->scratch = (args)->scratch)
+
+static void bind_stats(batch *b, const clmoe_stats_args *args) {
+    BIND_MEASURED(b, args);
+    b->stats = args->stats;
+}
+
+static void bind_loss(batch *b, const clmoe_loss_args *args) {
+    BIND_MEASURED(b, args);
+    b->losses = args->losses;
+    b->num_losses = args->num_losses;
+    b->load_supplied = args->load_supplied;
+    b->loss_values = args->values;
+    b->dlogits = args->dlogits;
+    b->dnoise = args->dnoise;
+    b->dgroup_logits = args->dgroup_logits;
+}
+
+/* ---- The calls ------------------------------------------------------------------------------- */
+
+#define DEFINE_CALL(call, name, step)                                                              \
+    clmoe_status call(clmoe_layer *layer, cl_command_queue queue, const clmoe_##name##_args *args, \
                       cl_uint num_wait, const cl_event *wait, cl_event *event) {                   \
         clmoe_status status = CLMOE_SUCCESS;                                                       \
         launch chain = {0};                                                                        \
-        TRY(check(layer, args));                                                                   \
+        batch b = {.layer = layer};                                                                \
+        TRY(check_##name(layer, args));                                                            \
         TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));                          \
-        TRY(step(layer, &chain, args));                                                            \
+        b.tokens = args->tokens;                                                                   \
+        TRY(workspace_layout_get(layer, args->tokens, &b.ws));                                     \
+        bind_##name(&b, args);                                                                     \
+        TRY(step(&b, &chain));                                                                     \
     done:                                                                                          \
         return launch_end(&chain, status, event);                                                  \
     }
 
-DEFINE_CALL(clmoe_score, clmoe_score_args, check_score, step_score)
-DEFINE_CALL(clmoe_topk, clmoe_topk_args, check_topk, step_topk)
-DEFINE_CALL(clmoe_plan, clmoe_plan_args, check_plan, step_plan)
-DEFINE_CALL(clmoe_dispatch, clmoe_dispatch_args, check_dispatch, step_dispatch)
-DEFINE_CALL(clmoe_experts, clmoe_experts_args, check_experts, step_experts)
-DEFINE_CALL(clmoe_combine, clmoe_combine_args, check_combine, step_combine)
-DEFINE_CALL(clmoe_stats_compute, clmoe_stats_args, check_stats, measure_stats)
-DEFINE_CALL(clmoe_loss, clmoe_loss_args, check_loss, measure_losses)
+DEFINE_CALL(clmoe_score, score, step_score)
+DEFINE_CALL(clmoe_topk, topk, step_topk)
+DEFINE_CALL(clmoe_plan, plan, step_plan)
+DEFINE_CALL(clmoe_dispatch, dispatch, step_dispatch)
+DEFINE_CALL(clmoe_experts, experts, step_experts)
+DEFINE_CALL(clmoe_combine, combine, step_combine)
+DEFINE_CALL(clmoe_stats_compute, stats, measure)
+DEFINE_CALL(clmoe_loss, loss, measure)
 
 clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
                                    clmoe_plan_layout *layout) {

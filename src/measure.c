@@ -4,98 +4,58 @@
  */
 #include "measure.h"
 
-/* What clmoe_stats_args and clmoe_loss_args have in common. */
-#define SUMS_OF(args)                                                                              \
-    ((sums_args){.tokens = (args)->tokens,                                                         \
-                 .weights = (args)->weights,                                                       \
-                 .x = (args)->x,                                                                   \
-                 .logits = (args)->logits,                                                         \
-                 .ids = (args)->ids,                                                               \
-                 .pair_weights = (args)->pair_weights,                                             \
-                 .plan = (args)->plan,                                                             \
-                 .live = (args)->live,                                                             \
-                 .token_mask = (args)->token_mask,                                                 \
-                 .token_offsets = (args)->token_offsets,                                           \
-                 .state = (args)->state,                                                           \
-                 .scratch = (args)->scratch})
-
 /* logits -> noisy logits, with a state, where the layer has noise. */
-static clmoe_status noisy_logits(const clmoe_layer *layer, launch *chain, sums_args *args,
-                                 const workspace_layout *ws) {
+static clmoe_status noisy_logits(const batch *b, launch *chain, sums *in) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf none = {0};
-    args->noisy = args->logits;
-    if (!args->logits.mem || !args->state.mem || !layer_is_noisy(layer))
+    in->noisy = b->logits;
+    if (!b->logits.mem || !b->state.mem || !layer_is_noisy(b->layer))
         return CLMOE_SUCCESS;
-    noise_args noise = {.tokens = args->tokens,
-                        .weights = args->weights,
-                        .x = args->x,
-                        .logits = args->logits,
-                        .state = args->state,
-                        .scratch = args->scratch};
-    if (!args->routed)
-        TRY(step_noise(layer, chain, &noise));
-    args->noisy = workspace_region(ws, REGION_NOISY, none, args->scratch);
-    args->noise_raw = workspace_region(ws, REGION_NOISE_RAW, none, args->scratch);
+    if (!b->routed)
+        TRY(step_noise(b, chain, false));
+    in->noisy = region(b, REGION_NOISY);
+    in->noise_raw = region(b, REGION_NOISE_RAW);
 done:
     return status;
 }
 
 /* What p is made of, and what first and fresh choices are the best of. */
-static clmoe_status inputs(const clmoe_layer *layer, launch *chain, sums_args *args,
-                           const workspace_layout *ws) {
+static clmoe_status inputs(const batch *b, launch *chain, sums *in) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf none = {0};
     const uint32_t ranked = COUNT_BIT(COUNT_FRESH) | COUNT_BIT(COUNT_FIRST);
-    TRY(noisy_logits(layer, chain, args, ws));
-    args->p_logits = args->noisy;
-    if (!args->logits.mem || args->tokens == 0)
+    TRY(noisy_logits(b, chain, in));
+    in->p_logits = in->noisy;
+    in->scores = b->scores;
+    if (!b->logits.mem || b->tokens == 0)
         return CLMOE_SUCCESS;
-    if (layer->desc.router.two_level) {
-        args->p_logits = workspace_region(ws, REGION_JOINT, none, args->scratch);
-        if (!args->routed)
-            TRY(step_group_logits(layer, chain, args->tokens, args->weights, args->x, args->state,
-                                  args->scratch));
-        TRY(step_joint(layer, chain, args, args->p_logits));
-        args->scores = args->p_logits;
-    } else if (!args->scores.mem && (args->asked & ranked)) {
-        args->scores = workspace_region(ws, REGION_LOGITS, none, args->scratch);
-        TRY(step_score_rows(layer, chain, args->tokens, args->noisy, args->state, args->scores));
+    if (b->layer->desc.router.two_level) {
+        if (!b->routed)
+            TRY(step_group_logits(b, chain));
+        in->p_logits = region(b, REGION_JOINT);
+        TRY(step_joint(b, chain, in));
+        in->scores = in->p_logits;
+    } else if (!b->routed && (in->asked & ranked)) {
+        in->scores = region(b, REGION_LOGITS);
+        TRY(step_score_rows(b, chain, in->noisy, in->scores));
     }
 done:
     return status;
 }
 
-clmoe_status measure(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *stats,
-                     const clmoe_loss_args *loss, clmoe_buf scores) {
+clmoe_status measure(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    sums_args sums = {0};
-    workspace_layout ws;
-    bool routed = scores.mem != NULL;
-    if (!stats && !loss)
+    sums in = {0};
+    if (!b->stats.mem && b->num_losses == 0)
         return CLMOE_SUCCESS;
-    sums = loss ? SUMS_OF(loss) : SUMS_OF(stats);
-    sums.routed = routed;
-    sums.scores = scores;
-    if (stats)
-        sums.asked |= stats_asks(layer, stats, routed);
-    if (loss)
-        sums.asked |= loss_asks(layer, loss, routed);
-    TRY(workspace_layout_get(layer, sums.tokens, &ws));
-    TRY(inputs(layer, chain, &sums, &ws));
-    TRY(step_sums(layer, chain, &sums));
-    if (stats)
-        TRY(stats_finish(layer, chain, stats, &sums.shape));
-    if (loss)
-        TRY(loss_finish(layer, chain, loss, &sums));
+    if (b->stats.mem)
+        in.asked |= stats_asks(b);
+    if (b->num_losses > 0)
+        in.asked |= loss_asks(b);
+    TRY(inputs(b, chain, &in));
+    TRY(step_sums(b, chain, &in));
+    if (b->stats.mem)
+        TRY(stats_finish(b, chain, &in));
+    if (b->num_losses > 0)
+        TRY(loss_finish(b, chain, &in));
 done:
     return status;
-}
-
-clmoe_status measure_stats(const clmoe_layer *layer, launch *chain, const clmoe_stats_args *args) {
-    return measure(layer, chain, args, NULL, (clmoe_buf){0});
-}
-
-clmoe_status measure_losses(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args) {
-    return measure(layer, chain, NULL, args, (clmoe_buf){0});
 }

@@ -77,11 +77,12 @@ static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, bool r
     return (int)loss->f_source;
 }
 
-uint32_t loss_asks(const clmoe_layer *layer, const clmoe_loss_args *args, bool routed) {
+uint32_t loss_asks(const batch *b) {
+    const clmoe_layer *layer = b->layer;
     uint32_t asked = 0;
-    for (uint32_t i = 0; i < args->num_losses; i++) {
-        const clmoe_loss_desc *loss = &args->losses[i];
-        int source = source_of(layer, loss), load = load_of(layer, loss, routed);
+    for (uint32_t i = 0; i < b->num_losses; i++) {
+        const clmoe_loss_desc *loss = &b->losses[i];
+        int source = source_of(layer, loss), load = load_of(layer, loss, b->routed);
         if (source < SUM_SOURCES)
             asked |= SUM_BIT(source);
         if (loss->kind == CLMOE_LOSS_COMMUNICATION)
@@ -120,27 +121,24 @@ static loss_item item_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, 
 }
 
 /* Through the combine weights of the chosen. */
-static clmoe_status weights_gradient(const clmoe_layer *layer, launch *chain,
-                                     const clmoe_loss_args *args, const sums_args *sums,
-                                     const workspace_layout *ws) {
+static clmoe_status weights_gradient(const batch *b, launch *chain, const sums *in) {
     clmoe_status status = CLMOE_SUCCESS;
-    const sums_shape *shape = &sums->shape;
-    const clmoe_router_desc *router = &layer->desc.router;
+    const clmoe_layer *layer = b->layer;
+    const sums_shape *shape = &in->shape;
     cl_kernel kernel = layer->kernels[KERNEL_LOSS_WEIGHTS];
     clmoe_buf none = {0};
-    clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
-    clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch), ids = args->ids;
+    clmoe_buf rows = region(b, REGION_SUMS_ROWS);
+    clmoe_buf grads = region(b, REGION_LOSS_GRADS), ids = b->ids;
     if (layer_keeps_chosen_weights(layer))
-        ids = plan_array(args->plan, ws->plan.chosen_ids);
-    TRY(KERNEL_SET(kernel, ARG_F32(sums->noisy), ARG_F32(args->logits), ARG_F32(sums->noise_raw),
-                   ARG_F32(args->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(args->dlogits),
-                   ARG_F32(sums->noise_raw.mem ? args->dnoise : none), ARG_F32(ids),
-                   ARG_F32(args->live), ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
-                   ARG_F32(plan_array(args->plan, ws->plan.slot_of)),
-                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
+        ids = PLAN_ARRAY(b, chosen_ids);
+    TRY(KERNEL_SET(kernel, ARG_F32(in->noisy), ARG_F32(b->logits), ARG_F32(in->noise_raw),
+                   ARG_F32(b->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(b->dlogits),
+                   ARG_F32(in->noise_raw.mem ? b->dnoise : none), ARG_F32(ids), ARG_F32(b->live),
+                   ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
+                   ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
                    arg_struct(shape, sizeof *shape),
                    arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
+    TRY(launch_1d(chain, kernel, b->tokens, layer->balance_group));
 done:
     return status;
 }
@@ -152,89 +150,83 @@ typedef struct gradient_pass {
     uint32_t sources;
 } gradient_pass;
 
-static clmoe_status pass(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
-                         const sums_args *sums, const workspace_layout *ws,
-                         const gradient_pass *p) {
+static clmoe_status pass(const batch *b, launch *chain, const sums *in, const gradient_pass *p) {
     clmoe_status status = CLMOE_SUCCESS;
-    const sums_shape *shape = &sums->shape;
+    const clmoe_layer *layer = b->layer;
+    const sums_shape *shape = &in->shape;
     cl_kernel kernel = layer->kernels[KERNEL_LOSS_GRADIENT];
-    clmoe_buf none = {0};
-    clmoe_buf rows = workspace_region(ws, REGION_SUMS_ROWS, none, args->scratch);
-    clmoe_buf grads = workspace_region(ws, REGION_LOSS_GRADS, none, args->scratch);
+    clmoe_buf rows = region(b, REGION_SUMS_ROWS);
+    clmoe_buf grads = region(b, REGION_LOSS_GRADS);
     if (p->sources == 0)
         return CLMOE_SUCCESS;
-    TRY(KERNEL_SET(kernel, ARG_F32(p->logits), ARG_F32(args->logits), ARG_F32(sums->noise_raw),
+    TRY(KERNEL_SET(kernel, ARG_F32(p->logits), ARG_F32(b->logits), ARG_F32(in->noise_raw),
                    ARG_F32(p->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(p->dlogits),
                    ARG_F32(p->dnoise), arg_struct(shape, sizeof *shape),
                    arg_struct(&p->router, sizeof p->router), arg_u32(p->sources)));
-    TRY(launch_1d(chain, kernel, args->tokens, layer->balance_group));
+    TRY(launch_1d(chain, kernel, b->tokens, layer->balance_group));
 done:
     return status;
 }
 
-static clmoe_status gradient(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
-                             const sums_args *sums, const workspace_layout *ws, uint32_t sources) {
+static clmoe_status gradient(const batch *b, launch *chain, const sums *in, uint32_t sources) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const bool two_level = layer->desc.router.two_level;
-    clmoe_buf none = {0}, dnoise = sums->noise_raw.mem ? args->dnoise : none;
+    clmoe_buf none = {0}, dnoise = in->noise_raw.mem ? b->dnoise : none;
     /* Those of p go through the joint logits of two levels. */
     uint32_t joint = two_level ? sources & ~(1U << GRAD_Z) : 0;
-    gradient_pass plain = {.logits = sums->noisy,
-                           .state = args->state,
-                           .dlogits = args->dlogits,
+    gradient_pass plain = {.logits = in->noisy,
+                           .state = b->state,
+                           .dlogits = b->dlogits,
                            .dnoise = dnoise,
                            .router = layer->router,
                            .sources = sources & ~SUM_BIT(SUM_WEIGHTS) & ~joint};
-    gradient_pass through_joint = {
-        .logits = sums->p_logits,
-        .dlogits = workspace_region(ws, REGION_JOINT_GRADIENT, none, args->scratch),
-        .router = p_switches(layer),
-        .sources = joint};
-    if (!args->dlogits.mem && !dnoise.mem && !args->dgroup_logits.mem)
+    gradient_pass through_joint = {.logits = in->p_logits,
+                                   .dlogits = region(b, REGION_JOINT_GRADIENT),
+                                   .router = p_switches(layer),
+                                   .sources = joint};
+    if (!b->dlogits.mem && !dnoise.mem && !b->dgroup_logits.mem)
         return CLMOE_SUCCESS;
     if (sources & SUM_BIT(SUM_WEIGHTS))
-        TRY(weights_gradient(layer, chain, args, sums, ws));
-    TRY(pass(layer, chain, args, sums, ws, &plain));
-    TRY(pass(layer, chain, args, sums, ws, &through_joint));
-    if (joint && args->tokens > 0)
-        TRY(step_joint_gradient(layer, chain, args, sums, dnoise));
+        TRY(weights_gradient(b, chain, in));
+    TRY(pass(b, chain, in, &plain));
+    TRY(pass(b, chain, in, &through_joint));
+    if (joint && b->tokens > 0)
+        TRY(step_joint_gradient(b, chain, in, dnoise));
 done:
     return status;
 }
 
-clmoe_status loss_finish(const clmoe_layer *layer, launch *chain, const clmoe_loss_args *args,
-                         const sums_args *sums) {
+clmoe_status loss_finish(const batch *b, launch *chain, const sums *in) {
     clmoe_status status = CLMOE_SUCCESS;
-    const sums_shape *shape = &sums->shape;
+    const clmoe_layer *layer = b->layer;
+    const sums_shape *shape = &in->shape;
     cl_kernel kernel = layer->kernels[KERNEL_LOSS_VALUES];
-    workspace_layout ws;
-    clmoe_buf none = {0};
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    clmoe_buf records = workspace_region(&ws, REGION_SUMS, none, args->scratch);
-    clmoe_buf values = workspace_region(&ws, REGION_LOSS_VALUES, none, args->scratch);
-    clmoe_buf load = plan_array(args->plan, ws.plan.load);
-    clmoe_buf grads = workspace_region(&ws, REGION_LOSS_GRADS, none, args->scratch);
+    clmoe_buf records = region(b, REGION_SUMS);
+    clmoe_buf values = region(b, REGION_LOSS_VALUES);
+    clmoe_buf load = PLAN_ARRAY(b, load);
+    clmoe_buf grads = region(b, REGION_LOSS_GRADS);
     uint32_t sources = 0, each = 0, summed = 0;
     loss_table table = {0};
-    for (uint32_t i = 0; i < args->num_losses; i++) {
-        table.items[i] = item_of(layer, &args->losses[i], ws.plan.capacity, sources, sums->routed);
+    for (uint32_t i = 0; i < b->num_losses; i++) {
+        table.items[i] = item_of(layer, &b->losses[i], b->ws.plan.capacity, sources, b->routed);
         sources |= 1U << table.items[i].source;
         each |= (uint32_t)(table.items[i].each != 0) << i;
         summed |= (uint32_t)(table.items[i].kind == LOSS_OVERFLOW) << i;
     }
-    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(args->state),
-                   ARG_F32(args->load_target), ARG_F32(args->load_supplied), ARG_F32(values),
+    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(b->state),
+                   ARG_F32(b->load_target), ARG_F32(b->load_supplied), ARG_F32(values),
                    ARG_F32(grads), arg_struct(shape, sizeof *shape),
-                   arg_struct(&table, sizeof table), arg_u32(args->num_losses)));
+                   arg_struct(&table, sizeof table), arg_u32(b->num_losses)));
     TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
     kernel = layer->kernels[KERNEL_LOSS_MEAN];
-    if (args->values.mem) {
-        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(args->values),
-                       arg_struct(shape, sizeof *shape), arg_u32(args->num_losses), arg_u32(each),
+    if (b->loss_values.mem) {
+        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(b->loss_values),
+                       arg_struct(shape, sizeof *shape), arg_u32(b->num_losses), arg_u32(each),
                        arg_u32(summed)));
         TRY(launch_1d(chain, kernel, 1, layer->balance_group));
     }
-    TRY(gradient(layer, chain, args, sums, &ws, sources));
+    TRY(gradient(b, chain, in, sources));
 done:
     return status;
 }

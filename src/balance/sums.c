@@ -45,33 +45,33 @@ router_switches p_switches(const clmoe_layer *layer) {
 }
 
 /* The choice as it was before overflow reroute. */
-static clmoe_buf chosen_ids(const clmoe_layer *layer, const sums_args *args,
-                            const workspace_layout *ws) {
-    return layer_reroutes(layer) ? plan_array(args->plan, ws->plan.chosen_ids) : args->ids;
+static clmoe_buf chosen_ids(const batch *b) {
+    return layer_reroutes(b->layer) ? PLAN_ARRAY(b, chosen_ids) : b->ids;
 }
 
 /* Each token's row, then the sums of the blocks over the columns. */
-static clmoe_status sum_logits(const clmoe_layer *layer, launch *chain, const sums_args *args,
-                               clmoe_buf ids, clmoe_buf rows, clmoe_buf partial) {
+static clmoe_status sum_logits(const batch *b, launch *chain, const sums *in, clmoe_buf rows,
+                               clmoe_buf partial) {
     clmoe_status status = CLMOE_SUCCESS;
-    const sums_shape *shape = &args->shape;
+    const clmoe_layer *layer = b->layer;
+    const sums_shape *shape = &in->shape;
     const router_switches router = p_switches(layer);
-    const clmoe_buf state = p_state(layer, args->state);
+    const clmoe_buf state = p_state(b);
     cl_kernel kernel = layer->kernels[KERNEL_SUMS_ROWS];
     size_t local[2] = {layer->balance_group, 1};
     size_t blocks[2] = {divide_up(layer->columns, columns_at_once(layer)),
                         (size_t)shape->sequences * shape->blocks_each};
-    TRY(KERNEL_SET(kernel, ARG_F32(args->p_logits), ARG_F32(args->noisy), ARG_F32(args->scores),
-                   ARG_F32(ids), ARG_F32(args->live), ARG_U8(args->token_mask),
-                   ARG_F32(args->token_offsets), ARG_F32(state), ARG_F32(rows),
+    TRY(KERNEL_SET(kernel, ARG_F32(in->p_logits), ARG_F32(in->noisy), ARG_F32(in->scores),
+                   ARG_F32(chosen_ids(b)), ARG_F32(b->live), ARG_U8(b->token_mask),
+                   ARG_F32(b->token_offsets), ARG_F32(state), ARG_F32(rows),
                    arg_struct(shape, sizeof *shape), arg_struct(&router, sizeof router),
                    arg_u32(layer_is_best_first(layer))));
-    TRY(launch_1d(chain, kernel, args->tokens, local[0]));
+    TRY(launch_1d(chain, kernel, b->tokens, local[0]));
     if (!(shape->asked & LOGIT_BITS))
         return CLMOE_SUCCESS;
     kernel = layer->kernels[KERNEL_SUMS_COLUMNS];
-    TRY(KERNEL_SET(kernel, ARG_F32(args->p_logits), ARG_F32(args->noisy), ARG_F32(args->logits),
-                   ARG_F32(args->noise_raw), ARG_F32(args->scores), ARG_F32(state), ARG_F32(rows),
+    TRY(KERNEL_SET(kernel, ARG_F32(in->p_logits), ARG_F32(in->noisy), ARG_F32(b->logits),
+                   ARG_F32(in->noise_raw), ARG_F32(in->scores), ARG_F32(state), ARG_F32(rows),
                    ARG_F32(partial), arg_struct(shape, sizeof *shape),
                    arg_struct(&router, sizeof router)));
     TRY(launch_kernel(chain, kernel, 2, blocks, local));
@@ -80,10 +80,10 @@ done:
 }
 
 /* The sums of the blocks over pairs and tokens. */
-static clmoe_status sum_pairs(const clmoe_layer *layer, launch *chain, const sums_args *args,
-                              const workspace_layout *ws, clmoe_buf rows, clmoe_buf partial) {
+static clmoe_status sum_pairs(const batch *b, launch *chain, const sums_shape *shape,
+                              clmoe_buf rows, clmoe_buf partial) {
     clmoe_status status = CLMOE_SUCCESS;
-    const sums_shape *shape = &args->shape;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SUMS_PAIRS];
     const uint32_t by_pair =
         SUM_BIT(SUM_WEIGHTS) | COUNT_BIT(COUNT_ASSIGNED) | COUNT_BIT(COUNT_FIRST);
@@ -92,44 +92,42 @@ static clmoe_status sum_pairs(const clmoe_layer *layer, launch *chain, const sum
     size_t columns[2] = {divide_up(layer->columns, columns_at_once(layer)), all_blocks};
     size_t tokens[2] = {divide_up(groups, group), all_blocks};
     bool keeps = layer_keeps_chosen_weights(layer);
-    clmoe_buf ids = chosen_ids(layer, args, ws), weights = args->pair_weights;
+    clmoe_buf ids = chosen_ids(b), weights = b->pair_weights;
     if (keeps && weights.mem)
-        weights = plan_array(args->plan, ws->plan.chosen_weights);
+        weights = PLAN_ARRAY(b, chosen_weights);
     if (shape->asked & by_pair) {
-        TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(keeps ? ids : args->ids), ARG_F32(weights),
-                       ARG_F32(args->live), ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
+        TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(keeps ? ids : b->ids), ARG_F32(weights),
+                       ARG_F32(b->live), ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
                        ARG_F32(rows), ARG_F32(partial), arg_struct(shape, sizeof *shape)));
         TRY(launch_kernel(chain, kernel, 2, columns, local));
     }
     kernel = layer->kernels[KERNEL_SUMS_TOKENS];
-    TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(args->live), ARG_U8(args->token_mask),
-                   ARG_F32(args->token_offsets), ARG_F32(rows), ARG_F32(partial),
+    TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(b->live), ARG_U8(b->token_mask),
+                   ARG_F32(b->token_offsets), ARG_F32(rows), ARG_F32(partial),
                    arg_struct(shape, sizeof *shape)));
     TRY(launch_kernel(chain, kernel, 2, tokens, local));
 done:
     return status;
 }
 
-clmoe_status step_sums(const clmoe_layer *layer, launch *chain, sums_args *args) {
+clmoe_status step_sums(const batch *b, launch *chain, sums *in) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel reduce = layer->kernels[KERNEL_SUMS_REDUCE];
-    workspace_layout ws;
-    clmoe_buf none = {0};
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    clmoe_buf rows = workspace_region(&ws, REGION_SUMS_ROWS, none, args->scratch);
-    clmoe_buf partial = workspace_region(&ws, REGION_SUMS_PARTIAL, none, args->scratch);
-    clmoe_buf sums = workspace_region(&ws, REGION_SUMS, none, args->scratch);
-    args->shape = workspace_sums(layer, args->tokens, args->asked);
-    const sums_shape *shape = &args->shape;
+    clmoe_buf rows = region(b, REGION_SUMS_ROWS);
+    clmoe_buf partial = region(b, REGION_SUMS_PARTIAL);
+    clmoe_buf records = region(b, REGION_SUMS);
+    in->shape = workspace_sums(layer, b->tokens, in->asked);
+    const sums_shape *shape = &in->shape;
     size_t local[2] = {layer->balance_group, 1};
-    size_t records[2] = {record_words(shape) / local[0] + 1,
-                         shape->sequences > 1 ? shape->sequences + 1 : 1};
-    if (args->tokens > 0) {
-        TRY(sum_logits(layer, chain, args, chosen_ids(layer, args, &ws), rows, partial));
-        TRY(sum_pairs(layer, chain, args, &ws, rows, partial));
+    size_t groups[2] = {record_words(shape) / local[0] + 1,
+                        shape->sequences > 1 ? shape->sequences + 1 : 1};
+    if (b->tokens > 0) {
+        TRY(sum_logits(b, chain, in, rows, partial));
+        TRY(sum_pairs(b, chain, shape, rows, partial));
     }
-    TRY(KERNEL_SET(reduce, ARG_F32(partial), ARG_F32(sums), arg_struct(shape, sizeof *shape)));
-    TRY(launch_kernel(chain, reduce, 2, records, local));
+    TRY(KERNEL_SET(reduce, ARG_F32(partial), ARG_F32(records), arg_struct(shape, sizeof *shape)));
+    TRY(launch_kernel(chain, reduce, 2, groups, local));
 done:
     return status;
 }

@@ -19,26 +19,23 @@ clmoe_status combine_create(clmoe_layer *layer) {
                           &layer->kernels[KERNEL_COMBINE]);
 }
 
-clmoe_status step_combine(const clmoe_layer *layer, launch *chain, const clmoe_combine_args *args) {
+clmoe_status step_combine(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE];
     bool weight_in_expert = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
     clmoe_type type = layer->desc.type;
     clmoe_buf none = {0};
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    TRY(KERNEL_SET(kernel, ARG_TYPE(args->ye, type), ARG_F32(args->pair_weights),
-                   ARG_F32(plan_array(args->plan, ws.plan.slot_of)), ARG_TYPE(args->x, type),
-                   ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
-                   ARG_TYPE(args->shared, type),
-                   ARG_F32(layer->desc.shared_gate ? args->shared_gate : none),
-                   ARG_TYPE(layer->desc.output_bias ? args->weights->output_bias : none,
-                            layer->desc.weight_type),
-                   ARG_TYPE(args->residual, type), ARG_TYPE(args->y, type),
-                   arg_u32(layer->desc.dim), arg_u32(layer->desc.top_k), arg_u32(ws.plan.pairs),
-                   arg_u32(layer_token_pairs(layer)), arg_u32(weight_in_expert)));
+    TRY(KERNEL_SET(
+        kernel, ARG_TYPE(b->ye, type), ARG_F32(b->pair_weights), ARG_F32(PLAN_ARRAY(b, slot_of)),
+        ARG_TYPE(b->experts_x, type), ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
+        ARG_TYPE(b->shared_y, type), ARG_F32(layer->desc.shared_gate ? b->shared_gate : none),
+        ARG_TYPE(layer->desc.output_bias ? b->weights->output_bias : none, layer->desc.weight_type),
+        ARG_TYPE(b->residual, type), ARG_TYPE(b->y, type), arg_u32(layer->desc.dim),
+        arg_u32(layer->desc.top_k), arg_u32(b->ws.plan.pairs), arg_u32(layer_token_pairs(layer)),
+        arg_u32(weight_in_expert)));
     uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
-    size_t groups[] = {divide_up(dim, segment), args->tokens};
+    size_t groups[] = {divide_up(dim, segment), b->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->group, 1}));
 done:
     return status;

@@ -21,9 +21,10 @@ typedef struct sort_buffers {
     clmoe_buf keys[2], order[2], histogram;
 } sort_buffers;
 
-static clmoe_status sort_pass(const clmoe_layer *layer, launch *chain, const sort_buffers *buffers,
+static clmoe_status sort_pass(const batch *b, launch *chain, const sort_buffers *buffers,
                               uint32_t count, int shift, int from) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group;
     block_split blocks = workspace_blocks(layer->group, count);
@@ -43,10 +44,10 @@ done:
 }
 
 /* Sorts buffers[0], which is in keep order, by sequence; *in gets where the result is. */
-static clmoe_status sort_by_sequence(const clmoe_layer *layer, launch *chain,
-                                     const sort_buffers *buffers, uint32_t count, uint32_t each,
-                                     int *in) {
+static clmoe_status sort_by_sequence(const batch *b, launch *chain, const sort_buffers *buffers,
+                                     uint32_t count, uint32_t each, int *in) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SORT_SEQUENCES];
     uint32_t group = layer->group, last = (count - 1) / each;
     *in = 0;
@@ -56,7 +57,7 @@ static clmoe_status sort_by_sequence(const clmoe_layer *layer, launch *chain,
                    arg_u32(each)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0; shift < SORT_KEY_BITS && last >> shift > 0; shift += SORT_DIGIT_BITS) {
-        TRY(sort_pass(layer, chain, buffers, count, shift, *in));
+        TRY(sort_pass(b, chain, buffers, count, shift, *in));
         *in = !*in;
     }
 done:
@@ -67,41 +68,35 @@ done:
  * Tokens by descending best weight (priority), or grid entries by descending weight (weight) or in
  * a random order (random), in each sequence; *in gets in which of the buffers.
  */
-static clmoe_status sort_walk(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args,
-                              const sort_buffers *buffers, int *in) {
+static clmoe_status sort_walk(const batch *b, launch *chain, const sort_buffers *buffers, int *in) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SORT_KEYS];
     uint32_t keep = layer_keep(layer), top_k = layer->desc.top_k, group = layer->group;
-    uint32_t count = keep == CLMOE_KEEP_PRIORITY ? args->tokens : args->tokens * top_k;
-    TRY(KERNEL_SET(kernel, ARG_F32(args->pair_weights), ARG_F32(args->live),
-                   ARG_U8(args->token_mask), ARG_F32(args->token_offsets),
-                   ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_F32(args->state),
-                   arg_u32(count), arg_u32(args->tokens * top_k), arg_u32(keep), arg_u32(top_k)));
+    uint32_t count = keep == CLMOE_KEEP_PRIORITY ? b->tokens : b->tokens * top_k;
+    TRY(KERNEL_SET(kernel, ARG_F32(b->pair_weights), ARG_F32(b->live), ARG_U8(b->token_mask),
+                   ARG_F32(b->token_offsets), ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]),
+                   ARG_F32(b->state), arg_u32(count), arg_u32(b->tokens * top_k), arg_u32(keep),
+                   arg_u32(top_k)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
-        TRY(sort_pass(layer, chain, buffers, count, shift, from));
-    uint32_t each = layer_sequence_tokens(layer, args->tokens);
-    TRY(sort_by_sequence(layer, chain, buffers, count,
+        TRY(sort_pass(b, chain, buffers, count, shift, from));
+    uint32_t each = layer_sequence_tokens(layer, b->tokens);
+    TRY(sort_by_sequence(b, chain, buffers, count,
                          keep == CLMOE_KEEP_PRIORITY ? each : each * top_k, in));
 done:
     return status;
 }
 
-clmoe_status step_sort(const clmoe_layer *layer, launch *chain, const clmoe_plan_args *args,
-                       clmoe_buf *order) {
+clmoe_status step_sort(const batch *b, launch *chain, clmoe_buf *order) {
     clmoe_status status = CLMOE_SUCCESS;
-    workspace_layout ws;
-    clmoe_buf none = {0};
     int in = 0;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
     sort_buffers buffers = {
-        .keys = {workspace_region(&ws, REGION_SORT_KEYS, none, args->scratch),
-                 workspace_region(&ws, REGION_SORT_KEYS_2, none, args->scratch)},
-        .order = {workspace_region(&ws, REGION_SORT_ORDER, none, args->scratch),
-                  workspace_region(&ws, REGION_SORT_ORDER_2, none, args->scratch)},
-        .histogram = workspace_region(&ws, REGION_HISTOGRAM, none, args->scratch),
+        .keys = {region(b, REGION_SORT_KEYS), region(b, REGION_SORT_KEYS_2)},
+        .order = {region(b, REGION_SORT_ORDER), region(b, REGION_SORT_ORDER_2)},
+        .histogram = region(b, REGION_HISTOGRAM),
     };
-    TRY(sort_walk(layer, chain, args, &buffers, &in));
+    TRY(sort_walk(b, chain, &buffers, &in));
     *order = buffers.order[in];
 done:
     return status;

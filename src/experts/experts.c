@@ -13,47 +13,47 @@ static gemm_row_weight row_weight(const clmoe_layer *layer) {
     return GEMM_ROW_WEIGHT_NONE;
 }
 
-clmoe_status step_experts(const clmoe_layer *layer, launch *chain, const clmoe_experts_args *args) {
+clmoe_status step_experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    workspace_layout ws;
+    const clmoe_layer *layer = b->layer;
     clmoe_buf none = {0};
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    const clmoe_plan_layout *plan = &ws.plan;
-    bool gather = args->xe.mem == NULL;
+    const clmoe_plan_layout *plan = &b->ws.plan;
+    bool gather = b->xe.mem == NULL;
     gemm_problem rows = {
-        .tile_expert = plan_array(args->plan, plan->tile_expert),
-        .offsets = plan_array(args->plan, plan->offsets),
-        .kept = plan_array(args->plan, plan->kept),
+        .tile_expert = PLAN_ARRAY(b, tile_expert),
+        .offsets = PLAN_ARRAY(b, offsets),
+        .kept = PLAN_ARRAY(b, kept),
         .slots = plan->slots,
         .row_tile = plan->row_tile,
         .experts = layer->desc.num_experts,
-        .a = gather ? args->x : args->xe,
-        .token_of = gather ? plan_array(args->plan, plan->token_of) : none,
+        .a = gather ? b->experts_x : b->xe,
+        .token_of = gather ? PLAN_ARRAY(b, token_of) : none,
         .row_weight = row_weight(layer),
-        .row_of = plan_array(args->plan, plan->row_of),
-        .pair_weights = args->pair_weights,
+        .row_of = PLAN_ARRAY(b, row_of),
+        .pair_weights = b->pair_weights,
     };
     if (plan->slots == 0)
         return CLMOE_SUCCESS;
-    TRY(gemm_mlp(&layer->experts, chain, &layer->desc.experts, &args->weights->experts,
-                 layer->desc.dim, &rows, workspace_region(&ws, REGION_HIDDEN, none, args->scratch),
-                 workspace_region(&ws, REGION_ENGINE, none, args->scratch), args->ye));
+    TRY(gemm_mlp(&layer->experts, chain, &layer->desc.experts, &b->weights->experts,
+                 layer->desc.dim, &rows, region(b, REGION_HIDDEN), region(b, REGION_ENGINE),
+                 b->ye));
     if (layer->desc.normalize_experts)
-        TRY(step_normalize(layer, chain, rows.row_of, plan->slots, args->ye));
+        TRY(step_normalize(b, chain));
 done:
     return status;
 }
 
-clmoe_status step_shared(const clmoe_layer *layer, launch *chain, const shared_args *args) {
+clmoe_status step_shared(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    gemm_problem rows = {.slots = args->tokens, .row_tile = 1, .experts = 1, .a = args->x};
-    if (args->tokens == 0)
+    const clmoe_layer *layer = b->layer;
+    gemm_problem rows = {.slots = b->tokens, .row_tile = 1, .experts = 1, .a = b->experts_x};
+    if (b->tokens == 0)
         return CLMOE_SUCCESS;
-    TRY(gemm_mlp(&layer->shared, chain, &layer->desc.shared, &args->weights->shared,
-                 layer->desc.dim, &rows, args->hidden, args->engine, args->y));
+    TRY(gemm_mlp(&layer->shared, chain, &layer->desc.shared, &b->weights->shared, layer->desc.dim,
+                 &rows, region(b, REGION_SHARED_HIDDEN), region(b, REGION_ENGINE), b->shared_y));
     if (layer->desc.shared_gate)
-        TRY(gemm_dense(&layer->dense, chain, args->tokens, args->x, args->weights->shared_gate,
-                       (clmoe_buf){0}, 1, layer->desc.dim, args->gate));
+        TRY(gemm_dense(&layer->dense, chain, b->tokens, b->experts_x, b->weights->shared_gate,
+                       (clmoe_buf){0}, 1, layer->desc.dim, b->shared_gate));
 done:
     return status;
 }

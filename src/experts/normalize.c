@@ -7,13 +7,13 @@ clmoe_status normalize_create(clmoe_layer *layer) {
     return layer_kernel(layer, KERNEL_NORMALIZE, "experts/normalize", "normalize_rows");
 }
 
-clmoe_status step_normalize(const clmoe_layer *layer, launch *chain, clmoe_buf row_of,
-                            uint32_t slots, clmoe_buf ye) {
+clmoe_status step_normalize(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
-    TRY(KERNEL_SET(kernel, ARG_F32(row_of), ARG_TYPE(ye, layer->desc.type),
+    TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, row_of)), ARG_TYPE(b->ye, layer->desc.type),
                    arg_u32(layer->desc.dim)));
-    TRY(launch_1d(chain, kernel, slots, layer->group));
+    TRY(launch_1d(chain, kernel, b->ws.plan.slots, layer->group));
 done:
     return status;
 }

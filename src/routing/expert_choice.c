@@ -20,46 +20,43 @@ clmoe_status expert_choice_create(clmoe_layer *layer) {
                          sizeof kernels / sizeof kernels[0]);
 }
 
-static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
-                           uint32_t capacity, clmoe_buf keys, clmoe_buf thresholds) {
+static clmoe_status choose(const batch *b, launch *chain, uint32_t capacity, clmoe_buf keys,
+                           clmoe_buf thresholds) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->group, columns = layer->columns, tokens = args->tokens;
+    uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
     size_t tiles[] = {divide_up(tokens, SIDE), divide_up(columns, SIDE)};
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(args->scores), ARG_U8(args->token_mask),
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(b->scores), ARG_U8(b->token_mask),
                    ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
     TRY(launch_kernel(chain, kernels[KERNEL_CHOICE_KEYS], 2, tiles, (size_t[]){group, 1}));
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_THRESHOLDS], ARG_F32(keys), ARG_F32(thresholds),
-                   ARG_F32(args->state), arg_u32(tokens), arg_u32(capacity)));
+                   ARG_F32(b->state), arg_u32(tokens), arg_u32(capacity)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICE_THRESHOLDS], columns, group));
 done:
     return status;
 }
 
-clmoe_status step_expert_choice(const clmoe_layer *layer, launch *chain,
-                                const clmoe_topk_args *args) {
+clmoe_status step_expert_choice(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->group, columns = layer->columns, tokens = args->tokens;
+    uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
     uint32_t each = group == 1 ? SERIAL_SPAN : group, groups = divide_up(tokens, each);
-    clmoe_buf none = {0};
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, tokens, &ws));
-    clmoe_buf keys = workspace_region(&ws, REGION_CHOICE_KEYS, none, args->scratch);
-    clmoe_buf thresholds = workspace_region(&ws, REGION_CHOICE_THRESHOLDS, none, args->scratch);
+    clmoe_buf keys = region(b, REGION_CHOICE_KEYS);
+    clmoe_buf thresholds = region(b, REGION_CHOICE_THRESHOLDS);
     if (tokens > 0)
-        TRY(choose(layer, chain, args, ws.plan.capacity, keys, thresholds));
+        TRY(choose(b, chain, b->ws.plan.capacity, keys, thresholds));
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_COUNTS], ARG_F32(keys), ARG_F32(thresholds),
-                   ARG_F32(args->token_offsets), arg_u32(tokens), arg_u32(columns)));
+                   ARG_F32(b->token_offsets), arg_u32(tokens), arg_u32(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICE_COUNTS], groups, group));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_OFFSETS], ARG_F32(args->token_offsets), arg_u32(tokens)));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_OFFSETS], ARG_F32(b->token_offsets), arg_u32(tokens)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICE_OFFSETS], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_PAIRS], ARG_F32(keys), ARG_F32(thresholds),
-                   ARG_F32(args->token_offsets),
-                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
-                   ARG_F32(args->ids), ARG_F32(args->weights_out), arg_u32(tokens),
-                   arg_u32(columns), arg_u32(ws.plan.pairs), arg_f32(router->scale)));
+                   ARG_F32(b->token_offsets), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
+                   ARG_F32(b->pair_weights), arg_u32(tokens), arg_u32(columns),
+                   arg_u32(b->ws.plan.pairs), arg_f32(router->scale)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICE_PAIRS], groups, group));
 done:
     return status;

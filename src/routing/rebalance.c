@@ -24,49 +24,44 @@ typedef struct rebalance_scratch {
     block_split blocks;
 } rebalance_scratch;
 
-static clmoe_status scratch_of(const clmoe_layer *layer, const clmoe_topk_args *args,
-                               rebalance_scratch *scratch) {
-    clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf none = {0};
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    scratch->blocks = workspace_blocks(layer->group, args->tokens);
-    size_t word = sizeof(cl_float), experts = layer->desc.num_experts;
-    size_t block_bytes = scratch->blocks.count * experts * word;
-    scratch->before = workspace_region(&ws, REGION_REBALANCE, none, args->scratch);
-    scratch->sums = plan_array(scratch->before, ws.plan.pairs * word);
-    scratch->partial = plan_array(scratch->sums, args->tokens * word);
-    scratch->pairs = plan_array(scratch->partial, block_bytes);
-    scratch->columns = plan_array(scratch->pairs, block_bytes);
-    scratch->target = plan_array(scratch->columns, experts * word);
-done:
-    return status;
+static rebalance_scratch scratch_of(const batch *b) {
+    const size_t word = sizeof(cl_float), experts = b->layer->desc.num_experts;
+    rebalance_scratch scratch = {.blocks = workspace_blocks(b->layer->group, b->tokens)};
+    const size_t block_bytes = scratch.blocks.count * experts * word;
+    scratch.before = region(b, REGION_REBALANCE);
+    scratch.sums = plan_array(scratch.before, b->ws.plan.pairs * word);
+    scratch.partial = plan_array(scratch.sums, b->tokens * word);
+    scratch.pairs = plan_array(scratch.partial, block_bytes);
+    scratch.columns = plan_array(scratch.pairs, block_bytes);
+    scratch.target = plan_array(scratch.columns, experts * word);
+    return scratch;
 }
 
 /* The arguments in the order of rebalance.cl's REBALANCE_ARGS. */
-#define REBALANCE_ARGS(layer, args, scratch)                                                       \
-    ARG_F32((args)->ids), ARG_F32((args)->live), ARG_U8((args)->token_mask),                       \
-        ARG_F32((args)->weights_out), ARG_F32((scratch)->before), ARG_F32((scratch)->sums),        \
-        ARG_F32((scratch)->partial), arg_u32((args)->tokens), arg_u32((layer)->desc.top_k),        \
-        arg_u32((layer)->desc.num_experts), arg_u32((scratch)->blocks.size)
+#define REBALANCE_ARGS(b, scratch)                                                                 \
+    ARG_F32((b)->ids), ARG_F32((b)->live), ARG_U8((b)->token_mask), ARG_F32((b)->pair_weights),    \
+        ARG_F32((scratch)->before), ARG_F32((scratch)->sums), ARG_F32((scratch)->partial),         \
+        arg_u32((b)->tokens), arg_u32((b)->layer->desc.top_k),                                     \
+        arg_u32((b)->layer->desc.num_experts), arg_u32((scratch)->blocks.size)
 
-static clmoe_status launch_columns(const clmoe_layer *layer, launch *chain) {
+static clmoe_status launch_columns(const batch *b, launch *chain) {
+    const clmoe_layer *layer = b->layer;
     uint32_t group = layer->group, experts = layer->desc.num_experts;
     return launch_1d(chain, layer->kernels[KERNEL_REBALANCE_COLUMNS], divide_up(experts, group),
                      group);
 }
 
-static clmoe_status begin(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
-                          const rebalance_scratch *scratch) {
+static clmoe_status begin(const batch *b, launch *chain, const rebalance_scratch *scratch) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t experts = layer->desc.num_experts, blocks = scratch->blocks.count;
-    TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_BEGIN], REBALANCE_ARGS(layer, args, scratch),
+    TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_BEGIN], REBALANCE_ARGS(b, scratch),
                    ARG_F32(scratch->pairs)));
     TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_BEGIN], blocks, layer->group));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_COLUMNS], ARG_F32(scratch->partial),
                    ARG_F32(scratch->columns), arg_u32(experts), arg_u32(blocks)));
-    TRY(launch_columns(layer, chain));
+    TRY(launch_columns(b, chain));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_TARGET], ARG_F32(scratch->columns),
                    ARG_F32(scratch->pairs), ARG_F32(scratch->target), arg_u32(experts),
                    arg_u32(blocks), arg_f32(layer->desc.router.rebalance_mu)));
@@ -75,20 +70,20 @@ done:
     return status;
 }
 
-clmoe_status step_rebalance(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+clmoe_status step_rebalance(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel rows = layer->kernels[KERNEL_REBALANCE_ROWS];
-    rebalance_scratch scratch;
-    if (args->tokens == 0)
+    if (b->tokens == 0)
         return CLMOE_SUCCESS;
-    TRY(scratch_of(layer, args, &scratch));
-    TRY(begin(layer, chain, args, &scratch));
-    TRY(KERNEL_SET(rows, REBALANCE_ARGS(layer, args, &scratch), ARG_F32(scratch.columns),
+    const rebalance_scratch scratch = scratch_of(b);
+    TRY(begin(b, chain, &scratch));
+    TRY(KERNEL_SET(rows, REBALANCE_ARGS(b, &scratch), ARG_F32(scratch.columns),
                    ARG_F32(scratch.target), arg_f32(router->rebalance_mu)));
     for (uint32_t i = 0; i < router->rebalance_iterations; i++) {
         if (i > 0)
-            TRY(launch_columns(layer, chain));
+            TRY(launch_columns(b, chain));
         TRY(launch_1d(chain, rows, scratch.blocks.count, layer->group));
     }
 done:

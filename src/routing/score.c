@@ -17,59 +17,53 @@ clmoe_status score_create(clmoe_layer *layer) {
                           &layer->kernels[KERNEL_SCORE]);
 }
 
-clmoe_status router_input(const clmoe_layer *layer, launch *chain, uint32_t tokens, clmoe_buf *x,
-                          clmoe_buf state, clmoe_buf scratch) {
+clmoe_status router_input(const batch *b, launch *chain, clmoe_buf *x) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf none = {0};
-    workspace_layout ws;
-    if (!state.mem || layer->desc.router.jitter <= 0)
+    *x = b->x;
+    if (!b->state.mem || b->layer->desc.router.jitter <= 0)
         return CLMOE_SUCCESS;
-    TRY(workspace_layout_get(layer, tokens, &ws));
-    TRY(step_jitter(layer, chain, tokens, *x, state, scratch));
-    *x = workspace_region(&ws, REGION_JITTERED, none, scratch);
+    TRY(step_jitter(b, chain));
+    *x = region(b, REGION_JITTERED);
 done:
     return status;
 }
 
-clmoe_status step_score_rows(const clmoe_layer *layer, launch *chain, uint32_t tokens,
-                             clmoe_buf noisy, clmoe_buf state, clmoe_buf scores) {
+clmoe_status step_score_rows(const batch *b, launch *chain, clmoe_buf noisy, clmoe_buf scores) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SCORE];
     router_switches switches = layer->router;
     switches.topk_first |= layer_chooses_by_logit(layer);
-    TRY(KERNEL_SET(kernel, ARG_F32(noisy), ARG_F32(scores), ARG_F32(state),
+    TRY(KERNEL_SET(kernel, ARG_F32(noisy), ARG_F32(scores), ARG_F32(b->state),
                    arg_struct(&switches, sizeof switches)));
-    TRY(launch_1d(chain, kernel, tokens, layer->score_group));
+    TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;
 }
 
-clmoe_status step_score(const clmoe_layer *layer, launch *chain, const clmoe_score_args *args) {
+static clmoe_status make_logits(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    bool external = args->logits_in.mem != NULL;
-    clmoe_buf none = {0}, x = args->x, logits = external ? args->logits_in : args->logits;
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    if (!external) {
-        clmoe_buf bias = layer->desc.router.bias ? args->weights->router_bias : none;
-        TRY(router_input(layer, chain, args->tokens, &x, args->state, args->scratch));
-        TRY(gemm_dense(&layer->dense, chain, args->tokens, x, args->weights->router, bias,
-                       layer->columns, layer->desc.dim, logits));
+    const clmoe_layer *layer = b->layer;
+    clmoe_buf none = {0}, x, bias = layer->desc.router.bias ? b->weights->router_bias : none;
+    TRY(router_input(b, chain, &x));
+    TRY(gemm_dense(&layer->dense, chain, b->tokens, x, b->weights->router, bias, layer->columns,
+                   layer->desc.dim, b->logits));
+done:
+    return status;
+}
+
+clmoe_status step_score(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf noisy = b->logits;
+    if (!b->logits_given)
+        TRY(make_logits(b, chain));
+    if (b->state.mem && layer_is_noisy(b->layer)) {
+        TRY(step_noise(b, chain, !b->logits_given));
+        noisy = region(b, REGION_NOISY);
     }
-    if (args->state.mem && layer_is_noisy(layer)) {
-        noise_args noise = {.tokens = args->tokens,
-                            .weights = args->weights,
-                            .x = x,
-                            .x_is_jittered = !external,
-                            .logits = logits,
-                            .state = args->state,
-                            .scratch = args->scratch};
-        TRY(step_noise(layer, chain, &noise));
-        logits = workspace_region(&ws, REGION_NOISY, none, args->scratch);
-    }
-    TRY(step_score_rows(layer, chain, args->tokens, logits, args->state, args->scores));
-    if (layer->desc.router.two_level)
-        TRY(step_two_level_scores(layer, chain, args));
+    TRY(step_score_rows(b, chain, noisy, b->scores));
+    if (b->layer->desc.router.two_level)
+        TRY(step_two_level_scores(b, chain));
 done:
     return status;
 }

@@ -25,17 +25,17 @@ typedef struct sinkhorn_buffers {
     clmoe_buf choices, tops, balance, partials;
 } sinkhorn_buffers;
 
-static clmoe_status iterate(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
-                            const sinkhorn_buffers *b) {
+static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffers *at) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel rows = layer->kernels[KERNEL_SINKHORN_ROWS];
     cl_kernel columns = layer->kernels[KERNEL_SINKHORN_COLUMNS];
-    block_split blocks = workspace_token_blocks(layer->group, args->tokens);
-    TRY(KERNEL_SET(rows, ARG_F32(b->choices), ARG_U8(args->token_mask), ARG_F32(b->balance),
-                   ARG_F32(b->partials), arg_u32(args->tokens), arg_u32(layer->columns),
+    block_split blocks = workspace_token_blocks(layer->group, b->tokens);
+    TRY(KERNEL_SET(rows, ARG_F32(at->choices), ARG_U8(b->token_mask), ARG_F32(at->balance),
+                   ARG_F32(at->partials), arg_u32(b->tokens), arg_u32(layer->columns),
                    arg_u32(blocks.size)));
-    TRY(KERNEL_SET(columns, ARG_F32(b->partials), ARG_F32(b->balance), arg_u32(blocks.count),
+    TRY(KERNEL_SET(columns, ARG_F32(at->partials), ARG_F32(at->balance), arg_u32(blocks.count),
                    arg_u32(layer->columns), arg_f32(router->sinkhorn_tolerance)));
     for (uint32_t i = 0; i < router->sinkhorn_iterations; i++) {
         TRY(launch_1d(chain, rows, blocks.count, layer->group));
@@ -45,49 +45,46 @@ done:
     return status;
 }
 
-static clmoe_status balance(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args,
-                            const sinkhorn_buffers *b) {
+static clmoe_status balance(const batch *b, launch *chain, const sinkhorn_buffers *at) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns;
-    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_START], ARG_U8(args->token_mask), ARG_F32(b->balance),
-                   arg_u32(args->tokens), arg_u32(columns)));
+    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_START], ARG_U8(b->token_mask), ARG_F32(at->balance),
+                   arg_u32(b->tokens), arg_u32(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_START], 1, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_EXP], ARG_F32(args->scores), ARG_F32(b->choices),
-                   ARG_F32(b->tops), arg_u32(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_EXP], args->tokens, group));
-    TRY(iterate(layer, chain, args, b));
-    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_CHOICES], ARG_F32(args->scores), ARG_F32(b->balance),
-                   ARG_F32(b->choices), arg_u32(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_CHOICES], args->tokens, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_EXP], ARG_F32(b->scores), ARG_F32(at->choices),
+                   ARG_F32(at->tops), arg_u32(columns)));
+    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_EXP], b->tokens, group));
+    TRY(iterate(b, chain, at));
+    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_CHOICES], ARG_F32(b->scores), ARG_F32(at->balance),
+                   ARG_F32(at->choices), arg_u32(columns)));
+    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_CHOICES], b->tokens, group));
 done:
     return status;
 }
 
-clmoe_status step_sinkhorn(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+clmoe_status step_sinkhorn(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SINKHORN_WEIGHTS];
     uint32_t group = layer->group;
-    clmoe_buf none = {0};
-    clmoe_topk_args by_choices = *args;
-    workspace_layout ws;
-    if (args->tokens == 0)
+    batch by_choices = *b;
+    if (b->tokens == 0)
         return CLMOE_SUCCESS;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    const sinkhorn_buffers b = {
-        .choices = workspace_region(&ws, REGION_CHOICES, none, args->scratch),
-        .tops = workspace_region(&ws, REGION_TOPS, none, args->scratch),
-        .balance = workspace_region(&ws, REGION_SINKHORN_BALANCE, none, args->scratch),
-        .partials = workspace_region(&ws, REGION_SINKHORN_PARTIALS, none, args->scratch),
+    const sinkhorn_buffers at = {
+        .choices = region(b, REGION_CHOICES),
+        .tops = region(b, REGION_TOPS),
+        .balance = region(b, REGION_SINKHORN_BALANCE),
+        .partials = region(b, REGION_SINKHORN_PARTIALS),
     };
-    TRY(balance(layer, chain, args, &b));
-    by_choices.scores = b.choices;
-    TRY(step_token_choice(layer, chain, &by_choices));
-    TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(b.tops),
-                   ARG_F32(layer->desc.router.expert_scale ? args->weights->expert_scale : none),
-                   ARG_F32(args->ids), ARG_F32(args->live), ARG_F32(args->weights_out),
-                   arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
+    TRY(balance(b, chain, &at));
+    by_choices.scores = at.choices;
+    TRY(step_token_choice(&by_choices, chain));
+    TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(at.tops), ARG_F32(expert_scale_of(b)),
+                   ARG_F32(b->ids), ARG_F32(b->live), ARG_F32(b->pair_weights), arg_u32(b->tokens),
+                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;
 }

@@ -13,16 +13,15 @@ clmoe_status soft_create(clmoe_layer *layer) {
                           &layer->kernels[KERNEL_SOFT]);
 }
 
-clmoe_status step_soft(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+clmoe_status step_soft(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SOFT];
     uint32_t group = layer->group;
-    clmoe_buf none = {0};
-    TRY(KERNEL_SET(kernel, ARG_F32(args->scores),
-                   ARG_F32(layer->desc.router.expert_scale ? args->weights->expert_scale : none),
-                   ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
-                   arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
+    TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
+                   ARG_F32(b->pair_weights), ARG_F32(b->live), arg_u32(b->tokens),
+                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;
 }

@@ -33,20 +33,18 @@ done:
 }
 
 /* Buckets of p rows, the same for every batch. */
-static clmoe_status set_plan(const clmoe_layer *layer, launch *chain, const soft_moe_args *args,
-                             const clmoe_plan_layout *plan) {
+static clmoe_status set_plan(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    const clmoe_plan_layout *plan = &b->ws.plan;
     cl_kernel kernel = layer->kernels[KERNEL_SOFT_MOE_PLAN];
     uint32_t group = layer->group, experts = layer->desc.num_experts;
-    uint32_t count = args->tokens > plan->slots ? args->tokens : plan->slots + 1;
-    TRY(KERNEL_SET(kernel, ARG_F32(plan_array(args->plan, plan->load)),
-                   ARG_F32(plan_array(args->plan, plan->kept)),
-                   ARG_F32(plan_array(args->plan, plan->offsets)),
-                   ARG_F32(plan_array(args->plan, plan->slot_of)),
-                   ARG_F32(plan_array(args->plan, plan->row_of)),
-                   ARG_F32(plan_array(args->plan, plan->token_of)),
-                   ARG_F32(plan_array(args->plan, plan->tile_expert)), ARG_F32(args->ones),
-                   arg_u32(args->tokens), arg_u32(experts), arg_u32(plan->capacity),
+    uint32_t count = b->tokens > plan->slots ? b->tokens : plan->slots + 1;
+    TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, load)), ARG_F32(PLAN_ARRAY(b, kept)),
+                   ARG_F32(PLAN_ARRAY(b, offsets)), ARG_F32(PLAN_ARRAY(b, slot_of)),
+                   ARG_F32(PLAN_ARRAY(b, row_of)), ARG_F32(PLAN_ARRAY(b, token_of)),
+                   ARG_F32(PLAN_ARRAY(b, tile_expert)), ARG_F32(b->pair_weights),
+                   arg_u32(b->tokens), arg_u32(experts), arg_u32(plan->capacity),
                    arg_u32(plan->slots / experts), arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
 done:
@@ -54,75 +52,76 @@ done:
 }
 
 /* x -> logits and the sums of both softmaxes. */
-static clmoe_status set_logits(const clmoe_layer *layer, launch *chain, const soft_moe_args *args) {
+static clmoe_status set_logits(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     const clmoe_layer_desc *desc = &layer->desc;
-    uint32_t group = layer->group, count = layer_router_rows(layer), T = args->tokens;
+    uint32_t group = layer->group, count = layer_router_rows(layer), T = b->tokens;
     block_split blocks = workspace_token_blocks(layer->group, T);
-    clmoe_buf none = {0}, router = args->weights->router;
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(args->x, desc->type),
-                   ARG_U8(args->token_mask), ARG_F32(args->token_norms),
-                   ARG_TYPE(args->clean, desc->type), arg_u32(desc->dim)));
+    clmoe_buf none = {0}, router = b->weights->router;
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(b->x, desc->type),
+                   ARG_U8(b->token_mask), ARG_F32(region(b, REGION_TOKEN_NORMS)),
+                   ARG_TYPE(region(b, REGION_SOFT_X), desc->type), arg_u32(desc->dim)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_NORMS], T, group));
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_SLOT_NORMS], ARG_TYPE(router, desc->router.weight_type),
-                   ARG_U8(none), ARG_F32(args->slot_norms),
+                   ARG_U8(none), ARG_F32(region(b, REGION_SLOT_NORMS)),
                    ARG_TYPE(none, desc->router.weight_type), arg_u32(desc->dim)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_SLOT_NORMS], count, group));
-    TRY(gemm_dense(&layer->dense, chain, T, args->clean, router, none, count, desc->dim,
-                   args->logits));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_LOGITS], ARG_F32(args->token_norms),
-                   ARG_F32(args->slot_norms), ARG_F32(args->logits), ARG_F32(args->tops),
-                   arg_u32(count), arg_f32(desc->router.soft_scale)));
+    TRY(gemm_dense(&layer->dense, chain, T, region(b, REGION_SOFT_X), router, none, count,
+                   desc->dim, b->logits));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_LOGITS], ARG_F32(region(b, REGION_TOKEN_NORMS)),
+                   ARG_F32(region(b, REGION_SLOT_NORMS)), ARG_F32(b->logits),
+                   ARG_F32(region(b, REGION_TOPS)), arg_u32(count),
+                   arg_f32(desc->router.soft_scale)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_LOGITS], T, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_PARTIALS], ARG_F32(args->logits),
-                   ARG_F32(args->partials), arg_u32(T), arg_u32(count), arg_u32(blocks.size)));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_PARTIALS], ARG_F32(b->logits),
+                   ARG_F32(region(b, REGION_SOFT_PARTIALS)), arg_u32(T), arg_u32(count),
+                   arg_u32(blocks.size)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_PARTIALS], blocks.count, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_COLUMNS], ARG_F32(args->partials),
-                   ARG_F32(args->columns), arg_u32(blocks.count), arg_u32(count)));
+    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_COLUMNS], ARG_F32(region(b, REGION_SOFT_PARTIALS)),
+                   ARG_F32(region(b, REGION_SOFT_COLUMNS)), arg_u32(blocks.count), arg_u32(count)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_COLUMNS], divide_up(count, group), group));
 done:
     return status;
 }
 
-clmoe_status step_soft_moe_dispatch(const clmoe_layer *layer, launch *chain,
-                                    const soft_moe_args *args) {
+clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel dispatch = layer->kernels[KERNEL_SOFT_MOE_DISPATCH];
     cl_kernel combine = layer->kernels[KERNEL_SOFT_MOE_COMBINE];
     uint32_t experts = layer->desc.num_experts, count = layer_router_rows(layer);
-    uint32_t group = layer->group, tokens = args->tokens;
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, tokens, &ws));
-    uint32_t slots = ws.plan.slots, stride = slots / experts, each = ws.plan.capacity;
-    TRY(set_plan(layer, chain, args, &ws.plan));
-    TRY(set_logits(layer, chain, args));
-    TRY(KERNEL_SET(dispatch, ARG_F32(args->logits), ARG_F32(args->columns), ARG_F32(args->dispatch),
-                   arg_u32(tokens), arg_u32(count), arg_u32(each)));
+    uint32_t group = layer->group, tokens = b->tokens;
+    uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
+    TRY(set_plan(b, chain));
+    TRY(set_logits(b, chain));
+    TRY(KERNEL_SET(dispatch, ARG_F32(b->logits), ARG_F32(region(b, REGION_SOFT_COLUMNS)),
+                   ARG_F32(region(b, REGION_SOFT_DISPATCH)), arg_u32(tokens), arg_u32(count),
+                   arg_u32(each)));
     TRY(launch_kernel(chain, dispatch, 2, (size_t[]){stride, experts}, (size_t[]){group, 1}));
-    TRY(KERNEL_SET(combine, ARG_F32(args->logits), ARG_F32(args->tops), ARG_F32(args->combine),
-                   arg_u32(count), arg_u32(experts), arg_u32(each), arg_u32(stride)));
+    TRY(KERNEL_SET(combine, ARG_F32(b->logits), ARG_F32(region(b, REGION_TOPS)),
+                   ARG_F32(region(b, REGION_SOFT_COMBINE)), arg_u32(count), arg_u32(experts),
+                   arg_u32(each), arg_u32(stride)));
     TRY(launch_1d(chain, combine, tokens, group));
-    TRY(gemm_dense_transposed(&layer->mix, chain, slots, args->dispatch, args->clean,
-                              layer->desc.dim, tokens, args->xe));
+    TRY(gemm_dense_transposed(&layer->mix, chain, slots, region(b, REGION_SOFT_DISPATCH),
+                              region(b, REGION_SOFT_X), layer->desc.dim, tokens, b->xe));
 done:
     return status;
 }
 
-clmoe_status step_soft_moe_combine(const clmoe_layer *layer, launch *chain,
-                                   const soft_moe_args *args) {
+clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel clear = layer->kernels[KERNEL_SOFT_MOE_CLEAR];
     uint32_t experts = layer->desc.num_experts;
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    uint32_t slots = ws.plan.slots, stride = slots / experts, each = ws.plan.capacity;
-    TRY(KERNEL_SET(clear, ARG_TYPE(args->ye, layer->desc.type), arg_u32(layer->desc.dim),
+    uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
+    TRY(KERNEL_SET(clear, ARG_TYPE(b->ye, layer->desc.type), arg_u32(layer->desc.dim),
                    arg_u32(each), arg_u32(stride)));
     TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
                       (size_t[]){layer->group, 1}));
-    TRY(gemm_dense_transposed(&layer->mix, chain, args->tokens, args->combine, args->ye,
-                              layer->desc.dim, slots, args->mixed));
+    TRY(gemm_dense_transposed(&layer->mix, chain, b->tokens, region(b, REGION_SOFT_COMBINE), b->ye,
+                              layer->desc.dim, slots, region(b, REGION_MIXED)));
 done:
     return status;
 }

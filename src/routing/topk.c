@@ -74,53 +74,53 @@ clmoe_status topk_create(clmoe_layer *layer) {
                           select ? "topk_select" : "topk_bitonic", &layer->kernels[KERNEL_TOPK]);
 }
 
-clmoe_buf select_bias_of(const clmoe_layer *layer, const clmoe_topk_args *args) {
+clmoe_buf select_bias_of(const batch *b) {
+    const clmoe_layer *layer = b->layer;
     clmoe_buf none = {0};
     if (!layer->desc.router.select_bias)
         return none;
-    if (args->weights && args->weights->select_bias.mem)
-        return args->weights->select_bias;
-    return (clmoe_buf){args->state.mem, args->state.offset + sizeof(clmoe_state)};
+    if (b->weights && b->weights->select_bias.mem)
+        return b->weights->select_bias;
+    return (clmoe_buf){b->state.mem, b->state.offset + sizeof(clmoe_state)};
 }
 
-clmoe_status step_token_choice(const clmoe_layer *layer, launch *chain,
-                               const clmoe_topk_args *args) {
+clmoe_status step_token_choice(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_router_desc *router = &layer->desc.router;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_TOPK];
-    clmoe_buf none = {0};
     uint32_t each = layer->topk_tokens;
-    TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(select_bias_of(layer, args)),
-                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
-                   ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
-                   arg_u32(args->tokens), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(args->tokens, each), layer->group));
+    TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(select_bias_of(b)),
+                   ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
+                   ARG_F32(b->live), arg_u32(b->tokens),
+                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, each), layer->group));
 done:
     return status;
 }
 
-static clmoe_status choose(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+static clmoe_status choose(const batch *b, launch *chain) {
+    const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     switch (router->policy) {
     case CLMOE_POLICY_EXPERT_CHOICE:
-        return step_expert_choice(layer, chain, args);
+        return step_expert_choice(b, chain);
     case CLMOE_POLICY_SINKHORN:
-        return step_sinkhorn(layer, chain, args);
+        return step_sinkhorn(b, chain);
     case CLMOE_POLICY_SOFT:
-        return step_soft(layer, chain, args);
+        return step_soft(b, chain);
     case CLMOE_POLICY_TOKEN_CHOICE:
     case CLMOE_POLICY_SOFT_MOE:
         break;
     }
-    return router->two_level ? step_two_level_topk(layer, chain, args)
-                             : step_token_choice(layer, chain, args);
+    return router->two_level ? step_two_level_topk(b, chain) : step_token_choice(b, chain);
 }
 
-clmoe_status step_topk(const clmoe_layer *layer, launch *chain, const clmoe_topk_args *args) {
+clmoe_status step_topk(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(choose(layer, chain, args));
+    const clmoe_layer *layer = b->layer;
+    TRY(choose(b, chain));
     if (layer_rebalances(layer))
-        TRY(step_rebalance(layer, chain, args));
+        TRY(step_rebalance(b, chain));
 done:
     return status;
 }

@@ -18,54 +18,44 @@ done:
     return status;
 }
 
-clmoe_status step_group_logits(const clmoe_layer *layer, launch *chain, uint32_t tokens,
-                               const clmoe_weights *weights, clmoe_buf x, clmoe_buf state,
-                               clmoe_buf scratch) {
+clmoe_status step_group_logits(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf none = {0};
-    workspace_layout ws;
-    TRY(workspace_layout_get(layer, tokens, &ws));
-    TRY(router_input(layer, chain, tokens, &x, state, scratch));
-    TRY(gemm_dense(&layer->dense, chain, tokens, x, weights->group_router, none,
-                   layer->desc.router.num_groups, layer->desc.dim,
-                   workspace_region(&ws, REGION_GROUP_LOGITS, none, scratch)));
+    const clmoe_layer *layer = b->layer;
+    clmoe_buf none = {0}, x;
+    TRY(router_input(b, chain, &x));
+    TRY(gemm_dense(&layer->dense, chain, b->tokens, x, b->weights->group_router, none,
+                   layer->desc.router.num_groups, layer->desc.dim, region(b, REGION_GROUP_LOGITS)));
 done:
     return status;
 }
 
-clmoe_status step_two_level_scores(const clmoe_layer *layer, launch *chain,
-                                   const clmoe_score_args *args) {
+clmoe_status step_two_level_scores(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_SCORES];
     uint32_t group = layer->group, groups = layer->desc.router.num_groups;
-    clmoe_buf none = {0};
-    workspace_layout ws;
-    if (args->tokens == 0)
+    if (b->tokens == 0)
         return CLMOE_SUCCESS;
-    TRY(workspace_layout_get(layer, args->tokens, &ws));
-    clmoe_buf logits = workspace_region(&ws, REGION_GROUP_LOGITS, none, args->scratch);
-    TRY(step_group_logits(layer, chain, args->tokens, args->weights, args->x, args->state,
-                          args->scratch));
-    TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(args->scores), arg_u32(args->tokens),
-                   arg_u32(groups), arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
+    clmoe_buf logits = region(b, REGION_GROUP_LOGITS);
+    TRY(step_group_logits(b, chain));
+    TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(b->scores), arg_u32(b->tokens), arg_u32(groups),
+                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;
 }
 
-clmoe_status step_two_level_topk(const clmoe_layer *layer, launch *chain,
-                                 const clmoe_topk_args *args) {
+clmoe_status step_two_level_topk(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_TOPK];
     uint32_t group = layer->group;
-    clmoe_buf none = {0};
-    TRY(KERNEL_SET(kernel, ARG_F32(args->scores), ARG_F32(select_bias_of(layer, args)),
-                   ARG_F32(router->expert_scale ? args->weights->expert_scale : none),
-                   ARG_F32(args->ids), ARG_F32(args->weights_out), ARG_F32(args->live),
-                   arg_u32(args->tokens), arg_u32(router->num_groups),
+    TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(select_bias_of(b)),
+                   ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
+                   ARG_F32(b->live), arg_u32(b->tokens), arg_u32(router->num_groups),
                    arg_struct(&layer->router, sizeof layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(args->tokens, group), group));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;
 }

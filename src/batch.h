@@ -1,0 +1,56 @@
+/* What flows through the chain: a layer, and every buffer of one call. */
+#ifndef CLMOE_BATCH_H
+#define CLMOE_BATCH_H
+
+#include "workspace.h"
+
+/*
+ * Bound once from the public arguments of a call (forward.c, calls.c); a step reads what it needs.
+ * Buffers that the call does not have are {NULL, 0}.
+ */
+typedef struct batch {
+    const clmoe_layer *layer;
+    uint32_t tokens;
+    workspace_layout ws;
+    clmoe_buf saved, scratch;
+    const clmoe_weights *weights;
+    clmoe_buf x;          /* [T,D], as the router sees it before jitter */
+    clmoe_buf token_mask; /* [T] u8 */
+    clmoe_buf state;
+
+    bool logits_given;       /* score makes none */
+    clmoe_buf logits;        /* [T,R] f32, clean; [T,N] with Soft MoE */
+    clmoe_buf scores;        /* [T,R] f32, of a call that chose by them */
+    clmoe_buf ids;           /* [pairs] i32 */
+    clmoe_buf pair_weights;  /* [pairs] f32 */
+    clmoe_buf live;          /* [T] i32 */
+    clmoe_buf token_offsets; /* [T+1] i32 */
+    clmoe_buf plan;          /* clmoe_plan_layout */
+
+    clmoe_buf experts_x; /* [T,D]: x, or with jitter_experts what jitter made of it */
+    clmoe_buf xe, ye;    /* [S,D] */
+    clmoe_buf shared_y;  /* [T,D] */
+    clmoe_buf shared_gate;
+    clmoe_buf residual, y; /* [T,D] */
+
+    bool routed; /* by this call: noise and group logits of the batch are in their regions */
+    clmoe_buf stats, load_target, load_supplied;
+    const clmoe_loss_desc *losses;
+    uint32_t num_losses;
+    clmoe_buf loss_values, dlogits, dnoise, dgroup_logits;
+} batch;
+
+/* The place of a region; {NULL, 0} for an empty one. */
+static inline clmoe_buf region(const batch *b, region_id id) {
+    return workspace_region(&b->ws, id, b->saved, b->scratch);
+}
+
+/* The place of an array of the plan: PLAN_ARRAY(b, kept). */
+#define PLAN_ARRAY(b, array) plan_array((b)->plan, (b)->ws.plan.array)
+
+/* [E] f32, what weights of an expert are multiplied by, or none. */
+static inline clmoe_buf expert_scale_of(const batch *b) {
+    return b->layer->desc.router.expert_scale ? b->weights->expert_scale : (clmoe_buf){0};
+}
+
+#endif
