@@ -246,7 +246,7 @@ static void check_loads(const subject *s, const host_plan *plan, check_result *r
 static void check_places(const subject *s, const host_plan *plan, check_result *result) {
     const uint32_t *offsets = (const uint32_t *)(plan->bytes + s->plan.offsets);
     const int32_t *slot_of = (const int32_t *)(plan->bytes + s->plan.slot_of);
-    const int32_t *row_of = (const int32_t *)(plan->bytes + s->plan.row_of);
+    const int32_t *pair_of = (const int32_t *)(plan->bytes + s->plan.pair_of);
     const int32_t *token_of = (const int32_t *)(plan->bytes + s->plan.token_of);
     for (uint32_t p = 0; p < s->plan.pairs && result->wrong[0] == '\0'; p++) {
         const int32_t expert = plan->ids[p];
@@ -255,7 +255,7 @@ static void check_places(const subject *s, const host_plan *plan, check_result *
             return;
         }
         const uint32_t slot = offsets[expert] + plan->seen[expert]++;
-        if (slot_of[p] != (int32_t)slot || row_of[slot] != (int32_t)p ||
+        if (slot_of[p] != (int32_t)slot || pair_of[slot] != (int32_t)p ||
             token_of[slot] != (int32_t)(p / s->in->of.top_k))
             complain(result, "pair %u has slot %d, but must have %u", (unsigned)p, (int)slot_of[p],
                      (unsigned)slot);

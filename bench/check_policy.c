@@ -28,11 +28,11 @@ static bool has_slot(const routed *r, uint32_t pair) {
 static bool is_placed_right(const routed *r, uint32_t token, uint32_t pair) {
     const clmoe_plan_layout *layout = &r->policy->plan;
     const uint32_t *offsets = (const uint32_t *)(r->plan + layout->offsets);
-    const int32_t *row_of = (const int32_t *)(r->plan + layout->row_of);
+    const int32_t *pair_of = (const int32_t *)(r->plan + layout->pair_of);
     const int32_t *token_of = (const int32_t *)(r->plan + layout->token_of);
     const int32_t slot = ((const int32_t *)(r->plan + layout->slot_of))[pair], id = r->ids[pair];
     return (uint32_t)slot >= offsets[id] && (uint32_t)slot < offsets[id] + kept_of(r)[id] &&
-           (uint32_t)slot < layout->slots && row_of[slot] == (int32_t)pair &&
+           (uint32_t)slot < layout->slots && pair_of[slot] == (int32_t)pair &&
            token_of[slot] == (int32_t)token;
 }
 

@@ -30,7 +30,7 @@ static clmoe_status enqueue_topk(bench_policy *p) {
                             .weights = &p->in->weights,
                             .scores = place(p, POLICY_SCORES),
                             .ids = place(p, POLICY_IDS),
-                            .weights_out = place(p, POLICY_WEIGHTS),
+                            .pair_weights = place(p, POLICY_WEIGHTS),
                             .scratch = place(p, POLICY_SCRATCH)};
     if (p->kind == POLICY_EXPERT_CHOICE)
         args.token_offsets = place(p, POLICY_OFFSETS);

@@ -36,7 +36,7 @@ static clmoe_status enqueue_topk(subject *s, cl_event *event) {
                             .weights = &s->weights,
                             .scores = place(s, SUBJECT_SCORES),
                             .ids = place(s, SUBJECT_IDS),
-                            .weights_out = place(s, SUBJECT_WEIGHTS),
+                            .pair_weights = place(s, SUBJECT_WEIGHTS),
                             .live = place(s, SUBJECT_LIVE)};
     return LIB(clmoe_topk(s->layer, s->device->queue, &args, 0, NULL, event));
 }

@@ -148,7 +148,7 @@ static clmoe_status run_topk(bench_train *t) {
                             .weights = t->weights,
                             .scores = place(t, TRAIN_SCORES),
                             .ids = place(t, TRAIN_IDS),
-                            .weights_out = place(t, TRAIN_WEIGHTS),
+                            .pair_weights = place(t, TRAIN_WEIGHTS),
                             .live = place(t, TRAIN_LIVE),
                             .state = place(t, TRAIN_STATE)};
     return LIB(clmoe_topk(t->layer, t->device->queue, &args, 0, NULL, NULL));

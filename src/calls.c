@@ -18,7 +18,7 @@ static void bind_topk(batch *b, const clmoe_topk_args *args) {
     b->weights = args->weights;
     b->scores = args->scores;
     b->ids = args->ids;
-    b->pair_weights = args->weights_out;
+    b->pair_weights = args->pair_weights;
     b->live = args->live;
     b->token_offsets = args->token_offsets;
     b->token_mask = args->token_mask;

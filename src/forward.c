@@ -38,7 +38,7 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
         b->scores = region(b, REGION_SCORES);
     }
     b->ids = chosen ? args->ids_in : region(b, REGION_IDS);
-    b->pair_weights = chosen ? args->weights_in : region(b, REGION_WEIGHTS);
+    b->pair_weights = chosen ? args->pair_weights_in : region(b, REGION_WEIGHTS);
     b->live = chosen || layer_is_expert_choice(layer) ? none : region(b, REGION_LIVE);
     b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
     b->plan = region(b, REGION_PLAN);
@@ -137,7 +137,7 @@ static clmoe_status report(const batch *b, launch *chain, const clmoe_forward_ar
     if (b->routed)
         TRY(launch_copy(chain, b->logits, args->logits, logits_bytes));
     TRY(launch_copy(chain, b->ids, args->ids, pairs_bytes));
-    TRY(launch_copy(chain, b->pair_weights, args->weights_out, pairs_bytes));
+    TRY(launch_copy(chain, b->pair_weights, args->pair_weights, pairs_bytes));
     TRY(launch_copy(chain, b->token_offsets, args->token_offsets, offsets_bytes));
 done:
     return status;

@@ -196,7 +196,7 @@ static void place_arrays(const batch *b, clmoe_plan_layout *plan) {
         {&plan->rerouted_out, columns},
         {&plan->offsets, experts + 1},
         {&plan->slot_of, b->pairs},
-        {&plan->row_of, b->slots},
+        {&plan->pair_of, b->slots},
         {&plan->token_of, b->slots},
         {&plan->tile_expert, b->row_tiles},
         {&plan->chosen_ids, layer_reroutes(b->layer) ? b->pairs : 0},

@@ -250,7 +250,7 @@ static void add_inputs(batch *b, uint32_t inputs) {
         b->in.logits_in = random_eighths(T * R, 2.0);
     if (inputs & IDS_IN) {
         b->in.ids_in = foreign_ids(pairs, (uint32_t)R);
-        b->in.weights_in = random_floats(pairs, 1.0);
+        b->in.pair_weights_in = random_floats(pairs, 1.0);
     }
     b->no_outputs = (inputs & ONLY_Y) != 0;
 }
@@ -526,15 +526,15 @@ static void routing_steps(clmoe_layer *layer, const clmoe_layer_desc *desc,
     s->score = STEP(clmoe_score_args, .weights = a->weights, .x = a->x, .logits = buf_new(logits),
                     .scores = buf_new(logits), .state = a->state, .scratch = a->scratch);
     s->topk = STEP(clmoe_topk_args, .weights = a->weights, .scores = s->score.scores,
-                   .ids = buf_new(pairs), .weights_out = buf_new(pairs),
+                   .ids = buf_new(pairs), .pair_weights = buf_new(pairs),
                    .token_mask = a->token_mask, .state = a->state, .scratch = a->scratch);
     s->topk.live = choice ? (clmoe_buf){NULL, 0} : buf_new(T * 4);
     s->topk.token_offsets = choice ? buf_new((T + 1) * 4) : (clmoe_buf){NULL, 0};
     s->plan =
         STEP(clmoe_plan_args, .weights = a->weights, .ids = s->topk.ids,
-             .pair_weights = s->topk.weights_out, .live = s->topk.live, .token_mask = a->token_mask,
-             .token_offsets = s->topk.token_offsets, .state = a->state, .scores = s->score.scores,
-             .scratch = a->scratch, .plan = buf_new(plan.bytes));
+             .pair_weights = s->topk.pair_weights, .live = s->topk.live,
+             .token_mask = a->token_mask, .token_offsets = s->topk.token_offsets, .state = a->state,
+             .scores = s->score.scores, .scratch = a->scratch, .plan = buf_new(plan.bytes));
 }
 
 static void expert_steps(const clmoe_layer_desc *desc, const clmoe_forward_args *a, steps *s) {
@@ -543,14 +543,14 @@ static void expert_steps(const clmoe_layer_desc *desc, const clmoe_forward_args 
     const size_t rows = plan.slots * (size_t)desc->dim * 4;
     s->dispatch = STEP(clmoe_dispatch_args, .x = a->x, .plan = s->plan.plan, .xe = buf_new(rows));
     s->experts = STEP(clmoe_experts_args, .weights = a->weights, .xe = s->dispatch.xe,
-                      .pair_weights = s->topk.weights_out, .plan = s->plan.plan,
+                      .pair_weights = s->topk.pair_weights, .plan = s->plan.plan,
                       .scratch = a->scratch, .ye = buf_new(rows));
     s->combine = STEP(clmoe_combine_args, .weights = a->weights, .x = a->x, .ye = s->experts.ye,
-                      .pair_weights = s->topk.weights_out, .plan = s->plan.plan,
+                      .pair_weights = s->topk.pair_weights, .plan = s->plan.plan,
                       .token_mask = a->token_mask, .token_offsets = s->topk.token_offsets,
                       .residual = a->residual, .y = buf_new((size_t)a->tokens * desc->dim * 4));
     s->stats = STEP(clmoe_stats_args, .weights = a->weights, .x = a->x, .logits = s->score.logits,
-                    .ids = s->topk.ids, .pair_weights = s->topk.weights_out, .plan = s->plan.plan,
+                    .ids = s->topk.ids, .pair_weights = s->topk.pair_weights, .plan = s->plan.plan,
                     .live = s->topk.live, .token_mask = a->token_mask,
                     .token_offsets = s->topk.token_offsets, .state = a->state,
                     .scratch = a->scratch, .stats = buf_new(clmoe_stats_size(s->layer)));
@@ -600,7 +600,8 @@ static void check_steps(const clmoe_layer_desc *desc, bool has_state) {
     }
     same_bits("logits", s.score.logits, d.args.logits, T * ref_columns(desc) * 4);
     same_bits("ids", s.topk.ids, d.args.ids, ref_pairs(desc, small.tokens) * 4);
-    same_bits("weights", s.topk.weights_out, d.args.weights_out, ref_pairs(desc, small.tokens) * 4);
+    same_bits("weights", s.topk.pair_weights, d.args.pair_weights,
+              ref_pairs(desc, small.tokens) * 4);
     same_bits("y", s.combine.y, d.args.y, T * desc->dim * 4);
     same_bits("stats", s.stats.stats, d.args.stats, clmoe_stats_size(layer));
 }

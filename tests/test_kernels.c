@@ -383,11 +383,11 @@ static void check_rows(const offset_batch *b) {
     const uint32_t *kept = (const uint32_t *)(const void *)(plan + at->kept);
     const uint32_t *offsets = (const uint32_t *)(const void *)(plan + at->offsets);
     const int32_t *slot_of = (const int32_t *)(const void *)(plan + at->slot_of);
-    const int32_t *row_of = (const int32_t *)(const void *)(plan + at->row_of);
+    const int32_t *pair_of = (const int32_t *)(const void *)(plan + at->pair_of);
     const int32_t *token_of = (const int32_t *)(const void *)(plan + at->token_of);
     for (uint32_t e = 0; e < b->desc.num_experts; e++)
         for (uint32_t slot = offsets[e]; slot < offsets[e] + kept[e]; slot++) {
-            CHECK(slot < at->slots && row_of[slot] >= 0 && (uint32_t)row_of[slot] < at->pairs &&
+            CHECK(slot < at->slots && pair_of[slot] >= 0 && (uint32_t)pair_of[slot] < at->pairs &&
                       token_of[slot] >= 0 && (uint32_t)token_of[slot] < small.tokens,
                   "slot %u of expert %u\n", slot, e);
             CHECK(++rows[token_of[slot]] <= most, "token %d has more rows\n", token_of[slot]);

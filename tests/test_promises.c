@@ -91,7 +91,7 @@ static void no_tokens_need_no_arrays(void **state) {
         batch_upload(layer, &b, &d);
         const clmoe_buf none = {NULL, 0};
         d.args.x = d.args.y = d.args.residual = d.args.token_mask = none;
-        d.args.logits = d.args.ids = d.args.weights_out = none;
+        d.args.logits = d.args.ids = d.args.pair_weights = none;
         OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, &event));
         check_complete(event);
         compare_stats(buf_get(d.args.stats), &want->stats, &want->plan);
@@ -118,13 +118,13 @@ static void route_by_events(clmoe_layer *layer, const clmoe_forward_args *f, con
                             .weights = f->weights,
                             .scores = at->scores,
                             .ids = f->ids,
-                            .weights_out = f->weights_out,
+                            .pair_weights = f->pair_weights,
                             .live = at->live};
     OK(clmoe_topk(layer, test.out_of_order, &topk, 1, &e[0], &e[1]));
     clmoe_plan_args plan = {.struct_size = sizeof plan,
                             .tokens = f->tokens,
                             .ids = f->ids,
-                            .pair_weights = f->weights_out,
+                            .pair_weights = f->pair_weights,
                             .live = at->live,
                             .token_mask = f->token_mask,
                             .scratch = f->scratch,
@@ -141,7 +141,7 @@ static void compute_by_events(clmoe_layer *layer, const clmoe_forward_args *f,
                                   .tokens = f->tokens,
                                   .weights = f->weights,
                                   .xe = at->xe,
-                                  .pair_weights = f->weights_out,
+                                  .pair_weights = f->pair_weights,
                                   .plan = at->plan,
                                   .scratch = f->scratch,
                                   .ye = at->ye};
@@ -151,7 +151,7 @@ static void compute_by_events(clmoe_layer *layer, const clmoe_forward_args *f,
                                   .weights = f->weights,
                                   .x = f->x,
                                   .ye = at->ye,
-                                  .pair_weights = f->weights_out,
+                                  .pair_weights = f->pair_weights,
                                   .plan = at->plan,
                                   .token_mask = f->token_mask,
                                   .residual = f->residual,
@@ -161,7 +161,7 @@ static void compute_by_events(clmoe_layer *layer, const clmoe_forward_args *f,
                               .tokens = f->tokens,
                               .logits = f->logits,
                               .ids = f->ids,
-                              .pair_weights = f->weights_out,
+                              .pair_weights = f->pair_weights,
                               .plan = at->plan,
                               .live = at->live,
                               .token_mask = f->token_mask,
@@ -313,7 +313,7 @@ static size_t place_all(cl_mem mem, size_t base, clmoe_forward_args *args, clmoe
                          &args->y,
                          &args->logits,
                          &args->ids,
-                         &args->weights_out,
+                         &args->pair_weights,
                          &args->stats,
                          &weights->router,
                          &weights->select_bias,
@@ -366,7 +366,7 @@ typedef struct outputs {
 
 static outputs outputs_of(const device_batch *d) {
     return (outputs){buf_get(d->args.y), buf_get(d->args.logits), buf_get(d->args.ids),
-                     buf_get(d->args.weights_out), buf_get(d->args.stats)};
+                     buf_get(d->args.pair_weights), buf_get(d->args.stats)};
 }
 
 static void compare_routing(const batch *b, const outputs *got, const outputs *want) {
@@ -446,7 +446,7 @@ enum { TRAINING_OUTPUTS = 8 };
 static void training_run(clmoe_layer *layer, const batch *b, device_batch *d,
                          cl_command_queue queue, void *out[TRAINING_OUTPUTS]) {
     const clmoe_forward_args *a = &d->args;
-    const clmoe_buf bufs[TRAINING_OUTPUTS] = {a->y,     a->logits,      a->ids,     a->weights_out,
+    const clmoe_buf bufs[TRAINING_OUTPUTS] = {a->y,     a->logits,      a->ids,     a->pair_weights,
                                               a->stats, a->loss_values, a->dlogits, a->dnoise};
     const size_t logits = (size_t)b->in.tokens * ref_columns(&b->desc);
     for (size_t i = 0; i < TRAINING_OUTPUTS; i++)

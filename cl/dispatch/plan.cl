@@ -6,7 +6,7 @@
  *          of an expert come sequence by sequence. A state scales the capacity, not the buckets.
  * Arrays: ids [pairs], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, order
  *          [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
- *          row_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
+ *          pair_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
  *          histogram [blocks, R], sequence_base [sequences + 1, R] u32.
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan, plan_scan_sequences: a group per column. plan_offsets: one group.
@@ -105,8 +105,8 @@ static inline walk_block block_of(pair_walk *w, uint count, uint block_size, uin
 
 /* Also clears what plan_scatter fills only in part, and what reroute.cl counts. */
 KERNEL(GROUP, 1, 1)
-void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __global int *row_of,
-                    ulong row_of_off, __global int *token_of, ulong token_of_off,
+void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __global int *pair_of,
+                    ulong pair_of_off, __global int *token_of, ulong token_of_off,
                     __global int *tile_expert, ulong tile_expert_off, __global uint *rerouted_in,
                     ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,
                     uint slots, uint tiles) {
@@ -116,7 +116,7 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
     walk_block block = block_of(&w, count, block_size, sequence_tokens, sequence_blocks);
     histogram += histogram_off + (ulong)get_group_id(0) * columns;
     for (uint i = get_global_id(0); i < slots; i += get_global_size(0)) {
-        row_of[row_of_off + i] = -1;
+        pair_of[pair_of_off + i] = -1;
         token_of[token_of_off + i] = -1;
     }
     for (uint i = get_global_id(0); i < tiles; i += get_global_size(0))
@@ -238,9 +238,9 @@ KERNEL(GROUP, 1, 1)
 void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
                   __global const uint *offsets, ulong offsets_off,
                   __global const uint *sequence_base, ulong sequence_base_off,
-                  __global int *slot_of, ulong slot_of_off, __global int *row_of, ulong row_of_off,
-                  __global int *token_of, ulong token_of_off, __global int *tile_expert,
-                  ulong tile_expert_off, int experts, uint row_tile) {
+                  __global int *slot_of, ulong slot_of_off, __global int *pair_of,
+                  ulong pair_of_off, __global int *token_of, ulong token_of_off,
+                  __global int *tile_expert, ulong tile_expert_off, int experts, uint row_tile) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
     uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
@@ -251,7 +251,7 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
     __global const uint *bases =
         sequence_base + sequence_base_off + (ulong)block.sequence * columns;
     slot_of += slot_of_off;
-    row_of += row_of_off;
+    pair_of += pair_of_off;
     token_of += token_of_off;
     tile_expert += tile_expert_off;
     for (uint chunk = block.begin; chunk < block.end; chunk += GROUP) {
@@ -271,7 +271,7 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
             if (place < room) {
                 uint slot = offsets[at.expert] + base + place;
                 slot_of[at.pair] = (int)slot;
-                row_of[slot] = (int)at.pair;
+                pair_of[slot] = (int)at.pair;
                 token_of[slot] = (int)at.token;
                 uint tile = slot / row_tile;
                 if (tile * row_tile == slot)

@@ -7,10 +7,10 @@
  *          again; a token that can ask nobody is done. At most R + K rounds: in each an expert
  *          becomes full or every token that asked is served.
  * Arrays: scores [T,E], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, the
- *          plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of, row_of,
- *          token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done), changed [T],
- *          waiting [T] and how many of it, waiting_count [1], wishes [T,WISHES+1] (the next experts
- *          to ask, and which is the next).
+ *          plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of,
+ *          pair_of, token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done),
+ *          changed [T], waiting [T] and how many of it, waiting_count [1], wishes [T,WISHES+1]
+ *          (the next experts to ask, and which is the next).
  *          chosen_ids, chosen_weights [pairs]: ids and pair_weights as they were.
  * NDRange: reroute_begin, reroute_ask, reroute_weights: a work-item per token. reroute_accept: a
  *          group per expert. reroute_finish: one group, `rounds` rounds or those that are left.
@@ -33,7 +33,7 @@ typedef struct rerouting {
     __global uint *rerouted_out;
     __global const uint *offsets;
     __global int *slot_of;
-    __global int *row_of;
+    __global int *pair_of;
     __global int *token_of;
     __global int *tile_expert;
     __global int *asked;
@@ -54,7 +54,7 @@ typedef struct rerouting {
         ulong ids_off, __global uint *kept, ulong kept_off, __global uint *rerouted_in,            \
         ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,                \
         __global const uint *offsets, ulong offsets_off, __global int *slot_of, ulong slot_of_off, \
-        __global int *row_of, ulong row_of_off, __global int *token_of, ulong token_of_off,        \
+        __global int *pair_of, ulong pair_of_off, __global int *token_of, ulong token_of_off,      \
         __global int *tile_expert, ulong tile_expert_off, __global int *asked, ulong asked_off,    \
         __global int *changed, ulong changed_off, __global uint *waiting, ulong waiting_off,       \
         __global int *wishes, ulong wishes_off, __global const uint *state, ulong state_off,       \
@@ -69,7 +69,7 @@ typedef struct rerouting {
      rerouted_out + rerouted_out_off,                                                              \
      offsets + offsets_off,                                                                        \
      slot_of + slot_of_off,                                                                        \
-     row_of + row_of_off,                                                                          \
+     pair_of + pair_of_off,                                                                        \
      token_of + token_of_off,                                                                      \
      tile_expert + tile_expert_off,                                                                \
      asked + asked_off,                                                                            \
@@ -170,7 +170,7 @@ static inline void settle(const rerouting *r, uint token, int expert, uint place
     atomic_inc(&r->rerouted_out[r->ids[pair]]);
     r->ids[pair] = expert;
     r->slot_of[pair] = (int)slot;
-    r->row_of[slot] = (int)pair;
+    r->pair_of[slot] = (int)pair;
     r->token_of[slot] = (int)token;
     if (tile * r->row_tile == slot)
         r->tile_expert[tile] = expert;

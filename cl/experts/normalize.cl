@@ -1,17 +1,17 @@
 /*
  * Purpose: direction normalisation of expert outputs (geometric MoE).
  * Formula: v -> v / |v|; a zero row stays zero.
- * Arrays: row_of [S] i32; ye [S,D] X in place; rows of padding are left alone.
+ * Arrays: pair_of [S] i32; ye [S,D] X in place; rows of padding are left alone.
  * NDRange: one group per slot, its lanes stride over D.
  * Limits: X is the storage type.
  * Repeatability: the norm is summed in lane order, then a tree.
  */
 KERNEL(GROUP, 1, 1)
-void normalize_rows(__global const int *row_of, ulong row_of_off, __global STORAGE(X) *ye,
+void normalize_rows(__global const int *pair_of, ulong pair_of_off, __global STORAGE(X) *ye,
                     ulong ye_off, uint dim) {
     __local float tmp[GROUP];
     ulong slot = get_group_id(0);
-    uint columns = row_of[row_of_off + slot] < 0 ? 0 : dim;
+    uint columns = pair_of[pair_of_off + slot] < 0 ? 0 : dim;
     float best = 0.0f, sum = 0.0f;
     ye += ye_off + slot * dim;
     for (uint d = get_local_id(0); d < columns; d += GROUP)

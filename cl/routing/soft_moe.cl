@@ -148,7 +148,7 @@ void soft_moe_combine(__global const float *logits, ulong logits_off, __global c
 KERNEL(GROUP, 1, 1)
 void soft_moe_plan(__global uint *load, ulong load_off, __global uint *kept, ulong kept_off,
                    __global uint *offsets, ulong offsets_off, __global int *slot_of,
-                   ulong slot_of_off, __global int *row_of, ulong row_of_off,
+                   ulong slot_of_off, __global int *pair_of, ulong pair_of_off,
                    __global int *token_of, ulong token_of_off, __global int *tile_expert,
                    ulong tile_expert_off, __global float *weights, ulong weights_off, uint tokens,
                    uint experts, uint per_expert, uint stride, uint row_tile) {
@@ -166,7 +166,7 @@ void soft_moe_plan(__global uint *load, ulong load_off, __global uint *kept, ulo
     if (i < experts * stride) {
         uint expert = i / stride;
         int row = i - expert * stride < per_expert ? (int)i : -1;
-        row_of[row_of_off + i] = row;
+        pair_of[pair_of_off + i] = row;
         token_of[token_of_off + i] = row;
     }
     if (i < experts * tiles) {

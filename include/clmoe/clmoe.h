@@ -540,17 +540,17 @@ typedef struct clmoe_forward_args {
      * or neither. Weights are used as they are, without renorm and scale. An id out of range has no
      * place and contributes nothing.
      */
-    clmoe_buf ids_in, weights_in;
+    clmoe_buf ids_in, pair_weights_in;
     clmoe_buf state;       /* optional, see clmoe_state in balance.h; read only */
     clmoe_buf load_target; /* optional [E] f32: Q of statistics and losses; uniform if not given */
     /* Optional [E] f32, needed by losses with f_source supplied: see clmoe_loss_args. */
     clmoe_buf load_supplied;
     clmoe_buf saved, scratch; /* as clmoe_layer_memory() says; undefined contents */
     /* Outputs. */
-    clmoe_buf y;           /* [T,D] */
-    clmoe_buf logits;      /* optional [T,R] f32: x Wr^T + router_bias, before noise and softcap */
-    clmoe_buf ids;         /* optional [pairs] i32, best first; pairs is T*K, see clmoe_policy */
-    clmoe_buf weights_out; /* optional [pairs] f32: the combine weights, after renorm and scale */
+    clmoe_buf y;            /* [T,D] */
+    clmoe_buf logits;       /* optional [T,R] f32: x Wr^T + router_bias, before noise and softcap */
+    clmoe_buf ids;          /* optional [pairs] i32, best first; pairs is T*K, see clmoe_policy */
+    clmoe_buf pair_weights; /* optional [pairs] f32: the combine weights, after renorm and scale */
     clmoe_buf token_offsets; /* optional [T+1] i32, with expert choice only */
     clmoe_buf stats;         /* optional, clmoe_stats_size() bytes */
     /* Balancing losses, see clmoe_loss_args: 0 to 16 of them. */

@@ -18,7 +18,7 @@
  *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
  *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY. Both is
  *     done with saved, scratch, plan and ye where they are made, scores by clmoe_score(), ids,
- *     weights_out and token_offsets by clmoe_topk(), ids and pair_weights by clmoe_plan() with
+ *     pair_weights and token_offsets by clmoe_topk(), ids and pair_weights by clmoe_plan() with
  *     overflow reroute, what gradients are added to, and a state by clmoe_balance_...().
  *   - The host's flags do not matter, but to the engine "clblast", which reads the plan on the
  * host: scratch, saved in training, and clmoe_experts_args.plan must allow that.
@@ -64,10 +64,10 @@ typedef struct clmoe_topk_args {
     clmoe_buf scores;             /* [T,R] f32 */
     clmoe_buf ids;                /* [T,K] i32 */
     /* [T,K] f32, after renorm and scale; before both with renorm_after_drop. */
-    clmoe_buf weights_out;
+    clmoe_buf pair_weights;
     /* [T] i32: how many leading pairs of the token are real, K or fewer; not with expert choice */
     clmoe_buf live;
-    /* Expert choice: [T+1] i32, whose pairs are whose; ids and weights_out are then [pairs]. */
+    /* Expert choice: [T+1] i32, whose pairs are whose; ids and pair_weights are then [pairs]. */
     clmoe_buf token_offsets;
     clmoe_buf token_mask; /* optional [T] u8, for the policies and rebalancing that see the batch */
     clmoe_buf state;      /* optional: select_bias where weights has none */
@@ -94,7 +94,7 @@ typedef struct clmoe_plan_layout {
     size_t rerouted_out; /* [R] u32: pairs that chose the expert and were sent to another */
     size_t offsets;      /* [E+1] u32: first slot of each bucket */
     size_t slot_of;      /* [pairs] i32: slot of a pair; -1 no place, -2 identity expert */
-    size_t row_of;       /* [S] i32: pair of a slot, -1 padding */
+    size_t pair_of;      /* [S] i32: pair of a slot, -1 padding */
     size_t token_of;     /* [S] i32: token of a slot, -1 padding */
     size_t tile_expert;  /* [S/row_tile] i32: expert of a tile of rows, -1 no rows */
     uint32_t most_slots; /* the largest S of `tokens` and every smaller batch: for xe and ye */

@@ -267,9 +267,12 @@ static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_f
         const char *name;
         cl_mem mem;
     } unused[] = {
-        {"logits_in", args->logits_in.mem},     {"ids_in", args->ids_in.mem},
-        {"logits", args->logits.mem},           {"ids", args->ids.mem},
-        {"weights_out", args->weights_out.mem}, {"stats", args->stats.mem},
+        {"logits_in", args->logits_in.mem},
+        {"ids_in", args->ids_in.mem},
+        {"logits", args->logits.mem},
+        {"ids", args->ids.mem},
+        {"pair_weights", args->pair_weights.mem},
+        {"stats", args->stats.mem},
     };
     if (args->num_losses > 0)
         return fail(CLMOE_INVALID_ARGUMENT, "num_losses is %u, but the policy is Soft MoE",
@@ -287,10 +290,10 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
     workspace_layout ws;
     TRY(check_head(layer, args, sizeof *args, &ws));
     TRY(check_forward_policy(layer, args));
-    if (!args->ids_in.mem != !args->weights_in.mem)
+    if (!args->ids_in.mem != !args->pair_weights_in.mem)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is given without %s",
-                    args->ids_in.mem ? "ids_in" : "weights_in",
-                    args->ids_in.mem ? "weights_in" : "ids_in");
+                    args->ids_in.mem ? "ids_in" : "pair_weights_in",
+                    args->ids_in.mem ? "pair_weights_in" : "ids_in");
     if (args->ids_in.mem && (args->logits_in.mem || args->logits.mem))
         return fail(CLMOE_INVALID_ARGUMENT, "%s is given together with ids_in",
                     args->logits_in.mem ? "logits_in" : "logits");
@@ -304,13 +307,13 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
         READS("residual", &args->residual, rows, element, false),
         READS("logits_in", &args->logits_in, columns, 4, false),
         READS("ids_in", &args->ids_in, pairs, 4, false),
-        READS("weights_in", &args->weights_in, pairs, 4, false),
+        READS("pair_weights_in", &args->pair_weights_in, pairs, 4, false),
         UPDATES("saved", &args->saved, ws.saved_bytes, 4, true),
         UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
         WRITES("y", &args->y, rows, element, true),
         WRITES("logits", &args->logits, columns, 4, false),
         WRITES("ids", &args->ids, pairs, 4, false),
-        WRITES("weights_out", &args->weights_out, pairs, 4, false),
+        WRITES("pair_weights", &args->pair_weights, pairs, 4, false),
         WRITES("token_offsets", &args->token_offsets, bytes_of((size_t)args->tokens + 1, 1, 4), 4,
                false),
         WRITES("stats", &args->stats, clmoe_stats_size(layer), 4, false),
@@ -393,7 +396,7 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     const buffer_need needs[] = {
         READS("scores", &args->scores, bytes_of(tokens, layer->columns, 4), 4, true),
         UPDATES("ids", &args->ids, pairs, 4, true),
-        UPDATES("weights_out", &args->weights_out, pairs, 4, true),
+        UPDATES("pair_weights", &args->pair_weights, pairs, 4, true),
         WRITES("live", &args->live, bytes_of(tokens, 1, 4), 4, !expert_choice),
         UPDATES("token_offsets", &args->token_offsets,
                 expert_choice ? bytes_of(tokens + 1, 1, 4) : 0, 4, true),

@@ -67,7 +67,7 @@ clmoe_status step_plan(const batch *b, launch *chain) {
     clmoe_buf load = PLAN_ARRAY(b, load), kept = PLAN_ARRAY(b, kept);
     clmoe_buf offsets = PLAN_ARRAY(b, offsets);
     clmoe_buf slot_of = PLAN_ARRAY(b, slot_of);
-    clmoe_buf row_of = PLAN_ARRAY(b, row_of);
+    clmoe_buf pair_of = PLAN_ARRAY(b, pair_of);
     clmoe_buf token_of = PLAN_ARRAY(b, token_of);
     clmoe_buf tile_expert = PLAN_ARRAY(b, tile_expert);
     clmoe_buf bases = region(b, REGION_SEQUENCES);
@@ -77,7 +77,7 @@ clmoe_status step_plan(const batch *b, launch *chain) {
     if (layer_sorts(layer) && b->tokens > 0)
         TRY(step_sort(b, chain, &order));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_HISTOGRAM], WALK_ARGS(b, order, histogram, walk),
-                   ARG_F32(slot_of), ARG_F32(row_of), ARG_F32(token_of), ARG_F32(tile_expert),
+                   ARG_F32(slot_of), ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert),
                    ARG_F32(PLAN_ARRAY(b, rerouted_in)), ARG_F32(PLAN_ARRAY(b, rerouted_out)),
                    arg_u32(plan->slots), arg_u32(plan->slots / plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_HISTOGRAM], walk.blocks.count, group));
@@ -87,7 +87,7 @@ clmoe_status step_plan(const batch *b, launch *chain) {
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_OFFSETS], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCATTER], WALK_ARGS(b, order, histogram, walk),
                    ARG_F32(kept), ARG_F32(offsets), ARG_F32(bases), ARG_F32(slot_of),
-                   ARG_F32(row_of), ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(experts),
+                   ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(experts),
                    arg_u32(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCATTER], walk.blocks.count, group));
     if (layer_reroutes(layer))

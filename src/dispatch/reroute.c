@@ -43,7 +43,7 @@ static reroute_scratch scratch_of(const batch *b) {
         ARG_F32((b)->token_offsets), ARG_F32((b)->ids), ARG_F32(PLAN_ARRAY(b, kept)),              \
         ARG_F32(PLAN_ARRAY(b, rerouted_in)), ARG_F32(PLAN_ARRAY(b, rerouted_out)),                 \
         ARG_F32(PLAN_ARRAY(b, offsets)), ARG_F32(PLAN_ARRAY(b, slot_of)),                          \
-        ARG_F32(PLAN_ARRAY(b, row_of)), ARG_F32(PLAN_ARRAY(b, token_of)),                          \
+        ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_F32(PLAN_ARRAY(b, token_of)),                         \
         ARG_F32(PLAN_ARRAY(b, tile_expert)), ARG_F32((scratch).asked), ARG_F32((scratch).changed), \
         ARG_F32((scratch).waiting), ARG_F32((scratch).wishes), ARG_F32((b)->state),                \
         arg_u32((b)->tokens), arg_u32((b)->layer->desc.top_k),                                     \

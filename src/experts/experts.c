@@ -29,7 +29,7 @@ clmoe_status step_experts(const batch *b, launch *chain) {
         .a = gather ? b->experts_x : b->xe,
         .token_of = gather ? PLAN_ARRAY(b, token_of) : none,
         .row_weight = row_weight(layer),
-        .row_of = PLAN_ARRAY(b, row_of),
+        .pair_of = PLAN_ARRAY(b, pair_of),
         .pair_weights = b->pair_weights,
     };
     if (plan->slots == 0)

@@ -11,7 +11,7 @@ clmoe_status step_normalize(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
-    TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, row_of)), ARG_TYPE(b->ye, layer->desc.type),
+    TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_TYPE(b->ye, layer->desc.type),
                    arg_u32(layer->desc.dim)));
     TRY(launch_1d(chain, kernel, b->ws.plan.slots, layer->group));
 done:

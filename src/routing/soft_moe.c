@@ -42,7 +42,7 @@ static clmoe_status set_plan(const batch *b, launch *chain) {
     uint32_t count = b->tokens > plan->slots ? b->tokens : plan->slots + 1;
     TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, load)), ARG_F32(PLAN_ARRAY(b, kept)),
                    ARG_F32(PLAN_ARRAY(b, offsets)), ARG_F32(PLAN_ARRAY(b, slot_of)),
-                   ARG_F32(PLAN_ARRAY(b, row_of)), ARG_F32(PLAN_ARRAY(b, token_of)),
+                   ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_F32(PLAN_ARRAY(b, token_of)),
                    ARG_F32(PLAN_ARRAY(b, tile_expert)), ARG_F32(b->pair_weights),
                    arg_u32(b->tokens), arg_u32(experts), arg_u32(plan->capacity),
                    arg_u32(plan->slots / experts), arg_u32(plan->row_tile)));

@@ -239,7 +239,7 @@ static void the_sign_rule_balances(void **state) {
                             .tokens = TOKENS,
                             .scores = score.scores,
                             .ids = buf_new(pairs * 4),
-                            .weights_out = buf_new(pairs * 4),
+                            .pair_weights = buf_new(pairs * 4),
                             .live = buf_new(TOKENS * 4),
                             .state = args.state};
     clmoe_plan_args plan = {.struct_size = sizeof plan,

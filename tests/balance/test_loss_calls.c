@@ -26,7 +26,7 @@ static const clmoe_loss_desc losses[] = {
 /* What forward gave is put into `b`, as if it had been its input. */
 static void take_outputs(balance_batch *b, const clmoe_forward_args *args) {
     size_t R = ref_columns(&b->desc), E = b->desc.num_experts, K = b->desc.top_k, e;
-    const float *weights = buf_get(args->weights_out);
+    const float *weights = buf_get(args->pair_weights);
     uint32_t *kept = HOST(uint32_t, R), C = ref_capacity(&b->desc, b->tokens);
     balance_set_logits(b, buf_get(args->logits));
     b->in.ids = buf_get(args->ids);
@@ -96,7 +96,7 @@ static void run_forward(balance_batch *b) {
     args.y = buf_new(T * D * 4);
     args.logits = buf_new(T * R * 4);
     args.ids = buf_new(pairs * 4);
-    args.weights_out = buf_new(pairs * 4);
+    args.pair_weights = buf_new(pairs * 4);
     args.stats = buf_new(clmoe_stats_size(b->layer));
     args.losses = losses;
     args.num_losses = COUNT_OF(losses);
@@ -480,7 +480,7 @@ static void forward_refuses(void **state) {
     d.args.dlogits = buf_new(22 * ref_columns(&desc) * 4);
     check_forward_says(&d, layer, "dlogits is given, but num_losses is 0");
     b.in.ids_in = HOST(int32_t, 22 * 3);
-    b.in.weights_in = HOST(float, 22 * 3);
+    b.in.pair_weights_in = HOST(float, 22 * 3);
     batch_upload(layer, &b, &d);
     d.args.losses = &loss;
     d.args.num_losses = 1;

@@ -70,7 +70,7 @@ static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t gro
     c->args.scratch = scratch_of(b->layer, TOKENS);
     c->args.y = buf_new(TOKENS * DIM * 4);
     c->args.ids = buf_new(pairs * 4);
-    c->args.weights_out = buf_new(pairs * 4);
+    c->args.pair_weights = buf_new(pairs * 4);
     c->args.token_offsets = choice ? buf_new((TOKENS + 1) * 4) : (clmoe_buf){NULL, 0};
     c->args.stats = buf_new(clmoe_stats_size(b->layer));
     c->args.losses = c->losses;
@@ -100,7 +100,7 @@ static void take_choice(policy_case *c) {
     b->in.live = NULL;
     if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->two_level) {
         b->in.ids = buf_get(c->args.ids);
-        b->in.pair_weights = buf_get(c->args.weights_out);
+        b->in.pair_weights = buf_get(c->args.pair_weights);
     }
     if (c->args.token_offsets.mem)
         b->in.token_offsets = buf_get(c->args.token_offsets);

@@ -132,8 +132,8 @@ static void test_wrong_plans_are_found(void **state) {
     (void)state;
     set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
     const clmoe_plan_layout *plan = &f.subject.plan;
-    const size_t places[] = {plan->load,        plan->kept,   plan->offsets + 4,
-                             plan->slot_of + 4, plan->row_of, plan->token_of + 4};
+    const size_t places[] = {plan->load,        plan->kept,    plan->offsets + 4,
+                             plan->slot_of + 4, plan->pair_of, plan->token_of + 4};
     for (size_t i = 0; i < COUNT_OF(places); i++) {
         expect_right(&f, STEP_PLAN);
         spoil_word(&f, f.subject.buffers[SUBJECT_PLAN], places[i]);
@@ -150,7 +150,7 @@ static void test_wrong_policies_are_found(void **state) {
     for (size_t i = 0; i < COUNT_OF(steps); i++) {
         const bench_policy *p = &f.subject.policies[step_policy(steps[i])];
         expect_right(&f, steps[i]);
-        const size_t places[] = {p->plan.kept, p->plan.slot_of + 4, p->plan.row_of,
+        const size_t places[] = {p->plan.kept, p->plan.slot_of + 4, p->plan.pair_of,
                                  p->plan.token_of};
         for (size_t n = 0; n < COUNT_OF(places); n++) {
             spoil_word(&f, p->buffers[POLICY_PLAN], places[n]);

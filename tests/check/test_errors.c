@@ -307,7 +307,7 @@ static const buf_field forward_fields[] = {
     B(clmoe_forward_args, y, true),
     B(clmoe_forward_args, logits, false),
     B(clmoe_forward_args, ids, false),
-    B(clmoe_forward_args, weights_out, false),
+    B(clmoe_forward_args, pair_weights, false),
     B(clmoe_forward_args, stats, false),
 };
 static const buf_field score_fields[] = {
@@ -318,7 +318,7 @@ static const buf_field score_fields[] = {
 static const buf_field topk_fields[] = {
     B(clmoe_topk_args, scores, true),
     B(clmoe_topk_args, ids, true),
-    B(clmoe_topk_args, weights_out, true),
+    B(clmoe_topk_args, pair_weights, true),
     B(clmoe_topk_args, live, true),
 };
 static const buf_field plan_fields[] = {
@@ -417,28 +417,28 @@ static void step_arguments(fixture *f) {
                                 .weights = &f->weights,
                                 .scores = scores,
                                 .ids = a->ids,
-                                .weights_out = a->weights_out,
+                                .pair_weights = a->pair_weights,
                                 .live = live};
     f->plan = (clmoe_plan_args){.struct_size = sizeof f->plan,
                                 .tokens = small.tokens,
                                 .ids = a->ids,
-                                .pair_weights = a->weights_out,
+                                .pair_weights = a->pair_weights,
                                 .live = live,
                                 .token_mask = a->token_mask,
                                 .scratch = a->scratch,
                                 .plan = plan};
     f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
     f->experts = (clmoe_experts_args){sizeof f->experts, small.tokens, &f->weights, a->x, none,
-                                      a->weights_out,    plan,         a->scratch,  ye};
+                                      a->pair_weights,   plan,         a->scratch,  ye};
     f->combine = (clmoe_combine_args){
         sizeof f->combine, small.tokens, &f->weights,   a->x, ye,
-        a->weights_out,    plan,         a->token_mask, none, buf_new(T * D * 4),
+        a->pair_weights,   plan,         a->token_mask, none, buf_new(T * D * 4),
         buf_new(T * 4),    a->residual,  a->y};
     f->stats = (clmoe_stats_args){.struct_size = sizeof f->stats,
                                   .tokens = small.tokens,
                                   .logits = a->logits,
                                   .ids = a->ids,
-                                  .pair_weights = a->weights_out,
+                                  .pair_weights = a->pair_weights,
                                   .plan = plan,
                                   .live = live,
                                   .token_mask = a->token_mask,
@@ -625,16 +625,16 @@ static void external_routing(void **state) {
     clmoe_buf weights = buf_of(HOST(float, pairs), pairs * 4), none = {NULL, 0};
     args->logits = none;
     args->ids_in = ids;
-    expect_refusal(&f, c, "weights_in", "ids_in");
+    expect_refusal(&f, c, "pair_weights_in", "ids_in");
     args->ids_in = none;
-    args->weights_in = weights;
-    expect_refusal(&f, c, "weights_in", "ids_in");
+    args->pair_weights_in = weights;
+    expect_refusal(&f, c, "pair_weights_in", "ids_in");
     args->ids_in = ids;
     args->logits_in = buf_of(random_floats(small.tokens * R, 1.0), small.tokens * R * 4);
     expect_refusal(&f, c, "logits_in", "ids_in");
     args->logits_in = none;
     const buf_field more[] = {B(clmoe_forward_args, ids_in, false),
-                              B(clmoe_forward_args, weights_in, false)};
+                              B(clmoe_forward_args, pair_weights_in, false)};
     for (size_t i = 0; i < COUNT_OF(more); i++) {
         clmoe_buf *buf = (clmoe_buf *)((char *)args + more[i].offset), right = *buf;
         buf->offset += 4096;

@@ -78,8 +78,8 @@ static void check_layout(const clmoe_layer *layer, uint32_t tokens, const clmoe_
         {"rerouted_in", plan->rerouted_in, columns, plan->rerouted_out},
         {"rerouted_out", plan->rerouted_out, columns, plan->offsets},
         {"offsets", plan->offsets, experts + 1, plan->slot_of},
-        {"slot_of", plan->slot_of, plan->pairs, plan->row_of},
-        {"row_of", plan->row_of, plan->slots, plan->token_of},
+        {"slot_of", plan->slot_of, plan->pairs, plan->pair_of},
+        {"pair_of", plan->pair_of, plan->slots, plan->token_of},
         {"token_of", plan->token_of, plan->slots, plan->tile_expert},
         {"tile_expert", plan->tile_expert, plan->slots / plan->row_tile, exact.plan.bytes},
     };

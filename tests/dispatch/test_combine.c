@@ -71,7 +71,7 @@ static void run_and_compare(uint32_t group_size, combine_case *c) {
     c->plan = plan_reference(&c->desc, &c->in);
     c->ye = random_floats(layout.slots * D, 1.0);
     for (size_t i = 0; i < layout.slots * D; i++)
-        c->ye[i] = c->plan->row_of[i / D] < 0 ? NAN : c->ye[i];
+        c->ye[i] = c->plan->pair_of[i / D] < 0 ? NAN : c->ye[i];
     clmoe_combine_args args = {
         .struct_size = sizeof args,
         .tokens = c->tokens,

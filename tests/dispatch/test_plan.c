@@ -16,7 +16,7 @@ static void check_plan(clmoe_layer *layer, const clmoe_layer_desc *desc, ref_pla
     compare_ints("kept", plan + layout.kept, want->kept, R);
     compare_ints("offsets", plan + layout.offsets, want->offsets, E + 1);
     compare_ints("slot_of", plan + layout.slot_of, want->slot_of, want->pairs);
-    compare_ints("row_of", plan + layout.row_of, want->row_of, want->slots);
+    compare_ints("pair_of", plan + layout.pair_of, want->pair_of, want->slots);
     compare_ints("token_of", plan + layout.token_of, want->token_of, want->slots);
     compare_ints("tile_expert", plan + layout.tile_expert, want->tile_expert,
                  want->slots / want->row_tile);

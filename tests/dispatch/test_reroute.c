@@ -80,7 +80,7 @@ static void compare_plan(const clmoe_layer_desc *desc, const answer *a, const re
     compare_ints("rerouted_out", a->plan + a->layout.rerouted_out, counts->out, E);
     compare_ints("offsets", a->plan + a->layout.offsets, want->offsets, E + 1);
     compare_ints("slot_of", a->plan + a->layout.slot_of, want->slot_of, want->pairs);
-    compare_ints("row_of", a->plan + a->layout.row_of, want->row_of, want->slots);
+    compare_ints("pair_of", a->plan + a->layout.pair_of, want->pair_of, want->slots);
     compare_ints("token_of", a->plan + a->layout.token_of, want->token_of, want->slots);
     compare_ints("tile_expert", a->plan + a->layout.tile_expert, want->tile_expert,
                  want->slots / want->row_tile);
@@ -281,7 +281,7 @@ static void whole_layer(void **state) {
                     route(&desc, s.tokens, PATTERN_ZIPF, &r);
                     b.in.logits_in = NULL;
                     b.in.ids_in = r.plan.ids;
-                    b.in.weights_in = r.plan.pair_weights;
+                    b.in.pair_weights_in = r.plan.pair_weights;
                 }
                 const ref_result *want = batch_reference(&b);
                 clmoe_layer *layer = test_layer(group_sizes[g], &desc);

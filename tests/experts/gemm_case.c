@@ -49,16 +49,16 @@ static void make_rows(const gemm_case *c, gemm_data *d) {
     d->tokens = d->pairs + 1;
     d->tile_expert = HOST(int32_t, d->slots / d->row_tile + 1);
     d->token_of = HOST(int32_t, d->slots);
-    d->row_of = HOST(int32_t, d->slots);
+    d->pair_of = HOST(int32_t, d->slots);
     for (uint32_t tile = 0; tile < d->slots / d->row_tile; tile++)
         d->tile_expert[tile] = -1;
     for (uint32_t s = 0; s < d->slots; s++)
-        d->token_of[s] = d->row_of[s] = -1;
+        d->token_of[s] = d->pair_of[s] = -1;
     for (uint32_t e = 0; e < c->experts; e++)
         for (uint32_t s = d->offsets[e]; s < d->offsets[e] + d->kept[e]; s++) {
             d->tile_expert[s / d->row_tile] = (int32_t)e;
             d->token_of[s] = (int32_t)random_below(d->tokens);
-            d->row_of[s] = (int32_t)(d->pairs - ++pair);
+            d->pair_of[s] = (int32_t)(d->pairs - ++pair);
         }
 }
 
@@ -79,7 +79,7 @@ static void make_floats(const gemm_case *c, gemm_data *d) {
     d->a = random_elements(c, rows * c->k, 1.0);
     if (!c->gather)
         for (uint32_t s = 0; s < d->slots; s++)
-            if (d->row_of[s] < 0)
+            if (d->pair_of[s] < 0)
                 for (uint32_t i = 0; i < c->k; i++)
                     d->a[(size_t)s * c->k + i] = NAN;
     d->pair_weights = random_values(c, d->pairs, 1.0);
@@ -130,7 +130,7 @@ static double activated(const gemm_case *c, double v) {
 
 static double expected(const gemm_case *c, const gemm_data *d, size_t expert, uint32_t s,
                        size_t n) {
-    const double weight = c->row_weight ? (double)d->pair_weights[d->row_of[s]] : 1.0;
+    const double weight = c->row_weight ? (double)d->pair_weights[d->pair_of[s]] : 1.0;
     const double at_output = c->row_weight == GEMM_ROW_WEIGHT_OUTPUT ? weight : 1.0;
     double up = linear(c, d, 1, expert, s, n, weight);
     if (c->store->down)
@@ -241,7 +241,7 @@ void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
         .alpha = c->alpha,
         .up_shift = c->up_shift,
         .row_weight = c->row_weight,
-        .row_of = buf_of(d->row_of, 4 * (size_t)d->slots),
+        .pair_of = buf_of(d->pair_of, 4 * (size_t)d->slots),
         .pair_weights = buf_of(d->pair_weights, 4 * (size_t)d->pairs),
         .c = buf_new(type_size(c->type) * d->slots * c->n),
     };
@@ -273,7 +273,7 @@ float *gemm_run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue) {
 }
 
 static bool in_use(const gemm_data *d, uint32_t s) {
-    return d->row_of[s] >= 0;
+    return d->pair_of[s] >= 0;
 }
 
 /* An element that was left as it was, or is finite; 16-bit elements are halves of the poison. */

@@ -32,7 +32,7 @@ typedef struct gemm_case {
 typedef struct gemm_data {
     uint32_t row_tile, slots, tokens, pairs;
     uint32_t *offsets, *kept;
-    int32_t *tile_expert, *token_of, *row_of;
+    int32_t *tile_expert, *token_of, *pair_of;
     float *a, *pair_weights;
     float *matrices[2], *biases[2]; /* gate (or both) and up, or down in [1] */
 } gemm_data;

@@ -66,10 +66,10 @@ static void compare_rows(const experts_case *c, const ref_plan_in *in, const flo
     float *got = HOST(float, plan->slots *D);
     double *want = HOST(double, plan->slots *D);
     for (size_t s = 0; s < plan->slots; s++) {
-        if (plan->row_of[s] < 0)
+        if (plan->pair_of[s] < 0)
             continue;
-        uint32_t expert = (uint32_t)in->ids[plan->row_of[s]];
-        double weight = (double)in->pair_weights[plan->row_of[s]];
+        uint32_t expert = (uint32_t)in->ids[plan->pair_of[s]];
+        double weight = (double)in->pair_weights[plan->pair_of[s]];
         memcpy(got + n, ye + s * D, D * sizeof *got);
         ref_expert(&c->desc, &c->w, expert, c->x + (size_t)plan->token_of[s] * D, weight, want + n);
         n += D;

@@ -288,7 +288,7 @@ static void make_calls(rig *r) {
                                         .logits = in->logits, .scores = scores};
     r->steps.topk = (clmoe_topk_args){HEAD(clmoe_topk_args),    .weights = &r->weights,
                                       .scores = scores,         .ids = ids,
-                                      .weights_out = weights,   .live = live,
+                                      .pair_weights = weights,  .live = live,
                                       .token_offsets = offsets, .token_mask = in->token_mask};
     r->steps.plan = (clmoe_plan_args){HEAD(clmoe_plan_args), CHOICE, .scores = scores};
     r->steps.stats = (clmoe_stats_args){HEAD(clmoe_stats_args), CHOICE, .x = in->x,

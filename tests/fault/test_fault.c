@@ -214,7 +214,7 @@ static void make_steps(rig *r) {
     r->steps.score = (clmoe_score_args){HEAD(clmoe_score_args), .x = x, .logits = r->args.logits,
                                         .scores = scores};
     r->steps.topk = (clmoe_topk_args){HEAD(clmoe_topk_args), .scores = scores, .ids = ids,
-                                      .weights_out = weights, .live = live};
+                                      .pair_weights = weights, .live = live};
     r->steps.plan = (clmoe_plan_args){HEAD(clmoe_plan_args),
                                       .ids = ids,
                                       .pair_weights = weights,

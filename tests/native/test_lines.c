@@ -133,7 +133,7 @@ static void token_offsets(void **state) {
         plans[with] = buf_get(args.plan);
         outputs[with] = buf_get(args.y);
     }
-    compare_bits("row_of", (char *)plans[1] + layout.row_of, (char *)plans[0] + layout.row_of,
+    compare_bits("pair_of", (char *)plans[1] + layout.pair_of, (char *)plans[0] + layout.pair_of,
                  layout.slots * 4);
     compare_bits("y", outputs[1], outputs[0], T * D * 4);
 }

@@ -371,11 +371,11 @@ static void plan_alloc(const clmoe_layer_desc *desc, const ref_plan_in *in, ref_
     plan->kept = make(R, sizeof *plan->kept);
     plan->offsets = make((size_t)desc->num_experts + 1, sizeof *plan->offsets);
     plan->slot_of = make(pairs, sizeof *plan->slot_of);
-    plan->row_of = make(in->slots, sizeof *plan->row_of);
+    plan->pair_of = make(in->slots, sizeof *plan->pair_of);
     plan->token_of = make(in->slots, sizeof *plan->token_of);
     plan->tile_expert = make(in->slots / in->row_tile, sizeof *plan->tile_expert);
     fill_i32(plan->slot_of, pairs, -1);
-    fill_i32(plan->row_of, in->slots, -1);
+    fill_i32(plan->pair_of, in->slots, -1);
     fill_i32(plan->token_of, in->slots, -1);
     fill_i32(plan->tile_expert, in->slots / in->row_tile, -1);
 }
@@ -406,7 +406,7 @@ static void place(const clmoe_layer_desc *desc, const ref_plan_in *in, const ent
     plan->slot_of[pair->pair] = (int32_t)slot;
     if (slot >= plan->slots)
         return;
-    plan->row_of[slot] = (int32_t)pair->pair;
+    plan->pair_of[slot] = (int32_t)pair->pair;
     plan->token_of[slot] = (int32_t)pair->token;
     plan->tile_expert[slot / plan->row_tile] = (int32_t)e;
 }
@@ -431,7 +431,7 @@ void ref_plan_free(ref_plan *plan) {
     free(plan->rerouted_out);
     free(plan->offsets);
     free(plan->slot_of);
-    free(plan->row_of);
+    free(plan->pair_of);
     free(plan->token_of);
     free(plan->tile_expert);
     memset(plan, 0, sizeof *plan);

@@ -86,7 +86,7 @@ typedef struct ref_plan {
     uint32_t *rerouted_in, *rerouted_out; /* [R], NULL without rerouting */
     uint32_t *offsets;                    /* [E+1] */
     int32_t *slot_of;                     /* [T*K] */
-    int32_t *row_of;                      /* [S] */
+    int32_t *pair_of;                     /* [S] */
     int32_t *token_of;                    /* [S] */
     int32_t *tile_expert;                 /* [S/row_tile] */
 } ref_plan;
@@ -126,7 +126,7 @@ typedef struct ref_forward_in {
     const uint8_t *token_mask;
     const float *residual, *logits_in;
     const int32_t *ids_in;
-    const float *weights_in;
+    const float *pair_weights_in;
 } ref_forward_in;
 
 /* Everything a batch yields, allocated by ref_forward(). */

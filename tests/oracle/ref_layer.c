@@ -308,7 +308,7 @@ void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_res
     if (in->ids_in)
         for (size_t p = 0; p < pairs; p++) {
             r->ids[p] = in->ids_in[p];
-            r->pair_weights[p] = (double)in->weights_in[p];
+            r->pair_weights[p] = (double)in->pair_weights_in[p];
         }
     else
         route(desc, in, r);

@@ -47,7 +47,7 @@ static void append_sequence(const clmoe_layer_desc *desc, const ref_plan *one, c
         uint32_t e = (uint32_t)ids[pair + p];
         uint32_t to = plan->offsets[e] + plan->kept[e] + (uint32_t)slot - one->offsets[e];
         plan->slot_of[pair + p] = (int32_t)to;
-        plan->row_of[to] = (int32_t)(pair + p);
+        plan->pair_of[to] = (int32_t)(pair + p);
         plan->token_of[to] = (int32_t)token + one->token_of[slot];
         plan->tile_expert[to / plan->row_tile] = (int32_t)e;
     }
@@ -161,7 +161,7 @@ static void move_pair(size_t token, size_t pair, int32_t to, int32_t *ids, ref_p
     counts->in[to]++;
     ids[pair] = to;
     plan->slot_of[pair] = (int32_t)slot;
-    plan->row_of[slot] = (int32_t)pair;
+    plan->pair_of[slot] = (int32_t)pair;
     plan->token_of[slot] = (int32_t)token;
     plan->tile_expert[slot / plan->row_tile] = to;
 }

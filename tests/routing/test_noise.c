@@ -228,11 +228,11 @@ static void twenty_runs(void **state) {
             OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
             y = i ? y : buf_get(d.args.y);
             ids = i ? ids : buf_get(d.args.ids);
-            weights = i ? weights : buf_get(d.args.weights_out);
+            weights = i ? weights : buf_get(d.args.pair_weights);
             stats = i ? stats : buf_get(d.args.stats);
             compare_bits("y", buf_get(d.args.y), y, (size_t)small.tokens * small.dim * 4);
             compare_bits("ids", buf_get(d.args.ids), ids, pairs * 4);
-            compare_bits("weights", buf_get(d.args.weights_out), weights, pairs * 4);
+            compare_bits("weights", buf_get(d.args.pair_weights), weights, pairs * 4);
             compare_bits("stats", buf_get(d.args.stats), stats, clmoe_stats_size(layer));
         }
     }
@@ -311,7 +311,7 @@ static void jitter_of_the_experts(void **state) {
             for (size_t p = 0; p < pairs; p++)
                 weights[p] = (float)want->pair_weights[p];
             a.in.ids_in = want->ids;
-            a.in.weights_in = weights;
+            a.in.pair_weights_in = weights;
         }
         clmoe_layer *layer = test_layer(0, &desc);
         batch_upload(layer, &a, &got);
@@ -489,7 +489,7 @@ static void bad_arguments(void **state) {
                             .weights = &d.weights,
                             .scores = score_args.scores,
                             .ids = d.args.ids,
-                            .weights_out = d.args.weights_out,
+                            .pair_weights = d.args.pair_weights,
                             .live = buf_new(small.tokens * 4)};
     check_bad(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL), "weights.select_bias", "state");
     topk.weights = NULL;

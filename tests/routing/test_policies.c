@@ -51,7 +51,7 @@ static void check_choice(uint32_t group_size, const clmoe_layer_desc *desc, uint
         .weights = &weights,
         .scores = buf_of(scores, T * E * 4),
         .ids = buf_new(pairs * 4),
-        .weights_out = buf_new(pairs * 4),
+        .pair_weights = buf_new(pairs * 4),
         .token_offsets = buf_new((T + 1) * 4),
         .token_mask = buf_of(mask, T),
         .scratch = scratch_of(layer, tokens),
@@ -66,7 +66,7 @@ static void check_choice(uint32_t group_size, const clmoe_layer_desc *desc, uint
     const int32_t *got = buf_get(args.ids);
     compare_ints("token_offsets", buf_get(args.token_offsets), offsets, T + 1);
     compare_ints("ids", got, ids, pairs);
-    compare_floats("weights", buf_get(args.weights_out), pair_weights, pairs, STEP_TOLERANCE);
+    compare_floats("weights", buf_get(args.pair_weights), pair_weights, pairs, STEP_TOLERANCE);
     check_full(desc, tokens, scores, mask, got, offsets[T]);
 
     /* The plan over these pairs, in token order. */
@@ -79,7 +79,7 @@ static void check_choice(uint32_t group_size, const clmoe_layer_desc *desc, uint
     compare_ints("load", bytes + layout.load, want->load, E);
     compare_ints("kept", bytes + layout.kept, want->load, E);
     compare_ints("slot_of", bytes + layout.slot_of, want->slot_of, pairs);
-    compare_ints("row_of", bytes + layout.row_of, want->row_of, layout.slots);
+    compare_ints("pair_of", bytes + layout.pair_of, want->pair_of, layout.slots);
     compare_ints("token_of", bytes + layout.token_of, want->token_of, layout.slots);
     compare_ints("tile_expert", bytes + layout.tile_expert, want->tile_expert,
                  layout.slots / layout.row_tile);
@@ -127,7 +127,7 @@ static void experts_take_fewer(void **state) {
             .tokens = s.tokens,
             .scores = buf_of(scores, T * E * 4),
             .ids = buf_new(pairs * 4),
-            .weights_out = buf_new(pairs * 4),
+            .pair_weights = buf_new(pairs * 4),
             .token_offsets = buf_new((T + 1) * 4),
             .state = buf_of(head, state_bytes),
             .scratch = scratch_of(layer, s.tokens),
@@ -165,7 +165,7 @@ static clmoe_topk_args sinkhorn_run(clmoe_layer *layer, const clmoe_layer_desc *
         .tokens = tokens,
         .scores = buf_of(l, T * ref_columns(desc) * 4),
         .ids = buf_new(pairs * 4),
-        .weights_out = buf_new(pairs * 4),
+        .pair_weights = buf_new(pairs * 4),
         .live = buf_new(T * 4),
         .token_mask = buf_of(mask, T),
         .scratch = scratch_of(layer, tokens),
@@ -189,7 +189,7 @@ static bool check_sinkhorn(uint32_t group_size, const clmoe_layer_desc *desc, ui
     clmoe_topk_args args = sinkhorn_run(test_layer(group_size, desc), desc, tokens, l, mask);
     compare_ints("live", buf_get(args.live), live, T);
     compare_ids(desc, tokens, buf_get(args.ids), ids, live);
-    compare_floats("weights", buf_get(args.weights_out), w, pairs, STEP_TOLERANCE);
+    compare_floats("weights", buf_get(args.pair_weights), w, pairs, STEP_TOLERANCE);
     return true;
 }
 
@@ -561,7 +561,7 @@ static void same_bits_again(void **state) {
             size_t bytes = (size_t)s.tokens * s.dim * 4, pairs = ref_pairs(&desc, s.tokens) * 4;
             bool routed = d.args.ids.mem != NULL;
             const void *y = buf_get(d.args.y), *ids = routed ? buf_get(d.args.ids) : NULL;
-            const void *weights = routed ? buf_get(d.args.weights_out) : NULL;
+            const void *weights = routed ? buf_get(d.args.pair_weights) : NULL;
             for (int run = 0; run < 20; run++) {
                 buf_poison(d.args.scratch);
                 buf_poison(d.args.y);
@@ -570,7 +570,7 @@ static void same_bits_again(void **state) {
                 if (!routed)
                     continue;
                 compare_bits("ids", buf_get(d.args.ids), ids, pairs);
-                compare_bits("weights", buf_get(d.args.weights_out), weights, pairs);
+                compare_bits("weights", buf_get(d.args.pair_weights), weights, pairs);
             }
         }
 }
@@ -652,7 +652,7 @@ static void sinkhorn_alone(void **state) {
                                 .tokens = tokens,
                                 .scores = buf_of(l, tokens * E * 4),
                                 .ids = buf_new(tokens * K * 4),
-                                .weights_out = buf_new(tokens * K * 4),
+                                .pair_weights = buf_new(tokens * K * 4),
                                 .live = buf_new(tokens * 4),
                                 .token_mask = buf_of(mask, tokens),
                                 .scratch = scratch_of(layer, tokens)};

@@ -171,7 +171,7 @@ static void wrong_arguments(void **state) {
     clmoe_layer *layer;
     test_case("external ids for expert choice");
     clmoe_forward_args *args = small_batch(expert_choice, &b, &d, &layer);
-    args->ids_in = args->weights_in = buf_new(1024);
+    args->ids_in = args->pair_weights_in = buf_new(1024);
     check_refused(layer, args, "ids_in is given, but the policy is expert choice");
     test_case("token_offsets for token choice");
     args = small_batch(sinkhorn, &b, &d, &layer);
@@ -203,14 +203,14 @@ static void wrong_steps(void **state) {
     small_batch(sinkhorn, &b, &d, &layer);
     clmoe_topk_args topk = {.struct_size = sizeof topk, .tokens = 7};
     topk.scores = buf_new(7 * 12 * 4);
-    topk.ids = topk.weights_out = topk.live = buf_new(7 * 3 * 4);
+    topk.ids = topk.pair_weights = topk.live = buf_new(7 * 3 * 4);
     CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
               strstr(clmoe_last_error(), "scratch is not given"),
           "it says: %s\n", clmoe_last_error());
     test_case("expert choice without token_offsets");
     small_batch(expert_choice, &b, &d, &layer);
     topk = (clmoe_topk_args){.struct_size = sizeof topk, .tokens = 7};
-    topk.scores = topk.ids = topk.weights_out = topk.scratch = buf_new(1 << 20);
+    topk.scores = topk.ids = topk.pair_weights = topk.scratch = buf_new(1 << 20);
     CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
               strstr(clmoe_last_error(), "token_offsets is not given"),
           "it says: %s\n", clmoe_last_error());

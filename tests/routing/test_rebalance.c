@@ -25,13 +25,13 @@ static choice run(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t to
         .weights = &weights,
         .scores = buf_of(scores, T * R * 4),
         .ids = buf_new(pairs * 4),
-        .weights_out = buf_new(pairs * 4),
+        .pair_weights = buf_new(pairs * 4),
         .live = buf_new(T * 4),
         .token_mask = buf_of(mask, T),
         .scratch = scratch_of(layer, tokens),
     };
     OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
-    return (choice){buf_get(args.ids), buf_get(args.live), buf_get(args.weights_out)};
+    return (choice){buf_get(args.ids), buf_get(args.live), buf_get(args.pair_weights)};
 }
 
 static const float *scores_of(const clmoe_layer_desc *desc, uint32_t tokens, pattern kind) {
@@ -228,7 +228,7 @@ static void missing_scratch(void **state) {
         .tokens = s.tokens,
         .scores = buf_new(54 * 4),
         .ids = buf_new(18 * 4),
-        .weights_out = buf_new(18 * 4),
+        .pair_weights = buf_new(18 * 4),
         .live = buf_new(9 * 4),
     };
     clmoe_status status = clmoe_topk(test_layer(0, &desc), test.queue, &args, 0, NULL, NULL);

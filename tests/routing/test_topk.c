@@ -17,7 +17,7 @@ static void check_topk(uint32_t group_size, const clmoe_layer_desc *desc, uint32
         .weights = &weights,
         .scores = buf_of(scores, T * R * 4),
         .ids = buf_new(pairs * 4),
-        .weights_out = buf_new(pairs * 4),
+        .pair_weights = buf_new(pairs * 4),
         .live = buf_new(T * 4),
     };
     OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
@@ -27,7 +27,7 @@ static void check_topk(uint32_t group_size, const clmoe_layer_desc *desc, uint32
     ref_topk(desc, tokens, scores, w, ids, pair_weights, live);
     compare_ints("live", buf_get(args.live), live, T);
     compare_ids(desc, tokens, buf_get(args.ids), ids, live);
-    compare_floats("weights", buf_get(args.weights_out), pair_weights, pairs, STEP_TOLERANCE);
+    compare_floats("weights", buf_get(args.pair_weights), pair_weights, pairs, STEP_TOLERANCE);
 }
 
 /* Positive scores, as a score function gives them; patterns keep their ties and bad values. */

@@ -100,7 +100,7 @@ static outputs run(clmoe_layer *layer, const batch *b, device_batch *d, uint64_t
     return (outputs){
         .y = get(d->args.y),
         .ids = get(d->args.ids),
-        .weights = get(d->args.weights_out),
+        .weights = get(d->args.pair_weights),
         .stats = get(d->args.stats),
         .y_bytes = tokens * b->desc.dim * type_size(b->desc.type),
         .id_bytes = ref_pairs(&b->desc, b->in.tokens) * 4,

@@ -155,15 +155,15 @@ static void steps_left_out(void **state) {
     test_case("no outputs");
     seed_set(4);
     clmoe_layer *layer = make("tiled", small.tokens, &b, &d);
-    const clmoe_buf none = {0}, ids = d.args.ids, weights = d.args.weights_out;
+    const clmoe_buf none = {0}, ids = d.args.ids, weights = d.args.pair_weights;
     run(layer, &d, queue, &profile);
     clmoe_profile_release(&profile);
-    d.args.logits = d.args.ids = d.args.weights_out = d.args.stats = none;
+    d.args.logits = d.args.ids = d.args.pair_weights = d.args.stats = none;
     run(layer, &d, queue, &profile);
     check_names(&profile, "score topk plan experts shared combine");
     clmoe_profile_release(&profile);
     d.args.ids_in = ids;
-    d.args.weights_in = weights;
+    d.args.pair_weights_in = weights;
     run(layer, &d, queue, &profile);
     check_names(&profile, "plan experts shared combine");
     check_times(&profile);

@@ -204,7 +204,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     args->residual = buf_of_type(type, in->residual, T * D);
     args->logits_in = buf_of(in->logits_in, T * R * F32);
     args->ids_in = buf_of(in->ids_in, pairs * 4);
-    args->weights_in = buf_of(in->weights_in, pairs * F32);
+    args->pair_weights_in = buf_of(in->pair_weights_in, pairs * F32);
     args->saved = saved ? buf_new(saved) : (clmoe_buf){NULL, 0};
     args->scratch = scratch ? buf_new(scratch) : (clmoe_buf){NULL, 0};
     args->y = buf_new_type(type, T * D);
@@ -212,7 +212,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
         args->logits = buf_new(T * R * F32);
     if (all && !in->ids_in) {
         args->ids = buf_new(pairs * 4);
-        args->weights_out = buf_new(pairs * F32);
+        args->pair_weights = buf_new(pairs * F32);
         if (b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE)
             args->token_offsets = buf_new((T + 1) * 4);
     }
@@ -250,8 +250,8 @@ void batch_compare(const batch *b, const device_batch *d, const ref_result *want
         compare_ints("ids", buf_get(args->ids), want->ids, pairs);
     } else if (args->ids.mem)
         compare_ids(&b->desc, b->in.tokens, buf_get(args->ids), want->ids, want->live);
-    if (args->weights_out.mem)
-        compare_floats("weights", buf_get(args->weights_out), want->pair_weights, pairs,
+    if (args->pair_weights.mem)
+        compare_floats("weights", buf_get(args->pair_weights), want->pair_weights, pairs,
                        FORWARD_TOLERANCE);
     if (args->stats.mem)
         compare_stats(buf_get(args->stats), &want->stats, &want->plan);

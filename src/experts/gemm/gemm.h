@@ -54,9 +54,9 @@ typedef struct gemm_problem {
     bool packed;      /* up.buf holds gate and up, or the only matrix, as pack() made it */
     clmoe_activation activation;
     float limit, alpha, up_shift;
-    /* Row weights: pair_weights[row_of[s]] */
+    /* Row weights: pair_weights[pair_of[s]] */
     gemm_row_weight row_weight;
-    clmoe_buf row_of;       /* [slots] i32 */
+    clmoe_buf pair_of;      /* [slots] i32 */
     clmoe_buf pair_weights; /* [pairs] f32 */
     clmoe_buf c;            /* [slots, n] */
     clmoe_buf scratch;      /* engine->scratch() bytes */

@@ -66,7 +66,7 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
                       arg_u64(up->col), arg_u64(up->bias_expert), arg_u64(up->bias_row),
                       arg_u32(problem->n), arg_u32(problem->k), arg_u32((uint32_t)activation),
                       arg_f32(problem->limit), arg_f32(problem->alpha), arg_f32(problem->up_shift),
-                      arg_u32((uint32_t)problem->row_weight), ARG_F32(problem->row_of),
+                      arg_u32((uint32_t)problem->row_weight), ARG_F32(problem->pair_of),
                       ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
 }
 
