@@ -238,14 +238,38 @@ static bool is_neutral(const config_reader *r, const char *list, const json_t *v
     return neutral;
 }
 
-/* `certain`: only names that are surely of the block count. */
-static clmoe_status check_field(const config_reader *r, const char *name, const json_t *value,
-                                bool certain) {
-    const char *type = config_text_type(r->config);
+/* Whether the file gives the field this value where readers look. */
+static bool agrees(const config_reader *r, config_field field, const json_t *value) {
+    const char *name;
+    const json_t *found;
+    for (size_t nth = 0; (found = find_nth(r->config, field, nth, &name)) != NULL; nth++)
+        if (json_equal(found, value) || json_equal(of_layer(r, found), value))
+            return true;
+    return false;
+}
+
+/* Whether a field that readers ask for was read, or says there what changes nothing. */
+static bool is_settled(const config_reader *r, const char *name, const json_t *value,
+                       field_place place) {
     config_field field = field_of(name);
+    bool neutral = is_neutral(r, field_neutral(field), value);
+    if (place == PLACE_MODEL || place == PLACE_AROUND)
+        return r->read[field] || neutral;
+    if (field == FIELD_DIM || field == FIELD_LAYERS || field == FIELD_HIDDEN)
+        return true; /* the tensors tell */
+    if (place == PLACE_UNKNOWN && field_is_general(name))
+        return true;
+    return agrees(r, field, value) || json_is_null(value) || (neutral && !r->read[field]);
+}
+
+static clmoe_status check_field(const config_reader *r, const char *name, const json_t *value,
+                                field_place place) {
+    const char *type = config_text_type(r->config);
+    bool known = field_of(name) < FIELD_COUNT;
+    bool certain = place == PLACE_AROUND || place == PLACE_UNKNOWN;
     const other_field *other = field_other(name, type);
     char what[160];
-    if (field < FIELD_COUNT && (r->read[field] || is_neutral(r, field_neutral(field), value)))
+    if (known && is_settled(r, name, value, place))
         return CLMOE_SUCCESS;
     if (other != NULL && is_neutral(r, other->neutral, value))
         return CLMOE_SUCCESS;
@@ -253,45 +277,60 @@ static clmoe_status check_field(const config_reader *r, const char *name, const 
         snprintf(what, sizeof what, "clmoe does not have %s", other->feature);
         return fail_value(CLMOE_UNSUPPORTED, r->config, name, value, what);
     }
-    if (json_is_null(value) ||
-        (field == FIELD_COUNT && other == NULL && !field_is_suspicious(name, certain)))
+    if (json_is_null(value) || (!known && other == NULL && !field_is_suspicious(name, certain)))
         return CLMOE_SUCCESS;
-    snprintf(what, sizeof what, "clmoe has no use for it in model_type '%.60s'", type);
+    if (known && r->read[field_of(name)])
+        snprintf(what, sizeof what, "clmoe does not read it from an object inside the model's");
+    else
+        snprintf(what, sizeof what, "clmoe has no use for it in model_type '%.60s'", type);
     return fail_value(CLMOE_UNSUPPORTED, r->config, name, value, what);
 }
 
-static clmoe_status check_object(const config_reader *r, const json_t *object, bool certain) {
+static clmoe_status check_inside(const config_reader *r, const json_t *value, field_place place);
+
+/* The fields of an object; in one with numbers for names, those of the layer. */
+static clmoe_status check_object(const config_reader *r, const json_t *object, field_place place) {
+    clmoe_status status = CLMOE_SUCCESS;
     const char *name;
     json_t *value;
     json_object_foreach((json_t *)object, name, value) {
-        clmoe_status status = check_field(r, name, value, certain);
-        if (status != CLMOE_SUCCESS)
-            return status;
+        bool number = name[0] != '\0' && name[strspn(name, "0123456789")] == '\0';
+        if (place == PLACE_BLOCK && number && strtoul(name, NULL, 10) != r->layer)
+            continue;
+        TRY(check_field(r, name, value, place));
+        if (place != PLACE_AROUND && value != r->config->scopes[0])
+            TRY(check_inside(r, value, field_place_inside(name, place)));
     }
-    return CLMOE_SUCCESS;
+done:
+    return status;
 }
 
-/* Whether an object of that name may hold fields of the block; not those of other parts. */
-static bool may_hold_fields(const char *name) {
-    const char *end = strstr(name, "_config");
-    return end == NULL || end[strlen("_config")] != '\0' || field_is_suspicious(name, true) ||
-           strncmp(name, "ffn_", 4) == 0 || strncmp(name, "mlp_", 4) == 0;
+/* The fields of objects in a value, an object or a list of some. */
+static clmoe_status check_inside(const config_reader *r, const json_t *value, field_place place) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const json_t *own = place == PLACE_BLOCK ? of_layer(r, value) : NULL;
+    size_t i;
+    json_t *item;
+    if (place == PLACE_OUTSIDE)
+        return CLMOE_SUCCESS;
+    if (!json_is_array(value))
+        return check_object(r, value, place);
+    if (own != NULL)
+        return check_inside(r, own, place);
+    json_array_foreach(value, i, item) {
+        TRY(check_inside(r, item, place));
+    }
+done:
+    return status;
 }
 
 clmoe_status config_check_unread(const config_reader *r) {
     clmoe_status status = CLMOE_SUCCESS;
     const config *c = r->config;
-    const char *name;
-    json_t *value;
-    for (size_t s = 0; s < c->num_scopes; s++) {
-        TRY(check_object(r, c->scopes[s], false));
-        json_object_foreach((json_t *)c->scopes[s], name, value) {
-            if (json_is_object(value) && value != c->scopes[0] && may_hold_fields(name))
-                TRY(check_object(r, value, true));
-        }
-    }
+    for (size_t s = 0; s < c->num_scopes; s++)
+        TRY(check_object(r, c->scopes[s], PLACE_MODEL));
     if (c->text != c->root)
-        TRY(check_object(r, c->root, true));
+        TRY(check_object(r, c->root, PLACE_AROUND));
 done:
     return status;
 }

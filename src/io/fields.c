@@ -140,6 +140,12 @@ static const char *const elsewhere_words[] = {
     "index", "position",  "hc",     "projector", "multimodal",  "mtp",      "tie",    "dropout",
     "kda",   "codec",     "code",   "encoder",   "dense",       "mup",      "sliding"};
 
+/* Of names of objects. */
+static const char *const block_objects[] = {"layer", "block", "ffn", "mlp"};
+static const char *const outside_objects[] = {
+    "attn",  "attention", "vision",  "visual",  "image",  "audio",     "video",    "speech",
+    "codec", "code",      "encoder", "decoder", "talker", "projector", "label2id", "mtp"};
+
 /* ---- Names ---------------------------------------------------------------------------------- */
 
 const char *field_alias(config_field field, size_t index) {
@@ -203,4 +209,20 @@ bool field_is_suspicious(const char *name, bool certain) {
         return true;
     return !certain && has_any_word(name, perhaps_words, COUNT(perhaps_words)) &&
            !has_any_word(name, elsewhere_words, COUNT(elsewhere_words));
+}
+
+bool field_is_general(const char *name) {
+    config_field field = field_of(name);
+    return field_name_is_weak(name) || field == FIELD_ACTIVATION || field == FIELD_MLP_BIAS;
+}
+
+field_place field_place_inside(const char *name, field_place around) {
+    size_t length = strlen(name), end = strlen("_config");
+    if (has_any_word(name, outside_objects, COUNT(outside_objects)))
+        return PLACE_OUTSIDE;
+    if (has_any_word(name, block_objects, COUNT(block_objects)) || field_is_suspicious(name, true))
+        return PLACE_BLOCK;
+    if (length > end && strcmp(name + length - end, "_config") == 0)
+        return PLACE_OUTSIDE;
+    return around == PLACE_BLOCK ? PLACE_BLOCK : PLACE_UNKNOWN;
 }

@@ -70,4 +70,19 @@ const other_field *field_other(const char *name, const char *model_type);
  */
 bool field_is_suspicious(const char *name, bool certain);
 
+/* Whether a known name is used for other parts too, as "hidden_act" and "top_k" are. */
+bool field_is_general(const char *name);
+
+/* Where in the file a field stands. */
+typedef enum field_place {
+    PLACE_MODEL,   /* in the text model's own object, where readers look */
+    PLACE_AROUND,  /* in the object that holds the text model's */
+    PLACE_BLOCK,   /* deeper, in an object of layers or of the block: "per_layer_config" */
+    PLACE_UNKNOWN, /* deeper, in an object of any other name */
+    PLACE_OUTSIDE, /* in an object of another part: "vision_config" */
+} field_place;
+
+/* What an object of that name holds; it stands itself in `around`. */
+field_place field_place_inside(const char *name, field_place around);
+
 #endif

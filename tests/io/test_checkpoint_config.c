@@ -288,6 +288,65 @@ static void test_rules(void **state) {
     free(flint);
 }
 
+/* ---- Objects in the config ------------------------------------------------------------------ */
+
+/* A field of CONFIG, and what a refusal must say; NULL: the descriptor stays as it is. */
+static const struct {
+    const char *field, *says;
+} object_cases[] = {
+    {"\"per_layer_config\": {\"0\": {\"num_experts_per_tok\": 2}}", "num_experts_per_tok is 2"},
+    {"\"per_layer_config\": {\"0\": {\"hidden_act\": \"gelu\"}}", "hidden_act is \"gelu\""},
+    {"\"per_layer_config\": [{\"norm_topk_prob\": false}, {}]", "norm_topk_prob is false"},
+    {"\"per_layer_config\": {\"0\": {\"score_scale\": 2}}", "score_scale is 2"},
+    {"\"per_layer_config\": {\"0\": {\"swiglu_limit\": 7}}", "swiglu_limit is 7"},
+    {"\"layer_overrides\": {\"all\": {\"routed_scaling_factor\": 2.5}}",
+     "routed_scaling_factor is 2.5"},
+    {"\"block_configs\": [{\"ffn\": {\"x\": {\"num_experts_per_tok\": 2}}}, 0]",
+     "num_experts_per_tok is 2"},
+    {"\"block_configs\": [0, {\"x\": 1}, {\"scoring_func\": \"sigmoid\"}]",
+     "scoring_func is \"sigmoid\""},
+    {"\"moe\": {\"num_experts_per_tok\": 2}", "moe is {"},
+    {"\"ffn_args\": {\"num_experts_per_tok\": 2}", "num_experts_per_tok is 2"},
+    {"\"mlp\": {\"activation_function\": \"relu\"}", "activation_function is \"relu\""},
+    {"\"mlp_config\": {\"extra\": [{\"output_scale\": 2}]}", "output_scale is 2"},
+    {"\"other\": {\"deeper\": {\"norm_topk_prob\": false}}", "norm_topk_prob is false"},
+    {"\"other\": {\"deeper\": {\"router_gain\": 2}}", "router_gain is 2"},
+
+    {"\"per_layer_config\": {\"1\": {\"num_experts_per_tok\": 2}}", NULL},
+    {"\"per_layer_config\": [{}, {\"num_experts_per_tok\": 2}]", NULL},
+    {"\"per_layer_config\": {\"0\": {\"num_experts_per_tok\": 1, \"hidden_size\": 4}}", NULL},
+    {"\"per_layer_config\": {\"0\": {\"num_attention_heads\": 2, \"rope_theta\": 1e4}}", NULL},
+    {"\"per_layer_config\": {}, \"ffn_args\": {}, \"block_configs\": []", NULL},
+    {"\"mtp_per_layer_config\": {\"0\": {\"num_experts_per_tok\": 2}}", NULL},
+    {"\"vision_config\": {\"num_experts_per_tok\": 2, \"x\": {\"router_gain\": 2}}", NULL},
+    {"\"visual\": {\"hidden_act\": \"gelu\", \"mlp_ratio\": 4, \"layers\": 3}", NULL},
+    {"\"task_specific_params\": {\"text-generation\": {\"top_k\": 50}}", NULL},
+    {"\"rope_scaling\": {\"factor\": 2.0, \"type\": \"yarn\"}", NULL},
+};
+
+/* A field counts wherever the config keeps it, unless it is another layer's or another part's. */
+static void test_objects(void **state) {
+    (void)state;
+    clmoe_layer_desc plain, desc;
+    const char *directory = write_checkpoint("objects", CONFIG, TENSORS);
+    OK(describe(directory, 0, &plain));
+    for (size_t i = 0; i < sizeof object_cases / sizeof object_cases[0]; i++) {
+        char text[256];
+        test_case("%s", object_cases[i].field);
+        snprintf(text, sizeof text, "{%s, ", object_cases[i].field);
+        char *config = replaced(CONFIG, "{", text);
+        write_text(temp_path("objects/config.json"), config);
+        free(config);
+        if (object_cases[i].says != NULL) {
+            REFUSED(describe(directory, 0, &desc), CLMOE_UNSUPPORTED, object_cases[i].says,
+                    "config.json");
+            continue;
+        }
+        OK(describe(directory, 0, &desc));
+        compare_bits("descriptor", &desc, &plain, sizeof desc);
+    }
+}
+
 /* Numbers in sentences have a point in every language. */
 static void test_locale(void **state) {
     (void)state;
@@ -321,7 +380,7 @@ int main(void) {
         TEST(test_bad_configs), TEST(test_unknown_model_type),
         TEST(test_assumptions), TEST(test_python_json),
         TEST(test_rules),       TEST(test_locale),
-        TEST(test_deep_config),
+        TEST(test_deep_config), TEST(test_objects),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

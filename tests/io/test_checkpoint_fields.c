@@ -100,6 +100,8 @@ static const struct {
     {"n_hash_experts", "[1]", NEVER},
     {"moe_config", "[{\"scale\": 2}]", NEVER},
     {"ffn_args", "[{\"router_gain\": 2}]", NEVER},
+    {"per_layer_config", "[{\"0\": {\"router_gain\": 2}}]", NEVER},
+    {"per_layer_config", "[{\"1\": {\"router_gain\": 2}}, {\"0\": {\"head_dim\": 8}}]", NONE},
     {"score_scale", "[2]", NEVER},
     {"activation_clamp", "[7.0]", NEVER},
     {"glu_linear_offset", "[1.0, 0]", NEVER},
