@@ -369,6 +369,8 @@ static void foreign_states(void **state) {
             char *bytes = buf_get(c.args.state);
             bytes[fields[f]]++;
             buf_write(c.args.state, bytes, c.state_bytes);
+            c.args.noise = (clmoe_schedule){CLMOE_SCHEDULE_LINEAR, 0.25f, 0.5f, 0, 10};
+            OK(clmoe_balance_start(c.layer, test.queue, &c.args, 0, NULL, NULL));
             update(&c);
             compare_bits("state", buf_get(c.args.state), bytes, c.state_bytes);
         }

@@ -100,16 +100,17 @@ static void run_rows(const char *engine, clmoe_type type, uint32_t group, uint32
     batch_compare(&b, &d, batch_reference(&b));
 }
 
+/* In groups of one every engine; another group size makes no other GEMM, and one will do. */
 static void rows_at_every_place(void **state) {
     (void)state;
     static const uint32_t dims[] = {1, 20, 63, 64};
     static const struct {
         clmoe_type type;
         uint32_t group;
-    } kinds[] = {{CLMOE_F16, 64}, {CLMOE_F16, 0}};
+    } kinds[] = {{CLMOE_F16, 0},   {CLMOE_F16, 16},   {CLMOE_F16, 64}, {CLMOE_F16, 256},
+                 {CLMOE_BF16, 16}, {CLMOE_BF16, 256}, {CLMOE_F32, 16}, {CLMOE_F32, 256}};
     for (size_t k = 0; k < COUNT_OF(kinds); k++) {
         const char *const *engines = test_engines_of(kinds[k].type, kinds[k].type);
-        /* Another group size makes no other GEMM: one engine will do. */
         for (size_t n = 0; engines[n] != NULL && (n == 0 || kinds[k].group == 0); n++)
             for (size_t i = 0; i < COUNT_OF(dims); i++)
                 for (int masked = 0; masked < 2; masked++)
