@@ -38,7 +38,7 @@ clmoe_status bench_go_on(void) {
     problem why;
     if (interrupt_signal() == 0)
         return CLMOE_SUCCESS;
-    interrupt_problem(&why, "what there is are the results until that");
+    interrupt_problem(&why, "the results until then are written");
     return bench_fail(CLMOE_IO, "%s", why.text);
 }
 

@@ -56,7 +56,7 @@ static const char usage[] =
     "experts the caches are filled with other data.\n"
     "\n"
     "Exit status: 0 success, 1 a result was wrong, 2 bad input or nothing to time, 128 + N stopped\n"
-    "by signal N, after the rows until that were written.\n"
+    "by signal N, after the rows until then were written.\n"
     "\n"
     "Cases:\n";
 

@@ -127,7 +127,7 @@ done:
     return status;
 }
 
-/* Copies what the caller wants to see of the way. */
+/* Copies the intermediate results that the caller asked for. */
 static clmoe_status report(const batch *b, launch *chain, const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     const size_t pairs_bytes = b->ws.plan.pairs * sizeof(cl_int);

@@ -9,7 +9,7 @@
  * over the R columns; P_e = mean of p_te over the unmasked tokens; Q = the target distribution,
  * uniform unless load_target is given; T counts unmasked tokens. Masked tokens and surplus pairs
  * count nowhere; identity experts have no F and no P. A logit that is not finite has p = 0. The
- * scores of sparsemixer are those of softmax here. What divides by a sum that is 0 is 0.
+ * scores of sparsemixer are those of softmax here. A quotient whose divisor is 0 is 0.
  *
  * The choice is the router's, before overflow reroute, in all statistics and losses: load,
  * weight_sums, device_tokens, F. Only kept, dropped and rerouted tell what became of it.
@@ -49,7 +49,7 @@ extern "C" {
  *                        included, at most 2^32 - 1; without a state, of this batch
  *   device_tokens [device_groups] u32  distinct tokens that chose an expert of the group
  *
- * Every field has four bytes, so the struct is also the host's mirror. pairs = kept + dropped.
+ * Every field has four bytes, so the host reads the same struct. pairs = kept + dropped.
  * Identity experts keep all their pairs. With external ids and no logits, p is not known: its
  * fields are 0.
  */
@@ -155,7 +155,7 @@ typedef enum clmoe_loss_kind {
      * CV^2 of Load_e = sum_t Phi((l_te - thr_te) / sigma_te): Shazeer et al. 2017, V-MoE. l the
      * clean logits, sigma the deviation of the noise, thr = the (K+1)-th largest noisy logit if e
      * is chosen, else the K-th, held fixed. Through l and, with learned noise, sigma. An expert
-     * that dropout masked has no place in Load. Needs gaussian or learned noise, a state, K < E,
+     * that dropout masked is left out of Load. Needs gaussian or learned noise, a state, K < E,
      * and no groups or selection bias.
      */
     CLMOE_LOSS_SMOOTH_LOAD = 9,
@@ -270,10 +270,10 @@ CLMOE_API const char *clmoe_loss_name(clmoe_loss_kind kind);
  * clmoe_forward() and the steps only read it; clmoe_balance_update() writes it. Every field has
  * four bytes.
  *
- * A state is for layers of its R. Calls check the size of the buffer, but do not see what is in it:
- * whoever restores one compares version and columns first. A state of more columns than the layer's
- * is read as one of other numbers, never out of bounds; clmoe_balance_update() leaves a state with
- * another version or columns as it is.
+ * A state is for layers of its R. Calls check the size of the buffer, but not what is in it: before
+ * you restore one, compare its version and columns. A state of more columns than the layer's gives
+ * wrong numbers, but no access out of bounds; clmoe_balance_update() leaves a state with another
+ * version or columns as it is.
  *
  * Random numbers are Philox4x32-10 with the key `seed` and the counter {token, column, step, use},
  * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random (the choice k

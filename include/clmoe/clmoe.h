@@ -11,8 +11,9 @@
  *   4. clmoe_layer_memory()    tells how much device memory a batch of T tokens needs.
  *   5. clmoe_forward()         enqueues the whole layer on your queue and gives you an event.
  *
- * examples/forward.c is that program in full. From a model directory, clmoe_checkpoint_open() and
- * clmoe_checkpoint_layer() do step 2, and clmoe_checkpoint_upload() makes the weights.
+ * examples/00_forward.c is that program in full, and more stand beside it. From a model directory,
+ * clmoe_checkpoint_open() and clmoe_checkpoint_layer() do step 2, and clmoe_checkpoint_upload()
+ * makes the weights.
  *
  * Words. T tokens, D model dim, E experts with weights, Z identity experts, R = E + Z columns of
  * the router, K experts per token (top_k), H hidden dim of an expert, C capacity (rows per expert),
@@ -40,8 +41,8 @@
  *   - You own the OpenCL context, the queues and all buffers. Sizes are asked for up front.
  *   - Bad input is an error before anything is enqueued; clmoe_last_error() names field and value.
  *   - Bad data never yields an id out of range: a NaN or infinite logit counts as -infinity.
- *   - In-order and out-of-order queues both work: see profile.h. Events are valid, also for no
- * tokens.
+ *   - In-order and out-of-order queues both work: see profile.h. Also a call with no
+ *     tokens gives a valid event.
  *   - A context is thread-safe; a layer is used by one thread at a time.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
@@ -112,7 +113,7 @@ CLMOE_API const char *clmoe_version(void);
 
 /*
  * A place in device memory: a buffer and a byte offset into it, a multiple of the element size.
- * {NULL, 0} means "not given" wherever a field is optional. steps.h says which objects serve.
+ * {NULL, 0} means "not given" wherever a field is optional. steps.h says which buffers may be used.
  */
 typedef struct clmoe_buf {
     cl_mem mem;
@@ -215,7 +216,7 @@ typedef enum clmoe_policy {
 
 /*
  * Noise n added to the logits, times router.noise_scale and the state's noise_scale. It acts when a
- * state is given, and is left out without one: training and evaluation of the same layer.
+ * state is given, and is left out without one: one layer serves training and evaluation.
  */
 typedef enum clmoe_noise {
     CLMOE_NOISE_NONE = 0,
@@ -425,7 +426,7 @@ typedef struct clmoe_layer clmoe_layer;
 CLMOE_API clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *desc,
                                           clmoe_layer **out);
 
-/* Destroys the layer once the events of its calls are complete. NULL is allowed. */
+/* Destroys the layer; the events of its calls must be complete. NULL is allowed. */
 CLMOE_API void clmoe_layer_destroy(clmoe_layer *layer);
 
 /* The engine the layer uses: "cpu", "tiled", ... Valid as long as the layer. */
@@ -442,10 +443,10 @@ CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
 
 /*
  * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what a
- * backward pass will read (0 unless desc.training), `scratch` is free again after the event. Both
- * are never 0 for a buffer's sake: a size of 0 means the buffer need not be given. Either pointer
- * may be NULL. Each is one buffer: CLMOE_UNSUPPORTED, with the sizes all the same, if one is more
- * than the device allows (CL_DEVICE_MAX_MEM_ALLOC_SIZE).
+ * backward pass will read (0 unless desc.training), `scratch` is free again after the event. A
+ * buffer of size 0 need not be given. Either pointer may be NULL. Each is one buffer: if one is
+ * larger than the device allows (CL_DEVICE_MAX_MEM_ALLOC_SIZE), the sizes are written and the
+ * status is CLMOE_UNSUPPORTED.
  */
 CLMOE_API clmoe_status clmoe_layer_memory(const clmoe_layer *layer, uint32_t tokens, size_t *saved,
                                           size_t *scratch);
@@ -519,8 +520,8 @@ CLMOE_API clmoe_status clmoe_pack_weights(clmoe_layer *layer, cl_command_queue q
 /* ---- Forward ------------------------------------------------------------------------------- */
 
 /*
- * One batch. Start with clmoe_forward_args_init(), or {.struct_size = sizeof args}, and set what is
- * there; the rest is 0, not given. Buffers must not overlap, except that y may be residual.
+ * One batch. Start with clmoe_forward_args_init(), or {.struct_size = sizeof args}, and set what
+ * you have; a field left 0 is not given. Buffers must not overlap, but y may be residual.
  *
  * A masked token (token_mask 0) is padding: it takes no place, counts nowhere, and its row of y is
  * its residual, or 0. A token with fewer than K finite logits still gets K distinct ids in range;
@@ -578,10 +579,10 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 
 /*
  * A model directory: config.json and model.safetensors, or model.safetensors.index.json and its
- * shards. The index alone says which tensors there are, and where; beside one that names other
- * files, model.safetensors is an error. Nothing is guessed silently: a tensor under the block, or a
- * field of config.json that may be of it, that nothing consumed is an error that names it, and a
- * model_type that clmoe has no rules for needs an assumption.
+ * shards. The index alone says which tensors there are, and where; a model.safetensors beside
+ * an index that does not name it is an error. Nothing is guessed silently: a tensor under the
+ * block, or a field of config.json that may be of it, that nothing consumed is an error that names
+ * it, and a model_type that clmoe has no rules for needs the caller's assumption.
  */
 typedef struct clmoe_checkpoint clmoe_checkpoint;
 

@@ -1,9 +1,9 @@
 /*
  * Contexts: a device of an OpenCL context, and what clmoe compiled for it.
  *
- * Devices need OpenCL C 1.2 in the full profile, a compiler, and little-endian numbers. All else
- * they may lack: work-groups shrink to what the device and each of its kernels allow, engines that
- * do not fit it are left out, and sub-devices will do.
+ * Devices need OpenCL C 1.2 in the full profile, a compiler, and little-endian numbers, and nothing
+ * else: work-groups shrink to what the device and each of its kernels allow, and engines that do
+ * not fit the device are left out. Sub-devices work too.
  */
 #ifndef CLMOE_PUBLIC_CONTEXT_H
 #define CLMOE_PUBLIC_CONTEXT_H
@@ -33,7 +33,7 @@ typedef struct clmoe_context_options {
      * Directory that keeps compiled programs for later runs, or NULL: none. Copied; created with
      * mode 0700 if its parent exists. A program is found by its sources, its options, the device,
      * the driver and the platform. What is damaged, or was written by others, or the driver
-     * refuses, is compiled and written anew. No trouble with the cache is an error: programs are
+     * refuses, is compiled and written anew. Trouble with the cache is never an error: programs are
      * then compiled as without it, and `log` gets one warning per context. Threads and processes
      * may share a directory; nothing in it is ever deleted, but you may delete it at any time.
      * Not used on PoCL, which keeps compiled kernels itself; `log` is told once per context.
@@ -41,8 +41,8 @@ typedef struct clmoe_context_options {
     const char *cache_dir;
     /*
      * JSON file with tile sizes, or NULL: those built into the library alone. Read once, at
-     * creation; `clmoe-bench --tune FILE` writes one. An entry with the device's name goes before
-     * one with its type alone ("cpu", "gpu", "other"), and the file before the library.
+     * creation; `clmoe-bench --tune FILE` writes one. An entry with the device's name
+     * outranks one with its type alone ("cpu", "gpu", "other"), and the file the library's.
      *   {"tuning": [{"device": NAME, "type": "cpu", "engine": "cpu", "rows": 160, "depth": 128}]}
      * cpu: rows 40, 80, 160, 320; depth 128, 256, 512, which is part of the order of sums. tiled:
      * rows 32, 64, 128; columns 32, 64; depth 8, 16, 32. Errors: CLMOE_IO, CLMOE_BAD_FILE.
@@ -55,8 +55,8 @@ typedef struct clmoe_context_options {
      *   - the GEMMs of the router, the experts, the shared expert and Soft MoE's mixing, in every
      *     engine but "clblast", whose library makes its own launches. All rows that there is room
      *     for count, used or not;
-     *   - the rounds of overflow reroute that one work-group does: T * E each. It has a compute
-     *     unit for itself, so leave it some room.
+     *   - the rounds of overflow reroute that one work-group does: T * E each. They run on
+     *     a single compute unit, so leave some margin.
      * All other launches pass over their arrays a few times. In the longest of them a work-group
      * reads one word of each token: milliseconds for a million tokens. The bits of all results are
      * the same; a launch costs some microseconds, a kernel that is cut perhaps a second compilation
@@ -79,10 +79,10 @@ CLMOE_API clmoe_status clmoe_context_create(cl_context context, cl_device_id dev
                                             clmoe_context **out);
 
 /*
- * Destroys the context after all its layers. NULL is allowed. Nothing stays of it; of the engine
- * "clblast", whose library keeps about 3 MB for each OpenCL context in the whole process, when the
- * last context that used it goes: then by CLBlastClearCache(), after which other users of CLBlast
- * in the process compile its kernels once more.
+ * Destroys the context; its layers must be destroyed before. NULL is allowed. It leaves nothing
+ * behind, with one delay: CLBlast keeps about 3 MB for each OpenCL context in the whole process.
+ * When the last context that used the engine "clblast" is destroyed, that is freed by
+ * CLBlastClearCache(), and other users of CLBlast in the process compile its kernels once more.
  */
 CLMOE_API void clmoe_context_destroy(clmoe_context *context);
 

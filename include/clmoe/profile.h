@@ -10,8 +10,8 @@
  *     saved, scratch and outputs; weights may be shared.
  *   - A layer holds no weights: one layer serves all blocks of a model with the same descriptor,
  *     with other weights in each call.
- *   - The event is that of the last command, after all others of the call, so its profiling info
- *     is not the whole call. A profile has the events of every step:
+ *   - The event belongs to the last command of the call, so its profiling info does not cover the
+ *     whole call. A profile has the events of every step:
  *
  *   clmoe_profile profile = {.struct_size = sizeof profile};
  *   args.profile = &profile;
@@ -58,8 +58,8 @@ typedef struct clmoe_profile {
 /*
  * Milliseconds of a step on the device's clock, once the call's event is complete: from the end of
  * the step before, for the first one from its own start, to its end. So the steps add up to the
- * call, with what the device waited for the host. Errors: CLMOE_INVALID_ARGUMENT for a step that
- * there is not; CL_PROFILING_INFO_NOT_AVAILABLE before the event is complete.
+ * call, the device's waiting for the host included. Errors: CLMOE_INVALID_ARGUMENT for a step that
+ * does not exist; CL_PROFILING_INFO_NOT_AVAILABLE before the event is complete.
  */
 CLMOE_API clmoe_status clmoe_profile_time(const clmoe_profile *profile, uint32_t step, double *ms);
 

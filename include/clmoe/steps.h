@@ -6,26 +6,26 @@
  *
  * Each call takes the layer, a queue, its arguments, a wait list and an event, with the promises of
  * clmoe_forward(). `scratch` is a buffer of the size clmoe_layer_memory() gives; `state` is as in
- * clmoe_forward_args. Every args struct begins with its size, and what is left out is 0, not given:
+ * clmoe_forward_args. Every args struct begins with its size, and a field left 0 is not given:
  *
  *   clmoe_score_args args = {.struct_size = sizeof args, .tokens = T, ...};
  *
- * What clmoe_forward() does and no step can is refused with CLMOE_UNSUPPORTED: renorm_after_drop by
+ * What only clmoe_forward() can do is refused with CLMOE_UNSUPPORTED: renorm_after_drop by
  * clmoe_combine(), and by clmoe_experts() where it reads weights; jitter_experts with a state by
  * the steps of routing; Soft MoE by all.
  *
  * Buffers, of every call, clmoe_forward() too; all of this is checked:
  *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
- *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY. Both is
- *     done with saved, scratch, plan and ye where they are made, scores by clmoe_score(), ids,
+ *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY. Read and
+ *     written are saved, scratch, plan and ye where they are made, scores by clmoe_score(), ids,
  *     pair_weights and token_offsets by clmoe_topk(), ids and pair_weights by clmoe_plan() with
  *     overflow reroute, what gradients are added to, and a state by clmoe_balance_...().
- *   - The host's flags do not matter, but to the engine "clblast", which reads the plan on the
- * host: scratch, saved in training, and clmoe_experts_args.plan must allow that.
- *   - An offset, and a sub-buffer's origin, is a multiple of the element's size and of nothing
- * more: 4 for f32, i32, u32, plan, state, stats, saved and scratch; 2 for f16 and bf16; 1 for u8.
- *   - What a call writes overlaps nothing else that it is given, parts of one buffer included; y
- * may be residual.
+ *   - Flags about access by the host matter to the engine "clblast" alone, which reads the plan on
+ *     the host: scratch, saved in training, and clmoe_experts_args.plan must allow that.
+ *   - An offset, and a sub-buffer's origin, is a multiple of the element's size; that is enough:
+ *     4 for f32, i32, u32, plan, state, stats, saved and scratch; 2 for f16 and bf16; 1 for u8.
+ *   - What a call writes overlaps nothing else that it is given, parts of one buffer included; but
+ *     y may be the same place as residual.
  *   - The args struct, and what it points to on the host, is read during the call alone.
  */
 #ifndef CLMOE_PUBLIC_STEPS_H

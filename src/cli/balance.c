@@ -42,8 +42,8 @@ static const char usage[] =
     "  --help               this text\n"
     "  --version            the version\n"
     "\n"
-    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N: what there is are then the\n"
-    "steps until that.\n";
+    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N; the steps that were\n"
+    "done until then are written.\n";
 
 enum { CHART_ROWS = 12, LABEL_COLUMNS = 10, MAX_STEPS = 1000000 };
 

@@ -1,4 +1,4 @@
-/* Ctrl-C and its like: work stops at the next good place, and what there is is kept. */
+/* Ctrl-C and its like: work stops at the next good place, and what was done until then is kept. */
 #ifndef CLMOE_CLI_INTERRUPT_H
 #define CLMOE_CLI_INTERRUPT_H
 

@@ -82,7 +82,7 @@ static const family families[] = {
      .shared = true, .limit = 10, .clamp_by_field = true, .top_k = 6},
 };
 
-/* Marks of families, for model types outside the table; the first that is borne decides. */
+/* Marks of families, for model types outside the table; the first one that a block has decides. */
 static const struct {
     const char *tensor, *field, *model_type;
 } marks[] = {

@@ -65,8 +65,8 @@ const family *family_find(const char *model_type);
 
 /*
  * For a model_type outside the table: the family whose mark the block bears. A mark is a tensor of
- * the block, or a field of the config, or both. `bears` answers for one mark; a NULL name is borne.
- * Without a mark, what the fields say is taken:
+ * the block, or a field of the config, or both. `bears` answers for one mark; NULL is a name that
+ * every block has. Without a mark, what the fields say is taken:
  *   score       scoring_func; if absent sigmoid with a selection bias, softmax without one
  *   order       score, then top-k
  *   renorm      norm_topk_prob, which must be there unless there is a selection bias; eps 1e-20

@@ -64,12 +64,12 @@ names() {
 # links NAME CFLAGS LDFLAGS: an application by pkg-config, and by find_package's clmoe::clmoe.
 links() {
     flags=$(PKG_CONFIG_PATH=$tmp/$1/lib/pkgconfig pkg-config --cflags --libs clmoe)
-    eval "$cc $2 '$source/examples/forward.c' $flags $3 -o '$tmp/$1.forward'" # spaces are escaped
+    eval "$cc $2 '$source/examples/00_forward.c' $flags $3 -o '$tmp/$1.forward'" # spaces are escaped
     LD_LIBRARY_PATH="$tmp/$1/lib" "$tmp/$1.forward" >/dev/null
     cmake -S "$source/examples" -B "$tmp/$1.examples" "-DCMAKE_PREFIX_PATH=$tmp/$1" "-DCMAKE_C_COMPILER=$cc" \
         "-DCMAKE_C_FLAGS=$2" "-DCMAKE_EXE_LINKER_FLAGS=$3" >"$tmp/log"
     cmake --build "$tmp/$1.examples" >"$tmp/log" || { cat "$tmp/log" >&2; exit 1; }
-    "$tmp/$1.examples/forward" >/dev/null
+    "$tmp/$1.examples/00_forward" >/dev/null
 }
 
 echo "== Ubuntu's flags, static alone"
@@ -84,7 +84,7 @@ names "$tmp/both/lib/libclmoe.a"
 names "$tmp/both/lib/libclmoe.so" -D
 links both "$fedora" "$fedora_ld"
 # shellcheck disable=SC2046,SC2086 # flags are words
-PKG_CONFIG_PATH=$tmp/both/lib/pkgconfig $cc $fedora "$source/examples/forward.c" \
+PKG_CONFIG_PATH=$tmp/both/lib/pkgconfig $cc $fedora "$source/examples/00_forward.c" \
     $(PKG_CONFIG_PATH=$tmp/both/lib/pkgconfig pkg-config --cflags --libs --static clmoe |
         sed "s|-lclmoe|$tmp/both/lib/libclmoe.a|") $fedora_ld -o "$tmp/static"
 "$tmp/static" >/dev/null

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs BUILD under a temporary prefix and links examples/forward.c from outside, through CMake's
+# Installs BUILD under a temporary prefix and links examples/00_forward.c from outside, through CMake's
 # find_package and through pkg-config, shared and static; then looks at what the library exports.
 # Usage: run.sh SOURCE BUILD CC CFLAGS
 set -eu
@@ -16,7 +16,7 @@ libdir=$(dirname "$(find "$prefix" -name libclmoe.a)")
 
 echo "== find_package"
 cmake -S "$here/downstream" -B "$tmp/downstream" "-DCMAKE_PREFIX_PATH=$prefix" \
-    "-DCMAKE_C_COMPILER=$cc" "-DCMAKE_C_FLAGS=$cflags" "-DEXAMPLE=$source/examples/forward.c" >>"$tmp/log"
+    "-DCMAKE_C_COMPILER=$cc" "-DCMAKE_C_FLAGS=$cflags" "-DEXAMPLE=$source/examples/00_forward.c" >>"$tmp/log"
 cmake --build "$tmp/downstream" >>"$tmp/log"
 "$tmp/downstream/with_clmoe"
 "$tmp/downstream/with_clmoe_static"
@@ -34,10 +34,10 @@ END
 # shellcheck disable=SC2046
 $cc -std=c11 -Wall -Wextra -Werror $(pkg-config --cflags clmoe) -fsyntax-only "$tmp/newer.c"
 # shellcheck disable=SC2046,SC2086 # flags are words
-$cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs clmoe) -o "$tmp/forward"
+$cc $cflags "$source/examples/00_forward.c" $(pkg-config --cflags --libs clmoe) -o "$tmp/forward"
 LD_LIBRARY_PATH=$libdir "$tmp/forward"
 # shellcheck disable=SC2046,SC2086
-$cc $cflags "$source/examples/forward.c" $(pkg-config --cflags --libs --static clmoe |
+$cc $cflags "$source/examples/00_forward.c" $(pkg-config --cflags --libs --static clmoe |
     sed "s|-lclmoe|$libdir/libclmoe.a|") -o "$tmp/forward_static"
 "$tmp/forward_static"
 
@@ -71,10 +71,10 @@ awk '
     at < n && !after_gap[at + 1] && !bad { bad = "after \"" quoted[at] "\" without: " $0 }
     END {
         if (!n) bad = "no example"
-        if (!bad && at < n) bad = "not in forward.c: " quoted[at + 1]
+        if (!bad && at < n) bad = "not in 00_forward.c: " quoted[at + 1]
         if (bad) { print "README.md: " bad; exit 1 }
     }
-' "$source/README.md" "$source/examples/forward.c" >&2
+' "$source/README.md" "$source/examples/00_forward.c" >&2
 
 echo "== the installed tool"
 "$prefix/bin/clmoe" --version

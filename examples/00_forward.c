@@ -1,6 +1,6 @@
 /*
  * A Mixture-of-Experts layer with random weights on the first OpenCL device:
- *   cc forward.c $(pkg-config --cflags --libs clmoe) -o forward && ./forward
+ *   cc 00_forward.c $(pkg-config --cflags --libs clmoe) -o forward && ./forward
  */
 #define CL_TARGET_OPENCL_VERSION 120
 #include <clmoe/clmoe.h>
