@@ -228,9 +228,8 @@ bool config_allows(config_reader *r, config_field field, uint64_t value) {
 
 /* Whether `list` of texts, separated by blanks, has that of the layer's value; null always is. */
 static bool is_neutral(const config_reader *r, const char *list, const json_t *value) {
-    const json_t *found = of_layer(r, value);
-    char *text = json_is_null(value) || strcmp(list, "*") == 0 ? NULL : text_of(found);
-    bool neutral = text == NULL && found != NULL;
+    bool neutral = json_is_null(value) || strcmp(list, "*") == 0;
+    char *text = neutral ? NULL : text_of(of_layer(r, value));
     size_t length = text ? strlen(text) : 0;
     for (const char *at = list; length > 0 && !neutral && (at = strstr(at, text)) != NULL; at++)
         neutral = (at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0');

@@ -21,7 +21,8 @@ static clmoe_status read_counts(block *b, clmoe_layer_desc *desc) {
     desc->num_experts = b->family->experts;
     desc->top_k = b->family->top_k;
     TRY(config_uint(&b->config, FIELD_EXPERTS, 1, &desc->num_experts));
-    TRY(config_uint(&b->config, FIELD_IDENTITY_EXPERTS, 0, &desc->num_identity_experts));
+    if (b->family->identity_experts)
+        TRY(config_uint(&b->config, FIELD_IDENTITY_EXPERTS, 0, &desc->num_identity_experts));
     TRY(config_uint(&b->config, FIELD_TOP_K, 1, &desc->top_k));
     if (desc->num_experts == 0)
         TRY(config_missing(c, FIELD_EXPERTS));

@@ -47,6 +47,7 @@ typedef struct family {
     bool shared;        /* must be there if the file gives it a size or a count, but not a 0 */
     bool shared_gate;
     bool output_bias;
+    bool identity_experts; /* as many as the file says */
     clmoe_weight_at weight_at;
     const char *activation; /* of the experts; NULL: the file's, "silu" if absent */
     bool interleaved;       /* gate and up rows alternate */

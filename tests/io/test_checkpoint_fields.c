@@ -32,6 +32,7 @@ typedef enum effect {
     SOFTCAP,
     SELECT_BIAS,
     SHARED,
+    IDENTITY,
 } effect;
 
 #define ALL_SCALES "[1.0, 2.5, 0, null, \"2\", -1, [1.5, 2.5]]"
@@ -88,6 +89,8 @@ static const struct {
     {"moe_latent_size", "[16]", NEVER},
     {"moe_apply_router_weight_on_input", "[true]", NEVER},
     {"zero_expert_type", "[\"copy\"]", NEVER},
+    {"zero_expert_num", "[4]", IDENTITY},
+    {"moe_layers", "[[0], [0, 2, 4, 6, 8], 3]", NONE},
     {"expert_capacity", "[64]", NEVER},
     {"moe_capacity_factor", "[1.25]", NEVER},
     {"router_temperature", "[0.5]", NEVER},
@@ -224,6 +227,8 @@ static bool apply(const json_t *config, size_t field, const json_t *whole, clmoe
         return true;
     case SELECT_BIAS:
         return want->router.select_bias == (json_is_true(value) ? 1u : 0u);
+    case IDENTITY:
+        return want->num_identity_experts == (uint32_t)number;
     case SHARED:
         return fits_shared(fields[field].name, value, want);
     }
