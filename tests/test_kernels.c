@@ -436,6 +436,34 @@ static void run_plan_and_combine(const offset_batch *b) {
         CHECK(isfinite(y[i]), "y[%zu] is %g\n", i, (double)y[i]);
 }
 
+/* The weights of a token's first K pairs (R where experts choose), of its live ones. */
+static double weights_of(const offset_batch *b, uint32_t token) {
+    const int32_t *offsets = buf_get(b->offsets), *live = b->live.mem ? buf_get(b->live) : NULL;
+    const float *weights = buf_get(b->pair_weights);
+    const bool choice = b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const int64_t pairs = b->layout.pairs;
+    const int64_t most = choice ? ref_columns(&b->desc) : b->desc.top_k;
+    const int64_t begin = offsets[token] < 0 ? 0 : offsets[token];
+    double sum = 0;
+    for (int64_t p = begin; p < pairs && p < offsets[token + 1] && p < begin + most; p++)
+        if (!live || p - begin < live[token])
+            sum += (double)weights[p];
+    return sum;
+}
+
+/* Whatever the offsets, statistics are of the pairs that the header says count. */
+static void check_weight_sums(const offset_batch *b, clmoe_buf stats) {
+    const size_t R = ref_columns(&b->desc);
+    const char *bytes = buf_get(stats);
+    const float *sums = (const float *)(const void *)(bytes + sizeof(clmoe_stats)) + 5 * R;
+    double got = 0, want = 0;
+    for (size_t e = 0; e < R; e++)
+        got += (double)sums[e];
+    for (uint32_t t = 0; t < small.tokens; t++)
+        want += weights_of(b, t);
+    CHECK(fabs(got - want) < 1e-4, "weights of %g, not %g\n", got, want);
+}
+
 static void run_balance(const offset_batch *b) {
     static const clmoe_loss_desc by_pairs[] = {
         {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .f_source = CLMOE_F_FIRST},
@@ -469,6 +497,8 @@ static void run_balance(const offset_batch *b) {
     OK(clmoe_stats_compute(b->layer, test.queue, &stats, 0, NULL, NULL));
     OK(clmoe_loss(b->layer, test.queue, &loss, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
+    if (b->desc.capacity.overflow != CLMOE_OVERFLOW_REROUTE) /* which makes other weights */
+        check_weight_sums(b, stats.stats);
 }
 
 static void run_offsets(size_t which, uint32_t kind, uint32_t form) {
