@@ -2,6 +2,7 @@
 #ifndef CLMOE_LAYER_H
 #define CLMOE_LAYER_H
 
+#include "balance/balance.clh"
 #include "experts/gemm/mlp.h"
 #include "routing/router.clh"
 #include "runtime/context.h"
@@ -178,17 +179,9 @@ static inline bool layer_is_noisy(const clmoe_layer *layer) {
 
 /* Whether a loss of this kind looks at F. */
 static inline bool loss_reads_load(clmoe_loss_kind kind) {
-    switch (kind) {
-    case CLMOE_LOSS_IMPORTANCE_VARIANCE:
-    case CLMOE_LOSS_IMPORTANCE_CV2:
-    case CLMOE_LOSS_SMOOTH_LOAD:
-    case CLMOE_LOSS_COMMUNICATION:
-    case CLMOE_LOSS_Z:
-    case CLMOE_LOSS_TOKEN_ENTROPY:
-        return false;
-    default:
-        return true;
-    }
+#define LOSS_READS_LOAD(NAME, name, reads_load) reads_load,
+    static const bool reads_load[] = {LOSS_LIST(LOSS_READS_LOAD)};
+    return reads_load[kind];
 }
 
 static inline size_t layer_state_bytes(const clmoe_layer *layer) {

@@ -1,29 +1,15 @@
 /* The plan and the sums of the batch -> balancing losses and their gradient on the logits. */
 #include "steps.h"
 
-_Static_assert((int)CLMOE_LOSS_TOKEN_ENTROPY == (int)LOSS_TOKEN_ENTROPY, "losses differ");
-_Static_assert((int)CLMOE_LOSS_SMOOTH_LOAD == (int)LOSS_SMOOTH_LOAD, "losses differ");
+#define LOSS_ASSERT(NAME, name, reads_load)                                                        \
+    _Static_assert((int)CLMOE_LOSS_##NAME == (int)LOSS_##NAME, "loss " name " has another number");
+LOSS_LIST(LOSS_ASSERT)
 _Static_assert((int)CLMOE_P_WEIGHTS == (int)SUM_WEIGHTS, "sources of P differ");
 _Static_assert((int)CLMOE_F_FIRST == (int)COUNT_FIRST, "sources of F differ");
 _Static_assert((int)CLMOE_F_SUPPLIED == (int)LOAD_SUPPLIED, "sources of F differ");
 
-static const char *const loss_names[] = {
-    "switch",
-    "squared",
-    "entropy",
-    "l1",
-    "max",
-    "minimax",
-    "importance_variance",
-    "importance_cv2",
-    "load_cv2",
-    "smooth_load",
-    "communication",
-    "overflow",
-    "z",
-    "token_entropy",
-};
-_Static_assert(sizeof loss_names / sizeof loss_names[0] == LOSS_KINDS, "a loss has no name");
+#define LOSS_NAME(NAME, name, reads_load) name,
+static const char *const loss_names[] = {LOSS_LIST(LOSS_NAME)};
 
 const char *clmoe_loss_name(clmoe_loss_kind kind) {
     return (int)kind >= 0 && (int)kind < LOSS_KINDS ? loss_names[kind] : NULL;

@@ -70,7 +70,7 @@ static clmoe_status check_number(uint32_t i, const char *field, int value, int l
 
 static clmoe_status check_fields(uint32_t i, const clmoe_loss_desc *loss) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(check_number(i, "kind", (int)loss->kind, CLMOE_LOSS_TOKEN_ENTROPY));
+    TRY(check_number(i, "kind", (int)loss->kind, LOSS_KINDS - 1));
     TRY(check_number(i, "p_source", (int)loss->p_source, CLMOE_P_WEIGHTS));
     TRY(check_number(i, "f_source", (int)loss->f_source, CLMOE_F_SUPPLIED));
     TRY(check_number(i, "per_sequence", (int)loss->per_sequence, 1));
