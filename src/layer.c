@@ -8,9 +8,24 @@
 #include <stdlib.h>
 
 /* cl/routing/router.clh has the same numbers; types.clh's device code relies on them. */
-_Static_assert((int)CLMOE_SCORE_SPARSEMIXER == (int)SCORE_SPARSEMIXER, "scores differ");
-_Static_assert((int)CLMOE_RENORM_PNORM == (int)RENORM_PNORM, "renorms differ");
-_Static_assert((int)CLMOE_KEEP_RANDOM == (int)KEEP_RANDOM, "keep rules differ");
+#define SAME(name) _Static_assert((int)CLMOE_##name == (int)name, #name " has another number")
+SAME(SCORE_SOFTMAX);
+SAME(SCORE_SIGMOID);
+SAME(SCORE_SQRT_SOFTPLUS);
+SAME(SCORE_IDENTITY);
+SAME(SCORE_SPARSEMIXER);
+SAME(NOISE_NONE);
+SAME(NOISE_GAUSSIAN);
+SAME(NOISE_LEARNED);
+SAME(NOISE_GUMBEL);
+SAME(RENORM_NONE);
+SAME(RENORM_SUM);
+SAME(RENORM_PNORM);
+SAME(KEEP_POSITION);
+SAME(KEEP_CHOICE_MAJOR);
+SAME(KEEP_PRIORITY);
+SAME(KEEP_WEIGHT);
+SAME(KEEP_RANDOM);
 
 void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
     *desc = (clmoe_layer_desc){

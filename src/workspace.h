@@ -3,6 +3,7 @@
 #define CLMOE_WORKSPACE_H
 
 #include "balance/balance.clh"
+#include "dispatch/reroute.clh"
 #include "layer.h"
 
 /* X: the storage type of x and y. */
@@ -58,9 +59,6 @@ typedef enum region_id {
     REGION_JOINT_GRADIENT, /* [T,R] f32 */
     REGION_COUNT
 } region_id;
-
-/* Words per token that reroute.cl works with. */
-enum { REROUTE_WORDS = 19 };
 
 /* Byte offsets of all regions, in saved or scratch. */
 typedef struct workspace_layout {

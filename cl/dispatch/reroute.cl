@@ -9,8 +9,8 @@
  * Arrays: scores [T,E], live [T] or NULL, token_mask [T] or NULL, token_offsets [T+1] or NULL, the
  *          plan -> ids, pair_weights [pairs], kept, rerouted_in, rerouted_out [E], slot_of,
  *          pair_of, token_of, tile_expert, all in place; scratch: asked [T] (expert, -1: done),
- *          changed [T], waiting [T] and how many of it, waiting_count [1], wishes [T,WISHES+1]
- *          (the next experts to ask, and which is the next).
+ *          changed [T], waiting [T] and how many of it, waiting_count [1], wishes
+ *          [T,REROUTE_WISHES+1] (the next experts to ask, and which is the next).
  *          chosen_ids, chosen_weights [pairs]: ids and pair_weights as they were.
  * NDRange: reroute_begin, reroute_ask, reroute_weights: a work-item per token. reroute_accept: a
  *          group per expert. reroute_finish: one group, `rounds` rounds or those that are left.
@@ -19,10 +19,10 @@
  */
 #include "routing/router.clh"
 #include "dispatch/pairs.clh"
+#include "dispatch/reroute.clh"
 #include "balance/state.clh"
 
 #define DONE   (-1)
-#define WISHES 15
 
 typedef struct rerouting {
     token_owner owner;
@@ -107,21 +107,21 @@ static inline bool has_room(const rerouting *r, int e) {
     return r->kept[e] < r->capacity;
 }
 
-/* row [WISHES]: the token's best experts with room, best first; DONE behind the last. */
+/* row [REROUTE_WISHES]: the token's best experts with room, best first; DONE behind the last. */
 static inline void make_wishes(const rerouting *r, uint token, __global int *row) {
     __global const float *scores = r->scores + (ulong)token * r->experts;
-    float best[WISHES];
-    for (int i = 0; i < WISHES; i++) {
+    float best[REROUTE_WISHES];
+    for (int i = 0; i < REROUTE_WISHES; i++) {
         best[i] = -INFINITY;
         row[i] = DONE;
     }
     for (int e = 0; e < r->experts; e++) {
         float score = scores[e];
-        if (!(score > best[WISHES - 1]) || score == INFINITY || !has_room(r, e) ||
+        if (!(score > best[REROUTE_WISHES - 1]) || score == INFINITY || !has_room(r, e) ||
             token_has(r, token, e))
             continue;
 #pragma unroll
-        for (int i = WISHES - 1; i >= 0; i--) {
+        for (int i = REROUTE_WISHES - 1; i >= 0; i--) {
             const bool moves = i > 0 && best[max(i - 1, 0)] < score, fits = best[i] < score;
             if (fits) {
                 best[i] = moves ? best[max(i - 1, 0)] : score;
@@ -136,24 +136,24 @@ static inline void make_wishes(const rerouting *r, uint token, __global int *row
  * an expert takes the pair or is full from then on. So wishes last until all of them are full.
  */
 static inline int expert_to_ask(const rerouting *r, uint token) {
-    __global int *row = r->wishes + (ulong)token * (WISHES + 1);
-    int next = row[WISHES];
+    __global int *row = r->wishes + (ulong)token * (REROUTE_WISHES + 1);
+    int next = row[REROUTE_WISHES];
     if (dropped_pair(r, token) < 0)
         return DONE;
-    while (next < WISHES && row[next] != DONE && !has_room(r, row[next]))
+    while (next < REROUTE_WISHES && row[next] != DONE && !has_room(r, row[next]))
         next++;
-    if (next == WISHES) {
+    if (next == REROUTE_WISHES) {
         make_wishes(r, token, row);
         next = 0;
     }
-    row[WISHES] = next + 1;
+    row[REROUTE_WISHES] = next + 1;
     return row[next];
 }
 
 /* Before the first round. */
 static inline void begin_token(const rerouting *r, uint token) {
     r->changed[token] = 0;
-    r->wishes[(ulong)token * (WISHES + 1) + WISHES] = WISHES;
+    r->wishes[(ulong)token * (REROUTE_WISHES + 1) + REROUTE_WISHES] = REROUTE_WISHES;
 }
 
 /*

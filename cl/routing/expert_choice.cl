@@ -10,22 +10,22 @@
  *          first counts in [0,T)), and with expert_scale [R] or NULL ids [pairs], weights [pairs] =
  *          score * scale * expert_scale, in the order of tokens, then ids; the pairs past
  *          token_offsets[T] get id -1 and weight 0.
- * NDRange: choice_keys: (tiles of SIDE tokens, tiles of SIDE experts). choice_thresholds: a group
- *          per expert. choice_counts, choice_pairs: SPAN tokens per work-item. choice_offsets: one
- *          group.
+ * NDRange: choice_keys: (tiles of CHOICE_SIDE tokens, tiles of CHOICE_SIDE experts).
+ *          choice_thresholds: a group per expert. choice_counts, choice_pairs: SPAN tokens per
+ *          work-item. choice_offsets: one group.
  * Limits: GROUP a power of two, at most 256.
  * Repeatability: integers; the local atomics only count.
  */
+#include "routing/expert_choice.clh"
 #include "routing/router.clh"
 #include "balance/state.clh"
 
-#define SIDE       32
-#define ACROSS     (GROUP < SIDE ? GROUP : SIDE) /* lanes along a row of a tile */
+#define ACROSS     (GROUP < CHOICE_SIDE ? GROUP : CHOICE_SIDE) /* lanes along a row of a tile */
 #define DIGIT_BITS 8
 #define BINS       256
 /* Tokens that a work-item counts side by side: enough to read columns in long pieces on CPUs. */
 #if GROUP == 1
-#define SPAN 128
+#define SPAN CHOICE_SERIAL_SPAN
 #else
 #define SPAN 1
 #endif
@@ -38,10 +38,10 @@ KERNEL(GROUP, 1, 1)
 void choice_keys(__global const float *scores, ulong scores_off, __global const uchar *token_mask,
                  ulong token_mask_off, __global uint *keys, ulong keys_off, uint tokens,
                  uint columns) {
-    __local uint tile[SIDE * (SIDE + 1)];
-    uint first_token = get_group_id(0) * SIDE, first_column = get_group_id(1) * SIDE;
-    uint rows = min((uint)SIDE, tokens - first_token);
-    uint wide = min((uint)SIDE, columns - first_column);
+    __local uint tile[CHOICE_SIDE * (CHOICE_SIDE + 1)];
+    uint first_token = get_group_id(0) * CHOICE_SIDE, first_column = get_group_id(1) * CHOICE_SIDE;
+    uint rows = min((uint)CHOICE_SIDE, tokens - first_token);
+    uint wide = min((uint)CHOICE_SIDE, columns - first_column);
     uint across = get_local_id(0) % ACROSS, down = get_local_id(0) / ACROSS;
     scores += scores_off + (ulong)first_token * columns + first_column;
     keys += keys_off + (ulong)first_column * tokens + first_token;
@@ -49,13 +49,14 @@ void choice_keys(__global const float *scores, ulong scores_off, __global const 
         bool in = !token_mask || token_mask[token_mask_off + first_token + row];
         for (uint column = across; column < wide; column += ACROSS) {
             float score = scores[(ulong)row * columns + column];
-            tile[row * (SIDE + 1) + column] = in && isfinite(score) ? ordered_bits(score) : 0;
+            tile[row * (CHOICE_SIDE + 1) + column] =
+                in && isfinite(score) ? ordered_bits(score) : 0;
         }
     }
     group_barrier(CLK_LOCAL_MEM_FENCE);
     for (uint column = down; column < wide; column += GROUP / ACROSS)
         for (uint row = across; row < rows; row += ACROSS)
-            keys[(ulong)column * tokens + row] = tile[row * (SIDE + 1) + column];
+            keys[(ulong)column * tokens + row] = tile[row * (CHOICE_SIDE + 1) + column];
 }
 
 /* Counts the digits at `shift` of the keys whose higher bits are those of `prefix`. */

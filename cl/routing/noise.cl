@@ -12,10 +12,8 @@
  * Repeatability: each number follows from seed, step, token and column alone; dropout is in exact
  *          arithmetic, the same on every device.
  */
+#include "routing/router.clh"
 #include "runtime/random.clh"
-
-/* As in clmoe_noise. */
-enum { NOISE_NONE, NOISE_GAUSSIAN, NOISE_LEARNED, NOISE_GUMBEL };
 
 static inline float softplus(float v) {
     return v > 0.0f ? v + log1p(exp(-v)) : log1p(exp(v));

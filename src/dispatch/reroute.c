@@ -9,8 +9,6 @@
  */
 enum { WIDE_ROUNDS = 16 };
 
-_Static_assert(REROUTE_WORDS == 3 + 15 + 1, "reroute.cl has three words and WISHES + 1 per token");
-
 clmoe_status reroute_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
         {KERNEL_REROUTE_BEGIN, "reroute_begin"},     {KERNEL_REROUTE_ASK, "reroute_ask"},
@@ -25,7 +23,7 @@ clmoe_status reroute_create(clmoe_layer *layer) {
                          sizeof kernels / sizeof kernels[0]);
 }
 
-/* The scratch arrays, [T] each, [T, WISHES + 1], and how many tokens are in `waiting`. */
+/* The scratch arrays, [T] each, [T, REROUTE_WISHES + 1], and how many tokens are in `waiting`. */
 typedef struct reroute_scratch {
     clmoe_buf asked, changed, waiting, wishes, waiting_count;
 } reroute_scratch;

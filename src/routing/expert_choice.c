@@ -1,10 +1,8 @@
 /* scores -> the tokens each expert takes, as pairs in the order of tokens. */
+#include "routing/expert_choice.clh"
 #include "steps.h"
 
 #include <stdio.h>
-
-/* As in expert_choice.cl: the side of a tile of keys, and tokens per work-item on CPUs. */
-enum { SIDE = 32, SERIAL_SPAN = 128 };
 
 clmoe_status expert_choice_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
@@ -26,7 +24,7 @@ static clmoe_status choose(const batch *b, launch *chain, uint32_t capacity, clm
     const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
-    size_t tiles[] = {divide_up(tokens, SIDE), divide_up(columns, SIDE)};
+    size_t tiles[] = {divide_up(tokens, CHOICE_SIDE), divide_up(columns, CHOICE_SIDE)};
     TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(b->scores), ARG_U8(b->token_mask),
                    ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
     TRY(launch_kernel(chain, kernels[KERNEL_CHOICE_KEYS], 2, tiles, (size_t[]){group, 1}));
@@ -43,7 +41,7 @@ clmoe_status step_expert_choice(const batch *b, launch *chain) {
     const clmoe_router_desc *router = &layer->desc.router;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
-    uint32_t each = group == 1 ? SERIAL_SPAN : group, groups = divide_up(tokens, each);
+    uint32_t each = group == 1 ? CHOICE_SERIAL_SPAN : group, groups = divide_up(tokens, each);
     clmoe_buf keys = region(b, REGION_CHOICE_KEYS);
     clmoe_buf thresholds = region(b, REGION_CHOICE_THRESHOLDS);
     if (tokens > 0)

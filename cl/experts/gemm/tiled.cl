@@ -13,15 +13,15 @@
  */
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
+#include "experts/gemm/tiled.clh"
 
-#define ITEM    4  /* rows and columns per work-item: one float4 */
-#define ITEMS_X (COLUMNS / ITEM)
-#define ITEMS_Y (ROWS / ITEM)
+#define ITEMS_X (COLUMNS / TILED_ITEM)
+#define ITEMS_Y (ROWS / TILED_ITEM)
 #define ITEMS   (ITEMS_X * ITEMS_Y)
 
 /* One float4 of padding per row of k, against bank conflicts when tiles are stored. */
-#define A_STRIDE (ROWS / ITEM + 1)
-#define W_STRIDE (COLUMNS / ITEM + 1)
+#define A_STRIDE (ROWS / TILED_ITEM + 1)
+#define W_STRIDE (COLUMNS / TILED_ITEM + 1)
 
 /* Elements that a work-item carries to local memory per step, per matrix. */
 #define A_LOADS (ROWS * DEPTH / ITEMS)
@@ -64,7 +64,7 @@ static inline void load_w(const problem *p, const w_part *part, uint k, float *v
 
 static inline void keep_w(__local float *tile, const w_part *part, const float *values) {
     UNROLL for (uint i = 0; i < W_LOADS; ++i)
-        tile[(part->depth + i * part->depth_step) * W_STRIDE * ITEM + part->column +
+        tile[(part->depth + i * part->depth_step) * W_STRIDE * TILED_ITEM + part->column +
              i * part->column_step] = values[i];
 }
 
@@ -85,7 +85,8 @@ static inline void load_a(const problem *p, __global const STORAGE(A) *const *a_
 
 static inline void keep_a(__local float *tile, uint item, const float *values) {
     UNROLL for (uint i = 0; i < A_LOADS; ++i)
-        tile[(item % DEPTH) * A_STRIDE * ITEM + item / DEPTH + i * (ITEMS / DEPTH)] = values[i];
+        tile[(item % DEPTH) * A_STRIDE * TILED_ITEM + item / DEPTH + i * (ITEMS / DEPTH)] =
+            values[i];
 }
 
 /* Sums of 4 rows by 4 columns, one k further. */
@@ -97,37 +98,37 @@ static inline void add_products(float4 *sum, float4 a, float4 w) {
 }
 
 static inline void clear(float4 *sum) {
-    UNROLL for (uint i = 0; i < ITEM; ++i)
+    UNROLL for (uint i = 0; i < TILED_ITEM; ++i)
         sum[i] = 0.0f;
 }
 
 #if LINEAR
 /* A work-item's sums of the slices before, in local memory: registers are for the current one. */
 static inline void clear_totals(__local float4 *totals) {
-    for (uint i = 0; i < 2 * ITEM; ++i)
+    for (uint i = 0; i < 2 * TILED_ITEM; ++i)
         totals[i * ITEMS] = 0.0f;
 }
 
 static inline void add_slice(__local float4 *total, float4 *sum) {
-    UNROLL for (uint i = 0; i < ITEM; ++i)
+    UNROLL for (uint i = 0; i < TILED_ITEM; ++i)
         total[i * ITEMS] += sum[i];
     clear(sum);
 }
 
 static inline void read_total(__local const float4 *total, float4 *sum) {
-    UNROLL for (uint i = 0; i < ITEM; ++i)
+    UNROLL for (uint i = 0; i < TILED_ITEM; ++i)
         sum[i] = total[i * ITEMS];
 }
 #endif
 
-/* Stores ITEM columns of C of one row, from `column` on. */
+/* Stores TILED_ITEM columns of C of one row, from `column` on. */
 static inline void store(const problem *p, int expert, uint slot, uint column, float4 gate_sums,
                          float4 up_sums) {
-    float gate[ITEM], up[ITEM];
+    float gate[TILED_ITEM], up[TILED_ITEM];
     const float weight = row_weight_of(p, slot);
     vstore4(gate_sums, 0, gate);
     vstore4(up_sums, 0, up);
-    for (uint i = 0; i < ITEM && column + i < p->n; ++i)
+    for (uint i = 0; i < TILED_ITEM && column + i < p->n; ++i)
         STORE(C,
               gemm_output(p, gate[i], bias_at(p, p->gate_bias, expert, column + i), up[i],
                           bias_at(p, p->up_bias, expert, column + i), weight),
@@ -139,7 +140,7 @@ void gemm_tiled(GEMM_PARAMETERS) {
     __local float4 a_tile[DEPTH * A_STRIDE];
     __local float4 w_tile[2][DEPTH * W_STRIDE];
 #if LINEAR
-    __local float4 totals[2 * ITEM * ITEMS];
+    __local float4 totals[2 * TILED_ITEM * ITEMS];
 #endif
     const problem p = GEMM_PROBLEM;
     const rows r = rows_in_use(&p, GROUP_INDEX(0, ITEMS_X) * ROWS, ROWS);
@@ -153,11 +154,11 @@ void gemm_tiled(GEMM_PARAMETERS) {
     __global const STORAGE(A) *a_rows[A_LOADS];
     find_a(&p, &r, item, a_rows);
 
-    float4 sum0[ITEM], sum1[ITEM];
+    float4 sum0[TILED_ITEM], sum1[TILED_ITEM];
     clear(sum0);
     clear(sum1);
 #if LINEAR
-    __local float4 *const total0 = totals + item, *const total1 = total0 + ITEM * ITEMS;
+    __local float4 *const total0 = totals + item, *const total1 = total0 + TILED_ITEM * ITEMS;
     const uint slice = linear_slice(k);
     clear_totals(total0);
 #endif
@@ -193,15 +194,15 @@ void gemm_tiled(GEMM_PARAMETERS) {
     read_total(total0, sum0);
     read_total(total1, sum1);
 #endif
-    UNROLL for (uint i = 0; i < ITEM; ++i) {
-        const uint slot = r.first + y * ITEM + i;
+    UNROLL for (uint i = 0; i < TILED_ITEM; ++i) {
+        const uint slot = r.first + y * TILED_ITEM + i;
         if (slot >= r.end)
             continue;
 #if GATED
-        store(&p, r.expert, slot, first + x * ITEM, sum0[i], sum1[i]);
+        store(&p, r.expert, slot, first + x * TILED_ITEM, sum0[i], sum1[i]);
 #else
-        store(&p, r.expert, slot, first + x * ITEM, 0.0f, sum0[i]);
-        store(&p, r.expert, slot, second + x * ITEM, 0.0f, sum1[i]);
+        store(&p, r.expert, slot, first + x * TILED_ITEM, 0.0f, sum0[i]);
+        store(&p, r.expert, slot, second + x * TILED_ITEM, 0.0f, sum1[i]);
 #endif
     }
 }

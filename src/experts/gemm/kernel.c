@@ -1,10 +1,19 @@
 /* The host's side of cl/experts/gemm/gemm.clh. */
 #include "kernel.h"
+#include "experts/gemm/act.clh"
+#include "experts/gemm/gemm.clh"
 #include "runtime/program.h"
 
 #include <stdio.h>
 
-enum { ACT_NONE = -1 }; /* of cl/experts/gemm/act.clh */
+_Static_assert((int)CLMOE_ACT_SILU == ACT_SILU, "silu has another number");
+_Static_assert((int)CLMOE_ACT_GELU_ERF == ACT_GELU_ERF, "gelu by erf has another number");
+_Static_assert((int)CLMOE_ACT_GELU_TANH == ACT_GELU_TANH, "gelu by tanh has another number");
+_Static_assert((int)CLMOE_ACT_RELU == ACT_RELU, "relu has another number");
+_Static_assert((int)CLMOE_ACT_RELU2 == ACT_RELU2, "relu2 has another number");
+_Static_assert((int)GEMM_ROW_WEIGHT_INPUT == ROW_WEIGHT_INPUT, "row weights differ");
+_Static_assert((int)GEMM_ROW_WEIGHT_OUTPUT == ROW_WEIGHT_OUTPUT, "row weights differ");
+
 enum { MAX_COLUMN_GROUP = 64 };
 
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,

@@ -1,14 +1,13 @@
 /* The portable engine for GPUs: tiles through local memory, in sizes that fit the device. */
+#include "experts/gemm/tiled.clh"
+#include "experts/gemm/gemm.clh"
 #include "kernel.h"
 #include "runtime/program.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-enum {
-    ITEM = 4, /* rows, and columns of each matrix, per work-item, as in cl/experts/gemm/tiled.cl */
-    FEW_ROWS = 16,
-};
+enum { FEW_ROWS = 16 };
 
 /* Sizes of cl/experts/gemm/tiled_linear.cl; the sums have the same bits in all, and in tiles. */
 typedef struct linear_size {
@@ -19,7 +18,6 @@ static const linear_size linear_sizes[LINEAR_SIZES] = {
     [LINEAR_SMALL] = {.rows = 4, .columns = 8, .tile = 1, .depth = 32},
     [LINEAR_LARGE] = {.rows = 32, .columns = 32, .tile = 4, .depth = 16},
 };
-enum { LINEAR_SLICES = 8 }; /* as in cl/experts/gemm/gemm.clh */
 
 /* A group's share of a compute unit's time, in groups of the small size, on an H200; a tile of 64
  * by 128. */
@@ -39,15 +37,15 @@ typedef struct tiled_state {
 } tiled_state;
 
 static size_t items(const tile_sizes *tile, uint32_t rows) {
-    return (size_t)(tile->columns / ITEM) * (rows / ITEM);
+    return (size_t)(tile->columns / TILED_ITEM) * (rows / TILED_ITEM);
 }
 
 static size_t local_bytes(const tile_sizes *tile, uint32_t rows) {
-    return sizeof(float) * tile->depth * (rows + 2 * tile->columns + 3 * ITEM);
+    return sizeof(float) * tile->depth * (rows + 2 * tile->columns + 3 * TILED_ITEM);
 }
 
 static bool fits(const device_info *info, const tile_sizes *tile, uint32_t rows) {
-    return device_takes_group(info, tile->columns / ITEM, rows / ITEM) &&
+    return device_takes_group(info, tile->columns / TILED_ITEM, rows / TILED_ITEM) &&
            local_bytes(tile, rows) <= info->local_mem_bytes;
 }
 
@@ -257,7 +255,7 @@ static clmoe_status tiled_run(void *opaque, launch *chain, const gemm_problem *p
     TRY(choose_size(state, problem, &size));
     const uint32_t rows = state->rows[size];
     const size_t groups[] = {gemm_tiles(problem->slots, rows), gemm_tiles(problem->n, columns)};
-    const size_t local[] = {state->columns / ITEM, rows / ITEM};
+    const size_t local[] = {state->columns / TILED_ITEM, rows / TILED_ITEM};
     TRY(gemm_kernel_set(state->kernels[variant][size], problem, problem->row_tile));
     TRY(launch_bounded(chain, state->kernels[variant][size], 2, groups, local,
                        gemm_work(problem, rows, columns)));
