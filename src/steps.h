@@ -30,6 +30,8 @@ clmoe_status step_noise(const batch *b, launch *chain, bool jittered);
 /* scores -> ids, pair_weights, live: by the layer's policy, then rebalanced. */
 clmoe_status step_topk(const batch *b, launch *chain);
 clmoe_status step_token_choice(const batch *b, launch *chain);
+/* The K largest of scores [T,R]. */
+clmoe_status step_topk_scores(const batch *b, launch *chain);
 clmoe_status step_sinkhorn(const batch *b, launch *chain);
 clmoe_status step_soft(const batch *b, launch *chain);
 clmoe_status step_expert_choice(const batch *b, launch *chain);

@@ -5,9 +5,6 @@
 
 #define MAX_SLOTS (1u << 20)
 
-static const char *const policies[] = {"token choice", "expert choice", "Sinkhorn", "soft",
-                                       "Soft MoE"};
-
 /* A field that a policy has no use for. */
 typedef struct unused_field {
     const char *name;
@@ -57,7 +54,8 @@ static clmoe_status check_expert_choice(const clmoe_layer_desc *desc) {
     return CHECK_UNUSED("expert choice", fields);
 }
 
-static clmoe_status check_sinkhorn(const clmoe_router_desc *router) {
+static clmoe_status check_sinkhorn(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
     const unused_field fields[] = {
         {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
     };
@@ -133,28 +131,36 @@ static clmoe_status check_two_level(const clmoe_layer_desc *desc) {
     return CHECK_UNUSED("two_level", fields);
 }
 
+static clmoe_status check_token_choice(const clmoe_layer_desc *desc) {
+    return desc->router.two_level ? check_two_level(desc) : CLMOE_SUCCESS;
+}
+
+/* By clmoe_policy. */
+static const struct policy_rule {
+    const char *name;
+    clmoe_status (*check)(const clmoe_layer_desc *desc);
+} policies[] = {
+    [CLMOE_POLICY_TOKEN_CHOICE] = {"token choice", check_token_choice},
+    [CLMOE_POLICY_EXPERT_CHOICE] = {"expert choice", check_expert_choice},
+    [CLMOE_POLICY_SINKHORN] = {"Sinkhorn", check_sinkhorn},
+    [CLMOE_POLICY_SOFT] = {"soft", check_soft},
+    [CLMOE_POLICY_SOFT_MOE] = {"Soft MoE", check_soft_moe},
+};
+enum { POLICIES = sizeof policies / sizeof policies[0] };
+
 clmoe_status check_policy(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
     int policy = (int)router->policy;
-    if (policy < 0 || policy > CLMOE_POLICY_SOFT_MOE)
+    if (policy < 0 || policy >= POLICIES)
         return fail(CLMOE_INVALID_DESC, "router.policy is %d, but must be from 0 to %d", policy,
-                    CLMOE_POLICY_SOFT_MOE);
+                    POLICIES - 1);
     if (router->two_level > 1)
         return fail(CLMOE_INVALID_DESC, "router.two_level is %u, but must be from 0 to 1",
                     router->two_level);
     if (policy != CLMOE_POLICY_TOKEN_CHOICE)
-        TRY(check_token_choice_only(desc, policies[policy]));
-    else if (router->two_level)
-        TRY(check_two_level(desc));
-    if (policy == CLMOE_POLICY_EXPERT_CHOICE)
-        TRY(check_expert_choice(desc));
-    if (policy == CLMOE_POLICY_SINKHORN)
-        TRY(check_sinkhorn(router));
-    if (policy == CLMOE_POLICY_SOFT)
-        TRY(check_soft(desc));
-    if (policy == CLMOE_POLICY_SOFT_MOE)
-        TRY(check_soft_moe(desc));
+        TRY(check_token_choice_only(desc, policies[policy].name));
+    TRY(policies[policy].check(desc));
 done:
     return status;
 }

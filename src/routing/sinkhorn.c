@@ -80,7 +80,7 @@ clmoe_status step_sinkhorn(const batch *b, launch *chain) {
     };
     TRY(balance(b, chain, &at));
     by_choices.scores = at.choices;
-    TRY(step_token_choice(&by_choices, chain));
+    TRY(step_topk_scores(&by_choices, chain));
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(at.tops), ARG_F32(expert_scale_of(b)),
                    ARG_F32(b->ids), ARG_F32(b->live), ARG_F32(b->pair_weights), arg_u32(b->tokens),
                    arg_struct(&layer->router, sizeof layer->router)));

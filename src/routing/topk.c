@@ -84,7 +84,7 @@ clmoe_buf select_bias_of(const batch *b) {
     return (clmoe_buf){b->state.mem, b->state.offset + sizeof(clmoe_state)};
 }
 
-clmoe_status step_token_choice(const batch *b, launch *chain) {
+clmoe_status step_topk_scores(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_TOPK];
@@ -98,27 +98,23 @@ done:
     return status;
 }
 
-static clmoe_status choose(const batch *b, launch *chain) {
-    const clmoe_layer *layer = b->layer;
-    const clmoe_router_desc *router = &layer->desc.router;
-    switch (router->policy) {
-    case CLMOE_POLICY_EXPERT_CHOICE:
-        return step_expert_choice(b, chain);
-    case CLMOE_POLICY_SINKHORN:
-        return step_sinkhorn(b, chain);
-    case CLMOE_POLICY_SOFT:
-        return step_soft(b, chain);
-    case CLMOE_POLICY_TOKEN_CHOICE:
-    case CLMOE_POLICY_SOFT_MOE:
-        break;
-    }
-    return router->two_level ? step_two_level_topk(b, chain) : step_token_choice(b, chain);
+clmoe_status step_token_choice(const batch *b, launch *chain) {
+    return b->layer->desc.router.two_level ? step_two_level_topk(b, chain)
+                                           : step_topk_scores(b, chain);
 }
+
+/* By clmoe_policy; Soft MoE does not choose. */
+static clmoe_status (*const policies[])(const batch *b, launch *chain) = {
+    [CLMOE_POLICY_TOKEN_CHOICE] = step_token_choice,
+    [CLMOE_POLICY_EXPERT_CHOICE] = step_expert_choice,
+    [CLMOE_POLICY_SINKHORN] = step_sinkhorn,
+    [CLMOE_POLICY_SOFT] = step_soft,
+};
 
 clmoe_status step_topk(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    TRY(choose(b, chain));
+    TRY(policies[layer->desc.router.policy](b, chain));
     if (layer_rebalances(layer))
         TRY(step_rebalance(b, chain));
 done:
