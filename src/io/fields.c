@@ -110,6 +110,7 @@ static const other_field others[] = {
     {"clip_qkv", NULL, ELSEWHERE},
     {"gating", "laguna", ELSEWHERE},       /* of attention's output */
     {"n_groups", "nemotron_h", ELSEWHERE}, /* of Mamba */
+    {"o_groups", NULL, ELSEWHERE},         /* of attention's output */
     {"mamba_n_groups", NULL, ELSEWHERE},
     {"mlp_alpha_factor", "minimax", ELSEWHERE}, /* of the sum behind the block */
     {"mlp_beta_factor", "minimax", ELSEWHERE},

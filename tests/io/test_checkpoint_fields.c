@@ -120,6 +120,7 @@ static const struct {
     {"output_router_logits", "[true]", NONE},
     {"first_k_dense_replace", "[1]", NONE},
     {"partial_rotary_factor", "[0.25]", NONE},
+    {"o_groups", "[8]", NONE},
     {"lora_alpha", "[16]", NONE},
     {"num_key_value_groups", "[2]", NONE},
     {"time_step_limit", "[[0.0, 1.0]]", NONE},
