@@ -226,11 +226,16 @@ static clmoe_status check_experts_rows(const clmoe_layer *layer, const workspace
                                        const clmoe_weights *weights, clmoe_buf rows,
                                        clmoe_buf scratch, clmoe_buf ye) {
     const clmoe_buf none = {0};
-    const gemm_problem problem = {
-        .slots = ws->plan.slots, .experts = layer->desc.num_experts, .a = rows};
-    return gemm_mlp_check(&layer->experts, &layer->desc.experts, &weights->experts, layer->desc.dim,
-                          &problem, workspace_region(ws, REGION_HIDDEN, none, scratch),
-                          workspace_region(ws, REGION_ENGINE, none, scratch), ye);
+    const mlp_call call = {
+        .use = &layer->experts,
+        .mlp = &layer->desc.experts,
+        .weights = &weights->experts,
+        .dim = layer->desc.dim,
+        .rows = {.slots = ws->plan.slots, .experts = layer->desc.num_experts, .a = rows},
+        .hidden = workspace_region(ws, REGION_HIDDEN, none, scratch),
+        .engine = workspace_region(ws, REGION_ENGINE, none, scratch),
+        .out = ye};
+    return gemm_mlp_check(&call);
 }
 
 /* The same for a forward, with the shared expert. */
@@ -241,15 +246,18 @@ static clmoe_status check_forward_engine(const clmoe_layer *layer, const workspa
     const clmoe_buf saved = args->saved, scratch = args->scratch;
     const clmoe_buf x = jittered ? workspace_region(ws, REGION_JITTERED, saved, scratch) : args->x;
     const clmoe_buf xe = workspace_region(ws, REGION_XE, saved, scratch);
-    const gemm_problem tokens = {.slots = args->tokens, .experts = 1, .a = x};
+    const mlp_call shared = {.use = &layer->shared,
+                             .mlp = &layer->desc.shared,
+                             .weights = &args->weights->shared,
+                             .dim = layer->desc.dim,
+                             .rows = {.slots = args->tokens, .experts = 1, .a = x},
+                             .hidden = workspace_region(ws, REGION_SHARED_HIDDEN, saved, scratch),
+                             .engine = workspace_region(ws, REGION_ENGINE, saved, scratch),
+                             .out = workspace_region(ws, REGION_SHARED_Y, saved, scratch)};
     TRY(check_experts_rows(layer, ws, args->weights, xe.mem ? xe : x, scratch,
                            workspace_region(ws, REGION_YE, saved, scratch)));
     if (layer->desc.shared.hidden_dim)
-        TRY(gemm_mlp_check(&layer->shared, &layer->desc.shared, &args->weights->shared,
-                           layer->desc.dim, &tokens,
-                           workspace_region(ws, REGION_SHARED_HIDDEN, saved, scratch),
-                           workspace_region(ws, REGION_ENGINE, saved, scratch),
-                           workspace_region(ws, REGION_SHARED_Y, saved, scratch)));
+        TRY(gemm_mlp_check(&shared));
 done:
     return status;
 }

@@ -40,14 +40,19 @@ done:
 static clmoe_status raw_noise(const batch *b, launch *chain, bool jittered, clmoe_buf raw) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    clmoe_buf none = {0}, x = b->x;
+    clmoe_buf x = b->x;
     if (layer->desc.router.jitter > 0) {
         if (!jittered)
             TRY(step_jitter(b, chain));
         x = region(b, REGION_JITTERED);
     }
-    TRY(gemm_dense(&layer->dense, chain, b->tokens, x, b->weights->noise_router, none,
-                   layer->columns, layer->desc.dim, raw));
+    const dense_map map = {.rows = b->tokens,
+                           .n = layer->columns,
+                           .k = layer->desc.dim,
+                           .a = x,
+                           .weight = b->weights->noise_router,
+                           .out = raw};
+    TRY(gemm_dense(&layer->dense, chain, &map));
 done:
     return status;
 }

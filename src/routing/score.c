@@ -44,10 +44,15 @@ done:
 static clmoe_status make_logits(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    clmoe_buf none = {0}, x, bias = layer->desc.router.bias ? b->weights->router_bias : none;
-    TRY(router_input(b, chain, &x));
-    TRY(gemm_dense(&layer->dense, chain, b->tokens, x, b->weights->router, bias, layer->columns,
-                   layer->desc.dim, b->logits));
+    dense_map map = {.rows = b->tokens,
+                     .n = layer->columns,
+                     .k = layer->desc.dim,
+                     .weight = b->weights->router,
+                     .out = b->logits};
+    if (layer->desc.router.bias)
+        map.bias = b->weights->router_bias;
+    TRY(router_input(b, chain, &map.a));
+    TRY(gemm_dense(&layer->dense, chain, &map));
 done:
     return status;
 }

@@ -60,6 +60,12 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
     uint32_t group = layer->group, count = layer_router_rows(layer), T = b->tokens;
     block_split blocks = workspace_token_blocks(layer->group, T);
     clmoe_buf none = {0}, router = b->weights->router;
+    const dense_map map = {.rows = T,
+                           .n = count,
+                           .k = desc->dim,
+                           .a = region(b, REGION_SOFT_X),
+                           .weight = router,
+                           .out = b->logits};
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(b->x, desc->type),
                    ARG_U8(b->token_mask), ARG_F32(region(b, REGION_TOKEN_NORMS)),
                    ARG_TYPE(region(b, REGION_SOFT_X), desc->type), arg_u32(desc->dim)));
@@ -68,8 +74,7 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
                    ARG_U8(none), ARG_F32(region(b, REGION_SLOT_NORMS)),
                    ARG_TYPE(none, desc->router.weight_type), arg_u32(desc->dim)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_SLOT_NORMS], count, group));
-    TRY(gemm_dense(&layer->dense, chain, T, region(b, REGION_SOFT_X), router, none, count,
-                   desc->dim, b->logits));
+    TRY(gemm_dense(&layer->dense, chain, &map));
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_LOGITS], ARG_F32(region(b, REGION_TOKEN_NORMS)),
                    ARG_F32(region(b, REGION_SLOT_NORMS)), ARG_F32(b->logits),
                    ARG_F32(region(b, REGION_TOPS)), arg_u32(count),
@@ -104,8 +109,13 @@ clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain) {
                    ARG_F32(region(b, REGION_SOFT_COMBINE)), arg_u32(count), arg_u32(experts),
                    arg_u32(each), arg_u32(stride)));
     TRY(launch_1d(chain, combine, tokens, group));
-    TRY(gemm_dense_transposed(&layer->mix, chain, slots, region(b, REGION_SOFT_DISPATCH),
-                              region(b, REGION_SOFT_X), layer->desc.dim, tokens, b->xe));
+    const dense_map mix = {.rows = slots,
+                           .n = layer->desc.dim,
+                           .k = tokens,
+                           .a = region(b, REGION_SOFT_DISPATCH),
+                           .weight = region(b, REGION_SOFT_X),
+                           .out = b->xe};
+    TRY(gemm_dense(&layer->mix, chain, &mix));
 done:
     return status;
 }
@@ -120,8 +130,13 @@ clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
                    arg_u32(each), arg_u32(stride)));
     TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
                       (size_t[]){layer->group, 1}));
-    TRY(gemm_dense_transposed(&layer->mix, chain, b->tokens, region(b, REGION_SOFT_COMBINE), b->ye,
-                              layer->desc.dim, slots, region(b, REGION_MIXED)));
+    const dense_map mix = {.rows = b->tokens,
+                           .n = layer->desc.dim,
+                           .k = slots,
+                           .a = region(b, REGION_SOFT_COMBINE),
+                           .weight = b->ye,
+                           .out = region(b, REGION_MIXED)};
+    TRY(gemm_dense(&layer->mix, chain, &mix));
 done:
     return status;
 }

@@ -21,10 +21,13 @@ done:
 clmoe_status step_group_logits(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    clmoe_buf none = {0}, x;
-    TRY(router_input(b, chain, &x));
-    TRY(gemm_dense(&layer->dense, chain, b->tokens, x, b->weights->group_router, none,
-                   layer->desc.router.num_groups, layer->desc.dim, region(b, REGION_GROUP_LOGITS)));
+    dense_map map = {.rows = b->tokens,
+                     .n = layer->desc.router.num_groups,
+                     .k = layer->desc.dim,
+                     .weight = b->weights->group_router,
+                     .out = region(b, REGION_GROUP_LOGITS)};
+    TRY(router_input(b, chain, &map.a));
+    TRY(gemm_dense(&layer->dense, chain, &map));
 done:
     return status;
 }

@@ -62,18 +62,24 @@ typedef struct matrix {
 } matrix;
 
 /* C[m,n] = A[m,k] W^T, W as it lies. */
-static clmoe_status sgemm(cl_command_queue queue, size_t m, size_t n, size_t k, matrix a, matrix w,
-                          bool w_along_k, matrix c) {
+typedef struct product {
+    size_t m, n, k;
+    matrix a, w, c;
+    bool w_along_k;
+} product;
+
+static clmoe_status sgemm(cl_command_queue queue, const product *p) {
+    const CLBlastTranspose w_as = p->w_along_k ? CLBlastTransposeYes : CLBlastTransposeNo;
     pthread_mutex_lock(&one_call);
-    const CLBlastStatusCode code = CLBlastSgemm(
-        CLBlastLayoutRowMajor, CLBlastTransposeNo,
-        w_along_k ? CLBlastTransposeYes : CLBlastTransposeNo, m, n, k, 1.0f, a.mem, a.offset, a.ld,
-        w.mem, w.offset, w.ld, 0.0f, c.mem, c.offset, c.ld, &queue, NULL);
+    const CLBlastStatusCode code =
+        CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, w_as, p->m, p->n, p->k, 1.0f,
+                     p->a.mem, p->a.offset, p->a.ld, p->w.mem, p->w.offset, p->w.ld, 0.0f, p->c.mem,
+                     p->c.offset, p->c.ld, &queue, NULL);
     pthread_mutex_unlock(&one_call);
     if (code == CLBlastSuccess)
         return CLMOE_SUCCESS;
     return fail(CLMOE_ENGINE_FAILED, "CLBlastSgemm failed with %d for m %zu, n %zu, k %zu",
-                (int)code, m, n, k);
+                (int)code, p->m, p->n, p->k);
 }
 
 /* Compiles CLBlast's kernels for the context, so that the first real call does not. */
@@ -84,7 +90,14 @@ static clmoe_status warm_up(const clmoe_context *context, cl_command_queue queue
     cl_mem mem = clCreateBuffer(context->cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, sizeof ones,
                                 ones, &code);
     TRY(clmoe_cl_check(code, "clCreateBuffer"));
-    TRY(sgemm(queue, 1, 1, 1, (matrix){mem, 0, 1}, (matrix){mem, 1, 1}, true, (matrix){mem, 2, 1}));
+    const product one = {.m = 1,
+                         .n = 1,
+                         .k = 1,
+                         .a = {mem, 0, 1},
+                         .w = {mem, 1, 1},
+                         .c = {mem, 2, 1},
+                         .w_along_k = true};
+    TRY(sgemm(queue, &one));
     TRY(CL(clFinish(queue)));
 done:
     if (mem)
@@ -176,33 +189,47 @@ static gate_place place_of_gate(const gemm_problem *problem) {
     return distance == problem->n * gate->row ? GATE_FIRST : GATE_APART;
 }
 
-/* Rows first .. first + m - 1 through `n` columns of `w`, to column `column` of the sums. */
-static clmoe_status run_matrix(const gemm_problem *problem, cl_command_queue queue,
-                               const gemm_weight *w, uint32_t n, uint32_t expert, size_t first,
-                               size_t m, matrix sums, size_t column) {
+/* The rows of one expert, and where its sums go. */
+typedef struct bucket {
+    const gemm_problem *problem;
+    cl_command_queue queue;
+    gate_place place;
+    matrix sums;
+    uint32_t expert;
+    size_t first, rows;
+} bucket;
+
+/* All rows through `n` columns of `w`, to column `column` of the sums. */
+static clmoe_status run_matrix(const bucket *b, const gemm_weight *w, uint32_t n, size_t column) {
+    const gemm_problem *problem = b->problem;
     const bool along_k = w->col == 1 && w->row >= problem->k;
-    const matrix a = {problem->a.mem, problem->a.offset / sizeof(float) + first * problem->k,
-                      problem->k};
-    const matrix b = {w->buf.mem, w->buf.offset / sizeof(float) + expert * w->expert,
-                      along_k ? w->row : w->col};
-    sums.offset += first * sums.ld + column;
-    return sgemm(queue, m, n, problem->k, a, b, along_k, sums);
+    const product p = {
+        .m = b->rows,
+        .n = n,
+        .k = problem->k,
+        .a = {problem->a.mem, problem->a.offset / sizeof(float) + b->first * problem->k,
+              problem->k},
+        .w = {w->buf.mem, w->buf.offset / sizeof(float) + b->expert * w->expert,
+              along_k ? w->row : w->col},
+        .c = {b->sums.mem, b->sums.offset + b->first * b->sums.ld + column, b->sums.ld},
+        .w_along_k = along_k,
+    };
+    return sgemm(b->queue, &p);
 }
 
-static clmoe_status run_expert(const gemm_problem *problem, cl_command_queue queue,
-                               gate_place place, uint32_t expert, size_t first, size_t m,
-                               matrix sums) {
+static clmoe_status run_expert(const bucket *b) {
     clmoe_status status = CLMOE_SUCCESS;
+    const gemm_problem *problem = b->problem;
     const uint32_t n = problem->n;
     if (problem->form != GEMM_GATED)
-        return run_matrix(problem, queue, &problem->up, n, expert, first, m, sums, 0);
-    if (place != GATE_APART) {
+        return run_matrix(b, &problem->up, n, 0);
+    if (b->place != GATE_APART) {
         gemm_weight both = problem->gate;
-        both.row /= place == GATE_TAKES_TURNS ? 2 : 1;
-        return run_matrix(problem, queue, &both, 2 * n, expert, first, m, sums, 0);
+        both.row /= b->place == GATE_TAKES_TURNS ? 2 : 1;
+        return run_matrix(b, &both, 2 * n, 0);
     }
-    TRY(run_matrix(problem, queue, &problem->gate, n, expert, first, m, sums, 0));
-    TRY(run_matrix(problem, queue, &problem->up, n, expert, first, m, sums, n));
+    TRY(run_matrix(b, &problem->gate, n, 0));
+    TRY(run_matrix(b, &problem->up, n, n));
 done:
     return status;
 }
@@ -249,10 +276,15 @@ static clmoe_status run_experts(clblast_state *state, launch *chain, const gemm_
     TRY(launch_leave(chain, queue));
     left = true;
     for (uint32_t expert = 0; expert < problem->experts; expert++) {
-        const size_t first = dense ? 0 : state->offsets[expert];
-        const size_t m = dense ? problem->slots : state->kept[expert];
-        if (m > 0)
-            TRY(run_expert(problem, queue, place, expert, first, m, sums));
+        const bucket b = {.problem = problem,
+                          .queue = queue,
+                          .place = place,
+                          .sums = sums,
+                          .expert = expert,
+                          .first = dense ? 0 : state->offsets[expert],
+                          .rows = dense ? problem->slots : state->kept[expert]};
+        if (b.rows > 0)
+            TRY(run_expert(&b));
     }
     TRY(launch_return(chain, queue));
 done:

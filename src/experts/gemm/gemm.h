@@ -8,7 +8,7 @@
  * for the rows s of expert e's bucket, [offsets[e], offsets[e] + kept[e]). Rows of padding may be
  * written with anything finite or not at all; nothing outside [0, slots) is touched.
  *
- * To add an engine: one file here, one kernel file gemm_NAME.cl, one line in gemm.c's table.
+ * To add an engine: one file here, one kernel file in cl/experts/gemm/, one line in gemm.c's table.
  */
 #ifndef CLMOE_GEMM_H
 #define CLMOE_GEMM_H

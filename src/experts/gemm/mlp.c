@@ -3,36 +3,28 @@
 
 enum { PACKED_ALIGNMENT = 256 };
 
-static clmoe_status run_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
-                              gemm_weight weight, uint32_t n, uint32_t k, clmoe_buf out) {
-    gemm_problem problem = {
+clmoe_status gemm_dense(const gemm_use *use, launch *chain, const dense_map *map) {
+    const bool transposed = use->shape.gate_up_transposed;
+    const gemm_problem problem = {
         .a_type = use->shape.a_type,
         .w_type = use->shape.w_type,
         .bias_type = use->shape.bias_type,
         .c_type = use->shape.c_type,
-        .slots = rows,
+        .slots = map->rows,
         .row_tile = 1,
         .experts = 1,
-        .a = a,
+        .a = map->a,
         .form = GEMM_LINEAR,
-        .n = n,
-        .k = k,
-        .up = weight,
-        .c = out,
+        .n = map->n,
+        .k = map->k,
+        .up = {.buf = map->weight,
+               .row = transposed ? 1 : map->k,
+               .col = transposed ? map->n : 1,
+               .bias = map->bias,
+               .bias_row = 1},
+        .c = map->out,
     };
     return use->engine->run(use->state, chain, &problem);
-}
-
-clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
-                        clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out) {
-    const gemm_weight stored = {.buf = weight, .row = k, .col = 1, .bias = bias, .bias_row = 1};
-    return run_dense(use, chain, rows, a, stored, n, k, out);
-}
-
-clmoe_status gemm_dense_transposed(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
-                                   clmoe_buf weight, uint32_t n, uint32_t k, clmoe_buf out) {
-    const gemm_weight stored = {.buf = weight, .row = 1, .col = n};
-    return run_dense(use, chain, rows, a, stored, n, k, out);
 }
 
 /* The two problems of an MLP: gate and up, or up alone, and down. */
@@ -91,41 +83,35 @@ static void set_packed(const gemm_use *use, mlp_problems *p, clmoe_buf packed) {
 }
 
 /* The same with all their buffers. */
-static mlp_problems bound_problems(const gemm_use *use, const clmoe_mlp_desc *mlp,
-                                   const clmoe_mlp_weights *weights, uint32_t dim,
-                                   const gemm_problem *rows, clmoe_buf hidden, clmoe_buf engine,
-                                   clmoe_buf out) {
-    mlp_problems p = problems_of(use, mlp, weights, dim, rows);
+static mlp_problems bound_problems(const mlp_call *call) {
+    mlp_problems p = problems_of(call->use, call->mlp, call->weights, call->dim, &call->rows);
     if (p.first.packed)
-        set_packed(use, &p, weights->packed);
-    p.first.c = hidden;
-    p.first.scratch = engine;
-    p.second.a = hidden;
+        set_packed(call->use, &p, call->weights->packed);
+    p.first.c = call->hidden;
+    p.first.scratch = call->engine;
+    p.second.a = call->hidden;
     p.second.token_of = (clmoe_buf){0};
-    p.second.c = out;
-    p.second.scratch = engine;
+    p.second.c = call->out;
+    p.second.scratch = call->engine;
     return p;
 }
 
-clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
-                      const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
-                      clmoe_buf hidden, clmoe_buf engine, clmoe_buf out) {
+clmoe_status gemm_mlp(const mlp_call *call, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const mlp_problems p = bound_problems(use, mlp, weights, dim, rows, hidden, engine, out);
+    const gemm_use *use = call->use;
+    const mlp_problems p = bound_problems(call);
     TRY(use->engine->run(use->state, chain, &p.first));
     TRY(use->engine->run(use->state, chain, &p.second));
 done:
     return status;
 }
 
-clmoe_status gemm_mlp_check(const gemm_use *use, const clmoe_mlp_desc *mlp,
-                            const clmoe_mlp_weights *weights, uint32_t dim,
-                            const gemm_problem *rows, clmoe_buf hidden, clmoe_buf engine,
-                            clmoe_buf out) {
+clmoe_status gemm_mlp_check(const mlp_call *call) {
     clmoe_status status = CLMOE_SUCCESS;
-    const mlp_problems p = bound_problems(use, mlp, weights, dim, rows, hidden, engine, out);
-    if (!use->engine->check || rows->slots == 0)
+    const gemm_use *use = call->use;
+    if (!use->engine->check || call->rows.slots == 0)
         return CLMOE_SUCCESS;
+    const mlp_problems p = bound_problems(call);
     TRY(use->engine->check(use->state, &p.first));
     TRY(use->engine->check(use->state, &p.second));
 done:

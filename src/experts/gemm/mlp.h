@@ -11,27 +11,32 @@ typedef struct gemm_use {
     void *state;
 } gemm_use;
 
-/* out [rows,n] = a [rows,k] weight [n,k]^T + bias [n], bias optional, of use->shape.bias_type. */
-clmoe_status gemm_dense(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
-                        clmoe_buf weight, clmoe_buf bias, uint32_t n, uint32_t k, clmoe_buf out);
+/* A dense linear map: out [rows,n] = a [rows,k] weight^T + bias. */
+typedef struct dense_map {
+    uint32_t rows, n, k;
+    clmoe_buf a;
+    clmoe_buf weight; /* [n,k]; [k,n] for a use created with gate_up_transposed */
+    clmoe_buf bias;   /* optional [n], of use->shape.bias_type */
+    clmoe_buf out;
+} dense_map;
 
-/* out [rows,n] = a [rows,k] weight [k,n]: for a use created with gate_up_transposed. */
-clmoe_status gemm_dense_transposed(const gemm_use *use, launch *chain, uint32_t rows, clmoe_buf a,
-                                   clmoe_buf weight, uint32_t n, uint32_t k, clmoe_buf out);
+clmoe_status gemm_dense(const gemm_use *use, launch *chain, const dense_map *map);
 
-/*
- * out [slots,dim] = down(h), h [slots,H] = activation of gate and up. `rows` describes the buckets,
- * A and the row weights: the first part of a gemm_problem; hidden and engine are scratch.
- */
-clmoe_status gemm_mlp(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
-                      const clmoe_mlp_weights *weights, uint32_t dim, const gemm_problem *rows,
-                      clmoe_buf hidden, clmoe_buf engine, clmoe_buf out);
+/* A whole MLP: out [slots,dim] = down(h), h [slots,H] = activation of gate and up. */
+typedef struct mlp_call {
+    const gemm_use *use;
+    const clmoe_mlp_desc *mlp;
+    const clmoe_mlp_weights *weights;
+    uint32_t dim;
+    gemm_problem rows;        /* the buckets, A and the row weights: its first part alone */
+    clmoe_buf hidden, engine; /* scratch */
+    clmoe_buf out;
+} mlp_call;
+
+clmoe_status gemm_mlp(const mlp_call *call, launch *chain);
 
 /* Whether the engine can address gemm_mlp()'s problems; to be asked before anything is enqueued. */
-clmoe_status gemm_mlp_check(const gemm_use *use, const clmoe_mlp_desc *mlp,
-                            const clmoe_mlp_weights *weights, uint32_t dim,
-                            const gemm_problem *rows, clmoe_buf hidden, clmoe_buf engine,
-                            clmoe_buf out);
+clmoe_status gemm_mlp_check(const mlp_call *call);
 
 /* Size of an MLP's weights in the engine's packed form. Errors: CLMOE_UNSUPPORTED without one. */
 clmoe_status gemm_mlp_packed_bytes(const gemm_use *use, const clmoe_mlp_desc *mlp, uint32_t dim,
