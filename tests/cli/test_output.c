@@ -28,8 +28,9 @@ static void expect_text(const char *path, const char *want) {
     char got[64] = "";
     FILE *file = fopen(path, "rb");
     assert_non_null(file);
-    fread(got, 1, sizeof got - 1, file);
+    const size_t length = fread(got, 1, sizeof got - 1, file);
     fclose(file);
+    assert_int_equal(length, strlen(want));
     assert_string_equal(got, want);
 }
 
