@@ -265,20 +265,6 @@ static inline float whole_value(const cells *c, __global const uint *scalars, fl
     }
 }
 
-/*
- * Chosen word by word: an index that is not constant would put the table into each work-item's own
- * memory.
- */
-static inline loss_item item_at(const loss_table *table, uint i) {
-    loss_item item = table->items[0];
-    UNROLL for (uint j = 1; j < MAX_LOSSES; j++) {
-        const int *from = (const int *)&table->items[j];
-        UNROLL for (uint word = 0; word < sizeof item / 4; word++)((int *)&item)[word] =
-            j == i ? from[word] : ((int *)&item)[word];
-    }
-    return item;
-}
-
 KERNEL(GROUP, 1, 1)
 void loss_values(__global const uint *sums, ulong sums_off, __global const uint *load,
                  ulong load_off, __global const uint *state, ulong state_off,
@@ -288,14 +274,20 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
                  sums_shape s, loss_table table, uint count) {
     __local float tmp[GROUP];
     __local uint uint_tmp[GROUP];
+    /* Where an index may vary: of a value, the table would fill the registers and spill. */
+    __local loss_item items[MAX_LOSSES];
     __global const state_header *header = state_of(state, state_off);
     uint q = get_group_id(0), R = s.columns;
+    if (get_local_id(0) == 0)
+        UNROLL for (uint i = 0; i < MAX_LOSSES; i++)
+            items[i] = table.items[i];
+    group_barrier(CLK_LOCAL_MEM_FENCE);
     sums += sums_off;
     values += values_off;
     grads += grads_off;
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
     for (uint i = 0; i < count; i++) {
-        const loss_item item = item_at(&table, i);
+        const loss_item item = items[i];
         /* The capacity is each sequence's; what passes it adds up to the batch's. */
         bool whole = (!item.each && item.kind != LOSS_OVERFLOW) || s.sequences == 1;
         __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
