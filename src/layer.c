@@ -162,6 +162,13 @@ done:
     return status;
 }
 
+clmoe_status layer_group_kernels(clmoe_layer *layer, const char *step, const kernel_entry *kernels,
+                                 size_t count) {
+    char options[32];
+    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
+    return layer_kernels(layer, step, options, kernels, count);
+}
+
 clmoe_status layer_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name) {
     char options[64];
     snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->group,

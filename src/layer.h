@@ -104,6 +104,12 @@ typedef struct kernel_entry {
 clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
                            const kernel_entry *kernels, size_t count);
 
+/* The same with the routing group size alone: GROUP_KERNELS(layer, "routing/soft", kernels). */
+clmoe_status layer_group_kernels(clmoe_layer *layer, const char *step, const kernel_entry *kernels,
+                                 size_t count);
+#define GROUP_KERNELS(layer, step, kernels)                                                        \
+    layer_group_kernels((layer), (step), (kernels), sizeof(kernels) / sizeof((kernels)[0]))
+
 /* One of cl/STEP.cl, with the routing group size and the type of x. */
 clmoe_status layer_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
 

@@ -1,11 +1,9 @@
 /* The controllers: what happens to the state between two batches. */
 #include "balance/state.clh"
 #include "check/check.h"
-#include "runtime/program.h"
 #include "steps.h"
 
 #include <math.h>
-#include <stdio.h>
 
 /* cl/balance/state.clh has the same numbers. */
 _Static_assert((int)CLMOE_BIAS_PROPORTIONAL == (int)BIAS_PROPORTIONAL, "bias rules differ");
@@ -60,10 +58,7 @@ clmoe_status control_create(clmoe_layer *layer) {
         {KERNEL_CONTROL, "control_update"},
         {KERNEL_CONTROL_START, "control_start"},
     };
-    char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return layer_kernels(layer, "balance/control", options, kernels,
-                         sizeof kernels / sizeof kernels[0]);
+    return GROUP_KERNELS(layer, "balance/control", kernels);
 }
 
 static clmoe_status step_start(const clmoe_layer *layer, launch *chain,

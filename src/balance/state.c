@@ -1,11 +1,9 @@
 /* The state: its size, and its first values. */
 #include "balance/state.clh"
 #include "check/check.h"
-#include "runtime/program.h"
 #include "steps.h"
 
 #include <stddef.h>
-#include <stdio.h>
 
 #define SAME_FIELD(field)                                                                          \
     _Static_assert(offsetof(clmoe_state, field) == offsetof(state_header, field),                  \
@@ -35,10 +33,8 @@ clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes) {
 
 /* cl/balance/control.cl has the state's kernel too: one program less to compile. */
 clmoe_status state_create(clmoe_layer *layer) {
-    char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return program_kernel(layer->context, "balance/control", options, "state_init",
-                          &layer->kernels[KERNEL_STATE_INIT]);
+    static const kernel_entry kernels[] = {{KERNEL_STATE_INIT, "state_init"}};
+    return GROUP_KERNELS(layer, "balance/control", kernels);
 }
 
 static clmoe_status step_state_init(const clmoe_layer *layer, launch *chain, clmoe_buf state,

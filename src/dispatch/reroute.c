@@ -1,8 +1,6 @@
 /* Dropped pairs -> experts that have room. */
 #include "steps.h"
 
-#include <stdio.h>
-
 /*
  * Rounds that spread over the device; one group does what they leave. Nothing comes back to the
  * host, so a round costs its launches even when nobody asks any more.
@@ -15,12 +13,9 @@ clmoe_status reroute_create(clmoe_layer *layer) {
         {KERNEL_REROUTE_ACCEPT, "reroute_accept"},   {KERNEL_REROUTE_FINISH, "reroute_finish"},
         {KERNEL_REROUTE_WEIGHTS, "reroute_weights"},
     };
-    char options[64];
     if (!layer_reroutes(layer))
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return layer_kernels(layer, "dispatch/reroute", options, kernels,
-                         sizeof kernels / sizeof kernels[0]);
+    return GROUP_KERNELS(layer, "dispatch/reroute", kernels);
 }
 
 /* The scratch arrays, [T] each, [T, REROUTE_WISHES + 1], and how many tokens are in `waiting`. */

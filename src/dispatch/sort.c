@@ -4,16 +4,12 @@
 enum { SORT_DIGIT_BITS = 8, SORT_KEY_BITS = 32 };
 
 clmoe_status sort_create(clmoe_layer *layer) {
-    clmoe_status status = CLMOE_SUCCESS;
-    if (!layer_sorts(layer))
-        return CLMOE_SUCCESS;
-    TRY(layer_kernel(layer, KERNEL_SORT_KEYS, "dispatch/sort", "sort_keys"));
-    TRY(layer_kernel(layer, KERNEL_SORT_HISTOGRAM, "dispatch/sort", "sort_histogram"));
-    TRY(layer_kernel(layer, KERNEL_SORT_SCAN, "dispatch/sort", "sort_scan"));
-    TRY(layer_kernel(layer, KERNEL_SORT_SCATTER, "dispatch/sort", "sort_scatter"));
-    TRY(layer_kernel(layer, KERNEL_SORT_SEQUENCES, "dispatch/sort", "sort_sequences"));
-done:
-    return status;
+    static const kernel_entry kernels[] = {
+        {KERNEL_SORT_KEYS, "sort_keys"},           {KERNEL_SORT_HISTOGRAM, "sort_histogram"},
+        {KERNEL_SORT_SCAN, "sort_scan"},           {KERNEL_SORT_SCATTER, "sort_scatter"},
+        {KERNEL_SORT_SEQUENCES, "sort_sequences"},
+    };
+    return layer_sorts(layer) ? GROUP_KERNELS(layer, "dispatch/sort", kernels) : CLMOE_SUCCESS;
 }
 
 /* The sort's double buffers; after an even number of passes the result is in the first. */

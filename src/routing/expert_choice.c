@@ -2,20 +2,15 @@
 #include "routing/expert_choice.clh"
 #include "steps.h"
 
-#include <stdio.h>
-
 clmoe_status expert_choice_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
         {KERNEL_CHOICE_KEYS, "choice_keys"},     {KERNEL_CHOICE_THRESHOLDS, "choice_thresholds"},
         {KERNEL_CHOICE_COUNTS, "choice_counts"}, {KERNEL_CHOICE_OFFSETS, "choice_offsets"},
         {KERNEL_CHOICE_PAIRS, "choice_pairs"},
     };
-    char options[32];
     if (!layer_is_expert_choice(layer))
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return layer_kernels(layer, "routing/expert_choice", options, kernels,
-                         sizeof kernels / sizeof kernels[0]);
+    return GROUP_KERNELS(layer, "routing/expert_choice", kernels);
 }
 
 static clmoe_status choose(const batch *b, launch *chain, uint32_t capacity, clmoe_buf keys,

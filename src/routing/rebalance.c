@@ -1,8 +1,6 @@
 /* Combine weights of the fixed choice -> weights that load the experts more evenly. */
 #include "steps.h"
 
-#include <stdio.h>
-
 clmoe_status rebalance_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
         {KERNEL_REBALANCE_BEGIN, "rebalance_begin"},
@@ -10,12 +8,9 @@ clmoe_status rebalance_create(clmoe_layer *layer) {
         {KERNEL_REBALANCE_TARGET, "rebalance_target"},
         {KERNEL_REBALANCE_ROWS, "rebalance_rows"},
     };
-    char options[64];
     if (!layer_rebalances(layer))
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return layer_kernels(layer, "routing/rebalance", options, kernels,
-                         sizeof kernels / sizeof kernels[0]);
+    return GROUP_KERNELS(layer, "routing/rebalance", kernels);
 }
 
 /* The parts of the region, one behind the other; see rebalance_bytes() in workspace.c. */

@@ -1,8 +1,6 @@
 /* scores -> balanced choices -> ids, weights. */
 #include "steps.h"
 
-#include <stdio.h>
-
 clmoe_status sinkhorn_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
         {KERNEL_SINKHORN_START, "sinkhorn_start"},
@@ -12,12 +10,9 @@ clmoe_status sinkhorn_create(clmoe_layer *layer) {
         {KERNEL_SINKHORN_CHOICES, "sinkhorn_choices"},
         {KERNEL_SINKHORN_WEIGHTS, "sinkhorn_weights"},
     };
-    char options[32];
     if (layer->desc.router.policy != CLMOE_POLICY_SINKHORN)
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return layer_kernels(layer, "routing/sinkhorn", options, kernels,
-                         sizeof kernels / sizeof kernels[0]);
+    return GROUP_KERNELS(layer, "routing/sinkhorn", kernels);
 }
 
 /* Regions of one call. */

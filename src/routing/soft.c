@@ -1,16 +1,11 @@
 /* scores -> all experts of every token, weighted. */
-#include "runtime/program.h"
 #include "steps.h"
 
-#include <stdio.h>
-
 clmoe_status soft_create(clmoe_layer *layer) {
-    char options[32];
+    static const kernel_entry kernels[] = {{KERNEL_SOFT, "soft_rows"}};
     if (layer->desc.router.policy != CLMOE_POLICY_SOFT)
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    return program_kernel(layer->context, "routing/soft", options, "soft_rows",
-                          &layer->kernels[KERNEL_SOFT]);
+    return GROUP_KERNELS(layer, "routing/soft", kernels);
 }
 
 clmoe_status step_soft(const batch *b, launch *chain) {

@@ -1,21 +1,14 @@
 /* Groups first, experts within them then: logits -> scores -> ids, weights. */
-#include "runtime/program.h"
 #include "steps.h"
 
-#include <stdio.h>
-
 clmoe_status two_level_create(clmoe_layer *layer) {
-    clmoe_status status = CLMOE_SUCCESS;
-    char options[32];
+    static const kernel_entry kernels[] = {
+        {KERNEL_TWO_LEVEL_SCORES, "two_level_scores"},
+        {KERNEL_TWO_LEVEL_TOPK, "two_level_topk"},
+    };
     if (!layer->desc.router.two_level)
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGROUP=%u", layer->group);
-    TRY(program_kernel(layer->context, "routing/two_level", options, "two_level_scores",
-                       &layer->kernels[KERNEL_TWO_LEVEL_SCORES]));
-    TRY(program_kernel(layer->context, "routing/two_level", options, "two_level_topk",
-                       &layer->kernels[KERNEL_TWO_LEVEL_TOPK]));
-done:
-    return status;
+    return GROUP_KERNELS(layer, "routing/two_level", kernels);
 }
 
 clmoe_status step_group_logits(const batch *b, launch *chain) {
