@@ -244,8 +244,7 @@ typedef struct clmoe_loss_args {
     clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional; needed by F_EMA, `controlled` and SMOOTH_LOAD */
     clmoe_buf load_target;   /* optional [E] f32, positive: Q; divided by its sum */
-    clmoe_buf
-        load_supplied; /* [E] f32, counts or shares; needed by F_SUPPLIED; divided by its sum */
+    clmoe_buf load_supplied; /* [E] f32, counts or shares by their sum; needed by F_SUPPLIED */
     clmoe_buf scratch;
     clmoe_buf values;  /* [num_losses] f32, without weight; of this and the next two at least one */
     clmoe_buf dlogits; /* optional [T,R] f32: the gradient of sum weight * loss is added */

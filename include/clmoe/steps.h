@@ -52,8 +52,8 @@ typedef struct clmoe_score_args {
      */
     clmoe_buf scores;
     clmoe_buf state; /* optional: noise, jitter, dropout, temperature_scale */
-    clmoe_buf
-        scratch; /* needed with a state if the layer has noise, jitter, dropout or two levels */
+    /* Needed with a state if the layer has noise, jitter or dropout; and with two levels. */
+    clmoe_buf scratch;
 } clmoe_score_args;
 
 /* topk: scores [T,R] -> ids [T,K], weights [T,K], live [T]. */
