@@ -633,11 +633,12 @@ CLMOE_API clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkpoint
  * The buffers are yours: release them with clmoe_weights_release(). On error nothing is left
  * allocated.
  *
- * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes; those of clmoe_checkpoint_layer();
- * CLMOE_IO; and, before any buffer is made, CLMOE_UNSUPPORTED with weight, size and limit where one
- * is more than the queue's device allows per buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE), or all of them
- * more than it has. A field of clmoe_weights is one buffer, with the matrices of all experts;
- * several buffers for one field are not supported yet.
+ * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes, and for a queue of another context than
+ * `context`; those of clmoe_checkpoint_layer(); CLMOE_IO; and, before any buffer is made,
+ * CLMOE_UNSUPPORTED with weight, size and limit where one is more than the queue's device allows
+ * per buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE), or all of them more than it has. A field of
+ * clmoe_weights is one buffer, with the matrices of all experts; several buffers for one field are
+ * not supported yet.
  */
 CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_t layer,
                                                const clmoe_layer_desc *desc, cl_context context,

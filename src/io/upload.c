@@ -66,6 +66,18 @@ static clmoe_status check_size(upload *u, const clmoe_buf *buf, size_t bytes) {
     return CLMOE_SUCCESS;
 }
 
+/* That the buffers will be ones the queue can write. */
+static clmoe_status check_queue(const upload *u) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_context context = NULL;
+    TRY(CL(
+        clGetCommandQueueInfo(u->queue, CL_QUEUE_CONTEXT, sizeof context, (void *)&context, NULL)));
+    if (context != u->context)
+        return fail(CLMOE_INVALID_ARGUMENT, "queue is of another cl_context than `context`");
+done:
+    return status;
+}
+
 static clmoe_status read_limits(upload *u) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(CL(clGetCommandQueueInfo(u->queue, CL_QUEUE_DEVICE, sizeof u->device, (void *)&u->device,
@@ -217,6 +229,7 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
         return fail(CLMOE_INVALID_ARGUMENT,
                     "one of checkpoint, desc, context, queue and weights is NULL");
     memset(weights, 0, sizeof *weights);
+    TRY(check_queue(&u));
     TRY(checkpoint_describe(checkpoint, layer, &file_desc, &b));
     TRY(check_desc(desc, &file_desc));
     TRY(read_limits(&u));

@@ -538,6 +538,27 @@ static void test_places(void **state) {
 
 /* ---- Uploads that fail ---------------------------------------------------------------------- */
 
+/* Buffers of one context cannot be written through a queue of another one. */
+static void test_foreign_queue(void **state) {
+    (void)state;
+    const char *directory = write_checkpoint("foreign", CONFIG, TENSORS);
+    clmoe_checkpoint *checkpoint;
+    clmoe_layer_desc desc;
+    clmoe_weights weights;
+    const clmoe_weights none = {0};
+    cl_int code;
+    cl_context other = clCreateContext(NULL, 1, &test.device, NULL, NULL, &code);
+    CL_OK(code);
+    OK(clmoe_checkpoint_open(directory, NULL, &checkpoint));
+    OK(clmoe_checkpoint_layer(checkpoint, 0, &desc));
+    memset(&weights, 1, sizeof weights);
+    REFUSED(clmoe_checkpoint_upload(checkpoint, 0, &desc, other, test.queue, &weights),
+            CLMOE_INVALID_ARGUMENT, "queue", "another cl_context");
+    assert_memory_equal(&weights, &none, sizeof none);
+    clmoe_checkpoint_close(checkpoint);
+    clReleaseContext(other);
+}
+
 static void test_bad_uploads(void **state) {
     (void)state;
     const char *directory = write_checkpoint("upload", CONFIG, TENSORS);
@@ -580,7 +601,7 @@ int main(void) {
         TEST(test_bad_indexes), TEST(test_indexes),        TEST(test_two_models),
         TEST(test_many_shards), TEST(test_lfs_pointers),   TEST(test_layouts),
         TEST(test_places),      TEST(test_layout_uploads), TEST(test_norms),
-        TEST(test_bad_uploads),
+        TEST(test_bad_uploads), TEST(test_foreign_queue),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
