@@ -129,7 +129,7 @@ clmoe_layer_desc inputs_desc(const inputs *in, const char *engine) {
     desc.weight_type = in->type;
     desc.engine = engine;
     desc.router.bias = 1;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = in->of.hidden_dim;
     return desc;
 }

@@ -9,7 +9,7 @@ static clmoe_layer_desc policy_desc(const inputs *in, const char *engine, policy
     switch (kind) {
     case POLICY_EXPERT_CHOICE:
         desc.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
-        desc.router.renorm = CLMOE_RENORM_NONE;
+        desc.router.renorm.kind = CLMOE_RENORM_NONE;
         desc.capacity.factor = 1;
         break;
     case POLICY_SINKHORN:

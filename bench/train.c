@@ -14,8 +14,8 @@ float train_noise(const inputs *in) {
 
 static clmoe_layer_desc train_desc(const inputs *in, const char *engine) {
     clmoe_layer_desc desc = inputs_desc(in, engine);
-    desc.router.noise = CLMOE_NOISE_GAUSSIAN;
-    desc.router.noise_scale = train_noise(in);
+    desc.router.noise.kind = CLMOE_NOISE_GAUSSIAN;
+    desc.router.noise.scale = train_noise(in);
     desc.capacity.factor = 2;
     desc.balance.device_groups = MOST_GROUPS;
     while (in->of.experts % desc.balance.device_groups != 0)

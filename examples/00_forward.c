@@ -52,7 +52,7 @@ int main(void) {
     desc.dim = DIM;
     desc.num_experts = EXPERTS;
     desc.top_k = TOP_K;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = HIDDEN; /* gated silu, gate and up in one matrix */
 
     clmoe_context *context;

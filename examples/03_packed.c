@@ -13,7 +13,7 @@ static clmoe_layer *create_layer(const gpu *g) {
     desc.dim = DIM;
     desc.num_experts = EXPERTS;
     desc.top_k = TOP_K;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = HIDDEN;
     check(clmoe_layer_create(g->context, &desc, &layer));
     return layer;

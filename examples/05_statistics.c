@@ -17,7 +17,7 @@ static clmoe_layer *create_layer(const gpu *g) {
     desc.router.score = CLMOE_SCORE_SIGMOID;
     desc.router.bias = 1;
     desc.router.select_bias = 1; /* weights.select_bias is not given: the state's */
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = HIDDEN;
     check(clmoe_layer_create(g->context, &desc, &layer));
     return layer;

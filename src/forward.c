@@ -3,7 +3,7 @@
 #include "measure.h"
 
 static bool jitters_experts(const batch *b) {
-    return b->state.mem && b->layer->desc.router.jitter_experts;
+    return b->state.mem && b->layer->desc.router.noise.jitter_experts;
 }
 
 /* What the caller gave, and for the rest the regions of workspace.c. */
@@ -69,7 +69,7 @@ static clmoe_status place(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     launch_step(chain, "plan");
     TRY(step_plan(b, chain));
-    if (b->layer->desc.router.renorm_after_drop && b->routed)
+    if (b->layer->desc.router.renorm.after_drop && b->routed)
         TRY(step_plan_renorm(b, chain));
 done:
     return status;

@@ -162,12 +162,12 @@ static inline bool layer_reroutes(const clmoe_layer *layer) {
  * after dropping alone belong to the experts that have them.
  */
 static inline bool layer_keeps_chosen_weights(const clmoe_layer *layer) {
-    return layer_reroutes(layer) && !layer->desc.router.renorm_after_drop;
+    return layer_reroutes(layer) && !layer->desc.router.renorm.after_drop;
 }
 
 /* Whether weights are rebalanced; a token's only weight cannot be. */
 static inline bool layer_rebalances(const clmoe_layer *layer) {
-    return layer->desc.router.rebalance_iterations > 0 && layer->desc.top_k > 1;
+    return layer->desc.router.rebalance.iterations > 0 && layer->desc.top_k > 1;
 }
 
 /* Whether plan.cl walks in an order that sort.cl makes. */
@@ -179,8 +179,8 @@ static inline bool layer_sorts(const clmoe_layer *layer) {
 /* Whether logits change when a state is given: by noise, expert dropout or logit dropout. */
 static inline bool layer_is_noisy(const clmoe_layer *layer) {
     const clmoe_router_desc *router = &layer->desc.router;
-    return router->noise != CLMOE_NOISE_NONE || router->expert_dropout > 0 ||
-           router->logit_dropout > 0;
+    return router->noise.kind != CLMOE_NOISE_NONE || router->dropout.experts > 0 ||
+           router->dropout.logits > 0;
 }
 
 /* Whether a loss of this kind looks at F. */
@@ -209,27 +209,28 @@ static inline bool layer_is_soft_moe(const clmoe_layer *layer) {
 
 /* Rows of weights.router. */
 static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
-    return layer_is_soft_moe(layer) ? layer->columns * layer->desc.router.slots_per_expert
+    return layer_is_soft_moe(layer) ? layer->columns * layer->desc.router.soft_moe.slots
                                     : layer->columns;
 }
 
 /* Whether the policy makes its own scores of l, after softcap and temperature. */
 static inline bool layer_chooses_by_logit(const clmoe_layer *layer) {
-    return layer->desc.router.policy == CLMOE_POLICY_SINKHORN || layer->desc.router.two_level;
+    return layer->desc.router.policy == CLMOE_POLICY_SINKHORN ||
+           layer->desc.router.groups.two_level;
 }
 
 /* Whether the pairs of a token come best first. */
 static inline bool layer_is_best_first(const clmoe_layer *layer) {
     clmoe_policy policy = layer->desc.router.policy;
     return policy != CLMOE_POLICY_SOFT && policy != CLMOE_POLICY_EXPERT_CHOICE &&
-           !layer->desc.router.two_level;
+           !layer->desc.router.groups.two_level;
 }
 
 /* Whether topk.cl chooses; the other policies have kernels of their own. */
 static inline bool layer_has_topk(const clmoe_layer *layer) {
     clmoe_policy policy = layer->desc.router.policy;
     return policy == CLMOE_POLICY_SINKHORN ||
-           (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.two_level);
+           (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.groups.two_level);
 }
 
 /* Creates a step's kernels where the switches need them; in the step's file. */

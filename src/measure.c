@@ -27,7 +27,7 @@ static clmoe_status inputs(const batch *b, launch *chain, sums *in) {
     in->scores = b->scores;
     if (!b->logits.mem || b->tokens == 0)
         return CLMOE_SUCCESS;
-    if (b->layer->desc.router.two_level) {
+    if (b->layer->desc.router.groups.two_level) {
         if (!b->routed)
             TRY(step_group_logits(b, chain));
         in->p_logits = region(b, REGION_JOINT);

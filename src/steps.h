@@ -40,7 +40,7 @@ clmoe_status step_rebalance(const batch *b, launch *chain);
 /* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */
 clmoe_buf select_bias_of(const batch *b);
 
-/* x [T,D] -> x Wg^T [T,num_groups] in REGION_GROUP_LOGITS. */
+/* x [T,D] -> x Wg^T [T,groups.count] in REGION_GROUP_LOGITS. */
 clmoe_status step_group_logits(const batch *b, launch *chain);
 /* scores, l at first, become those of two levels; the group logits stay in their region. */
 clmoe_status step_two_level_scores(const batch *b, launch *chain);
@@ -60,7 +60,7 @@ clmoe_status step_sort(const batch *b, launch *chain, clmoe_buf *order);
 /* Overflow reroute: the end of step_plan(). The choice is kept; where there are scores, moved. */
 clmoe_status step_reroute_begin(const batch *b, launch *chain);
 clmoe_status step_reroute(const batch *b, launch *chain);
-/* pair_weights in place, after the plan: what renorm_after_drop asks for. */
+/* pair_weights in place, after the plan: what renorm.after_drop asks for. */
 clmoe_status step_plan_renorm(const batch *b, launch *chain);
 /* experts_x -> xe. */
 clmoe_status step_dispatch(const batch *b, launch *chain);
@@ -93,7 +93,7 @@ typedef struct sums {
 /* The softcap and temperature from p_logits to l': those of two levels are l' already. */
 router_switches p_switches(const clmoe_layer *layer);
 static inline clmoe_buf p_state(const batch *b) {
-    return b->layer->desc.router.two_level ? (clmoe_buf){0} : b->state;
+    return b->layer->desc.router.groups.two_level ? (clmoe_buf){0} : b->state;
 }
 
 clmoe_status step_sums(const batch *b, launch *chain, sums *in);

@@ -79,7 +79,7 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
         .block = block,
         .blocks_each = divide_up(sequence, block),
         .asked = asked,
-        .noise_scale = desc->router.noise_scale,
+        .noise_scale = desc->router.noise.scale,
     };
 }
 
@@ -116,7 +116,7 @@ static uint32_t average_rows(const clmoe_layer *layer, size_t pairs) {
 /* Rows of the largest bucket, without a tile; not of dropless layers. */
 static size_t bucket_rows(const clmoe_layer *layer, uint32_t tokens) {
     if (layer_is_soft_moe(layer))
-        return layer->desc.router.slots_per_expert;
+        return layer->desc.router.soft_moe.slots;
     return (size_t)layer_sequences(layer, tokens) * layer_capacity(layer, tokens);
 }
 
@@ -136,7 +136,7 @@ static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_
     plan->pairs = (uint32_t)pairs;
     plan->row_tile = layer->experts.engine->row_tile(layer->context, average_rows(layer, pairs));
     if (layer_is_soft_moe(layer))
-        plan->capacity = layer->desc.router.slots_per_expert;
+        plan->capacity = layer->desc.router.soft_moe.slots;
     else
         plan->capacity = layer_is_dropless(layer) ? 0 : layer_capacity(layer, tokens);
     slots = slots_of(layer, tokens, pairs, plan->row_tile);
@@ -274,9 +274,9 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_LOGITS] = words(T, N);
     shapes[REGION_SCORES] = words(T, R);
     shapes[REGION_NOISY] = words(rows_if(layer_is_noisy(layer), T), R);
-    shapes[REGION_NOISE_RAW] = words(rows_if(router->noise == CLMOE_NOISE_LEARNED, T), R);
-    shapes[REGION_DROPOUT] = words(rows_if(router->expert_dropout > 0, 2), R);
-    shapes[REGION_JITTERED] = elements(rows_if(router->jitter > 0, T), D, x);
+    shapes[REGION_NOISE_RAW] = words(rows_if(router->noise.kind == CLMOE_NOISE_LEARNED, T), R);
+    shapes[REGION_DROPOUT] = words(rows_if(router->dropout.experts > 0, 2), R);
+    shapes[REGION_JITTERED] = elements(rows_if(router->noise.jitter > 0, T), D, x);
     shapes[REGION_IDS] = shapes[REGION_WEIGHTS] = words(b->pairs, 1);
     shapes[REGION_LIVE] = words(T, 1);
     shapes[REGION_TOKEN_OFFSETS] = words(rows_if(choice, T + 1), 1);
@@ -293,7 +293,7 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SOFT_COLUMNS] = words(rows_if(soft_moe, N), 2);
     shapes[REGION_SOFT_DISPATCH] = words(rows_if(soft_moe, b->slots), T);
     shapes[REGION_SOFT_COMBINE] = words(rows_if(soft_moe, T), b->slots);
-    shapes[REGION_GROUP_LOGITS] = words(rows_if(router->two_level, T), router->num_groups);
+    shapes[REGION_GROUP_LOGITS] = words(rows_if(router->groups.two_level, T), router->groups.count);
     shapes[REGION_HISTOGRAM] = elements(1, histogram, 1);
     shapes[REGION_SEQUENCES] = words(rows_if(has_sequences, sequences), R);
     shapes[REGION_SORT_KEYS] = shapes[REGION_SORT_KEYS_2] = sort;
@@ -325,7 +325,7 @@ static void expert_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SUMS] = words(Q + 1, record);
     shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);
     shapes[REGION_LOSS_VALUES] = words(Q, MAX_LOSSES);
-    shapes[REGION_JOINT] = words(rows_if(desc->router.two_level, T), layer->columns);
+    shapes[REGION_JOINT] = words(rows_if(desc->router.groups.two_level, T), layer->columns);
     shapes[REGION_JOINT_GRADIENT] = shapes[REGION_JOINT];
 }
 

@@ -13,7 +13,7 @@ typedef enum region_id {
     REGION_NOISY,             /* [T,R] f32, for noisy layers */
     REGION_NOISE_RAW,         /* [T,R] f32: x Wn^T, with learned noise */
     REGION_DROPOUT,           /* [2,R] f32, with expert dropout: draws, then 1 where masked */
-    REGION_JITTERED,          /* [T,D] X, with jitter */
+    REGION_JITTERED,          /* [T,D] X, with noise.jitter */
     REGION_IDS,               /* [pairs] i32 */
     REGION_WEIGHTS,           /* [pairs] f32 */
     REGION_LIVE,              /* [T] i32 */
@@ -32,7 +32,7 @@ typedef enum region_id {
     REGION_SOFT_DISPATCH,     /* [S,T] f32 */
     REGION_SOFT_COMBINE,      /* [T,S] f32 */
     REGION_MIXED,             /* [T,D] X */
-    REGION_GROUP_LOGITS,      /* [T,num_groups] f32, with two levels */
+    REGION_GROUP_LOGITS,      /* [T,groups.count] f32, with two levels */
     REGION_PLAN,              /* clmoe_plan_layout */
     REGION_HISTOGRAM,         /* [blocks, R] or, while sorting, [blocks, 256] u32 */
     REGION_SEQUENCES,         /* [sequences + 1, R] u32, with a capacity per sequence */

@@ -14,30 +14,30 @@ enum { MASK = 1, RESIDUAL = 2, LOGITS_IN = 4, IDS_IN = 8, ONLY_Y = 16, ALL_INPUT
 /* ---- The switches, mostly as model families combine them ------------------------------------- */
 
 static void softmax(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_NONE;
+    d->router.renorm.kind = CLMOE_RENORM_NONE;
 }
 
 static void softmax_renorm_separate(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->experts.gate_layout = CLMOE_GATE_SEPARATE;
 }
 
 static void sigmoid_groups_shared(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SIGMOID;
     d->router.select_bias = 1;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
-    d->router.group_score = CLMOE_GROUP_TOP2_SUM;
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_eps = 1e-20f;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
+    d->router.groups.score = CLMOE_GROUP_TOP2_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.eps = 1e-20f;
     d->router.scale = 2.5f;
     d->shared.hidden_dim = 13;
 }
 
 static void softmax_groups_by_max(clmoe_layer_desc *d) {
-    d->router.num_groups = 3;
-    d->router.topk_groups = 1;
-    d->router.group_score = CLMOE_GROUP_MAX;
+    d->router.groups.count = 3;
+    d->router.groups.topk = 1;
+    d->router.groups.score = CLMOE_GROUP_MAX;
     d->router.scale = 16.0f;
 }
 
@@ -64,7 +64,7 @@ static void topk_sigmoid_at_input(clmoe_layer_desc *d) {
 
 static void sqrt_softplus_limit(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->router.select_bias = 1;
     d->experts.limit = 0.75f;
 }
@@ -83,8 +83,8 @@ static void geometric(clmoe_layer_desc *d) {
 static void topk_identity(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_IDENTITY;
     d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
-    d->router.renorm = CLMOE_RENORM_PNORM;
-    d->router.renorm_p = 2.0f;
+    d->router.renorm.kind = CLMOE_RENORM_PNORM;
+    d->router.renorm.p = 2.0f;
 }
 
 static void sparsemixer(clmoe_layer_desc *d) {
@@ -97,19 +97,19 @@ static void temperature_softcap(clmoe_layer_desc *d) {
     d->router.temperature = 0.6f;
     d->router.softcap = 4.0f;
     d->router.bias = 1;
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_eps = 0.01f;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.eps = 0.01f;
 }
 
 static void pnorm_expert_scale(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_PNORM;
+    d->router.renorm.kind = CLMOE_RENORM_PNORM;
     d->router.expert_scale = 1;
     d->experts.activation = CLMOE_ACT_GELU_TANH;
 }
 
 static void renorm_after_drop(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_after_drop = 1;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.after_drop = 1;
     d->router.scale = 1.5f;
     d->router.expert_scale = 1;
     d->capacity.factor = 0.7;
@@ -117,7 +117,7 @@ static void renorm_after_drop(clmoe_layer_desc *d) {
 }
 
 static void scale_after_drop(clmoe_layer_desc *d) {
-    d->router.renorm_after_drop = 1;
+    d->router.renorm.after_drop = 1;
     d->router.scale = 0.5f;
     d->capacity.factor = 0.7;
 }
@@ -335,7 +335,7 @@ static void every_shape_and_engine(void **state) {
         for (size_t i = 0; i < COUNT_OF(layer_shapes); i++) {
             clmoe_layer_desc desc = desc_of(&layer_shapes[i]);
             desc.engine = engines[n];
-            desc.router.renorm = CLMOE_RENORM_SUM;
+            desc.router.renorm.kind = CLMOE_RENORM_SUM;
             desc.capacity.factor = i % 3 == 1 ? 1.0 : 0.0;
             test_case("engine %s, T %u, D %u, E %u, K %u, H %u", engines[n], layer_shapes[i].tokens,
                       desc.dim, desc.num_experts, desc.top_k, desc.experts.hidden_dim);
@@ -363,7 +363,7 @@ static void every_pattern(void **state) {
             for (int keep = CLMOE_KEEP_POSITION; keep <= CLMOE_KEEP_CHOICE_MAJOR; keep++) {
                 clmoe_layer_desc desc = desc_of(&s);
                 desc.engine = engines[n];
-                desc.router.renorm = CLMOE_RENORM_SUM;
+                desc.router.renorm.kind = CLMOE_RENORM_SUM;
                 desc.capacity.factor = kind % 2 ? 1.0 : 0.0;
                 desc.capacity.keep = (clmoe_keep)keep;
                 test_case("engine %s, %s, keep %d", engines[n], pattern_name(kind), keep);
@@ -421,7 +421,7 @@ static void expert_choice(clmoe_layer_desc *d) {
 
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
 static void soft(clmoe_layer_desc *d) {
@@ -436,21 +436,21 @@ static void soft_moe(clmoe_layer_desc *d) {
 
 static void two_levels(clmoe_layer_desc *d) {
     d->top_k = 4;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
-    d->router.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
+    d->router.groups.two_level = 1;
 }
 
 static void reroute_scaled(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->router.expert_scale = 1;
     d->capacity.factor = 1.0;
     d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
 }
 
 static void rebalance(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.rebalance_iterations = 5;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.rebalance.iterations = 5;
 }
 
 static void sequences_by_priority(clmoe_layer_desc *d) {
@@ -460,21 +460,21 @@ static void sequences_by_priority(clmoe_layer_desc *d) {
 }
 
 static void learned_noise(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_LEARNED;
-    d->router.expert_dropout = 0.2f;
-    d->router.jitter = 0.1f;
+    d->router.noise.kind = CLMOE_NOISE_LEARNED;
+    d->router.dropout.experts = 0.2f;
+    d->router.noise.jitter = 0.1f;
     d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
 }
 
 static void gumbel_noise(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_GUMBEL;
-    d->router.logit_dropout = 0.2f;
+    d->router.noise.kind = CLMOE_NOISE_GUMBEL;
+    d->router.dropout.logits = 0.2f;
     d->router.select_bias = 1;
 }
 
 static void jitter_of_experts(clmoe_layer_desc *d) {
-    d->router.jitter = 0.1f;
-    d->router.jitter_experts = 1;
+    d->router.noise.jitter = 0.1f;
+    d->router.noise.jitter_experts = 1;
 }
 
 static void keep_random(clmoe_layer_desc *d) {
@@ -491,10 +491,10 @@ static void (*const policies[])(clmoe_layer_desc *) = {
 static const char *left_out(const clmoe_layer_desc *desc, bool has_state) {
     if (desc->router.policy == CLMOE_POLICY_SOFT_MOE)
         return "Soft MoE";
-    if (desc->router.jitter_experts && has_state)
-        return "jitter_experts";
-    if (desc->router.renorm_after_drop)
-        return "renorm_after_drop";
+    if (desc->router.noise.jitter_experts && has_state)
+        return "noise.jitter_experts";
+    if (desc->router.renorm.after_drop)
+        return "renorm.after_drop";
     return desc->shared.hidden_dim ? "shared is not given" : NULL;
 }
 

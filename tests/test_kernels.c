@@ -12,14 +12,14 @@ static const shape small = {9, 10, 12, 2, 3, 7};
 static const uint32_t forms[] = {1, 16};
 
 static void dropless(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
 static void capacity_by_priority(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SIGMOID;
     d->router.select_bias = 1;
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_after_drop = 1;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.after_drop = 1;
     d->capacity.factor = 0.7;
     d->capacity.keep = CLMOE_KEEP_PRIORITY;
     d->shared.hidden_dim = 5;
@@ -37,9 +37,9 @@ static void capacity_by_weight(clmoe_layer_desc *d) {
 }
 
 static void groups_and_biases(clmoe_layer_desc *d) {
-    d->router.num_groups = 7;
-    d->router.topk_groups = 3;
-    d->router.group_score = CLMOE_GROUP_TOP2_SUM;
+    d->router.groups.count = 7;
+    d->router.groups.topk = 3;
+    d->router.groups.score = CLMOE_GROUP_TOP2_SUM;
     d->router.bias = 1;
     d->router.weight_at = CLMOE_WEIGHT_AT_INPUT;
     d->experts.gate_layout = CLMOE_GATE_INTERLEAVED;
@@ -71,21 +71,21 @@ static void expert_choice(clmoe_layer_desc *d) {
 
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.sinkhorn_iterations = 3;
+    d->router.sinkhorn.iterations = 3;
     d->router.expert_scale = 1;
 }
 
 static void soft(clmoe_layer_desc *d) {
     d->top_k = d->num_experts + d->num_identity_experts;
     d->router.policy = CLMOE_POLICY_SOFT;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
 static void two_level(clmoe_layer_desc *d) {
     d->top_k = 4;
-    d->router.two_level = 1;
-    d->router.num_groups = 7;
-    d->router.topk_groups = 4;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 7;
+    d->router.groups.topk = 4;
     d->router.select_bias = 1;
 }
 
@@ -93,21 +93,21 @@ static void soft_moe(clmoe_layer_desc *d) {
     d->top_k = 1;
     d->num_identity_experts = 0;
     d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.slots_per_expert = 3;
+    d->router.soft_moe.slots = 3;
 }
 
 static void reroute(clmoe_layer_desc *d) {
     d->num_identity_experts = 0;
     d->router.score = CLMOE_SCORE_SIGMOID;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->router.expert_scale = 1;
     d->capacity.factor = 1.0;
     d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
 }
 
 static void rebalance(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.rebalance_iterations = 3;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.rebalance.iterations = 3;
 }
 
 static void sequences_by_weight(clmoe_layer_desc *d) {
@@ -203,8 +203,8 @@ static void run_losses(uint32_t form, bool noise) {
     clmoe_layer_desc desc = desc_of(&small);
     desc.router.score = noise ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
     desc.router.select_bias = !noise;
-    desc.router.noise = noise ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.noise.kind = noise ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.capacity.rows = 2;
     desc.capacity.tokens_per_sequence = 4;
     desc.balance.device_groups = 6;
@@ -235,11 +235,11 @@ static void run_losses(uint32_t form, bool noise) {
 
 /* Everything that a state makes random, and its update. */
 static void with_state(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_LEARNED;
-    d->router.jitter = 0.1f;
-    d->router.jitter_experts = 1;
-    d->router.expert_dropout = 0.9f;
-    d->router.logit_dropout = 0.1f;
+    d->router.noise.kind = CLMOE_NOISE_LEARNED;
+    d->router.noise.jitter = 0.1f;
+    d->router.noise.jitter_experts = 1;
+    d->router.dropout.experts = 0.9f;
+    d->router.dropout.logits = 0.1f;
     d->router.select_bias = 1;
     d->capacity.rows = 2;
     d->capacity.keep = CLMOE_KEEP_RANDOM;
@@ -308,7 +308,7 @@ static void kernels_on_small_shapes(void **state) {
 
 static void reroute_by_offsets(clmoe_layer_desc *d) {
     reroute(d);
-    d->router.renorm = CLMOE_RENORM_NONE;
+    d->router.renorm.kind = CLMOE_RENORM_NONE;
     d->balance.device_groups = 4;
 }
 

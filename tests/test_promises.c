@@ -11,7 +11,7 @@ static const shape small = {65, 21, 12, 2, 3, 19};
 static clmoe_layer_desc rich_desc(const char *engine) {
     clmoe_layer_desc desc = desc_of(&small);
     desc.engine = engine;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.router.select_bias = 1;
     desc.capacity.factor = 0.9;
     desc.capacity.keep = CLMOE_KEEP_PRIORITY;
@@ -411,9 +411,9 @@ static void training_batch(batch *b, const char *engine, bool reroute) {
     clmoe_layer_desc desc = desc_of(&s);
     desc.engine = engine;
     desc.type = desc.weight_type = CLMOE_BF16;
-    desc.router.renorm = CLMOE_RENORM_SUM;
-    desc.router.noise = CLMOE_NOISE_LEARNED;
-    desc.router.jitter = 0.01f;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
+    desc.router.noise.kind = CLMOE_NOISE_LEARNED;
+    desc.router.noise.jitter = 0.01f;
     desc.capacity.factor = 0.8;
     desc.capacity.keep = CLMOE_KEEP_PRIORITY;
     desc.capacity.overflow = reroute ? CLMOE_OVERFLOW_REROUTE : CLMOE_OVERFLOW_DROP;

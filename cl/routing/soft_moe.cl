@@ -1,6 +1,6 @@
 /*
  * Purpose: Soft MoE's weights of slots in tokens and of tokens in slots; the mixing itself is GEMM.
- * Formula: l[t,s] = soft_scale * x_t/|x_t| . r_s/|r_s|, 0 where a norm is 0; dispatch[s,t] =
+ * Formula: l[t,s] = soft_moe.scale * x_t/|x_t| . r_s/|r_s|, 0 where a norm is 0; dispatch[s,t] =
  *          softmax over the tokens of l[:,s], combine[t,s] = softmax over the slots of l[t,:].
  *          Masked tokens and rows with a value that is not finite take no part: their weights are
  *          0.

@@ -43,7 +43,7 @@ extern "C" {
  *   rerouted    [R] u32  rows of the bucket that came from another choice
  *   importance  [R] f32  sum over tokens of p = T P
  *   weight_sums [R] f32  sum of the combine weights of the pairs that chose it, before dropping;
- *                        with renorm_after_drop, of the pairs that ended there
+ *                        with renorm.after_drop, of the pairs that ended there
  *   ema         [R] f32  the state's average of F as clmoe_balance_update() left it; 0 without one
  *   idle_tokens [R] u32  unmasked tokens since a batch in which the expert was chosen, this batch
  *                        included, at most 2^32 - 1; without a state, of this batch
@@ -161,9 +161,9 @@ typedef enum clmoe_loss_kind {
     CLMOE_LOSS_SMOOTH_LOAD = 9,
     /*
      * sum_d f_d P_d, f_d = D / (M T) * distinct tokens sent to device group d; g = f of e's group.
-     * M is how many device groups a token can reach: topk_groups if the router's num_groups groups
-     * are the device groups (num_groups = device_groups, no identity experts), else D. DeepSeek-V2,
-     * arXiv 2405.04434.
+     * M is how many device groups a token can reach: groups.topk if the router's groups
+     * are the device groups (groups.count = device_groups, no identity experts), else D.
+     * DeepSeek-V2, arXiv 2405.04434.
      */
     CLMOE_LOSS_COMMUNICATION = 10,
     /*
@@ -249,7 +249,7 @@ typedef struct clmoe_loss_args {
     clmoe_buf values;  /* [num_losses] f32, without weight; of this and the next two at least one */
     clmoe_buf dlogits; /* optional [T,R] f32: the gradient of sum weight * loss is added */
     clmoe_buf dnoise;  /* optional [T,R] f32: the same for x Wn^T */
-    /* optional [T,num_groups] f32: the same for x Wg^T, with two levels */
+    /* optional [T,groups.count] f32: the same for x Wg^T, with two levels */
     clmoe_buf dgroup_logits;
 } clmoe_loss_args;
 

@@ -155,7 +155,7 @@ typedef enum clmoe_order {
     CLMOE_ORDER_TOPK_THEN_SCORE = 1, /* choose by l; weights are s over the K chosen logits */
 } clmoe_order;
 
-/* How a group of experts is scored when only topk_groups of num_groups take part. */
+/* How a group of experts is scored when only groups.topk of groups.count take part. */
 typedef enum clmoe_group_score {
     CLMOE_GROUP_MAX = 0,      /* its best (biased) score: DeepSeek-V2 */
     CLMOE_GROUP_TOP2_SUM = 1, /* the sum of its two best (biased) scores: DeepSeek-V3 */
@@ -163,8 +163,8 @@ typedef enum clmoe_group_score {
 
 typedef enum clmoe_renorm {
     CLMOE_RENORM_NONE = 0,
-    CLMOE_RENORM_SUM = 1,   /* w / (sum of w + renorm_eps) */
-    CLMOE_RENORM_PNORM = 2, /* w / (sum of |w|^p)^(1/p), p = renorm_p: DBRX */
+    CLMOE_RENORM_SUM = 1,   /* w / (sum of w + eps) */
+    CLMOE_RENORM_PNORM = 2, /* w / (sum of |w|^p)^(1/p): DBRX */
 } clmoe_renorm;
 
 /* Where a pair's weight multiplies. */
@@ -189,8 +189,8 @@ typedef enum clmoe_policy {
     /*
      * Token choice by balanced scores (S-BASE, Clark et al. 2022, arXiv 2202.01169; Megatron-Core):
      * C = exp(l), rows scaled by their largest; d1 = 1; repeat d0_t = 1/T / (sum_e C d1 + 1e-8),
-     * d1_e = 1/R / (sum_t d0 C + 1e-8) until the mean |change of d1| <= sinkhorn_tolerance, or
-     * sinkhorn_iterations times. Masked tokens take no part in T and the sums, logits that are not
+     * d1_e = 1/R / (sum_t d0 C + 1e-8) until the mean |change of d1| <= sinkhorn.tolerance, or
+     * sinkhorn.iterations times. Masked tokens take no part in T and the sums, logits that are not
      * finite have C = 0. Choice is by d1 * C, with one token by l, as there is nothing to balance;
      * weights are the unbalanced scores s(l).
      */
@@ -201,9 +201,9 @@ typedef enum clmoe_policy {
      */
     CLMOE_POLICY_SOFT = 3,
     /*
-     * Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951): each expert has slots_per_expert slots
-     * p, weights.router is [E*p,D]; l = soft_scale * x/|x| . r/|r|; a slot's row is the mean of the
-     * tokens weighted by softmax of l over the tokens, a token's output the mean of the slots'
+     * Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951): each expert has soft_moe.slots slots p,
+     * weights.router is [E*p,D]; l = soft_moe.scale * x/|x| . r/|r|; a slot's row is the mean of
+     * the tokens weighted by softmax of l over the tokens, a token's output the mean of the slots'
      * outputs weighted by softmax of l over all slots; l is 0 where a norm is 0. No pairs, no
      * top-k; top_k must be 1. Masked tokens and rows that are not finite enter no slot and get
      * nothing from one. clmoe_forward() alone has it, not the single steps; of its outputs there is
@@ -215,84 +215,113 @@ typedef enum clmoe_policy {
 } clmoe_policy;
 
 /*
- * Noise n added to the logits, times router.noise_scale and the state's noise_scale. It acts when a
+ * Noise n added to the logits, times router.noise.scale and the state's noise_scale. It acts when a
  * state is given, and is left out without one: one layer serves training and evaluation.
  */
 typedef enum clmoe_noise {
     CLMOE_NOISE_NONE = 0,
-    CLMOE_NOISE_GAUSSIAN = 1, /* N(0,1): V-MoE with noise_scale 1/E */
+    CLMOE_NOISE_GAUSSIAN = 1, /* N(0,1): V-MoE with scale 1/E */
     /* N(0,1) * (softplus(x Wn^T) + 0.01), Wn = weights.noise_router: Shazeer et al. 2017 */
     CLMOE_NOISE_LEARNED = 2,
     CLMOE_NOISE_GUMBEL = 3, /* -log(-log u) */
 } clmoe_noise;
 
-typedef struct clmoe_router_desc { /* random numbers: see clmoe_state */
-    clmoe_score_function score;
-    clmoe_order order;
-    float temperature; /* > 0; default 1 */
-    float softcap;     /* 0 (default): off; else > 0 */
-    uint32_t bias;     /* 1: weights.router_bias [R] is added to the logits */
-    /* 1: weights.select_bias [R] is added to the scores for choosing only; weights stay unbiased.
-     */
-    uint32_t select_bias;
+/*
+ * Group-limited choice: the R columns are `count` equal groups, and only the `topk` best may be
+ * chosen from (ties to the lower group). count 0 or 1: off. count <= 256 divides R, and topk * R /
+ * count >= K. With one group per device this is DeepSeek-V2's device-limited routing: at most topk
+ * devices per token.
+ */
+typedef struct clmoe_groups_desc {
+    uint32_t count, topk;
+    clmoe_group_score score;
     /*
-     * Group-limited choice: the R columns are num_groups equal groups, and only the topk_groups
-     * best may be chosen from (ties to the lower group). 0 or 1: off. num_groups <= 256 divides R,
-     * and topk_groups * R / num_groups >= K. With one group per device this is DeepSeek-V2's
-     * device-limited routing: at most topk_groups devices per token.
-     */
-    uint32_t num_groups, topk_groups;
-    clmoe_group_score group_score;
-    clmoe_renorm renorm;
-    float renorm_eps;           /* >= 0; default 0. A sum of 0 gives weights of 0, never NaN. */
-    float renorm_p;             /* >= 1; default 1 */
-    uint32_t renorm_after_drop; /* 1: renormalise over the pairs that kept a place (NLLB) */
-    float scale;                /* multiplies every weight, after renorm; default 1 */
-    uint32_t expert_scale;      /* 1: weights.expert_scale [R] multiplies too */
-    float sparsemixer_eps;      /* >= 0; default 0.01 */
-    clmoe_weight_at weight_at;
-    /* of weights.router, shared_gate, group_router and noise_router: f32, or `type` */
-    clmoe_type weight_type;
-    clmoe_policy policy;
-    uint32_t sinkhorn_iterations; /* 1 to 1000; default 100 */
-    float sinkhorn_tolerance;     /* >= 0; default 1e-4 */
-    uint32_t slots_per_expert;    /* p of Soft MoE; default 1 */
-    float soft_scale;             /* of Soft MoE; default 1 */
-    /*
-     * 1: two levels. Group gate softmax(x Wg^T), Wg = weights.group_router [num_groups,D], picks
-     * topk_groups groups (ties to the lower); softmax of l within each picks its K / topk_groups
-     * best, which must divide; a weight is the product of both. Needs score softmax,
-     * score-then-topk order and token choice; group_score is not used. The pairs of a token come
-     * group by group, in the order of group ids, the best of each group first. The select_bias acts
-     * within the groups.
+     * 1: two levels. Group gate softmax(x Wg^T), Wg = weights.group_router [count,D], picks topk
+     * groups (ties to the lower); softmax of l within each picks its K / topk best, which must
+     * divide; a weight is the product of both. Needs score softmax, score-then-topk order and token
+     * choice; groups.score is not used. The pairs of a token come group by group, in the order of
+     * group ids, the best of each group first. The select_bias acts within the groups.
      */
     uint32_t two_level;
-    clmoe_noise noise;
-    float noise_scale; /* >= 0; default 1 */
+} clmoe_groups_desc;
+
+/* What the weights of a token's choices are divided by. */
+typedef struct clmoe_renorm_desc {
+    clmoe_renorm kind;
+    float eps;           /* >= 0; default 0. A sum of 0 gives weights of 0, never NaN. */
+    float p;             /* >= 1; default 1 */
+    uint32_t after_drop; /* 1: renormalise over the pairs that kept a place (NLLB) */
+} clmoe_renorm_desc;
+
+/* Of CLMOE_POLICY_SINKHORN. */
+typedef struct clmoe_sinkhorn_desc {
+    uint32_t iterations; /* 1 to 1000; default 100 */
+    float tolerance;     /* >= 0; default 1e-4 */
+} clmoe_sinkhorn_desc;
+
+/* Of CLMOE_POLICY_SOFT_MOE. */
+typedef struct clmoe_soft_moe_desc {
+    uint32_t slots; /* p, of each expert; default 1 */
+    float scale;    /* default 1 */
+} clmoe_soft_moe_desc;
+
+/* What a state makes random in x and the logits. Acts when a state is given. */
+typedef struct clmoe_noise_desc {
+    clmoe_noise kind;
+    float scale; /* >= 0; default 1 */
     /*
      * x is multiplied by U(1 - jitter, 1 + jitter), times the state's noise_scale, before the
      * router (Switch), or with jitter_experts before all experts too, identity and shared ones
-     * included (Mixtral). 0 <= jitter < 1; 0 (default): off. Acts when a state is given.
+     * included (Mixtral). 0 <= jitter < 1; 0 (default): off.
      */
     float jitter;
     uint32_t jitter_experts;
-    /*
-     * Probabilities, 0 (default) to less than 1, that an expert is masked for all tokens of a step,
-     * and that one logit of one token is. A masked logit counts as -infinity. Of the R experts, the
-     * K with the largest random numbers (ties to the lower id) are never masked as experts; a token
-     * left with fewer than K experts gets surplus pairs. Act when a state is given.
-     */
-    float expert_dropout, logit_dropout;
-    /*
-     * Weight rebalancing on the fixed choice (0 iterations: off): minimises 1/2 sum_e (L'_e - L*)^2
-     * + mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = (sum of W) / E, rows of W' non-negative with the
-     * sum they had, by projected gradient with the step 1 / (mu + max_e pairs of e). Dropped pairs
-     * are not known yet and take part. Pairs of identity experts and tokens whose weights do not
-     * have a positive sum keep their weights and are not in L. Not with renorm_after_drop or
-     * overflow reroute.
-     */
-    uint32_t rebalance_iterations;
-    float rebalance_mu; /* >= 0; default 1 */
+} clmoe_noise_desc;
+
+/*
+ * Probabilities, 0 (default) to less than 1, that an expert is masked for all tokens of a step, and
+ * that one logit of one token is. A masked logit counts as -infinity. Of the R experts, the K with
+ * the largest random numbers (ties to the lower id) are never masked as experts; a token left with
+ * fewer than K experts gets surplus pairs. Act when a state is given.
+ */
+typedef struct clmoe_dropout_desc {
+    float experts, logits;
+} clmoe_dropout_desc;
+
+/*
+ * Weight rebalancing on the fixed choice (0 iterations: off): minimises 1/2 sum_e (L'_e - L*)^2 +
+ * mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = (sum of W) / E, rows of W' non-negative with the sum
+ * they had, by projected gradient with the step 1 / (mu + max_e pairs of e). Dropped pairs are not
+ * known yet and take part. Pairs of identity experts and tokens whose weights do not have a
+ * positive sum keep their weights and are not in L. Not with renorm.after_drop or overflow reroute.
+ */
+typedef struct clmoe_rebalance_desc {
+    uint32_t iterations; /* 0 (default) to 1000 */
+    float mu;            /* >= 0; default 1 */
+} clmoe_rebalance_desc;
+
+typedef struct clmoe_router_desc { /* random numbers: see clmoe_state */
+    clmoe_score_function score;
+    clmoe_order order;
+    clmoe_policy policy;
+    float temperature; /* > 0; default 1 */
+    float softcap;     /* 0 (default): off; else > 0 */
+    uint32_t bias;     /* 1: weights.router_bias [R] is added to the logits */
+    /* 1: weights.select_bias [R] is added to the scores for choosing only, not to the weights. */
+    uint32_t select_bias;
+    float scale;           /* multiplies every weight, after renorm; default 1 */
+    uint32_t expert_scale; /* 1: weights.expert_scale [R] multiplies too */
+    float sparsemixer_eps; /* >= 0; default 0.01 */
+    clmoe_weight_at weight_at;
+    /* of weights.router, shared_gate, group_router and noise_router: f32, or `type` */
+    clmoe_type weight_type;
+    clmoe_groups_desc groups;
+    clmoe_renorm_desc renorm;
+    clmoe_sinkhorn_desc sinkhorn;
+    clmoe_soft_moe_desc soft_moe;
+    clmoe_noise_desc noise;
+    clmoe_dropout_desc dropout;
+    clmoe_rebalance_desc rebalance;
 } clmoe_router_desc;
 
 /* Which pairs keep their place when an expert has more than C. The others are dropped. */
@@ -473,8 +502,8 @@ typedef struct clmoe_weights {
     clmoe_mlp_weights shared; /* if shared.hidden_dim */
     clmoe_buf shared_gate;    /* [D], if shared_gate */
     clmoe_buf output_bias;    /* [D], if output_bias */
-    clmoe_buf group_router;   /* [num_groups,D], if router.two_level */
-    clmoe_buf noise_router;   /* [R,D], if router.noise is learned; not read without a state */
+    clmoe_buf group_router;   /* [groups.count,D], if router.groups.two_level */
+    clmoe_buf noise_router;   /* [R,D], if router.noise.kind is learned; not read without a state */
 } clmoe_weights;
 
 /* Releases every buffer of `weights` and clears it: for weights that clmoe_checkpoint_upload()
@@ -560,7 +589,7 @@ typedef struct clmoe_forward_args {
     clmoe_buf loss_values;   /* optional [num_losses] f32 */
     clmoe_buf dlogits;       /* optional [T,R] f32: their gradient is added */
     clmoe_buf dnoise;        /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
-    clmoe_buf dgroup_logits; /* optional [T,num_groups] f32: on x Wg^T, with two levels */
+    clmoe_buf dgroup_logits; /* optional [T,groups.count] f32: on x Wg^T, with two levels */
     struct clmoe_profile *profile; /* optional, see profile.h: the events of each step */
 } clmoe_forward_args;
 

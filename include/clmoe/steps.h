@@ -10,9 +10,9 @@
  *
  *   clmoe_score_args args = {.struct_size = sizeof args, .tokens = T, ...};
  *
- * What only clmoe_forward() can do is refused with CLMOE_UNSUPPORTED: renorm_after_drop by
- * clmoe_combine(), and by clmoe_experts() where it reads weights; jitter_experts with a state by
- * the steps of routing; Soft MoE by all.
+ * What only clmoe_forward() can do is refused with CLMOE_UNSUPPORTED: renorm.after_drop by
+ * clmoe_combine(), and by clmoe_experts() where it reads weights; noise.jitter_experts with a state
+ * by the steps of routing; Soft MoE by all.
  *
  * Buffers, of every call, clmoe_forward() too; all of this is checked:
  *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
@@ -63,7 +63,7 @@ typedef struct clmoe_topk_args {
     const clmoe_weights *weights; /* select_bias, expert_scale */
     clmoe_buf scores;             /* [T,R] f32 */
     clmoe_buf ids;                /* [T,K] i32 */
-    /* [T,K] f32, after renorm and scale; before both with renorm_after_drop. */
+    /* [T,K] f32, after renorm and scale; before both with renorm.after_drop. */
     clmoe_buf pair_weights;
     /* [T] i32: how many leading pairs of the token are real, K or fewer; not with expert choice */
     clmoe_buf live;

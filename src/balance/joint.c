@@ -3,7 +3,7 @@
 
 clmoe_status joint_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (!layer->desc.router.two_level)
+    if (!layer->desc.router.groups.two_level)
         return CLMOE_SUCCESS;
     TRY(balance_kernel(layer, KERNEL_JOINT_ROWS, "balance/joint", "joint_rows"));
     TRY(balance_kernel(layer, KERNEL_JOINT_GRADIENT, "balance/joint", "joint_gradient"));
@@ -15,10 +15,11 @@ clmoe_status step_joint(const batch *b, launch *chain, const sums *in) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_JOINT_ROWS];
-    TRY(KERNEL_SET(
-        kernel, ARG_F32(in->noisy), ARG_F32(region(b, REGION_GROUP_LOGITS)), ARG_F32(b->state),
-        ARG_F32(in->p_logits), ARG_F32(region(b, REGION_JOINT_GRADIENT)), arg_u32(b->tokens),
-        arg_u32(layer->desc.router.num_groups), arg_struct(&layer->router, sizeof layer->router)));
+    TRY(KERNEL_SET(kernel, ARG_F32(in->noisy), ARG_F32(region(b, REGION_GROUP_LOGITS)),
+                   ARG_F32(b->state), ARG_F32(in->p_logits),
+                   ARG_F32(region(b, REGION_JOINT_GRADIENT)), arg_u32(b->tokens),
+                   arg_u32(layer->desc.router.groups.count),
+                   arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, layer->balance_group), layer->balance_group));
 done:
     return status;
@@ -32,7 +33,7 @@ clmoe_status step_joint_gradient(const batch *b, launch *chain, const sums *in, 
                    ARG_F32(region(b, REGION_GROUP_LOGITS)), ARG_F32(b->state),
                    ARG_F32(region(b, REGION_SUMS_ROWS)), ARG_F32(region(b, REGION_JOINT_GRADIENT)),
                    ARG_F32(b->dlogits), ARG_F32(dnoise), ARG_F32(b->dgroup_logits),
-                   arg_u32(b->tokens), arg_u32(layer->desc.router.num_groups),
+                   arg_u32(b->tokens), arg_u32(layer->desc.router.groups.count),
                    arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, layer->balance_group), layer->balance_group));
 done:

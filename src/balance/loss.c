@@ -54,8 +54,8 @@ static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
  */
 static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, bool routed) {
     const clmoe_router_desc *router = &layer->desc.router;
-    bool other = !routed || router->select_bias || router->num_groups > 1 || router->two_level ||
-                 router->policy != CLMOE_POLICY_TOKEN_CHOICE;
+    bool other = !routed || router->select_bias || router->groups.count > 1 ||
+                 router->groups.two_level || router->policy != CLMOE_POLICY_TOKEN_CHOICE;
     if (!loss_reads_load(loss->kind))
         return COUNT_ASSIGNED;
     if (loss->f_source == CLMOE_F_FRESH && !other)
@@ -84,9 +84,9 @@ uint32_t loss_asks(const batch *b) {
 static uint32_t device_reach(const clmoe_layer *layer) {
     const clmoe_router_desc *router = &layer->desc.router;
     uint32_t devices = layer->desc.balance.device_groups;
-    bool limited = router->num_groups > 1 && router->num_groups == devices &&
+    bool limited = router->groups.count > 1 && router->groups.count == devices &&
                    layer->desc.num_identity_experts == 0;
-    return limited ? router->topk_groups : devices;
+    return limited ? router->groups.topk : devices;
 }
 
 /* `sources`: a bit per GRAD_ source of the losses before this one. */
@@ -157,7 +157,7 @@ done:
 static clmoe_status gradient(const batch *b, launch *chain, const sums *in, uint32_t sources) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const bool two_level = layer->desc.router.two_level;
+    const bool two_level = layer->desc.router.groups.two_level;
     clmoe_buf none = {0}, dnoise = in->noise_raw.mem ? b->dnoise : none;
     /* Those of p go through the joint logits of two levels. */
     uint32_t joint = two_level ? sources & ~(1U << GRAD_Z) : 0;

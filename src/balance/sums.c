@@ -37,7 +37,7 @@ static size_t record_words(const sums_shape *shape) {
 
 router_switches p_switches(const clmoe_layer *layer) {
     router_switches switches = layer->router;
-    if (layer->desc.router.two_level) {
+    if (layer->desc.router.groups.two_level) {
         switches.softcap = 0;
         switches.temperature = 1;
     }

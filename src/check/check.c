@@ -23,7 +23,7 @@ static clmoe_status check_noise_router(call_check *call, const clmoe_weights *we
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
     size_t element = type_bytes(layer->desc.router.weight_type);
-    if (layer->desc.router.noise != CLMOE_NOISE_LEARNED)
+    if (layer->desc.router.noise.kind != CLMOE_NOISE_LEARNED)
         return CLMOE_SUCCESS;
     TRY(check_weights_given(weights));
     const buffer_need need =
@@ -53,10 +53,10 @@ static clmoe_status check_group_router(call_check *call, const clmoe_weights *we
     const clmoe_layer *layer = call->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     size_t element = type_bytes(router->weight_type);
-    const buffer_need need =
-        READS("weights.group_router", &weights->group_router,
-              router->two_level ? bytes_of(router->num_groups, layer->desc.dim, element) : 0,
-              element, true);
+    const buffer_need need = READS(
+        "weights.group_router", &weights->group_router,
+        router->groups.two_level ? bytes_of(router->groups.count, layer->desc.dim, element) : 0,
+        element, true);
     return check_buffer(call, &need);
 }
 
@@ -242,7 +242,7 @@ static clmoe_status check_experts_rows(const clmoe_layer *layer, const workspace
 static clmoe_status check_forward_engine(const clmoe_layer *layer, const workspace_layout *ws,
                                          const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool jittered = args->state.mem && layer->desc.router.jitter_experts;
+    const bool jittered = args->state.mem && layer->desc.router.noise.jitter_experts;
     const clmoe_buf saved = args->saved, scratch = args->scratch;
     const clmoe_buf x = jittered ? workspace_region(ws, REGION_JITTERED, saved, scratch) : args->x;
     const clmoe_buf xe = workspace_region(ws, REGION_XE, saved, scratch);
@@ -341,19 +341,20 @@ done:
 
 /* What clmoe_forward() does with x before the experts, and no single step. */
 static clmoe_status check_jitter_step(const clmoe_layer *layer, clmoe_buf state) {
-    if (!state.mem || !layer->desc.router.jitter_experts)
+    if (!state.mem || !layer->desc.router.noise.jitter_experts)
         return CLMOE_SUCCESS;
-    return fail(CLMOE_UNSUPPORTED,
-                "router.jitter_experts is 1 and state is given, but no single step jitters the "
-                "experts' x: clmoe_forward() alone does");
+    return fail(
+        CLMOE_UNSUPPORTED,
+        "router.noise.jitter_experts is 1 and state is given, but no single step jitters the "
+        "experts' x: clmoe_forward() alone does");
 }
 
 /* The like between the plan and what reads the weights. */
 static clmoe_status check_renorm_step(const clmoe_layer *layer) {
-    if (!layer->desc.router.renorm_after_drop)
+    if (!layer->desc.router.renorm.after_drop)
         return CLMOE_SUCCESS;
     return fail(CLMOE_UNSUPPORTED,
-                "router.renorm_after_drop is 1, but no single step renormalises and scales the "
+                "router.renorm.after_drop is 1, but no single step renormalises and scales the "
                 "weights after the plan: clmoe_forward() alone does");
 }
 
@@ -364,10 +365,10 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
     TRY(check_step(layer, args, sizeof *args, &ws));
     TRY(check_jitter_step(layer, args->state));
     const clmoe_router_desc *router = &layer->desc.router;
-    bool external = args->logits_in.mem != NULL, two_level = router->two_level;
+    bool external = args->logits_in.mem != NULL, two_level = router->groups.two_level;
     bool noisy = args->state.mem && layer_is_noisy(layer);
-    bool jittered = args->state.mem && router->jitter > 0 && !external;
-    bool reads_x = !external || two_level || (noisy && router->noise == CLMOE_NOISE_LEARNED);
+    bool jittered = args->state.mem && router->noise.jitter > 0 && !external;
+    bool reads_x = !external || two_level || (noisy && router->noise.kind == CLMOE_NOISE_LEARNED);
     size_t element = type_bytes(layer->desc.type);
     size_t columns = bytes_of(args->tokens, layer->columns, 4);
     const buffer_need needs[] = {

@@ -66,19 +66,19 @@ static clmoe_status check_groups(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
     uint32_t columns = desc->num_experts + desc->num_identity_experts;
-    TRY(is_enum("router.group_score", (int)router->group_score, CLMOE_GROUP_TOP2_SUM));
-    TRY(in_range("router.num_groups", router->num_groups, 0, MAX_GROUPS));
-    if (router->num_groups <= 1)
+    TRY(is_enum("router.groups.score", (int)router->groups.score, CLMOE_GROUP_TOP2_SUM));
+    TRY(in_range("router.groups.count", router->groups.count, 0, MAX_GROUPS));
+    if (router->groups.count <= 1)
         return CLMOE_SUCCESS;
-    if (columns % router->num_groups != 0)
-        return fail(CLMOE_INVALID_DESC, "router.num_groups is %u, but does not divide %u experts",
-                    router->num_groups, columns);
-    TRY(in_range("router.topk_groups", router->topk_groups, 1, router->num_groups));
-    uint32_t choices = router->topk_groups * (columns / router->num_groups);
+    if (columns % router->groups.count != 0)
+        return fail(CLMOE_INVALID_DESC, "router.groups.count is %u, but does not divide %u experts",
+                    router->groups.count, columns);
+    TRY(in_range("router.groups.topk", router->groups.topk, 1, router->groups.count));
+    uint32_t choices = router->groups.topk * (columns / router->groups.count);
     if (choices < desc->top_k)
         return fail(CLMOE_INVALID_DESC,
-                    "router.topk_groups is %u: its groups hold %u experts, but top_k is %u",
-                    router->topk_groups, choices, desc->top_k);
+                    "router.groups.topk is %u: its groups hold %u experts, but top_k is %u",
+                    router->groups.topk, choices, desc->top_k);
 done:
     return status;
 }
@@ -93,14 +93,15 @@ static clmoe_status is_below_one(const char *name, float value) {
 
 static clmoe_status check_noise(const clmoe_router_desc *router) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(is_enum("router.noise", (int)router->noise, CLMOE_NOISE_GUMBEL));
-    TRY(is_at_least("router.noise_scale", router->noise_scale, 0));
-    TRY(is_below_one("router.jitter", router->jitter));
-    TRY(is_flag("router.jitter_experts", router->jitter_experts));
-    TRY(is_below_one("router.expert_dropout", router->expert_dropout));
-    TRY(is_below_one("router.logit_dropout", router->logit_dropout));
-    if (router->jitter_experts && router->jitter <= 0)
-        return fail(CLMOE_INVALID_DESC, "router.jitter_experts is 1, but router.jitter is 0");
+    TRY(is_enum("router.noise.kind", (int)router->noise.kind, CLMOE_NOISE_GUMBEL));
+    TRY(is_at_least("router.noise.scale", router->noise.scale, 0));
+    TRY(is_below_one("router.noise.jitter", router->noise.jitter));
+    TRY(is_flag("router.noise.jitter_experts", router->noise.jitter_experts));
+    TRY(is_below_one("router.dropout.experts", router->dropout.experts));
+    TRY(is_below_one("router.dropout.logits", router->dropout.logits));
+    if (router->noise.jitter_experts && router->noise.jitter <= 0)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.noise.jitter_experts is 1, but router.noise.jitter is 0");
 done:
     return status;
 }
@@ -110,19 +111,19 @@ static clmoe_status check_rebalance(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
     const char *why = NULL;
-    TRY(in_range("router.rebalance_iterations", router->rebalance_iterations, 0, MAX_ITERATIONS));
-    TRY(is_at_least("router.rebalance_mu", router->rebalance_mu, 0));
-    if (router->rebalance_iterations == 0)
+    TRY(in_range("router.rebalance.iterations", router->rebalance.iterations, 0, MAX_ITERATIONS));
+    TRY(is_at_least("router.rebalance.mu", router->rebalance.mu, 0));
+    if (router->rebalance.iterations == 0)
         return CLMOE_SUCCESS;
-    if (router->renorm_after_drop)
-        why = "router.renorm_after_drop is 1";
+    if (router->renorm.after_drop)
+        why = "router.renorm.after_drop is 1";
     else if (desc->capacity.overflow == CLMOE_OVERFLOW_REROUTE)
         why = "capacity.overflow is reroute";
     else if (router->policy != CLMOE_POLICY_TOKEN_CHOICE && router->policy != CLMOE_POLICY_SINKHORN)
         why = "router.policy is neither token choice nor sinkhorn";
     if (why)
-        return fail(CLMOE_INVALID_DESC, "router.rebalance_iterations is %u, but %s",
-                    router->rebalance_iterations, why);
+        return fail(CLMOE_INVALID_DESC, "router.rebalance.iterations is %u, but %s",
+                    router->rebalance.iterations, why);
 done:
     return status;
 }
@@ -132,7 +133,7 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     TRY(is_enum("router.score", (int)router->score, CLMOE_SCORE_SPARSEMIXER));
     TRY(is_enum("router.order", (int)router->order, CLMOE_ORDER_TOPK_THEN_SCORE));
-    TRY(is_enum("router.renorm", (int)router->renorm, CLMOE_RENORM_PNORM));
+    TRY(is_enum("router.renorm.kind", (int)router->renorm.kind, CLMOE_RENORM_PNORM));
     TRY(is_enum("router.weight_at", (int)router->weight_at, CLMOE_WEIGHT_AT_ACTIVATION));
     TRY(is_enum("router.weight_type", (int)router->weight_type, CLMOE_BF16));
     if (router->weight_type != CLMOE_F32 && router->weight_type != desc->type)
@@ -140,11 +141,11 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
                     type_name(router->weight_type), type_name(desc->type));
     TRY(is_flag("router.bias", router->bias));
     TRY(is_flag("router.select_bias", router->select_bias));
-    TRY(is_flag("router.renorm_after_drop", router->renorm_after_drop));
+    TRY(is_flag("router.renorm.after_drop", router->renorm.after_drop));
     TRY(is_flag("router.expert_scale", router->expert_scale));
     TRY(is_at_least("router.softcap", router->softcap, 0));
-    TRY(is_at_least("router.renorm_eps", router->renorm_eps, 0));
-    TRY(is_at_least("router.renorm_p", router->renorm_p, 1));
+    TRY(is_at_least("router.renorm.eps", router->renorm.eps, 0));
+    TRY(is_at_least("router.renorm.p", router->renorm.p, 1));
     TRY(is_at_least("router.sparsemixer_eps", router->sparsemixer_eps, 0));
     TRY(is_at_least("router.temperature", router->temperature, 0));
     if (router->temperature == 0)
@@ -176,8 +177,8 @@ static clmoe_status check_overflow(const clmoe_layer_desc *desc) {
         why = "router.policy is not token choice";
     else if (desc->num_identity_experts)
         why = "there are identity experts";
-    else if (desc->router.two_level)
-        why = "router.two_level is 1";
+    else if (desc->router.groups.two_level)
+        why = "router.groups.two_level is 1";
     else if (capacity->tokens_per_sequence)
         why = "capacity.tokens_per_sequence is given";
     if (why)

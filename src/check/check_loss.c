@@ -11,16 +11,16 @@ static clmoe_status check_router_weights(call_check *call, const clmoe_weights *
     const clmoe_router_desc *router = &layer->desc.router;
     size_t type = type_bytes(router->weight_type), D = layer->desc.dim;
     size_t element = type_bytes(layer->desc.type);
-    bool learned = state.mem && router->noise == CLMOE_NOISE_LEARNED;
-    if (!learned && !router->two_level)
+    bool learned = state.mem && router->noise.kind == CLMOE_NOISE_LEARNED;
+    if (!learned && !router->groups.two_level)
         return CLMOE_SUCCESS;
     TRY(check_weights_given(weights));
     const buffer_need needs[] = {
         READS("weights.noise_router", &weights->noise_router,
               learned ? bytes_of(layer->columns, D, type) : 0, type, learned),
         READS("weights.group_router", &weights->group_router,
-              router->two_level ? bytes_of(router->num_groups, D, type) : 0, type,
-              router->two_level),
+              router->groups.two_level ? bytes_of(router->groups.count, D, type) : 0, type,
+              router->groups.two_level),
         READS("x", x, bytes_of(tokens, D, element), element, true),
     };
     TRY(CHECK_BUFFERS(call, needs));
@@ -123,11 +123,11 @@ static clmoe_status check_smooth_load(const clmoe_layer *layer, uint32_t i,
     const clmoe_router_desc *router = &layer->desc.router;
     if (loss->kind != CLMOE_LOSS_SMOOTH_LOAD)
         return CLMOE_SUCCESS;
-    if (router->noise != CLMOE_NOISE_GAUSSIAN && router->noise != CLMOE_NOISE_LEARNED)
-        return refuse(i, loss, "which needs router.noise gaussian or learned");
+    if (router->noise.kind != CLMOE_NOISE_GAUSSIAN && router->noise.kind != CLMOE_NOISE_LEARNED)
+        return refuse(i, loss, "which needs router.noise.kind gaussian or learned");
     if (layer->desc.top_k >= layer->desc.num_experts)
         return refuse(i, loss, "which needs top_k < num_experts");
-    if (router->num_groups > 1 || router->select_bias)
+    if (router->groups.count > 1 || router->select_bias)
         return refuse(i, loss, "which allows no groups and no select_bias");
     if (router->policy != CLMOE_POLICY_TOKEN_CHOICE)
         return refuse(i, loss, "which needs plain token choice");
@@ -143,10 +143,10 @@ static clmoe_status check_weights_source(const clmoe_layer *layer, uint32_t i,
         return CLMOE_SUCCESS;
     if (router->score == CLMOE_SCORE_SPARSEMIXER)
         what = "router.score sparsemixer";
-    if (router->two_level)
-        what = "router.two_level";
-    if (router->rebalance_iterations > 0)
-        what = "router.rebalance_iterations";
+    if (router->groups.two_level)
+        what = "router.groups.two_level";
+    if (router->rebalance.iterations > 0)
+        what = "router.rebalance.iterations";
     if (!what)
         return CLMOE_SUCCESS;
     return fail(CLMOE_UNSUPPORTED, "losses[%u].p_source is weights, which %s does not have yet", i,
@@ -225,10 +225,10 @@ static bool goes_through_weights(const clmoe_loss_args *args) {
     return any && (args->dlogits.mem || args->dnoise.mem);
 }
 
-/* [T,num_groups] f32 of two levels; other layers do not write it. */
+/* [T,groups.count] f32 of two levels; other layers do not write it. */
 static size_t group_logits_bytes(const clmoe_layer *layer, size_t tokens) {
     const clmoe_router_desc *router = &layer->desc.router;
-    return router->two_level ? bytes_of(tokens, router->num_groups, 4) : 0;
+    return router->groups.two_level ? bytes_of(tokens, router->groups.count, 4) : 0;
 }
 
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {

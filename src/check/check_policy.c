@@ -26,9 +26,9 @@ static clmoe_status check_unused(const char *policy, const unused_field *fields,
 static clmoe_status check_token_choice_only(const clmoe_layer_desc *desc, const char *policy) {
     const clmoe_router_desc *router = &desc->router;
     const unused_field fields[] = {
-        {"router.two_level", router->two_level, 0},
+        {"router.groups.two_level", router->groups.two_level, 0},
         {"router.select_bias", router->select_bias, 0},
-        {"router.num_groups", router->num_groups > 1 ? router->num_groups : 0, 0},
+        {"router.groups.count", router->groups.count > 1 ? router->groups.count : 0, 0},
         {"capacity.overflow", (uint32_t)desc->capacity.overflow, CLMOE_OVERFLOW_DROP},
     };
     if (router->score == CLMOE_SCORE_SPARSEMIXER)
@@ -42,9 +42,9 @@ static clmoe_status check_expert_choice(const clmoe_layer_desc *desc) {
     const unused_field fields[] = {
         {"num_identity_experts", desc->num_identity_experts, 0},
         {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
-        {"router.renorm", (uint32_t)router->renorm, CLMOE_RENORM_NONE},
-        {"router.renorm_after_drop", router->renorm_after_drop, 0},
-        {"router.rebalance_iterations", router->rebalance_iterations, 0},
+        {"router.renorm.kind", (uint32_t)router->renorm.kind, CLMOE_RENORM_NONE},
+        {"router.renorm.after_drop", router->renorm.after_drop, 0},
+        {"router.rebalance.iterations", router->rebalance.iterations, 0},
         {"capacity.keep", (uint32_t)desc->capacity.keep, CLMOE_KEEP_POSITION},
         {"capacity.tokens_per_sequence", desc->capacity.tokens_per_sequence, 0},
     };
@@ -59,14 +59,14 @@ static clmoe_status check_sinkhorn(const clmoe_layer_desc *desc) {
     const unused_field fields[] = {
         {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
     };
-    if (router->sinkhorn_iterations < 1 || router->sinkhorn_iterations > 1000)
+    if (router->sinkhorn.iterations < 1 || router->sinkhorn.iterations > 1000)
         return fail(CLMOE_INVALID_DESC,
-                    "router.sinkhorn_iterations is %u, but must be from 1 to 1000",
-                    router->sinkhorn_iterations);
-    if (!isfinite(router->sinkhorn_tolerance) || router->sinkhorn_tolerance < 0)
+                    "router.sinkhorn.iterations is %u, but must be from 1 to 1000",
+                    router->sinkhorn.iterations);
+    if (!isfinite(router->sinkhorn.tolerance) || router->sinkhorn.tolerance < 0)
         return fail(CLMOE_INVALID_DESC,
-                    "router.sinkhorn_tolerance is %g, but must be finite and at least 0",
-                    (double)router->sinkhorn_tolerance);
+                    "router.sinkhorn.tolerance is %g, but must be finite and at least 0",
+                    (double)router->sinkhorn.tolerance);
     return CHECK_UNUSED("Sinkhorn", fields);
 }
 
@@ -86,27 +86,27 @@ static clmoe_status check_soft_moe(const clmoe_layer_desc *desc) {
         {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
         {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
         {"router.bias", router->bias, 0},
-        {"router.renorm", (uint32_t)router->renorm, CLMOE_RENORM_NONE},
-        {"router.renorm_after_drop", router->renorm_after_drop, 0},
+        {"router.renorm.kind", (uint32_t)router->renorm.kind, CLMOE_RENORM_NONE},
+        {"router.renorm.after_drop", router->renorm.after_drop, 0},
         {"router.expert_scale", router->expert_scale, 0},
         {"router.weight_at", (uint32_t)router->weight_at, CLMOE_WEIGHT_AT_OUTPUT},
-        {"router.noise", (uint32_t)router->noise, CLMOE_NOISE_NONE},
-        {"router.rebalance_iterations", router->rebalance_iterations, 0},
-        {"router.jitter", router->jitter > 0, 0},
-        {"router.expert_dropout", router->expert_dropout > 0, 0},
-        {"router.logit_dropout", router->logit_dropout > 0, 0},
+        {"router.noise.kind", (uint32_t)router->noise.kind, CLMOE_NOISE_NONE},
+        {"router.rebalance.iterations", router->rebalance.iterations, 0},
+        {"router.noise.jitter", router->noise.jitter > 0, 0},
+        {"router.dropout.experts", router->dropout.experts > 0, 0},
+        {"router.dropout.logits", router->dropout.logits > 0, 0},
         {"capacity.rows", desc->capacity.rows, 0},
         {"capacity.factor", desc->capacity.factor > 0, 0},
     };
-    if (router->slots_per_expert < 1 || router->slots_per_expert > MAX_SLOTS / desc->num_experts)
+    if (router->soft_moe.slots < 1 || router->soft_moe.slots > MAX_SLOTS / desc->num_experts)
         return fail(CLMOE_INVALID_DESC,
-                    "router.slots_per_expert is %u, but with %u experts must be from 1 to %u",
-                    router->slots_per_expert, desc->num_experts, MAX_SLOTS / desc->num_experts);
-    if (!isfinite(router->soft_scale))
-        return fail(CLMOE_INVALID_DESC, "router.soft_scale is %g, but must be finite",
-                    (double)router->soft_scale);
+                    "router.soft_moe.slots is %u, but with %u experts must be from 1 to %u",
+                    router->soft_moe.slots, desc->num_experts, MAX_SLOTS / desc->num_experts);
+    if (!isfinite(router->soft_moe.scale))
+        return fail(CLMOE_INVALID_DESC, "router.soft_moe.scale is %g, but must be finite",
+                    (double)router->soft_moe.scale);
     if (router->softcap != 0 || router->temperature != 1 || router->scale != 1)
-        return fail(CLMOE_INVALID_DESC, "router.%s is %g, but Soft MoE has soft_scale instead",
+        return fail(CLMOE_INVALID_DESC, "router.%s is %g, but Soft MoE has soft_moe.scale instead",
                     router->softcap != 0       ? "softcap"
                     : router->temperature != 1 ? "temperature"
                                                : "scale",
@@ -122,17 +122,18 @@ static clmoe_status check_two_level(const clmoe_layer_desc *desc) {
         {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
         {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
     };
-    if (router->num_groups <= 1)
-        return fail(CLMOE_INVALID_DESC, "router.num_groups is %u, but two_level needs at least 2",
-                    router->num_groups);
-    if (desc->top_k % router->topk_groups != 0)
-        return fail(CLMOE_INVALID_DESC, "router.topk_groups is %u, but does not divide top_k %u",
-                    router->topk_groups, desc->top_k);
+    if (router->groups.count <= 1)
+        return fail(CLMOE_INVALID_DESC,
+                    "router.groups.count is %u, but groups.two_level needs at least 2",
+                    router->groups.count);
+    if (desc->top_k % router->groups.topk != 0)
+        return fail(CLMOE_INVALID_DESC, "router.groups.topk is %u, but does not divide top_k %u",
+                    router->groups.topk, desc->top_k);
     return CHECK_UNUSED("two_level", fields);
 }
 
 static clmoe_status check_token_choice(const clmoe_layer_desc *desc) {
-    return desc->router.two_level ? check_two_level(desc) : CLMOE_SUCCESS;
+    return desc->router.groups.two_level ? check_two_level(desc) : CLMOE_SUCCESS;
 }
 
 /* By clmoe_policy. */
@@ -155,9 +156,9 @@ clmoe_status check_policy(const clmoe_layer_desc *desc) {
     if (policy < 0 || policy >= POLICIES)
         return fail(CLMOE_INVALID_DESC, "router.policy is %d, but must be from 0 to %d", policy,
                     POLICIES - 1);
-    if (router->two_level > 1)
-        return fail(CLMOE_INVALID_DESC, "router.two_level is %u, but must be from 0 to 1",
-                    router->two_level);
+    if (router->groups.two_level > 1)
+        return fail(CLMOE_INVALID_DESC, "router.groups.two_level is %u, but must be from 0 to 1",
+                    router->groups.two_level);
     if (policy != CLMOE_POLICY_TOKEN_CHOICE)
         TRY(check_token_choice_only(desc, policies[policy].name));
     TRY(policies[policy].check(desc));

@@ -487,8 +487,10 @@ static clmoe_status read_renorm(block *b, clmoe_router_desc *router) {
             config_has(c, FIELD_RENORM_P) && !config_has_name(c, config_name(c, FIELD_RENORM_P));
         if (off)
             p = 1;
-        router->renorm = off ? CLMOE_RENORM_NONE : p == 1 ? CLMOE_RENORM_SUM : CLMOE_RENORM_PNORM;
-        router->renorm_p = (float)p;
+        router->renorm.kind = off      ? CLMOE_RENORM_NONE
+                              : p == 1 ? CLMOE_RENORM_SUM
+                                       : CLMOE_RENORM_PNORM;
+        router->renorm.p = (float)p;
         return CLMOE_SUCCESS;
     }
     if (rule == RENORM_BY_FLAG && !config_has(c, FIELD_RENORM))
@@ -499,8 +501,8 @@ static clmoe_status read_renorm(block *b, clmoe_router_desc *router) {
     TRY(config_flag(&b->config, FIELD_RENORM, &on));
     if ((rule == RENORM_NEVER || rule == RENORM_ALWAYS) && on != fixed)
         TRY(config_refuse(&b->config, FIELD_RENORM, "the model_type does the contrary, always"));
-    router->renorm = on ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
-    router->renorm_eps = on ? b->family->renorm_eps : 0;
+    router->renorm.kind = on ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+    router->renorm.eps = on ? b->family->renorm_eps : 0;
 done:
     return status;
 }
@@ -541,9 +543,9 @@ static clmoe_status read_groups(block *b, const clmoe_layer_desc *desc, clmoe_ro
         TRY(fail(CLMOE_BAD_FILE, "%s: %s is %u, but %s is %u, and at least %u experts must be left",
                  config_path(c), config_name(c, FIELD_TOPK_GROUPS), kept,
                  config_name(c, FIELD_NUM_GROUPS), groups, desc->top_k));
-    router->num_groups = groups;
-    router->topk_groups = kept;
-    router->group_score = b->family->groups == GROUPS_MAX ? CLMOE_GROUP_MAX : CLMOE_GROUP_TOP2_SUM;
+    router->groups.count = groups;
+    router->groups.topk = kept;
+    router->groups.score = b->family->groups == GROUPS_MAX ? CLMOE_GROUP_MAX : CLMOE_GROUP_TOP2_SUM;
 done:
     return status;
 }

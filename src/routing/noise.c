@@ -13,9 +13,9 @@ static clmoe_status create(clmoe_layer *layer, kernel_id id, const char *name) {
 
 clmoe_status noise_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (layer->desc.router.jitter > 0)
+    if (layer->desc.router.noise.jitter > 0)
         TRY(create(layer, KERNEL_JITTER, "jitter_rows"));
-    if (layer->desc.router.expert_dropout > 0)
+    if (layer->desc.router.dropout.experts > 0)
         TRY(create(layer, KERNEL_NOISE_EXPERTS, "noise_experts"));
     if (layer_is_noisy(layer))
         TRY(create(layer, KERNEL_NOISE, "noise_rows"));
@@ -30,7 +30,7 @@ clmoe_status step_jitter(const batch *b, launch *chain) {
     clmoe_type type = layer->desc.type;
     TRY(KERNEL_SET(kernel, ARG_TYPE(b->x, type), ARG_TYPE(region(b, REGION_JITTERED), type),
                    ARG_F32(b->state), arg_u32(layer->desc.dim),
-                   arg_f32(layer->desc.router.jitter)));
+                   arg_f32(layer->desc.router.noise.jitter)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;
@@ -41,7 +41,7 @@ static clmoe_status raw_noise(const batch *b, launch *chain, bool jittered, clmo
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     clmoe_buf x = b->x;
-    if (layer->desc.router.jitter > 0) {
+    if (layer->desc.router.noise.jitter > 0) {
         if (!jittered)
             TRY(step_jitter(b, chain));
         x = region(b, REGION_JITTERED);
@@ -67,17 +67,17 @@ clmoe_status step_noise(const batch *b, launch *chain, bool jittered) {
     clmoe_buf draws = region(b, REGION_DROPOUT);
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
-    if (router->noise == CLMOE_NOISE_LEARNED)
+    if (router->noise.kind == CLMOE_NOISE_LEARNED)
         TRY(raw_noise(b, chain, jittered, raw));
-    if (router->expert_dropout > 0) {
+    if (router->dropout.experts > 0) {
         TRY(KERNEL_SET(experts, ARG_F32(draws), ARG_F32(b->state), arg_u32(layer->columns),
-                       arg_u32(layer->desc.top_k), arg_f32(router->expert_dropout)));
+                       arg_u32(layer->desc.top_k), arg_f32(router->dropout.experts)));
         TRY(launch_1d(chain, experts, 1, layer->score_group));
     }
     TRY(KERNEL_SET(rows, ARG_F32(b->logits), ARG_F32(raw), ARG_F32(draws), ARG_F32(b->state),
                    ARG_F32(region(b, REGION_NOISY)), arg_u32(layer->columns),
-                   arg_u32((uint32_t)router->noise), arg_f32(router->noise_scale),
-                   arg_f32(router->logit_dropout)));
+                   arg_u32((uint32_t)router->noise.kind), arg_f32(router->noise.scale),
+                   arg_f32(router->dropout.logits)));
     TRY(launch_1d(chain, rows, b->tokens, layer->score_group));
 done:
     return status;

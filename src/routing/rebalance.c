@@ -59,7 +59,7 @@ static clmoe_status begin(const batch *b, launch *chain, const rebalance_scratch
     TRY(launch_columns(b, chain));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_TARGET], ARG_F32(scratch->columns),
                    ARG_F32(scratch->pairs), ARG_F32(scratch->target), arg_u32(experts),
-                   arg_u32(blocks), arg_f32(layer->desc.router.rebalance_mu)));
+                   arg_u32(blocks), arg_f32(layer->desc.router.rebalance.mu)));
     TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_TARGET], 1, layer->group));
 done:
     return status;
@@ -75,8 +75,8 @@ clmoe_status step_rebalance(const batch *b, launch *chain) {
     const rebalance_scratch scratch = scratch_of(b);
     TRY(begin(b, chain, &scratch));
     TRY(KERNEL_SET(rows, REBALANCE_ARGS(b, &scratch), ARG_F32(scratch.columns),
-                   ARG_F32(scratch.target), arg_f32(router->rebalance_mu)));
-    for (uint32_t i = 0; i < router->rebalance_iterations; i++) {
+                   ARG_F32(scratch.target), arg_f32(router->rebalance.mu)));
+    for (uint32_t i = 0; i < router->rebalance.iterations; i++) {
         if (i > 0)
             TRY(launch_columns(b, chain));
         TRY(launch_1d(chain, rows, scratch.blocks.count, layer->group));

@@ -20,7 +20,7 @@ clmoe_status score_create(clmoe_layer *layer) {
 clmoe_status router_input(const batch *b, launch *chain, clmoe_buf *x) {
     clmoe_status status = CLMOE_SUCCESS;
     *x = b->x;
-    if (!b->state.mem || b->layer->desc.router.jitter <= 0)
+    if (!b->state.mem || b->layer->desc.router.noise.jitter <= 0)
         return CLMOE_SUCCESS;
     TRY(step_jitter(b, chain));
     *x = region(b, REGION_JITTERED);
@@ -67,7 +67,7 @@ clmoe_status step_score(const batch *b, launch *chain) {
         noisy = region(b, REGION_NOISY);
     }
     TRY(step_score_rows(b, chain, noisy, b->scores));
-    if (b->layer->desc.router.two_level)
+    if (b->layer->desc.router.groups.two_level)
         TRY(step_two_level_scores(b, chain));
 done:
     return status;

@@ -31,8 +31,8 @@ static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffer
                    ARG_F32(at->partials), arg_u32(b->tokens), arg_u32(layer->columns),
                    arg_u32(blocks.size)));
     TRY(KERNEL_SET(columns, ARG_F32(at->partials), ARG_F32(at->balance), arg_u32(blocks.count),
-                   arg_u32(layer->columns), arg_f32(router->sinkhorn_tolerance)));
-    for (uint32_t i = 0; i < router->sinkhorn_iterations; i++) {
+                   arg_u32(layer->columns), arg_f32(router->sinkhorn.tolerance)));
+    for (uint32_t i = 0; i < router->sinkhorn.iterations; i++) {
         TRY(launch_1d(chain, rows, blocks.count, layer->group));
         TRY(launch_1d(chain, columns, 1, layer->group));
     }

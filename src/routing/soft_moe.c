@@ -78,7 +78,7 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_LOGITS], ARG_F32(region(b, REGION_TOKEN_NORMS)),
                    ARG_F32(region(b, REGION_SLOT_NORMS)), ARG_F32(b->logits),
                    ARG_F32(region(b, REGION_TOPS)), arg_u32(count),
-                   arg_f32(desc->router.soft_scale)));
+                   arg_f32(desc->router.soft_moe.scale)));
     TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_LOGITS], T, group));
     TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_PARTIALS], ARG_F32(b->logits),
                    ARG_F32(region(b, REGION_SOFT_PARTIALS)), arg_u32(T), arg_u32(count),

@@ -99,8 +99,8 @@ done:
 }
 
 clmoe_status step_token_choice(const batch *b, launch *chain) {
-    return b->layer->desc.router.two_level ? step_two_level_topk(b, chain)
-                                           : step_topk_scores(b, chain);
+    return b->layer->desc.router.groups.two_level ? step_two_level_topk(b, chain)
+                                                  : step_topk_scores(b, chain);
 }
 
 /* By clmoe_policy; Soft MoE does not choose. */

@@ -6,7 +6,7 @@ clmoe_status two_level_create(clmoe_layer *layer) {
         {KERNEL_TWO_LEVEL_SCORES, "two_level_scores"},
         {KERNEL_TWO_LEVEL_TOPK, "two_level_topk"},
     };
-    if (!layer->desc.router.two_level)
+    if (!layer->desc.router.groups.two_level)
         return CLMOE_SUCCESS;
     return GROUP_KERNELS(layer, "routing/two_level", kernels);
 }
@@ -15,7 +15,7 @@ clmoe_status step_group_logits(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     dense_map map = {.rows = b->tokens,
-                     .n = layer->desc.router.num_groups,
+                     .n = layer->desc.router.groups.count,
                      .k = layer->desc.dim,
                      .weight = b->weights->group_router,
                      .out = region(b, REGION_GROUP_LOGITS)};
@@ -29,7 +29,7 @@ clmoe_status step_two_level_scores(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_SCORES];
-    uint32_t group = layer->group, groups = layer->desc.router.num_groups;
+    uint32_t group = layer->group, groups = layer->desc.router.groups.count;
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
     clmoe_buf logits = region(b, REGION_GROUP_LOGITS);
@@ -49,7 +49,7 @@ clmoe_status step_two_level_topk(const batch *b, launch *chain) {
     uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(select_bias_of(b)),
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
-                   ARG_F32(b->live), arg_u32(b->tokens), arg_u32(router->num_groups),
+                   ARG_F32(b->live), arg_u32(b->tokens), arg_u32(router->groups.count),
                    arg_struct(&layer->router, sizeof layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:

@@ -56,8 +56,8 @@ static void every_combination(void **state) {
                 clmoe_layer_desc desc = small_desc();
                 if (target == 0) { /* a choice that a fresh top-k would not make */
                     desc.router.select_bias = 1;
-                    desc.router.num_groups = 7;
-                    desc.router.topk_groups = 3;
+                    desc.router.groups.count = 7;
+                    desc.router.groups.topk = 3;
                 }
                 balance_options options = everything;
                 options.target = options.offsets = target;
@@ -128,9 +128,9 @@ static void combine_weights(void **state) {
             clmoe_router_desc *router = &desc.router;
             router->score = (clmoe_score_function)score;
             router->order = number % 2 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
-            router->renorm = (clmoe_renorm)(number / 2 % 3);
-            router->renorm_p = number % 4 ? 2.0f : 1.0f;
-            router->renorm_eps = number > 6 ? 0.1f : 0.0f;
+            router->renorm.kind = (clmoe_renorm)(number / 2 % 3);
+            router->renorm.p = number % 4 ? 2.0f : 1.0f;
+            router->renorm.eps = number > 6 ? 0.1f : 0.0f;
             router->scale = number > 6 ? 2.5f : 1.0f;
             router->expert_scale = number / 6;
             router->softcap = number % 5 ? 0.0f : 2.5f;
@@ -162,10 +162,10 @@ static void renorm_after_drop(void **state) {
             clmoe_router_desc *router = &desc.router;
             router->score = (clmoe_score_function)score;
             router->order = number % 2 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
-            router->renorm = (clmoe_renorm)(number / 2);
-            router->renorm_p = 2.0f;
-            router->renorm_eps = 0.25f;
-            router->renorm_after_drop = 1;
+            router->renorm.kind = (clmoe_renorm)(number / 2);
+            router->renorm.p = 2.0f;
+            router->renorm.eps = 0.25f;
+            router->renorm.after_drop = 1;
             router->expert_scale = number == 3;
             balance_options options = everything;
             options.positive = score == CLMOE_SCORE_IDENTITY;
@@ -244,8 +244,8 @@ static void noise(void **state) {
     for (int kind = CLMOE_NOISE_GAUSSIAN; kind <= CLMOE_NOISE_LEARNED; kind++)
         for (uint32_t number = 0; number < 4; number++) {
             clmoe_layer_desc desc = small_desc();
-            desc.router.noise = (clmoe_noise)kind;
-            desc.router.noise_scale = number % 2 ? 0.5f : 1.0f;
+            desc.router.noise.kind = (clmoe_noise)kind;
+            desc.router.noise.scale = number % 2 ? 0.5f : 1.0f;
             desc.router.softcap = number / 2 ? 3.0f : 0.0f;
             test_case("noise %d, number %u", kind, number);
             seed_set(number + 1);

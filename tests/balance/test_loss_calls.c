@@ -120,8 +120,8 @@ static void forward(void **state) {
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (int kind = CLMOE_NOISE_GAUSSIAN; kind <= CLMOE_NOISE_LEARNED; kind++) {
             clmoe_layer_desc desc = desc_of(&s);
-            desc.router.noise = (clmoe_noise)kind;
-            desc.router.renorm = CLMOE_RENORM_SUM;
+            desc.router.noise.kind = (clmoe_noise)kind;
+            desc.router.renorm.kind = CLMOE_RENORM_SUM;
             desc.router.scale = 1.5f;
             desc.balance.device_groups = 4;
             desc.capacity.factor = 0.8;
@@ -149,7 +149,7 @@ static void balance_case(uint32_t form, bool packed) {
     clmoe_loss_desc every[CLMOE_LOSS_TOKEN_ENTROPY + 1];
     const shape small = {9, 10, 12, 2, 3, 7};
     clmoe_layer_desc desc = desc_of(&small);
-    desc.router.noise = CLMOE_NOISE_LEARNED;
+    desc.router.noise.kind = CLMOE_NOISE_LEARNED;
     desc.router.score = packed ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
     desc.balance.device_groups = 4;
     desc.capacity.tokens_per_sequence = 4;
@@ -267,7 +267,7 @@ static void descriptors(void **state) {
         {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .controlled = 2}, "losses[0].controlled is 2"},
         {{.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = -1.0f}, "losses[0].beta is -1"},
         {{.kind = CLMOE_LOSS_MINIMAX, .weight = 1.0f, .beta = NAN}, "losses[0].beta is nan"},
-        {{.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f}, "needs router.noise"},
+        {{.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f}, "needs router.noise.kind"},
     };
     clmoe_layer_desc desc = full_desc();
     balance_options options = {.kind = PATTERN_UNIFORM, .state = true, .supplied = true};
@@ -332,7 +332,7 @@ static void dropless(clmoe_layer_desc *d) {
 }
 
 static void noise(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+    d->router.noise.kind = CLMOE_NOISE_GAUSSIAN;
 }
 
 static void noise_all(clmoe_layer_desc *d) {
@@ -342,8 +342,8 @@ static void noise_all(clmoe_layer_desc *d) {
 
 static void noise_groups(clmoe_layer_desc *d) {
     noise(d);
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
 }
 
 static void noise_bias(clmoe_layer_desc *d) {
@@ -362,13 +362,13 @@ static void sparsemixer(clmoe_layer_desc *d) {
 }
 
 static void two_level(clmoe_layer_desc *d) {
-    d->router.two_level = 1;
-    d->router.num_groups = 6;
-    d->router.topk_groups = 3;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 6;
+    d->router.groups.topk = 3;
 }
 
 static void rebalance(clmoe_layer_desc *d) {
-    d->router.rebalance_iterations = 2;
+    d->router.rebalance.iterations = 2;
 }
 
 static const struct {
@@ -394,10 +394,10 @@ static const struct {
      "router.score sparsemixer does not have yet"},
     {two_level,
      {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .p_source = CLMOE_P_WEIGHTS},
-     "router.two_level does not have yet"},
+     "router.groups.two_level does not have yet"},
     {rebalance,
      {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .p_source = CLMOE_P_WEIGHTS},
-     "router.rebalance_iterations does not have yet"},
+     "router.rebalance.iterations does not have yet"},
 };
 
 /* Losses that contradict themselves or the layer: each with its own sentence. */
@@ -426,7 +426,7 @@ static void contradictions(void **state) {
 static void noise_weights(void **state) {
     (void)state;
     clmoe_layer_desc desc = full_desc();
-    desc.router.noise = CLMOE_NOISE_LEARNED;
+    desc.router.noise.kind = CLMOE_NOISE_LEARNED;
     balance_options options = {.kind = PATTERN_UNIFORM, .state = true};
     const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f};
     balance_batch b;

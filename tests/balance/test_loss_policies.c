@@ -23,13 +23,13 @@ static clmoe_layer_desc plain_desc(uint32_t top_k) {
     const shape s = {TOKENS, DIM, EXPERTS, 0, top_k, 3};
     clmoe_layer_desc desc = desc_of(&s);
     desc.balance.device_groups = 4;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     return desc;
 }
 
-/* x Wg^T [T,num_groups]. */
+/* x Wg^T [T,groups.count]. */
 static double *group_logits(const clmoe_layer_desc *desc, const float *x, const float *matrix) {
-    size_t G = desc->router.num_groups;
+    size_t G = desc->router.groups.count;
     double *to = HOST(double, TOKENS *G);
     for (size_t t = 0; t < TOKENS; t++)
         for (size_t g = 0; g < G; g++)
@@ -45,7 +45,7 @@ static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t gro
     size_t n = TOKENS * EXPERTS, pairs = ref_pairs(desc, TOKENS);
     balance_batch *b = &c->b;
     clmoe_layer_desc plain = *desc;
-    plain.router.two_level = 0;
+    plain.router.groups.two_level = 0;
     memset(c, 0, sizeof *c);
     balance_make(b, &plain, TOKENS, &options);
     b->desc = *desc;
@@ -55,8 +55,8 @@ static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t gro
     c->host.expert_scale = b->in.expert_scale;
     c->weights = weights_upload(desc, &c->host);
     float *x = random_eighths(TOKENS * DIM, 1.0);
-    c->group_logits = desc->router.two_level ? TOKENS * desc->router.num_groups : 0;
-    if (desc->router.two_level)
+    c->group_logits = desc->router.groups.two_level ? TOKENS * desc->router.groups.count : 0;
+    if (desc->router.groups.two_level)
         b->in.group_logits = group_logits(desc, x, c->host.group_router);
     clmoe_forward_args_init(&c->args);
     c->args.tokens = TOKENS;
@@ -98,7 +98,7 @@ static void take_choice(policy_case *c) {
     const uint32_t *words = (const uint32_t *)buf_get(c->args.stats) + sizeof(clmoe_stats) / 4;
     uint32_t *out = HOST(uint32_t, EXPERTS);
     b->in.live = NULL;
-    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->two_level) {
+    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->groups.two_level) {
         b->in.ids = buf_get(c->args.ids);
         b->in.pair_weights = buf_get(c->args.pair_weights);
     }
@@ -185,7 +185,7 @@ static void check_steps(policy_case *c, uint32_t group_size, uint32_t count) {
 static bool has_loss(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) {
     if (loss->kind == CLMOE_LOSS_SMOOTH_LOAD || !loss_is_defined(desc, loss))
         return false;
-    return loss->p_source != CLMOE_P_WEIGHTS || !desc->router.two_level;
+    return loss->p_source != CLMOE_P_WEIGHTS || !desc->router.groups.two_level;
 }
 
 /* The next loss after number `at` of all kinds and sources that the layer has; false: none. */
@@ -233,8 +233,8 @@ static void rerouted(void **state) {
         desc.router.score = number % 2 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
         desc.router.order = number == 4 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
         desc.router.select_bias = number == 1 || number == 5;
-        desc.router.num_groups = number == 5 ? 4 : 0;
-        desc.router.topk_groups = number == 5 ? 2 : 0;
+        desc.router.groups.count = number == 5 ? 4 : 0;
+        desc.router.groups.topk = number == 5 ? 2 : 0;
         desc.router.expert_scale = number == 2;
         desc.capacity.factor = 0.75;
         desc.capacity.overflow = number == 3 ? CLMOE_OVERFLOW_DROP : CLMOE_OVERFLOW_REROUTE;
@@ -247,9 +247,9 @@ static void two_levels(void **state) {
     (void)state;
     for (uint32_t number = 0; number < 4; number++) {
         clmoe_layer_desc desc = plain_desc(number % 2 ? 2 : 4);
-        desc.router.two_level = 1;
-        desc.router.num_groups = number == 1 ? 6 : 4;
-        desc.router.topk_groups = 2;
+        desc.router.groups.two_level = 1;
+        desc.router.groups.count = number == 1 ? 6 : 4;
+        desc.router.groups.topk = 2;
         desc.router.temperature = number == 2 ? 0.7f : 1.0f;
         desc.router.softcap = number == 3 ? 2.5f : 0.0f;
         desc.capacity.factor = number % 2 ? 0.75 : 0.0;
@@ -267,7 +267,7 @@ static void other_policies(void **state) {
         desc.router.score = number / 3 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
         desc.router.expert_scale = number / 3;
         if (policy == CLMOE_POLICY_EXPERT_CHOICE) {
-            desc.router.renorm = CLMOE_RENORM_NONE;
+            desc.router.renorm.kind = CLMOE_RENORM_NONE;
             desc.capacity.rows = 11; /* E C = T K */
         }
         test_case("policy %d, number %u", policy, number);

@@ -61,7 +61,7 @@ static void every_score(void **state) {
                                     : CLMOE_ORDER_SCORE_THEN_TOPK;
             desc.router.softcap = number / 2 % 2 ? 2.5f : 0.0f;
             desc.router.temperature = number / 4 % 2 ? 0.7f : 1.0f;
-            desc.router.renorm = number % 3 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+            desc.router.renorm.kind = number % 3 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
             desc.balance.device_groups = 8;
             pattern kind = number == 5 ? PATTERN_NONFINITE : PATTERN_UNIFORM;
             balance_options options = {.kind = kind,

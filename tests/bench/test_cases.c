@@ -109,7 +109,7 @@ static void test_small_cases(void **state) {
             test_case("%s T=%u, engine %s", c->name, (unsigned)c->tokens, *engine);
             clmoe_layer_desc desc = desc_of(&sizes);
             desc.engine = *engine;
-            desc.router.renorm = CLMOE_RENORM_SUM;
+            desc.router.renorm.kind = CLMOE_RENORM_SUM;
             batch_make(&b, &desc, c->tokens);
             batch_run(test_layer(0, &desc), &b, &d);
             batch_compare(&b, &d, batch_reference(&b));

@@ -250,7 +250,7 @@ static bool has_engine(const char *name) {
 static clmoe_layer_desc desc_of_kind(int kind) {
     clmoe_layer_desc d = desc_of(&small);
     d.router.bias = d.router.expert_scale = 1;
-    d.router.noise = kind == EXTERNAL ? CLMOE_NOISE_NONE : CLMOE_NOISE_LEARNED;
+    d.router.noise.kind = kind == EXTERNAL ? CLMOE_NOISE_NONE : CLMOE_NOISE_LEARNED;
     d.router.select_bias = kind != CHOICE;
     d.shared_gate = d.output_bias = 1;
     lay_out(&d.experts, kind == USUAL || kind == CHOICE ? CLMOE_GATE_CONCAT : CLMOE_GATE_SEPARATE);
@@ -262,9 +262,9 @@ static clmoe_layer_desc desc_of_kind(int kind) {
     if (kind == CHOICE)
         d.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
     if (kind == TWO_LEVEL) {
-        d.router.two_level = 1;
-        d.router.num_groups = 4;
-        d.router.topk_groups = 2;
+        d.router.groups.two_level = 1;
+        d.router.groups.count = 4;
+        d.router.groups.topk = 2;
     }
     if (kind == EXTERNAL && has_engine("cpu"))
         d.engine = "cpu";

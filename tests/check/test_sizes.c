@@ -163,7 +163,7 @@ static void by_factor(clmoe_layer_desc *d) {
 }
 static void by_small_factor(clmoe_layer_desc *d) {
     d->capacity.factor = 0.1;
-    d->router.rebalance_iterations = 3;
+    d->router.rebalance.iterations = 3;
 }
 static void in_sequences(clmoe_layer_desc *d) {
     d->capacity.factor = 1.0;
@@ -189,7 +189,7 @@ static void soft(clmoe_layer_desc *d) {
 static void soft_moe(clmoe_layer_desc *d) {
     any_policy(d, CLMOE_POLICY_SOFT_MOE);
     d->top_k = 1;
-    d->router.slots_per_expert = 3;
+    d->router.soft_moe.slots = 3;
 }
 static void one_expert(clmoe_layer_desc *d) {
     d->num_experts = d->top_k = 1;

@@ -183,11 +183,11 @@ static void every_weight_rule(void **state) {
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (uint32_t number = 0; number < 16; number++) {
             clmoe_layer_desc desc = desc_rerouting(&s, 0.9);
-            desc.router.renorm = (clmoe_renorm)(number % 3);
+            desc.router.renorm.kind = (clmoe_renorm)(number % 3);
             desc.router.scale = number % 2 ? 2.5f : 1.0f;
             desc.router.expert_scale = number % 4 == 1;
             desc.router.select_bias = number % 5 < 2;
-            desc.router.renorm_after_drop = number % 7 == 3;
+            desc.router.renorm.after_drop = number % 7 == 3;
             if (number % 2)
                 desc.router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
             desc.router.score = number % 8 == 7   ? CLMOE_SCORE_SPARSEMIXER
@@ -221,7 +221,7 @@ static void foreign_choices(void **state) {
             r.plan.ids = ids;
             r.plan.live = NULL;
             r.plan.token_offsets = with_offsets ? offsets : NULL;
-            desc.router.renorm = CLMOE_RENORM_SUM;
+            desc.router.renorm.kind = CLMOE_RENORM_SUM;
             check_reroute(group_sizes[g], &desc, &r, false);
         }
 }
@@ -265,8 +265,8 @@ static void whole_layer(void **state) {
                 clmoe_layer_desc desc = desc_rerouting(&s, number % 2 ? 1.0 : 0.7);
                 desc.engine = engines[n];
                 desc.capacity.keep = (clmoe_keep)(number / 2 % 2);
-                desc.router.renorm = CLMOE_RENORM_SUM;
-                desc.router.renorm_after_drop = number % 3 == 0;
+                desc.router.renorm.kind = CLMOE_RENORM_SUM;
+                desc.router.renorm.after_drop = number % 3 == 0;
                 desc.training = number % 4 == 0;
                 test_case("engine %s, group size %u, number %u", engines[n], group_sizes[g],
                           number);
@@ -297,7 +297,7 @@ static void same_bits_every_time(void **state) {
     const shape s = {2000, 5, 64, 0, 6, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
         clmoe_layer_desc desc = desc_rerouting(&s, 1.0);
-        desc.router.renorm = CLMOE_RENORM_SUM;
+        desc.router.renorm.kind = CLMOE_RENORM_SUM;
         test_case("group size %u", group_sizes[g]);
         seed_set(11);
         routing r;

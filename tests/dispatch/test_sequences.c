@@ -171,8 +171,8 @@ static void whole_layer(void **state) {
             for (uint32_t number = 0; number < 4; number++) {
                 clmoe_layer_desc desc = desc_of(&s);
                 desc.engine = engines[n];
-                desc.router.renorm = CLMOE_RENORM_SUM;
-                desc.router.renorm_after_drop = number % 2;
+                desc.router.renorm.kind = CLMOE_RENORM_SUM;
+                desc.router.renorm.after_drop = number % 2;
                 desc.capacity.factor = 0.8;
                 desc.capacity.keep = number < 2 ? CLMOE_KEEP_POSITION : CLMOE_KEEP_CHOICE_MAJOR;
                 desc.capacity.tokens_per_sequence = 12 + number;

@@ -117,9 +117,9 @@ static void types_biases_engines_layouts(void **state) {
 /* Policies with weights of their own. */
 static void two_levels(clmoe_layer_desc *desc) {
     desc->num_identity_experts = 0;
-    desc->router.num_groups = 3;
-    desc->router.topk_groups = 2;
-    desc->router.two_level = 1;
+    desc->router.groups.count = 3;
+    desc->router.groups.topk = 2;
+    desc->router.groups.two_level = 1;
     desc->router.bias = desc->router.expert_scale = 1;
 }
 
@@ -155,7 +155,7 @@ static void types_of_noise_router(void **state) {
         test_case("types %d, router %d", triples[i].x, triples[i].router);
         seed_set(i + 1);
         desc.router.score = CLMOE_SCORE_IDENTITY;
-        desc.router.noise = CLMOE_NOISE_LEARNED;
+        desc.router.noise.kind = CLMOE_NOISE_LEARNED;
         float *x = random_eighths(T * D, 1.0), *wn = random_eighths(R * D, 0.3);
         float *logits = random_floats(T * R, 1.0);
         round_all(desc.type, x, T * D);

@@ -8,10 +8,10 @@ static const shape small = {TOKENS, 16, 8, 0, 2, 12};
 
 /* All that a state makes random, and what its controllers turn. */
 static void with_state(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_LEARNED;
-    d->router.jitter = 0.1f;
-    d->router.expert_dropout = 0.1f;
-    d->router.logit_dropout = 0.1f;
+    d->router.noise.kind = CLMOE_NOISE_LEARNED;
+    d->router.noise.jitter = 0.1f;
+    d->router.dropout.experts = 0.1f;
+    d->router.dropout.logits = 0.1f;
     d->router.select_bias = 1;
     d->capacity.rows = 4;
     d->capacity.keep = CLMOE_KEEP_RANDOM;
@@ -19,7 +19,7 @@ static void with_state(clmoe_layer_desc *d) {
 }
 
 static void sequences(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+    d->router.noise.kind = CLMOE_NOISE_GAUSSIAN;
     d->capacity.rows = 2;
     d->capacity.keep = CLMOE_KEEP_WEIGHT;
     d->capacity.tokens_per_sequence = 5;
@@ -28,14 +28,14 @@ static void sequences(clmoe_layer_desc *d) {
 
 static void expert_choice(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
-    d->router.noise = CLMOE_NOISE_GAUSSIAN;
+    d->router.noise.kind = CLMOE_NOISE_GAUSSIAN;
     d->capacity.rows = 3;
 }
 
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.sinkhorn_iterations = 3;
-    d->router.sinkhorn_tolerance = 1e-3f;
+    d->router.sinkhorn.iterations = 3;
+    d->router.sinkhorn.tolerance = 1e-3f;
 }
 
 static void soft(clmoe_layer_desc *d) {
@@ -44,15 +44,15 @@ static void soft(clmoe_layer_desc *d) {
 }
 
 static void two_level(clmoe_layer_desc *d) {
-    d->router.two_level = 1;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
 }
 
 static void soft_moe(clmoe_layer_desc *d) {
     d->top_k = 1;
     d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.slots_per_expert = 3;
+    d->router.soft_moe.slots = 3;
 }
 
 static void reroute(clmoe_layer_desc *d) {
@@ -61,15 +61,15 @@ static void reroute(clmoe_layer_desc *d) {
 }
 
 static void rebalance(clmoe_layer_desc *d) {
-    d->router.rebalance_iterations = 3;
+    d->router.rebalance.iterations = 3;
 }
 
 /* What clmoe_forward() does between its steps. */
 static void forward_alone(clmoe_layer_desc *d) {
-    d->router.jitter = 0.1f;
-    d->router.jitter_experts = 1;
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_after_drop = 1;
+    d->router.noise.jitter = 0.1f;
+    d->router.noise.jitter_experts = 1;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.after_drop = 1;
     d->capacity.rows = 4;
 }
 
@@ -158,7 +158,7 @@ static clmoe_status run_calls(rig *r) {
 }
 
 static size_t groups_bytes(const rig *r) {
-    return (size_t)TOKENS * r->desc.router.num_groups * 4;
+    return (size_t)TOKENS * r->desc.router.groups.count * 4;
 }
 
 /* Gradients are added to what is there. */
@@ -251,9 +251,9 @@ static void make_balance(rig *r, const variant *v) {
     r->args.num_losses = v->num_losses;
     r->args.loss_values = buf_new(v->num_losses * 4);
     r->args.dlogits = buf_new(logits);
-    if (r->desc.router.noise == CLMOE_NOISE_LEARNED)
+    if (r->desc.router.noise.kind == CLMOE_NOISE_LEARNED)
         r->args.dnoise = buf_new(logits);
-    if (r->desc.router.two_level)
+    if (r->desc.router.groups.two_level)
         r->args.dgroup_logits = buf_new(groups_bytes(r));
 }
 

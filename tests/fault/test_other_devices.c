@@ -67,7 +67,7 @@ static const shape small = {33, 21, 12, 0, 3, 19};
 static clmoe_layer_desc small_desc(const char *engine) {
     clmoe_layer_desc desc = desc_of(&small);
     desc.engine = engine;
-    desc.router.renorm = CLMOE_RENORM_SUM;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
     return desc;
 }
 
@@ -154,27 +154,27 @@ static void reroute(clmoe_layer_desc *d) {
 static void keep_by_weight(clmoe_layer_desc *d) {
     d->capacity.factor = 0.75;
     d->capacity.keep = CLMOE_KEEP_WEIGHT;
-    d->router.renorm_after_drop = 1;
+    d->router.renorm.after_drop = 1;
     d->shared.hidden_dim = 9;
 }
 
 static void two_level(clmoe_layer_desc *d) {
     d->top_k = 6;
-    d->router.two_level = 1;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
     d->normalize_experts = 1;
 }
 
 static void expert_choice(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
-    d->router.renorm = CLMOE_RENORM_NONE;
+    d->router.renorm.kind = CLMOE_RENORM_NONE;
     d->capacity.factor = 1.0;
 }
 
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.rebalance_iterations = 3;
+    d->router.rebalance.iterations = 3;
 }
 
 static void soft(clmoe_layer_desc *d) {
@@ -184,7 +184,7 @@ static void soft(clmoe_layer_desc *d) {
 
 static void soft_moe(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.renorm = CLMOE_RENORM_NONE;
+    d->router.renorm.kind = CLMOE_RENORM_NONE;
     d->top_k = 1;
 }
 

@@ -34,7 +34,7 @@ typedef struct expected {
 #define EXPERTS       .experts = {.hidden_dim = 32}
 #define SHARED(width) .shared = {.hidden_dim = width}
 #define TOPK_SOFTMAX  .router = {.order = CLMOE_ORDER_TOPK_THEN_SCORE}
-#define RENORM_ONE    .renorm = CLMOE_RENORM_SUM
+#define RENORM_ONE    .renorm.kind = CLMOE_RENORM_SUM
 
 static const expected families[] = {
     {"deepseek_v2", "mlp", "gate.weight", PROJ_EXPERTS, .shared = PROJ("shared_experts."),
@@ -45,11 +45,11 @@ static const expected families[] = {
               .router = {.score = CLMOE_SCORE_SIGMOID,
                          .select_bias = 1,
                          RENORM_ONE,
-                         .renorm_eps = 1e-20F,
+                         .renorm.eps = 1e-20F,
                          .scale = 2.5F,
-                         .num_groups = 4,
-                         .topk_groups = 2,
-                         .group_score = CLMOE_GROUP_TOP2_SUM}}},
+                         .groups.count = 4,
+                         .groups.topk = 2,
+                         .groups.score = CLMOE_GROUP_TOP2_SUM}}},
     {"ernie4_5_moe", "mlp", "gate.weight", PROJ_EXPERTS, .shared = PROJ("shared_experts."),
      .select_bias = "moe_statics.e_score_correction_bias",
      .desc = {SIZES(16, 4), EXPERTS, SHARED(64), .router = {.select_bias = 1, RENORM_ONE}}},
@@ -59,7 +59,7 @@ static const expected families[] = {
               .router = {.score = CLMOE_SCORE_SIGMOID,
                          .select_bias = 1,
                          RENORM_ONE,
-                         .renorm_eps = 1e-20F,
+                         .renorm.eps = 1e-20F,
                          .scale = 1.5F}}},
     {"gpt_oss", "mlp", "router.weight", .router_bias = "router.bias",
      .experts = {"experts.gate_up_proj", NULL, "experts.down_proj", "experts.gate_up_proj_bias",
@@ -85,7 +85,7 @@ static const expected families[] = {
               .router = {.score = CLMOE_SCORE_SIGMOID,
                          .select_bias = 1,
                          RENORM_ONE,
-                         .renorm_eps = 1e-6F}}},
+                         .renorm.eps = 1e-6F}}},
     {"llama4_text", "feed_forward", "router.weight", .shared = PROJ("shared_expert."),
      .experts = MLP("experts.gate_up_proj", NULL, "experts.down_proj"),
      .desc = {SIZES(8, 1), SHARED(32),
@@ -167,13 +167,13 @@ static void check_router(const clmoe_router_desc *got, const clmoe_router_desc *
     SAME(softcap);
     SAME(bias);
     SAME(select_bias);
-    SAME(num_groups);
-    SAME(topk_groups);
-    SAME(group_score);
-    SAME(renorm);
-    SAME(renorm_eps);
-    SAME(renorm_p);
-    SAME(renorm_after_drop);
+    SAME(groups.count);
+    SAME(groups.topk);
+    SAME(groups.score);
+    SAME(renorm.kind);
+    SAME(renorm.eps);
+    SAME(renorm.p);
+    SAME(renorm.after_drop);
     SAME(scale);
     SAME(expert_scale);
     SAME(sparsemixer_eps);
@@ -206,7 +206,7 @@ static clmoe_layer_desc desc_expected(const expected *e) {
     clmoe_layer_desc_init(&defaults);
     desc.struct_size = defaults.struct_size;
     desc.router.temperature = defaults.router.temperature;
-    desc.router.renorm_p = defaults.router.renorm_p;
+    desc.router.renorm.p = defaults.router.renorm.p;
     desc.router.sparsemixer_eps = defaults.router.sparsemixer_eps;
     desc.router.scale = desc.router.scale != 0 ? desc.router.scale : defaults.router.scale;
     desc.experts.alpha = desc.experts.alpha != 0 ? desc.experts.alpha : defaults.experts.alpha;

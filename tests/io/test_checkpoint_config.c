@@ -173,7 +173,7 @@ static void test_unknown_model_type(void **state) {
     char *known = replaced(CONFIG, "qwen3_moe", "mystery");
     const char *directory = write_checkpoint("mystery", known, TENSORS);
     OK(describe_as("pattern", directory, 0, &desc));
-    assert_int_equal(desc.router.renorm, CLMOE_RENORM_SUM);
+    assert_int_equal(desc.router.renorm.kind, CLMOE_RENORM_SUM);
     assert_int_equal(desc.router.score, CLMOE_SCORE_SOFTMAX);
     char *unclear = replaced(known, "\"norm_topk_prob\": true,", "");
     write_text(temp_path("mystery/config.json"), unclear);
@@ -269,7 +269,7 @@ static void test_rules(void **state) {
     const char *directory = write_checkpoint("rules", flint, TENSORS SHARED);
     OK(describe(directory, 0, &desc));
     assert_int_equal(desc.router.score, CLMOE_SCORE_SIGMOID);
-    assert_int_equal(desc.router.renorm, CLMOE_RENORM_SUM);
+    assert_int_equal(desc.router.renorm.kind, CLMOE_RENORM_SUM);
     assert_int_equal(desc.shared.hidden_dim, 5);
     char *step = replaced(CONFIG, "qwen3_moe",
                           "step3p5\", \"moe_router_scaling_factor\": 1.75, "

@@ -157,17 +157,17 @@ static bool set_activation(const json_t *value, clmoe_layer_desc *want) {
 
 static bool set_groups(const json_t *config, const char *name, const json_t *value,
                        clmoe_layer_desc *want) {
-    uint32_t number = (uint32_t)json_integer_value(value), *field = &want->router.topk_groups;
-    bool grouped = want->router.num_groups > 1;
+    uint32_t number = (uint32_t)json_integer_value(value), *field = &want->router.groups.topk;
+    bool grouped = want->router.groups.count > 1;
     const char *method = json_string_value(json_object_get(config, "topk_method"));
     if (json_is_string(value) || (method && strcmp(method, "greedy") == 0))
         return true; /* the same descriptor, or refused */
     if (strcmp(name, "n_group") == 0 || strcmp(name, "num_expert_groups") == 0)
-        field = &want->router.num_groups;
+        field = &want->router.groups.count;
     bool same = number == (*field > 0 ? *field : 1);
     if (strcmp(name, "n_group") == 0 && !grouped && !same) { /* of which one is kept, then */
-        want->router.topk_groups = 1;
-        want->router.group_score = CLMOE_GROUP_TOP2_SUM;
+        want->router.groups.topk = 1;
+        want->router.groups.score = CLMOE_GROUP_TOP2_SUM;
     }
     if (!same)
         *field = number;
@@ -204,7 +204,7 @@ static bool apply(const json_t *config, size_t field, const json_t *whole, clmoe
         want->top_k = (uint32_t)number;
         return json_is_integer(value) && number > 0;
     case RENORM:
-        want->router.renorm = json_is_true(value) ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+        want->router.renorm.kind = json_is_true(value) ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
         return json_is_boolean(value);
     case ACTIVATION:
         return set_activation(value, want);
@@ -294,8 +294,8 @@ static void check_case(const place *at, const json_t *config, size_t field, json
         bool off = json_is_null(value) &&
                    (fields[field].effect != SHARED || !json_object_get(config, fields[field].name));
         CHECK(off || apply(config, field, value, &want), "accepted\n");
-        if (want.router.renorm != plain->router.renorm)
-            want.router.renorm_eps = got.router.renorm_eps; /* a family's own */
+        if (want.router.renorm.kind != plain->router.renorm.kind)
+            want.router.renorm.eps = got.router.renorm.eps; /* a family's own */
         compare_bits("descriptor", &got, &want, sizeof got);
     }
     json_decref(changed);

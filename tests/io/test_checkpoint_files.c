@@ -509,8 +509,8 @@ static void test_norms(void **state) {
         char *config = replaced(layout_cases[6].config, "\"ffn_hidden_size\"", text);
         OK(describe(write_checkpoint("norms", config, layout_cases[6].tensors), 0, &desc));
         free(config);
-        assert_int_equal(desc.router.renorm, want[i]);
-        assert_true(desc.router.renorm_p == (want[i] == CLMOE_RENORM_PNORM ? 2.0f : 1.0f));
+        assert_int_equal(desc.router.renorm.kind, want[i]);
+        assert_true(desc.router.renorm.p == (want[i] == CLMOE_RENORM_PNORM ? 2.0f : 1.0f));
     }
 }
 

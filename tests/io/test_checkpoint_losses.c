@@ -244,7 +244,7 @@ static void check_family(const char *name, bool masked) {
     double k = choices_per_token(&q);
     check("switch softmax fresh, times K: Hugging Face", k * (double)values[0], hugging_face(&q));
     check("switch fresh: Megatron-Core", k / (double)q.top_k * (double)values[1], megatron(&q));
-    if (router->select_bias == 0 && router->num_groups <= 1)
+    if (router->select_bias == 0 && router->groups.count <= 1)
         check("load and importance: Megatron-Core", from_statistics(&q, stats), megatron(&q));
 }
 

@@ -14,8 +14,8 @@ static void softcap_pnorm(clmoe_layer_desc *d) {
     d->router.temperature = 0.6f;
     d->router.softcap = 4.0f;
     d->router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
-    d->router.renorm = CLMOE_RENORM_PNORM;
-    d->router.renorm_p = 2.0f;
+    d->router.renorm.kind = CLMOE_RENORM_PNORM;
+    d->router.renorm.p = 2.0f;
     d->experts.activation = CLMOE_ACT_GELU_ERF;
     d->experts.gate_up_bias = 1;
 }
@@ -146,9 +146,9 @@ static void two_levels(void **state) {
     clmoe_layer_desc desc = desc_of(&small);
     desc.num_identity_experts = 0;
     desc.top_k = 6;
-    desc.router.two_level = 1;
-    desc.router.num_groups = 3;
-    desc.router.topk_groups = 2;
+    desc.router.groups.two_level = 1;
+    desc.router.groups.count = 3;
+    desc.router.groups.topk = 2;
     test_case("two levels");
     seed_set(2);
     batch_make(&b, &desc, small.tokens);
@@ -170,7 +170,7 @@ static void gumbel_noise(void **state) {
     clmoe_layer_desc desc = desc_of(&small);
     size_t R = ref_columns(&desc), n = small.tokens * R;
     desc.router.score = CLMOE_SCORE_IDENTITY;
-    desc.router.noise = CLMOE_NOISE_GUMBEL;
+    desc.router.noise.kind = CLMOE_NOISE_GUMBEL;
     test_case("Gumbel noise");
     seed_set(4);
     clmoe_layer *layer = test_layer(0, &desc);
@@ -198,22 +198,22 @@ static void gumbel_noise(void **state) {
 
 static void identity(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_IDENTITY;
-    d->router.renorm = CLMOE_RENORM_PNORM;
-    d->router.renorm_p = 2.0f;
+    d->router.renorm.kind = CLMOE_RENORM_PNORM;
+    d->router.renorm.p = 2.0f;
     d->router.softcap = 2.5f;
 }
 
 static void sqrt_softplus(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->router.expert_scale = 1;
 }
 
 static void over_chosen(clmoe_layer_desc *d) {
     d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_eps = 0.25f;
-    d->router.renorm_after_drop = 1;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.eps = 0.25f;
+    d->router.renorm.after_drop = 1;
     d->capacity.rows = 2;
 }
 
@@ -223,12 +223,12 @@ static void over_row(clmoe_layer_desc *d) {
 
 static void sigmoid(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SIGMOID;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
 static void gaussian(clmoe_layer_desc *d) {
-    d->router.noise = CLMOE_NOISE_GAUSSIAN;
-    d->router.logit_dropout = 0.5f;
+    d->router.noise.kind = CLMOE_NOISE_GAUSSIAN;
+    d->router.dropout.logits = 0.5f;
     d->num_experts = 5;
     d->num_identity_experts = 0;
 }
@@ -277,7 +277,7 @@ static void losses(void **state) {
         loss_cases[i].set(&desc);
         balance_options options = {.kind = loss_cases[i].kind,
                                    .supplied = true,
-                                   .state = desc.router.noise != CLMOE_NOISE_NONE,
+                                   .state = desc.router.noise.kind != CLMOE_NOISE_NONE,
                                    .positive = desc.router.score == CLMOE_SCORE_IDENTITY};
         test_case("losses %zu", i);
         seed_set(5);
@@ -287,7 +287,7 @@ static void losses(void **state) {
         if (loss_cases[i].set == sigmoid)
             odd_tokens(&b);
         balance_upload(&b, 0);
-        if (desc.router.renorm_after_drop)
+        if (desc.router.renorm.after_drop)
             loss_renorm_after_drop(&b);
         for (size_t k = 0; k < 4 && loss_cases[i].losses[k].weight != 0.0f; k++)
             loss_check(&b, &loss_cases[i].losses[k]);

@@ -13,8 +13,8 @@ static void keep_rules(clmoe_layer_desc *d, uint32_t i) {
 
 static void groups(clmoe_layer_desc *d, uint32_t i) {
     d->num_identity_experts = 0;
-    d->router.num_groups = 4u << i;
-    d->router.topk_groups = 2;
+    d->router.groups.count = 4u << i;
+    d->router.groups.topk = 2;
 }
 
 static void sizes(clmoe_layer_desc *d, uint32_t i) {

@@ -125,15 +125,15 @@ static double group_score(clmoe_group_score kind, const double *group, size_t n,
 /* Sets the choices outside the best groups to -infinity. */
 static void mask_groups(const clmoe_layer_desc *desc, double *choice, bool f32, double *gap) {
     const clmoe_router_desc *router = &desc->router;
-    size_t groups = router->num_groups;
+    size_t groups = router->groups.count;
     if (groups <= 1)
         return;
     size_t n = ref_columns(desc) / groups;
     ranked *list = make(groups, sizeof *list);
     for (size_t g = 0; g < groups; g++)
-        list[g] = (ranked){group_score(router->group_score, choice + g * n, n, f32), g};
+        list[g] = (ranked){group_score(router->groups.score, choice + g * n, n, f32), g};
     rank(list, groups, groups, gap);
-    for (size_t i = router->topk_groups; i < groups; i++)
+    for (size_t i = router->groups.topk; i < groups; i++)
         for (size_t e = 0; e < n; e++)
             choice[list[i].index * n + e] = -INFINITY;
     free(list);
@@ -228,17 +228,17 @@ static void finish_weights(const clmoe_layer_desc *desc, const int32_t *ids,
     const clmoe_router_desc *router = &desc->router;
     size_t K = desc->top_k;
     /* |a w| = a |w|: relative to the largest, no power leaves the range of a double. */
-    double p = (double)router->renorm_p, sum = 0.0, largest = 0.0;
+    double p = (double)router->renorm.p, sum = 0.0, largest = 0.0;
     for (size_t k = 0; k < K; k++)
         largest = fmax(largest, fabs(w[k]));
     for (size_t k = 0; k < K && largest > 0.0; k++)
-        sum += router->renorm == CLMOE_RENORM_PNORM ? pow(fabs(w[k]) / largest, p) : w[k];
+        sum += router->renorm.kind == CLMOE_RENORM_PNORM ? pow(fabs(w[k]) / largest, p) : w[k];
     double by = 1.0;
-    if (router->renorm == CLMOE_RENORM_SUM)
-        by = sum + (double)router->renorm_eps;
-    else if (router->renorm == CLMOE_RENORM_PNORM)
+    if (router->renorm.kind == CLMOE_RENORM_SUM)
+        by = sum + (double)router->renorm.eps;
+    else if (router->renorm.kind == CLMOE_RENORM_PNORM)
         by = largest * pow(sum, 1.0 / p);
-    bool zero = router->renorm != CLMOE_RENORM_NONE && sum == 0.0;
+    bool zero = router->renorm.kind != CLMOE_RENORM_NONE && sum == 0.0;
     for (size_t k = 0; k < K; k++) {
         w[k] = zero ? 0.0 : w[k] / by * (double)router->scale;
         if (router->expert_scale && w[k] != 0.0)
@@ -249,7 +249,7 @@ static void finish_weights(const clmoe_layer_desc *desc, const int32_t *ids,
 void ref_token_weights(const clmoe_layer_desc *desc, const double *row, const int32_t *ids,
                        int32_t live, const ref_weights *weights, double *w) {
     raw_weights(desc, row, ids, live, w);
-    if (!desc->router.renorm_after_drop)
+    if (!desc->router.renorm.after_drop)
         finish_weights(desc, ids, weights, w);
 }
 

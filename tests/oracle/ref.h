@@ -29,7 +29,7 @@ static inline uint32_t ref_columns(const clmoe_layer_desc *desc) {
 /* Rows of weights.router: R, or with Soft MoE one per slot. */
 static inline uint32_t ref_router_rows(const clmoe_layer_desc *desc) {
     return desc->router.policy == CLMOE_POLICY_SOFT_MOE
-               ? desc->num_experts * desc->router.slots_per_expert
+               ? desc->num_experts * desc->router.soft_moe.slots
                : ref_columns(desc);
 }
 
@@ -50,7 +50,7 @@ void ref_topk(const clmoe_layer_desc *desc, uint32_t tokens, const float *scores
 
 /*
  * The weights w [K] of one token whose `live` choices are ids [K], from its scores row [R]; before
- * renorm and scale with renorm_after_drop.
+ * renorm and scale with renorm.after_drop.
  */
 void ref_token_weights(const clmoe_layer_desc *desc, const double *row, const int32_t *ids,
                        int32_t live, const ref_weights *weights, double *w);

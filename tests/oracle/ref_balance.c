@@ -69,7 +69,7 @@ static double finite_logsumexp(const double *v, size_t n) {
 
 /* Two levels: l -> log(gate of the group) + log(softmax of l within it), u the group logits. */
 static void join_levels(const clmoe_layer_desc *desc, const double *u, ref_row *row) {
-    size_t R = ref_columns(desc), G = desc->router.num_groups, n = R / G;
+    size_t R = ref_columns(desc), G = desc->router.groups.count, n = R / G;
     for (size_t g = 0; g < G; g++) {
         double within = finite_logsumexp(row->l + g * n, n);
         double gate = isfinite(u[g]) ? u[g] - finite_logsumexp(u, G) : -INFINITY;
@@ -104,8 +104,8 @@ void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_
         bool moves = isfinite(l) && fabs(quotient) < (double)FLT_MAX;
         row->chain[j] = moves ? slope / temperature : 0.0;
     }
-    if (desc->router.two_level)
-        join_levels(desc, in->group_logits + token * desc->router.num_groups, row);
+    if (desc->router.groups.two_level)
+        join_levels(desc, in->group_logits + token * desc->router.groups.count, row);
     for (size_t j = 0; j < R; j++)
         best = fmax(best, row->l[j]);
     row->sum = 0.0;

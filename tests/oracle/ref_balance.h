@@ -13,13 +13,13 @@ typedef struct ref_balance_in {
     const double *logits;       /* [T,R], the clean ones; NULL with external ids */
     const double *noise;        /* optional [T,R]: what is added to them; -INFINITY: dropped out */
     const double *noise_input;  /* [T,R] x Wn^T, with learned noise */
-    const double *group_logits; /* [T,num_groups] x Wg^T, with two levels */
+    const double *group_logits; /* [T,groups.count] x Wg^T, with two levels */
     const int32_t *ids;         /* [pairs] */
     const float *pair_weights;  /* optional [pairs] */
     const int32_t *live;        /* optional [T] */
     const uint8_t *token_mask;  /* optional [T] */
     const int32_t *token_offsets;             /* optional [T+1] */
-    const int32_t *slot_of;                   /* [pairs], of the plan; for renorm_after_drop */
+    const int32_t *slot_of;                   /* [pairs], of the plan; for renorm.after_drop */
     const uint32_t *kept;                     /* [R], of the plan; statistics only */
     const uint32_t *rerouted_in;              /* optional [R], of the plan */
     const uint32_t *rerouted_out;             /* optional [R], of the plan */
@@ -130,7 +130,7 @@ typedef struct ref_row {
     double *l;     /* [R] after softcap and temperature */
     double *chain; /* [R] dl / dnoisy, 0 where not finite */
     double *q;     /* [R] with two levels: softmax within the group */
-    double *gate;  /* [num_groups] likewise: softmax of the group logits */
+    double *gate;  /* [groups.count] likewise: softmax of the group logits */
     double *s;     /* [R] s(l), 0 where not finite */
     double *ds;    /* [R] ds / dl */
     double *p;     /* [R] s / sum of s */

@@ -242,8 +242,8 @@ static void route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_re
         ref_logits(desc, in->tokens, in->x, in->weights, r->logits);
     if (!ref_policy_route(desc, in, r))
         choose(desc, in, r);
-    if (desc->router.rebalance_iterations && desc->top_k > 1)
-        ref_rebalance(desc, in->tokens, desc->router.rebalance_iterations, r->ids, r->live,
+    if (desc->router.rebalance.iterations && desc->top_k > 1)
+        ref_rebalance(desc, in->tokens, desc->router.rebalance.iterations, r->ids, r->live,
                       in->token_mask, r->pair_weights);
 }
 
@@ -313,7 +313,7 @@ void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_res
     else
         route(desc, in, r);
     forward_plan(desc, in, r);
-    if (desc->router.renorm_after_drop && !in->ids_in)
+    if (desc->router.renorm.after_drop && !in->ids_in)
         ref_renorm_after_drop(desc, in->tokens, r->ids, r->plan.slot_of, in->weights,
                               r->pair_weights);
     outputs(desc, in, r);

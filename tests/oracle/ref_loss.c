@@ -61,7 +61,7 @@ static size_t first_choice(const clmoe_layer_desc *desc, const ref_balance_in *i
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc), best = R, p, e, end = ref_pairs_of(desc, in, t, &p);
     bool ordered = router->policy != CLMOE_POLICY_SOFT &&
-                   router->policy != CLMOE_POLICY_EXPERT_CHOICE && !router->two_level;
+                   router->policy != CLMOE_POLICY_EXPERT_CHOICE && !router->groups.two_level;
     ref_row row;
     if (ordered)
         return p < end && ref_pair_column(desc, in, p, &e) ? e : R;
@@ -256,9 +256,9 @@ static double loss_overflow(const clmoe_layer_desc *desc, const ref_balance_in *
 
 /* How many device groups a token can reach: fewer than all only by group limits over just them. */
 static double reachable_devices(const clmoe_layer_desc *desc) {
-    uint32_t D = desc->balance.device_groups, groups = desc->router.num_groups;
+    uint32_t D = desc->balance.device_groups, groups = desc->router.groups.count;
     if (groups > 1 && groups == D && desc->num_identity_experts == 0)
-        return desc->router.topk_groups;
+        return desc->router.groups.topk;
     return D;
 }
 
@@ -336,9 +336,9 @@ static double softplus(double v) {
 /* The deviation of the noise on logit i of [T,R], and its derivative by x Wn^T. */
 static double deviation(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t i,
                         double *derivative) {
-    double scale = (double)desc->router.noise_scale * (double)in->state->noise_scale;
+    double scale = (double)desc->router.noise.scale * (double)in->state->noise_scale;
     *derivative = 0.0;
-    if (desc->router.noise != CLMOE_NOISE_LEARNED)
+    if (desc->router.noise.kind != CLMOE_NOISE_LEARNED)
         return scale;
     *derivative = scale * sigmoid(in->noise_input[i]);
     return scale * (softplus(in->noise_input[i]) + 0.01);
@@ -513,7 +513,7 @@ double ref_loss_surrogate(const clmoe_layer_desc *desc, const ref_balance_in *in
 /* From the gradient on l, with two levels the joint one, to the noisy and the group logits. */
 static void row_back(const clmoe_layer_desc *desc, const ref_row *row, const double *d, double *dl,
                      double *du) {
-    size_t R = ref_columns(desc), G = desc->router.two_level ? desc->router.num_groups : 1;
+    size_t R = ref_columns(desc), G = desc->router.groups.two_level ? desc->router.groups.count : 1;
     double all = 0.0;
     for (size_t j = 0; j < R; j++)
         all += d[j];
@@ -521,10 +521,11 @@ static void row_back(const clmoe_layer_desc *desc, const ref_row *row, const dou
         double within = 0.0;
         for (size_t j = g * (R / G); j < (g + 1) * (R / G); j++)
             within += d[j];
-        if (du != NULL && desc->router.two_level)
+        if (du != NULL && desc->router.groups.two_level)
             du[g] = within - row->gate[g] * all;
         for (size_t j = g * (R / G); j < (g + 1) * (R / G); j++)
-            dl[j] = row->chain[j] * (d[j] - (desc->router.two_level ? row->q[j] * within : 0.0));
+            dl[j] =
+                row->chain[j] * (d[j] - (desc->router.groups.two_level ? row->q[j] * within : 0.0));
     }
 }
 
@@ -590,7 +591,7 @@ static void smooth_load_gradient(const clmoe_layer_desc *desc, const ref_balance
 void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
                        const clmoe_loss_desc *loss, const ref_loss *fixed, double *dlogits,
                        double *dnoise, double *dgroup_logits) {
-    size_t R = ref_columns(desc), G = desc->router.num_groups;
+    size_t R = ref_columns(desc), G = desc->router.groups.count;
     double *dl = make(R, sizeof *dl), *du = make(G, sizeof *du), slope;
     double weight = (double)loss->weight;
     if (loss->controlled)
@@ -614,7 +615,7 @@ void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
             for (size_t j = 0; j < R; j++) {
                 double d = weight * scope->share / scope->tokens * dl[j];
                 dlogits[t * R + j] += d;
-                if (!dnoise || d == 0.0 || desc->router.noise != CLMOE_NOISE_LEARNED)
+                if (!dnoise || d == 0.0 || desc->router.noise.kind != CLMOE_NOISE_LEARNED)
                     continue;
                 /* The noise is a fixed random number times the deviation. */
                 double sigma = deviation(desc, in, t * R + j, &slope);

@@ -34,7 +34,7 @@ static size_t raw_weights(const clmoe_layer_desc *desc, const ref_balance_in *in
     for (; p < end; p++)
         if (ref_pair_column(desc, in, p, &list[n].column)) {
             sum += row->s[list[n].column];
-            list[n].dropped = desc->router.renorm_after_drop && in->slot_of[p] == -1;
+            list[n].dropped = desc->router.renorm.after_drop && in->slot_of[p] == -1;
             n++;
         }
     bool over_chosen = desc->router.order == CLMOE_ORDER_TOPK_THEN_SCORE;
@@ -50,18 +50,19 @@ static size_t raw_weights(const clmoe_layer_desc *desc, const ref_balance_in *in
 /* What divides the raw weights, and its derivatives. */
 static double divisor(const clmoe_router_desc *router, const choice *list, size_t n,
                       double *derivative) {
-    double p = (double)router->renorm_p, sum = 0.0, largest = 0.0;
+    double p = (double)router->renorm.p, sum = 0.0, largest = 0.0;
     for (size_t k = 0; k < n; k++)
         largest = list[k].dropped ? largest : fmax(largest, fabs(list[k].r));
     for (size_t k = 0; k < n; k++) {
         if (list[k].dropped || largest == 0.0)
             continue;
-        derivative[k] = router->renorm == CLMOE_RENORM_SUM ? 1.0 : 0.0;
-        sum += router->renorm == CLMOE_RENORM_PNORM ? pow(fabs(list[k].r) / largest, p) : list[k].r;
+        derivative[k] = router->renorm.kind == CLMOE_RENORM_SUM ? 1.0 : 0.0;
+        sum += router->renorm.kind == CLMOE_RENORM_PNORM ? pow(fabs(list[k].r) / largest, p)
+                                                         : list[k].r;
     }
-    if (router->renorm == CLMOE_RENORM_SUM)
-        return sum == 0.0 ? INFINITY : sum + (double)router->renorm_eps;
-    if (router->renorm == CLMOE_RENORM_NONE)
+    if (router->renorm.kind == CLMOE_RENORM_SUM)
+        return sum == 0.0 ? INFINITY : sum + (double)router->renorm.eps;
+    if (router->renorm.kind == CLMOE_RENORM_NONE)
         return 1.0;
     double norm = largest * pow(sum, 1.0 / p);
     for (size_t k = 0; k < n && sum > 0.0; k++)

@@ -260,7 +260,7 @@ double ref_rebalance_objective(const clmoe_layer_desc *desc, uint32_t tokens, co
         value += 0.5 * (column[e] - mean) * (column[e] - mean);
     for (size_t p = 0; p < pairs; p++)
         if (part[p] >= 0)
-            value += 0.5 * (double)desc->router.rebalance_mu * (now[p] - before[p]) *
+            value += 0.5 * (double)desc->router.rebalance.mu * (now[p] - before[p]) *
                      (now[p] - before[p]);
     free(part);
     free(column);
@@ -316,7 +316,7 @@ void ref_rebalance(const clmoe_layer_desc *desc, uint32_t tokens, uint32_t itera
                    const int32_t *ids, const int32_t *live, const uint8_t *token_mask,
                    double *pair_weights) {
     size_t pairs = (size_t)tokens * desc->top_k, E = desc->num_experts;
-    double mu = (double)desc->router.rebalance_mu, most = 0.0;
+    double mu = (double)desc->router.rebalance.mu, most = 0.0;
     double *before = make(pairs, sizeof *before), *column = make(E, sizeof *column);
     double *count = make(E, sizeof *count);
     for (size_t p = 0; p < pairs; p++)

@@ -34,7 +34,7 @@ static void prepared_logits(const clmoe_layer_desc *desc, uint32_t tokens, const
 /* Renormalises and scales, unless that waits for the plan. */
 static void finish(const clmoe_layer_desc *desc, uint32_t tokens, const int32_t *ids,
                    const ref_weights *weights, double *w) {
-    if (desc->router.renorm_after_drop)
+    if (desc->router.renorm.after_drop)
         return;
     int32_t *placed = make((size_t)tokens * desc->top_k, sizeof *placed);
     ref_renorm_after_drop(desc, tokens, ids, placed, weights, w);
@@ -145,12 +145,12 @@ void ref_sinkhorn(const clmoe_layer_desc *desc, uint32_t tokens, const double *l
                   const uint8_t *token_mask, double *choices, double *margin) {
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc);
-    double tolerance = (double)router->sinkhorn_tolerance, nearest = INFINITY;
+    double tolerance = (double)router->sinkhorn.tolerance, nearest = INFINITY;
     double *d1 = make(R, sizeof *d1);
     exponentials(tokens, R, l, choices);
     for (size_t e = 0; e < R; e++)
         d1[e] = 1.0;
-    for (uint32_t i = 0; i < router->sinkhorn_iterations; i++) {
+    for (uint32_t i = 0; i < router->sinkhorn.iterations; i++) {
         double change = sinkhorn_round(tokens, R, choices, token_mask, d1);
         nearest = fmin(nearest, tolerance > 0.0 ? fabs(change / tolerance - 1.0) : INFINITY);
         if (change <= tolerance)
@@ -173,7 +173,7 @@ double ref_sinkhorn_topk(const clmoe_layer_desc *desc, uint32_t tokens, const do
     double *choices = make(n, sizeof *choices), margin;
     float *f32 = make(n, sizeof *f32);
     clmoe_layer_desc plain = *desc;
-    plain.router.renorm = CLMOE_RENORM_NONE;
+    plain.router.renorm.kind = CLMOE_RENORM_NONE;
     plain.router.expert_scale = 0;
     ref_sinkhorn(desc, tokens, l, token_mask, choices, &margin);
     for (size_t i = 0; i < n; i++)
@@ -236,7 +236,7 @@ static size_t place_of(const double *values, size_t n, size_t i) {
 void ref_two_level_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *l,
                           const double *group_logits, double *scores) {
     const clmoe_router_desc *router = &desc->router;
-    size_t R = ref_columns(desc), G = router->num_groups, n = R / G;
+    size_t R = ref_columns(desc), G = router->groups.count, n = R / G;
     double *gate = make(G, sizeof *gate), *clean = make(G, sizeof *clean);
     for (size_t t = 0; t < tokens; t++) {
         const double *groups = group_logits + t * G;
@@ -246,7 +246,7 @@ void ref_two_level_scores(const clmoe_layer_desc *desc, uint32_t tokens, const d
         for (size_t g = 0; g < G; g++) {
             const double *in = l + t * R + g * n;
             double *out = scores + t * R + g * n;
-            bool picked = isfinite(groups[g]) && place_of(clean, G, g) < router->topk_groups;
+            bool picked = isfinite(groups[g]) && place_of(clean, G, g) < router->groups.topk;
             softmax(in, n, out);
             for (size_t e = 0; e < n; e++)
                 out[e] = picked && isfinite(in[e]) ? gate[g] * out[e] : -INFINITY;
@@ -259,8 +259,8 @@ void ref_two_level_scores(const clmoe_layer_desc *desc, uint32_t tokens, const d
 /* Scores of two levels -> ids, group by group, and weights of one token. */
 static int32_t two_level_token(const clmoe_layer_desc *desc, const double *scores,
                                const ref_weights *weights, int32_t *ids, double *w, double *gap) {
-    size_t R = ref_columns(desc), G = desc->router.num_groups, n = R / G;
-    size_t K = desc->top_k, keep = K / desc->router.topk_groups, count = 0;
+    size_t R = ref_columns(desc), G = desc->router.groups.count, n = R / G;
+    size_t K = desc->top_k, keep = K / desc->router.groups.topk, count = 0;
     double *choice = make(R, sizeof *choice);
     bool *chosen = make(R, sizeof *chosen);
     for (size_t e = 0; e < R; e++)
@@ -290,7 +290,7 @@ static int32_t two_level_token(const clmoe_layer_desc *desc, const double *score
 
 static double two_level(const clmoe_layer_desc *desc, const ref_forward_in *in, const double *l,
                         ref_result *r) {
-    size_t R = ref_columns(desc), G = desc->router.num_groups, K = desc->top_k;
+    size_t R = ref_columns(desc), G = desc->router.groups.count, K = desc->top_k;
     double *group_logits = make(in->tokens * G, sizeof *group_logits), gap = INFINITY;
     for (size_t t = 0; t < in->tokens; t++)
         for (size_t g = 0; g < G; g++)
@@ -329,7 +329,7 @@ static void soft_moe_logits(const clmoe_layer_desc *desc, const ref_forward_in *
             double dot = 0.0, norms = norm_of(x, D) * norm_of(r, D);
             for (size_t d = 0; d < D; d++)
                 dot += (double)x[d] * (double)r[d];
-            l[t * N + s] = norms == 0.0 ? 0.0 : (double)desc->router.soft_scale * dot / norms;
+            l[t * N + s] = norms == 0.0 ? 0.0 : (double)desc->router.soft_moe.scale * dot / norms;
             if (!is_in(in->token_mask, t))
                 l[t * N + s] = NAN;
         }
@@ -350,7 +350,7 @@ static void slot_output(const clmoe_layer_desc *desc, const ref_forward_in *in, 
             row[d] += share[t] * (double)in->x[t * D + d];
     for (size_t d = 0; d < D; d++)
         f32[d] = (float)row[d];
-    ref_expert(desc, in->weights, (uint32_t)(s / desc->router.slots_per_expert), f32, 1.0, out);
+    ref_expert(desc, in->weights, (uint32_t)(s / desc->router.soft_moe.slots), f32, 1.0, out);
     free(column);
     free(share);
     free(row);
@@ -379,7 +379,7 @@ void ref_soft_moe(const clmoe_layer_desc *desc, const ref_forward_in *in, double
 
 bool ref_policy_route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
     clmoe_policy policy = desc->router.policy;
-    if (policy == CLMOE_POLICY_TOKEN_CHOICE && !desc->router.two_level)
+    if (policy == CLMOE_POLICY_TOKEN_CHOICE && !desc->router.groups.two_level)
         return false;
     double *l = make(in->tokens * (size_t)ref_columns(desc), sizeof *l);
     prepared_logits(desc, in->tokens, r->logits, l);

@@ -59,12 +59,12 @@ void ref_masked_experts(const clmoe_layer_desc *desc, const clmoe_state *state, 
             double other = draw(state, 0, o, REF_EXPERT_DROPOUT);
             ahead += other > mine || (other == mine && o < e);
         }
-        masked[e] = mine < (double)desc->router.expert_dropout && ahead >= desc->top_k;
+        masked[e] = mine < (double)desc->router.dropout.experts && ahead >= desc->top_k;
     }
 }
 
 static double noise_of(const clmoe_layer_desc *desc, const uint32_t bits[2], double raw) {
-    switch (desc->router.noise) {
+    switch (desc->router.noise.kind) {
     case CLMOE_NOISE_GAUSSIAN:
         return ref_normal(bits);
     case CLMOE_NOISE_LEARNED:
@@ -81,8 +81,8 @@ void ref_noisy(const clmoe_layer_desc *desc, const clmoe_state *state, uint32_t 
                const float *logits, const double *raw, double *noisy) {
     uint32_t R = columns_of(desc);
     bool masked[4096] = {false};
-    double scale = (double)desc->router.noise_scale * (double)state->noise_scale;
-    if (desc->router.expert_dropout > 0)
+    double scale = (double)desc->router.noise.scale * (double)state->noise_scale;
+    if (desc->router.dropout.experts > 0)
         ref_masked_experts(desc, state, masked);
     for (uint32_t t = 0; t < tokens; t++)
         for (uint32_t e = 0; e < R; e++) {
@@ -90,14 +90,14 @@ void ref_noisy(const clmoe_layer_desc *desc, const clmoe_state *state, uint32_t 
             uint32_t bits[2];
             ref_random_bits(state, t, e, REF_NOISE, bits);
             bool out = masked[e] ||
-                       draw(state, t, e, REF_LOGIT_DROPOUT) < (double)desc->router.logit_dropout;
+                       draw(state, t, e, REF_LOGIT_DROPOUT) < (double)desc->router.dropout.logits;
             double n = noise_of(desc, bits, raw ? raw[i] : 0.0);
             noisy[i] = out ? -(double)INFINITY : (double)logits[i] + scale * n;
         }
 }
 
 double ref_jitter(const clmoe_layer_desc *desc, const clmoe_state *state, uint32_t t, uint32_t d) {
-    double width = (double)desc->router.jitter * (double)state->noise_scale;
+    double width = (double)desc->router.noise.jitter * (double)state->noise_scale;
     return 1.0 - width + 2.0 * width * draw(state, t, d, REF_JITTER);
 }
 

@@ -108,10 +108,10 @@ static void noisy_logits(void **state) {
                 desc.num_identity_experts = sizes[i].identity;
                 desc.top_k = sizes[i].top_k;
                 desc.router.score = CLMOE_SCORE_IDENTITY;
-                desc.router.noise = noise;
-                desc.router.noise_scale = 0.7f;
-                desc.router.expert_dropout = bits & 1 ? 0.4f : 0.0f;
-                desc.router.logit_dropout = bits & 2 ? 0.2f : 0.0f;
+                desc.router.noise.kind = noise;
+                desc.router.noise.scale = 0.7f;
+                desc.router.dropout.experts = bits & 1 ? 0.4f : 0.0f;
+                desc.router.dropout.logits = bits & 2 ? 0.2f : 0.0f;
                 clmoe_state s = some_state(ref_columns(&desc));
                 s.noise_scale = i % 2 ? 1.0f : 0.25f;
                 check_noisy(&desc, sizes[i].tokens, &s);
@@ -125,7 +125,7 @@ static void k_experts_stay(void **state) {
         clmoe_layer_desc desc = desc_of(&small);
         test_case("step %u", step);
         desc.router.score = CLMOE_SCORE_IDENTITY;
-        desc.router.expert_dropout = 0.999f;
+        desc.router.dropout.experts = 0.999f;
         clmoe_state s = some_state(ref_columns(&desc));
         s.step = step;
         check_noisy(&desc, 9, &s);
@@ -144,10 +144,10 @@ static void nothing_without_a_state(void **state) {
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
         clmoe_layer_desc noisy = desc_of(&small), plain = noisy;
         test_case("group size %u", group_sizes[g]);
-        noisy.router.noise = CLMOE_NOISE_LEARNED;
-        noisy.router.jitter = 0.5f;
-        noisy.router.jitter_experts = 1;
-        noisy.router.expert_dropout = noisy.router.logit_dropout = 0.5f;
+        noisy.router.noise.kind = CLMOE_NOISE_LEARNED;
+        noisy.router.noise.jitter = 0.5f;
+        noisy.router.noise.jitter_experts = 1;
+        noisy.router.dropout.experts = noisy.router.dropout.logits = 0.5f;
         batch a, b;
         device_batch with, without;
         seed_set(1);
@@ -166,11 +166,11 @@ static void nothing_without_a_state(void **state) {
 /* Everything that is random, at once. */
 static clmoe_layer_desc wild_desc(void) {
     clmoe_layer_desc desc = desc_of(&small);
-    desc.router.noise = CLMOE_NOISE_LEARNED;
-    desc.router.jitter = 0.1f;
-    desc.router.jitter_experts = 1;
-    desc.router.expert_dropout = 0.5f;
-    desc.router.logit_dropout = 0.1f;
+    desc.router.noise.kind = CLMOE_NOISE_LEARNED;
+    desc.router.noise.jitter = 0.1f;
+    desc.router.noise.jitter_experts = 1;
+    desc.router.dropout.experts = 0.5f;
+    desc.router.dropout.logits = 0.1f;
     desc.router.select_bias = 1;
     desc.capacity.factor = 0.8;
     desc.capacity.keep = CLMOE_KEEP_RANDOM;
@@ -263,8 +263,8 @@ static void jitter_of_the_router(void **state) {
             desc.type = (clmoe_type)(i / 2);
             double tolerance = type_tolerance(desc.type);
             desc.router.score = CLMOE_SCORE_IDENTITY;
-            desc.router.jitter = 0.3f;
-            desc.router.noise = learned ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
+            desc.router.noise.jitter = 0.3f;
+            desc.router.noise.kind = learned ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
             ref_weights w = weights_make(&desc);
             const float *wn = noise_router(&desc);
             clmoe_state s = some_state(63);
@@ -285,15 +285,16 @@ static void jitter_of_the_router(void **state) {
         }
 }
 
-/* With jitter_experts the layer is the one without jitter on the jittered x, residual apart. */
+/* With noise.jitter_experts the layer is the one without jitter on the jittered x, residual apart.
+ */
 static void jitter_of_the_experts(void **state) {
     (void)state;
     for (int external = 0; external < 2; external++) {
         clmoe_layer_desc desc = desc_of(&small), plain = desc;
         test_case("external ids %d", external);
         seed_set(5);
-        desc.router.jitter = plain.router.jitter = 0.2f;
-        desc.router.jitter_experts = 1;
+        desc.router.noise.jitter = plain.router.noise.jitter = 0.2f;
+        desc.router.noise.jitter_experts = 1;
         desc.shared.hidden_dim = plain.shared.hidden_dim = 5;
         clmoe_state s = some_state(63);
         batch a, b;
@@ -301,7 +302,7 @@ static void jitter_of_the_experts(void **state) {
         batch_make(&a, &desc, small.tokens);
         a.in.residual = random_floats((size_t)small.tokens * small.dim, 1.0);
         b = a;
-        plain.router.jitter = 0;
+        plain.router.noise.jitter = 0;
         b.desc = plain;
         b.in.x = jittered(&desc, &s, small.tokens, a.in.x);
         const ref_result *want = batch_reference(&b);
@@ -471,7 +472,7 @@ static void bad_arguments(void **state) {
               "not given");
 
     /* The steps refuse a layer that jitters the experts' x too. */
-    desc.router.jitter_experts = 0;
+    desc.router.noise.jitter_experts = 0;
     layer = test_layer(0, &desc);
     size_t n = (size_t)small.tokens * 63;
     clmoe_score_args score_args = {.struct_size = sizeof score_args,

@@ -151,8 +151,8 @@ static void experts_take_fewer(void **state) {
 static clmoe_layer_desc sinkhorn_desc(const shape *s, uint32_t iterations, float tolerance) {
     clmoe_layer_desc desc = desc_of(s);
     desc.router.policy = CLMOE_POLICY_SINKHORN;
-    desc.router.sinkhorn_iterations = iterations;
-    desc.router.sinkhorn_tolerance = tolerance;
+    desc.router.sinkhorn.iterations = iterations;
+    desc.router.sinkhorn.tolerance = tolerance;
     return desc;
 }
 
@@ -205,7 +205,7 @@ static void sinkhorn_chooses_balanced(void **state) {
                 bool fixed = (i + k) % 2 == 0, done = false;
                 clmoe_layer_desc desc = sinkhorn_desc(s, fixed ? 3 : 100, fixed ? 0.0f : 1e-2f);
                 desc.router.score = k == 1 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
-                desc.router.renorm = i % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+                desc.router.renorm.kind = i % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
                 for (uint64_t seed = 1; seed < 40 && !done; seed++) {
                     test_case("group size %u, T %u, E %u, %s, seed %d", group_sizes[g], s->tokens,
                               s->experts, pattern_name(kinds[k]), (int)seed);
@@ -284,17 +284,17 @@ static void expert_choice_activation(clmoe_layer_desc *d) {
 
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.sinkhorn_tolerance = 1e-3f;
+    d->router.sinkhorn.tolerance = 1e-3f;
     d->router.softcap = 4.0f;
-    d->router.rebalance_iterations = 4;
+    d->router.rebalance.iterations = 4;
 }
 
 static void sinkhorn_capacity(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.sinkhorn_iterations = 4;
+    d->router.sinkhorn.iterations = 4;
     d->router.score = CLMOE_SCORE_SIGMOID;
-    d->router.renorm = CLMOE_RENORM_SUM;
-    d->router.renorm_after_drop = 1;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.after_drop = 1;
     d->router.expert_scale = 1;
     d->capacity.factor = 1.0;
 }
@@ -307,8 +307,8 @@ static void soft(clmoe_layer_desc *d) {
 static void soft_scored(clmoe_layer_desc *d) {
     soft(d);
     d->router.score = CLMOE_SCORE_SIGMOID;
-    d->router.renorm = CLMOE_RENORM_PNORM;
-    d->router.renorm_p = 2.0f;
+    d->router.renorm.kind = CLMOE_RENORM_PNORM;
+    d->router.renorm.p = 2.0f;
     d->router.scale = 0.5f;
     d->router.expert_scale = 1;
 }
@@ -317,9 +317,9 @@ static void two_level(clmoe_layer_desc *d) {
     d->num_experts = 12;
     d->num_identity_experts = 0;
     d->top_k = 6;
-    d->router.two_level = 1;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
 }
 
 static void two_level_biased(clmoe_layer_desc *d) {
@@ -327,14 +327,14 @@ static void two_level_biased(clmoe_layer_desc *d) {
     d->num_identity_experts = 2;
     d->num_experts = 58;
     d->top_k = 3;
-    d->router.num_groups = 6;
-    d->router.topk_groups = 3;
+    d->router.groups.count = 6;
+    d->router.groups.topk = 3;
     d->router.bias = 1;
     d->router.select_bias = 1;
     d->router.temperature = 0.7f;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->capacity.factor = 0.8;
-    d->router.rebalance_iterations = 2;
+    d->router.rebalance.iterations = 2;
 }
 
 static void soft_moe(clmoe_layer_desc *d) {
@@ -342,12 +342,12 @@ static void soft_moe(clmoe_layer_desc *d) {
     d->num_identity_experts = 0;
     d->top_k = 1;
     d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.soft_scale = 3.0f;
+    d->router.soft_moe.scale = 3.0f;
 }
 
 static void soft_moe_slots(clmoe_layer_desc *d) {
     soft_moe(d);
-    d->router.slots_per_expert = 3;
+    d->router.soft_moe.slots = 3;
     d->normalize_experts = 1;
     d->experts.down_bias = 1;
     d->shared.hidden_dim = 9;
@@ -605,7 +605,7 @@ static void never_blocks(void **state) {
         }
 }
 
-/* Groups of experts as devices: no token goes to more than topk_groups of them. */
+/* Groups of experts as devices: no token goes to more than groups.topk of them. */
 static void device_limit(void **state) {
     (void)state;
     const shape s = {300, 17, 32, 0, 6, 5};
@@ -616,8 +616,8 @@ static void device_limit(void **state) {
             test_case("group size %u, at most %u devices", group_sizes[g], limit);
             seed_set(limit);
             clmoe_layer_desc desc = desc_of(&s);
-            desc.router.num_groups = 8;
-            desc.router.topk_groups = limit;
+            desc.router.groups.count = 8;
+            desc.router.groups.topk = limit;
             batch_make(&b, &desc, s.tokens);
             batch_run(test_layer(group_sizes[g], &desc), &b, &d);
             const int32_t *ids = buf_get(d.args.ids);

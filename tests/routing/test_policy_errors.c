@@ -21,9 +21,9 @@ static void soft(clmoe_layer_desc *d) {
 
 static void two_level(clmoe_layer_desc *d) {
     d->top_k = 6;
-    d->router.two_level = 1;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
 }
 
 static void soft_moe(clmoe_layer_desc *d) {
@@ -42,27 +42,27 @@ static void below_policy(clmoe_layer_desc *d) { d->router.policy = (clmoe_policy
 static void no_policy(clmoe_layer_desc *d)    { d->router.policy = (clmoe_policy)5; }
 static void no_capacity(clmoe_layer_desc *d)  { d->capacity.factor = 0; }
 static void by_logit(clmoe_layer_desc *d)     { d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE; }
-static void renorm(clmoe_layer_desc *d)       { d->router.renorm = CLMOE_RENORM_SUM; }
-static void late(clmoe_layer_desc *d)         { d->router.renorm_after_drop = 1; }
+static void renorm(clmoe_layer_desc *d)       { d->router.renorm.kind = CLMOE_RENORM_SUM; }
+static void late(clmoe_layer_desc *d)         { d->router.renorm.after_drop = 1; }
 static void identity(clmoe_layer_desc *d)     { d->num_identity_experts = 1; }
 static void keep(clmoe_layer_desc *d)         { d->capacity.keep = CLMOE_KEEP_WEIGHT; }
 static void reroute(clmoe_layer_desc *d)      { d->capacity.overflow = CLMOE_OVERFLOW_REROUTE; }
 static void sequences(clmoe_layer_desc *d)    { d->capacity.tokens_per_sequence = 4; }
-static void groups(clmoe_layer_desc *d)       { d->router.num_groups = 2; d->router.topk_groups = 2; }
+static void groups(clmoe_layer_desc *d)       { d->router.groups.count = 2; d->router.groups.topk = 2; }
 static void select_bias(clmoe_layer_desc *d)  { d->router.select_bias = 1; }
-static void rebalance(clmoe_layer_desc *d)    { d->router.rebalance_iterations = 1; }
-static void in_levels(clmoe_layer_desc *d)    { d->router.two_level = 1; }
-static void level_two(clmoe_layer_desc *d)    { d->router.two_level = 2; }
-static void no_rounds(clmoe_layer_desc *d)    { d->router.sinkhorn_iterations = 0; }
-static void many_rounds(clmoe_layer_desc *d)  { d->router.sinkhorn_iterations = 1001; }
-static void below_zero(clmoe_layer_desc *d)   { d->router.sinkhorn_tolerance = -1; }
-static void no_number(clmoe_layer_desc *d)    { d->router.sinkhorn_tolerance = NAN; }
+static void rebalance(clmoe_layer_desc *d)    { d->router.rebalance.iterations = 1; }
+static void in_levels(clmoe_layer_desc *d)    { d->router.groups.two_level = 1; }
+static void level_two(clmoe_layer_desc *d)    { d->router.groups.two_level = 2; }
+static void no_rounds(clmoe_layer_desc *d)    { d->router.sinkhorn.iterations = 0; }
+static void many_rounds(clmoe_layer_desc *d)  { d->router.sinkhorn.iterations = 1001; }
+static void below_zero(clmoe_layer_desc *d)   { d->router.sinkhorn.tolerance = -1; }
+static void no_number(clmoe_layer_desc *d)    { d->router.sinkhorn.tolerance = NAN; }
 static void one_less(clmoe_layer_desc *d)     { d->top_k--; }
-static void one_group(clmoe_layer_desc *d)    { d->router.num_groups = 1; }
-static void no_slots(clmoe_layer_desc *d)     { d->router.slots_per_expert = 0; }
+static void one_group(clmoe_layer_desc *d)    { d->router.groups.count = 1; }
+static void no_slots(clmoe_layer_desc *d)     { d->router.soft_moe.slots = 0; }
 static void two_choices(clmoe_layer_desc *d)  { d->top_k = 2; }
-static void many_slots(clmoe_layer_desc *d)   { d->router.slots_per_expert = UINT32_MAX; }
-static void no_scale(clmoe_layer_desc *d)     { d->router.soft_scale = INFINITY; }
+static void many_slots(clmoe_layer_desc *d)   { d->router.soft_moe.slots = UINT32_MAX; }
+static void no_scale(clmoe_layer_desc *d)     { d->router.soft_moe.scale = INFINITY; }
 static void warm(clmoe_layer_desc *d)         { d->router.temperature = 2; }
 static void scale(clmoe_layer_desc *d)        { d->router.scale = 3; }
 static void softcap(clmoe_layer_desc *d)      { d->router.softcap = 1; }
@@ -86,45 +86,45 @@ static const refusal refusals[] = {
     {expert_choice, no_capacity, "needs a capacity"},
     {expert_choice, by_logit, "router.order is 1"},
     {expert_choice, mixer, "sparsemixer"},
-    {expert_choice, renorm, "router.renorm is 1"},
-    {expert_choice, late, "router.renorm_after_drop is 1"},
+    {expert_choice, renorm, "router.renorm.kind is 1"},
+    {expert_choice, late, "router.renorm.after_drop is 1"},
     {expert_choice, identity, "num_identity_experts is 1"},
     {expert_choice, keep, "capacity.keep is 3"},
     {expert_choice, reroute, "capacity.overflow is reroute"},
     {expert_choice, sequences, "capacity.tokens_per_sequence is 4"},
-    {expert_choice, groups, "router.num_groups is 2"},
+    {expert_choice, groups, "router.groups.count is 2"},
     {expert_choice, select_bias, "router.select_bias is 1"},
-    {expert_choice, rebalance, "router.rebalance_iterations is 1"},
-    {expert_choice, in_levels, "router.two_level is 1"},
-    {sinkhorn, no_rounds, "router.sinkhorn_iterations is 0"},
-    {sinkhorn, many_rounds, "router.sinkhorn_iterations is 1001"},
-    {sinkhorn, below_zero, "router.sinkhorn_tolerance is -1"},
-    {sinkhorn, no_number, "router.sinkhorn_tolerance is nan"},
+    {expert_choice, rebalance, "router.rebalance.iterations is 1"},
+    {expert_choice, in_levels, "router.groups.two_level is 1"},
+    {sinkhorn, no_rounds, "router.sinkhorn.iterations is 0"},
+    {sinkhorn, many_rounds, "router.sinkhorn.iterations is 1001"},
+    {sinkhorn, below_zero, "router.sinkhorn.tolerance is -1"},
+    {sinkhorn, no_number, "router.sinkhorn.tolerance is nan"},
     {sinkhorn, full_reroute, "router.policy is not token choice"},
     {sinkhorn, by_logit, "router.order is 1"},
     {sinkhorn, mixer, "sparsemixer"},
-    {sinkhorn, groups, "router.num_groups is 2"},
+    {sinkhorn, groups, "router.groups.count is 2"},
     {sinkhorn, select_bias, "router.select_bias is 1"},
     {soft, one_less, "top_k is 11"},
-    {soft, groups, "router.num_groups is 2"},
+    {soft, groups, "router.groups.count is 2"},
     {soft, mixer, "sparsemixer"},
     {soft, rebalance, "router.policy is neither token choice nor sinkhorn"},
-    {soft_moe, no_slots, "router.slots_per_expert is 0"},
+    {soft_moe, no_slots, "router.soft_moe.slots is 0"},
     {soft_moe, two_choices, "top_k is 2"},
     {soft_moe, identity, "num_identity_experts is 1"},
-    {soft_moe, renorm, "router.renorm is 1"},
-    {soft_moe, many_slots, "router.slots_per_expert is 4294967295"},
-    {soft_moe, no_scale, "router.soft_scale is inf"},
+    {soft_moe, renorm, "router.renorm.kind is 1"},
+    {soft_moe, many_slots, "router.soft_moe.slots is 4294967295"},
+    {soft_moe, no_scale, "router.soft_moe.scale is inf"},
     {soft_moe, warm, "router.temperature is 2"},
     {soft_moe, scale, "router.scale is 3"},
     {soft_moe, softcap, "router.softcap is 1"},
     {soft_moe, capacity, "capacity.rows is 9"},
     {soft_moe, weight_in, "router.weight_at is 1"},
-    {two_level, level_two, "router.two_level is 2"},
-    {two_level, one_group, "router.num_groups is 1"},
+    {two_level, level_two, "router.groups.two_level is 2"},
+    {two_level, one_group, "router.groups.count is 1"},
     {two_level, sigmoid, "router.score is 1"},
     {two_level, by_logit, "router.order is 1"},
-    {two_level, full_reroute, "router.two_level is 1"},
+    {two_level, full_reroute, "router.groups.two_level is 1"},
     {two_level, odd, "does not divide top_k 5"},
     {two_level, too_many, "its groups hold 6 experts"},
 };

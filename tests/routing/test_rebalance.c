@@ -73,7 +73,7 @@ static void check_rebalance(uint32_t group_size, const clmoe_layer_desc *desc, u
                             const float *scores, const uint8_t *mask) {
     size_t pairs = (size_t)tokens * desc->top_k;
     clmoe_layer_desc plain = *desc;
-    plain.router.rebalance_iterations = 0;
+    plain.router.rebalance.iterations = 0;
     ref_weights w = weights_make(desc);
     choice was = run(group_size, &plain, tokens, scores, &w, mask);
     choice now = run(group_size, desc, tokens, scores, &w, mask);
@@ -84,7 +84,7 @@ static void check_rebalance(uint32_t group_size, const clmoe_layer_desc *desc, u
         compare_bits("weights", now.weights, was.weights, pairs * 4);
         return;
     }
-    ref_rebalance(desc, tokens, desc->router.rebalance_iterations, was.ids, was.live, mask, want);
+    ref_rebalance(desc, tokens, desc->router.rebalance.iterations, was.ids, was.live, mask, want);
     compare_floats("weights", now.weights, want, pairs, TOLERANCE);
     check_rows(desc, tokens, &was, &now);
     for (size_t t = 0; mask && t < tokens; t++)
@@ -106,9 +106,9 @@ static void every_pattern(void **state) {
                 const shape *s = &shapes[i];
                 clmoe_layer_desc desc = desc_of(s);
                 desc.router.score = CLMOE_SCORE_SIGMOID;
-                desc.router.renorm = kind % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
-                desc.router.rebalance_iterations = iterations[(i + (size_t)kind) % 3];
-                desc.router.rebalance_mu = mus[(i + g) % 3];
+                desc.router.renorm.kind = kind % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
+                desc.router.rebalance.iterations = iterations[(i + (size_t)kind) % 3];
+                desc.router.rebalance.mu = mus[(i + g) % 3];
                 test_case("group size %u, T %u, R %u, K %u, %s", group_sizes[g], s->tokens,
                           s->experts + s->identity, s->top_k, pattern_name(kind));
                 seed_set(i + 1);
@@ -128,7 +128,7 @@ static void odd_weights(void **state) {
             desc.router.score = number % 2 ? CLMOE_SCORE_IDENTITY : CLMOE_SCORE_SIGMOID;
             desc.router.expert_scale = number >= 2;
             desc.router.scale = number == 2 ? -2.5f : 2.5f;
-            desc.router.rebalance_iterations = 7;
+            desc.router.rebalance.iterations = 7;
             test_case("group size %u, number %d", group_sizes[g], number);
             seed_set((uint64_t)number + 1);
             const float *scores = scores_of(&desc, s.tokens, PATTERN_ZIPF);
@@ -145,15 +145,15 @@ static void objective_falls(void **state) {
         for (int number = 0; number < 3; number++) {
             clmoe_layer_desc desc = desc_of(&s);
             desc.router.score = CLMOE_SCORE_SIGMOID;
-            desc.router.renorm = CLMOE_RENORM_SUM;
-            desc.router.rebalance_mu = number == 0 ? 0.0f : number == 1 ? 0.5f : 3.0f;
+            desc.router.renorm.kind = CLMOE_RENORM_SUM;
+            desc.router.rebalance.mu = number == 0 ? 0.0f : number == 1 ? 0.5f : 3.0f;
             double first = 0.0, last = 0.0;
             const double *before = NULL;
             for (size_t i = 0; i < COUNT_OF(iterations); i++) {
-                desc.router.rebalance_iterations = iterations[i];
+                desc.router.rebalance.iterations = iterations[i];
                 if (i == 0)
                     test_case("group size %u, mu %g", group_sizes[g],
-                              (double)desc.router.rebalance_mu);
+                              (double)desc.router.rebalance.mu);
                 seed_set(4);
                 const float *scores = scores_of(&desc, s.tokens, PATTERN_ZIPF);
                 ref_weights none = {0};
@@ -180,8 +180,8 @@ static void whole_layer(void **state) {
             for (uint32_t number = 0; number < 6; number++) {
                 clmoe_layer_desc desc = desc_of(&s);
                 desc.engine = engines[n];
-                desc.router.renorm = CLMOE_RENORM_SUM;
-                desc.router.rebalance_iterations = 1 + number * 3;
+                desc.router.renorm.kind = CLMOE_RENORM_SUM;
+                desc.router.rebalance.iterations = 1 + number * 3;
                 desc.capacity.factor = number % 2 ? 0.9 : 0.0;
                 desc.training = number % 3 == 0;
                 test_case("engine %s, group size %u, number %u", engines[n], group_sizes[g],
@@ -204,7 +204,7 @@ static void same_bits_every_time(void **state) {
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
         clmoe_layer_desc desc = desc_of(&s);
         desc.router.score = CLMOE_SCORE_SIGMOID;
-        desc.router.rebalance_iterations = 5;
+        desc.router.rebalance.iterations = 5;
         test_case("group size %u", group_sizes[g]);
         seed_set(11);
         ref_weights none = {0};
@@ -221,7 +221,7 @@ static void missing_scratch(void **state) {
     (void)state;
     const shape s = {9, 5, 6, 0, 2, 3};
     clmoe_layer_desc desc = desc_of(&s);
-    desc.router.rebalance_iterations = 2;
+    desc.router.rebalance.iterations = 2;
     test_case("missing scratch");
     clmoe_topk_args args = {
         .struct_size = sizeof args,

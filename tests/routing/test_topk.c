@@ -83,13 +83,13 @@ static void every_small_top_k(void **state) {
 /* The weights' switches as bits of a number. */
 static void set_weight_switches(clmoe_router_desc *router, uint32_t number) {
     static const clmoe_renorm renorms[] = {CLMOE_RENORM_NONE, CLMOE_RENORM_SUM, CLMOE_RENORM_PNORM};
-    router->renorm = renorms[number % 3];
-    router->renorm_eps = number % 2 ? 0.125f : 0.0f;
-    router->renorm_p = number % 2 ? 3.0f : 1.0f;
+    router->renorm.kind = renorms[number % 3];
+    router->renorm.eps = number % 2 ? 0.125f : 0.0f;
+    router->renorm.p = number % 2 ? 3.0f : 1.0f;
     router->scale = number % 4 == 1 ? 2.5f : 1.0f;
     router->expert_scale = number % 5 == 2;
     router->select_bias = number % 7 < 3;
-    router->renorm_after_drop = number % 11 == 10;
+    router->renorm.after_drop = number % 11 == 10;
 }
 
 static void check_switches(uint32_t group_size, clmoe_score_function score, clmoe_order order,
@@ -136,11 +136,11 @@ static void group_limits(void **state) {
                     const shape s = {33, 5, cases[i].experts, 0, cases[i].top_k, 3};
                     clmoe_layer_desc desc = desc_of(&s);
                     desc.router.score = CLMOE_SCORE_SIGMOID;
-                    desc.router.num_groups = cases[i].groups;
-                    desc.router.topk_groups = cases[i].topk_groups;
-                    desc.router.group_score = top2 ? CLMOE_GROUP_TOP2_SUM : CLMOE_GROUP_MAX;
+                    desc.router.groups.count = cases[i].groups;
+                    desc.router.groups.topk = cases[i].topk_groups;
+                    desc.router.groups.score = top2 ? CLMOE_GROUP_TOP2_SUM : CLMOE_GROUP_MAX;
                     desc.router.select_bias = i % 2 == 0;
-                    desc.router.renorm = CLMOE_RENORM_SUM;
+                    desc.router.renorm.kind = CLMOE_RENORM_SUM;
                     test_case("group size %u, E %u, %u of %u groups by %s, %s", group_sizes[g],
                               s.experts, cases[i].topk_groups, cases[i].groups,
                               top2 ? "top 2" : "max", pattern_name(kind));
@@ -176,7 +176,7 @@ static void zero_sum(void **state) {
     const shape s = {3, 5, 8, 0, 2, 3};
     for (int renorm = CLMOE_RENORM_SUM; renorm <= CLMOE_RENORM_PNORM; renorm++) {
         clmoe_layer_desc desc = desc_of(&s);
-        desc.router.renorm = (clmoe_renorm)renorm;
+        desc.router.renorm.kind = (clmoe_renorm)renorm;
         test_case("renorm %d", renorm);
         ref_weights none = {0};
         check_topk(0, &desc, s.tokens, HOST(float, s.tokens *s.experts), &none);
@@ -193,10 +193,10 @@ static void norms_of_any_size(void **state) {
         for (size_t i = 0; i < COUNT_OF(powers) * COUNT_OF(sizes); i++) {
             clmoe_layer_desc desc = desc_of(&s);
             desc.router.score = CLMOE_SCORE_IDENTITY;
-            desc.router.renorm = i % COUNT_OF(powers) ? CLMOE_RENORM_PNORM : CLMOE_RENORM_SUM;
-            desc.router.renorm_p = powers[i % COUNT_OF(powers)];
+            desc.router.renorm.kind = i % COUNT_OF(powers) ? CLMOE_RENORM_PNORM : CLMOE_RENORM_SUM;
+            desc.router.renorm.p = powers[i % COUNT_OF(powers)];
             double size = sizes[i / COUNT_OF(powers)];
-            test_case("group size %u, p %g, size %g", group_sizes[g], (double)desc.router.renorm_p,
+            test_case("group size %u, p %g, size %g", group_sizes[g], (double)desc.router.renorm.p,
                       size);
             seed_set(i + 1);
             float *scores = HOST(float, s.tokens *s.experts);

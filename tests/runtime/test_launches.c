@@ -269,9 +269,9 @@ static void token_choice(clmoe_layer_desc *d) {
 
 static void two_level(clmoe_layer_desc *d) {
     d->top_k = 6;
-    d->router.two_level = 1;
-    d->router.num_groups = 4;
-    d->router.topk_groups = 2;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
 }
 
 static void expert_choice(clmoe_layer_desc *d) {
@@ -281,7 +281,7 @@ static void expert_choice(clmoe_layer_desc *d) {
 
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.sinkhorn_tolerance = 1e-3f;
+    d->router.sinkhorn.tolerance = 1e-3f;
 }
 
 static void soft(clmoe_layer_desc *d) {
@@ -292,7 +292,7 @@ static void soft(clmoe_layer_desc *d) {
 static void soft_moe(clmoe_layer_desc *d) {
     d->top_k = 1;
     d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.slots_per_expert = 3;
+    d->router.soft_moe.slots = 3;
 }
 
 static void (*const policies[])(clmoe_layer_desc *) = {token_choice, two_level, expert_choice,

@@ -8,13 +8,13 @@ static const shape small = {65, 45, 12, 2, 3, 29};
 static const shape wide = {33, 160, 8, 0, 2, 96};
 
 static void plain(clmoe_layer_desc *d) {
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
 static void everything(clmoe_layer_desc *d) {
     d->router.score = CLMOE_SCORE_SIGMOID;
     d->router.select_bias = 1;
-    d->router.renorm = CLMOE_RENORM_SUM;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->experts.gate_up_bias = d->experts.down_bias = 1;
     d->shared.hidden_dim = 13;
     d->shared_gate = 1;

@@ -78,7 +78,8 @@ ref_weights weights_make(const clmoe_layer_desc *desc) {
     w.shared = mlp_make(desc->weight_type, &desc->shared, 1, D);
     w.shared_gate = some(router->weight_type, desc->shared_gate ? D : 0, 0.3);
     w.output_bias = some(desc->weight_type, desc->output_bias ? D : 0, 0.5);
-    w.group_router = some(router->weight_type, router->two_level ? router->num_groups * D : 0, 0.4);
+    w.group_router =
+        some(router->weight_type, router->groups.two_level ? router->groups.count * D : 0, 0.4);
     return w;
 }
 
@@ -106,7 +107,7 @@ clmoe_weights weights_upload(const clmoe_layer_desc *desc, const ref_weights *w)
         .shared_gate = buf_of_type(desc->router.weight_type, w->shared_gate, D),
         .output_bias = buf_of_type(desc->weight_type, w->output_bias, D),
         .group_router = buf_of_type(desc->router.weight_type, w->group_router,
-                                    (size_t)desc->router.num_groups * D),
+                                    (size_t)desc->router.groups.count * D),
     };
 }
 
@@ -157,7 +158,7 @@ void route_random(const clmoe_layer_desc *desc, uint32_t tokens, pattern kind, r
     double *wide = HOST(double, pairs);
     float *weights = HOST(float, pairs);
     clmoe_layer_desc plain = *desc;
-    plain.router = (clmoe_router_desc){.scale = 1.0f, .renorm_after_drop = 1};
+    plain.router = (clmoe_router_desc){.scale = 1.0f, .renorm.after_drop = 1};
     ref_topk(&plain, tokens, scores, NULL, ids, wide, live);
     for (size_t p = 0; p < pairs; p++)
         weights[p] = (float)wide[p];

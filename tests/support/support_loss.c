@@ -72,8 +72,8 @@ bool loss_is_defined(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) 
     if (kind == CLMOE_LOSS_OVERFLOW && desc->capacity.rows == 0 && desc->capacity.factor == 0.0)
         return false;
     if (kind == CLMOE_LOSS_SMOOTH_LOAD)
-        return desc->router.noise == CLMOE_NOISE_GAUSSIAN ||
-               desc->router.noise == CLMOE_NOISE_LEARNED;
+        return desc->router.noise.kind == CLMOE_NOISE_GAUSSIAN ||
+               desc->router.noise.kind == CLMOE_NOISE_LEARNED;
     return kind != CLMOE_LOSS_COMMUNICATION || desc->balance.device_groups > 0;
 }
 
@@ -125,7 +125,7 @@ void loss_draw_noise(balance_batch *b) {
     b->weights.noise_router = buf_of(noise_router, R * D * 4);
     const float *noisy = noisy_logits(b, logits);
     balance_set_logits(b, logits);
-    if (b->desc.router.noise == CLMOE_NOISE_LEARNED)
+    if (b->desc.router.noise.kind == CLMOE_NOISE_LEARNED)
         b->in.noise_input = products(b, x, noise_router);
     for (size_t i = 0; i < T * R; i++)
         noise[i] = (double)noisy[i] - (double)logits[i];

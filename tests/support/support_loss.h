@@ -45,7 +45,7 @@ bool loss_is_defined(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss);
 void loss_draw_noise(balance_batch *b);
 
 /*
- * The combine weights of an uploaded batch whose layer has renorm_after_drop: renormalised over the
+ * The combine weights of an uploaded batch whose layer has renorm.after_drop: renormalised over the
  * pairs that the plan kept.
  */
 void loss_renorm_after_drop(balance_batch *b);
