@@ -9,9 +9,8 @@
  *          ids, weight_ids, weights [pairs] -> rows [T] token_row; partial [blocks] and sums [Q,
  *          and one of the batch if Q > 1] records, see balance.clh.
  * NDRange: sums_rows: one group per token. sums_columns, sums_pairs: (columns, blocks), V columns a
- *          work-item. sums_tokens: (device groups, one for the scalars, one for invalid
- *          ids; blocks). sums_reduce:
- *          (words of a record, records), a word a work-item.
+ *          work-item. sums_tokens: one group per (device group, one more for invalid ids, one for
+ *          the scalars; block). sums_reduce: (words of a record, records), a word a work-item.
  * Limits: GROUP a power of two; with GROUP 1 V is 16.
  * Repeatability: a work-item owns what it sums, and adds in the order of tokens and blocks, with
  *          the rounding error carried along; only sums within a token depend on GROUP.
@@ -20,10 +19,9 @@
 #include "dispatch/pairs.clh"
 
 /* Largest order with at least `rank` columns at or above it, 0 if there are fewer. */
-uint kth_order(__global const float *logits, uint columns, uint rank, uint bits,
-               __local uint *tmp) {
+uint kth_order(__global const float *logits, uint columns, uint rank, __local uint *tmp) {
     uint kth = 0;
-    for (uint bit = bits; bit > 0; bit--) {
+    for (uint bit = 32; bit > 0; bit--) {
         uint at = kth | (1u << (bit - 1)), above = 0;
         for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
             UINTV order = ordered_columns(load_columns(logits, e, columns, -INFINITY));
@@ -40,11 +38,10 @@ typedef struct choice_bounds {
     uint kth, next, last_tie;
 } choice_bounds;
 
-choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, uint bits,
-                        __local uint *tmp) {
-    choice_bounds bounds = {kth_order(row, columns, top_k, bits, tmp), 0, columns};
+choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, __local uint *tmp) {
+    choice_bounds bounds = {kth_order(row, columns, top_k, tmp), 0, columns};
     uint at_least = 0, above = 0, next = 0, kth = bounds.kth;
-    for (uint e = get_local_id(0) * V; e < columns && bits; e += GROUP * V) {
+    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
         UINTV order = ordered_columns(load_columns(row, e, columns, -INFINITY));
         at_least += total_columns(order >= kth ? (UINTV)(1u) : (UINTV)(0u));
         above += total_columns(order > kth ? (UINTV)(1u) : (UINTV)(0u));
@@ -54,7 +51,7 @@ choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, uin
     above = group_total(above, tmp);
     next = group_largest(next, tmp);
     bounds.next = at_least > top_k ? kth : next;
-    if (at_least > top_k && bits)
+    if (at_least > top_k)
         for (uint e = 0, left = top_k - above; e < columns && left > 0; e++)
             if (isfinite(row[e]) && ordered_bits(row[e]) == kth) {
                 bounds.last_tie = e;
@@ -97,6 +94,23 @@ typedef struct lane_sums {
     uint ties; /* columns equal to the largest */
     uint first_best;
 } lane_sums;
+
+/* The floats and the ties of all lanes in one tree; a count of columns is exact in a float. */
+lane_sums add_lanes(lane_sums sums, __local float8 *tmp) {
+    int lane = get_local_id(0);
+    tmp[lane] = (float8)(sums.power, sums.power_weighted, sums.score, sums.score_weighted, sums.raw,
+                         (float)sums.ties, 0.0f, 0.0f);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    for (int width = GROUP / 2; width > 0; width /= 2) {
+        if (lane < width)
+            tmp[lane] += tmp[lane + width];
+        group_barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    float8 all = READ_ONCE(__local float8, tmp[0]);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    lane_sums added = {all.s0, all.s1, all.s2, all.s3, all.s4, (uint)all.s5, sums.first_best};
+    return added;
+}
 
 /* This lane's part of sum exp(l - top). */
 static inline float sum_powers(__global const float *noisy, uint columns, float top) {
@@ -177,43 +191,40 @@ static inline signed_sums sum_signed(const router_switches *r, float temperature
     return sums;
 }
 
+/* ... of the scores themselves, which may have either sign. */
+void signed_scores(const router_switches *r, float temperature, __global const float *logits,
+                   uint columns, token_row *row, __local float *tmp) {
+    float scores = group_sum(sum_identity(r, temperature, logits, columns), tmp);
+    signed_sums own = sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : columns);
+    row->scores = scores;
+    row->entropy = group_sum(own.entropy, tmp);
+    row->positive = group_sum(own.positive, tmp);
+    row->confidence = group_max(own.largest, tmp);
+}
+
 /* p of a token, whatever the score; `columns` is 0 where nothing is known. */
 void probabilities(const router_switches *r, float temperature, __global const float *logits,
                    __global const float *noisy, uint columns, float top, token_row *row,
-                   __local float *tmp, __local uint *uint_tmp) {
+                   __local float8 *tmp) {
     lane_sums sums = sum_row(r, temperature, row->best, logits, columns);
     sums.raw = sum_powers(noisy, columns, top);
-    float rest = group_sum(sums.power, tmp), weighted = group_sum(sums.power_weighted, tmp);
-    float score_rest = group_sum(sums.score, tmp);
-    float score_weighted = group_sum(sums.score_weighted, tmp);
-    float raw = group_sum(sums.raw, tmp);
-    uint ties = group_total(sums.ties, uint_tmp);
-    uint from_end = group_largest(sums.first_best, uint_tmp);
-    uint with_signs = r->score == SCORE_IDENTITY ? columns : 0;
-    float scores = group_sum(sum_identity(r, temperature, logits, with_signs), tmp);
-    signed_sums other = sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : with_signs);
-    float entropy = group_sum(other.entropy, tmp), positive = group_sum(other.positive, tmp);
-    float largest = group_max(other.largest, tmp);
+    sums = add_lanes(sums, tmp);
+    uint from_end = group_largest(sums.first_best, (__local uint *)tmp);
     if (columns == 0)
         return;
-    rest += (float)(ties - 1);
+    float rest = sums.power + (float)(sums.ties - 1);
     row->first_best = columns - from_end;
-    row->lse = top + log(raw);
+    row->lse = top + log(sums.raw);
     row->total = 1.0f + rest;
     row->log_total = log1p(rest);
-    row->soft_entropy = row->log_total - weighted / row->total;
+    row->soft_entropy = row->log_total - sums.power_weighted / row->total;
     if (is_softmax(r)) {
         row->scores = row->total;
         row->log_scores = row->log_total;
         row->entropy = row->soft_entropy;
         row->confidence = 1.0f / row->total;
     } else if (r->score != SCORE_IDENTITY) {
-        positive_scores(r, score_rest, score_weighted, ties, row);
-    } else {
-        row->scores = scores;
-        row->entropy = entropy;
-        row->positive = positive;
-        row->confidence = largest;
+        positive_scores(r, sums.score, sums.score_weighted, sums.ties, row);
     }
 }
 
@@ -225,7 +236,7 @@ void sums_rows(__global const float *logits, ulong logits_off, __global const fl
                __global const int *token_offsets, ulong token_offsets_off,
                __global const uint *state, ulong state_off, __global float *rows, ulong rows_off,
                sums_shape s, router_switches r, int best_first) {
-    __local float tmp[GROUP];
+    __local float8 tmp[GROUP];
     __local uint uint_tmp[GROUP];
     float temperature = temperature_of(&r, state_of(state, state_off));
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
@@ -247,18 +258,18 @@ void sums_rows(__global const float *logits, ulong logits_off, __global const fl
         row.best = fmax(row.best, max_columns(prepared_columns(&r, temperature, l)));
         top = fmax(top, max_columns(isfinite(raw) ? raw : (FLOATV)(-INFINITY)));
     }
-    row.best = group_max(row.best, tmp);
-    top = group_max(top, tmp);
+    row.best = group_max(row.best, (__local float *)tmp);
+    top = group_max(top, (__local float *)tmp);
     if (row.best == -INFINITY)
         columns = 0;
-    probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp, uint_tmp);
+    probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp);
+    if (r.score == SCORE_IDENTITY)
+        signed_scores(&r, temperature, logits, columns, &row, (__local float *)tmp);
     /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
-    choice_bounds bounds[2];
-    for (int fresh = 0; fresh < 2; fresh++) {
-        uint asked = s.asked & (fresh ? COUNT_BIT(COUNT_FRESH) : SUM_BIT(SUM_SMOOTH));
-        bounds[fresh] =
-            bounds_of(fresh ? ranks : noisy, columns, s.top_k, asked ? 32 : 0, uint_tmp);
-    }
+    choice_bounds bounds[2] = {{0, 0, R}, {0, 0, R}};
+    for (int fresh = 0; fresh < 2; fresh++)
+        if (s.asked & (fresh ? COUNT_BIT(COUNT_FRESH) : SUM_BIT(SUM_SMOOTH)))
+            bounds[fresh] = bounds_of(fresh ? ranks : noisy, columns, s.top_k, uint_tmp);
     row.kth = bounds[0].kth;
     row.next = bounds[0].next;
     row.last_tie = bounds[0].last_tie;
@@ -391,11 +402,11 @@ void sums_pairs(__global const int *ids, ulong ids_off, __global const int *weig
     store_counts(record + count_at(&s, COUNT_FIRST), e, R, first);
 }
 
-/* Tokens of the range with a pair in device group d. */
+/* This lane's part of the tokens of the range with a pair in device group [low, high). */
 static inline uint tokens_in_group(const token_owner *owner, __global const int *ids,
                                    token_range range, int low, int high) {
     uint count = 0;
-    for (uint token = range.begin; token < range.end; token++) {
+    for (uint token = range.begin + get_local_id(0); token < range.end; token += GROUP) {
         pair_range pairs = owned_pairs(owner, token);
         bool in = false;
         for (uint pair = pairs.begin; pair < pairs.end; pair++)
@@ -405,11 +416,11 @@ static inline uint tokens_in_group(const token_owner *owner, __global const int 
     return count;
 }
 
-/* Pairs of the range whose id is no column. */
+/* This lane's part of the pairs of the range whose id is no column. */
 static inline uint invalid_ids(const token_owner *owner, __global const int *ids, token_range range,
                                uint columns) {
     uint count = 0;
-    for (uint token = range.begin; token < range.end; token++) {
+    for (uint token = range.begin + get_local_id(0); token < range.end; token += GROUP) {
         pair_range pairs = owned_pairs(owner, token);
         for (uint pair = pairs.begin; pair < pairs.end; pair++)
             count += (uint)ids[pair] >= columns;
@@ -417,28 +428,36 @@ static inline uint invalid_ids(const token_owner *owner, __global const int *ids
     return count;
 }
 
-static inline void sum_scalars(__global const token_row *rows, token_range range,
-                               __global uint *scalars) {
-    uint tokens = 0, nonfinite = 0;
-    float4 sum = (float4)(0.0f), lost = (float4)(0.0f);
-    float soft = 0.0f, soft_lost = 0.0f;
-    for (uint token = range.begin; token < range.end; token++) {
-        token_row row = rows[token];
-        float4 terms =
-            (float4)(row.entropy, row.confidence, ldexp(row.lse, -LSE_POWER), row.lse * row.lse);
-        tokens += (row.flags & TOKEN_LIVE) != 0;
-        nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
-        ADD_CAREFULLY(float4, sum, lost, terms);
-        ADD_CAREFULLY(float, soft, soft_lost, row.soft_entropy);
+/* Each lane fetches a token, then one lane adds them up, in the order of tokens. */
+void sum_scalars(__global const token_row *rows, token_range range, __local float8 *fetched,
+                 __local uint *tmp, __global uint *scalars) {
+    uint lane = get_local_id(0), tokens = 0, nonfinite = 0;
+    float8 sum = (float8)(0.0f), lost = (float8)(0.0f);
+    for (uint first = range.begin; first < range.end; first += GROUP) {
+        if (first + lane < range.end) {
+            token_row row = rows[first + lane];
+            tokens += (row.flags & TOKEN_LIVE) != 0;
+            nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
+            fetched[lane] = (float8)(row.entropy, row.confidence, ldexp(row.lse, -LSE_POWER),
+                                     row.lse * row.lse, row.soft_entropy, 0.0f, 0.0f, 0.0f);
+        }
+        group_barrier(CLK_LOCAL_MEM_FENCE);
+        for (uint i = 0; lane == 0 && i < min((uint)GROUP, range.end - first); i++)
+            ADD_CAREFULLY(float8, sum, lost, fetched[i]);
+        group_barrier(CLK_LOCAL_MEM_FENCE);
     }
+    tokens = group_total(tokens, tmp);
+    nonfinite = group_total(nonfinite, tmp);
+    if (lane > 0)
+        return;
     scalars[SCALAR_TOKENS] = tokens;
     scalars[SCALAR_NONFINITE] = nonfinite;
     scalars[SCALAR_SEQUENCES] = 0;
-    scalars[SCALAR_ENTROPY] = as_uint(sum.x);
-    scalars[SCALAR_SOFT_ENTROPY] = as_uint(soft);
-    scalars[SCALAR_CONFIDENCE] = as_uint(sum.y);
-    scalars[SCALAR_LSE] = as_uint(sum.z);
-    scalars[SCALAR_LSE_SQUARED] = as_uint(sum.w);
+    scalars[SCALAR_ENTROPY] = as_uint(sum.s0);
+    scalars[SCALAR_SOFT_ENTROPY] = as_uint(sum.s4);
+    scalars[SCALAR_CONFIDENCE] = as_uint(sum.s1);
+    scalars[SCALAR_LSE] = as_uint(sum.s2);
+    scalars[SCALAR_LSE_SQUARED] = as_uint(sum.s3);
 }
 
 KERNEL(GROUP, 1, 1)
@@ -447,21 +466,30 @@ void sums_tokens(__global const int *ids, ulong ids_off, __global const int *liv
                  __global const int *token_offsets, ulong token_offsets_off,
                  __global const float *rows, ulong rows_off, __global uint *partial,
                  ulong partial_off, sums_shape s) {
+    __local float8 fetched[GROUP];
+    __local uint tmp[GROUP];
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
-    uint group = get_group_id(0) * GROUP + get_local_id(0), block = get_group_id(1);
+    uint group = get_group_id(0), block = get_group_id(1);
     uint groups = s.asked & DEVICE_BIT ? s.device_groups : 0;
     token_range range = block_tokens(&s, block);
     __global uint *record = partial + partial_off + (ulong)block * record_words(&s);
+    if (group == groups + 1) {
+        sum_scalars((__global const token_row *)(rows + rows_off), range, fetched, tmp,
+                    record + scalars_at(&s));
+        return;
+    }
+    uint count = 0, place = devices_at(&s) + group;
     if (group < groups) {
         int each = (int)(s.experts / groups), low = (int)group * each;
-        record[devices_at(&s) + group] =
-            tokens_in_group(&owner, ids + ids_off, range, low, low + each);
+        count = tokens_in_group(&owner, ids + ids_off, range, low, low + each);
+    } else {
+        place = scalars_at(&s) + SCALAR_INVALID;
+        if (s.asked & INVALID_BIT)
+            count = invalid_ids(&owner, ids + ids_off, range, s.columns);
     }
-    if (group == groups)
-        sum_scalars((__global const token_row *)(rows + rows_off), range, record + scalars_at(&s));
-    if (group == groups + 1)
-        record[scalars_at(&s) + SCALAR_INVALID] =
-            s.asked & INVALID_BIT ? invalid_ids(&owner, ids + ids_off, range, s.columns) : 0;
+    count = group_total(count, tmp);
+    if (get_local_id(0) == 0)
+        record[place] = count;
 }
 
 /* Sequences of [first, end) with an unmasked token. */

@@ -87,10 +87,11 @@ static clmoe_status sum_pairs(const batch *b, launch *chain, const sums_shape *s
     cl_kernel kernel = layer->kernels[KERNEL_SUMS_PAIRS];
     const uint32_t by_pair =
         SUM_BIT(SUM_WEIGHTS) | COUNT_BIT(COUNT_ASSIGNED) | COUNT_BIT(COUNT_FIRST);
-    uint32_t group = layer->balance_group, groups = shape->device_groups + 2;
-    size_t local[2] = {group, 1}, all_blocks = (size_t)shape->sequences * shape->blocks_each;
+    const uint32_t groups = shape->asked & DEVICE_BIT ? shape->device_groups : 0;
+    const size_t all_blocks = (size_t)shape->sequences * shape->blocks_each;
+    size_t local[2] = {layer->balance_group, 1};
     size_t columns[2] = {divide_up(layer->columns, columns_at_once(layer)), all_blocks};
-    size_t tokens[2] = {divide_up(groups, group), all_blocks};
+    size_t tokens[2] = {groups + 2, all_blocks};
     bool keeps = layer_keeps_chosen_weights(layer);
     clmoe_buf ids = chosen_ids(b), weights = b->pair_weights;
     if (keeps && weights.mem)
