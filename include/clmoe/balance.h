@@ -90,8 +90,7 @@ typedef struct clmoe_stats {
     uint32_t invalid_ids;
 } clmoe_stats;
 
-/* Bytes of the statistics of a layer: sizeof(clmoe_stats) + (8 R + device_groups) * 4; 0 for NULL.
- */
+/* Bytes of a layer's statistics: sizeof(clmoe_stats) + (8 R + device_groups) * 4; 0 for NULL. */
 CLMOE_API size_t clmoe_stats_size(const clmoe_layer *layer);
 
 /*
@@ -136,7 +135,8 @@ CLMOE_API clmoe_status clmoe_stats_compute(clmoe_layer *layer, cl_command_queue 
  * through temperature (1 / tau) and softcap (1 - (l'/c)^2). Below, eps = 1 / (2 T K). With
  * per_device, F, P, Q and n are those of the device groups: sums over the experts of each, n = D.
  */
-typedef enum clmoe_loss_kind {
+typedef uint32_t clmoe_loss_kind;
+enum {
     /* n sum F_e P_e; g = n F. GShard, Switch Transformer (arXiv 2101.03961); HF's is K times it. */
     CLMOE_LOSS_SWITCH = 0,
     CLMOE_LOSS_SQUARED = 1, /* 1/2 sum (F_e - Q_e)^2; g = F - Q */
@@ -145,7 +145,8 @@ typedef enum clmoe_loss_kind {
     CLMOE_LOSS_L1 = 3,      /* sum |F_e - Q_e|; g = sign(F_e - Q_e), in integers if Q is uniform */
     CLMOE_LOSS_MAX = 4,     /* max F; g = 1 at the first largest */
     CLMOE_LOSS_MINIMAX = 5, /* logsumexp(beta F) / beta; g = softmax(beta F); beta 0: 10 n */
-    /* v = mean (I_e - m)^2, m = mean I, I = P, or with p_source weights the sums of the weights / T
+    /*
+     * v = mean (I_e - m)^2, m = mean I, I = P, or with p_source weights the sums of the weights / T
      */
     CLMOE_LOSS_IMPORTANCE_VARIANCE = 6,
     /* v / (m^2 + 1e-10): Shazeer et al. 2017, arXiv 1701.06538 */
@@ -173,23 +174,24 @@ typedef enum clmoe_loss_kind {
      * g = 1 for the tokens of a sequence with c_e > C.
      */
     CLMOE_LOSS_OVERFLOW = 11,
-    /* mean logsumexp(l)^2 over the R columns of the noisy logits, before softcap: ST-MoE,
-       2202.08906 */
+    /* mean logsumexp(l)^2 over R, l the noisy logits before softcap: ST-MoE, arXiv 2202.08906 */
     CLMOE_LOSS_Z = 12,
     /* -mean over tokens of H(p_t), p_source normalised or softmax: minimising it raises entropy */
     CLMOE_LOSS_TOKEN_ENTROPY = 13,
-} clmoe_loss_kind;
+};
 
 /* What P is. */
-typedef enum clmoe_p_source {
+typedef uint32_t clmoe_p_source;
+enum {
     CLMOE_P_NORMALISED = 0, /* s(l) over its row's sum */
     CLMOE_P_RAW = 1, /* s(l) itself: dlogits += weight * s'(l_j) g_j / T. For score softmax, l */
     CLMOE_P_SOFTMAX = 2, /* softmax of l after softcap and temperature, whatever the score: HF */
     CLMOE_P_WEIGHTS = 3, /* the combine weights of the chosen; importance kinds only */
-} clmoe_p_source;
+};
 
 /* What F counts. */
-typedef enum clmoe_f_source {
+typedef uint32_t clmoe_f_source;
+enum {
     CLMOE_F_ASSIGNED = 0, /* the ids of the batch */
     /*
      * A top-k of the scores, as clmoe_score() gives them, without select_bias and groups, ties to
@@ -203,9 +205,9 @@ typedef enum clmoe_f_source {
      */
     CLMOE_F_FIRST = 2,
     CLMOE_F_EMA = 3, /* the state's average; not per_sequence */
-    CLMOE_F_SUPPLIED =
-        4, /* args.load_supplied, all-reduced over ranks or batches; not per_sequence */
-} clmoe_f_source;
+    /* args.load_supplied, all-reduced over ranks or batches; not per_sequence */
+    CLMOE_F_SUPPLIED = 4,
+};
 
 /* One loss. {.kind = ..., .weight = ...} is a useful start: everything else may be 0. */
 typedef struct clmoe_loss_desc {
@@ -303,19 +305,21 @@ CLMOE_API clmoe_status clmoe_state_init(clmoe_layer *layer, cl_command_queue que
 
 /* ---- Controllers --------------------------------------------------------------------------- */
 
-typedef enum clmoe_bias_rule {
+typedef uint32_t clmoe_bias_rule;
+enum {
     CLMOE_BIAS_NONE = 0,
     /* b_e += rate * sign(mean c - c_e), in integers: loss-free balancing, arXiv 2408.15664 */
     CLMOE_BIAS_SIGN = 1,
     CLMOE_BIAS_PROPORTIONAL = 2, /* b_e += rate * (mean c - c_e) / mean c */
-} clmoe_bias_rule;
+};
 
-typedef enum clmoe_schedule_shape {
+typedef uint32_t clmoe_schedule_shape;
+enum {
     CLMOE_SCHEDULE_NONE = 0, /* the state's value stays */
     CLMOE_SCHEDULE_LINEAR = 1,
     CLMOE_SCHEDULE_COSINE = 2,
     CLMOE_SCHEDULE_EXPONENTIAL = 3, /* start and end > 0 */
-} clmoe_schedule_shape;
+};
 
 /* From `start` at step `first` to `end` at step first + steps, constant before and after. */
 typedef struct clmoe_schedule {

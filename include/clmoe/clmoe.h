@@ -44,6 +44,7 @@
  *   - In-order and out-of-order queues both work: see profile.h. Also a call with no
  *     tokens gives a valid event.
  *   - A context is thread-safe; a layer is used by one thread at a time.
+ *   - Named numbers are stored as uint32_t, as the size of an enum is up to the compiler.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
  * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (soft: K = E + Z), T*K <= 2^30.
@@ -86,16 +87,17 @@ extern "C" {
  * the call are NULL or undefined, and clmoe_last_error() has a sentence.
  */
 typedef int32_t clmoe_status;
-
-#define CLMOE_SUCCESS          0
-#define CLMOE_INVALID_ARGUMENT 1 /* an argument: NULL, too small a buffer, wrong offset */
-#define CLMOE_INVALID_DESC     2 /* a field of a descriptor, or two that contradict each other */
-#define CLMOE_UNSUPPORTED      3 /* right, but not something this device, engine or version can do */
-#define CLMOE_OUT_OF_MEMORY    4 /* host memory; the device's own shortage is an OpenCL code */
-#define CLMOE_BUILD_FAILED     5 /* a kernel did not compile; the context's callback has the log */
-#define CLMOE_ENGINE_FAILED    6 /* an engine's own library refused; the sentence has its code */
-#define CLMOE_IO               7 /* a file could not be opened or read */
-#define CLMOE_BAD_FILE         8 /* a file was read and is not what it should be */
+enum {
+    CLMOE_SUCCESS = 0,
+    CLMOE_INVALID_ARGUMENT = 1, /* an argument: NULL, too small a buffer, wrong offset */
+    CLMOE_INVALID_DESC = 2,     /* a field of a descriptor, or two that contradict each other */
+    CLMOE_UNSUPPORTED = 3,      /* right, but not something this device, engine or version can do */
+    CLMOE_OUT_OF_MEMORY = 4,    /* host memory; the device's own shortage is an OpenCL code */
+    CLMOE_BUILD_FAILED = 5,     /* a kernel did not compile; the context's callback has the log */
+    CLMOE_ENGINE_FAILED = 6,    /* an engine's own library refused; the sentence has its code */
+    CLMOE_IO = 7,               /* a file could not be opened or read */
+    CLMOE_BAD_FILE = 8,         /* a file was read and is not what it should be */
+};
 
 /* The name of a status, of clmoe's or OpenCL's: "CLMOE_INVALID_DESC", "CL_OUT_OF_RESOURCES". */
 CLMOE_API const char *clmoe_status_string(clmoe_status status);
@@ -121,11 +123,12 @@ typedef struct clmoe_buf {
 } clmoe_buf;
 
 /* Storage types. All arithmetic is f32; stores round to nearest even. */
-typedef enum clmoe_type {
+typedef uint32_t clmoe_type;
+enum {
     CLMOE_F32 = 0,
     CLMOE_F16 = 1,
     CLMOE_BF16 = 2,
-} clmoe_type;
+};
 
 typedef struct clmoe_context clmoe_context; /* see context.h */
 
@@ -136,7 +139,8 @@ typedef struct clmoe_context clmoe_context; /* see context.h */
  *   l = x Wr^T + router_bias; l = softcap * tanh(l / softcap); l = l / temperature; s(l).
  * A quotient past the largest float counts as that float: a finite logit stays one.
  */
-typedef enum clmoe_score_function {
+typedef uint32_t clmoe_score_function;
+enum {
     CLMOE_SCORE_SOFTMAX = 0,
     CLMOE_SCORE_SIGMOID = 1,
     CLMOE_SCORE_SQRT_SOFTPLUS = 2, /* sqrt(log(1 + exp(l))): DeepSeek-V4 */
@@ -148,34 +152,39 @@ typedef enum clmoe_score_function {
      * topk-then-score order.
      */
     CLMOE_SCORE_SPARSEMIXER = 4,
-} clmoe_score_function;
+};
 
-typedef enum clmoe_order {
+typedef uint32_t clmoe_order;
+enum {
     CLMOE_ORDER_SCORE_THEN_TOPK = 0, /* choose by s(l); weights are s(l) of the chosen */
     CLMOE_ORDER_TOPK_THEN_SCORE = 1, /* choose by l; weights are s over the K chosen logits */
-} clmoe_order;
+};
 
 /* How a group of experts is scored when only groups.topk of groups.count take part. */
-typedef enum clmoe_group_score {
+typedef uint32_t clmoe_group_score;
+enum {
     CLMOE_GROUP_MAX = 0,      /* its best (biased) score: DeepSeek-V2 */
     CLMOE_GROUP_TOP2_SUM = 1, /* the sum of its two best (biased) scores: DeepSeek-V3 */
-} clmoe_group_score;
+};
 
-typedef enum clmoe_renorm {
+typedef uint32_t clmoe_renorm;
+enum {
     CLMOE_RENORM_NONE = 0,
     CLMOE_RENORM_SUM = 1,   /* w / (sum of w + eps) */
     CLMOE_RENORM_PNORM = 2, /* w / (sum of |w|^p)^(1/p): DBRX */
-} clmoe_renorm;
+};
 
 /* Where a pair's weight multiplies. */
-typedef enum clmoe_weight_at {
+typedef uint32_t clmoe_weight_at;
+enum {
     CLMOE_WEIGHT_AT_OUTPUT = 0,     /* the expert's output, its bias included */
     CLMOE_WEIGHT_AT_INPUT = 1,      /* the expert's input x: Llama 4 */
     CLMOE_WEIGHT_AT_ACTIVATION = 2, /* the hidden activation, before down: Megatron-Core */
-} clmoe_weight_at;
+};
 
 /* Who chooses whom. */
-typedef enum clmoe_policy {
+typedef uint32_t clmoe_policy;
+enum {
     CLMOE_POLICY_TOKEN_CHOICE = 0, /* each token its K best experts */
     /*
      * Each expert takes its C best tokens (Zhou et al. 2022, arXiv 2202.09368), ties to the lower
@@ -212,19 +221,20 @@ typedef enum clmoe_policy {
      * matrices more.
      */
     CLMOE_POLICY_SOFT_MOE = 4,
-} clmoe_policy;
+};
 
 /*
  * Noise n added to the logits, times router.noise.scale and the state's noise_scale. It acts when a
  * state is given, and is left out without one: one layer serves training and evaluation.
  */
-typedef enum clmoe_noise {
+typedef uint32_t clmoe_noise;
+enum {
     CLMOE_NOISE_NONE = 0,
     CLMOE_NOISE_GAUSSIAN = 1, /* N(0,1): V-MoE with scale 1/E */
     /* N(0,1) * (softplus(x Wn^T) + 0.01), Wn = weights.noise_router: Shazeer et al. 2017 */
     CLMOE_NOISE_LEARNED = 2,
     CLMOE_NOISE_GUMBEL = 3, /* -log(-log u) */
-} clmoe_noise;
+};
 
 /*
  * Group-limited choice: the R columns are `count` equal groups, and only the `topk` best may be
@@ -325,16 +335,18 @@ typedef struct clmoe_router_desc { /* random numbers: see clmoe_state */
 } clmoe_router_desc;
 
 /* Which pairs keep their place when an expert has more than C. The others are dropped. */
-typedef enum clmoe_keep {
+typedef uint32_t clmoe_keep;
+enum {
     CLMOE_KEEP_POSITION = 0,     /* in token order */
     CLMOE_KEEP_CHOICE_MAJOR = 1, /* all first choices before any second: GShard */
     CLMOE_KEEP_PRIORITY = 2,     /* choice-major, tokens by descending best weight: V-MoE's BPR */
     CLMOE_KEEP_WEIGHT = 3,       /* the C largest weights of each expert: Megatron-Core "probs" */
     CLMOE_KEEP_RANDOM = 4,       /* in a random order of the pairs: DeepSpeed; needs a state */
-} clmoe_keep;
+};
 
 /* What happens to the pairs that found no place. */
-typedef enum clmoe_overflow {
+typedef uint32_t clmoe_overflow;
+enum {
     CLMOE_OVERFLOW_DROP = 0, /* they contribute zero */
     /*
      * Each goes to the best expert (by score, ties to the lower id) outside its token's choice that
@@ -345,13 +357,14 @@ typedef enum clmoe_overflow {
      * dropped.
      */
     CLMOE_OVERFLOW_REROUTE = 1,
-} clmoe_overflow;
+};
 
-typedef enum clmoe_rounding {
+typedef uint32_t clmoe_rounding;
+enum {
     CLMOE_ROUND_UP = 0,
     CLMOE_ROUND_DOWN = 1,
     CLMOE_ROUND_NEAREST = 2, /* halves away from zero */
-} clmoe_rounding;
+};
 
 /*
  * Capacity C: rows per expert. `rows` if given; else round(T * K * factor / E) in double; then at
@@ -380,21 +393,23 @@ typedef struct clmoe_balance_desc {
     uint32_t dead_window;   /* an expert is dead after so many tokens without it; default 32768 */
 } clmoe_balance_desc;
 
-typedef enum clmoe_activation {
+typedef uint32_t clmoe_activation;
+enum {
     CLMOE_ACT_SILU = 0,      /* v * sigmoid(alpha * v) */
     CLMOE_ACT_GELU_ERF = 1,  /* v/2 * (1 + erf(v / sqrt 2)) */
     CLMOE_ACT_GELU_TANH = 2, /* v/2 * (1 + tanh(sqrt(2/pi) * (v + 0.044715 v^3))) */
     CLMOE_ACT_RELU = 3,
     CLMOE_ACT_RELU2 = 4, /* max(v, 0)^2 */
-} clmoe_activation;
+};
 
 /* How the gate and up matrices lie in memory; "none" for a plain MLP without a gate. */
-typedef enum clmoe_gate_layout {
+typedef uint32_t clmoe_gate_layout;
+enum {
     CLMOE_GATE_CONCAT = 0,      /* `gate` is [E,2H,D]: H gate rows, then H up rows */
     CLMOE_GATE_INTERLEAVED = 1, /* `gate` is [E,2H,D]: gate row, up row, gate row, ... (gpt-oss) */
     CLMOE_GATE_SEPARATE = 2,    /* `gate` is [E,H,D], `up` is [E,H,D] */
     CLMOE_GATE_NONE = 3,        /* plain: down(act(up x)); only `up` [E,H,D] */
-} clmoe_gate_layout;
+};
 
 /*
  * The MLP of the experts, or of the shared expert:
@@ -405,8 +420,7 @@ typedef struct clmoe_mlp_desc {
     uint32_t hidden_dim; /* H; for `shared`, 0 (default) means there is none */
     clmoe_activation activation;
     clmoe_gate_layout gate_layout;
-    /* 1: stored as [E,D,2H] (or [E,D,H]); with an interleaved layout the last dim is interleaved.
-     */
+    /* 1: stored as [E,D,2H] (or [E,D,H]); with an interleaved layout the last dim is, too. */
     uint32_t gate_up_transposed;
     uint32_t down_transposed; /* 1: stored as [E,H,D] instead of [E,D,H] */
     uint32_t gate_up_bias;    /* 1: gate_bias (and up_bias) in the same layout, without the D */
@@ -506,8 +520,7 @@ typedef struct clmoe_weights {
     clmoe_buf noise_router;   /* [R,D], if router.noise.kind is learned; not read without a state */
 } clmoe_weights;
 
-/* Releases every buffer of `weights` and clears it: for weights that clmoe_checkpoint_upload()
- * made. */
+/* Releases every buffer of `weights` and clears it: for those of clmoe_checkpoint_upload(). */
 CLMOE_API void clmoe_weights_release(clmoe_weights *weights);
 
 /*
@@ -526,10 +539,11 @@ CLMOE_API void clmoe_weights_release(clmoe_weights *weights);
  * the raw weights unchanged, padded to whole vectors, so that it is hardly larger than they are
  * where hidden_dim and dim are multiples of 32.
  */
-typedef enum clmoe_mlp {
+typedef uint32_t clmoe_mlp;
+enum {
     CLMOE_MLP_EXPERTS = 0,
     CLMOE_MLP_SHARED = 1,
-} clmoe_mlp;
+};
 
 /*
  * Bytes of the packed weights of one of the layer's MLPs. Errors: CLMOE_UNSUPPORTED, and 0 bytes,

@@ -159,8 +159,7 @@ typedef struct clmoe_experts_args {
     clmoe_buf ye; /* [S,D]; rows of padding are undefined */
 } clmoe_experts_args;
 
-/* combine: y = residual + output_bias + sum over the pairs of a token of w * ye[slot], k ascending.
- */
+/* combine: y = residual + output_bias + sum of w * ye[slot] over a token's pairs, k ascending. */
 typedef struct clmoe_combine_args {
     size_t struct_size;
     uint32_t tokens;

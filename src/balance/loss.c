@@ -12,7 +12,7 @@ _Static_assert((int)CLMOE_F_SUPPLIED == (int)LOAD_SUPPLIED, "sources of F differ
 static const char *const loss_names[] = {LOSS_LIST(LOSS_NAME)};
 
 const char *clmoe_loss_name(clmoe_loss_kind kind) {
-    return (int)kind >= 0 && (int)kind < LOSS_KINDS ? loss_names[kind] : NULL;
+    return kind < LOSS_KINDS ? loss_names[kind] : NULL;
 }
 
 clmoe_status loss_create(clmoe_layer *layer) {

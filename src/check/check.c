@@ -558,8 +558,8 @@ done:
 clmoe_status check_mlp_exists(const clmoe_layer *layer, clmoe_mlp mlp) {
     if (!layer)
         return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
-    if ((int)mlp != CLMOE_MLP_EXPERTS && (int)mlp != CLMOE_MLP_SHARED)
-        return fail(CLMOE_INVALID_ARGUMENT, "mlp is %d, but must be 0 or 1", (int)mlp);
+    if (mlp != CLMOE_MLP_EXPERTS && mlp != CLMOE_MLP_SHARED)
+        return fail(CLMOE_INVALID_ARGUMENT, "mlp is %u, but must be 0 or 1", mlp);
     if (layer_mlp(layer, mlp)->hidden_dim == 0)
         return fail(CLMOE_INVALID_ARGUMENT, "mlp is CLMOE_MLP_SHARED, but the layer has none");
     return CLMOE_SUCCESS;

@@ -46,7 +46,7 @@ static const schedule_names temperature_names = SCHEDULE_NAMES("temperature");
 static clmoe_status check_schedule(const clmoe_schedule *schedule, const schedule_names *names,
                                    bool positive) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(in_range(names->shape, (uint32_t)schedule->shape, 0, CLMOE_SCHEDULE_EXPONENTIAL));
+    TRY(in_range(names->shape, schedule->shape, 0, CLMOE_SCHEDULE_EXPONENTIAL));
     if (schedule->shape == CLMOE_SCHEDULE_NONE)
         return CLMOE_SUCCESS;
     TRY(in_range(names->steps, schedule->steps, 1, UINT32_MAX));
@@ -62,7 +62,7 @@ done:
 
 static clmoe_status check_rates(const clmoe_balance_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(in_range("bias_rule", (uint32_t)args->bias_rule, 0, CLMOE_BIAS_PROPORTIONAL));
+    TRY(in_range("bias_rule", args->bias_rule, 0, CLMOE_BIAS_PROPORTIONAL));
     TRY(in_range("bias_centred", args->bias_centred, 0, 1));
     TRY(is_at_least("bias_rate", args->bias_rate, 0));
     TRY(is_at_least("target_violation", args->target_violation, 0));

@@ -21,13 +21,6 @@ static clmoe_status is_flag(const char *name, uint32_t value) {
     return in_range(name, value, 0, 1);
 }
 
-/* Enums start at 0 and end at `last`. */
-static clmoe_status is_enum(const char *name, int value, int last) {
-    if (value >= 0 && value <= last)
-        return CLMOE_SUCCESS;
-    return fail(CLMOE_INVALID_DESC, "%s is %d, but must be from 0 to %d", name, value, last);
-}
-
 static clmoe_status is_at_least(const char *name, double value, double low) {
     if (isfinite(value) && value >= low)
         return CLMOE_SUCCESS;
@@ -50,8 +43,8 @@ static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
     if (desc->top_k > experts + identity)
         return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts is %u", desc->top_k,
                     experts + identity);
-    TRY(is_enum("type", (int)desc->type, CLMOE_BF16));
-    TRY(is_enum("weight_type", (int)desc->weight_type, CLMOE_BF16));
+    TRY(in_range("type", desc->type, 0, CLMOE_BF16));
+    TRY(in_range("weight_type", desc->weight_type, 0, CLMOE_BF16));
     TRY(is_flag("training", desc->training));
     TRY(is_flag("normalize_experts", desc->normalize_experts));
     TRY(is_flag("shared_gate", desc->shared_gate));
@@ -66,7 +59,7 @@ static clmoe_status check_groups(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
     uint32_t columns = desc->num_experts + desc->num_identity_experts;
-    TRY(is_enum("router.groups.score", (int)router->groups.score, CLMOE_GROUP_TOP2_SUM));
+    TRY(in_range("router.groups.score", router->groups.score, 0, CLMOE_GROUP_TOP2_SUM));
     TRY(in_range("router.groups.count", router->groups.count, 0, MAX_GROUPS));
     if (router->groups.count <= 1)
         return CLMOE_SUCCESS;
@@ -93,7 +86,7 @@ static clmoe_status is_below_one(const char *name, float value) {
 
 static clmoe_status check_noise(const clmoe_router_desc *router) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(is_enum("router.noise.kind", (int)router->noise.kind, CLMOE_NOISE_GUMBEL));
+    TRY(in_range("router.noise.kind", router->noise.kind, 0, CLMOE_NOISE_GUMBEL));
     TRY(is_at_least("router.noise.scale", router->noise.scale, 0));
     TRY(is_below_one("router.noise.jitter", router->noise.jitter));
     TRY(is_flag("router.noise.jitter_experts", router->noise.jitter_experts));
@@ -131,11 +124,11 @@ done:
 static clmoe_status check_router(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
-    TRY(is_enum("router.score", (int)router->score, CLMOE_SCORE_SPARSEMIXER));
-    TRY(is_enum("router.order", (int)router->order, CLMOE_ORDER_TOPK_THEN_SCORE));
-    TRY(is_enum("router.renorm.kind", (int)router->renorm.kind, CLMOE_RENORM_PNORM));
-    TRY(is_enum("router.weight_at", (int)router->weight_at, CLMOE_WEIGHT_AT_ACTIVATION));
-    TRY(is_enum("router.weight_type", (int)router->weight_type, CLMOE_BF16));
+    TRY(in_range("router.score", router->score, 0, CLMOE_SCORE_SPARSEMIXER));
+    TRY(in_range("router.order", router->order, 0, CLMOE_ORDER_TOPK_THEN_SCORE));
+    TRY(in_range("router.renorm.kind", router->renorm.kind, 0, CLMOE_RENORM_PNORM));
+    TRY(in_range("router.weight_at", router->weight_at, 0, CLMOE_WEIGHT_AT_ACTIVATION));
+    TRY(in_range("router.weight_type", router->weight_type, 0, CLMOE_BF16));
     if (router->weight_type != CLMOE_F32 && router->weight_type != desc->type)
         return fail(CLMOE_INVALID_DESC, "router.weight_type is %s, but must be f32 or type, %s",
                     type_name(router->weight_type), type_name(desc->type));
@@ -154,8 +147,8 @@ static clmoe_status check_router(const clmoe_layer_desc *desc) {
         return fail(CLMOE_INVALID_DESC, "router.scale is %g, but must be finite",
                     (double)router->scale);
     if (router->score == CLMOE_SCORE_SPARSEMIXER && router->order != CLMOE_ORDER_TOPK_THEN_SCORE)
-        return fail(CLMOE_INVALID_DESC, "router.order is %d, but sparsemixer needs topk-then-score",
-                    (int)router->order);
+        return fail(CLMOE_INVALID_DESC, "router.order is %u, but sparsemixer needs topk-then-score",
+                    router->order);
     TRY(check_groups(desc));
     TRY(check_noise(router));
     TRY(check_rebalance(desc));
@@ -167,7 +160,7 @@ done:
 static clmoe_status check_overflow(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_capacity_desc *capacity = &desc->capacity;
-    TRY(is_enum("capacity.overflow", (int)capacity->overflow, CLMOE_OVERFLOW_REROUTE));
+    TRY(in_range("capacity.overflow", capacity->overflow, 0, CLMOE_OVERFLOW_REROUTE));
     if (capacity->overflow != CLMOE_OVERFLOW_REROUTE)
         return CLMOE_SUCCESS;
     const char *why = NULL;
@@ -191,8 +184,8 @@ static clmoe_status check_capacity(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_capacity_desc *capacity = &desc->capacity;
     TRY(is_at_least("capacity.factor", capacity->factor, 0));
-    TRY(is_enum("capacity.rounding", (int)capacity->rounding, CLMOE_ROUND_NEAREST));
-    TRY(is_enum("capacity.keep", (int)capacity->keep, CLMOE_KEEP_RANDOM));
+    TRY(in_range("capacity.rounding", capacity->rounding, 0, CLMOE_ROUND_NEAREST));
+    TRY(in_range("capacity.keep", capacity->keep, 0, CLMOE_KEEP_RANDOM));
     if (capacity->rows > 0 && capacity->factor > 0)
         return fail(CLMOE_INVALID_DESC, "capacity.rows is %u and capacity.factor is %g: give one",
                     capacity->rows, capacity->factor);
@@ -232,8 +225,8 @@ static const mlp_fields shared_fields = MLP_FIELDS("shared");
 static clmoe_status check_mlp(const clmoe_mlp_desc *mlp, const mlp_fields *fields) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(in_range(fields->hidden_dim, mlp->hidden_dim, 1, MAX_DIM));
-    TRY(is_enum(fields->activation, (int)mlp->activation, CLMOE_ACT_RELU2));
-    TRY(is_enum(fields->gate_layout, (int)mlp->gate_layout, CLMOE_GATE_NONE));
+    TRY(in_range(fields->activation, mlp->activation, 0, CLMOE_ACT_RELU2));
+    TRY(in_range(fields->gate_layout, mlp->gate_layout, 0, CLMOE_GATE_NONE));
     TRY(is_flag(fields->gate_up_transposed, mlp->gate_up_transposed));
     TRY(is_flag(fields->down_transposed, mlp->down_transposed));
     TRY(is_flag(fields->gate_up_bias, mlp->gate_up_bias));

@@ -61,21 +61,21 @@ static clmoe_status refuse(uint32_t i, const clmoe_loss_desc *loss, const char *
                 why);
 }
 
-static clmoe_status check_number(uint32_t i, const char *field, int value, int last) {
-    if (value >= 0 && value <= last)
+static clmoe_status check_number(uint32_t i, const char *field, uint32_t value, uint32_t last) {
+    if (value <= last)
         return CLMOE_SUCCESS;
-    return fail(CLMOE_INVALID_ARGUMENT, "losses[%u].%s is %d, but must be from 0 to %d", i, field,
+    return fail(CLMOE_INVALID_ARGUMENT, "losses[%u].%s is %u, but must be from 0 to %u", i, field,
                 value, last);
 }
 
 static clmoe_status check_fields(uint32_t i, const clmoe_loss_desc *loss) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(check_number(i, "kind", (int)loss->kind, LOSS_KINDS - 1));
-    TRY(check_number(i, "p_source", (int)loss->p_source, CLMOE_P_WEIGHTS));
-    TRY(check_number(i, "f_source", (int)loss->f_source, CLMOE_F_SUPPLIED));
-    TRY(check_number(i, "per_sequence", (int)loss->per_sequence, 1));
-    TRY(check_number(i, "per_device", (int)loss->per_device, 1));
-    TRY(check_number(i, "controlled", (int)loss->controlled, 1));
+    TRY(check_number(i, "kind", loss->kind, LOSS_KINDS - 1));
+    TRY(check_number(i, "p_source", loss->p_source, CLMOE_P_WEIGHTS));
+    TRY(check_number(i, "f_source", loss->f_source, CLMOE_F_SUPPLIED));
+    TRY(check_number(i, "per_sequence", loss->per_sequence, 1));
+    TRY(check_number(i, "per_device", loss->per_device, 1));
+    TRY(check_number(i, "controlled", loss->controlled, 1));
     if (!isfinite(loss->weight))
         return fail(CLMOE_INVALID_ARGUMENT, "losses[%u].weight is %g, but must be finite", i,
                     (double)loss->weight);

@@ -29,7 +29,7 @@ static clmoe_status check_token_choice_only(const clmoe_layer_desc *desc, const 
         {"router.groups.two_level", router->groups.two_level, 0},
         {"router.select_bias", router->select_bias, 0},
         {"router.groups.count", router->groups.count > 1 ? router->groups.count : 0, 0},
-        {"capacity.overflow", (uint32_t)desc->capacity.overflow, CLMOE_OVERFLOW_DROP},
+        {"capacity.overflow", desc->capacity.overflow, CLMOE_OVERFLOW_DROP},
     };
     if (router->score == CLMOE_SCORE_SPARSEMIXER)
         return fail(CLMOE_INVALID_DESC, "router.score is sparsemixer, but the policy is %s",
@@ -41,11 +41,11 @@ static clmoe_status check_expert_choice(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     const unused_field fields[] = {
         {"num_identity_experts", desc->num_identity_experts, 0},
-        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
-        {"router.renorm.kind", (uint32_t)router->renorm.kind, CLMOE_RENORM_NONE},
+        {"router.order", router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.renorm.kind", router->renorm.kind, CLMOE_RENORM_NONE},
         {"router.renorm.after_drop", router->renorm.after_drop, 0},
         {"router.rebalance.iterations", router->rebalance.iterations, 0},
-        {"capacity.keep", (uint32_t)desc->capacity.keep, CLMOE_KEEP_POSITION},
+        {"capacity.keep", desc->capacity.keep, CLMOE_KEEP_POSITION},
         {"capacity.tokens_per_sequence", desc->capacity.tokens_per_sequence, 0},
     };
     if (desc->capacity.rows == 0 && desc->capacity.factor == 0)
@@ -57,7 +57,7 @@ static clmoe_status check_expert_choice(const clmoe_layer_desc *desc) {
 static clmoe_status check_sinkhorn(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     const unused_field fields[] = {
-        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.order", router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
     };
     if (router->sinkhorn.iterations < 1 || router->sinkhorn.iterations > 1000)
         return fail(CLMOE_INVALID_DESC,
@@ -83,14 +83,14 @@ static clmoe_status check_soft_moe(const clmoe_layer_desc *desc) {
     const unused_field fields[] = {
         {"top_k", desc->top_k, 1},
         {"num_identity_experts", desc->num_identity_experts, 0},
-        {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
-        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.score", router->score, CLMOE_SCORE_SOFTMAX},
+        {"router.order", router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
         {"router.bias", router->bias, 0},
-        {"router.renorm.kind", (uint32_t)router->renorm.kind, CLMOE_RENORM_NONE},
+        {"router.renorm.kind", router->renorm.kind, CLMOE_RENORM_NONE},
         {"router.renorm.after_drop", router->renorm.after_drop, 0},
         {"router.expert_scale", router->expert_scale, 0},
-        {"router.weight_at", (uint32_t)router->weight_at, CLMOE_WEIGHT_AT_OUTPUT},
-        {"router.noise.kind", (uint32_t)router->noise.kind, CLMOE_NOISE_NONE},
+        {"router.weight_at", router->weight_at, CLMOE_WEIGHT_AT_OUTPUT},
+        {"router.noise.kind", router->noise.kind, CLMOE_NOISE_NONE},
         {"router.rebalance.iterations", router->rebalance.iterations, 0},
         {"router.noise.jitter", router->noise.jitter > 0, 0},
         {"router.dropout.experts", router->dropout.experts > 0, 0},
@@ -119,8 +119,8 @@ static clmoe_status check_soft_moe(const clmoe_layer_desc *desc) {
 static clmoe_status check_two_level(const clmoe_layer_desc *desc) {
     const clmoe_router_desc *router = &desc->router;
     const unused_field fields[] = {
-        {"router.score", (uint32_t)router->score, CLMOE_SCORE_SOFTMAX},
-        {"router.order", (uint32_t)router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
+        {"router.score", router->score, CLMOE_SCORE_SOFTMAX},
+        {"router.order", router->order, CLMOE_ORDER_SCORE_THEN_TOPK},
     };
     if (router->groups.count <= 1)
         return fail(CLMOE_INVALID_DESC,
@@ -152,9 +152,9 @@ enum { POLICIES = sizeof policies / sizeof policies[0] };
 clmoe_status check_policy(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
-    int policy = (int)router->policy;
-    if (policy < 0 || policy >= POLICIES)
-        return fail(CLMOE_INVALID_DESC, "router.policy is %d, but must be from 0 to %d", policy,
+    uint32_t policy = router->policy;
+    if (policy >= POLICIES)
+        return fail(CLMOE_INVALID_DESC, "router.policy is %u, but must be from 0 to %d", policy,
                     POLICIES - 1);
     if (router->groups.two_level > 1)
         return fail(CLMOE_INVALID_DESC, "router.groups.two_level is %u, but must be from 0 to 1",

@@ -376,7 +376,7 @@ static const struct {
     clmoe_loss_desc loss;
     const char *says;
 } contradictory[] = {
-    {NULL, {.kind = (clmoe_loss_kind)-1}, "losses[0].kind is -1"},
+    {NULL, {.kind = (clmoe_loss_kind)-1}, "losses[0].kind is 4294967295"},
     {NULL, {.kind = CLMOE_LOSS_Z, .per_device = 1}, "z, which has no form per_device"},
     {NULL, {.kind = CLMOE_LOSS_OVERFLOW, .per_device = 1}, "overflow, which has no form"},
     {NULL, {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .per_device = 1}, "token_entropy, which has no form"},

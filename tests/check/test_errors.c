@@ -17,7 +17,7 @@ static void check_error(clmoe_status status, clmoe_status want, const char *fiel
 
 /* ---- Descriptor ---------------------------------------------------------------------------- */
 
-typedef enum field_type { NONE, U32, ENUM, FLOAT, DOUBLE, SIZE } field_type;
+typedef enum field_type { NONE, U32, FLOAT, DOUBLE, SIZE } field_type;
 
 typedef struct field_value {
     const char *name;
@@ -31,7 +31,7 @@ typedef struct field_value {
 
 static void set_field(clmoe_layer_desc *desc, const field_value *f) {
     char *at = (char *)desc + f->offset;
-    if (f->type == U32 || f->type == ENUM) {
+    if (f->type == U32) {
         uint32_t u32 = (uint32_t)(int64_t)f->value;
         memcpy(at, &u32, sizeof u32);
     } else if (f->type == FLOAT) {
@@ -71,17 +71,17 @@ static const desc_error desc_errors[] = {
     {F(top_k, U32, 9), "9", BAD_DESC, {{0}}},
     {F(top_k, U32, 257), "257", BAD_DESC, {F(num_experts, U32, 300)}},
     {F(top_k, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(type, ENUM, 3), "3", BAD_DESC, {{0}}},
-    {F(weight_type, ENUM, -1), "-1", BAD_DESC, {{0}}},
+    {F(type, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(weight_type, U32, -1), "4294967295", BAD_DESC, {{0}}},
     {F(training, U32, 2), "2", BAD_DESC, {{0}}},
     {F(normalize_experts, U32, 2), "2", BAD_DESC, {{0}}},
     {F(shared_gate, U32, 2), "2", BAD_DESC, {{0}}},
     {F(shared_gate, U32, 1), "1", BAD_DESC, {F(shared.hidden_dim, U32, 0)}},
     {F(output_bias, U32, 7), "7", BAD_DESC, {{0}}},
-    {F(router.score, ENUM, 5), "5", BAD_DESC, {{0}}},
-    {F(router.score, ENUM, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.order, ENUM, 2), "2", BAD_DESC, {{0}}},
-    {F(router.order, ENUM, 0), "0", BAD_DESC, {F(router.score, ENUM, CLMOE_SCORE_SPARSEMIXER)}},
+    {F(router.score, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(router.score, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(router.order, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.order, U32, 0), "0", BAD_DESC, {F(router.score, U32, CLMOE_SCORE_SPARSEMIXER)}},
     {F(router.temperature, FLOAT, 0), "0", BAD_DESC, {{0}}},
     {F(router.temperature, FLOAT, -1), "-1", BAD_DESC, {{0}}},
     {F(router.temperature, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
@@ -98,8 +98,8 @@ static const desc_error desc_errors[] = {
      "1",
      BAD_DESC,
      {F(router.groups.count, U32, 4), F(top_k, U32, 3)}},
-    {F(router.groups.score, ENUM, 2), "2", BAD_DESC, {{0}}},
-    {F(router.renorm.kind, ENUM, 3), "3", BAD_DESC, {{0}}},
+    {F(router.groups.score, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.renorm.kind, U32, 3), "3", BAD_DESC, {{0}}},
     {F(router.renorm.eps, FLOAT, -1), "-1", BAD_DESC, {{0}}},
     {F(router.renorm.eps, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
     {F(router.renorm.p, FLOAT, 0.5), "0.5", BAD_DESC, {{0}}},
@@ -109,11 +109,11 @@ static const desc_error desc_errors[] = {
     {F(router.scale, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
     {F(router.expert_scale, U32, 2), "2", BAD_DESC, {{0}}},
     {F(router.sparsemixer_eps, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.weight_at, ENUM, 3), "3", BAD_DESC, {{0}}},
-    {F(router.weight_type, ENUM, 2), "bf16", BAD_DESC, {{0}}},
-    {F(router.weight_type, ENUM, 9), "9", BAD_DESC, {{0}}},
-    {F(router.noise.kind, ENUM, 4), "4", BAD_DESC, {{0}}},
-    {F(router.noise.kind, ENUM, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.weight_at, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(router.weight_type, U32, 2), "bf16", BAD_DESC, {{0}}},
+    {F(router.weight_type, U32, 9), "9", BAD_DESC, {{0}}},
+    {F(router.noise.kind, U32, 4), "4", BAD_DESC, {{0}}},
+    {F(router.noise.kind, U32, -1), "4294967295", BAD_DESC, {{0}}},
     {F(router.noise.scale, FLOAT, -1), "-1", BAD_DESC, {{0}}},
     {F(router.noise.scale, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(router.noise.jitter, FLOAT, 1), "1", BAD_DESC, {{0}}},
@@ -128,18 +128,18 @@ static const desc_error desc_errors[] = {
     {F(capacity.factor, DOUBLE, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(capacity.factor, DOUBLE, (double)INFINITY), "inf", BAD_DESC, {{0}}},
     {F(capacity.factor, DOUBLE, 1), "capacity.rows", BAD_DESC, {F(capacity.rows, U32, 2)}},
-    {F(capacity.rounding, ENUM, 3), "3", BAD_DESC, {{0}}},
+    {F(capacity.rounding, U32, 3), "3", BAD_DESC, {{0}}},
     {F(balance.device_groups, U32, 3), "3", BAD_DESC, {{0}}},
     {F(balance.device_groups, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(capacity.keep, ENUM, 5), "5", BAD_DESC, {{0}}},
-    {F(capacity.keep, ENUM, -1), "-1", BAD_DESC, {{0}}},
-    {F(capacity.overflow, ENUM, 2), "2", BAD_DESC, {{0}}},
-    {F(capacity.overflow, ENUM, 1), "no capacity", BAD_DESC, {{0}}},
-    {F(capacity.overflow, ENUM, 1),
+    {F(capacity.keep, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(capacity.keep, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(capacity.overflow, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(capacity.overflow, U32, 1), "no capacity", BAD_DESC, {{0}}},
+    {F(capacity.overflow, U32, 1),
      "identity experts",
      BAD_DESC,
      {F(capacity.rows, U32, 2), F(num_identity_experts, U32, 1)}},
-    {F(capacity.overflow, ENUM, 1),
+    {F(capacity.overflow, U32, 1),
      "tokens_per_sequence",
      BAD_DESC,
      {F(capacity.rows, U32, 2), F(capacity.tokens_per_sequence, U32, 3)}},
@@ -153,10 +153,10 @@ static const desc_error desc_errors[] = {
     {F(router.rebalance.iterations, U32, 3),
      "reroute",
      BAD_DESC,
-     {F(capacity.rows, U32, 2), F(capacity.overflow, ENUM, 1)}},
+     {F(capacity.rows, U32, 2), F(capacity.overflow, U32, 1)}},
     {F(experts.hidden_dim, U32, 0), "0", BAD_DESC, {{0}}},
-    {F(experts.activation, ENUM, 5), "5", BAD_DESC, {{0}}},
-    {F(experts.gate_layout, ENUM, 4), "4", BAD_DESC, {{0}}},
+    {F(experts.activation, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(experts.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
     {F(experts.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
     {F(experts.down_transposed, U32, 2), "2", BAD_DESC, {{0}}},
     {F(experts.gate_up_bias, U32, 2), "2", BAD_DESC, {{0}}},
@@ -165,8 +165,8 @@ static const desc_error desc_errors[] = {
     {F(experts.limit, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(experts.alpha, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(experts.up_shift, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(shared.activation, ENUM, 5), "5", BAD_DESC, {{0}}},
-    {F(shared.gate_layout, ENUM, 4), "4", BAD_DESC, {{0}}},
+    {F(shared.activation, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(shared.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
     {F(shared.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
     {F(shared.down_transposed, U32, 2), "2", BAD_DESC, {{0}}},
     {F(shared.gate_up_bias, U32, 2), "2", BAD_DESC, {{0}}},

@@ -99,8 +99,20 @@ for library in "$libdir/libclmoe.so" "$libdir/libclmoe.a"; do
 done
 
 if command -v c++ >/dev/null; then
-    echo "== the header in C++"
-    printf '#include <clmoe/clmoe.h>\nint main() { return clmoe_version() == nullptr; }\n' >"$tmp/header.cpp"
+    echo "== the header in C++, without casts"
+    cat >"$tmp/header.cpp" <<END
+#include <clmoe/clmoe.h>
+int main() {
+    clmoe_layer_desc desc;
+    clmoe_layer_desc_init(&desc);
+    desc.type = CLMOE_BF16;
+    desc.router.score = desc.num_experts > 1 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+    clmoe_schedule schedule = {CLMOE_SCHEDULE_LINEAR, 0, 1, 0, 10};
+    static_assert(sizeof schedule.shape == 4 && sizeof desc.router.policy == 4, "numbers have four bytes");
+    clmoe_status status = clmoe_layer_create(nullptr, &desc, nullptr);
+    return status == CLMOE_SUCCESS || clmoe_version() == nullptr;
+}
+END
     # shellcheck disable=SC2046
     c++ -std=c++11 -Wall -Wextra -Werror $(pkg-config --cflags clmoe) -fsyntax-only "$tmp/header.cpp"
 fi

@@ -82,7 +82,7 @@ static void mixer(clmoe_layer_desc *d) {
 
 static const refusal refusals[] = {
     {expert_choice, no_policy, "router.policy is 5"},
-    {expert_choice, below_policy, "router.policy is -1"},
+    {expert_choice, below_policy, "router.policy is 4294967295"},
     {expert_choice, no_capacity, "needs a capacity"},
     {expert_choice, by_logit, "router.order is 1"},
     {expert_choice, mixer, "sparsemixer"},
