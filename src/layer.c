@@ -8,12 +8,9 @@
 #include <stdlib.h>
 
 /* cl/routing/router.clh has the same numbers; types.clh's device code relies on them. */
-#define SAME(name) _Static_assert((int)CLMOE_##name == (int)name, #name " has another number")
-SAME(SCORE_SOFTMAX);
-SAME(SCORE_SIGMOID);
-SAME(SCORE_SQRT_SOFTPLUS);
-SAME(SCORE_IDENTITY);
-SAME(SCORE_SPARSEMIXER);
+#define SAME(name)                             _Static_assert((int)CLMOE_##name == (int)name, #name " has another number")
+#define SCORE_SAME(NAME, of_row, value, slope) SAME(SCORE_##NAME);
+SCORE_LIST(SCORE_SAME)
 SAME(NOISE_NONE);
 SAME(NOISE_GAUSSIAN);
 SAME(NOISE_LEARNED);

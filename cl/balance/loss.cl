@@ -279,8 +279,7 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
     __global const state_header *header = state_of(state, state_off);
     uint q = get_group_id(0), R = s.columns;
     if (get_local_id(0) == 0)
-        UNROLL for (uint i = 0; i < MAX_LOSSES; i++)
-            items[i] = table.items[i];
+        UNROLL for (uint i = 0; i < MAX_LOSSES; i++) items[i] = table.items[i];
     group_barrier(CLK_LOCAL_MEM_FENCE);
     sums += sums_off;
     values += values_off;
@@ -387,7 +386,7 @@ static inline FLOATV chain(const router_switches *r, const token_row *t, const g
                            float temperature, float dot_p, float dot_softmax, uint e, uint columns,
                            FLOATV noisy) {
     FLOATV l = prepared_columns(r, temperature, noisy), d = (FLOATV)(0.0f);
-    FLOATV s = score_columns(r, t->best, l), slope = score_slope(r, l, s);
+    FLOATV s = score_columns(r, t->best, l), slope = score_slope_of_each(r->score, l, s);
     bool has_p = t->scores != 0.0f;
     if (g->of[SUM_NORMALISED] && has_p)
         d += slope * (relative_grad(g->of[SUM_NORMALISED], t, e, columns) - dot_p) / t->scores;

@@ -105,16 +105,6 @@ static inline float plain_gradient(const router_switches *r, const weight_view *
     return clamp(renorm_share(&sums->unit, d_share), -FLT_MAX, FLT_MAX);
 }
 
-/* s'(l) where the score is of one logit alone. */
-static inline float slope_of(int score, float l) {
-    float s = score_of(score, l);
-    if (score == SCORE_SIGMOID)
-        return s / (1.0f + exp(l));
-    if (score == SCORE_SQRT_SOFTPLUS)
-        return s > 0.0f ? 0.5f / s / (1.0f + exp(-l)) : 0.0f;
-    return 1.0f;
-}
-
 /* The largest and the sum of exp of the chosen logits. */
 static inline void chosen_softmax(const router_switches *r, weight_view *v) {
     v->chosen_best = -INFINITY;
@@ -186,7 +176,7 @@ void loss_weights(__global const float *logits, ulong logits_off, __global const
         else if (over_chosen)
             d = (d - dot) * plain_weight(&r, &v, t.total, k);
         else
-            d *= slope_of(r.score, l);
+            d *= score_slope(r.score, l, score_of(r.score, l));
         add_one(&row, &r, v.temperature, (uint)v.ids[k], d);
     }
 }

@@ -15,10 +15,6 @@
 #include "routing/router.clh"
 #include "runtime/random.clh"
 
-static inline float softplus(float v) {
-    return v > 0.0f ? v + log1p(exp(-v)) : log1p(exp(v));
-}
-
 KERNEL(GROUP, 1, 1)
 void jitter_rows(__global const STORAGE(X) * x, ulong x_off, __global STORAGE(X) * out,
                  ulong out_off, __global const uint *state, ulong state_off, uint dim,
@@ -90,8 +86,10 @@ void noise_rows(__global const float *logits, ulong logits_off, __global const f
             uint4 bits = random_bits(s, token, e, RANDOM_NOISE);
             n = noise == NOISE_GUMBEL ? random_gumbel(bits) : random_normal(bits);
         }
-        if (noise == NOISE_LEARNED)
-            n *= softplus(raw[raw_off + row + e]) + 0.01f;
+        if (noise == NOISE_LEARNED) {
+            float learned = raw[raw_off + row + e];
+            n *= NOISE_DEVIATION(learned);
+        }
         noisy[e] = masked ? -INFINITY : with_noise(logit, scale * n);
     }
 }

@@ -1,6 +1,6 @@
 /*
  * Purpose: router logits to scores.
- * Formula: l', see prepare.clh; s(l'), see score_of(); softmax over the row without its non-finite
+ * Formula: l' and s(l'), see score_function.clh; softmax over the row without its non-finite
  *          logits. With topk-then-score order, l' itself.
  * Arrays: logits [T,R] f32, state or NULL (its scale multiplies the temperature) -> scores [T,R]
  *          f32, -infinity where the logit is not finite.
@@ -9,7 +9,7 @@
  * Limits: GROUP a power of two.
  * Repeatability: sums in lane order, then a tree; the same for the same GROUP.
  */
-#include "routing/prepare.clh"
+#include "routing/router.clh"
 
 #if GROUP == 1
 #define STEP 16
@@ -60,7 +60,7 @@ typedef float floats;
 #define total(v)                   (v)
 #endif
 
-DEFINE_PREPARED(prepared_logits, floats)
+DEFINE_PREPARED(prepared_logits, prepared_logits_slope, floats)
 
 KERNEL(GROUP, 1, 1)
 void score_rows(__global const float *logits, ulong logits_off, __global float *scores,

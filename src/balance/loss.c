@@ -25,11 +25,6 @@ done:
     return status;
 }
 
-static bool score_is_softmax(const clmoe_layer *layer) {
-    return layer->desc.router.score == CLMOE_SCORE_SOFTMAX ||
-           layer->desc.router.score == CLMOE_SCORE_SPARSEMIXER;
-}
-
 /* Where the gradient of a loss starts: P, or terms of each token. */
 static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
     switch (loss->kind) {
@@ -38,12 +33,13 @@ static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
     case CLMOE_LOSS_Z:
         return GRAD_Z;
     case CLMOE_LOSS_TOKEN_ENTROPY:
-        return loss->p_source == CLMOE_P_SOFTMAX && !score_is_softmax(layer) ? GRAD_SOFT_ENTROPY
-                                                                             : GRAD_ENTROPY;
+        return loss->p_source == CLMOE_P_SOFTMAX && !score_is_of_row(layer->router.score)
+                   ? GRAD_SOFT_ENTROPY
+                   : GRAD_ENTROPY;
     default:
         break;
     }
-    if (loss->p_source == CLMOE_P_SOFTMAX && score_is_softmax(layer))
+    if (loss->p_source == CLMOE_P_SOFTMAX && score_is_of_row(layer->router.score))
         return SUM_NORMALISED;
     return (int)loss->p_source;
 }

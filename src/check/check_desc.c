@@ -124,7 +124,7 @@ done:
 static clmoe_status check_router(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &desc->router;
-    TRY(in_range("router.score", router->score, 0, CLMOE_SCORE_SPARSEMIXER));
+    TRY(in_range("router.score", router->score, 0, SCORE_COUNT - 1));
     TRY(in_range("router.order", router->order, 0, CLMOE_ORDER_TOPK_THEN_SCORE));
     TRY(in_range("router.renorm.kind", router->renorm.kind, 0, CLMOE_RENORM_PNORM));
     TRY(in_range("router.weight_at", router->weight_at, 0, CLMOE_WEIGHT_AT_ACTIVATION));

@@ -1,5 +1,6 @@
 /* loss: values and gradients of every balancing loss against the oracle. */
 #include "ref_policy.h"
+#include "routing/score_function.clh"
 #include "support_loss.h"
 
 #include <math.h>
@@ -91,7 +92,7 @@ static const clmoe_loss_desc ways[] = {
 
 static void every_score(void **state) {
     (void)state;
-    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_SPARSEMIXER; score++)
+    for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
         for (uint32_t number = 0; number < 8; number++) {
             clmoe_layer_desc desc = small_desc();
             desc.router.score = (clmoe_score_function)score;
@@ -122,8 +123,8 @@ static void every_score(void **state) {
 /* P from the combine weights: through the score, the renormalisation and the scales. */
 static void combine_weights(void **state) {
     (void)state;
-    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_IDENTITY; score++)
-        for (uint32_t number = 0; number < 12; number++) {
+    for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
+        for (uint32_t number = 0; score != CLMOE_SCORE_SPARSEMIXER && number < 12; number++) {
             clmoe_layer_desc desc = small_desc();
             clmoe_router_desc *router = &desc.router;
             router->score = (clmoe_score_function)score;
@@ -156,8 +157,8 @@ static void combine_weights(void **state) {
 /* The same where weights are renormalised over the pairs that kept a place. */
 static void renorm_after_drop(void **state) {
     (void)state;
-    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_IDENTITY; score++)
-        for (uint32_t number = 0; number < 6; number++) {
+    for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
+        for (uint32_t number = 0; score != CLMOE_SCORE_SPARSEMIXER && number < 6; number++) {
             clmoe_layer_desc desc = small_desc();
             clmoe_router_desc *router = &desc.router;
             router->score = (clmoe_score_function)score;
@@ -193,7 +194,9 @@ static void expert_choice(void **state) {
         {.kind = CLMOE_LOSS_COMMUNICATION, .weight = 1.0f},
     };
     const shape s = {24, 5, 12, 0, 3, 3};
-    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_IDENTITY; score++) {
+    for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++) {
+        if (score == CLMOE_SCORE_SPARSEMIXER)
+            continue;
         clmoe_layer_desc desc = desc_of(&s), plain = desc;
         size_t n = (size_t)s.tokens * s.experts, pairs = (size_t)s.tokens * s.top_k;
         plain.router.score = desc.router.score = (clmoe_score_function)score;
@@ -441,7 +444,7 @@ static void outputs_are_optional(void **state) {
 /* A logit that is not finite has p = 0 and no gradient; nothing becomes NaN. */
 static void nonfinite(void **state) {
     (void)state;
-    for (int score = CLMOE_SCORE_SOFTMAX; score <= CLMOE_SCORE_SPARSEMIXER; score++)
+    for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
         for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
             clmoe_layer_desc desc = small_desc();
             desc.router.score = (clmoe_score_function)score;

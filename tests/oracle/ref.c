@@ -29,24 +29,6 @@ void ref_logits(const clmoe_layer_desc *desc, uint32_t tokens, const float *x,
         }
 }
 
-static double sigmoid(double v) {
-    return 1.0 / (1.0 + exp(-v));
-}
-
-/* log(1 + exp(v)) without overflow. */
-static double softplus(double v) {
-    return v > 0.0 ? v + log1p(exp(-v)) : log1p(exp(v));
-}
-
-/* s(l) of one logit; softmax is not of one logit. */
-static double score_of(clmoe_score_function score, double l) {
-    if (score == CLMOE_SCORE_SIGMOID)
-        return sigmoid(l);
-    if (score == CLMOE_SCORE_SQRT_SOFTPLUS)
-        return sqrt(softplus(l));
-    return l;
-}
-
 /* values [n] -> softmax over those above -infinity; the others become `rest`. */
 static void softmax(double *values, size_t n, double rest) {
     double best = -INFINITY, sum = 0.0;
@@ -65,6 +47,8 @@ void ref_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *log
     size_t R = ref_columns(desc);
     bool choose_by_logit =
         router->order == CLMOE_ORDER_TOPK_THEN_SCORE || router->score == CLMOE_SCORE_SPARSEMIXER;
+    bool softmax_row = !choose_by_logit && router->score == CLMOE_SCORE_SOFTMAX;
+    double slope;
     for (size_t t = 0; t < tokens; t++) {
         double *row = scores + t * R;
         for (size_t e = 0; e < R; e++) {
@@ -73,11 +57,11 @@ void ref_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *log
             if (router->softcap > 0.0f)
                 l = (double)router->softcap * tanh(l / (double)router->softcap);
             l = fmin(fmax(l / (double)router->temperature, -FLT_MAX), FLT_MAX);
-            if (!choose_by_logit)
-                l = score_of(router->score, l);
+            if (!choose_by_logit && !softmax_row)
+                l = ref_score(router->score, l, &slope);
             row[e] = finite ? l : -INFINITY;
         }
-        if (!choose_by_logit && router->score == CLMOE_SCORE_SOFTMAX)
+        if (softmax_row)
             softmax(row, R, -INFINITY);
     }
 }
@@ -209,6 +193,7 @@ static void raw_weights(const clmoe_layer_desc *desc, const double *row, const i
     const clmoe_router_desc *router = &desc->router;
     size_t K = desc->top_k;
     bool after = router->order == CLMOE_ORDER_TOPK_THEN_SCORE;
+    double slope;
     for (size_t k = 0; k < K; k++)
         w[k] = (int32_t)k < live ? row[ids[k]] : -INFINITY;
     if (router->score == CLMOE_SCORE_SPARSEMIXER)
@@ -217,7 +202,7 @@ static void raw_weights(const clmoe_layer_desc *desc, const double *row, const i
         softmax(w, K, 0.0);
     else if (after)
         for (int32_t k = 0; k < live; k++)
-            w[k] = score_of(router->score, w[k]);
+            w[k] = ref_score(router->score, w[k], &slope);
     for (size_t k = (size_t)live; k < K; k++)
         w[k] = 0.0;
 }

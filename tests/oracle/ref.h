@@ -37,6 +37,12 @@ static inline uint32_t ref_router_rows(const clmoe_layer_desc *desc) {
 void ref_logits(const clmoe_layer_desc *desc, uint32_t tokens, const float *x,
                 const ref_weights *weights, double *logits);
 
+double ref_sigmoid(double v);
+/* log(1 + exp(v)) without overflow. */
+double ref_softplus(double v);
+/* s(l) of one logit and its derivative; of softmax exp(l), which its sum over the row divides. */
+double ref_score(clmoe_score_function score, double l, double *slope);
+
 /* logits [T,R] -> scores [T,R]. */
 void ref_scores(const clmoe_layer_desc *desc, uint32_t tokens, const double *logits,
                 double *scores);

@@ -18,36 +18,6 @@ static void *make(size_t count, size_t size) {
 
 /* ---- A token's row -------------------------------------------------------------------------- */
 
-static double sigmoid(double v) {
-    return 1.0 / (1.0 + exp(-v));
-}
-
-static double softplus(double v) {
-    return v > 0.0 ? v + log1p(exp(-v)) : log1p(exp(v));
-}
-
-/* The function that makes s of l: softmax is exp, its sum divides it. */
-static void score_of(clmoe_score_function score, double l, double best, double *s, double *ds) {
-    switch (score) {
-    case CLMOE_SCORE_SIGMOID:
-        *s = sigmoid(l);
-        *ds = *s * (1.0 - *s);
-        return;
-    case CLMOE_SCORE_SQRT_SOFTPLUS:
-        *s = sqrt(softplus(l));
-        *ds = sigmoid(l) / (2.0 * *s);
-        return;
-    case CLMOE_SCORE_IDENTITY:
-        *s = l;
-        *ds = 1.0;
-        return;
-    default: /* softmax, and sparsemixer, which has no other probabilities */
-        *s = exp(l - best);
-        *ds = *s;
-        return;
-    }
-}
-
 static clmoe_score_function score_for(const clmoe_layer_desc *desc, clmoe_p_source source) {
     if (source == CLMOE_P_SOFTMAX)
         return CLMOE_SCORE_SOFTMAX;
@@ -86,6 +56,8 @@ static void join_levels(const clmoe_layer_desc *desc, const double *u, ref_row *
 void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_p_source source,
                   size_t token, ref_row *row) {
     size_t R = ref_columns(desc);
+    const clmoe_score_function score = score_for(desc, source);
+    const bool softmax = score == CLMOE_SCORE_SOFTMAX;
     double cap = (double)desc->router.softcap, best = -INFINITY;
     double temperature = (double)desc->router.temperature;
     if (in->state)
@@ -111,7 +83,7 @@ void ref_row_make(const clmoe_layer_desc *desc, const ref_balance_in *in, clmoe_
     row->sum = 0.0;
     for (size_t j = 0; j < R; j++)
         if (row->l[j] > -INFINITY) {
-            score_of(score_for(desc, source), row->l[j], best, &row->s[j], &row->ds[j]);
+            row->s[j] = ref_score(score, softmax ? row->l[j] - best : row->l[j], &row->ds[j]);
             row->sum += row->s[j];
         }
     for (size_t j = 0; j < R; j++)

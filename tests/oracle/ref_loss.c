@@ -324,15 +324,6 @@ static void fix_scope(const clmoe_layer_desc *desc, const ref_balance_in *in,
 
 /* ---- Losses that are smooth by themselves ---------------------------------------------------- */
 
-static double sigmoid(double v) {
-    return 1.0 / (1.0 + exp(-v));
-}
-
-/* log(1 + exp(v)) without overflow. */
-static double softplus(double v) {
-    return v > 0.0 ? v + log1p(exp(-v)) : log1p(exp(v));
-}
-
 /* The deviation of the noise on logit i of [T,R], and its derivative by x Wn^T. */
 static double deviation(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t i,
                         double *derivative) {
@@ -340,8 +331,8 @@ static double deviation(const clmoe_layer_desc *desc, const ref_balance_in *in, 
     *derivative = 0.0;
     if (desc->router.noise.kind != CLMOE_NOISE_LEARNED)
         return scale;
-    *derivative = scale * sigmoid(in->noise_input[i]);
-    return scale * (softplus(in->noise_input[i]) + 0.01);
+    *derivative = scale * ref_sigmoid(in->noise_input[i]);
+    return scale * (ref_softplus(in->noise_input[i]) + 0.01);
 }
 
 /* The n-th largest noisy logit, n from 1. */

@@ -1,4 +1,5 @@
 /* score: x [T,D], router [R,D] -> logits [T,R], scores [T,R]. */
+#include "routing/score_function.clh"
 #include "support.h"
 
 #include <math.h>
@@ -37,26 +38,27 @@ static void check_score(uint32_t group_size, const clmoe_layer_desc *desc, uint3
     compare_floats("scores", buf_get(args.scores), scores, n, STEP_TOLERANCE);
 }
 
-static const clmoe_score_function functions[] = {CLMOE_SCORE_SOFTMAX, CLMOE_SCORE_SIGMOID,
-                                                 CLMOE_SCORE_SQRT_SOFTPLUS, CLMOE_SCORE_IDENTITY,
-                                                 CLMOE_SCORE_SPARSEMIXER};
+/* Sparsemixer has one order. */
+static clmoe_order order_of(int score) {
+    return score == CLMOE_SCORE_SPARSEMIXER ? CLMOE_ORDER_TOPK_THEN_SCORE
+                                            : CLMOE_ORDER_SCORE_THEN_TOPK;
+}
 
 static void every_switch(void **state) {
     (void)state;
     const shape s = {64, 33, 60, 0, 4, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t f = 0; f < COUNT_OF(functions); f++)
+        for (int f = CLMOE_SCORE_SOFTMAX; f < SCORE_COUNT; f++)
             for (uint32_t bits = 0; bits < 16; bits++) {
                 clmoe_layer_desc desc = desc_of(&s);
-                desc.router.score = functions[f];
+                desc.router.score = (clmoe_score_function)f;
                 desc.router.softcap = bits & 1 ? 2.5f : 0.0f;
                 desc.router.temperature = bits & 2 ? 0.7f : 1.0f;
                 desc.router.bias = bits & 4 ? 1 : 0;
                 desc.router.order = bits & 8 ? CLMOE_ORDER_TOPK_THEN_SCORE : 0;
-                if (functions[f] == CLMOE_SCORE_SPARSEMIXER && !(bits & 8))
+                if (f == CLMOE_SCORE_SPARSEMIXER && !(bits & 8))
                     continue;
-                test_case("group size %u, score %d, switches %u", group_sizes[g], functions[f],
-                          bits);
+                test_case("group size %u, score %d, switches %u", group_sizes[g], f, bits);
                 seed_set(bits + 1);
                 const float *x = random_floats((size_t)s.tokens * s.dim, 0.5);
                 check_score(group_sizes[g], &desc, s.tokens, x, NULL, false);
@@ -97,12 +99,12 @@ static void external_logits(void **state) {
     const shape s = {64, 5, 205, 0, 7, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (pattern kind = 0; kind < PATTERN_COUNT; kind++)
-            for (size_t f = 0; f < COUNT_OF(functions) - 1; f++) {
+            for (int f = CLMOE_SCORE_SOFTMAX; f < SCORE_COUNT; f++) {
                 clmoe_layer_desc desc = desc_of(&s);
-                desc.router.score = functions[f];
+                desc.router.score = (clmoe_score_function)f;
+                desc.router.order = order_of(f);
                 desc.router.softcap = f == 1 ? 3.0f : 0.0f;
-                test_case("group size %u, %s, score %d", group_sizes[g], pattern_name(kind),
-                          functions[f]);
+                test_case("group size %u, %s, score %d", group_sizes[g], pattern_name(kind), f);
                 seed_set((uint64_t)kind + 1);
                 const float *logits = pattern_logits(kind, s.tokens, s.experts);
                 check_score(group_sizes[g], &desc, s.tokens, NULL, logits, false);
@@ -119,10 +121,11 @@ static void extreme_logits(void **state) {
                             INFINITY, 3e38f,   NAN,    -INFINITY, /* T 3 */
                             NAN,      NAN,     NAN,    NAN};      /* T 4 */
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t f = 0; f < COUNT_OF(functions) - 1; f++) {
+        for (int f = CLMOE_SCORE_SOFTMAX; f < SCORE_COUNT; f++) {
             clmoe_layer_desc desc = desc_of(&s);
-            desc.router.score = functions[f];
-            test_case("group size %u, score %d", group_sizes[g], functions[f]);
+            desc.router.score = (clmoe_score_function)f;
+            desc.router.order = order_of(f);
+            test_case("group size %u, score %d", group_sizes[g], f);
             check_score(group_sizes[g], &desc, s.tokens, NULL, logits, false);
         }
 }
