@@ -27,7 +27,8 @@ typedef struct batch {
     clmoe_buf token_offsets; /* [T+1] i32 */
     clmoe_buf plan;          /* clmoe_plan_layout */
 
-    clmoe_buf experts_x; /* [T,D]: x, or with noise.jitter_experts what jitter made of it */
+    clmoe_buf jittered;  /* [T,D]: what jitter makes of x */
+    clmoe_buf experts_x; /* [T,D]: x, or with jitter_experts the jittered one */
     clmoe_buf xe, ye;    /* [S,D] */
     clmoe_buf shared_y;  /* [T,D] */
     clmoe_buf shared_gate;

@@ -12,6 +12,7 @@ static void bind_score(batch *b, const clmoe_score_args *args) {
     b->scores = args->scores;
     b->state = args->state;
     b->scratch = args->scratch;
+    b->jittered = region(b, REGION_JITTERED);
 }
 
 static void bind_topk(batch *b, const clmoe_topk_args *args) {
@@ -39,6 +40,19 @@ static void bind_plan(batch *b, const clmoe_plan_args *args) {
     b->plan = args->plan;
 }
 
+static void bind_renorm_after_drop(batch *b, const clmoe_renorm_after_drop_args *args) {
+    b->weights = args->weights;
+    b->ids = args->ids;
+    b->pair_weights = args->pair_weights;
+    b->plan = args->plan;
+}
+
+static void bind_jitter(batch *b, const clmoe_jitter_args *args) {
+    b->x = args->x;
+    b->state = args->state;
+    b->jittered = args->jittered;
+}
+
 static void bind_dispatch(batch *b, const clmoe_dispatch_args *args) {
     b->experts_x = args->x;
     b->plan = args->plan;
@@ -53,6 +67,14 @@ static void bind_experts(batch *b, const clmoe_experts_args *args) {
     b->plan = args->plan;
     b->scratch = args->scratch;
     b->ye = args->ye;
+}
+
+static void bind_shared_expert(batch *b, const clmoe_shared_expert_args *args) {
+    b->weights = args->weights;
+    b->experts_x = args->x;
+    b->scratch = args->scratch;
+    b->shared_y = args->shared;
+    b->shared_gate = args->shared_gate;
 }
 
 static void bind_combine(batch *b, const clmoe_combine_args *args) {
@@ -75,7 +97,8 @@ static void bind_combine(batch *b, const clmoe_combine_args *args) {
      (b)->ids = (args)->ids, (b)->pair_weights = (args)->pair_weights, (b)->plan = (args)->plan,   \
      (b)->live = (args)->live, (b)->token_mask = (args)->token_mask,                               \
      (b)->token_offsets = (args)->token_offsets, (b)->state = (args)->state,                       \
-     (b)->load_target = (args)->load_target, (b)->scratch = (args)->scratch)
+     (b)->load_target = (args)->load_target, (b)->scratch = (args)->scratch,                       \
+     (b)->jittered = region((b), REGION_JITTERED))
 
 static void bind_stats(batch *b, const clmoe_stats_args *args) {
     BIND_MEASURED(b, args);
@@ -114,8 +137,11 @@ static void bind_loss(batch *b, const clmoe_loss_args *args) {
 DEFINE_CALL(clmoe_score, score, step_score)
 DEFINE_CALL(clmoe_topk, topk, step_topk)
 DEFINE_CALL(clmoe_plan, plan, step_plan)
+DEFINE_CALL(clmoe_renorm_after_drop, renorm_after_drop, step_plan_renorm)
+DEFINE_CALL(clmoe_jitter, jitter, step_jitter)
 DEFINE_CALL(clmoe_dispatch, dispatch, step_dispatch)
 DEFINE_CALL(clmoe_experts, experts, step_experts)
+DEFINE_CALL(clmoe_shared_expert, shared_expert, step_shared)
 DEFINE_CALL(clmoe_combine, combine, step_combine)
 DEFINE_CALL(clmoe_stats_compute, stats, measure)
 DEFINE_CALL(clmoe_loss, loss, measure)

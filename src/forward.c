@@ -46,7 +46,8 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
     b->ye = region(b, REGION_YE);
     b->shared_y = region(b, REGION_SHARED_Y);
     b->shared_gate = region(b, REGION_SHARED_GATE);
-    b->experts_x = jitters_experts(b) ? region(b, REGION_JITTERED) : args->x;
+    b->jittered = region(b, REGION_JITTERED);
+    b->experts_x = jitters_experts(b) ? b->jittered : args->x;
 done:
     return status;
 }

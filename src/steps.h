@@ -17,13 +17,13 @@ clmoe_status step_score_rows(const batch *b, launch *chain, clmoe_buf noisy, clm
 /* *x: what the router sees, jittered where the layer has jitter and there is a state. */
 clmoe_status router_input(const batch *b, launch *chain, clmoe_buf *x);
 
-/* x [T,D] -> jittered x [T,D] in REGION_JITTERED, for layers with jitter, with a state. */
+/* x -> jittered, for layers with jitter, with a state. */
 clmoe_status step_jitter(const batch *b, launch *chain);
 /*
  * For noisy layers (layer_is_noisy()), with a state: leaves the noisy logits [T,R] in REGION_NOISY,
  * -infinity where dropout masked one, and with learned noise x Wn^T [T,R] in REGION_NOISE_RAW.
  * Everything random follows from the state, so that the same clean logits and the same state give
- * the same noisy logits again: in score, stats and loss. `jittered`: REGION_JITTERED is made.
+ * the same noisy logits again: in score, stats and loss. `jittered`: b->jittered is made.
  */
 clmoe_status step_noise(const batch *b, launch *chain, bool jittered);
 

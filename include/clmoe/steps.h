@@ -10,16 +10,33 @@
  *
  *   clmoe_score_args args = {.struct_size = sizeof args, .tokens = T, ...};
  *
- * What only clmoe_forward() can do is refused with CLMOE_UNSUPPORTED: renorm.after_drop by
- * clmoe_combine(), and by clmoe_experts() where it reads weights; noise.jitter_experts with a state
- * by the steps of routing; Soft MoE by all.
+ * In this order the calls are clmoe_forward(), bit for bit:
+ *
+ *   clmoe_score               x -> logits, scores
+ *   clmoe_topk                scores -> ids, pair_weights
+ *   clmoe_plan                ids -> plan
+ *   clmoe_renorm_after_drop   pair_weights, where router.renorm.after_drop is 1
+ *   clmoe_jitter              x -> jittered, with a state and noise.jitter_experts; then it is x of
+ *                             the four calls below
+ *   clmoe_dispatch            x -> xe, unless clmoe_experts() gathers x itself
+ *   clmoe_experts             xe, or x -> ye, normalized where normalize_experts is 1
+ *   clmoe_shared_expert       x -> shared, shared_gate, where the layer has one
+ *   clmoe_combine             ye, shared, residual -> y
+ *   clmoe_stats_compute, clmoe_loss (balance.h)
+ *
+ * A step that is left out is not noticed: the others take what they are given. With ids of another
+ * router weights are used as they are, and nothing is renormalised after the plan.
+ *
+ * Soft MoE, which mixes instead of choosing, has clmoe_forward() alone; each step but
+ * clmoe_shared_expert() refuses it with CLMOE_UNSUPPORTED.
  *
  * Buffers, of every call, clmoe_forward() too; all of this is checked:
  *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
  *     call only reads may be CL_MEM_READ_ONLY, and what it only writes CL_MEM_WRITE_ONLY. Read and
- *     written are saved, scratch, plan and ye where they are made, scores by clmoe_score(), ids,
- *     pair_weights and token_offsets by clmoe_topk(), ids and pair_weights by clmoe_plan() with
- *     overflow reroute, what gradients are added to, and a state by clmoe_balance_...().
+ *     written are saved, scratch, plan, ye and shared where they are made, scores by clmoe_score(),
+ *     ids, pair_weights and token_offsets by clmoe_topk(), ids and pair_weights by clmoe_plan()
+ *     with overflow reroute, pair_weights by clmoe_renorm_after_drop(), what gradients are added
+ *     to, and a state by clmoe_balance_...().
  *   - Flags about access by the host matter to the engine "clblast" alone, which reads the plan on
  *     the host: scratch, saved in training, and clmoe_experts_args.plan must allow that.
  *   - An offset, and a sub-buffer's origin, is a multiple of the element's size; that is enough:
@@ -114,7 +131,7 @@ typedef struct clmoe_plan_args {
     size_t struct_size;
     uint32_t tokens;
     clmoe_buf ids;          /* [pairs] i32 */
-    clmoe_buf pair_weights; /* [pairs] f32; needed by the keep rules priority and weight */
+    clmoe_buf pair_weights; /* [pairs] f32; needed by keep priority and weight, and by reroute */
     clmoe_buf live;         /* optional [T] i32; not read with expert choice */
     clmoe_buf token_mask;   /* optional [T] u8 */
     /*
@@ -129,13 +146,42 @@ typedef struct clmoe_plan_args {
     clmoe_buf state; /* optional: capacity_scale, and the seed of the keep rule random */
     /*
      * Overflow reroute: the scores, and ids and pair_weights are changed; a token with an id out of
-     * range stays as it is.
+     * range stays as it is. Without them, as with ids of another router, nothing is changed: pairs
+     * that found no place are dropped.
      */
-    clmoe_buf scores;             /* [T,R] f32 */
+    clmoe_buf scores;             /* optional [T,R] f32 */
     const clmoe_weights *weights; /* expert_scale */
     clmoe_buf scratch;
     clmoe_buf plan;
 } clmoe_plan_args;
+
+/*
+ * renorm_after_drop: the weights that clmoe_topk() gave, in place, after the plan: renorm over the
+ * pairs of a token that have a place, then scale and expert_scale. With overflow reroute ids and
+ * pair_weights are what clmoe_plan() made of them. Call it once. Errors: CLMOE_INVALID_ARGUMENT for
+ * a layer without router.renorm.after_drop.
+ */
+typedef struct clmoe_renorm_after_drop_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* expert_scale */
+    clmoe_buf ids;                /* [T,K] i32 */
+    clmoe_buf pair_weights;       /* [T,K] f32, read and written */
+    clmoe_buf plan;
+} clmoe_renorm_after_drop_args;
+
+/*
+ * jitter: x [T,D] -> jittered [T,D], by the random numbers of the state's step: what the router
+ * sees, and with jitter_experts the experts too. clmoe_score() takes x itself and jitters it in its
+ * scratch. Errors: CLMOE_INVALID_ARGUMENT for a layer with router.noise.jitter 0.
+ */
+typedef struct clmoe_jitter_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_buf x;        /* [T,D] */
+    clmoe_buf state;    /* seed, step, noise_scale */
+    clmoe_buf jittered; /* [T,D], of the layer's type */
+} clmoe_jitter_args;
 
 /* dispatch: x [T,D] -> xe [S,D]; rows of padding become 0. */
 typedef struct clmoe_dispatch_args {
@@ -159,6 +205,21 @@ typedef struct clmoe_experts_args {
     clmoe_buf ye; /* [S,D]; rows of padding are undefined */
 } clmoe_experts_args;
 
+/*
+ * shared expert: x [T,D] -> shared [T,D], and with desc.shared_gate its gate [T] before the
+ * sigmoid; clmoe_combine() multiplies both and adds. Errors: CLMOE_INVALID_ARGUMENT for a layer
+ * without a shared expert.
+ */
+typedef struct clmoe_shared_expert_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* shared, shared_gate */
+    clmoe_buf x;                  /* [T,D] */
+    clmoe_buf scratch;
+    clmoe_buf shared;      /* [T,D] */
+    clmoe_buf shared_gate; /* [T] f32: x . weights.shared_gate; with desc.shared_gate alone */
+} clmoe_shared_expert_args;
+
 /* combine: y = residual + output_bias + sum of w * ye[slot] over a token's pairs, k ascending. */
 typedef struct clmoe_combine_args {
     size_t struct_size;
@@ -170,8 +231,8 @@ typedef struct clmoe_combine_args {
     clmoe_buf plan;
     clmoe_buf token_mask;    /* optional [T] u8 */
     clmoe_buf token_offsets; /* optional [T+1] i32, as in plan */
-    clmoe_buf shared;        /* [T,D]: output of the shared expert, needed if there is one */
-    clmoe_buf shared_gate;   /* optional [T] f32: x . weights.shared_gate, before the sigmoid */
+    clmoe_buf shared;        /* [T,D] of clmoe_shared_expert(), needed if there is one */
+    clmoe_buf shared_gate;   /* [T] f32 of the same, needed with desc.shared_gate */
     clmoe_buf residual;      /* optional [T,D] */
     clmoe_buf y;             /* [T,D] */
 } clmoe_combine_args;
@@ -185,12 +246,22 @@ CLMOE_API clmoe_status clmoe_topk(clmoe_layer *layer, cl_command_queue queue,
 CLMOE_API clmoe_status clmoe_plan(clmoe_layer *layer, cl_command_queue queue,
                                   const clmoe_plan_args *args, cl_uint num_wait,
                                   const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_renorm_after_drop(clmoe_layer *layer, cl_command_queue queue,
+                                               const clmoe_renorm_after_drop_args *args,
+                                               cl_uint num_wait, const cl_event *wait,
+                                               cl_event *event);
+CLMOE_API clmoe_status clmoe_jitter(clmoe_layer *layer, cl_command_queue queue,
+                                    const clmoe_jitter_args *args, cl_uint num_wait,
+                                    const cl_event *wait, cl_event *event);
 CLMOE_API clmoe_status clmoe_dispatch(clmoe_layer *layer, cl_command_queue queue,
                                       const clmoe_dispatch_args *args, cl_uint num_wait,
                                       const cl_event *wait, cl_event *event);
 CLMOE_API clmoe_status clmoe_experts(clmoe_layer *layer, cl_command_queue queue,
                                      const clmoe_experts_args *args, cl_uint num_wait,
                                      const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_shared_expert(clmoe_layer *layer, cl_command_queue queue,
+                                           const clmoe_shared_expert_args *args, cl_uint num_wait,
+                                           const cl_event *wait, cl_event *event);
 CLMOE_API clmoe_status clmoe_combine(clmoe_layer *layer, cl_command_queue queue,
                                      const clmoe_combine_args *args, cl_uint num_wait,
                                      const cl_event *wait, cl_event *event);

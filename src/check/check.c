@@ -186,20 +186,29 @@ static clmoe_status check_experts_weights(call_check *call, const clmoe_weights 
     return check_mlp(call, CLMOE_MLP_EXPERTS, &weights->experts);
 }
 
-static clmoe_status check_dense_weights(call_check *call, const clmoe_weights *weights) {
+static clmoe_status check_shared_weights(call_check *call, const clmoe_weights *weights) {
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
-    size_t dim = layer->desc.dim, router = type_bytes(layer->desc.router.weight_type);
-    size_t weight = type_bytes(layer->desc.weight_type);
-    if (layer->desc.shared.hidden_dim)
-        TRY(check_mlp(call, CLMOE_MLP_SHARED, &weights->shared));
-    const buffer_need needs[] = {
+    size_t element = type_bytes(layer->desc.router.weight_type);
+    const buffer_need gate =
         READS("weights.shared_gate", &weights->shared_gate,
-              layer->desc.shared_gate ? dim * router : 0, router, true),
-        READS("weights.output_bias", &weights->output_bias,
-              layer->desc.output_bias ? dim * weight : 0, weight, true),
-    };
-    TRY(CHECK_BUFFERS(call, needs));
+              layer->desc.shared_gate ? layer->desc.dim * element : 0, element, true);
+    TRY(check_mlp(call, CLMOE_MLP_SHARED, &weights->shared));
+    TRY(check_buffer(call, &gate));
+done:
+    return status;
+}
+
+static clmoe_status check_output_bias(call_check *call, const clmoe_weights *weights) {
+    const clmoe_layer *layer = call->layer;
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t element = type_bytes(layer->desc.weight_type);
+    if (!layer->desc.output_bias)
+        return CLMOE_SUCCESS;
+    TRY(check_weights_given(weights));
+    const buffer_need bias = READS("weights.output_bias", &weights->output_bias,
+                                   layer->desc.dim * element, element, true);
+    TRY(check_buffer(call, &bias));
 done:
     return status;
 }
@@ -216,7 +225,9 @@ static clmoe_status check_forward_weights(call_check *call, const clmoe_forward_
         TRY(check_choice(call, args->weights, args->state));
     }
     TRY(check_experts_weights(call, args->weights));
-    TRY(check_dense_weights(call, args->weights));
+    if (call->layer->desc.shared.hidden_dim)
+        TRY(check_shared_weights(call, args->weights));
+    TRY(check_output_bias(call, args->weights));
 done:
     return status;
 }
@@ -238,7 +249,23 @@ static clmoe_status check_experts_rows(const clmoe_layer *layer, const workspace
     return gemm_mlp_check(&call);
 }
 
-/* The same for a forward, with the shared expert. */
+/* The same for x of the shared expert. */
+static clmoe_status check_shared_rows(const clmoe_layer *layer, const workspace_layout *ws,
+                                      const clmoe_shared_expert_args *args) {
+    const clmoe_buf none = {0};
+    const mlp_call call = {.use = &layer->shared,
+                           .mlp = &layer->desc.shared,
+                           .weights = &args->weights->shared,
+                           .dim = layer->desc.dim,
+                           .rows = {.slots = args->tokens, .experts = 1, .a = args->x},
+                           .hidden =
+                               workspace_region(ws, REGION_SHARED_HIDDEN, none, args->scratch),
+                           .engine = workspace_region(ws, REGION_ENGINE, none, args->scratch),
+                           .out = args->shared};
+    return gemm_mlp_check(&call);
+}
+
+/* Both for a forward. */
 static clmoe_status check_forward_engine(const clmoe_layer *layer, const workspace_layout *ws,
                                          const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -246,18 +273,16 @@ static clmoe_status check_forward_engine(const clmoe_layer *layer, const workspa
     const clmoe_buf saved = args->saved, scratch = args->scratch;
     const clmoe_buf x = jittered ? workspace_region(ws, REGION_JITTERED, saved, scratch) : args->x;
     const clmoe_buf xe = workspace_region(ws, REGION_XE, saved, scratch);
-    const mlp_call shared = {.use = &layer->shared,
-                             .mlp = &layer->desc.shared,
-                             .weights = &args->weights->shared,
-                             .dim = layer->desc.dim,
-                             .rows = {.slots = args->tokens, .experts = 1, .a = x},
-                             .hidden = workspace_region(ws, REGION_SHARED_HIDDEN, saved, scratch),
-                             .engine = workspace_region(ws, REGION_ENGINE, saved, scratch),
-                             .out = workspace_region(ws, REGION_SHARED_Y, saved, scratch)};
+    const clmoe_shared_expert_args shared = {
+        .tokens = args->tokens,
+        .weights = args->weights,
+        .x = x,
+        .scratch = scratch,
+        .shared = workspace_region(ws, REGION_SHARED_Y, saved, scratch)};
     TRY(check_experts_rows(layer, ws, args->weights, xe.mem ? xe : x, scratch,
                            workspace_region(ws, REGION_YE, saved, scratch)));
     if (layer->desc.shared.hidden_dim)
-        TRY(gemm_mlp_check(&shared));
+        TRY(check_shared_rows(layer, ws, &shared));
 done:
     return status;
 }
@@ -339,31 +364,11 @@ done:
     return status;
 }
 
-/* What clmoe_forward() does with x before the experts, and no single step. */
-static clmoe_status check_jitter_step(const clmoe_layer *layer, clmoe_buf state) {
-    if (!state.mem || !layer->desc.router.noise.jitter_experts)
-        return CLMOE_SUCCESS;
-    return fail(
-        CLMOE_UNSUPPORTED,
-        "router.noise.jitter_experts is 1 and state is given, but no single step jitters the "
-        "experts' x: clmoe_forward() alone does");
-}
-
-/* The like between the plan and what reads the weights. */
-static clmoe_status check_renorm_step(const clmoe_layer *layer) {
-    if (!layer->desc.router.renorm.after_drop)
-        return CLMOE_SUCCESS;
-    return fail(CLMOE_UNSUPPORTED,
-                "router.renorm.after_drop is 1, but no single step renormalises and scales the "
-                "weights after the plan: clmoe_forward() alone does");
-}
-
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    TRY(check_jitter_step(layer, args->state));
     const clmoe_router_desc *router = &layer->desc.router;
     bool external = args->logits_in.mem != NULL, two_level = router->groups.two_level;
     bool noisy = args->state.mem && layer_is_noisy(layer);
@@ -398,7 +403,6 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    TRY(check_jitter_step(layer, args->state));
     clmoe_policy policy = layer->desc.router.policy;
     bool expert_choice = layer_is_expert_choice(layer);
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
@@ -424,10 +428,12 @@ done:
     return status;
 }
 
-/* What overflow reroute reads and writes besides. */
+/* What overflow reroute reads and writes besides; without scores it moves nothing. */
 static clmoe_status check_reroute(call_check *call, const clmoe_plan_args *args, size_t pairs) {
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
+    if (!args->scores.mem)
+        return CLMOE_SUCCESS;
     const buffer_need needs[] = {
         READS("scores", &args->scores, bytes_of(args->tokens, layer->columns, 4), 4, true),
         UPDATES("pair_weights", &args->pair_weights, pairs, 4, true),
@@ -444,11 +450,10 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
-    TRY(check_jitter_step(layer, args->state));
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
         READS("ids", &args->ids, pairs, 4, true),
-        READS("pair_weights", &args->pair_weights, pairs, 4, false),
+        READS("pair_weights", &args->pair_weights, pairs, 4, layer_reroutes(layer)),
         READS("live", &args->live, bytes_of(tokens, 1, 4), 4, false),
         READS("token_mask", &args->token_mask, tokens, 1, false),
         READS("token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
@@ -464,6 +469,48 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
                     "pair_weights is not given, but the capacity's keep rule ranks by weight");
     if (layer_reroutes(layer))
         TRY(check_reroute(&call, args, pairs));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}
+
+clmoe_status check_renorm_after_drop(const clmoe_layer *layer,
+                                     const clmoe_renorm_after_drop_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_step(layer, args, sizeof *args, &ws));
+    if (!layer->desc.router.renorm.after_drop)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "router.renorm.after_drop is 0: clmoe_topk() gives the weights as they are");
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
+    const buffer_need needs[] = {
+        READS("ids", &args->ids, pairs, 4, true),
+        READS("plan", &args->plan, ws.plan.bytes, 4, true),
+        UPDATES("pair_weights", &args->pair_weights, pairs, 4, true),
+    };
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_expert_scale(&call, args->weights));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}
+
+clmoe_status check_jitter(const clmoe_layer *layer, const clmoe_jitter_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_step(layer, args, sizeof *args, &ws));
+    if (layer->desc.router.noise.jitter <= 0)
+        return fail(CLMOE_INVALID_ARGUMENT, "router.noise.jitter is 0: the layer has no jitter");
+    size_t element = type_bytes(layer->desc.type);
+    size_t rows = bytes_of(args->tokens, layer->desc.dim, element);
+    const buffer_need needs[] = {
+        READS("x", &args->x, rows, element, true),
+        READS("state", &args->state, layer_state_bytes(layer), 4, true),
+        WRITES("jittered", &args->jittered, rows, element, true),
+    };
+    TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_overlaps(&call));
 done:
     return status;
@@ -493,8 +540,6 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     TRY(check_step(layer, args, sizeof *args, &ws));
     bool gathers = layer->experts.engine->gathers;
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
-    if (weighted)
-        TRY(check_renorm_step(layer));
     if (layer->experts.engine->blocks)
         TRY(check_host_reads("plan", &args->plan));
     size_t element = type_bytes(layer->desc.type);
@@ -518,6 +563,32 @@ done:
     return status;
 }
 
+clmoe_status check_shared_expert(const clmoe_layer *layer, const clmoe_shared_expert_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, args, sizeof *args, &ws));
+    if (layer->desc.shared.hidden_dim == 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "shared.hidden_dim is 0: the layer has no shared expert");
+    size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
+    size_t rows = bytes_of(tokens, layer->desc.dim, element);
+    const buffer_need needs[] = {
+        READS("x", &args->x, rows, element, true),
+        UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
+        UPDATES("shared", &args->shared, rows, element, true),
+        WRITES("shared_gate", &args->shared_gate,
+               layer->desc.shared_gate ? bytes_of(tokens, 1, 4) : 0, 4, true),
+    };
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_weights_given(args->weights));
+    TRY(check_shared_weights(&call, args->weights));
+    TRY(check_shared_rows(layer, &ws, args));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}
+
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args) {
     call_check call = {.layer = layer, .in_place = {&args->y, &args->residual}};
     clmoe_status status = CLMOE_SUCCESS;
@@ -527,7 +598,6 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     size_t rows = bytes_of(tokens, layer->desc.dim, element);
     bool shared = layer->desc.shared.hidden_dim > 0;
     bool gated = layer->desc.shared_gate && args->shared.mem;
-    TRY(check_renorm_step(layer));
     const buffer_need needs[] = {
         READS("x", &args->x, rows, element, layer->desc.num_identity_experts > 0),
         READS("ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true),
@@ -542,14 +612,7 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
         WRITES("y", &args->y, rows, element, true),
     };
     TRY(CHECK_BUFFERS(&call, needs));
-    if (layer->desc.output_bias) {
-        TRY(check_weights_given(args->weights));
-        const buffer_need bias =
-            READS("weights.output_bias", &args->weights->output_bias,
-                  bytes_of(layer->desc.dim, 1, type_bytes(layer->desc.weight_type)),
-                  type_bytes(layer->desc.weight_type), true);
-        TRY(check_buffer(&call, &bias));
-    }
+    TRY(check_output_bias(&call, args->weights));
     TRY(check_overlaps(&call));
 done:
     return status;

@@ -13,8 +13,12 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args);
 clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args);
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args);
+clmoe_status check_renorm_after_drop(const clmoe_layer *layer,
+                                     const clmoe_renorm_after_drop_args *args);
+clmoe_status check_jitter(const clmoe_layer *layer, const clmoe_jitter_args *args);
 clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args);
 clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args);
+clmoe_status check_shared_expert(const clmoe_layer *layer, const clmoe_shared_expert_args *args);
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args);
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args);
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);

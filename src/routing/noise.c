@@ -28,9 +28,8 @@ clmoe_status step_jitter(const batch *b, launch *chain) {
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_JITTER];
     clmoe_type type = layer->desc.type;
-    TRY(KERNEL_SET(kernel, ARG_TYPE(b->x, type), ARG_TYPE(region(b, REGION_JITTERED), type),
-                   ARG_F32(b->state), arg_u32(layer->desc.dim),
-                   arg_f32(layer->desc.router.noise.jitter)));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(b->x, type), ARG_TYPE(b->jittered, type), ARG_F32(b->state),
+                   arg_u32(layer->desc.dim), arg_f32(layer->desc.router.noise.jitter)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;
@@ -44,7 +43,7 @@ static clmoe_status raw_noise(const batch *b, launch *chain, bool jittered, clmo
     if (layer->desc.router.noise.jitter > 0) {
         if (!jittered)
             TRY(step_jitter(b, chain));
-        x = region(b, REGION_JITTERED);
+        x = b->jittered;
     }
     const dense_map map = {.rows = b->tokens,
                            .n = layer->columns,

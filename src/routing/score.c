@@ -23,7 +23,7 @@ clmoe_status router_input(const batch *b, launch *chain, clmoe_buf *x) {
     if (!b->state.mem || b->layer->desc.router.noise.jitter <= 0)
         return CLMOE_SUCCESS;
     TRY(step_jitter(b, chain));
-    *x = region(b, REGION_JITTERED);
+    *x = b->jittered;
 done:
     return status;
 }

@@ -13,8 +13,11 @@ typedef struct all_args {
     clmoe_score_args score;
     clmoe_topk_args topk;
     clmoe_plan_args plan;
+    clmoe_renorm_after_drop_args renorm;
+    clmoe_jitter_args jitter;
     clmoe_dispatch_args dispatch;
     clmoe_experts_args experts;
+    clmoe_shared_expert_args shared;
     clmoe_combine_args combine;
     clmoe_stats_args stats;
     clmoe_loss_args loss;
@@ -34,8 +37,11 @@ typedef enum call_id {
     CALL_score,
     CALL_topk,
     CALL_plan,
+    CALL_renorm,
+    CALL_jitter,
     CALL_dispatch,
     CALL_experts,
+    CALL_shared,
     CALL_combine,
     CALL_stats,
     CALL_loss,
@@ -149,6 +155,15 @@ static const field fields[] = {
     ARG(plan, ANY, BOTH, plan),
     WEIGHT(plan, USUAL, expert_scale),
 
+    ARG(renorm, TWO_LEVEL, READ, ids),
+    ARG(renorm, TWO_LEVEL, BOTH, pair_weights),
+    ARG(renorm, TWO_LEVEL, READ, plan),
+    WEIGHT(renorm, TWO_LEVEL, expert_scale),
+
+    ARG(jitter, USUAL, READ, x),
+    ARG(jitter, USUAL, READ, state),
+    ARG(jitter, USUAL, WRITE, jittered),
+
     ARG(dispatch, ANY, READ, x),
     ARG(dispatch, ANY, READ, plan),
     ARG(dispatch, ANY, WRITE, xe),
@@ -160,6 +175,13 @@ static const field fields[] = {
     ARG(experts, ANY, BOTH, scratch),
     ARG(experts, ANY, BOTH, ye),
     MLP(experts, experts),
+
+    ARG(shared, ANY, READ, x),
+    ARG(shared, ANY, BOTH, scratch),
+    ARG(shared, ANY, BOTH, shared),
+    ARG(shared, ANY, WRITE, shared_gate),
+    MLP(shared, shared),
+    WEIGHT(shared, ANY, shared_gate),
 
     ARG(combine, ANY, READ, x),
     ARG(combine, ANY, READ, ye),
@@ -257,6 +279,8 @@ static clmoe_layer_desc desc_of_kind(int kind) {
     d.shared = d.experts;
     d.training = kind == USUAL;
     d.capacity.factor = kind == USUAL || kind == CHOICE ? 1.0 : 0.0;
+    d.router.noise.jitter = kind == USUAL ? 0.1f : 0.0f;
+    d.router.renorm.after_drop = kind == TWO_LEVEL;
     if (kind == USUAL)
         d.capacity.overflow = CLMOE_OVERFLOW_REROUTE;
     if (kind == CHOICE)
@@ -327,8 +351,11 @@ static void begin(all_args *a, int kind) {
     BEGIN(a, score);
     BEGIN(a, topk);
     BEGIN(a, plan);
+    BEGIN(a, renorm);
+    BEGIN(a, jitter);
     BEGIN(a, dispatch);
     BEGIN(a, experts);
+    BEGIN(a, shared);
     BEGIN(a, combine);
     BEGIN(a, stats);
     BEGIN(a, loss);
@@ -336,6 +363,7 @@ static void begin(all_args *a, int kind) {
     clmoe_balance_init(&a->update);
     a->forward.weights = a->score.weights = a->topk.weights = a->plan.weights = &a->weights;
     a->experts.weights = a->combine.weights = a->stats.weights = a->loss.weights = &a->weights;
+    a->renorm.weights = a->shared.weights = &a->weights;
     a->loss.losses = losses;
     a->loss.num_losses = num_losses;
     a->forward.losses = kind == EXTERNAL ? NULL : losses;
@@ -370,8 +398,11 @@ static clmoe_status run(fixture *f, call_id call) {
         RUN_CALL(score, clmoe_score);
         RUN_CALL(topk, clmoe_topk);
         RUN_CALL(plan, clmoe_plan);
+        RUN_CALL(renorm, clmoe_renorm_after_drop);
+        RUN_CALL(jitter, clmoe_jitter);
         RUN_CALL(dispatch, clmoe_dispatch);
         RUN_CALL(experts, clmoe_experts);
+        RUN_CALL(shared, clmoe_shared_expert);
         RUN_CALL(combine, clmoe_combine);
         RUN_CALL(stats, clmoe_stats_compute);
         RUN_CALL(loss, clmoe_loss);

@@ -1,199 +1,10 @@
 /* Bad input: its status, a sentence with the field's name and its value, and nothing enqueued. */
 #include "support.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Fails unless `status` is `want` and the sentence holds both texts. */
-static void check_error(clmoe_status status, clmoe_status want, const char *field,
-                        const char *value) {
-    const char *sentence = clmoe_last_error();
-    CHECK(status == want, "%s = %s: status %s, not %s: %s\n", field, value,
-          clmoe_status_string(status), clmoe_status_string(want), sentence);
-    CHECK(strstr(sentence, field) != NULL, "\"%s\" does not name %s\n", sentence, field);
-    CHECK(strstr(sentence, value) != NULL, "\"%s\" does not give %s\n", sentence, value);
-}
-
-/* ---- Descriptor ---------------------------------------------------------------------------- */
-
-typedef enum field_type { NONE, U32, FLOAT, DOUBLE, SIZE } field_type;
-
-typedef struct field_value {
-    const char *name;
-    size_t offset;
-    field_type type;
-    double value;
-} field_value;
-
-#define F(field, type, value)                                                                      \
-    { #field, offsetof(clmoe_layer_desc, field), type, value }
-
-static void set_field(clmoe_layer_desc *desc, const field_value *f) {
-    char *at = (char *)desc + f->offset;
-    if (f->type == U32) {
-        uint32_t u32 = (uint32_t)(int64_t)f->value;
-        memcpy(at, &u32, sizeof u32);
-    } else if (f->type == FLOAT) {
-        float f32 = (float)f->value;
-        memcpy(at, &f32, sizeof f32);
-    } else if (f->type == DOUBLE) {
-        memcpy(at, &f->value, sizeof f->value);
-    } else if (f->type == SIZE) {
-        size_t size = (size_t)f->value;
-        memcpy(at, &size, sizeof size);
-    }
-}
-
-/* One bad field, after up to two others that make it so; the text of its value. */
-typedef struct desc_error {
-    field_value bad;
-    const char *text;
-    clmoe_status status;
-    field_value with[2];
-} desc_error;
-
-#define BAD_DESC    CLMOE_INVALID_DESC
-#define UNSUPPORTED CLMOE_UNSUPPORTED
-
-/* On a layer of dim 5, 8 experts, top_k 2, hidden_dim 3, shared.hidden_dim 3. */
-static const desc_error desc_errors[] = {
-    {F(struct_size, SIZE, 0), "0", BAD_DESC, {{0}}},
-    {F(struct_size, SIZE, 7), "7", BAD_DESC, {{0}}},
-    {F(struct_size, SIZE, 100000), "100000", BAD_DESC, {{0}}},
-    {F(dim, U32, 0), "0", BAD_DESC, {{0}}},
-    {F(num_experts, U32, 0), "0", BAD_DESC, {{0}}},
-    {F(num_experts, U32, 4097), "4097", BAD_DESC, {{0}}},
-    {F(num_experts, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(num_identity_experts, U32, 4089), "4089", BAD_DESC, {{0}}},
-    {F(num_identity_experts, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(top_k, U32, 0), "0", BAD_DESC, {{0}}},
-    {F(top_k, U32, 9), "9", BAD_DESC, {{0}}},
-    {F(top_k, U32, 257), "257", BAD_DESC, {F(num_experts, U32, 300)}},
-    {F(top_k, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(type, U32, 3), "3", BAD_DESC, {{0}}},
-    {F(weight_type, U32, -1), "4294967295", BAD_DESC, {{0}}},
-    {F(training, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(normalize_experts, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(shared_gate, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(shared_gate, U32, 1), "1", BAD_DESC, {F(shared.hidden_dim, U32, 0)}},
-    {F(output_bias, U32, 7), "7", BAD_DESC, {{0}}},
-    {F(router.score, U32, 5), "5", BAD_DESC, {{0}}},
-    {F(router.score, U32, -1), "4294967295", BAD_DESC, {{0}}},
-    {F(router.order, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(router.order, U32, 0), "0", BAD_DESC, {F(router.score, U32, CLMOE_SCORE_SPARSEMIXER)}},
-    {F(router.temperature, FLOAT, 0), "0", BAD_DESC, {{0}}},
-    {F(router.temperature, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.temperature, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.temperature, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(router.softcap, FLOAT, -2), "-2", BAD_DESC, {{0}}},
-    {F(router.softcap, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.bias, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(router.select_bias, U32, 3), "3", BAD_DESC, {{0}}},
-    {F(router.groups.count, U32, 3), "3", BAD_DESC, {F(router.groups.topk, U32, 2)}},
-    {F(router.groups.count, U32, 257), "257", BAD_DESC, {F(num_experts, U32, 514)}},
-    {F(router.groups.topk, U32, 0), "0", BAD_DESC, {F(router.groups.count, U32, 4)}},
-    {F(router.groups.topk, U32, 5), "5", BAD_DESC, {F(router.groups.count, U32, 4)}},
-    {F(router.groups.topk, U32, 1),
-     "1",
-     BAD_DESC,
-     {F(router.groups.count, U32, 4), F(top_k, U32, 3)}},
-    {F(router.groups.score, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(router.renorm.kind, U32, 3), "3", BAD_DESC, {{0}}},
-    {F(router.renorm.eps, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.renorm.eps, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(router.renorm.p, FLOAT, 0.5), "0.5", BAD_DESC, {{0}}},
-    {F(router.renorm.p, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.renorm.after_drop, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(router.scale, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.scale, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(router.expert_scale, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(router.sparsemixer_eps, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.weight_at, U32, 3), "3", BAD_DESC, {{0}}},
-    {F(router.weight_type, U32, 2), "bf16", BAD_DESC, {{0}}},
-    {F(router.weight_type, U32, 9), "9", BAD_DESC, {{0}}},
-    {F(router.noise.kind, U32, 4), "4", BAD_DESC, {{0}}},
-    {F(router.noise.kind, U32, -1), "4294967295", BAD_DESC, {{0}}},
-    {F(router.noise.scale, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.noise.scale, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.noise.jitter, FLOAT, 1), "1", BAD_DESC, {{0}}},
-    {F(router.noise.jitter, FLOAT, -0.5), "-0.5", BAD_DESC, {{0}}},
-    {F(router.noise.jitter_experts, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(router.noise.jitter_experts, U32, 1), "1", BAD_DESC, {{0}}},
-    {F(router.dropout.experts, FLOAT, 1), "1", BAD_DESC, {{0}}},
-    {F(router.dropout.experts, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.dropout.logits, FLOAT, 1.5), "1.5", BAD_DESC, {{0}}},
-    {F(router.dropout.logits, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(capacity.factor, DOUBLE, -0.5), "-0.5", BAD_DESC, {{0}}},
-    {F(capacity.factor, DOUBLE, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(capacity.factor, DOUBLE, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(capacity.factor, DOUBLE, 1), "capacity.rows", BAD_DESC, {F(capacity.rows, U32, 2)}},
-    {F(capacity.rounding, U32, 3), "3", BAD_DESC, {{0}}},
-    {F(balance.device_groups, U32, 3), "3", BAD_DESC, {{0}}},
-    {F(balance.device_groups, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(capacity.keep, U32, 5), "5", BAD_DESC, {{0}}},
-    {F(capacity.keep, U32, -1), "4294967295", BAD_DESC, {{0}}},
-    {F(capacity.overflow, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(capacity.overflow, U32, 1), "no capacity", BAD_DESC, {{0}}},
-    {F(capacity.overflow, U32, 1),
-     "identity experts",
-     BAD_DESC,
-     {F(capacity.rows, U32, 2), F(num_identity_experts, U32, 1)}},
-    {F(capacity.overflow, U32, 1),
-     "tokens_per_sequence",
-     BAD_DESC,
-     {F(capacity.rows, U32, 2), F(capacity.tokens_per_sequence, U32, 3)}},
-    {F(router.rebalance.iterations, U32, 1001), "1001", BAD_DESC, {{0}}},
-    {F(router.rebalance.mu, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(router.rebalance.mu, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(router.rebalance.iterations, U32, 3),
-     "renorm.after_drop",
-     BAD_DESC,
-     {F(router.renorm.after_drop, U32, 1)}},
-    {F(router.rebalance.iterations, U32, 3),
-     "reroute",
-     BAD_DESC,
-     {F(capacity.rows, U32, 2), F(capacity.overflow, U32, 1)}},
-    {F(experts.hidden_dim, U32, 0), "0", BAD_DESC, {{0}}},
-    {F(experts.activation, U32, 5), "5", BAD_DESC, {{0}}},
-    {F(experts.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
-    {F(experts.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(experts.down_transposed, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(experts.gate_up_bias, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(experts.down_bias, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(experts.limit, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(experts.limit, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(experts.alpha, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-    {F(experts.up_shift, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(shared.activation, U32, 5), "5", BAD_DESC, {{0}}},
-    {F(shared.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
-    {F(shared.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(shared.down_transposed, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(shared.gate_up_bias, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(shared.down_bias, U32, 2), "2", BAD_DESC, {{0}}},
-    {F(shared.limit, FLOAT, -1), "-1", BAD_DESC, {{0}}},
-    {F(shared.alpha, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
-    {F(shared.up_shift, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
-};
-
 static const shape small = {6, 5, 8, 0, 2, 3};
-
-static void every_bad_field(void **state) {
-    (void)state;
-    for (size_t i = 0; i < COUNT_OF(desc_errors); i++) {
-        const desc_error *e = &desc_errors[i];
-        clmoe_layer_desc desc = desc_of(&small);
-        clmoe_layer *layer = (clmoe_layer *)&desc;
-        desc.shared.hidden_dim = 3;
-        test_case("%s = %s", e->bad.name, e->text);
-        for (size_t w = 0; w < COUNT_OF(e->with); w++)
-            set_field(&desc, &e->with[w]);
-        set_field(&desc, &e->bad);
-        clmoe_status status = clmoe_layer_create(test_context(0), &desc, &layer);
-        check_error(status, e->status, e->bad.name, e->text);
-        CHECK(layer == NULL, "the layer is not NULL\n");
-    }
-}
 
 static void layer_arguments(void **state) {
     (void)state;
@@ -288,8 +99,11 @@ DEFINE_CALL(clmoe_forward)
 DEFINE_CALL(clmoe_score)
 DEFINE_CALL(clmoe_topk)
 DEFINE_CALL(clmoe_plan)
+DEFINE_CALL(clmoe_renorm_after_drop)
+DEFINE_CALL(clmoe_jitter)
 DEFINE_CALL(clmoe_dispatch)
 DEFINE_CALL(clmoe_experts)
+DEFINE_CALL(clmoe_shared_expert)
 DEFINE_CALL(clmoe_combine)
 DEFINE_CALL(clmoe_stats_compute)
 
@@ -326,6 +140,16 @@ static const buf_field plan_fields[] = {
     B(clmoe_plan_args, live, false), M(clmoe_plan_args, token_mask),
     B(clmoe_plan_args, plan, true),  B(clmoe_plan_args, scratch, true),
 };
+static const buf_field renorm_fields[] = {
+    B(clmoe_renorm_after_drop_args, ids, true),
+    B(clmoe_renorm_after_drop_args, pair_weights, true),
+    B(clmoe_renorm_after_drop_args, plan, true),
+};
+static const buf_field jitter_fields[] = {
+    B(clmoe_jitter_args, x, true),
+    B(clmoe_jitter_args, state, true),
+    B(clmoe_jitter_args, jittered, true),
+};
 static const buf_field dispatch_fields[] = {
     B(clmoe_dispatch_args, x, true),
     B(clmoe_dispatch_args, plan, true),
@@ -335,6 +159,12 @@ static const buf_field experts_fields[] = {
     B(clmoe_experts_args, x, true),    B(clmoe_experts_args, pair_weights, true),
     B(clmoe_experts_args, plan, true), B(clmoe_experts_args, scratch, true),
     B(clmoe_experts_args, ye, true),
+};
+static const buf_field shared_fields[] = {
+    B(clmoe_shared_expert_args, x, true),
+    B(clmoe_shared_expert_args, scratch, true),
+    B(clmoe_shared_expert_args, shared, true),
+    B(clmoe_shared_expert_args, shared_gate, true),
 };
 static const buf_field combine_fields[] = {
     B(clmoe_combine_args, x, true),
@@ -372,6 +202,8 @@ static clmoe_layer_desc full_desc(void) {
     desc.training = 1;
     desc.router.bias = desc.router.select_bias = desc.router.expert_scale = 1;
     desc.router.weight_at = CLMOE_WEIGHT_AT_INPUT;
+    desc.router.renorm.after_drop = 1;
+    desc.router.noise.jitter = 0.1f;
     desc.capacity.factor = 1.0;
     desc.capacity.keep = CLMOE_KEEP_WEIGHT;
     desc.experts.gate_layout = CLMOE_GATE_SEPARATE;
@@ -392,8 +224,11 @@ typedef struct fixture {
     clmoe_score_args score;
     clmoe_topk_args topk;
     clmoe_plan_args plan;
+    clmoe_renorm_after_drop_args renorm;
+    clmoe_jitter_args jitter;
     clmoe_dispatch_args dispatch;
     clmoe_experts_args experts;
+    clmoe_shared_expert_args shared;
     clmoe_combine_args combine;
     clmoe_stats_args stats;
 } fixture;
@@ -402,7 +237,8 @@ static void step_arguments(fixture *f) {
     const clmoe_forward_args *a = &f->d.args;
     clmoe_plan_layout layout;
     OK(clmoe_plan_layout_get(f->layer, small.tokens, &layout));
-    size_t T = small.tokens, R = ref_columns(&f->desc), D = small.dim;
+    size_t T = small.tokens, R = ref_columns(&f->desc), D = small.dim, state = 0;
+    OK(clmoe_state_size(f->layer, &state));
     clmoe_buf scores = buf_new(T * R * 4), live = buf_new(T * 4), plan = buf_new(layout.bytes);
     clmoe_buf xe = buf_new(layout.slots * D * 4), ye = buf_new(layout.slots * D * 4);
     clmoe_buf none = {NULL, 0};
@@ -427,9 +263,16 @@ static void step_arguments(fixture *f) {
                                 .token_mask = a->token_mask,
                                 .scratch = a->scratch,
                                 .plan = plan};
+    f->renorm = (clmoe_renorm_after_drop_args){sizeof f->renorm, small.tokens,    &f->weights,
+                                               a->ids,           a->pair_weights, plan};
+    f->jitter = (clmoe_jitter_args){sizeof f->jitter, small.tokens, a->x, buf_new(state),
+                                    buf_new(T * D * 4)};
     f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
     f->experts = (clmoe_experts_args){sizeof f->experts, small.tokens, &f->weights, a->x, none,
                                       a->pair_weights,   plan,         a->scratch,  ye};
+    f->shared =
+        (clmoe_shared_expert_args){sizeof f->shared, small.tokens,       &f->weights,   a->x,
+                                   a->scratch,       buf_new(T * D * 4), buf_new(T * 4)};
     f->combine = (clmoe_combine_args){
         sizeof f->combine, small.tokens, &f->weights,   a->x, ye,
         a->pair_weights,   plan,         a->token_mask, none, buf_new(T * D * 4),
@@ -462,7 +305,7 @@ static void fixture_make(fixture *f) {
 #define CASE(function, arguments, fields)                                                          \
 #function, call_##function, &(arguments), fields, COUNT_OF(fields)
 
-enum { CALLS = 8 };
+enum { CALLS = 11 };
 
 static void calls_of(fixture *f, call_case calls[CALLS]) {
     const call_case all[CALLS] = {
@@ -470,8 +313,13 @@ static void calls_of(fixture *f, call_case calls[CALLS]) {
         {CASE(clmoe_score, f->score, score_fields), &f->score.weights, all_weights, 2},
         {CASE(clmoe_topk, f->topk, topk_fields), &f->topk.weights, all_weights + 2, 2},
         {CASE(clmoe_plan, f->plan, plan_fields), NULL, NULL, 0},
+        {CASE(clmoe_renorm_after_drop, f->renorm, renorm_fields), &f->renorm.weights,
+         all_weights + 3, 1},
+        {CASE(clmoe_jitter, f->jitter, jitter_fields), NULL, NULL, 0},
         {CASE(clmoe_dispatch, f->dispatch, dispatch_fields), NULL, NULL, 0},
         {CASE(clmoe_experts, f->experts, experts_fields), &f->experts.weights, all_weights + 4, 6},
+        {CASE(clmoe_shared_expert, f->shared, shared_fields), &f->shared.weights, all_weights + 10,
+         5},
         {CASE(clmoe_combine, f->combine, combine_fields), &f->combine.weights, all_weights + 15, 1},
         {CASE(clmoe_stats_compute, f->stats, stats_fields), NULL, NULL, 0},
     };
@@ -662,9 +510,8 @@ static void status_names(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_bad_field),  TEST(layer_arguments), TEST(context_arguments),
-        TEST(every_bad_buffer), TEST(every_bad_call),  TEST(external_routing),
-        TEST(status_names),
+        TEST(layer_arguments), TEST(context_arguments), TEST(every_bad_buffer),
+        TEST(every_bad_call),  TEST(external_routing),  TEST(status_names),
     };
     return RUN(tests);
 }

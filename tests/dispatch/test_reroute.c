@@ -315,7 +315,7 @@ static void same_bits_every_time(void **state) {
     }
 }
 
-/* Scores and weights are needed; nothing is written without them. */
+/* Weights are needed, and with scores the experts' scale; nothing is written without them. */
 static void missing_buffers(void **state) {
     (void)state;
     const shape s = {9, 5, 6, 0, 2, 3};
@@ -338,12 +338,11 @@ static void missing_buffers(void **state) {
     };
     const clmoe_buf none = {NULL, 0};
     clmoe_weights empty = {.expert_scale = none};
-    clmoe_plan_args args[4] = {all, all, all, all};
-    args[0].scores = none;
-    args[1].pair_weights = none;
-    args[2].weights = NULL;
-    args[3].weights = &empty;
-    static const char *const named[] = {"scores", "pair_weights", "weights", "expert_scale"};
+    clmoe_plan_args args[3] = {all, all, all};
+    args[0].pair_weights = none;
+    args[1].weights = NULL;
+    args[2].weights = &empty;
+    static const char *const named[] = {"pair_weights", "weights", "expert_scale"};
     for (size_t i = 0; i < COUNT_OF(args); i++) {
         clmoe_status status = clmoe_plan(layer, test.queue, &args[i], 0, NULL, NULL);
         CHECK(status == CLMOE_INVALID_ARGUMENT, "case %zu: status %d\n", i, status);

@@ -50,6 +50,14 @@ void check_ok(clmoe_status status, const char *call, const char *file, int line)
     check_failed(file, line);
 }
 
+void check_error(clmoe_status status, clmoe_status want, const char *field, const char *value) {
+    const char *sentence = clmoe_last_error();
+    CHECK(status == want, "%s = %s: status %s, not %s: %s\n", field, value,
+          clmoe_status_string(status), clmoe_status_string(want), sentence);
+    CHECK(strstr(sentence, field) != NULL, "\"%s\" does not name %s\n", sentence, field);
+    CHECK(strstr(sentence, value) != NULL, "\"%s\" does not give %s\n", sentence, value);
+}
+
 /* ---- Device -------------------------------------------------------------------------------- */
 
 /* Whether `part` is in `name`, whatever the case. */

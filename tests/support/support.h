@@ -56,6 +56,9 @@ void test_note(const char *format, ...);
 /* The same for an OpenCL call. */
 #define CL_OK(call) CHECK((call) == CL_SUCCESS, "an OpenCL call failed\n")
 
+/* Fails unless `status` is `want` and clmoe's sentence holds both texts. */
+void check_error(clmoe_status status, clmoe_status want, const char *field, const char *value);
+
 void check_failed(const char *file, int line);
 void check_ok(clmoe_status status, const char *call, const char *file, int line);
 

@@ -1,0 +1,188 @@
+/* Bad fields of a descriptor: the status, and a sentence with the field's name and its value. */
+#include "support.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef enum field_type { NONE, U32, FLOAT, DOUBLE, SIZE } field_type;
+
+typedef struct field_value {
+    const char *name;
+    size_t offset;
+    field_type type;
+    double value;
+} field_value;
+
+#define F(field, type, value)                                                                      \
+    { #field, offsetof(clmoe_layer_desc, field), type, value }
+
+static void set_field(clmoe_layer_desc *desc, const field_value *f) {
+    char *at = (char *)desc + f->offset;
+    if (f->type == U32) {
+        uint32_t u32 = (uint32_t)(int64_t)f->value;
+        memcpy(at, &u32, sizeof u32);
+    } else if (f->type == FLOAT) {
+        float f32 = (float)f->value;
+        memcpy(at, &f32, sizeof f32);
+    } else if (f->type == DOUBLE) {
+        memcpy(at, &f->value, sizeof f->value);
+    } else if (f->type == SIZE) {
+        size_t size = (size_t)f->value;
+        memcpy(at, &size, sizeof size);
+    }
+}
+
+/* One bad field, after up to two others that make it so; the text of its value. */
+typedef struct desc_error {
+    field_value bad;
+    const char *text;
+    clmoe_status status;
+    field_value with[2];
+} desc_error;
+
+#define BAD_DESC    CLMOE_INVALID_DESC
+#define UNSUPPORTED CLMOE_UNSUPPORTED
+
+/* On a layer of dim 5, 8 experts, top_k 2, hidden_dim 3, shared.hidden_dim 3. */
+static const desc_error desc_errors[] = {
+    {F(struct_size, SIZE, 0), "0", BAD_DESC, {{0}}},
+    {F(struct_size, SIZE, 7), "7", BAD_DESC, {{0}}},
+    {F(struct_size, SIZE, 100000), "100000", BAD_DESC, {{0}}},
+    {F(dim, U32, 0), "0", BAD_DESC, {{0}}},
+    {F(num_experts, U32, 0), "0", BAD_DESC, {{0}}},
+    {F(num_experts, U32, 4097), "4097", BAD_DESC, {{0}}},
+    {F(num_experts, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
+    {F(num_identity_experts, U32, 4089), "4089", BAD_DESC, {{0}}},
+    {F(num_identity_experts, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
+    {F(top_k, U32, 0), "0", BAD_DESC, {{0}}},
+    {F(top_k, U32, 9), "9", BAD_DESC, {{0}}},
+    {F(top_k, U32, 257), "257", BAD_DESC, {F(num_experts, U32, 300)}},
+    {F(top_k, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
+    {F(type, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(weight_type, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(training, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(normalize_experts, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(shared_gate, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(shared_gate, U32, 1), "1", BAD_DESC, {F(shared.hidden_dim, U32, 0)}},
+    {F(output_bias, U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.score, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(router.score, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(router.order, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.order, U32, 0), "0", BAD_DESC, {F(router.score, U32, CLMOE_SCORE_SPARSEMIXER)}},
+    {F(router.temperature, FLOAT, 0), "0", BAD_DESC, {{0}}},
+    {F(router.temperature, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.temperature, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.temperature, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(router.softcap, FLOAT, -2), "-2", BAD_DESC, {{0}}},
+    {F(router.softcap, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.bias, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.select_bias, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(router.groups.count, U32, 3), "3", BAD_DESC, {F(router.groups.topk, U32, 2)}},
+    {F(router.groups.count, U32, 257), "257", BAD_DESC, {F(num_experts, U32, 514)}},
+    {F(router.groups.topk, U32, 0), "0", BAD_DESC, {F(router.groups.count, U32, 4)}},
+    {F(router.groups.topk, U32, 5), "5", BAD_DESC, {F(router.groups.count, U32, 4)}},
+    {F(router.groups.topk, U32, 1),
+     "1",
+     BAD_DESC,
+     {F(router.groups.count, U32, 4), F(top_k, U32, 3)}},
+    {F(router.groups.score, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.renorm.kind, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(router.renorm.eps, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.renorm.eps, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(router.renorm.p, FLOAT, 0.5), "0.5", BAD_DESC, {{0}}},
+    {F(router.renorm.p, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.renorm.after_drop, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.scale, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.scale, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(router.expert_scale, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.sparsemixer_eps, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.weight_at, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(router.weight_type, U32, 2), "bf16", BAD_DESC, {{0}}},
+    {F(router.weight_type, U32, 9), "9", BAD_DESC, {{0}}},
+    {F(router.noise.kind, U32, 4), "4", BAD_DESC, {{0}}},
+    {F(router.noise.kind, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(router.noise.scale, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.noise.scale, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.noise.jitter, FLOAT, 1), "1", BAD_DESC, {{0}}},
+    {F(router.noise.jitter, FLOAT, -0.5), "-0.5", BAD_DESC, {{0}}},
+    {F(router.noise.jitter_experts, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(router.noise.jitter_experts, U32, 1), "1", BAD_DESC, {{0}}},
+    {F(router.dropout.experts, FLOAT, 1), "1", BAD_DESC, {{0}}},
+    {F(router.dropout.experts, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.dropout.logits, FLOAT, 1.5), "1.5", BAD_DESC, {{0}}},
+    {F(router.dropout.logits, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(capacity.factor, DOUBLE, -0.5), "-0.5", BAD_DESC, {{0}}},
+    {F(capacity.factor, DOUBLE, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(capacity.factor, DOUBLE, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(capacity.factor, DOUBLE, 1), "capacity.rows", BAD_DESC, {F(capacity.rows, U32, 2)}},
+    {F(capacity.rounding, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(balance.device_groups, U32, 3), "3", BAD_DESC, {{0}}},
+    {F(balance.device_groups, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
+    {F(capacity.keep, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(capacity.keep, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(capacity.overflow, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(capacity.overflow, U32, 1), "no capacity", BAD_DESC, {{0}}},
+    {F(capacity.overflow, U32, 1),
+     "identity experts",
+     BAD_DESC,
+     {F(capacity.rows, U32, 2), F(num_identity_experts, U32, 1)}},
+    {F(capacity.overflow, U32, 1),
+     "tokens_per_sequence",
+     BAD_DESC,
+     {F(capacity.rows, U32, 2), F(capacity.tokens_per_sequence, U32, 3)}},
+    {F(router.rebalance.iterations, U32, 1001), "1001", BAD_DESC, {{0}}},
+    {F(router.rebalance.mu, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(router.rebalance.mu, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.rebalance.iterations, U32, 3),
+     "renorm.after_drop",
+     BAD_DESC,
+     {F(router.renorm.after_drop, U32, 1)}},
+    {F(router.rebalance.iterations, U32, 3),
+     "reroute",
+     BAD_DESC,
+     {F(capacity.rows, U32, 2), F(capacity.overflow, U32, 1)}},
+    {F(experts.hidden_dim, U32, 0), "0", BAD_DESC, {{0}}},
+    {F(experts.activation, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(experts.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
+    {F(experts.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(experts.down_transposed, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(experts.gate_up_bias, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(experts.down_bias, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(experts.limit, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(experts.limit, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(experts.alpha, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(experts.up_shift, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(shared.activation, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(shared.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
+    {F(shared.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(shared.down_transposed, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(shared.gate_up_bias, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(shared.down_bias, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(shared.limit, FLOAT, -1), "-1", BAD_DESC, {{0}}},
+    {F(shared.alpha, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(shared.up_shift, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+};
+
+static const shape small = {6, 5, 8, 0, 2, 3};
+
+static void every_bad_field(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(desc_errors); i++) {
+        const desc_error *e = &desc_errors[i];
+        clmoe_layer_desc desc = desc_of(&small);
+        clmoe_layer *layer = (clmoe_layer *)&desc;
+        desc.shared.hidden_dim = 3;
+        test_case("%s = %s", e->bad.name, e->text);
+        for (size_t w = 0; w < COUNT_OF(e->with); w++)
+            set_field(&desc, &e->with[w]);
+        set_field(&desc, &e->bad);
+        clmoe_status status = clmoe_layer_create(test_context(0), &desc, &layer);
+        check_error(status, e->status, e->bad.name, e->text);
+        CHECK(layer == NULL, "the layer is not NULL\n");
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {TEST(every_bad_field)};
+    return RUN(tests);
+}

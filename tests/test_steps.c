@@ -1,0 +1,387 @@
+/*
+ * The steps one by one give clmoe_forward()'s bits: for every layer of the table, on every engine,
+ * with and without a state, and for another router's logits and ids.
+ */
+#include "workspace.h" /* before cmocka.h, which has a macro fail */
+
+#include "support.h"
+#include "support_balance.h"
+#include "support_variants.h"
+
+#include <string.h>
+
+static const shape small = {33, 21, 12, 0, 3, 19};
+
+/* Whose choice it is. */
+typedef enum source { OWN_ROUTER, LOGITS_IN, IDS_IN, SOURCES } source;
+
+enum { MAX_BATCH_LOSSES = 16 };
+
+/* A batch by clmoe_forward(), and the arguments of its steps with outputs of their own. */
+typedef struct rig {
+    const clmoe_layer_desc *desc;
+    clmoe_layer *layer;
+    workspace_layout ws;
+    batch b;
+    device_batch d; /* of the forward */
+    clmoe_loss_desc losses[MAX_BATCH_LOSSES];
+    uint32_t num_losses;
+    bool renorms, jitters, shares;
+    clmoe_score_args score;
+    clmoe_topk_args topk;
+    clmoe_plan_args plan;
+    clmoe_renorm_after_drop_args renorm;
+    clmoe_jitter_args jitter;
+    clmoe_dispatch_args dispatch;
+    clmoe_experts_args experts;
+    clmoe_shared_expert_args shared;
+    clmoe_combine_args combine;
+    clmoe_stats_args stats;
+    clmoe_loss_args loss;
+} rig;
+
+/* ---- The batch ------------------------------------------------------------------------------- */
+
+/* Another router's choice. */
+static void add_source(batch *b, source from) {
+    const uint32_t R = ref_columns(&b->desc);
+    const size_t pairs = (size_t)b->in.tokens * b->desc.top_k;
+    int32_t *ids = HOST(int32_t, pairs);
+    for (size_t p = 0; p < pairs; p++)
+        ids[p] = (int32_t)random_below(R + 2) - 1;
+    if (from == LOGITS_IN)
+        b->in.logits_in = random_floats((size_t)b->in.tokens * R, 2.0);
+    if (from != IDS_IN)
+        return;
+    b->in.ids_in = ids;
+    b->in.pair_weights_in = random_floats(pairs, 1.0);
+}
+
+/* One with every scale off 1. */
+static clmoe_buf some_state(const clmoe_layer_desc *desc, clmoe_layer *layer) {
+    size_t bytes = 0;
+    clmoe_state *state = random_state_of(desc);
+    OK(clmoe_state_size(layer, &bytes));
+    state->noise_scale = 0.75f;
+    state->temperature_scale = 1.25f;
+    state->loss_weight = 2.0f;
+    state->capacity_scale = 0.75f;
+    return buf_of(state, bytes);
+}
+
+#define LOSS(of, ...)                                                                              \
+    r->losses[r->num_losses++] = (clmoe_loss_desc) {                                               \
+        .kind = CLMOE_LOSS_##of, .weight = 0.5f, __VA_ARGS__                                       \
+    }
+
+/* As many kinds and sources as the layer has. */
+static void add_losses(rig *r, bool has_state) {
+    const clmoe_router_desc *router = &r->desc->router;
+    const clmoe_capacity_desc *capacity = &r->desc->capacity;
+    LOSS(SWITCH, .f_source = CLMOE_F_FRESH);
+    LOSS(MINIMAX, .p_source = CLMOE_P_SOFTMAX);
+    LOSS(SQUARED, .p_source = CLMOE_P_RAW, .f_source = CLMOE_F_SUPPLIED);
+    LOSS(ENTROPY, .f_source = CLMOE_F_FIRST);
+    LOSS(Z, .beta = 0.0f);
+    LOSS(TOKEN_ENTROPY, .beta = 0.0f);
+    if (has_state)
+        LOSS(L1, .f_source = CLMOE_F_EMA, .controlled = 1);
+    if (router->score != CLMOE_SCORE_SPARSEMIXER && !router->groups.two_level &&
+        router->rebalance.iterations == 0)
+        LOSS(IMPORTANCE_CV2, .p_source = CLMOE_P_WEIGHTS);
+    if (capacity->rows > 0 || capacity->factor > 0)
+        LOSS(OVERFLOW, .beta = 0.0f);
+    if (capacity->tokens_per_sequence > 0)
+        LOSS(MAX, .per_sequence = 1);
+    if (router->noise.kind == CLMOE_NOISE_LEARNED && has_state)
+        LOSS(SMOOTH_LOAD, .beta = 0.0f);
+    if (r->desc->balance.device_groups > 0)
+        LOSS(COMMUNICATION, .beta = 0.0f);
+}
+
+static clmoe_buf zeros(size_t bytes) {
+    return buf_of(HOST(char, bytes), bytes);
+}
+
+static void forward_losses(rig *r, bool has_state) {
+    clmoe_forward_args *a = &r->d.args;
+    const size_t logits = (size_t)a->tokens * ref_columns(r->desc) * 4;
+    float *supplied = random_floats(r->desc->num_experts, 1.0);
+    for (size_t e = 0; e < r->desc->num_experts; e++)
+        supplied[e] = supplied[e] < 0 ? -supplied[e] : supplied[e];
+    add_losses(r, has_state);
+    a->losses = r->losses;
+    a->num_losses = r->num_losses;
+    a->load_supplied = buf_of(supplied, r->desc->num_experts * 4);
+    a->loss_values = buf_new(r->num_losses * 4);
+    a->dlogits = zeros(logits);
+    a->dnoise = zeros(logits);
+    if (r->desc->router.groups.two_level)
+        a->dgroup_logits = zeros((size_t)a->tokens * r->desc->router.groups.count * 4);
+}
+
+/* ---- The steps' arguments -------------------------------------------------------------------- */
+
+#define STEP(type, ...)                                                                            \
+    (type) {                                                                                       \
+        .struct_size = sizeof(type), .tokens = a->tokens, __VA_ARGS__                              \
+    }
+
+static void routing_steps(rig *r) {
+    const clmoe_forward_args *a = &r->d.args;
+    const clmoe_buf none = {NULL, 0};
+    const size_t T = a->tokens, logits = T * ref_columns(r->desc) * 4, pairs = r->ws.plan.pairs * 4;
+    const bool choice = r->desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const bool chosen = a->ids_in.mem != NULL;
+    r->score = STEP(clmoe_score_args, .weights = a->weights, .x = a->x, .logits_in = a->logits_in,
+                    .logits = a->logits_in.mem ? none : buf_new(logits), .scores = buf_new(logits),
+                    .state = a->state, .scratch = a->scratch);
+    r->topk = STEP(clmoe_topk_args, .weights = a->weights, .scores = r->score.scores,
+                   .ids = chosen ? a->ids_in : buf_new(pairs),
+                   .pair_weights = chosen ? a->pair_weights_in : buf_new(pairs),
+                   .live = choice || chosen ? none : buf_new(T * 4),
+                   .token_offsets = choice ? buf_new((T + 1) * 4) : none,
+                   .token_mask = a->token_mask, .state = a->state, .scratch = a->scratch);
+    r->plan = STEP(clmoe_plan_args, .weights = a->weights, .ids = r->topk.ids,
+                   .pair_weights = r->topk.pair_weights, .live = r->topk.live,
+                   .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets,
+                   .state = a->state, .scores = chosen ? none : r->score.scores,
+                   .scratch = a->scratch, .plan = buf_new(r->ws.plan.bytes));
+    r->renorm = STEP(clmoe_renorm_after_drop_args, .weights = a->weights, .ids = r->topk.ids,
+                     .pair_weights = r->topk.pair_weights, .plan = r->plan.plan);
+    r->renorms = r->desc->router.renorm.after_drop && !chosen;
+}
+
+static void expert_steps(rig *r) {
+    const clmoe_forward_args *a = &r->d.args;
+    const clmoe_buf none = {NULL, 0};
+    const size_t D = r->desc->dim, T = a->tokens, rows = r->ws.plan.slots * D;
+    const clmoe_type type = r->desc->type;
+    r->jitters = a->state.mem && r->desc->router.noise.jitter_experts;
+    r->shares = r->desc->shared.hidden_dim > 0;
+    const clmoe_buf x = r->jitters ? buf_new_type(type, T * D) : a->x;
+    const clmoe_buf gate = r->desc->shared_gate ? buf_new(T * 4) : none;
+    const clmoe_buf shared = r->shares ? buf_new_type(type, T * D) : none;
+    r->jitter = STEP(clmoe_jitter_args, .x = a->x, .state = a->state, .jittered = x);
+    r->dispatch =
+        STEP(clmoe_dispatch_args, .x = x, .plan = r->plan.plan, .xe = buf_new_type(type, rows));
+    r->experts = STEP(clmoe_experts_args, .weights = a->weights, .xe = r->dispatch.xe,
+                      .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
+                      .scratch = a->scratch, .ye = buf_new_type(type, rows));
+    r->shared = STEP(clmoe_shared_expert_args, .weights = a->weights, .x = x, .scratch = a->scratch,
+                     .shared = shared, .shared_gate = gate);
+    r->combine =
+        STEP(clmoe_combine_args, .weights = a->weights, .x = x, .ye = r->experts.ye,
+             .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
+             .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets, .shared = shared,
+             .shared_gate = gate, .residual = a->residual, .y = buf_new_type(type, T * D));
+}
+
+static void balance_steps(rig *r) {
+    const clmoe_forward_args *a = &r->d.args;
+    const clmoe_buf none = {NULL, 0};
+    const size_t gradient = (size_t)a->tokens * ref_columns(r->desc) * 4;
+    const clmoe_buf logits = a->ids_in.mem      ? none
+                             : a->logits_in.mem ? a->logits_in
+                                                : r->score.logits;
+#define BATCH                                                                                      \
+    .weights = a->weights, .x = a->x, .logits = logits, .ids = r->topk.ids,                        \
+    .pair_weights = r->topk.pair_weights, .plan = r->plan.plan, .live = r->topk.live,              \
+    .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets, .state = a->state,        \
+    .scratch = a->scratch
+    r->stats = STEP(clmoe_stats_args, BATCH, .stats = buf_new(clmoe_stats_size(r->layer)));
+    if (r->num_losses == 0)
+        return;
+    r->loss = STEP(clmoe_loss_args, BATCH, .losses = r->losses, .num_losses = r->num_losses,
+                   .load_supplied = a->load_supplied, .values = buf_new(r->num_losses * 4),
+                   .dlogits = zeros(gradient), .dnoise = zeros(gradient));
+    if (r->desc->router.groups.two_level)
+        r->loss.dgroup_logits = zeros((size_t)a->tokens * r->desc->router.groups.count * 4);
+#undef BATCH
+}
+
+/* ---- Running and comparing ------------------------------------------------------------------- */
+
+#define CALL(function, args) OK(function(r->layer, test.queue, &r->args, 0, NULL, NULL))
+
+static void run_steps(rig *r, bool dispatches) {
+    if (!r->d.args.ids_in.mem) {
+        CALL(clmoe_score, score);
+        CALL(clmoe_topk, topk);
+    }
+    CALL(clmoe_plan, plan);
+    if (r->renorms)
+        CALL(clmoe_renorm_after_drop, renorm);
+    if (r->jitters)
+        CALL(clmoe_jitter, jitter);
+    if (dispatches) {
+        CALL(clmoe_dispatch, dispatch);
+    } else {
+        r->experts.x = r->dispatch.x;
+        r->experts.xe = (clmoe_buf){NULL, 0};
+    }
+    CALL(clmoe_experts, experts);
+    if (r->shares)
+        CALL(clmoe_shared_expert, shared);
+    CALL(clmoe_combine, combine);
+    CALL(clmoe_stats_compute, stats);
+    if (r->num_losses > 0)
+        CALL(clmoe_loss, loss);
+}
+
+/* Of what the forward has. */
+static void same_bits(const char *what, clmoe_buf step, clmoe_buf forward, size_t bytes) {
+    if (forward.mem && bytes > 0)
+        compare_bits(what, buf_get(step), buf_get(forward), bytes);
+}
+
+/* What a training layer keeps: scores, and the arrays of the plan. */
+static void compare_saved(const rig *r) {
+    const clmoe_plan_layout *plan = &r->ws.plan;
+    const clmoe_buf none = {NULL, 0}, saved = r->d.args.saved;
+    const clmoe_buf forward = workspace_region(&r->ws, REGION_PLAN, saved, none);
+    const size_t R = ref_columns(r->desc), T = r->d.args.tokens;
+    const struct {
+        const char *name;
+        size_t offset, count;
+    } arrays[] = {
+        {"plan.load", plan->load, R},
+        {"plan.kept", plan->kept, R},
+        {"plan.rerouted_in", plan->rerouted_in, R},
+        {"plan.rerouted_out", plan->rerouted_out, R},
+        {"plan.offsets", plan->offsets, r->desc->num_experts + 1},
+        {"plan.slot_of", plan->slot_of, plan->pairs},
+        {"plan.pair_of", plan->pair_of, plan->slots},
+        {"plan.token_of", plan->token_of, plan->slots},
+        {"plan.tile_expert", plan->tile_expert, plan->slots / plan->row_tile},
+    };
+    const char *got = buf_get(r->plan.plan), *all = buf_get(saved);
+    for (size_t i = 0; i < COUNT_OF(arrays); i++)
+        compare_bits(arrays[i].name, got + arrays[i].offset,
+                     all + (forward.offset - saved.offset) + arrays[i].offset, arrays[i].count * 4);
+    if (r->d.args.ids_in.mem)
+        return;
+    const clmoe_buf scores = workspace_region(&r->ws, REGION_SCORES, saved, none);
+    compare_bits("scores", buf_get(r->score.scores), all + (scores.offset - saved.offset),
+                 T * R * 4);
+}
+
+static void compare_steps(const rig *r) {
+    const clmoe_forward_args *a = &r->d.args;
+    const size_t T = a->tokens, logits = T * ref_columns(r->desc) * 4, pairs = r->ws.plan.pairs * 4;
+    const size_t y = T * r->desc->dim * type_size(r->desc->type);
+    compare_saved(r);
+    same_bits("logits", r->score.logits, a->logits, logits);
+    same_bits("ids", r->topk.ids, a->ids, pairs);
+    same_bits("pair_weights", r->topk.pair_weights, a->pair_weights, pairs);
+    same_bits("token_offsets", r->topk.token_offsets, a->token_offsets, (T + 1) * 4);
+    same_bits("y", r->combine.y, a->y, y);
+    same_bits("stats", r->stats.stats, a->stats, clmoe_stats_size(r->layer));
+    same_bits("loss values", r->loss.values, a->loss_values, r->num_losses * 4);
+    same_bits("dlogits", r->loss.dlogits, a->dlogits, logits);
+    same_bits("dnoise", r->loss.dnoise, a->dnoise, logits);
+    same_bits("dgroup_logits", r->loss.dgroup_logits, a->dgroup_logits,
+              T * r->desc->router.groups.count * 4);
+}
+
+static void check_steps(const clmoe_layer_desc *desc, bool has_state, source from) {
+    rig r;
+    memset(&r, 0, sizeof r);
+    r.desc = desc;
+    r.layer = test_layer(0, desc);
+    seed_set(3);
+    batch_make(&r.b, desc, small.tokens);
+    r.b.in.token_mask = random_mask(small.tokens);
+    r.b.in.residual = random_floats((size_t)small.tokens * desc->dim, 1.0);
+    add_source(&r.b, from);
+    batch_upload(r.layer, &r.b, &r.d);
+    assert_int_equal(workspace_layout_get(r.layer, small.tokens, &r.ws), CLMOE_SUCCESS);
+    r.d.weights.noise_router = r.d.weights.router;
+    if (has_state) {
+        r.d.args.state = some_state(desc, r.layer);
+        r.d.weights.select_bias = (clmoe_buf){NULL, 0}; /* the state's, then */
+    }
+    if (from != IDS_IN)
+        forward_losses(&r, has_state);
+    routing_steps(&r);
+    expert_steps(&r);
+    balance_steps(&r);
+    OK(clmoe_forward(r.layer, test.queue, &r.d.args, 0, NULL, NULL));
+    run_steps(&r, workspace_region(&r.ws, REGION_XE, r.d.args.saved, r.d.args.scratch).mem != NULL);
+    CL_OK(clFinish(test.queue));
+    compare_steps(&r);
+}
+
+/* ---- Tests ----------------------------------------------------------------------------------- */
+
+/* Whether the layer takes such a batch. */
+static bool allows(const clmoe_layer_desc *desc, bool has_state, source from) {
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE) /* clmoe_forward() alone has it */
+        return false;
+    if (desc->capacity.keep == CLMOE_KEEP_RANDOM && !has_state)
+        return false;
+    return desc->router.policy != CLMOE_POLICY_EXPERT_CHOICE || from != IDS_IN;
+}
+
+static void check_variant(const layer_variant *variant, const char *engine, clmoe_type type) {
+    for (int has_state = 0; has_state < 2; has_state++)
+        for (int from = OWN_ROUTER; from < SOURCES; from++) {
+            clmoe_layer_desc desc = desc_of(&small);
+            variant->set(&desc);
+            desc.engine = engine;
+            desc.type = desc.weight_type = type;
+            desc.training = 1;
+            if (!allows(&desc, has_state, (source)from))
+                continue;
+            test_case("engine %s, %s, state %d, source %d", engine, variant->name, has_state, from);
+            check_steps(&desc, has_state, (source)from);
+        }
+}
+
+static void check_all(clmoe_type type) {
+    const char *const *engines = test_engines_of(type, type);
+    for (size_t n = 0; engines[n] != NULL; n++) {
+        for (size_t i = 0; i < num_layer_variants; i++)
+            check_variant(&layer_variants[i], engines[n], type);
+        for (size_t i = 0; i < num_routing_variants; i++)
+            check_variant(&routing_variants[i], engines[n], type);
+    }
+}
+
+static void steps_of_f32(void **state) {
+    (void)state;
+    check_all(CLMOE_F32);
+}
+
+static void steps_of_bf16(void **state) {
+    (void)state;
+    check_all(CLMOE_BF16);
+}
+
+/* A step of a switch that the layer does not have. */
+static void steps_of_other_layers(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = desc_of(&small);
+    clmoe_layer *layer = test_layer(0, &desc);
+    const clmoe_renorm_after_drop_args renorm = {.struct_size = sizeof renorm, .tokens = 1};
+    const clmoe_jitter_args jitter = {.struct_size = sizeof jitter, .tokens = 1};
+    const clmoe_shared_expert_args shared = {.struct_size = sizeof shared, .tokens = 1};
+#define REFUSED(call, says)                                                                        \
+    CHECK((call) == CLMOE_INVALID_ARGUMENT && strstr(clmoe_last_error(), says), "it says: %s\n",   \
+          clmoe_last_error())
+    REFUSED(clmoe_renorm_after_drop(layer, test.queue, &renorm, 0, NULL, NULL),
+            "router.renorm.after_drop is 0");
+    REFUSED(clmoe_jitter(layer, test.queue, &jitter, 0, NULL, NULL), "router.noise.jitter is 0");
+    REFUSED(clmoe_shared_expert(layer, test.queue, &shared, 0, NULL, NULL),
+            "shared.hidden_dim is 0");
+#undef REFUSED
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(steps_of_f32),
+        TEST(steps_of_bf16),
+        TEST(steps_of_other_layers),
+    };
+    return RUN(tests);
+}
