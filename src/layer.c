@@ -93,6 +93,12 @@ static router_switches switches_of(const clmoe_layer_desc *desc) {
     };
 }
 
+static const routing_policy *policy_of(const clmoe_router_desc *router) {
+#define POLICY_ROW(NAME, name) [CLMOE_POLICY_##NAME] = &name##_policy,
+    static const routing_policy *const policies[] = {POLICY_LIST(POLICY_ROW)};
+    return router->groups.two_level ? &two_level_policy : policies[router->policy];
+}
+
 static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *mlp,
                            uint32_t experts) {
     return (gemm_shape){
@@ -176,16 +182,15 @@ static void release_kernels(clmoe_layer *layer) {
         kernel_release(&layer->kernels[id]);
 }
 
-/* Each has its kernels made, where the switches need them. */
+/* Each has its kernels made, where the switches need them; the policy's is its own. */
 static step_constructor *const constructors[] = {
-    score_create,  noise_create,     topk_create,     expert_choice_create, sinkhorn_create,
-    soft_create,   two_level_create, soft_moe_create, rebalance_create,     sort_create,
-    plan_create,   reroute_create,   dispatch_create, normalize_create,     combine_create,
-    sums_create,   stats_create,     loss_create,     joint_create,         state_create,
-    control_create};
+    score_create,   noise_create,    rebalance_create, sort_create,    plan_create,
+    reroute_create, dispatch_create, normalize_create, combine_create, sums_create,
+    stats_create,   loss_create,     joint_create,     state_create,   control_create};
 
 static clmoe_status create_kernels_of_group(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
+    TRY(layer->policy->create(layer));
     for (size_t i = 0; i < sizeof constructors / sizeof constructors[0]; i++)
         TRY(constructors[i](layer));
 done:
@@ -224,6 +229,7 @@ clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *
     layer->desc = *desc;
     layer->desc.engine = NULL;
     layer->columns = desc->num_experts + desc->num_identity_experts;
+    layer->policy = policy_of(&desc->router);
     layer->router = switches_of(desc);
     TRY(create_engines(layer, desc->engine));
     TRY(create_kernels(layer));

@@ -5,7 +5,7 @@
 #include "balance/balance.clh"
 #include "experts/gemm/mlp.h"
 #include "routing/router.clh"
-#include "runtime/context.h"
+#include "runtime/launch.h"
 
 /* Every kernel but the engines', by index; the step's file creates it. */
 typedef enum kernel_id {
@@ -14,29 +14,8 @@ typedef enum kernel_id {
     KERNEL_NOISE_EXPERTS,
     KERNEL_NOISE,
     KERNEL_TOPK,
-    KERNEL_SINKHORN_START,
-    KERNEL_SINKHORN_EXP,
-    KERNEL_SINKHORN_ROWS,
-    KERNEL_SINKHORN_COLUMNS,
-    KERNEL_SINKHORN_CHOICES,
-    KERNEL_SINKHORN_WEIGHTS,
-    KERNEL_SOFT,
-    KERNEL_TWO_LEVEL_SCORES,
-    KERNEL_TWO_LEVEL_TOPK,
-    KERNEL_CHOICE_KEYS,
-    KERNEL_CHOICE_THRESHOLDS,
-    KERNEL_CHOICE_COUNTS,
-    KERNEL_CHOICE_OFFSETS,
-    KERNEL_CHOICE_PAIRS,
-    KERNEL_SOFT_MOE_NORMS,
-    KERNEL_SOFT_MOE_SLOT_NORMS,
-    KERNEL_SOFT_MOE_LOGITS,
-    KERNEL_SOFT_MOE_PARTIALS,
-    KERNEL_SOFT_MOE_COLUMNS,
-    KERNEL_SOFT_MOE_DISPATCH,
-    KERNEL_SOFT_MOE_COMBINE,
-    KERNEL_SOFT_MOE_PLAN,
-    KERNEL_SOFT_MOE_CLEAR,
+    KERNEL_POLICY, /* those of the layer's policy, named in its file */
+    KERNEL_POLICY_LAST = KERNEL_POLICY + 8,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,
@@ -78,10 +57,40 @@ typedef enum kernel_id {
     KERNEL_COUNT
 } kernel_id;
 
+/* Creates a step's kernels where the switches need them; in the step's file. */
+typedef clmoe_status step_constructor(clmoe_layer *layer);
+step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
+    plan_create, reroute_create, dispatch_create, normalize_create, combine_create, sums_create,
+    stats_create, loss_create, joint_create, state_create, control_create;
+
+struct batch; /* batch.h */
+
+/* Who chooses whom, in src/routing/NAME.c. */
+typedef struct routing_policy {
+    step_constructor *create;
+    /* scores -> ids, pair_weights, live; none of Soft MoE, which does not choose. */
+    clmoe_status (*step)(const struct batch *b, launch *chain);
+    bool by_logit;   /* scores are l, after softcap and temperature: it makes its own of them */
+    bool best_first; /* the pairs of a token */
+} routing_policy;
+
+/* By clmoe_policy. Two levels are a policy in the place of token choice. */
+#define POLICY_LIST(X)                                                                             \
+    X(TOKEN_CHOICE, token_choice)                                                                  \
+    X(EXPERT_CHOICE, expert_choice)                                                                \
+    X(SINKHORN, sinkhorn)                                                                          \
+    X(SOFT, soft)                                                                                  \
+    X(SOFT_MOE, soft_moe)
+
+#define POLICY_DECLARE(NAME, name) extern const routing_policy name##_policy;
+POLICY_LIST(POLICY_DECLARE)
+extern const routing_policy two_level_policy;
+
 struct clmoe_layer {
     clmoe_context *context;
     clmoe_layer_desc desc; /* desc.engine is NULL here; see experts.engine */
     uint32_t columns;      /* R = E + Z */
+    const routing_policy *policy;
     router_switches router;
     uint32_t group;       /* work-items per group of the routing kernels: 1, or a power of two */
     uint32_t score_group; /* work-items per token in score.cl */
@@ -96,7 +105,7 @@ struct clmoe_layer {
 
 /* A kernel's place and its name. */
 typedef struct kernel_entry {
-    kernel_id id;
+    int id; /* kernel_id */
     const char *name;
 } kernel_entry;
 
@@ -212,33 +221,6 @@ static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
     return layer_is_soft_moe(layer) ? layer->columns * layer->desc.router.soft_moe.slots
                                     : layer->columns;
 }
-
-/* Whether the policy makes its own scores of l, after softcap and temperature. */
-static inline bool layer_chooses_by_logit(const clmoe_layer *layer) {
-    return layer->desc.router.policy == CLMOE_POLICY_SINKHORN ||
-           layer->desc.router.groups.two_level;
-}
-
-/* Whether the pairs of a token come best first. */
-static inline bool layer_is_best_first(const clmoe_layer *layer) {
-    clmoe_policy policy = layer->desc.router.policy;
-    return policy != CLMOE_POLICY_SOFT && policy != CLMOE_POLICY_EXPERT_CHOICE &&
-           !layer->desc.router.groups.two_level;
-}
-
-/* Whether topk.cl chooses; the other policies have kernels of their own. */
-static inline bool layer_has_topk(const clmoe_layer *layer) {
-    clmoe_policy policy = layer->desc.router.policy;
-    return policy == CLMOE_POLICY_SINKHORN ||
-           (policy == CLMOE_POLICY_TOKEN_CHOICE && !layer->desc.router.groups.two_level);
-}
-
-/* Creates a step's kernels where the switches need them; in the step's file. */
-typedef clmoe_status step_constructor(clmoe_layer *layer);
-step_constructor score_create, noise_create, topk_create, expert_choice_create, sinkhorn_create,
-    soft_create, two_level_create, soft_moe_create, rebalance_create, sort_create, plan_create,
-    reroute_create, dispatch_create, normalize_create, combine_create, sums_create, stats_create,
-    loss_create, joint_create, state_create, control_create;
 
 /* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
 clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);

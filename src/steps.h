@@ -27,14 +27,10 @@ clmoe_status step_jitter(const batch *b, launch *chain);
  */
 clmoe_status step_noise(const batch *b, launch *chain, bool jittered);
 
-/* scores -> ids, pair_weights, live: by the layer's policy, then rebalanced. */
+/* scores -> ids, pair_weights, live: by the step of the layer's policy, then rebalanced. */
 clmoe_status step_topk(const batch *b, launch *chain);
-clmoe_status step_token_choice(const batch *b, launch *chain);
 /* The K largest of scores [T,R]. */
 clmoe_status step_topk_scores(const batch *b, launch *chain);
-clmoe_status step_sinkhorn(const batch *b, launch *chain);
-clmoe_status step_soft(const batch *b, launch *chain);
-clmoe_status step_expert_choice(const batch *b, launch *chain);
 /* Weight rebalancing: the end of step_topk(), on its weights. */
 clmoe_status step_rebalance(const batch *b, launch *chain);
 /* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */
@@ -44,7 +40,6 @@ clmoe_buf select_bias_of(const batch *b);
 clmoe_status step_group_logits(const batch *b, launch *chain);
 /* scores, l at first, become those of two levels; the group logits stay in their region. */
 clmoe_status step_two_level_scores(const batch *b, launch *chain);
-clmoe_status step_two_level_topk(const batch *b, launch *chain);
 
 /* Soft MoE, N = E p columns: x -> xe, combine and a plan of constant buckets. */
 clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain);

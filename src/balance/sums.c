@@ -65,7 +65,7 @@ static clmoe_status sum_logits(const batch *b, launch *chain, const sums *in, cl
                    ARG_F32(chosen_ids(b)), ARG_F32(b->live), ARG_U8(b->token_mask),
                    ARG_F32(b->token_offsets), ARG_F32(state), ARG_F32(rows),
                    arg_struct(shape, sizeof *shape), arg_struct(&router, sizeof router),
-                   arg_u32(layer_is_best_first(layer))));
+                   arg_u32(layer->policy->best_first)));
     TRY(launch_1d(chain, kernel, b->tokens, local[0]));
     if (!(shape->asked & LOGIT_BITS))
         return CLMOE_SUCCESS;

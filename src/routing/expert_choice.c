@@ -2,35 +2,41 @@
 #include "routing/expert_choice.clh"
 #include "steps.h"
 
-clmoe_status expert_choice_create(clmoe_layer *layer) {
+enum {
+    KERNEL_KEYS = KERNEL_POLICY,
+    KERNEL_THRESHOLDS,
+    KERNEL_COUNTS,
+    KERNEL_OFFSETS,
+    KERNEL_PAIRS,
+};
+
+static clmoe_status create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
-        {KERNEL_CHOICE_KEYS, "choice_keys"},     {KERNEL_CHOICE_THRESHOLDS, "choice_thresholds"},
-        {KERNEL_CHOICE_COUNTS, "choice_counts"}, {KERNEL_CHOICE_OFFSETS, "choice_offsets"},
-        {KERNEL_CHOICE_PAIRS, "choice_pairs"},
+        {KERNEL_KEYS, "choice_keys"},     {KERNEL_THRESHOLDS, "choice_thresholds"},
+        {KERNEL_COUNTS, "choice_counts"}, {KERNEL_OFFSETS, "choice_offsets"},
+        {KERNEL_PAIRS, "choice_pairs"},
     };
-    if (!layer_is_expert_choice(layer))
-        return CLMOE_SUCCESS;
     return GROUP_KERNELS(layer, "routing/expert_choice", kernels);
 }
 
-static clmoe_status choose(const batch *b, launch *chain, uint32_t capacity, clmoe_buf keys,
-                           clmoe_buf thresholds) {
+static clmoe_status find_thresholds(const batch *b, launch *chain, uint32_t capacity,
+                                    clmoe_buf keys, clmoe_buf thresholds) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
     size_t tiles[] = {divide_up(tokens, CHOICE_SIDE), divide_up(columns, CHOICE_SIDE)};
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_KEYS], ARG_F32(b->scores), ARG_U8(b->token_mask),
-                   ARG_F32(keys), arg_u32(tokens), arg_u32(columns)));
-    TRY(launch_kernel(chain, kernels[KERNEL_CHOICE_KEYS], 2, tiles, (size_t[]){group, 1}));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_THRESHOLDS], ARG_F32(keys), ARG_F32(thresholds),
+    TRY(KERNEL_SET(kernels[KERNEL_KEYS], ARG_F32(b->scores), ARG_U8(b->token_mask), ARG_F32(keys),
+                   arg_u32(tokens), arg_u32(columns)));
+    TRY(launch_kernel(chain, kernels[KERNEL_KEYS], 2, tiles, (size_t[]){group, 1}));
+    TRY(KERNEL_SET(kernels[KERNEL_THRESHOLDS], ARG_F32(keys), ARG_F32(thresholds),
                    ARG_F32(b->state), arg_u32(tokens), arg_u32(capacity)));
-    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_THRESHOLDS], columns, group));
+    TRY(launch_1d(chain, kernels[KERNEL_THRESHOLDS], columns, group));
 done:
     return status;
 }
 
-clmoe_status step_expert_choice(const batch *b, launch *chain) {
+static clmoe_status choose(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
@@ -40,17 +46,19 @@ clmoe_status step_expert_choice(const batch *b, launch *chain) {
     clmoe_buf keys = region(b, REGION_CHOICE_KEYS);
     clmoe_buf thresholds = region(b, REGION_CHOICE_THRESHOLDS);
     if (tokens > 0)
-        TRY(choose(b, chain, b->ws.plan.capacity, keys, thresholds));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_COUNTS], ARG_F32(keys), ARG_F32(thresholds),
+        TRY(find_thresholds(b, chain, b->ws.plan.capacity, keys, thresholds));
+    TRY(KERNEL_SET(kernels[KERNEL_COUNTS], ARG_F32(keys), ARG_F32(thresholds),
                    ARG_F32(b->token_offsets), arg_u32(tokens), arg_u32(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_COUNTS], groups, group));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_OFFSETS], ARG_F32(b->token_offsets), arg_u32(tokens)));
-    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_OFFSETS], 1, group));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICE_PAIRS], ARG_F32(keys), ARG_F32(thresholds),
+    TRY(launch_1d(chain, kernels[KERNEL_COUNTS], groups, group));
+    TRY(KERNEL_SET(kernels[KERNEL_OFFSETS], ARG_F32(b->token_offsets), arg_u32(tokens)));
+    TRY(launch_1d(chain, kernels[KERNEL_OFFSETS], 1, group));
+    TRY(KERNEL_SET(kernels[KERNEL_PAIRS], ARG_F32(keys), ARG_F32(thresholds),
                    ARG_F32(b->token_offsets), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
                    ARG_F32(b->pair_weights), arg_u32(tokens), arg_u32(columns),
                    arg_u32(b->ws.plan.pairs), arg_f32(router->scale)));
-    TRY(launch_1d(chain, kernels[KERNEL_CHOICE_PAIRS], groups, group));
+    TRY(launch_1d(chain, kernels[KERNEL_PAIRS], groups, group));
 done:
     return status;
 }
+
+const routing_policy expert_choice_policy = {.create = create, .step = choose};

@@ -33,7 +33,7 @@ clmoe_status step_score_rows(const batch *b, launch *chain, clmoe_buf noisy, clm
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SCORE];
     router_switches switches = layer->router;
-    switches.topk_first |= layer_chooses_by_logit(layer);
+    switches.topk_first |= layer->policy->by_logit;
     TRY(KERNEL_SET(kernel, ARG_F32(noisy), ARG_F32(scores), ARG_F32(b->state),
                    arg_struct(&switches, sizeof switches)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));

@@ -1,18 +1,26 @@
 /* scores -> balanced choices -> ids, weights. */
 #include "steps.h"
 
-clmoe_status sinkhorn_create(clmoe_layer *layer) {
+enum {
+    KERNEL_START = KERNEL_POLICY,
+    KERNEL_EXP,
+    KERNEL_ROWS,
+    KERNEL_COLUMNS,
+    KERNEL_CHOICES,
+    KERNEL_WEIGHTS,
+};
+
+static clmoe_status create(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
     static const kernel_entry kernels[] = {
-        {KERNEL_SINKHORN_START, "sinkhorn_start"},
-        {KERNEL_SINKHORN_EXP, "sinkhorn_exp"},
-        {KERNEL_SINKHORN_ROWS, "sinkhorn_rows"},
-        {KERNEL_SINKHORN_COLUMNS, "sinkhorn_columns"},
-        {KERNEL_SINKHORN_CHOICES, "sinkhorn_choices"},
-        {KERNEL_SINKHORN_WEIGHTS, "sinkhorn_weights"},
+        {KERNEL_START, "sinkhorn_start"},     {KERNEL_EXP, "sinkhorn_exp"},
+        {KERNEL_ROWS, "sinkhorn_rows"},       {KERNEL_COLUMNS, "sinkhorn_columns"},
+        {KERNEL_CHOICES, "sinkhorn_choices"}, {KERNEL_WEIGHTS, "sinkhorn_weights"},
     };
-    if (layer->desc.router.policy != CLMOE_POLICY_SINKHORN)
-        return CLMOE_SUCCESS;
-    return GROUP_KERNELS(layer, "routing/sinkhorn", kernels);
+    TRY(GROUP_KERNELS(layer, "routing/sinkhorn", kernels));
+    TRY(topk_create(layer));
+done:
+    return status;
 }
 
 /* Regions of one call. */
@@ -24,8 +32,8 @@ static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffer
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
-    cl_kernel rows = layer->kernels[KERNEL_SINKHORN_ROWS];
-    cl_kernel columns = layer->kernels[KERNEL_SINKHORN_COLUMNS];
+    cl_kernel rows = layer->kernels[KERNEL_ROWS];
+    cl_kernel columns = layer->kernels[KERNEL_COLUMNS];
     block_split blocks = workspace_token_blocks(layer->group, b->tokens);
     TRY(KERNEL_SET(rows, ARG_F32(at->choices), ARG_U8(b->token_mask), ARG_F32(at->balance),
                    ARG_F32(at->partials), arg_u32(b->tokens), arg_u32(layer->columns),
@@ -45,24 +53,24 @@ static clmoe_status balance(const batch *b, launch *chain, const sinkhorn_buffer
     const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns;
-    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_START], ARG_U8(b->token_mask), ARG_F32(at->balance),
+    TRY(KERNEL_SET(kernels[KERNEL_START], ARG_U8(b->token_mask), ARG_F32(at->balance),
                    arg_u32(b->tokens), arg_u32(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_START], 1, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_EXP], ARG_F32(b->scores), ARG_F32(at->choices),
-                   ARG_F32(at->tops), arg_u32(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_EXP], b->tokens, group));
+    TRY(launch_1d(chain, kernels[KERNEL_START], 1, group));
+    TRY(KERNEL_SET(kernels[KERNEL_EXP], ARG_F32(b->scores), ARG_F32(at->choices), ARG_F32(at->tops),
+                   arg_u32(columns)));
+    TRY(launch_1d(chain, kernels[KERNEL_EXP], b->tokens, group));
     TRY(iterate(b, chain, at));
-    TRY(KERNEL_SET(kernels[KERNEL_SINKHORN_CHOICES], ARG_F32(b->scores), ARG_F32(at->balance),
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICES], ARG_F32(b->scores), ARG_F32(at->balance),
                    ARG_F32(at->choices), arg_u32(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_SINKHORN_CHOICES], b->tokens, group));
+    TRY(launch_1d(chain, kernels[KERNEL_CHOICES], b->tokens, group));
 done:
     return status;
 }
 
-clmoe_status step_sinkhorn(const batch *b, launch *chain) {
+static clmoe_status choose(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    cl_kernel kernel = layer->kernels[KERNEL_SINKHORN_WEIGHTS];
+    cl_kernel kernel = layer->kernels[KERNEL_WEIGHTS];
     uint32_t group = layer->group;
     batch by_choices = *b;
     if (b->tokens == 0)
@@ -83,3 +91,6 @@ clmoe_status step_sinkhorn(const batch *b, launch *chain) {
 done:
     return status;
 }
+
+const routing_policy sinkhorn_policy = {
+    .create = create, .step = choose, .by_logit = true, .best_first = true};

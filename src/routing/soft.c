@@ -1,17 +1,15 @@
 /* scores -> all experts of every token, weighted. */
 #include "steps.h"
 
-clmoe_status soft_create(clmoe_layer *layer) {
-    static const kernel_entry kernels[] = {{KERNEL_SOFT, "soft_rows"}};
-    if (layer->desc.router.policy != CLMOE_POLICY_SOFT)
-        return CLMOE_SUCCESS;
+static clmoe_status create(clmoe_layer *layer) {
+    static const kernel_entry kernels[] = {{KERNEL_POLICY, "soft_rows"}};
     return GROUP_KERNELS(layer, "routing/soft", kernels);
 }
 
-clmoe_status step_soft(const batch *b, launch *chain) {
+static clmoe_status choose(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    cl_kernel kernel = layer->kernels[KERNEL_SOFT];
+    cl_kernel kernel = layer->kernels[KERNEL_POLICY];
     uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
                    ARG_F32(b->pair_weights), ARG_F32(b->live), arg_u32(b->tokens),
@@ -20,3 +18,5 @@ clmoe_status step_soft(const batch *b, launch *chain) {
 done:
     return status;
 }
+
+const routing_policy soft_policy = {.create = create, .step = choose};

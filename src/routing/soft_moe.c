@@ -4,30 +4,35 @@
 
 #include <stdio.h>
 
-static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type type, const char *name) {
+enum {
+    KERNEL_NORMS = KERNEL_POLICY,
+    KERNEL_SLOT_NORMS,
+    KERNEL_LOGITS,
+    KERNEL_PARTIALS,
+    KERNEL_COLUMNS,
+    KERNEL_MIX,
+    KERNEL_UNMIX,
+    KERNEL_PLAN,
+    KERNEL_CLEAR = KERNEL_POLICY_LAST,
+};
+
+static clmoe_status create_kernel(clmoe_layer *layer, int id, clmoe_type type, const char *name) {
     char options[64];
     snprintf(options, sizeof options, "-DGROUP=%u -DX=%s", layer->group, type_name(type));
     return program_kernel(layer->context, "routing/soft_moe", options, name, &layer->kernels[id]);
 }
 
-clmoe_status soft_moe_create(clmoe_layer *layer) {
+static clmoe_status create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
-        {KERNEL_SOFT_MOE_NORMS, "soft_moe_norms"},
-        {KERNEL_SOFT_MOE_LOGITS, "soft_moe_logits"},
-        {KERNEL_SOFT_MOE_PARTIALS, "soft_moe_partials"},
-        {KERNEL_SOFT_MOE_COLUMNS, "soft_moe_columns"},
-        {KERNEL_SOFT_MOE_DISPATCH, "soft_moe_dispatch"},
-        {KERNEL_SOFT_MOE_COMBINE, "soft_moe_combine"},
-        {KERNEL_SOFT_MOE_PLAN, "soft_moe_plan"},
-        {KERNEL_SOFT_MOE_CLEAR, "soft_moe_clear"},
+        {KERNEL_NORMS, "soft_moe_norms"},       {KERNEL_LOGITS, "soft_moe_logits"},
+        {KERNEL_PARTIALS, "soft_moe_partials"}, {KERNEL_COLUMNS, "soft_moe_columns"},
+        {KERNEL_MIX, "soft_moe_dispatch"},      {KERNEL_UNMIX, "soft_moe_combine"},
+        {KERNEL_PLAN, "soft_moe_plan"},         {KERNEL_CLEAR, "soft_moe_clear"},
     };
     clmoe_status status = CLMOE_SUCCESS;
-    if (!layer_is_soft_moe(layer))
-        return CLMOE_SUCCESS;
     for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
-        TRY(create(layer, kernels[i].id, layer->desc.type, kernels[i].name));
-    TRY(create(layer, KERNEL_SOFT_MOE_SLOT_NORMS, layer->desc.router.weight_type,
-               "soft_moe_norms"));
+        TRY(create_kernel(layer, kernels[i].id, layer->desc.type, kernels[i].name));
+    TRY(create_kernel(layer, KERNEL_SLOT_NORMS, layer->desc.router.weight_type, "soft_moe_norms"));
 done:
     return status;
 }
@@ -37,7 +42,7 @@ static clmoe_status set_plan(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_plan_layout *plan = &b->ws.plan;
-    cl_kernel kernel = layer->kernels[KERNEL_SOFT_MOE_PLAN];
+    cl_kernel kernel = layer->kernels[KERNEL_PLAN];
     uint32_t group = layer->group, experts = layer->desc.num_experts;
     uint32_t count = b->tokens > plan->slots ? b->tokens : plan->slots + 1;
     TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, load)), ARG_F32(PLAN_ARRAY(b, kept)),
@@ -66,27 +71,27 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
                            .a = region(b, REGION_SOFT_X),
                            .weight = router,
                            .out = b->logits};
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_NORMS], ARG_TYPE(b->x, desc->type),
-                   ARG_U8(b->token_mask), ARG_F32(region(b, REGION_TOKEN_NORMS)),
+    TRY(KERNEL_SET(kernels[KERNEL_NORMS], ARG_TYPE(b->x, desc->type), ARG_U8(b->token_mask),
+                   ARG_F32(region(b, REGION_TOKEN_NORMS)),
                    ARG_TYPE(region(b, REGION_SOFT_X), desc->type), arg_u32(desc->dim)));
-    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_NORMS], T, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_SLOT_NORMS], ARG_TYPE(router, desc->router.weight_type),
+    TRY(launch_1d(chain, kernels[KERNEL_NORMS], T, group));
+    TRY(KERNEL_SET(kernels[KERNEL_SLOT_NORMS], ARG_TYPE(router, desc->router.weight_type),
                    ARG_U8(none), ARG_F32(region(b, REGION_SLOT_NORMS)),
                    ARG_TYPE(none, desc->router.weight_type), arg_u32(desc->dim)));
-    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_SLOT_NORMS], count, group));
+    TRY(launch_1d(chain, kernels[KERNEL_SLOT_NORMS], count, group));
     TRY(gemm_dense(&layer->dense, chain, &map));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_LOGITS], ARG_F32(region(b, REGION_TOKEN_NORMS)),
+    TRY(KERNEL_SET(kernels[KERNEL_LOGITS], ARG_F32(region(b, REGION_TOKEN_NORMS)),
                    ARG_F32(region(b, REGION_SLOT_NORMS)), ARG_F32(b->logits),
                    ARG_F32(region(b, REGION_TOPS)), arg_u32(count),
                    arg_f32(desc->router.soft_moe.scale)));
-    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_LOGITS], T, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_PARTIALS], ARG_F32(b->logits),
+    TRY(launch_1d(chain, kernels[KERNEL_LOGITS], T, group));
+    TRY(KERNEL_SET(kernels[KERNEL_PARTIALS], ARG_F32(b->logits),
                    ARG_F32(region(b, REGION_SOFT_PARTIALS)), arg_u32(T), arg_u32(count),
                    arg_u32(blocks.size)));
-    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_PARTIALS], blocks.count, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SOFT_MOE_COLUMNS], ARG_F32(region(b, REGION_SOFT_PARTIALS)),
+    TRY(launch_1d(chain, kernels[KERNEL_PARTIALS], blocks.count, group));
+    TRY(KERNEL_SET(kernels[KERNEL_COLUMNS], ARG_F32(region(b, REGION_SOFT_PARTIALS)),
                    ARG_F32(region(b, REGION_SOFT_COLUMNS)), arg_u32(blocks.count), arg_u32(count)));
-    TRY(launch_1d(chain, kernels[KERNEL_SOFT_MOE_COLUMNS], divide_up(count, group), group));
+    TRY(launch_1d(chain, kernels[KERNEL_COLUMNS], divide_up(count, group), group));
 done:
     return status;
 }
@@ -94,8 +99,8 @@ done:
 clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    cl_kernel dispatch = layer->kernels[KERNEL_SOFT_MOE_DISPATCH];
-    cl_kernel combine = layer->kernels[KERNEL_SOFT_MOE_COMBINE];
+    cl_kernel dispatch = layer->kernels[KERNEL_MIX];
+    cl_kernel combine = layer->kernels[KERNEL_UNMIX];
     uint32_t experts = layer->desc.num_experts, count = layer_router_rows(layer);
     uint32_t group = layer->group, tokens = b->tokens;
     uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
@@ -123,7 +128,7 @@ done:
 clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    cl_kernel clear = layer->kernels[KERNEL_SOFT_MOE_CLEAR];
+    cl_kernel clear = layer->kernels[KERNEL_CLEAR];
     uint32_t experts = layer->desc.num_experts;
     uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
     TRY(KERNEL_SET(clear, ARG_TYPE(b->ye, layer->desc.type), arg_u32(layer->desc.dim),
@@ -140,3 +145,5 @@ clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
 done:
     return status;
 }
+
+const routing_policy soft_moe_policy = {.create = create, .best_first = true};

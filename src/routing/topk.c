@@ -67,8 +67,6 @@ static void select_options(clmoe_layer *layer, char *options, size_t size) {
 clmoe_status topk_create(clmoe_layer *layer) {
     char options[128];
     const bool select = layer->group == 1;
-    if (!layer_has_topk(layer))
-        return CLMOE_SUCCESS;
     (select ? select_options : bitonic_options)(layer, options, sizeof options);
     return program_kernel(layer->context, "routing/topk", options,
                           select ? "topk_select" : "topk_bitonic", &layer->kernels[KERNEL_TOPK]);
@@ -98,23 +96,13 @@ done:
     return status;
 }
 
-clmoe_status step_token_choice(const batch *b, launch *chain) {
-    return b->layer->desc.router.groups.two_level ? step_two_level_topk(b, chain)
-                                                  : step_topk_scores(b, chain);
-}
-
-/* By clmoe_policy; Soft MoE does not choose. */
-static clmoe_status (*const policies[])(const batch *b, launch *chain) = {
-    [CLMOE_POLICY_TOKEN_CHOICE] = step_token_choice,
-    [CLMOE_POLICY_EXPERT_CHOICE] = step_expert_choice,
-    [CLMOE_POLICY_SINKHORN] = step_sinkhorn,
-    [CLMOE_POLICY_SOFT] = step_soft,
-};
+const routing_policy token_choice_policy = {
+    .create = topk_create, .step = step_topk_scores, .best_first = true};
 
 clmoe_status step_topk(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    TRY(policies[layer->desc.router.policy](b, chain));
+    TRY(layer->policy->step(b, chain));
     if (layer_rebalances(layer))
         TRY(step_rebalance(b, chain));
 done:

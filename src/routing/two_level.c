@@ -1,13 +1,13 @@
 /* Groups first, experts within them then: logits -> scores -> ids, weights. */
 #include "steps.h"
 
-clmoe_status two_level_create(clmoe_layer *layer) {
+enum { KERNEL_SCORES = KERNEL_POLICY, KERNEL_CHOICE };
+
+static clmoe_status create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
-        {KERNEL_TWO_LEVEL_SCORES, "two_level_scores"},
-        {KERNEL_TWO_LEVEL_TOPK, "two_level_topk"},
+        {KERNEL_SCORES, "two_level_scores"},
+        {KERNEL_CHOICE, "two_level_topk"},
     };
-    if (!layer->desc.router.groups.two_level)
-        return CLMOE_SUCCESS;
     return GROUP_KERNELS(layer, "routing/two_level", kernels);
 }
 
@@ -28,7 +28,7 @@ done:
 clmoe_status step_two_level_scores(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_SCORES];
+    cl_kernel kernel = layer->kernels[KERNEL_SCORES];
     uint32_t group = layer->group, groups = layer->desc.router.groups.count;
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
@@ -41,11 +41,11 @@ done:
     return status;
 }
 
-clmoe_status step_two_level_topk(const batch *b, launch *chain) {
+static clmoe_status choose(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
-    cl_kernel kernel = layer->kernels[KERNEL_TWO_LEVEL_TOPK];
+    cl_kernel kernel = layer->kernels[KERNEL_CHOICE];
     uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(select_bias_of(b)),
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
@@ -55,3 +55,5 @@ clmoe_status step_two_level_topk(const batch *b, launch *chain) {
 done:
     return status;
 }
+
+const routing_policy two_level_policy = {.create = create, .step = choose, .by_logit = true};
