@@ -90,9 +90,9 @@ static inline float adapted(float value, float seen, float target, float above, 
 }
 
 /* The numbers that a batch with load moves; `over` = E max c - sum c. */
-static inline void adapt_scales(__global state_header *s, __global const uint *stats,
+static inline void adapt_scales(__global state_header *s, __global const stats_header *seen,
                                 const control_rules *r, ulong over, ulong total) {
-    uint pairs = stats[2], dropped = stats[4];
+    uint pairs = seen->pairs, dropped = seen->dropped;
     if (r->target_violation > 0.0f)
         s->loss_weight = adapted(s->loss_weight, (float)over / (float)total, r->target_violation,
                                  r->loss_up, r->loss_down, r->loss_min, r->loss_max);
@@ -126,8 +126,8 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     __global float *ema = bias + r.columns, *previous = ema + r.columns;
     __global uint *idle = (__global uint *)(previous + r.columns);
     uint lane = get_local_id(0);
-    stats += stats_off;
-    __global const uint *c = load ? load + load_off : stats + STATS_WORDS;
+    __global const stats_header *seen = (__global const stats_header *)(stats + stats_off);
+    __global const uint *c = load ? load + load_off : (__global const uint *)(seen + 1);
 
     bool known = s->version == STATE_VERSION && s->columns == r.columns;
     bool first = READ_ONCE(__global uint, s->updates) == 0;
@@ -155,11 +155,11 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
         bias[e] -= r.bias_centred && r.bias_rule != BIAS_NONE ? mean : 0.0f;
     for (uint e = lane; e < r.columns; e += GROUP)
         if (moving > 0)
-            idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], stats[0]);
+            idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], seen->tokens);
     if (lane != 0 || !known)
         return;
     if (total > 0) {
-        adapt_scales(s, stats, &r, largest * r.experts - total, total);
+        adapt_scales(s, seen, &r, largest * r.experts - total, total);
         s->updates = add_sat(s->updates, 1u);
     }
     s->step = add_sat(s->step, 1u);

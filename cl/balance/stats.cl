@@ -2,15 +2,13 @@
  * Purpose: what a batch did to the load.
  * Formula: see clmoe_stats in balance.h.
  * Arrays: load, kept [R] u32, rerouted_in, rerouted_out [R] u32 or NULL, sums [Q, batch] records
- *          (see balance.clh), state or NULL, load_target [E] f32 or NULL -> the header, the words
- *          of clmoe_stats in order, then eight arrays [R] and device_tokens.
+ *          (see balance.clh), state or NULL, load_target [E] f32 or NULL -> the header,
+ *          clmoe_stats, then eight arrays [R] and device_tokens.
  * NDRange: one group; its lanes stride over experts.
  * Limits: none.
  * Repeatability: integers; sums carry their rounding error per lane, then a tree.
  */
 #include "balance/balance.clh"
-
-#define HEADER_WORDS 32
 
 /* What the sums over the experts read. */
 typedef struct load_view {
@@ -175,50 +173,53 @@ static inline float per(float sum, float count) {
     return count > 0.0f ? sum / count : 0.0f;
 }
 
-/* The words of the header that count. */
-static inline void write_counts(__global uint *stats, const sums_shape *s, const lane_counts *c,
-                                __global const uint *scalars, uint used, uint device_tokens) {
-    stats[0] = scalars[SCALAR_TOKENS];
-    stats[1] = s->columns;
-    stats[2] = c->pairs;
-    stats[3] = c->kept;
-    stats[4] = c->dropped;
-    stats[5] = c->pairs - c->expert_pairs;
-    stats[6] = scalars[SCALAR_NONFINITE];
-    stats[7] = c->idle;
-    stats[8] = c->largest;
-    stats[9] = c->smallest;
-    stats[12] = c->rerouted;
-    stats[13] = used;
-    stats[27] = c->dead;
-    stats[29] = s->device_groups;
-    stats[30] = device_tokens;
-    stats[31] = scalars[SCALAR_INVALID];
+/* The fields that count. */
+static inline void write_counts(__global stats_header *stats, const sums_shape *s,
+                                const lane_counts *c, __global const uint *scalars, uint used,
+                                uint device_tokens) {
+    stats->tokens = scalars[SCALAR_TOKENS];
+    stats->columns = s->columns;
+    stats->pairs = c->pairs;
+    stats->kept = c->kept;
+    stats->dropped = c->dropped;
+    stats->identity_pairs = c->pairs - c->expert_pairs;
+    stats->nonfinite_tokens = scalars[SCALAR_NONFINITE];
+    stats->idle_experts = c->idle;
+    stats->max_load = c->largest;
+    stats->min_load = c->smallest;
+    stats->rerouted = c->rerouted;
+    stats->used_capacity = used;
+    stats->dead_experts = c->dead;
+    stats->device_groups = s->device_groups;
+    stats->max_device_tokens = device_tokens;
+    stats->invalid_ids = scalars[SCALAR_INVALID];
 }
 
-/* The words that measure; `importance` and `weights` are variances of shares. */
-static inline void write_measures(__global float *stats, const sums_shape *s, const lane_counts *c,
-                                  __global const uint *scalars, const float *terms,
-                                  bool has_previous, float importance, float weights) {
+/* The fields that measure; `importance` and `weights` are variances of shares. */
+static inline void write_measures(__global stats_header *stats, const sums_shape *s,
+                                  const lane_counts *c, __global const uint *scalars,
+                                  const float *terms, bool has_previous, float importance,
+                                  float weights) {
     /* In integers, so that a balanced batch gives 0 on every device: largest / mean - 1. */
     ulong over = (ulong)c->largest * s->experts - c->expert_pairs;
     float n = (float)s->experts, tokens = (float)scalars[SCALAR_TOKENS];
-    stats[10] = per((float)over, (float)c->expert_pairs);
-    stats[11] = terms[TERM_ENTROPY];
-    stats[14] = per((float)c->dropped, (float)c->pairs);
-    stats[15] = terms[TERM_VARIANCE];
-    stats[16] = n * terms[TERM_VARIANCE];
-    stats[17] = importance;
-    stats[18] = n * importance;
-    stats[19] = n * weights;
-    stats[20] = terms[TERM_DIVERGENCE];
-    stats[21] = terms[TERM_DISTANCE];
-    stats[22] = has_previous ? terms[TERM_DISTANCE] - terms[TERM_PREVIOUS_DISTANCE] : 0.0f;
-    stats[23] = terms[TERM_FLUCTUATION];
-    stats[24] = per(as_float(scalars[SCALAR_ENTROPY]), tokens);
-    stats[25] = per(as_float(scalars[SCALAR_CONFIDENCE]), tokens);
-    stats[26] = ldexp(per(as_float(scalars[SCALAR_LSE]), tokens), LSE_POWER);
-    stats[28] = (float)c->dead / n;
+    stats->max_violation = per((float)over, (float)c->expert_pairs);
+    stats->load_entropy = terms[TERM_ENTROPY];
+    stats->drop_rate = per((float)c->dropped, (float)c->pairs);
+    stats->load_variance = terms[TERM_VARIANCE];
+    stats->load_cv2 = n * terms[TERM_VARIANCE];
+    stats->importance_variance = importance;
+    stats->importance_cv2 = n * importance;
+    stats->weights_cv2 = n * weights;
+    stats->load_divergence = terms[TERM_DIVERGENCE];
+    stats->target_distance = terms[TERM_DISTANCE];
+    stats->target_change =
+        has_previous ? terms[TERM_DISTANCE] - terms[TERM_PREVIOUS_DISTANCE] : 0.0f;
+    stats->fluctuation = terms[TERM_FLUCTUATION];
+    stats->token_entropy = per(as_float(scalars[SCALAR_ENTROPY]), tokens);
+    stats->confidence = per(as_float(scalars[SCALAR_CONFIDENCE]), tokens);
+    stats->mean_logsumexp = ldexp(per(as_float(scalars[SCALAR_LSE]), tokens), LSE_POWER);
+    stats->dead_parameter_share = (float)c->dead / n;
 }
 
 KERNEL(GROUP, 1, 1)
@@ -235,11 +236,11 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     __global const float *history = header ? (__global const float *)(header + 1) : 0;
     uint R = s.columns;
     sums += sums_off;
-    stats += stats_off;
     load += load_off;
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
     __global const uint *scalars = batch + scalars_at(&s);
-    __global uint *arrays = stats + HEADER_WORDS;
+    __global stats_header *out = (__global stats_header *)(stats + stats_off);
+    __global uint *arrays = (__global uint *)(out + 1);
 
     lane_counts c;
     write_columns(&s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
@@ -266,7 +267,9 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     float weights = share_variance(floats + SUM_WEIGHTS * R, s.experts, float_tmp);
     if (get_local_id(0) != 0)
         return;
-    write_counts(stats, &s, &c, scalars, used, device_tokens);
-    write_measures((__global float *)stats, &s, &c, scalars, terms, view.previous != 0, importance,
-                   weights);
+    out->version = STATS_VERSION;
+    for (int i = 0; i < STATS_RESERVED; i++)
+        out->reserved[i] = 0;
+    write_counts(out, &s, &c, scalars, used, device_tokens);
+    write_measures(out, &s, &c, scalars, terms, view.previous != 0, importance, weights);
 }

@@ -54,6 +54,7 @@ extern "C" {
  * fields are 0.
  */
 typedef struct clmoe_stats {
+    uint32_t version;          /* 1: of this layout; compare it before old statistics are read */
     uint32_t tokens;           /* unmasked tokens */
     uint32_t columns;          /* R: length of each array */
     uint32_t pairs;            /* sum of load over R */
@@ -88,6 +89,7 @@ typedef struct clmoe_stats {
     uint32_t max_device_tokens; /* largest of device_tokens */
     /* external ids outside [0,R) of unmasked tokens: no pairs, they count nowhere else */
     uint32_t invalid_ids;
+    uint32_t reserved[15]; /* 0 */
 } clmoe_stats;
 
 /* Bytes of a layer's statistics: sizeof(clmoe_stats) + (8 R + device_groups) * 4; 0 for NULL. */

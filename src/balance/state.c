@@ -21,7 +21,14 @@ SAME_FIELD(reserved);
 _Static_assert(sizeof(clmoe_state) == sizeof(state_header),
                "cl/balance/state.clh has another size");
 _Static_assert(sizeof(clmoe_state) == STATE_WORDS * 4, "cl/balance/state.clh has another size");
-_Static_assert(sizeof(clmoe_stats) == STATS_WORDS * 4,
+
+#define SAME_STATS(field)                                                                          \
+    _Static_assert(offsetof(clmoe_stats, field) == offsetof(stats_header, field),                  \
+                   "cl/balance/state.clh has clmoe_stats." #field " elsewhere");
+SAME_STATS(version)
+STATS_FIELDS(SAME_STATS, SAME_STATS)
+SAME_STATS(reserved)
+_Static_assert(sizeof(clmoe_stats) == sizeof(stats_header),
                "cl/balance/state.clh knows another clmoe_stats");
 
 clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes) {

@@ -1,5 +1,6 @@
 /* Statistics as text for people. */
 #include "stats_print.h"
+#include "balance/state.clh"
 #include "runtime/status.h"
 
 #include <inttypes.h>
@@ -7,46 +8,10 @@
 
 enum { ARRAYS = 8 };
 
-#define COUNT(field)                                                                               \
-    { #field, offsetof(clmoe_stats, field), false }
-#define FLOAT(field)                                                                               \
-    { #field, offsetof(clmoe_stats, field), true }
+#define COUNT(field) {#field, offsetof(clmoe_stats, field), false},
+#define FLOAT(field) {#field, offsetof(clmoe_stats, field), true},
 
-const stats_field stats_fields[] = {
-    COUNT(tokens),
-    COUNT(columns),
-    COUNT(pairs),
-    COUNT(kept),
-    COUNT(dropped),
-    COUNT(identity_pairs),
-    COUNT(nonfinite_tokens),
-    COUNT(idle_experts),
-    COUNT(max_load),
-    COUNT(min_load),
-    FLOAT(max_violation),
-    FLOAT(load_entropy),
-    COUNT(rerouted),
-    COUNT(used_capacity),
-    FLOAT(drop_rate),
-    FLOAT(load_variance),
-    FLOAT(load_cv2),
-    FLOAT(importance_variance),
-    FLOAT(importance_cv2),
-    FLOAT(weights_cv2),
-    FLOAT(load_divergence),
-    FLOAT(target_distance),
-    FLOAT(target_change),
-    FLOAT(fluctuation),
-    FLOAT(token_entropy),
-    FLOAT(confidence),
-    FLOAT(mean_logsumexp),
-    COUNT(dead_experts),
-    FLOAT(dead_parameter_share),
-    COUNT(device_groups),
-    COUNT(max_device_tokens),
-    COUNT(invalid_ids),
-    {NULL, 0, false},
-};
+const stats_field stats_fields[] = {STATS_FIELDS(COUNT, FLOAT){NULL, 0, false}};
 
 const stats_array stats_arrays[ARRAYS + 1] = {
     {"load", false},     {"kept", false},        {"dropped", false},

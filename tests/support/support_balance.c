@@ -242,6 +242,9 @@ void balance_compare_stats(const balance_batch *b, clmoe_buf buf) {
     CHECK(got.name == want.name, "stats." #name " is %u, not %u\n", got.name, want.name);
     REF_STATS_INTS(FIELD)
 #undef FIELD
+    CHECK(got.version == 1, "stats.version is %u\n", got.version);
+    for (size_t i = 0; i < COUNT_OF(got.reserved); i++)
+        CHECK(got.reserved[i] == 0, "stats.reserved[%zu] is %u\n", i, got.reserved[i]);
     compare_arrays(words + sizeof got / 4, &want);
     /*
      * target_change is a difference of numbers of size 1; fluctuation a sum of differences of
