@@ -239,7 +239,8 @@ done:
 clmoe_status subject_create(const bench_device *device, const inputs *in,
                             const bench_engine *engine, subject *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer_desc desc = inputs_desc(in, engine ? engine->library : NULL);
+    clmoe_layer_desc desc = inputs_desc(in, engine ? engine->library : NULL);
+    desc.balance.enabled = 1;
     *s = (subject){.device = device, .in = in, .weights = in->weights};
     s->packed = engine && engine->packed && !in->of.routing_only;
     TRY(LIB(clmoe_layer_create(device->clmoe, &desc, &s->layer)));

@@ -17,6 +17,7 @@ static clmoe_layer_desc train_desc(const inputs *in, const char *engine) {
     desc.router.noise.kind = CLMOE_NOISE_GAUSSIAN;
     desc.router.noise.scale = train_noise(in);
     desc.capacity.factor = 2;
+    desc.balance.enabled = 1;
     desc.balance.device_groups = MOST_GROUPS;
     while (in->of.experts % desc.balance.device_groups != 0)
         desc.balance.device_groups--;

@@ -54,6 +54,7 @@ int main(void) {
     desc.top_k = TOP_K;
     desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = HIDDEN; /* gated silu, gate and up in one matrix */
+    desc.balance.enabled = 1;         /* for args.stats */
 
     clmoe_context *context;
     clmoe_layer *layer;

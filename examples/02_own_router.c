@@ -21,6 +21,7 @@ static clmoe_layer *create_layer(const gpu *g) {
     desc.num_experts = EXPERTS;
     desc.top_k = TOP_K;
     desc.experts.hidden_dim = HIDDEN;
+    desc.balance.enabled = 1; /* for args.stats */
     check(clmoe_layer_create(g->context, &desc, &layer));
     return layer;
 }

@@ -19,6 +19,7 @@ static clmoe_layer *create_layer(const gpu *g) {
     desc.router.select_bias = 1; /* weights.select_bias is not given: the state's */
     desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = HIDDEN;
+    desc.balance.enabled = 1;
     check(clmoe_layer_create(g->context, &desc, &layer));
     return layer;
 }

@@ -185,14 +185,19 @@ static void release_kernels(clmoe_layer *layer) {
 /* Each has its kernels made, where the switches need them; the policy's is its own. */
 static step_constructor *const constructors[] = {
     score_create,   noise_create,    rebalance_create, sort_create,    plan_create,
-    reroute_create, dispatch_create, normalize_create, combine_create, sums_create,
-    stats_create,   loss_create,     joint_create,     state_create,   control_create};
+    reroute_create, dispatch_create, normalize_create, combine_create, state_create};
+
+/* ... of layers that measure. */
+static step_constructor *const measuring[] = {sums_create, stats_create, loss_create, joint_create,
+                                              control_create};
 
 static clmoe_status create_kernels_of_group(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(layer->policy->create(layer));
     for (size_t i = 0; i < sizeof constructors / sizeof constructors[0]; i++)
         TRY(constructors[i](layer));
+    for (size_t i = 0; layer_measures(layer) && i < sizeof measuring / sizeof measuring[0]; i++)
+        TRY(measuring[i](layer));
 done:
     return status;
 }

@@ -192,6 +192,11 @@ static inline bool layer_is_noisy(const clmoe_layer *layer) {
            router->dropout.logits > 0;
 }
 
+/* Whether there are statistics, losses and controllers. */
+static inline bool layer_measures(const clmoe_layer *layer) {
+    return layer->desc.training || layer->desc.balance.enabled;
+}
+
 /* Whether a loss of this kind looks at F. */
 static inline bool loss_reads_load(clmoe_loss_kind kind) {
 #define LOSS_READS_LOAD(NAME, name, reads_load) reads_load,

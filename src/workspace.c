@@ -303,14 +303,13 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_REROUTE_COUNT] = words(rows_if(layer_reroutes(layer), 1), 1);
 }
 
-/* The regions of experts, combine, statistics and losses. */
+/* The regions of experts and combine. */
 static void expert_shapes(const batch *b, region_shape *shapes) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
     const bool dispatches = !layer->experts.engine->gathers || layer_is_soft_moe(layer);
     const bool has_shared = desc->shared.hidden_dim > 0;
-    const size_t T = b->tokens, S = b->slots, D = desc->dim, Q = b->sequences;
-    const size_t record = record_words(layer);
+    const size_t T = b->tokens, S = b->slots, D = desc->dim;
     const size_t x = type_bytes(desc->type);
     const size_t engine = larger(engine_bytes(&layer->experts, S), engine_bytes(&layer->shared, T));
     shapes[REGION_XE] = elements(rows_if(dispatches, S), D, x);
@@ -320,12 +319,20 @@ static void expert_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SHARED_HIDDEN] = elements(T, desc->shared.hidden_dim, x);
     shapes[REGION_SHARED_Y] = elements(rows_if(has_shared, T), D, x);
     shapes[REGION_SHARED_GATE] = words(rows_if(desc->shared_gate, T), 1);
+}
+
+/* The regions of statistics and losses. */
+static void balance_shapes(const batch *b, region_shape *shapes) {
+    const clmoe_layer *layer = b->layer;
+    const bool measures = layer_measures(layer);
+    const size_t T = rows_if(measures, b->tokens), Q = rows_if(measures, b->sequences);
+    const size_t record = record_words(layer);
     shapes[REGION_SUMS_ROWS] = words(T, TOKEN_ROW_WORDS);
-    shapes[REGION_SUMS_PARTIAL] = words(b->sum_blocks, record);
-    shapes[REGION_SUMS] = words(Q + 1, record);
+    shapes[REGION_SUMS_PARTIAL] = words(rows_if(measures, b->sum_blocks), record);
+    shapes[REGION_SUMS] = words(rows_if(measures, Q + 1), record);
     shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);
     shapes[REGION_LOSS_VALUES] = words(Q, MAX_LOSSES);
-    shapes[REGION_JOINT] = words(rows_if(desc->router.groups.two_level, T), layer->columns);
+    shapes[REGION_JOINT] = words(rows_if(layer->desc.router.groups.two_level, T), layer->columns);
     shapes[REGION_JOINT_GRADIENT] = shapes[REGION_JOINT];
 }
 
@@ -388,6 +395,7 @@ static clmoe_status lay_out(const batch *b, workspace_layout *layout) {
     region_shape shapes[REGION_COUNT] = {[REGION_PLAN] = {1, layout->plan.bytes, 1}};
     routing_shapes(b, shapes);
     expert_shapes(b, shapes);
+    balance_shapes(b, shapes);
     for (int id = 0; id < REGION_COUNT; id++) {
         bool saved = b->layer->desc.training && region_is_saved((region_id)id);
         size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;

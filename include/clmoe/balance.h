@@ -19,8 +19,9 @@
  * dlog p_e as softmax has it and D_g = its sum over the group, dL/dl_e = d_e - q_e D_g and dL/du_g
  * = D_g - G_g sum D. P_RAW is log p there, and P_SOFTMAX is p.
  *
- * Every args struct begins with its size, as in steps.h; clmoe_balance_args alone has defaults that
- * are not 0.
+ * All but sizes, names and clmoe_state_init() needs a layer with balance.enabled or training, and
+ * is CLMOE_UNSUPPORTED in others. Every args struct begins with its size, as in steps.h;
+ * clmoe_balance_args alone has defaults that are not 0.
  */
 #ifndef CLMOE_BALANCE_H
 #define CLMOE_BALANCE_H

@@ -389,6 +389,12 @@ typedef struct clmoe_capacity_desc {
 
 /* What statistics and losses need to know. */
 typedef struct clmoe_balance_desc {
+    /*
+     * 1: the layer can be asked for statistics and losses, and its state be updated. 0 (default):
+     * in layers for training alone. What is not enabled is not compiled and needs no scratch, and a
+     * call that asks for it is refused.
+     */
+    uint32_t enabled;
     uint32_t device_groups; /* the E experts are that many equal groups, one per device; 0: none */
     uint32_t dead_window;   /* an expert is dead after so many tokens without it; default 32768 */
 } clmoe_balance_desc;
@@ -596,7 +602,7 @@ typedef struct clmoe_forward_args {
     clmoe_buf ids;          /* optional [pairs] i32, best first; pairs is T*K, see clmoe_policy */
     clmoe_buf pair_weights; /* optional [pairs] f32: the combine weights, after renorm and scale */
     clmoe_buf token_offsets; /* optional [T+1] i32, with expert choice only */
-    clmoe_buf stats;         /* optional, clmoe_stats_size() bytes */
+    clmoe_buf stats; /* optional, clmoe_stats_size() bytes; needs balance.enabled or training */
     /* Balancing losses, see clmoe_loss_args: 0 to 16 of them. */
     const struct clmoe_loss_desc *losses;
     uint32_t num_losses;

@@ -107,6 +107,7 @@ clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_a
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     TRY(check_args(layer, args));
+    TRY(check_measures(layer, "balance"));
     const buffer_need need = UPDATES("state", &args->state, layer_state_bytes(layer), 4, true);
     TRY(check_buffer(&call, &need));
     TRY(check_schedules(args));
@@ -118,6 +119,7 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     TRY(check_args(layer, args));
+    TRY(check_measures(layer, "balance"));
     const buffer_need needs[] = {
         UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),
         READS("stats", &args->stats, clmoe_stats_size(layer), 4, true),

@@ -159,3 +159,11 @@ clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expec
         return fail(CLMOE_UNSUPPORTED, "router.policy is Soft MoE, which has no such step");
     return status;
 }
+
+clmoe_status check_measures(const clmoe_layer *layer, const char *asked) {
+    if (layer_measures(layer))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED,
+                "%s is asked for, but the layer was made with balance.enabled 0 and training 0",
+                asked);
+}

@@ -67,6 +67,9 @@ clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expec
 clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expected,
                         workspace_layout *ws);
 
+/* That the layer has statistics, losses and controllers, for which `asked` asks. */
+clmoe_status check_measures(const clmoe_layer *layer, const char *asked);
+
 clmoe_status check_weights_given(const clmoe_weights *weights);
 
 /* Of a step that reads it where the layer has one. */

@@ -194,9 +194,10 @@ done:
     return status;
 }
 
-static clmoe_status check_device_groups(const clmoe_layer_desc *desc) {
+static clmoe_status check_balance_desc(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     uint32_t groups = desc->balance.device_groups;
+    TRY(is_flag("balance.enabled", desc->balance.enabled));
     TRY(in_range("balance.device_groups", groups, 0, MAX_GROUPS));
     if (groups > 0 && desc->num_experts % groups != 0)
         return fail(CLMOE_INVALID_DESC,
@@ -250,7 +251,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     TRY(check_sizes(desc));
     TRY(check_router(desc));
     TRY(check_capacity(desc));
-    TRY(check_device_groups(desc));
+    TRY(check_balance_desc(desc));
     TRY(check_policy(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));
     if (desc->shared.hidden_dim)

@@ -33,6 +33,7 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_measures(layer, "stats"));
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
         READS("logits", &args->logits, bytes_of(tokens, layer->columns, 4), 4, false),
@@ -236,6 +237,7 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_measures(layer, "loss"));
     const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL,
                             args->pair_weights.mem != NULL, args->load_supplied.mem != NULL};
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
@@ -294,7 +296,10 @@ clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *ar
                                                {"dlogits", args->dlogits.mem},
                                                {"dnoise", args->dnoise.mem},
                                                {"dgroup_logits", args->dgroup_logits.mem}};
+    if (args->stats.mem)
+        TRY(check_measures(layer, "stats"));
     if (args->num_losses > 0) {
+        TRY(check_measures(layer, "loss"));
         TRY(check_descs(layer, &in));
         if (args->ids_in.mem)
             return fail(CLMOE_INVALID_ARGUMENT,

@@ -221,6 +221,7 @@ static clmoe_status open_layer(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_layer_desc biased;
     s->desc.type = s->desc.weight_type = CLMOE_F32;
+    s->desc.balance.enabled = 1;
     TRY(session_open(&s->device, o->device, !o->no_cache));
     TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl, s->device.queue,
                                 &s->weights));

@@ -231,6 +231,7 @@ static clmoe_status read_files(const run_options *o, run_session *s) {
     TRY(open_model(o->model, o->assume, &s->checkpoint));
     TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
     s->desc.engine = o->engine;
+    s->desc.balance.enabled = 1;
     s->desc.type = s->desc.weight_type = o->dtype;
     if (o->capacity_given) {
         s->desc.capacity.rows = 0;

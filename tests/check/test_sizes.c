@@ -400,6 +400,68 @@ static void buffers_far_too_small(void **state) {
     layer->desc.dim = small.dim;
 }
 
+/* A layer that does not measure has no such kernels, and asks for less scratch. */
+static void not_enabled(void **state) {
+    (void)state;
+    static const kernel_id measuring[] = {KERNEL_SUMS_ROWS, KERNEL_STATS, KERNEL_LOSS_VALUES,
+                                          KERNEL_LOSS_GRADIENT, KERNEL_CONTROL};
+    clmoe_layer_desc desc = desc_of(&small);
+    size_t with, without;
+    test_case("balance.enabled");
+    clmoe_layer *measures = test_layer(0, &desc);
+    desc.balance.enabled = 0;
+    clmoe_layer *plain = test_layer(0, &desc);
+    desc.training = 1;
+    clmoe_layer *trains = test_layer(0, &desc);
+    for (size_t i = 0; i < COUNT_OF(measuring); i++) {
+        CHECK(measures->kernels[measuring[i]] != NULL, "kernel %zu is not there\n", i);
+        CHECK(trains->kernels[measuring[i]] != NULL, "kernel %zu is not there in training\n", i);
+        CHECK(plain->kernels[measuring[i]] == NULL, "kernel %zu was made unasked\n", i);
+    }
+    OK(clmoe_layer_memory(measures, small.tokens, NULL, &with));
+    OK(clmoe_layer_memory(plain, small.tokens, NULL, &without));
+    CHECK(without < with, "scratch is %zu, with statistics %zu\n", without, with);
+}
+
+static void unsupported(clmoe_status status, const char *asked) {
+    refused(status, "balance.enabled 0");
+    refused(status, asked);
+}
+
+/* Every call that asks such a layer; the checks come before those of other arguments. */
+static void calls_not_enabled(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = desc_of(&small);
+    const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_SWITCH, .weight = 1};
+    const clmoe_stats_args stats = {.struct_size = sizeof stats, .tokens = small.tokens};
+    const clmoe_loss_args losses = {.struct_size = sizeof losses, .tokens = small.tokens};
+    clmoe_balance_args balance;
+    batch b;
+    device_batch d;
+    test_case("balance.enabled 0");
+    desc.balance.enabled = 0;
+    clmoe_layer *layer = test_layer(0, &desc);
+    batch_make(&b, &desc, small.tokens);
+    batch_upload(layer, &b, &d);
+    clmoe_balance_init(&balance);
+    unsupported(clmoe_stats_compute(layer, test.queue, &stats, 0, NULL, NULL), "stats");
+    unsupported(clmoe_loss(layer, test.queue, &losses, 0, NULL, NULL), "loss");
+    unsupported(clmoe_balance_start(layer, test.queue, &balance, 0, NULL, NULL), "balance");
+    unsupported(clmoe_balance_update(layer, test.queue, &balance, 0, NULL, NULL), "balance");
+    unsupported(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL), "stats");
+    d.args.stats = (clmoe_buf){NULL, 0};
+    d.args.losses = &loss;
+    d.args.num_losses = 1;
+    d.args.loss_values = buf_new(4);
+    unsupported(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL), "loss");
+    CL_OK(clFinish(test.queue));
+    CHECK(all_untouched(), "something was enqueued\n");
+    d.args.losses = NULL;
+    d.args.num_losses = 0;
+    d.args.loss_values = (clmoe_buf){NULL, 0};
+    OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(sums_and_products),
                                        TEST(blocks_of_a_plan),
@@ -410,6 +472,8 @@ int main(void) {
                                        TEST(memory_of_large_rows),
                                        TEST(memory_past_size_max),
                                        TEST(packed_weights),
-                                       TEST(buffers_far_too_small)};
+                                       TEST(buffers_far_too_small),
+                                       TEST(not_enabled),
+                                       TEST(calls_not_enabled)};
     return RUN(tests);
 }

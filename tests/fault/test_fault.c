@@ -44,6 +44,7 @@ static clmoe_status run_describe(rig *r) {
     r->desc.capacity.factor = 1.0;
     r->desc.capacity.keep = CLMOE_KEEP_WEIGHT;
     r->desc.normalize_experts = 1;
+    r->desc.balance.enabled = 1;
     return status;
 }
 

@@ -159,6 +159,7 @@ static family *open_family(const char *name) {
     clean_later(close_checkpoint, checkpoint);
     OK(clmoe_checkpoint_layer(checkpoint, 0, &f->desc));
     f->desc.engine = "ref";
+    f->desc.balance.enabled = 1;
     OK(clmoe_checkpoint_upload(checkpoint, 0, &f->desc, test.context, test.queue, &f->weights));
     clean_later(release_weights, &f->weights);
     f->x = recorded_x(directory, &f->tokens);

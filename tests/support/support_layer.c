@@ -16,6 +16,7 @@ clmoe_layer_desc desc_of(const shape *s) {
     desc.top_k = s->top_k;
     desc.experts.hidden_dim = s->hidden_dim;
     desc.engine = "ref";
+    desc.balance.enabled = 1;
     return desc;
 }
 
