@@ -206,8 +206,11 @@ done:
 static clmoe_status pack_weights(subject *s) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_buf packed = place(s, SUBJECT_PACKED);
-    TRY(LIB(clmoe_pack_weights(s->layer, s->device->queue, CLMOE_MLP_EXPERTS, &s->weights.experts,
-                               packed, 0, NULL, NULL)));
+    const clmoe_pack_args args = {.struct_size = sizeof args,
+                                  .mlp = CLMOE_MLP_EXPERTS,
+                                  .raw = &s->weights.experts,
+                                  .packed = packed};
+    TRY(LIB(clmoe_pack_weights(s->layer, s->device->queue, &args, 0, NULL, NULL)));
     s->weights.experts = (clmoe_mlp_weights){.packed = packed};
 done:
     return status;

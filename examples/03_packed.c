@@ -28,10 +28,14 @@ static int pack(const gpu *g, clmoe_layer *layer, clmoe_weights *weights) {
         return 0;
     check(status);
     clmoe_buf to = buffer(g, bytes, NULL);
-    check(clmoe_pack_weights(layer, g->queue, CLMOE_MLP_EXPERTS, &weights->experts, to, 0, NULL,
-                             &packed));
+    clmoe_pack_args args = {.struct_size = sizeof args,
+                            .mlp = CLMOE_MLP_EXPERTS,
+                            .raw = &weights->experts,
+                            .packed = to};
+    check(clmoe_pack_weights(layer, g->queue, &args, 0, NULL, &packed));
     check(clWaitForEvents(1, &packed));
     clReleaseEvent(packed);
+    check(clmoe_packed_check(layer, g->queue, CLMOE_MLP_EXPERTS, to));
     buffer_free(&weights->experts.gate); /* gate and up in one, the layer's default */
     buffer_free(&weights->experts.down);
     weights->experts.packed = to;

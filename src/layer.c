@@ -184,8 +184,9 @@ static void release_kernels(clmoe_layer *layer) {
 
 /* Each has its kernels made, where the switches need them; the policy's is its own. */
 static step_constructor *const constructors[] = {
-    score_create,   noise_create,    rebalance_create, sort_create,    plan_create,
-    reroute_create, dispatch_create, normalize_create, combine_create, state_create};
+    score_create, noise_create,   rebalance_create, sort_create,
+    plan_create,  reroute_create, dispatch_create,  normalize_create,
+    pack_create,  combine_create, state_create};
 
 /* ... of layers that measure. */
 static step_constructor *const measuring[] = {sums_create, stats_create, loss_create, joint_create,

@@ -38,6 +38,7 @@ typedef enum kernel_id {
     KERNEL_REROUTE_WEIGHTS,
     KERNEL_DISPATCH,
     KERNEL_NORMALIZE,
+    KERNEL_PACK_HEADER,
     KERNEL_COMBINE,
     KERNEL_SUMS_ROWS,
     KERNEL_SUMS_COLUMNS,
@@ -60,8 +61,8 @@ typedef enum kernel_id {
 /* Creates a step's kernels where the switches need them; in the step's file. */
 typedef clmoe_status step_constructor(clmoe_layer *layer);
 step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
-    plan_create, reroute_create, dispatch_create, normalize_create, combine_create, sums_create,
-    stats_create, loss_create, joint_create, state_create, control_create;
+    plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
+    sums_create, stats_create, loss_create, joint_create, state_create, control_create;
 
 struct batch; /* batch.h */
 

@@ -508,8 +508,8 @@ typedef struct clmoe_mlp_weights {
     clmoe_buf gate, up, down;
     clmoe_buf gate_bias, up_bias, down_bias;
     /*
-     * Optional: gate, up and down as clmoe_pack_weights() made them. When given, it is read instead
-     * of the three, which may then be {NULL, 0}; the biases stay as they are.
+     * Optional: gate, up and down as clmoe_pack_weights() made them, see pack.h. When given, it is
+     * read instead of the three, which may then be {NULL, 0}; the biases stay as they are.
      */
     clmoe_buf packed;
 } clmoe_mlp_weights;
@@ -529,43 +529,6 @@ typedef struct clmoe_weights {
 
 /* Releases every buffer of `weights` and clears it: for those of clmoe_checkpoint_upload(). */
 CLMOE_API void clmoe_weights_release(clmoe_weights *weights);
-
-/*
- * Packing: weights that change rarely, in the order in which the layer's engine reads them fastest.
- * Today the engine "cpu" has such a form. It pays where many tokens share weights that never
- * change, and when few tokens do: memory is then read in one stream. Raw weights that change every
- * step are better used as they are.
- *
- *   clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes);
- *   packed.mem = clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, NULL, &code);
- *   clmoe_pack_weights(layer, queue, CLMOE_MLP_EXPERTS, &weights.experts, packed, 0, NULL, NULL);
- *   weights.experts.packed = packed;
- *
- * The content is opaque: it is good for layers with the same sizes, weight_type and engine on the
- * same device with the same version of the library, and for nothing else. It holds the values of
- * the raw weights unchanged, padded to whole vectors, so that it is hardly larger than they are
- * where hidden_dim and dim are multiples of 32.
- */
-typedef uint32_t clmoe_mlp;
-enum {
-    CLMOE_MLP_EXPERTS = 0,
-    CLMOE_MLP_SHARED = 1,
-};
-
-/*
- * Bytes of the packed weights of one of the layer's MLPs. Errors: CLMOE_UNSUPPORTED, and 0 bytes,
- * where the engine has no packed form; CLMOE_INVALID_ARGUMENT if the layer has no such MLP.
- */
-CLMOE_API clmoe_status clmoe_packed_size(const clmoe_layer *layer, clmoe_mlp mlp, size_t *bytes);
-
-/*
- * Enqueues the packing of raw->gate, up and down into `packed`, a buffer of clmoe_packed_size()
- * bytes that must not overlap them; raw->packed and the biases are not read. Wait list and event as
- * in clmoe_forward(). Once the event is complete, the raw buffers may be released.
- */
-CLMOE_API clmoe_status clmoe_pack_weights(clmoe_layer *layer, cl_command_queue queue, clmoe_mlp mlp,
-                                          const clmoe_mlp_weights *raw, clmoe_buf packed,
-                                          cl_uint num_wait, const cl_event *wait, cl_event *event);
 
 /* ---- Forward ------------------------------------------------------------------------------- */
 
@@ -632,6 +595,7 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 #include "balance.h"
 #include "checkpoint.h"
 #include "context.h"
+#include "pack.h"
 #include "profile.h"
 #include "steps.h"
 

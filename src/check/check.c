@@ -628,16 +628,30 @@ clmoe_status check_mlp_exists(const clmoe_layer *layer, clmoe_mlp mlp) {
     return CLMOE_SUCCESS;
 }
 
-clmoe_status check_pack(const clmoe_layer *layer, clmoe_mlp mlp, const clmoe_mlp_weights *raw,
-                        clmoe_buf packed) {
+clmoe_status check_pack(const clmoe_layer *layer, const clmoe_pack_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!layer || !args)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
+    if (args->struct_size != sizeof *args)
+        return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
+                    args->struct_size, sizeof *args);
+    TRY(check_mlp_exists(layer, args->mlp));
+    if (!args->raw)
+        return fail(CLMOE_INVALID_ARGUMENT, "raw is NULL");
+    TRY(check_packed(&call, args->mlp, &args->packed, "packed", BUFFER_WRITE));
+    TRY(check_matrices(&call, args->mlp, args->raw, &raw_names));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}
+
+clmoe_status check_packed_read(const clmoe_layer *layer, clmoe_mlp mlp, clmoe_buf packed) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     TRY(check_mlp_exists(layer, mlp));
-    if (!raw)
-        return fail(CLMOE_INVALID_ARGUMENT, "raw is NULL");
-    TRY(check_packed(&call, mlp, &packed, "packed", BUFFER_WRITE));
-    TRY(check_matrices(&call, mlp, raw, &raw_names));
-    TRY(check_overlaps(&call));
+    TRY(check_packed(&call, mlp, &packed, "packed", BUFFER_READ));
+    TRY(check_host_reads("packed", &packed));
 done:
     return status;
 }

@@ -27,7 +27,8 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
 clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_args *args);
 /* That the layer has this MLP. */
 clmoe_status check_mlp_exists(const clmoe_layer *layer, clmoe_mlp mlp);
-clmoe_status check_pack(const clmoe_layer *layer, clmoe_mlp mlp, const clmoe_mlp_weights *raw,
-                        clmoe_buf packed);
+clmoe_status check_pack(const clmoe_layer *layer, const clmoe_pack_args *args);
+/* Packed weights whose header the host will read. */
+clmoe_status check_packed_read(const clmoe_layer *layer, clmoe_mlp mlp, clmoe_buf packed);
 
 #endif

@@ -132,7 +132,7 @@ clmoe_status check_host_reads(const char *name, const clmoe_buf *buf) {
     TRY(CL(clGetMemObjectInfo(buf->mem, CL_MEM_FLAGS, sizeof flags, &flags, NULL)));
     if (flags & none)
         return fail(CLMOE_INVALID_ARGUMENT,
-                    "%s is CL_MEM_HOST_%s, but the layer's engine reads it on the host", name,
+                    "%s is CL_MEM_HOST_%s, but the call reads it on the host", name,
                     flags & CL_MEM_HOST_NO_ACCESS ? "NO_ACCESS" : "WRITE_ONLY");
 done:
     return status;

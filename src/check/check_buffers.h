@@ -56,7 +56,7 @@ clmoe_status check_buffers(call_check *call, const buffer_need *needs, size_t co
 /* That nothing written overlaps anything else; the last check of a call. */
 clmoe_status check_overlaps(const call_check *call);
 
-/* That the host may read it: what engines with `blocks` do. */
+/* That the host may read it: what engines with `blocks` do, and clmoe_packed_check(). */
 clmoe_status check_host_reads(const char *name, const clmoe_buf *buf);
 
 /* What every argument struct of a batch begins with, and the sizes that follow from its tokens. */

@@ -391,6 +391,14 @@ static void fixture_make(fixture *f, int kind, const char *engine) {
         status = function(f->layer, test.queue, &f->args.id, 0, NULL, NULL);                       \
         break
 
+static clmoe_status run_pack(fixture *f) {
+    const clmoe_pack_args args = {.struct_size = sizeof args,
+                                  .mlp = CLMOE_MLP_EXPERTS,
+                                  .raw = &f->args.pack.raw,
+                                  .packed = f->args.pack.packed};
+    return clmoe_pack_weights(f->layer, test.queue, &args, 0, NULL, NULL);
+}
+
 static clmoe_status run(fixture *f, call_id call) {
     clmoe_status status = CLMOE_SUCCESS;
     switch (call) {
@@ -409,8 +417,7 @@ static clmoe_status run(fixture *f, call_id call) {
         RUN_CALL(start, clmoe_balance_start);
         RUN_CALL(update, clmoe_balance_update);
     case CALL_pack:
-        status = clmoe_pack_weights(f->layer, test.queue, CLMOE_MLP_EXPERTS, &f->args.pack.raw,
-                                    f->args.pack.packed, 0, NULL, NULL);
+        status = run_pack(f);
         break;
     case CALL_first_state:
         status =

@@ -152,7 +152,7 @@ static void packed_comes_first(void **state) {
     batch_compare(&b, &d, batch_reference(&b));
 }
 
-/* ---- Refusals ------------------------------------------------------------------------------ */
+/* ---- The header ------------------------------------------------------------------------------ */
 
 static void refused(clmoe_status status, clmoe_status want, const char *word) {
     CHECK(status == want, "status %s, not %s: %s\n", clmoe_status_string(status),
@@ -160,6 +160,89 @@ static void refused(clmoe_status status, clmoe_status want, const char *word) {
     CHECK(strstr(clmoe_last_error(), word) != NULL, "\"%s\" lacks \"%s\"\n", clmoe_last_error(),
           word);
 }
+
+static void plain(clmoe_layer_desc *d) {
+    d->experts.gate_layout = CLMOE_GATE_NONE;
+}
+
+static void other_experts(clmoe_layer_desc *d) {
+    d->num_experts = 11;
+}
+
+static void other_dim(clmoe_layer_desc *d) {
+    d->dim = 44;
+}
+
+static void other_hidden_dim(clmoe_layer_desc *d) {
+    d->experts.hidden_dim = 28;
+}
+
+static void f16(clmoe_layer_desc *d) {
+    d->type = d->weight_type = CLMOE_F16;
+}
+
+static const struct {
+    void (*set)(clmoe_layer_desc *desc);
+    const char *says;
+} other_layers[] = {
+    {plain, "the MLP's gate is 1, but the layer has 0"},
+    {other_experts, "experts is 12, but the layer has 11"},
+    {other_dim, "dim is 45, but the layer has 44"},
+    {other_hidden_dim, "hidden_dim is 29, but the layer has 28"},
+    {f16, "weight_type is 0, but the layer has 1"},
+};
+
+/* Words of the header that no other layer on this device gives. */
+static const struct {
+    size_t word;
+    const char *says;
+} other_words[] = {
+    {0, "holds no weights"},
+    {1, "version is"},
+    {2, "is of engine x"},
+    {6, "the engine's layout is"},
+};
+
+static clmoe_status ask(clmoe_layer *layer, clmoe_buf packed) {
+    return clmoe_packed_check(layer, test.queue, CLMOE_MLP_EXPERTS, packed);
+}
+
+static void headers(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    size_t bytes = 0;
+    if (!engine_runs_here("cpu"))
+        skip();
+    clmoe_layer_desc desc = packed_desc(&odd, &layouts[0]);
+    test_case("headers");
+    seed_set(1);
+    batch_make(&b, &desc, odd.tokens);
+    clmoe_layer *layer = test_layer(0, &desc);
+    batch_upload(layer, &b, &d);
+    OK(clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes));
+    const clmoe_pack_args args = {
+        .struct_size = sizeof args, .raw = &d.weights.experts, .packed = buf_new(bytes)};
+    refused(ask(layer, args.packed), CLMOE_INVALID_ARGUMENT, "holds no weights");
+    OK(clmoe_pack_weights(layer, test.queue, &args, 0, NULL, NULL));
+    OK(ask(layer, args.packed));
+    for (size_t i = 0; i < COUNT_OF(other_layers); i++) {
+        clmoe_layer_desc other = desc;
+        other_layers[i].set(&other);
+        refused(ask(test_layer(0, &other), args.packed), CLMOE_INVALID_ARGUMENT,
+                other_layers[i].says);
+    }
+    for (size_t i = 0; i < COUNT_OF(other_words); i++) {
+        uint32_t *words = buf_get(args.packed);
+        words[other_words[i].word] ^= i == 2 ? 'c' ^ 'x' : 64;
+        refused(ask(layer, buf_of(words, bytes)), CLMOE_INVALID_ARGUMENT, other_words[i].says);
+    }
+    /* The raw layout does not matter. */
+    clmoe_layer_desc transposed = packed_desc(&odd, &layouts[1]);
+    OK(ask(test_layer(0, &transposed), args.packed));
+}
+
+/* ---- Refusals ------------------------------------------------------------------------------ */
 
 static void engines_without_a_packed_form(void **state) {
     (void)state;
@@ -180,9 +263,12 @@ static void engines_without_a_packed_form(void **state) {
         refused(clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes), CLMOE_UNSUPPORTED, engines[i]);
         CHECK(bytes == 0, "%zu bytes\n", bytes);
         clmoe_buf packed = buf_new(1 << 20);
-        refused(clmoe_pack_weights(layer, test.queue, CLMOE_MLP_EXPERTS, &d.weights.experts, packed,
-                                   0, NULL, NULL),
-                CLMOE_UNSUPPORTED, engines[i]);
+        const clmoe_pack_args args = {
+            .struct_size = sizeof args, .raw = &d.weights.experts, .packed = packed};
+        refused(clmoe_pack_weights(layer, test.queue, &args, 0, NULL, NULL), CLMOE_UNSUPPORTED,
+                engines[i]);
+        refused(clmoe_packed_check(layer, test.queue, CLMOE_MLP_EXPERTS, packed), CLMOE_UNSUPPORTED,
+                engines[i]);
         d.weights.experts.packed = packed;
         refused(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL), CLMOE_UNSUPPORTED,
                 engines[i]);
@@ -220,7 +306,9 @@ static void bad_arguments(void **state) {
     no_down.down = none;
     short_up.up = buf_new(8);
 #define PACK(mlp, weights, to)                                                                     \
-    clmoe_pack_weights(layer, test.queue, mlp, weights, to, 0, NULL, &event)
+    clmoe_pack_weights(layer, test.queue,                                                          \
+                       &(clmoe_pack_args){sizeof(clmoe_pack_args), mlp, weights, to}, 0, NULL,     \
+                       &event)
     refused(PACK(CLMOE_MLP_SHARED, raw, packed), CLMOE_INVALID_ARGUMENT, "SHARED");
     refused(PACK(CLMOE_MLP_EXPERTS, NULL, packed), CLMOE_INVALID_ARGUMENT, "raw");
     refused(PACK(CLMOE_MLP_EXPERTS, raw, none), CLMOE_INVALID_ARGUMENT, "packed");
@@ -230,8 +318,17 @@ static void bad_arguments(void **state) {
     refused(PACK(CLMOE_MLP_EXPERTS, &short_up, packed), CLMOE_INVALID_ARGUMENT, "raw.up");
 #undef PACK
     CHECK(event == NULL, "an event after an error\n");
-    refused(clmoe_pack_weights(layer, NULL, CLMOE_MLP_EXPERTS, raw, packed, 0, NULL, NULL),
-            CLMOE_INVALID_ARGUMENT, "queue");
+    clmoe_pack_args args = {sizeof args, CLMOE_MLP_EXPERTS, raw, packed};
+    refused(clmoe_pack_weights(layer, NULL, &args, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT, "queue");
+    args.struct_size = 5;
+    refused(clmoe_pack_weights(layer, test.queue, &args, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
+            "struct_size is 5");
+    refused(clmoe_pack_weights(layer, test.queue, NULL, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
+            "args is NULL");
+    refused(clmoe_packed_check(layer, NULL, CLMOE_MLP_EXPERTS, packed), CLMOE_INVALID_ARGUMENT,
+            "queue");
+    refused(clmoe_packed_check(layer, test.queue, CLMOE_MLP_EXPERTS, small), CLMOE_INVALID_ARGUMENT,
+            "packed");
 
     d.weights.experts.packed = small;
     refused(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
@@ -246,9 +343,9 @@ static void bad_arguments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_layout_and_type),         TEST(repeatable),
-        TEST(packing_is_a_function),         TEST(packed_comes_first),
-        TEST(engines_without_a_packed_form), TEST(bad_arguments),
+        TEST(every_layout_and_type), TEST(repeatable), TEST(packing_is_a_function),
+        TEST(packed_comes_first),    TEST(headers),    TEST(engines_without_a_packed_form),
+        TEST(bad_arguments),
     };
     return RUN(tests);
 }

@@ -93,8 +93,11 @@ static clmoe_status run_pack(rig *r) {
     cl_event event = (cl_event)(void *)r; /* anything but NULL */
     if (!r->packed.mem)
         return CLMOE_SUCCESS;
-    clmoe_status status = clmoe_pack_weights(r->layer, r->queue, CLMOE_MLP_EXPERTS,
-                                             &r->weights.experts, r->packed, 0, NULL, &event);
+    const clmoe_pack_args args = {.struct_size = sizeof args,
+                                  .mlp = CLMOE_MLP_EXPERTS,
+                                  .raw = &r->weights.experts,
+                                  .packed = r->packed};
+    clmoe_status status = clmoe_pack_weights(r->layer, r->queue, &args, 0, NULL, &event);
     return event_is_right(status, event);
 }
 

@@ -272,7 +272,9 @@ void weights_pack(clmoe_layer *layer, clmoe_mlp mlp, clmoe_mlp_weights *weights)
     size_t bytes = 0;
     OK(clmoe_packed_size(layer, mlp, &bytes));
     clmoe_buf packed = buf_new(bytes);
-    OK(clmoe_pack_weights(layer, test.queue, mlp, weights, packed, 0, NULL, NULL));
+    const clmoe_pack_args args = {
+        .struct_size = sizeof args, .mlp = mlp, .raw = weights, .packed = packed};
+    OK(clmoe_pack_weights(layer, test.queue, &args, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
     weights->gate = weights->up = weights->down = (clmoe_buf){NULL, 0};
     weights->packed = packed;

@@ -167,6 +167,11 @@ static size_t cpu_packed_elements(const void *opaque, const gemm_problem *proble
     return SIZE_MAX;
 }
 
+static uint32_t cpu_packed_layout(const void *opaque) {
+    const cpu_state *state = opaque;
+    return state->width;
+}
+
 static clmoe_status cpu_pack(void *opaque, launch *chain, const gemm_problem *problem,
                              clmoe_buf packed) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -195,5 +200,6 @@ const gemm_engine gemm_cpu = {
     .scratch = gemm_no_scratch,
     .run = cpu_run,
     .packed_elements = cpu_packed_elements,
+    .packed_layout = cpu_packed_layout,
     .pack = cpu_pack,
 };

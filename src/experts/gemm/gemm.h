@@ -100,10 +100,12 @@ typedef struct gemm_engine {
     clmoe_status (*check)(const void *state, const gemm_problem *problem);
     clmoe_status (*run)(void *state, launch *chain, const gemm_problem *problem);
     /*
-     * The engine's own form of weights; both NULL where it has none. Of a problem only experts,
+     * The engine's own form of weights; all NULL where it has none. Of a problem only experts,
      * form, n, k, gate and up are read. Elements are of w_type; SIZE_MAX: more than size_t holds.
+     * packed_layout: what their order follows from besides the shape, as a number.
      */
     size_t (*packed_elements)(const void *state, const gemm_problem *problem);
+    uint32_t (*packed_layout)(const void *state);
     clmoe_status (*pack)(void *state, launch *chain, const gemm_problem *problem, clmoe_buf packed);
 } gemm_engine;
 

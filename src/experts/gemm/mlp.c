@@ -1,5 +1,6 @@
 /* Problems for the engines, from the descriptor of an MLP. */
 #include "mlp.h"
+#include "experts/pack.clh"
 
 enum { PACKED_ALIGNMENT = 256 };
 
@@ -74,10 +75,13 @@ static bool packed_sizes(const gemm_use *use, const mlp_problems *p, size_t *fir
     return true;
 }
 
-/* Problems of packed weights: both matrices lie in `packed`, the second where the first ends. */
+/* Problems of packed weights: in `packed` the header, the first matrix, and where it ends the
+ * other.
+ */
 static void set_packed(const gemm_use *use, mlp_problems *p, clmoe_buf packed) {
     size_t first = 0, second = 0;
     packed_sizes(use, p, &first, &second);
+    packed.offset += PACKED_HEADER_BYTES;
     p->first.up.buf = packed;
     p->second.up.buf = (clmoe_buf){packed.mem, packed.offset + first};
 }
@@ -128,7 +132,8 @@ clmoe_status gemm_mlp_packed_bytes(const gemm_use *use, const clmoe_mlp_desc *ml
     if (!use->engine->pack)
         return fail(CLMOE_UNSUPPORTED, "engine %s has no packed form of weights",
                     use->engine->name);
-    if (packed_sizes(use, &p, &first, &second) && size_add(first, second, bytes))
+    if (packed_sizes(use, &p, &first, &second) && size_add(first, second, bytes) &&
+        size_add(*bytes, PACKED_HEADER_BYTES, bytes))
         return CLMOE_SUCCESS;
     *bytes = 0;
     return fail(CLMOE_UNSUPPORTED, "the packed weights of %u experts exceed size_t",

@@ -38,11 +38,12 @@ clmoe_status gemm_mlp(const mlp_call *call, launch *chain);
 /* Whether the engine can address gemm_mlp()'s problems; to be asked before anything is enqueued. */
 clmoe_status gemm_mlp_check(const mlp_call *call);
 
-/* Size of an MLP's weights in the engine's packed form. Errors: CLMOE_UNSUPPORTED without one. */
+/* Size of an MLP's weights in the engine's packed form, the header included. Errors:
+ * CLMOE_UNSUPPORTED without one. */
 clmoe_status gemm_mlp_packed_bytes(const gemm_use *use, const clmoe_mlp_desc *mlp, uint32_t dim,
                                    size_t *bytes);
 
-/* Packs raw weights into a buffer of that size; weights.packed of gemm_mlp(). */
+/* Packs raw weights into a buffer of that size, behind the header; weights.packed of gemm_mlp(). */
 clmoe_status gemm_mlp_pack(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
                            const clmoe_mlp_weights *raw, uint32_t dim, clmoe_buf packed);
 
