@@ -143,6 +143,7 @@ void ref_stats(const clmoe_layer_desc *desc, uint32_t tokens, const ref_plan *pl
                const int32_t *live, const uint8_t *token_mask, clmoe_stats *stats) {
     uint32_t R = ref_columns(desc);
     memset(stats, 0, sizeof *stats);
+    stats->version = 1;
     stats->columns = R;
     for (uint32_t t = 0; t < tokens; t++) {
         if (token_mask && token_mask[t] == 0)
