@@ -8,21 +8,20 @@
 #include <stdlib.h>
 
 /* cl/routing/router.clh has the same numbers; types.clh's device code relies on them. */
-#define SAME(name)                             _Static_assert((int)CLMOE_##name == (int)name, #name " has another number")
-#define SCORE_SAME(NAME, of_row, value, slope) SAME(SCORE_##NAME);
+#define SCORE_SAME(NAME, of_row, value, slope) SAME_NUMBER(SCORE_##NAME);
 SCORE_LIST(SCORE_SAME)
-SAME(NOISE_NONE);
-SAME(NOISE_GAUSSIAN);
-SAME(NOISE_LEARNED);
-SAME(NOISE_GUMBEL);
-SAME(RENORM_NONE);
-SAME(RENORM_SUM);
-SAME(RENORM_PNORM);
-SAME(KEEP_POSITION);
-SAME(KEEP_CHOICE_MAJOR);
-SAME(KEEP_PRIORITY);
-SAME(KEEP_WEIGHT);
-SAME(KEEP_RANDOM);
+SAME_NUMBER(NOISE_NONE);
+SAME_NUMBER(NOISE_GAUSSIAN);
+SAME_NUMBER(NOISE_LEARNED);
+SAME_NUMBER(NOISE_GUMBEL);
+SAME_NUMBER(RENORM_NONE);
+SAME_NUMBER(RENORM_SUM);
+SAME_NUMBER(RENORM_PNORM);
+SAME_NUMBER(KEEP_POSITION);
+SAME_NUMBER(KEEP_CHOICE_MAJOR);
+SAME_NUMBER(KEEP_PRIORITY);
+SAME_NUMBER(KEEP_WEIGHT);
+SAME_NUMBER(KEEP_RANDOM);
 
 void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
     *desc = (clmoe_layer_desc){

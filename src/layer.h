@@ -7,6 +7,10 @@
 #include "routing/router.clh"
 #include "runtime/launch.h"
 
+/* That a number of the API is that of a .clh. */
+#define SAME_NUMBER(name)                                                                          \
+    _Static_assert((int)CLMOE_##name == (int)name, #name " has another number")
+
 /* Every kernel but the engines', by index; the step's file creates it. */
 typedef enum kernel_id {
     KERNEL_SCORE,

@@ -327,7 +327,7 @@ static void balance_shapes(const batch *b, region_shape *shapes) {
     const bool measures = layer_measures(layer);
     const size_t T = rows_if(measures, b->tokens), Q = rows_if(measures, b->sequences);
     const size_t record = record_words(layer);
-    shapes[REGION_SUMS_ROWS] = words(T, TOKEN_ROW_WORDS);
+    shapes[REGION_SUMS_ROWS] = words(T, sizeof(token_row) / 4);
     shapes[REGION_SUMS_PARTIAL] = words(rows_if(measures, b->sum_blocks), record);
     shapes[REGION_SUMS] = words(rows_if(measures, Q + 1), record);
     shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);

@@ -1,5 +1,5 @@
 /*
- * Purpose: the state's first values, and what happens to it between two batches.
+ * Purpose: what happens to the state between two batches.
  * Formula: see clmoe_balance_args in balance.h.
  * Arrays: state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32, idle_tokens
  *          [R] u32; one of another version or R stays as it is. stats: clmoe_stats, then load [R]
@@ -10,25 +10,6 @@
  *          lane order, then a tree; the same for the same GROUP.
  */
 #include "balance/state.clh"
-
-KERNEL(GROUP, 1, 1)
-void state_init(__global uint *state, ulong state_off, uint seed_low, uint seed_high,
-                uint columns) {
-    __global state_header *s = (__global state_header *)(state + state_off);
-    __global uint *arrays = state + state_off + STATE_WORDS;
-    for (uint i = get_local_id(0); i < 4 * columns; i += GROUP)
-        arrays[i] = 0;
-    if (get_local_id(0) != 0)
-        return;
-    s->version = STATE_VERSION;
-    s->columns = columns;
-    s->seed[0] = seed_low;
-    s->seed[1] = seed_high;
-    s->step = s->updates = 0;
-    s->noise_scale = s->temperature_scale = s->loss_weight = s->capacity_scale = 1.0f;
-    for (uint i = 0; i < sizeof s->reserved / sizeof s->reserved[0]; i++)
-        s->reserved[i] = 0;
-}
 
 ulong group_sum_long(ulong value, __local ulong *tmp) {
     int lane = get_local_id(0);
@@ -122,7 +103,7 @@ void control_update(__global uint *state, ulong state_off, __global const uint *
     __local ulong tmp[GROUP];
     __local float float_tmp[GROUP];
     __global state_header *s = (__global state_header *)(state + state_off);
-    __global float *bias = (__global float *)(state + state_off + STATE_WORDS);
+    __global float *bias = (__global float *)(s + 1);
     __global float *ema = bias + r.columns, *previous = ema + r.columns;
     __global uint *idle = (__global uint *)(previous + r.columns);
     uint lane = get_local_id(0);

@@ -119,11 +119,11 @@ static inline void write_columns(const sums_shape *s, __global const uint *load,
         uint came = in ? in[e] : 0, left = out ? out[e] : 0;
         uint dropped = load[e] + came - kept[e] - left;
         uint idle = load[e] ? 0 : add_sat(tokens, idle_before ? idle_before[e] : 0u);
-        arrays[e] = load[e];
-        arrays[R + e] = kept[e];
-        arrays[2 * R + e] = dropped;
-        arrays[3 * R + e] = came;
-        arrays[7 * R + e] = idle;
+        arrays[STATS_LOAD * R + e] = load[e];
+        arrays[STATS_KEPT * R + e] = kept[e];
+        arrays[STATS_DROPPED * R + e] = dropped;
+        arrays[STATS_REROUTED * R + e] = came;
+        arrays[STATS_IDLE_TOKENS * R + e] = idle;
         c.pairs += load[e];
         c.kept += kept[e];
         c.dropped += dropped;
@@ -157,13 +157,13 @@ static inline uint write_sums(const sums_shape *s, __global const uint *batch,
                               __global const float *moving_load, __global uint *arrays) {
     uint R = s->columns, most = 0;
     for (uint e = get_local_id(0); e < R; e += GROUP) {
-        arrays[4 * R + e] = batch[SUM_NORMALISED * R + e];
-        arrays[5 * R + e] = batch[SUM_WEIGHTS * R + e];
-        arrays[6 * R + e] = moving_load ? as_uint(moving_load[e]) : 0;
+        arrays[STATS_IMPORTANCE * R + e] = batch[SUM_NORMALISED * R + e];
+        arrays[STATS_WEIGHT_SUMS * R + e] = batch[SUM_WEIGHTS * R + e];
+        arrays[STATS_EMA * R + e] = moving_load ? as_uint(moving_load[e]) : 0;
     }
     for (uint d = get_local_id(0); d < s->device_groups; d += GROUP) {
         uint distinct = batch[devices_at(s) + d];
-        arrays[8 * R + d] = distinct;
+        arrays[STATS_ARRAY_COUNT * R + d] = distinct;
         most = max(most, distinct);
     }
     return most;

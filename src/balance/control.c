@@ -6,8 +6,13 @@
 #include <math.h>
 
 /* cl/balance/state.clh has the same numbers. */
-_Static_assert((int)CLMOE_BIAS_PROPORTIONAL == (int)BIAS_PROPORTIONAL, "bias rules differ");
-_Static_assert((int)CLMOE_SCHEDULE_EXPONENTIAL == (int)SCHEDULE_EXPONENTIAL, "schedules differ");
+SAME_NUMBER(BIAS_NONE);
+SAME_NUMBER(BIAS_SIGN);
+SAME_NUMBER(BIAS_PROPORTIONAL);
+SAME_NUMBER(SCHEDULE_NONE);
+SAME_NUMBER(SCHEDULE_LINEAR);
+SAME_NUMBER(SCHEDULE_COSINE);
+SAME_NUMBER(SCHEDULE_EXPONENTIAL);
 
 void clmoe_balance_init(clmoe_balance_args *args) {
     *args = (clmoe_balance_args){

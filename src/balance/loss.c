@@ -4,9 +4,17 @@
 #define LOSS_ASSERT(NAME, name, reads_load)                                                        \
     _Static_assert((int)CLMOE_LOSS_##NAME == (int)LOSS_##NAME, "loss " name " has another number");
 LOSS_LIST(LOSS_ASSERT)
-_Static_assert((int)CLMOE_P_WEIGHTS == (int)SUM_WEIGHTS, "sources of P differ");
-_Static_assert((int)CLMOE_F_FIRST == (int)COUNT_FIRST, "sources of F differ");
-_Static_assert((int)CLMOE_F_SUPPLIED == (int)LOAD_SUPPLIED, "sources of F differ");
+#define SAME_SOURCE(name, source)                                                                  \
+    _Static_assert((int)CLMOE_##name == (int)source, #name " has another number")
+SAME_SOURCE(P_NORMALISED, SUM_NORMALISED);
+SAME_SOURCE(P_RAW, SUM_RAW);
+SAME_SOURCE(P_SOFTMAX, SUM_SOFTMAX);
+SAME_SOURCE(P_WEIGHTS, SUM_WEIGHTS);
+SAME_SOURCE(F_ASSIGNED, COUNT_ASSIGNED);
+SAME_SOURCE(F_FRESH, COUNT_FRESH);
+SAME_SOURCE(F_FIRST, COUNT_FIRST);
+SAME_SOURCE(F_EMA, LOAD_EMA);
+SAME_SOURCE(F_SUPPLIED, LOAD_SUPPLIED);
 
 #define LOSS_NAME(NAME, name, reads_load) name,
 static const char *const loss_names[] = {LOSS_LIST(LOSS_NAME)};

@@ -20,7 +20,6 @@ SAME_FIELD(capacity_scale);
 SAME_FIELD(reserved);
 _Static_assert(sizeof(clmoe_state) == sizeof(state_header),
                "cl/balance/state.clh has another size");
-_Static_assert(sizeof(clmoe_state) == STATE_WORDS * 4, "cl/balance/state.clh has another size");
 
 #define SAME_STATS(field)                                                                          \
     _Static_assert(offsetof(clmoe_stats, field) == offsetof(stats_header, field),                  \
@@ -38,10 +37,9 @@ clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes) {
     return CLMOE_SUCCESS;
 }
 
-/* cl/balance/control.cl has the state's kernel too: one program less to compile. */
 clmoe_status state_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {{KERNEL_STATE_INIT, "state_init"}};
-    return GROUP_KERNELS(layer, "balance/control", kernels);
+    return GROUP_KERNELS(layer, "balance/state", kernels);
 }
 
 static clmoe_status step_state_init(const clmoe_layer *layer, launch *chain, clmoe_buf state,

@@ -1,10 +1,12 @@
 /* The plan and the sums of the batch -> what the batch did to the load. */
+#include "balance/state.clh"
 #include "steps.h"
 
 size_t clmoe_stats_size(const clmoe_layer *layer) {
-    return layer ? sizeof(clmoe_stats) + sizeof(cl_uint) * (8 * (size_t)layer->columns +
-                                                            layer->desc.balance.device_groups)
-                 : 0;
+    if (!layer)
+        return 0;
+    size_t words = STATS_ARRAY_COUNT * (size_t)layer->columns + layer->desc.balance.device_groups;
+    return sizeof(clmoe_stats) + sizeof(cl_uint) * words;
 }
 
 clmoe_status stats_create(clmoe_layer *layer) {

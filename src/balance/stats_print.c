@@ -6,18 +6,13 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { ARRAYS = 8 };
-
 #define COUNT(field) {#field, offsetof(clmoe_stats, field), false},
 #define FLOAT(field) {#field, offsetof(clmoe_stats, field), true},
 
 const stats_field stats_fields[] = {STATS_FIELDS(COUNT, FLOAT){NULL, 0, false}};
 
-const stats_array stats_arrays[ARRAYS + 1] = {
-    {"load", false},     {"kept", false},        {"dropped", false},
-    {"rerouted", false}, {"importance", true},   {"weight_sums", true},
-    {"ema", true},       {"idle_tokens", false}, {NULL, false},
-};
+#define ARRAY(NAME, name, type) {#name, _Generic((type)0, float : true, default : false)},
+const stats_array stats_arrays[] = {STATS_ARRAYS(ARRAY){NULL, false}};
 
 /* Word `i` of the four-byte words at `base`, which may lie at any address. */
 static uint32_t word_at(const unsigned char *base, size_t i) {
@@ -46,12 +41,12 @@ static void print_fields(FILE *file, const unsigned char *base) {
 
 static void print_experts(FILE *file, const unsigned char *base, size_t columns) {
     fprintf(file, "\n%6s", "expert");
-    for (size_t a = 0; a < ARRAYS; a++)
+    for (size_t a = 0; a < STATS_ARRAY_COUNT; a++)
         fprintf(file, " %11s", stats_arrays[a].name);
     fprintf(file, "\n");
     for (size_t e = 0; e < columns; e++) {
         fprintf(file, "%6zu", e);
-        for (size_t a = 0; a < ARRAYS; a++) {
+        for (size_t a = 0; a < STATS_ARRAY_COUNT; a++) {
             if (stats_arrays[a].is_float)
                 fprintf(file, " %11.6g", float_at(base, a * columns + e));
             else
@@ -77,7 +72,7 @@ clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes) {
                     sizeof header);
     memcpy(&header, stats, sizeof header);
     size_t columns = header.columns, groups = header.device_groups;
-    size_t needed = sizeof header + (ARRAYS * columns + groups) * sizeof(uint32_t);
+    size_t needed = sizeof header + (STATS_ARRAY_COUNT * columns + groups) * sizeof(uint32_t);
     if (bytes != needed)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "bytes is %zu, but %zu columns and %zu device groups have %zu", bytes, columns,
@@ -85,7 +80,7 @@ clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes) {
     const unsigned char *base = stats, *behind = base + sizeof header;
     print_fields(file, base);
     print_experts(file, behind, columns);
-    print_groups(file, behind + ARRAYS * columns * sizeof(uint32_t), groups);
+    print_groups(file, behind + STATS_ARRAY_COUNT * columns * sizeof(uint32_t), groups);
     if (fflush(file) != 0 || ferror(file))
         return fail(CLMOE_IO, "the statistics could not be written");
     return CLMOE_SUCCESS;
