@@ -226,7 +226,8 @@ void compare_stats(const uint32_t *got, const clmoe_stats *want, const ref_plan 
     size_t R = want->columns, header = sizeof *want / 4;
     clmoe_stats stats;
     memcpy(&stats, got, sizeof stats);
-    compare_ints("stats", &stats, want, offsetof(clmoe_stats, max_violation) / 4);
+    compare_ints("stats", &stats.tokens, &want->tokens,
+                 (offsetof(clmoe_stats, max_violation) - offsetof(clmoe_stats, tokens)) / 4);
     double floats[] = {(double)want->max_violation, (double)want->load_entropy};
     compare_floats("stats.max_violation", &stats.max_violation, &floats[0], 1, STEP_TOLERANCE);
     compare_floats("stats.load_entropy", &stats.load_entropy, &floats[1], 1, STEP_TOLERANCE);
