@@ -1,6 +1,6 @@
 #include "device.h"
 #include "../src/cli/device_name.h"
-#include "../src/runtime/sources.h"
+#include "sources.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -216,13 +216,6 @@ done:
     return status;
 }
 
-/* An engine that cannot gather refuses x without xe. */
-static clmoe_status try_gathering(subject *s) {
-    clmoe_status status = enqueue_experts(s, NULL);
-    s->dispatches = status == CLMOE_INVALID_ARGUMENT;
-    return s->dispatches ? CLMOE_SUCCESS : status;
-}
-
 static clmoe_status first_run(subject *s) {
     static const bench_step order[] = {STEP_SCORE,   STEP_TOPK,    STEP_PLAN,  STEP_DISPATCH,
                                        STEP_EXPERTS, STEP_COMBINE, STEP_STATS, STEP_LAYER};
@@ -230,8 +223,6 @@ static clmoe_status first_run(subject *s) {
     for (size_t i = 0; i < COUNT_OF(order); i++) {
         if (!case_has_step(&s->in->of, order[i]))
             continue;
-        if (order[i] == STEP_EXPERTS)
-            TRY(try_gathering(s));
         TRY(subject_enqueue(s, order[i], NULL));
         TRY(CL(clFinish(s->device->queue)));
     }
@@ -247,6 +238,7 @@ clmoe_status subject_create(const bench_device *device, const inputs *in,
     *s = (subject){.device = device, .in = in, .weights = in->weights};
     s->packed = engine && engine->packed && !in->of.routing_only;
     TRY(LIB(clmoe_layer_create(device->clmoe, &desc, &s->layer)));
+    s->dispatches = clmoe_layer_dispatches(s->layer);
     TRY(LIB(clmoe_plan_layout_get(s->layer, in->of.tokens, &s->plan)));
     TRY(create_buffers(s));
     if (s->packed)

@@ -265,6 +265,14 @@ const char *clmoe_layer_engine(const clmoe_layer *layer) {
     return layer ? layer->experts.engine->name : NULL;
 }
 
+uint32_t clmoe_layer_columns(const clmoe_layer *layer) {
+    return layer ? layer->columns : 0;
+}
+
+uint32_t clmoe_layer_dispatches(const clmoe_layer *layer) {
+    return layer && layer_dispatches(layer);
+}
+
 const char *clmoe_engine_name(clmoe_context *context, uint32_t index, uint32_t *supported) {
     const gemm_engine *engine = NULL;
     for (uint32_t i = 0; i <= index; i++) {

@@ -226,6 +226,11 @@ static inline bool layer_is_soft_moe(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_SOFT_MOE;
 }
 
+/* Whether xe is a region of its own: the engine does not gather, or the rows are mixed. */
+static inline bool layer_dispatches(const clmoe_layer *layer) {
+    return !layer->experts.engine->gathers || layer_is_soft_moe(layer);
+}
+
 /* Rows of weights.router. */
 static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
     return layer_is_soft_moe(layer) ? layer->columns * layer->desc.router.soft_moe.slots

@@ -307,12 +307,11 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
 static void expert_shapes(const batch *b, region_shape *shapes) {
     const clmoe_layer *layer = b->layer;
     const clmoe_layer_desc *desc = &layer->desc;
-    const bool dispatches = !layer->experts.engine->gathers || layer_is_soft_moe(layer);
     const bool has_shared = desc->shared.hidden_dim > 0;
     const size_t T = b->tokens, S = b->slots, D = desc->dim;
     const size_t x = type_bytes(desc->type);
     const size_t engine = larger(engine_bytes(&layer->experts, S), engine_bytes(&layer->shared, T));
-    shapes[REGION_XE] = elements(rows_if(dispatches, S), D, x);
+    shapes[REGION_XE] = elements(rows_if(layer_dispatches(layer), S), D, x);
     shapes[REGION_HIDDEN] = elements(S, desc->experts.hidden_dim, x);
     shapes[REGION_YE] = elements(S, D, x);
     shapes[REGION_ENGINE] = elements(1, engine, 1);

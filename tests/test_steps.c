@@ -307,7 +307,7 @@ static void check_steps(const clmoe_layer_desc *desc, bool has_state, source fro
     expert_steps(&r);
     balance_steps(&r);
     OK(clmoe_forward(r.layer, test.queue, &r.d.args, 0, NULL, NULL));
-    run_steps(&r, workspace_region(&r.ws, REGION_XE, r.d.args.saved, r.d.args.scratch).mem != NULL);
+    run_steps(&r, clmoe_layer_dispatches(r.layer));
     CL_OK(clFinish(test.queue));
     compare_steps(&r);
 }

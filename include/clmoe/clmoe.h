@@ -482,6 +482,15 @@ CLMOE_API void clmoe_layer_destroy(clmoe_layer *layer);
 /* The engine the layer uses: "cpu", "tiled", ... Valid as long as the layer. */
 CLMOE_API const char *clmoe_layer_engine(const clmoe_layer *layer);
 
+/* R = E + Z: the length of a row of logits and of the arrays of statistics. 0 for NULL. */
+CLMOE_API uint32_t clmoe_layer_columns(const clmoe_layer *layer);
+
+/*
+ * 1 if clmoe_forward() gathers xe in a step of its own, as clmoe_experts() then needs it; 0 if the
+ * engine gathers x inside its first GEMM, and for NULL.
+ */
+CLMOE_API uint32_t clmoe_layer_dispatches(const clmoe_layer *layer);
+
 /*
  * Names of the engines in this build: index 0, 1, ... until NULL. `supported`, if not NULL, says
  * whether the engine runs on the context's device. On an NVIDIA GPU the first such question about
