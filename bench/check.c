@@ -1,5 +1,7 @@
 #include "check.h"
 
+#include "ref.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -29,6 +31,15 @@ void check_row(const char *what, const float *got, const double *want, size_t n,
     if (!(sqrt(error) <= tolerance * sqrt(size)))
         complain(result, "%s: relative error %.2e, tolerance %.1e", what, sqrt(error / size),
                  tolerance);
+}
+
+void check_words(const char *what, const void *got, const void *want, size_t n,
+                 check_result *result) {
+    const int32_t *words = got, *wanted = want;
+    for (size_t i = 0; i < n; i++)
+        if (words[i] != wanted[i])
+            complain(result, "%s[%zu] is %d, but must be %d", what, i, (int)words[i],
+                     (int)wanted[i]);
 }
 
 void check_pairs(const char *what, const bench_case *c, const reference *ref,
@@ -164,35 +175,22 @@ done:
 
 /* ---- Routing ------------------------------------------------------------------------------- */
 
-static void softmax(const double *logits, uint32_t n, double *scores) {
-    double most = -INFINITY, sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        most = fmax(most, logits[i]);
-    for (uint32_t i = 0; i < n; i++)
-        sum += scores[i] = exp(logits[i] - most);
-    for (uint32_t i = 0; i < n; i++)
-        scores[i] /= sum;
-}
-
 static clmoe_status check_scores(const subject *s, const reference *ref, check_result *result) {
     clmoe_status status = CLMOE_SUCCESS;
     const uint32_t experts = s->in->of.experts;
     float *row = calloc(experts, sizeof *row);
-    double *want = calloc(experts, sizeof *want);
-    if (!row || !want)
+    if (!row)
         TRY(bench_no_memory("a row of scores"));
     for (uint32_t n = 0; n < ref->count; n++) {
-        const double *logits = ref->logits + (size_t)n * experts;
+        const size_t first = (size_t)n * experts;
         const size_t bytes = experts * sizeof *row, offset = ref->token[n] * bytes;
         TRY(subject_read(s, SUBJECT_LOGITS, offset, bytes, row));
-        check_row("logits", row, logits, experts, ROUTING_TOLERANCE, result);
-        softmax(logits, experts, want);
+        check_row("logits", row, ref->logits + first, experts, ROUTING_TOLERANCE, result);
         TRY(subject_read(s, SUBJECT_SCORES, offset, bytes, row));
-        check_row("scores", row, want, experts, ROUTING_TOLERANCE, result);
+        check_row("scores", row, ref->scores + first, experts, ROUTING_TOLERANCE, result);
     }
 done:
     free(row);
-    free(want);
     return status;
 }
 
@@ -220,82 +218,59 @@ done:
     return status;
 }
 
-/* The plan of a dropless layer, read back whole. */
-typedef struct host_plan {
-    char *bytes;
-    int32_t *ids;   /* [T,K] */
-    uint32_t *load; /* [E], counted from ids */
-    uint32_t *seen; /* [E], pairs of the expert met so far */
-} host_plan;
-
-static void check_loads(const subject *s, const host_plan *plan, check_result *result) {
-    const uint32_t *load = (const uint32_t *)(plan->bytes + s->plan.load);
-    const uint32_t *kept = (const uint32_t *)(plan->bytes + s->plan.kept);
-    const uint32_t *offsets = (const uint32_t *)(plan->bytes + s->plan.offsets);
-    for (uint32_t e = 0; e < s->in->of.experts; e++) {
-        if (load[e] != plan->load[e] || kept[e] != plan->load[e])
-            complain(result, "expert %u has load %u and keeps %u, but must have %u", (unsigned)e,
-                     (unsigned)load[e], (unsigned)kept[e], (unsigned)plan->load[e]);
-        if (offsets[e] % s->plan.row_tile != 0 || offsets[e + 1] < offsets[e] + kept[e] ||
-            offsets[e + 1] > s->plan.slots)
-            complain(result, "the bucket of expert %u is misplaced", (unsigned)e);
-    }
+static void compare_plans(const subject *s, const char *got, const ref_plan *want,
+                          check_result *result) {
+    const clmoe_plan_layout *at = &s->plan;
+    const size_t experts = s->in->of.experts;
+    check_words("load", got + at->load, want->load, experts, result);
+    check_words("kept", got + at->kept, want->kept, experts, result);
+    check_words("offsets", got + at->offsets, want->offsets, experts + 1, result);
+    check_words("slot_of", got + at->slot_of, want->slot_of, at->pairs, result);
+    check_words("pair_of", got + at->pair_of, want->pair_of, at->slots, result);
+    check_words("token_of", got + at->token_of, want->token_of, at->slots, result);
+    check_words("tile_expert", got + at->tile_expert, want->tile_expert, at->slots / at->row_tile,
+                result);
 }
 
-/* Pairs lie in their expert's bucket in the order of the tokens. */
-static void check_places(const subject *s, const host_plan *plan, check_result *result) {
-    const uint32_t *offsets = (const uint32_t *)(plan->bytes + s->plan.offsets);
-    const int32_t *slot_of = (const int32_t *)(plan->bytes + s->plan.slot_of);
-    const int32_t *pair_of = (const int32_t *)(plan->bytes + s->plan.pair_of);
-    const int32_t *token_of = (const int32_t *)(plan->bytes + s->plan.token_of);
-    for (uint32_t p = 0; p < s->plan.pairs && result->wrong[0] == '\0'; p++) {
-        const int32_t expert = plan->ids[p];
-        if (expert < 0 || (uint32_t)expert >= s->in->of.experts) {
-            complain(result, "the id of pair %u is %d", (unsigned)p, (int)expert);
-            return;
-        }
-        const uint32_t slot = offsets[expert] + plan->seen[expert]++;
-        if (slot_of[p] != (int32_t)slot || pair_of[slot] != (int32_t)p ||
-            token_of[slot] != (int32_t)(p / s->in->of.top_k))
-            complain(result, "pair %u has slot %d, but must have %u", (unsigned)p, (int)slot_of[p],
-                     (unsigned)slot);
-    }
-}
-
+/* The plan of a dropless layer, read back whole, for the ids that are there. */
 static clmoe_status check_plan(const subject *s, check_result *result) {
     clmoe_status status = CLMOE_SUCCESS;
-    const size_t experts = s->in->of.experts, ids_bytes = s->plan.pairs * sizeof(int32_t);
-    host_plan plan = {.bytes = malloc(s->plan.bytes),
-                      .ids = malloc(ids_bytes),
-                      .load = calloc(experts, sizeof *plan.load),
-                      .seen = calloc(experts, sizeof *plan.seen)};
-    if (!plan.bytes || !plan.ids || !plan.load || !plan.seen)
+    const clmoe_layer_desc desc = inputs_desc(s->in, NULL);
+    const size_t bytes = s->plan.pairs * sizeof(int32_t);
+    char *got = malloc(s->plan.bytes);
+    int32_t *ids = malloc(bytes);
+    ref_plan want = {.pairs = 0};
+    if (!got || !ids)
         TRY(bench_no_memory("a plan"));
-    TRY(subject_read(s, SUBJECT_PLAN, 0, s->plan.bytes, plan.bytes));
-    TRY(subject_read(s, SUBJECT_IDS, 0, ids_bytes, plan.ids));
-    count_load(plan.ids, s->plan.pairs, (uint32_t)experts, plan.load);
-    check_loads(s, &plan, result);
-    if (result->wrong[0] == '\0')
-        check_places(s, &plan, result);
+    TRY(subject_read(s, SUBJECT_PLAN, 0, s->plan.bytes, got));
+    TRY(subject_read(s, SUBJECT_IDS, 0, bytes, ids));
+    for (uint32_t p = 0; p < s->plan.pairs; p++)
+        if (ids[p] < 0 || (uint32_t)ids[p] >= s->in->of.experts)
+            complain(result, "the id of pair %u is %d", (unsigned)p, (int)ids[p]);
+    ref_plan_make(&desc,
+                  &(ref_plan_in){.tokens = s->in->of.tokens,
+                                 .slots = s->plan.slots,
+                                 .row_tile = s->plan.row_tile,
+                                 .ids = ids},
+                  &want);
+    compare_plans(s, got, &want, result);
 done:
-    free(plan.bytes);
-    free(plan.ids);
-    free(plan.load);
-    free(plan.seen);
+    free(got);
+    free(ids);
+    ref_plan_free(&want);
     return status;
 }
 
 static clmoe_status check_stats(const subject *s, check_result *result) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const bench_case *c = &s->in->of;
-    clmoe_stats stats;
-    TRY(subject_read(s, SUBJECT_STATS, 0, sizeof stats, &stats));
-    if (stats.tokens != c->tokens || stats.columns != c->experts || stats.pairs != s->plan.pairs ||
-        stats.kept != s->plan.pairs || stats.dropped != 0)
-        complain(result, "the statistics have %u tokens and %u pairs, %u kept",
-                 (unsigned)stats.tokens, (unsigned)stats.pairs, (unsigned)stats.kept);
-done:
-    return status;
+    measured m = {.device = s->device,
+                  .of = &s->in->of,
+                  .desc = inputs_desc(s->in, NULL),
+                  .logits = s->buffers[SUBJECT_LOGITS],
+                  .ids = s->buffers[SUBJECT_IDS],
+                  .weights = s->buffers[SUBJECT_WEIGHTS],
+                  .stats = s->buffers[SUBJECT_STATS],
+                  .stats_bytes = clmoe_stats_size(s->layer)};
+    return check_balance(&m, result);
 }
 
 static clmoe_status check_routing(const subject *s, const reference *ref, check_result *result) {

@@ -21,6 +21,22 @@ clmoe_status check_policy(const bench_policy *p, check_result *result);
 clmoe_status check_train(const bench_train *t, const reference *ref, bench_step step,
                          check_result *result);
 
+/* What measured the balance of a batch, and what came of it. */
+typedef struct measured {
+    const bench_device *device;
+    const bench_case *of;
+    clmoe_layer_desc desc;
+    cl_mem logits, ids, weights; /* [T,E], [T,K], [T,K] */
+    cl_mem state;                /* optional */
+    size_t state_bytes;
+    cl_mem stats;
+    size_t stats_bytes;
+    cl_mem values, dlogits; /* of train_losses(): [losses], [T,E]; optional */
+} measured;
+
+/* Statistics, values and gradient by the oracle. */
+clmoe_status check_balance(const measured *m, check_result *result);
+
 /* Keeps the first complaint. */
 void complain(check_result *result, const char *format, ...) BENCH_PRINTF(2);
 
@@ -31,6 +47,10 @@ clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem 
 /* Rows of `got`, for which ||got - want|| / ||want|| must be within the tolerance. */
 void check_row(const char *what, const float *got, const double *want, size_t n, double tolerance,
                check_result *result);
+
+/* Arrays of words, which must be the same. */
+void check_words(const char *what, const void *got, const void *want, size_t n,
+                 check_result *result);
 
 /* Tokens per expert [E] of the choices ids [pairs]; `touched` is how many have any. */
 uint32_t count_load(const int32_t *ids, size_t pairs, uint32_t experts, uint32_t *load);

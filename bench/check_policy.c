@@ -1,7 +1,8 @@
 /* What every right result of a policy has in common; the choice itself is the tests' affair. */
 #include "check.h"
 
-#include <math.h>
+#include "ref_places.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,15 +58,17 @@ static void check_token(const routed *r, uint32_t token, check_result *result) {
 
 /* Next to a dropped pair no expert has room but those that the token has. */
 static void check_dropped(const routed *r, uint32_t token, check_result *result) {
-    const uint32_t experts = r->policy->in->of.experts, *kept = kept_of(r);
-    const float *scores = r->scores + (size_t)token * experts;
+    const clmoe_layer_desc desc = inputs_desc(r->policy->in, NULL);
+    const ref_reroute_in in = {.scores = r->scores};
     bool dropped = false;
     for (uint32_t pair = r->first[token]; pair < r->first[token + 1]; pair++)
         dropped = dropped || !has_slot(r, pair);
-    for (uint32_t e = 0; dropped && e < experts; e++)
-        if (kept[e] < r->policy->plan.capacity && isfinite(scores[e]) && r->chosen[e] != token + 1)
-            complain(result, "a pair of token %u is dropped, but expert %u has room",
-                     (unsigned)token, (unsigned)e);
+    const int32_t roomy = !dropped ? -1
+                                   : ref_roomy_expert(&desc, &in, token, r->ids, kept_of(r),
+                                                      r->policy->plan.capacity);
+    if (roomy >= 0)
+        complain(result, "a pair of token %u is dropped, but expert %d has room", (unsigned)token,
+                 (int)roomy);
 }
 
 static void check_buckets(const routed *r, check_result *result) {

@@ -1,172 +1,111 @@
 #include "reference.h"
 
-#include <float.h>
-#include <math.h>
+#include "ref.h"
+
 #include <stdlib.h>
-#include <string.h>
 
 /* Tokens looked at, fewer where their experts are expensive: multiply-adds of a token. */
 enum { MANY_TOKENS = 16, FEW_TOKENS = 3 };
 #define EXPENSIVE_TOKEN 2e7
 
-/* A token is looked at if no two of its K+1 best logits are closer. */
+/* A token is looked at if no two neighbours among its K+1 best scores are relatively closer. */
 #define CHOICE_GAP 1e-4
 
-void choose(const double *scores, uint32_t experts, uint32_t top_k, int32_t *ids) {
-    for (uint32_t k = 0; k < top_k; k++) {
-        double best = -INFINITY;
-        ids[k] = -1;
-        for (uint32_t e = 0; e < experts; e++) {
-            bool after = k == 0 || scores[e] < scores[ids[k - 1]] ||
-                         (scores[e] == scores[ids[k - 1]] && (int32_t)e > ids[k - 1]);
-            if (after && (ids[k] < 0 || scores[e] > best)) {
-                best = scores[e];
-                ids[k] = (int32_t)e;
-            }
-        }
-    }
+/* The oracle's arrays of a case, one expert or token at a time: no host holds all weights. */
+typedef struct workbench {
+    clmoe_layer_desc desc;
+    float *router, *bias; /* [E,D], [E] */
+    float *x;             /* [N,D] */
+    float *scores;        /* [E], of a token as the layer has them */
+    float *gate, *down;   /* [2H,D], [D,H] of one expert */
+} workbench;
+
+/* Elements `first` to first + count - 1 of an array. */
+static void fill(const values *v, uint64_t first, size_t count, float *to) {
+    for (size_t i = 0; i < count; i++)
+        to[i] = value_at(v, first + i);
 }
 
-/* A row of an array as plain floats. */
-static void row_of(const values *v, uint64_t row, uint32_t columns, float *to) {
-    for (uint32_t i = 0; i < columns; i++)
-        to[i] = value_at(v, row * columns + i);
+static void workbench_free(workbench *w) {
+    free(w->router);
+    free(w->bias);
+    free(w->x);
+    free(w->scores);
+    free(w->gate);
+    free(w->down);
 }
 
-static double dot(const float *a, const float *b, uint32_t n) {
-    double sum[4] = {0};
-    for (uint32_t i = 0; i < n; i++)
-        sum[i % 4] += (double)a[i] * (double)b[i];
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+static clmoe_status workbench_make(const inputs *in, size_t wanted, workbench *w) {
+    const bench_case *c = &in->of;
+    const size_t matrix = (size_t)c->hidden_dim * c->dim, router = (size_t)c->experts * c->dim;
+    *w = (workbench){.desc = inputs_desc(in, NULL),
+                     .router = malloc(router * sizeof *w->router),
+                     .bias = malloc(c->experts * sizeof *w->bias),
+                     .x = malloc(wanted * c->dim * sizeof *w->x),
+                     .scores = malloc(c->experts * sizeof *w->scores),
+                     .gate = malloc(2 * matrix * sizeof *w->gate),
+                     .down = malloc(matrix * sizeof *w->down)};
+    if (!w->router || !w->bias || !w->x || !w->scores || !w->gate || !w->down)
+        return bench_no_memory("the reference");
+    fill(&in->router, 0, router, w->router);
+    for (uint32_t e = 0; e < c->experts; e++)
+        w->bias[e] = pattern_bias(in->pattern, e);
+    return CLMOE_SUCCESS;
 }
 
-static void token_logits(const inputs *in, const float *router, const float *x, double *logits) {
-    const uint32_t dim = in->of.dim;
-    for (uint32_t e = 0; e < in->of.experts; e++)
-        logits[e] = dot(x, router + (size_t)e * dim, dim) + (double)pattern_bias(in->pattern, e);
+/* Row n of the reference from token t; false if its choice is too close. */
+static bool route_token(const inputs *in, workbench *w, uint32_t n, uint32_t t, reference *ref) {
+    const bench_case *c = &in->of;
+    const ref_weights weights = {.router = w->router, .router_bias = w->bias};
+    double *logits = ref->logits + (size_t)n * c->experts;
+    double *scores = ref->scores + (size_t)n * c->experts;
+    float *x = w->x + (size_t)n * c->dim;
+    int32_t live = 0;
+    fill(&in->x, (uint64_t)t * c->dim, c->dim, x);
+    ref_logits(&w->desc, 1, x, &weights, logits);
+    ref_scores(&w->desc, 1, logits, scores);
+    if (ref_choice_gap(&w->desc, 1, scores, &weights) < CHOICE_GAP)
+        return false;
+    for (uint32_t e = 0; e < c->experts; e++)
+        w->scores[e] = (float)scores[e];
+    ref_topk(&w->desc, 1, w->scores, &weights, ref->ids + (size_t)n * c->top_k,
+             ref->weights + (size_t)n * c->top_k, &live);
+    return true;
 }
 
-/* The smallest distance between neighbours among the K+1 best; `ids` has room for K+1. */
-static double choice_gap(const bench_case *c, const double *logits, int32_t *ids) {
-    const uint32_t best = c->top_k < c->experts ? c->top_k + 1 : c->experts;
-    double gap = INFINITY;
-    choose(logits, c->experts, best, ids);
-    for (uint32_t k = 1; k < best; k++)
-        gap = fmin(gap, logits[ids[k - 1]] - logits[ids[k]]);
-    return gap;
-}
-
-/* Softmax over all experts, renormalised over the chosen. */
-static void token_weights(const bench_case *c, const double *logits, const int32_t *ids,
-                          double *weights) {
-    double sum = 0;
-    for (uint32_t k = 0; k < c->top_k; k++)
-        sum += weights[k] = exp(logits[ids[k]] - logits[ids[0]]);
-    for (uint32_t k = 0; k < c->top_k; k++)
-        weights[k] /= sum;
-}
-
-/* Routes up to `wanted` tokens, spread over the batch; x gets their rows [N,D]. */
-static void route(const inputs *in, reference *ref, uint32_t wanted, const float *router,
-                  int32_t *ids, float *x) {
+/* Routes up to `wanted` tokens, spread over the batch. */
+static void route(const inputs *in, workbench *w, uint32_t wanted, reference *ref) {
     const bench_case *c = &in->of;
     const uint32_t stride = c->tokens > wanted ? c->tokens / wanted : 1;
     uint32_t next = 0;
     for (uint32_t t = 0; t < c->tokens && ref->count < wanted; t++) {
-        const uint32_t n = ref->count;
-        double *logits = ref->logits + (size_t)n * c->experts;
-        if (t < next)
+        if (t < next || !route_token(in, w, ref->count, t, ref))
             continue;
-        row_of(&in->x, t, c->dim, x + (size_t)n * c->dim);
-        token_logits(in, router, x + (size_t)n * c->dim, logits);
-        if (choice_gap(c, logits, ids) < CHOICE_GAP)
-            continue;
-        memcpy(ref->ids + (size_t)n * c->top_k, ids, c->top_k * sizeof *ids);
-        token_weights(c, logits, ids, ref->weights + (size_t)n * c->top_k);
-        ref->token[n] = t;
-        ref->count++;
+        ref->token[ref->count++] = t;
         next += stride;
     }
 }
 
-/* The pairs (n * K + k) of the tokens looked at that chose an expert. */
-typedef struct expert_pairs {
-    uint32_t count;
-    uint32_t *pair; /* [N*K] */
-    float *row;     /* [max(D, H)], a row of weights */
-    float *hidden;  /* [N*K, H] of the pairs, as stored between the GEMMs */
-} expert_pairs;
-
-static void find_pairs(const bench_case *c, const reference *ref, uint32_t expert,
-                       expert_pairs *pairs) {
-    pairs->count = 0;
-    for (uint32_t p = 0; p < ref->count * c->top_k; p++)
-        if (ref->ids[p] == (int32_t)expert)
-            pairs->pair[pairs->count++] = p;
-}
-
-/* Hidden rows of the pairs of one expert, from their tokens' rows x [N,D]. */
-static void hidden_rows(const inputs *in, uint32_t expert, const float *x, double *gate,
-                        expert_pairs *pairs) {
+/* The pairs of one expert: their outputs, and what they add to y. */
+static void run_expert(const inputs *in, workbench *w, uint32_t expert, reference *ref) {
     const bench_case *c = &in->of;
-    for (uint32_t h = 0; h < c->hidden_dim; h++) {
-        const uint64_t gate_row = (uint64_t)expert * 2 * c->hidden_dim + h;
-        row_of(&in->gate, gate_row, c->dim, pairs->row);
-        for (uint32_t i = 0; i < pairs->count; i++)
-            gate[i] = dot(x + (size_t)(pairs->pair[i] / c->top_k) * c->dim, pairs->row, c->dim);
-        row_of(&in->gate, gate_row + c->hidden_dim, c->dim, pairs->row);
-        for (uint32_t i = 0; i < pairs->count; i++) {
-            double up = dot(x + (size_t)(pairs->pair[i] / c->top_k) * c->dim, pairs->row, c->dim);
-            pairs->hidden[(size_t)i * c->hidden_dim + h] =
-                (float)(gate[i] / (1 + exp(-gate[i])) * up);
-        }
-    }
-}
-
-static void output_rows(const inputs *in, uint32_t expert, const expert_pairs *pairs,
-                        reference *ref) {
-    const bench_case *c = &in->of;
-    for (uint32_t d = 0; d < c->dim; d++) {
-        row_of(&in->down, (uint64_t)expert * c->dim + d, c->hidden_dim, pairs->row);
-        for (uint32_t i = 0; i < pairs->count; i++)
-            ref->experts[(size_t)pairs->pair[i] * c->dim + d] =
-                dot(pairs->hidden + (size_t)i * c->hidden_dim, pairs->row, c->hidden_dim);
-    }
-}
-
-static void combine(const bench_case *c, reference *ref) {
-    for (uint32_t p = 0; p < ref->count * c->top_k; p++) {
-        double *y = ref->y + (size_t)(p / c->top_k) * c->dim;
-        for (uint32_t d = 0; d < c->dim; d++)
-            y[d] += ref->weights[p] * ref->experts[(size_t)p * c->dim + d];
-    }
-}
-
-static clmoe_status compute_experts(const inputs *in, const float *x, reference *ref) {
-    const bench_case *c = &in->of;
-    const size_t pairs = (size_t)ref->count * c->top_k;
-    const size_t longest = c->dim > c->hidden_dim ? c->dim : c->hidden_dim;
-    expert_pairs found = {.pair = calloc(pairs, sizeof *found.pair),
-                          .row = calloc(longest, sizeof *found.row),
-                          .hidden = calloc(pairs * c->hidden_dim, sizeof *found.hidden)};
-    double *gate = calloc(pairs, sizeof *gate);
-    ref->experts = calloc(pairs * c->dim, sizeof *ref->experts);
-    ref->y = calloc((size_t)ref->count * c->dim, sizeof *ref->y);
-    bool ready = found.pair && found.row && found.hidden && gate && ref->experts && ref->y;
-    for (uint32_t e = 0; ready && e < c->experts; e++) {
-        find_pairs(c, ref, e, &found);
-        if (found.count == 0)
+    const size_t matrix = (size_t)c->hidden_dim * c->dim;
+    const ref_weights weights = {.experts = {.gate = w->gate, .down = w->down}};
+    bool filled = false;
+    for (size_t p = 0; p < (size_t)ref->count * c->top_k; p++) {
+        const size_t n = p / c->top_k;
+        double *out = ref->experts + p * c->dim;
+        if (ref->ids[p] != (int32_t)expert)
             continue;
-        hidden_rows(in, e, x, gate, &found);
-        output_rows(in, e, &found, ref);
+        if (!filled) {
+            fill(&in->gate, 2 * matrix * expert, 2 * matrix, w->gate);
+            fill(&in->down, matrix * expert, matrix, w->down);
+            filled = true;
+        }
+        ref_expert(&w->desc, &weights, 0, w->x + n * c->dim, 1, out);
+        for (size_t d = 0; d < c->dim; d++)
+            ref->y[n * c->dim + d] += ref->weights[p] * out[d];
     }
-    if (ready)
-        combine(c, ref);
-    free(found.pair);
-    free(found.row);
-    free(found.hidden);
-    free(gate);
-    return ready ? CLMOE_SUCCESS : bench_no_memory("the reference");
 }
 
 static uint32_t tokens_wanted(const bench_case *c) {
@@ -180,31 +119,37 @@ static double tolerance_of(clmoe_type type) {
     return tolerances[type];
 }
 
+static clmoe_status allocate(const inputs *in, size_t wanted, reference *ref) {
+    const bench_case *c = &in->of;
+    const size_t pairs = wanted * c->top_k, dim = c->dim;
+    *ref = (reference){.tolerance = tolerance_of(in->type),
+                       .token = calloc(wanted, sizeof *ref->token),
+                       .logits = calloc(wanted * c->experts, sizeof *ref->logits),
+                       .scores = calloc(wanted * c->experts, sizeof *ref->scores),
+                       .ids = calloc(pairs, sizeof *ref->ids),
+                       .weights = calloc(pairs, sizeof *ref->weights)};
+    if (!c->routing_only) {
+        ref->experts = calloc(pairs * dim, sizeof *ref->experts);
+        ref->y = calloc(wanted * dim, sizeof *ref->y);
+    }
+    const bool ready = ref->token && ref->logits && ref->scores && ref->ids && ref->weights &&
+                       (c->routing_only || (ref->experts && ref->y));
+    return ready ? CLMOE_SUCCESS : bench_no_memory("the reference");
+}
+
 clmoe_status reference_make(const inputs *in, reference *ref) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bench_case *c = &in->of;
-    const size_t wanted = tokens_wanted(c);
-    float *router = calloc((size_t)c->experts * c->dim, sizeof *router);
-    float *x = calloc(wanted * c->dim, sizeof *x);
-    int32_t *ids = calloc((size_t)c->top_k + 1, sizeof *ids);
-    *ref = (reference){.tolerance = tolerance_of(in->type)};
-    ref->token = calloc(wanted, sizeof *ref->token);
-    ref->logits = calloc(wanted * c->experts, sizeof *ref->logits);
-    ref->ids = calloc(wanted * c->top_k, sizeof *ref->ids);
-    ref->weights = calloc(wanted * c->top_k, sizeof *ref->weights);
-    if (!router || !x || !ids || !ref->token || !ref->logits || !ref->ids || !ref->weights)
-        TRY(bench_no_memory("the reference"));
-    for (uint32_t e = 0; e < c->experts; e++)
-        row_of(&in->router, e, c->dim, router + (size_t)e * c->dim);
-    route(in, ref, (uint32_t)wanted, router, ids, x);
+    const uint32_t wanted = tokens_wanted(&in->of);
+    workbench w = {.router = NULL};
+    TRY(allocate(in, wanted, ref));
+    TRY(workbench_make(in, wanted, &w));
+    route(in, &w, wanted, ref);
     if (ref->count == 0)
         TRY(bench_fail(CLMOE_UNSUPPORTED, "every token has a choice too close to check"));
-    if (!c->routing_only)
-        TRY(compute_experts(in, x, ref));
+    for (uint32_t e = 0; e < in->of.experts && !in->of.routing_only; e++)
+        run_expert(in, &w, e, ref);
 done:
-    free(router);
-    free(x);
-    free(ids);
+    workbench_free(&w);
     if (status != CLMOE_SUCCESS)
         reference_free(ref);
     return status;
@@ -213,6 +158,7 @@ done:
 void reference_free(reference *ref) {
     free(ref->token);
     free(ref->logits);
+    free(ref->scores);
     free(ref->ids);
     free(ref->weights);
     free(ref->experts);

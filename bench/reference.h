@@ -1,6 +1,6 @@
 /*
- * What a case must give, for a few of its tokens: computed on the host in double precision from
- * clmoe.h's formulas, with nothing of the library's. Computed once per case, however many engines.
+ * What a case must give, for a few of its tokens: by the oracle of the tests, in double precision.
+ * Computed once per case, however many engines.
  */
 #ifndef BENCH_REFERENCE_H
 #define BENCH_REFERENCE_H
@@ -11,6 +11,7 @@ typedef struct reference {
     uint32_t count;   /* N tokens looked at */
     uint32_t *token;  /* [N] */
     double *logits;   /* [N,E] */
+    double *scores;   /* [N,E] */
     int32_t *ids;     /* [N,K], best first */
     double *weights;  /* [N,K] */
     double *experts;  /* [N,K,D]: outputs of the chosen; NULL with routing_only */
@@ -21,8 +22,5 @@ typedef struct reference {
 /* Looks at tokens whose choice rounding cannot change. */
 clmoe_status reference_make(const inputs *in, reference *ref);
 void reference_free(reference *ref);
-
-/* The K best of scores [E] in descending order, ties to the lower id, into ids. */
-void choose(const double *scores, uint32_t experts, uint32_t top_k, int32_t *ids);
 
 #endif

@@ -8,14 +8,10 @@ static clmoe_buf place(const bench_train *t, train_buffer which) {
     return (clmoe_buf){t->buffers[which], 0};
 }
 
-float train_noise(const inputs *in) {
-    return 1.0F / (float)in->of.experts;
-}
-
-static clmoe_layer_desc train_desc(const inputs *in, const char *engine) {
+clmoe_layer_desc train_desc(const inputs *in, const char *engine) {
     clmoe_layer_desc desc = inputs_desc(in, engine);
     desc.router.noise.kind = CLMOE_NOISE_GAUSSIAN;
-    desc.router.noise.scale = train_noise(in);
+    desc.router.noise.scale = 1.0F / (float)in->of.experts;
     desc.capacity.factor = 2;
     desc.balance.enabled = 1;
     desc.balance.device_groups = MOST_GROUPS;
@@ -24,7 +20,7 @@ static clmoe_layer_desc train_desc(const inputs *in, const char *engine) {
     return desc;
 }
 
-static void list_losses(clmoe_loss_desc losses[TRAIN_LOSSES]) {
+void train_losses(clmoe_loss_desc losses[TRAIN_LOSSES]) {
     for (int kind = 0; kind < TRAIN_LOSSES; kind++)
         losses[kind] = (clmoe_loss_desc){.kind = (clmoe_loss_kind)kind, .weight = LOSS_WEIGHT};
 }
@@ -51,7 +47,7 @@ static clmoe_status enqueue_forward(bench_train *t, bool balance, cl_event *even
     args.y = place(t, TRAIN_Y);
     if (balance) {
         TRY(clear_dlogits(t));
-        list_losses(losses);
+        train_losses(losses);
         args.stats = place(t, TRAIN_STATS);
         args.losses = losses;
         args.num_losses = TRAIN_LOSSES;
@@ -95,7 +91,7 @@ static clmoe_status enqueue_balance(bench_train *t, cl_event *event) {
                             .scratch = place(t, TRAIN_SCRATCH),
                             .values = place(t, TRAIN_VALUES),
                             .dlogits = place(t, TRAIN_DLOGITS)};
-    list_losses(losses);
+    train_losses(losses);
     TRY(clear_dlogits(t));
     TRY(enqueue_stats(t));
     TRY(LIB(clmoe_loss(t->layer, t->device->queue, &args, 0, NULL, event)));

@@ -43,7 +43,8 @@ void train_release(bench_train *t);
 /* STEP_TRAIN, STEP_TRAIN_BALANCE or STEP_BALANCE. The latter two clear dlogits first. */
 clmoe_status train_enqueue(bench_train *t, bench_step step, cl_event *event);
 
-/* The deviation of the noise. */
-float train_noise(const inputs *in);
+/* The layer, for `engine`, and its losses. */
+clmoe_layer_desc train_desc(const inputs *in, const char *engine);
+void train_losses(clmoe_loss_desc losses[TRAIN_LOSSES]);
 
 #endif

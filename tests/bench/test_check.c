@@ -133,7 +133,8 @@ static void test_wrong_plans_are_found(void **state) {
     set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
     const clmoe_plan_layout *plan = &f.subject.plan;
     const size_t places[] = {plan->load,        plan->kept,    plan->offsets + 4,
-                             plan->slot_of + 4, plan->pair_of, plan->token_of + 4};
+                             plan->slot_of + 4, plan->pair_of, plan->token_of + 4,
+                             plan->tile_expert};
     for (size_t i = 0; i < COUNT_OF(places); i++) {
         expect_right(&f, STEP_PLAN);
         spoil_word(&f, f.subject.buffers[SUBJECT_PLAN], places[i]);

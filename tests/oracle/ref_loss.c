@@ -353,12 +353,13 @@ static void fix_thresholds(const clmoe_layer_desc *desc, const ref_balance_in *i
     for (size_t t = 0; t < in->tokens; t++) {
         ref_row row;
         ref_row_make(desc, in, CLMOE_P_NORMALISED, t, &row);
+        double last = nth_largest(&row, R, K), next = nth_largest(&row, R, K + 1);
         for (size_t j = 0; j < R; j++)
-            threshold[t * R + j] = nth_largest(&row, R, K);
+            threshold[t * R + j] = last;
         size_t p, e, end = ref_pairs_of(desc, in, t, &p);
         for (; p < end; p++)
             if (ref_pair_column(desc, in, p, &e))
-                threshold[t * R + e] = nth_largest(&row, R, K + 1);
+                threshold[t * R + e] = next;
         ref_row_free(&row);
     }
 }
