@@ -60,7 +60,7 @@ int main(void) {
     check(clmoe_state_init(layer, g.queue, args.state, 1234, 0, NULL, NULL));
 
     clmoe_balance_args balance;
-    clmoe_balance_init(&balance);
+    clmoe_balance_args_init(&balance);
     balance.state = args.state;
     balance.stats = args.stats;
     balance.bias_rule = CLMOE_BIAS_SIGN;

@@ -36,7 +36,7 @@ typedef struct batch {
 
     bool routed; /* by this call: noise and group logits of the batch are in their regions */
     clmoe_buf stats, load_target, load_supplied;
-    const clmoe_loss_desc *losses;
+    clmoe_loss_desc losses[MAX_LOSSES];
     uint32_t num_losses;
     clmoe_buf loss_values, dlogits, dnoise, dgroup_logits;
 } batch;

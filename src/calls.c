@@ -1,6 +1,7 @@
 /* The steps as public calls: check, bind the batch, launch one step, end. */
 #include "check/check.h"
 #include "measure.h"
+#include "runtime/structs.h"
 
 /* ---- What each call gives to the batch ------------------------------------------------------- */
 
@@ -107,8 +108,7 @@ static void bind_stats(batch *b, const clmoe_stats_args *args) {
 
 static void bind_loss(batch *b, const clmoe_loss_args *args) {
     BIND_MEASURED(b, args);
-    b->losses = args->losses;
-    b->num_losses = args->num_losses;
+    bind_losses(b, args->losses, args->loss_size, args->num_losses);
     b->load_supplied = args->load_supplied;
     b->loss_values = args->values;
     b->dlogits = args->dlogits;
@@ -124,11 +124,13 @@ static void bind_loss(batch *b, const clmoe_loss_args *args) {
         clmoe_status status = CLMOE_SUCCESS;                                                       \
         launch chain = {0};                                                                        \
         batch b = {.layer = layer};                                                                \
-        TRY(check_##name(layer, args));                                                            \
+        clmoe_##name##_args own = {0};                                                             \
+        TRY(STRUCT_TAKE_ARGS(args, &own));                                                         \
+        TRY(check_##name(layer, &own));                                                            \
         TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));                          \
-        b.tokens = args->tokens;                                                                   \
-        TRY(workspace_layout_get(layer, args->tokens, &b.ws));                                     \
-        bind_##name(&b, args);                                                                     \
+        b.tokens = own.tokens;                                                                     \
+        TRY(workspace_layout_get(layer, own.tokens, &b.ws));                                       \
+        bind_##name(&b, &own);                                                                     \
         TRY(step(&b, &chain));                                                                     \
     done:                                                                                          \
         return launch_end(&chain, status, event);                                                  \

@@ -1,6 +1,7 @@
 /* The chain: read this first. A step reads and writes the batch's buffers; see batch.h. */
 #include "check/check.h"
 #include "measure.h"
+#include "runtime/structs.h"
 
 static bool jitters_experts(const batch *b) {
     return b->state.mem && b->layer->desc.router.noise.jitter_experts;
@@ -26,12 +27,11 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
                  .stats = args->stats,
                  .load_target = args->load_target,
                  .load_supplied = args->load_supplied,
-                 .losses = args->losses,
-                 .num_losses = args->num_losses,
                  .loss_values = args->loss_values,
                  .dlogits = args->dlogits,
                  .dnoise = args->dnoise,
                  .dgroup_logits = args->dgroup_logits};
+    bind_losses(b, args->losses, args->loss_size, args->num_losses);
     TRY(workspace_layout_get(layer, args->tokens, &b->ws));
     if (!chosen) {
         b->logits = b->logits_given ? args->logits_in : region(b, REGION_LOGITS);
@@ -150,13 +150,15 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     clmoe_status status = CLMOE_SUCCESS;
     launch chain = {0};
     batch b;
-    TRY(check_forward(layer, args));
+    clmoe_forward_args own = {0};
+    TRY(STRUCT_TAKE_ARGS(args, &own));
+    TRY(check_forward(layer, &own));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
-    TRY(launch_profile(&chain, args->profile));
-    TRY(bind(layer, args, &b));
+    TRY(launch_profile(&chain, own.profile));
+    TRY(bind(layer, &own, &b));
     TRY(layer_is_soft_moe(layer) ? run_soft_moe(&b, &chain) : run_routed(&b, &chain));
     TRY(combine(&b, &chain));
-    TRY(report(&b, &chain, args));
+    TRY(report(&b, &chain, &own));
     launch_step(&chain, "balance");
     TRY(measure(&b, &chain));
 done:

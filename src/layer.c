@@ -2,10 +2,12 @@
 #include "layer.h"
 #include "check/check.h"
 #include "runtime/program.h"
+#include "runtime/structs.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* cl/routing/router.clh has the same numbers; types.clh's device code relies on them. */
 #define SCORE_SAME(NAME, of_row, value, slope) SAME_NUMBER(SCORE_##NAME);
@@ -23,25 +25,29 @@ SAME_NUMBER(KEEP_PRIORITY);
 SAME_NUMBER(KEEP_WEIGHT);
 SAME_NUMBER(KEEP_RANDOM);
 
-void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
-    *desc = (clmoe_layer_desc){
-        .struct_size = sizeof *desc,
-        .router = {.temperature = 1,
-                   .renorm.p = 1,
-                   .scale = 1,
-                   .sparsemixer_eps = 0.01F,
-                   .sinkhorn = {.iterations = 100, .tolerance = 1e-4F},
-                   .soft_moe = {.slots = 1, .scale = 1},
-                   .noise.scale = 1,
-                   .rebalance.mu = 1},
-        .experts = {.alpha = 1},
-        .shared = {.alpha = 1},
-        .balance = {.dead_window = 32768},
-    };
+/* All bytes are set: clmoe_checkpoint_layer_sized() compares them. */
+static void set_defaults(clmoe_layer_desc *desc) {
+    memset(desc, 0, sizeof *desc);
+    desc->struct_size = sizeof *desc;
+    desc->router.temperature = 1;
+    desc->router.renorm.p = 1;
+    desc->router.scale = 1;
+    desc->router.sparsemixer_eps = 0.01F;
+    desc->router.sinkhorn.iterations = 100;
+    desc->router.sinkhorn.tolerance = 1e-4F;
+    desc->router.soft_moe.slots = 1;
+    desc->router.soft_moe.scale = 1;
+    desc->router.noise.scale = 1;
+    desc->router.rebalance.mu = 1;
+    desc->experts.alpha = 1;
+    desc->shared.alpha = 1;
+    desc->balance.dead_window = 32768;
 }
 
-void clmoe_forward_args_init(clmoe_forward_args *args) {
-    *args = (clmoe_forward_args){.struct_size = sizeof *args};
+void clmoe_layer_desc_init_sized(clmoe_layer_desc *desc, size_t struct_size) {
+    clmoe_layer_desc own;
+    set_defaults(&own);
+    struct_give(&own, sizeof own, desc, struct_size);
 }
 
 static double round_capacity(double rows, clmoe_rounding rounding) {
@@ -221,22 +227,25 @@ clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *
                                 clmoe_layer **out) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_layer *layer = NULL;
+    clmoe_layer_desc own;
     if (!out)
         return fail(CLMOE_INVALID_ARGUMENT, "out is NULL");
     *out = NULL;
-    if (!context || !desc)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", context ? "desc" : "context");
-    TRY(check_layer_desc(desc));
+    if (!context)
+        return fail(CLMOE_INVALID_ARGUMENT, "context is NULL");
+    set_defaults(&own);
+    TRY(struct_take(CLMOE_INVALID_DESC, "desc", desc, &own, sizeof own));
+    TRY(check_layer_desc(&own));
     layer = calloc(1, sizeof *layer);
     if (!layer)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the layer");
     layer->context = context;
-    layer->desc = *desc;
+    layer->desc = own;
     layer->desc.engine = NULL;
-    layer->columns = desc->num_experts + desc->num_identity_experts;
-    layer->policy = policy_of(&desc->router);
-    layer->router = switches_of(desc);
-    TRY(create_engines(layer, desc->engine));
+    layer->columns = own.num_experts + own.num_identity_experts;
+    layer->policy = policy_of(&own.router);
+    layer->router = switches_of(&own);
+    TRY(create_engines(layer, own.engine));
     TRY(create_kernels(layer));
     *out = layer;
 done:

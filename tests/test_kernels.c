@@ -260,7 +260,7 @@ static void run_state(uint32_t form) {
     d.weights.select_bias = (clmoe_buf){NULL, 0};
     OK(clmoe_state_size(layer, &bytes));
     d.args.state = buf_new(bytes);
-    clmoe_balance_init(&balance);
+    clmoe_balance_args_init(&balance);
     balance.state = d.args.state;
     balance.stats = d.args.stats;
     balance.bias_rule = CLMOE_BIAS_PROPORTIONAL;

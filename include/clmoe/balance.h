@@ -212,7 +212,10 @@ enum {
     CLMOE_F_SUPPLIED = 4,
 };
 
-/* One loss. {.kind = ..., .weight = ...} is a useful start: everything else may be 0. */
+/*
+ * One loss. {.kind = ..., .weight = ...} is a useful start: everything else may be 0. It grows at
+ * its end, see loss_size.
+ */
 typedef struct clmoe_loss_desc {
     clmoe_loss_kind kind;
     float weight;
@@ -234,6 +237,11 @@ typedef struct clmoe_loss_args {
     uint32_t tokens;
     const clmoe_loss_desc *losses; /* 1 to 16, added up in this order */
     uint32_t num_losses;
+    /*
+     * Bytes from one of them to the next, sizeof(clmoe_loss_desc); 0: that of version 0.2. Set it
+     * where you use fields that came later.
+     */
+    size_t loss_size;
     /*
      * noise_router, with learned noise and a state; group_router, with two levels; expert_scale,
      * for dlogits by p_source weights
@@ -329,9 +337,10 @@ typedef struct clmoe_schedule {
     clmoe_schedule_shape shape;
     float start, end;
     uint32_t first, steps; /* steps >= 1 */
+    uint32_t reserved[3];
 } clmoe_schedule;
 
-/* What happens between two batches. clmoe_balance_init() sets the defaults. */
+/* What happens between two batches. clmoe_balance_args_init() sets the defaults. */
 typedef struct clmoe_balance_args {
     size_t struct_size;
     clmoe_buf state;
@@ -358,7 +367,12 @@ typedef struct clmoe_balance_args {
     clmoe_schedule noise, temperature; /* of noise_scale and temperature_scale */
 } clmoe_balance_args;
 
-CLMOE_API void clmoe_balance_init(clmoe_balance_args *args);
+/* The same for a struct of `struct_size` bytes, from another language or another version. */
+CLMOE_API void clmoe_balance_args_init_sized(clmoe_balance_args *args, size_t struct_size);
+
+static inline void clmoe_balance_args_init(clmoe_balance_args *args) {
+    clmoe_balance_args_init_sized(args, sizeof *args);
+}
 
 /*
  * Enqueues what the schedules say at the state's step, so that they hold for the first batch too:

@@ -31,8 +31,11 @@ typedef struct clmoe_checkpoint_options {
     const char *assume;
 } clmoe_checkpoint_options;
 
-/* Fills `options` with defaults. */
-CLMOE_API void clmoe_checkpoint_options_init(clmoe_checkpoint_options *options);
+/* Sets the defaults, all of which are 0, and struct_size. */
+static inline void clmoe_checkpoint_options_init(clmoe_checkpoint_options *options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+}
 
 /*
  * Opens a directory; reads config.json and all headers, no tensor data. `options` may be NULL.
@@ -56,12 +59,22 @@ CLMOE_API const char *clmoe_checkpoint_model_type(const clmoe_checkpoint *checkp
 CLMOE_API const char *clmoe_checkpoint_assumed(const clmoe_checkpoint *checkpoint, uint32_t layer);
 
 /*
+ * clmoe_checkpoint_layer() for a struct of `struct_size` bytes; CLMOE_UNSUPPORTED too if the block
+ * needs a field that it does not have.
+ */
+CLMOE_API clmoe_status clmoe_checkpoint_layer_sized(const clmoe_checkpoint *checkpoint,
+                                                    uint32_t layer, clmoe_layer_desc *desc,
+                                                    size_t struct_size);
+
+/*
  * Fills `desc` with the MoE block of layer `layer` (0-based). Callers may then set engine,
  * capacity, training and the storage types. Errors: CLMOE_BAD_FILE, CLMOE_UNSUPPORTED for a feature
  * clmoe lacks, by name.
  */
-CLMOE_API clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkpoint, uint32_t layer,
-                                              clmoe_layer_desc *desc);
+static inline clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkpoint,
+                                                  uint32_t layer, clmoe_layer_desc *desc) {
+    return clmoe_checkpoint_layer_sized(checkpoint, layer, desc, sizeof *desc);
+}
 
 /*
  * Creates the weight buffers of the block in `context` and writes them through `queue`; returns

@@ -45,7 +45,12 @@
  *   - In-order and out-of-order queues both work: see profile.h. Also a call with no
  *     tokens gives a valid event.
  *   - A context is thread-safe; a layer is used by one thread at a time.
- *   - Named numbers are stored as uint32_t, as the size of an enum is up to the compiler.
+ *   - Programs run with later libraries of the same ABI, and with earlier ones if they use nothing
+ *     newer. A struct that begins with struct_size grows at its end: what an older one lacks has
+ * its default, and what only a newer one has must be 0. In all other structs `reserved` is room for
+ *     later fields and must be 0, as {0} or a designated initialiser makes it; clmoe_buf and
+ *     clmoe_profile_step never change. Named numbers are stored as uint32_t, as the size of an enum
+ *     is up to the compiler.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
  * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (soft: K = E + Z), T*K <= 2^30.
@@ -64,10 +69,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
-/* Before 1.0 the ABI changes with the minor version; a struct of another size is refused. */
+/* Before 1.0 a new minor version may break the ABI; the name of the shared library has both. */
 #define CLMOE_VERSION_MAJOR 0
-#define CLMOE_VERSION_MINOR 1
+#define CLMOE_VERSION_MINOR 2
 #define CLMOE_VERSION_PATCH 0
 
 #if defined(_WIN32)
@@ -109,7 +115,7 @@ CLMOE_API const char *clmoe_status_string(clmoe_status status);
  */
 CLMOE_API const char *clmoe_last_error(void);
 
-/* "0.1.0": the library's version at run time. */
+/* "0.2.0": the library's version at run time. */
 CLMOE_API const char *clmoe_version(void);
 
 /* ---- Buffers and types --------------------------------------------------------------------- */
@@ -254,6 +260,7 @@ typedef struct clmoe_groups_desc {
      * group ids, the best of each group first. The select_bias acts within the groups.
      */
     uint32_t two_level;
+    uint32_t reserved[4];
 } clmoe_groups_desc;
 
 /* What the weights of a token's choices are divided by. */
@@ -262,18 +269,21 @@ typedef struct clmoe_renorm_desc {
     float eps;           /* >= 0; default 0. A sum of 0 gives weights of 0, never NaN. */
     float p;             /* >= 1; default 1 */
     uint32_t after_drop; /* 1: renormalise over the pairs that kept a place (NLLB) */
+    uint32_t reserved[4];
 } clmoe_renorm_desc;
 
 /* Of CLMOE_POLICY_SINKHORN. */
 typedef struct clmoe_sinkhorn_desc {
     uint32_t iterations; /* 1 to 1000; default 100 */
     float tolerance;     /* >= 0; default 1e-4 */
+    uint32_t reserved[2];
 } clmoe_sinkhorn_desc;
 
 /* Of CLMOE_POLICY_SOFT_MOE. */
 typedef struct clmoe_soft_moe_desc {
     uint32_t slots; /* p, of each expert; default 1 */
     float scale;    /* default 1 */
+    uint32_t reserved[2];
 } clmoe_soft_moe_desc;
 
 /* What a state makes random in x and the logits. Acts when a state is given. */
@@ -287,6 +297,7 @@ typedef struct clmoe_noise_desc {
      */
     float jitter;
     uint32_t jitter_experts;
+    uint32_t reserved[4];
 } clmoe_noise_desc;
 
 /*
@@ -297,6 +308,7 @@ typedef struct clmoe_noise_desc {
  */
 typedef struct clmoe_dropout_desc {
     float experts, logits;
+    uint32_t reserved[2];
 } clmoe_dropout_desc;
 
 /*
@@ -309,6 +321,7 @@ typedef struct clmoe_dropout_desc {
 typedef struct clmoe_rebalance_desc {
     uint32_t iterations; /* 0 (default) to 1000 */
     float mu;            /* >= 0; default 1 */
+    uint32_t reserved[2];
 } clmoe_rebalance_desc;
 
 typedef struct clmoe_router_desc { /* random numbers: see clmoe_state */
@@ -333,6 +346,7 @@ typedef struct clmoe_router_desc { /* random numbers: see clmoe_state */
     clmoe_noise_desc noise;
     clmoe_dropout_desc dropout;
     clmoe_rebalance_desc rebalance;
+    uint32_t reserved[16];
 } clmoe_router_desc;
 
 /* Which pairs keep their place when an expert has more than C. The others are dropped. */
@@ -386,6 +400,7 @@ typedef struct clmoe_capacity_desc {
      * places at each expert. Losses of scope sequence use it too.
      */
     uint32_t tokens_per_sequence;
+    uint32_t reserved[8];
 } clmoe_capacity_desc;
 
 /* What statistics and losses need to know. */
@@ -398,6 +413,7 @@ typedef struct clmoe_balance_desc {
     uint32_t enabled;
     uint32_t device_groups; /* the E experts are that many equal groups, one per device; 0: none */
     uint32_t dead_window;   /* an expert is dead after so many tokens without it; default 32768 */
+    uint32_t reserved[8];
 } clmoe_balance_desc;
 
 typedef uint32_t clmoe_activation;
@@ -435,6 +451,7 @@ typedef struct clmoe_mlp_desc {
     float limit;              /* clamp of gate (above) and up (both sides), 0 (default): none */
     float alpha;              /* of silu; default 1; gpt-oss 1.702 */
     float up_shift;           /* default 0; gpt-oss 1 */
+    uint32_t reserved[8];
 } clmoe_mlp_desc;
 
 typedef struct clmoe_layer_desc {
@@ -458,8 +475,13 @@ typedef struct clmoe_layer_desc {
     clmoe_balance_desc balance;
 } clmoe_layer_desc;
 
+/* The same for a struct of `struct_size` bytes, from another language or another version. */
+CLMOE_API void clmoe_layer_desc_init_sized(clmoe_layer_desc *desc, size_t struct_size);
+
 /* Zeroes, sets struct_size and the defaults named above. Sizes stay 0 and must be set. */
-CLMOE_API void clmoe_layer_desc_init(clmoe_layer_desc *desc);
+static inline void clmoe_layer_desc_init(clmoe_layer_desc *desc) {
+    clmoe_layer_desc_init_sized(desc, sizeof *desc);
+}
 
 /* ---- Layer --------------------------------------------------------------------------------- */
 
@@ -521,6 +543,7 @@ typedef struct clmoe_mlp_weights {
      * read instead of the three, which may then be {NULL, 0}; the biases stay as they are.
      */
     clmoe_buf packed;
+    clmoe_buf reserved[12];
 } clmoe_mlp_weights;
 
 typedef struct clmoe_weights {
@@ -534,6 +557,7 @@ typedef struct clmoe_weights {
     clmoe_buf output_bias;    /* [D], if output_bias */
     clmoe_buf group_router;   /* [groups.count,D], if router.groups.two_level */
     clmoe_buf noise_router;   /* [R,D], if router.noise.kind is learned; not read without a state */
+    clmoe_buf reserved[8];
 } clmoe_weights;
 
 /* Releases every buffer of `weights` and clears it: for those of clmoe_checkpoint_upload(). */
@@ -579,6 +603,7 @@ typedef struct clmoe_forward_args {
     /* Balancing losses, see clmoe_loss_args: 0 to 16 of them. */
     const struct clmoe_loss_desc *losses;
     uint32_t num_losses;
+    size_t loss_size;        /* sizeof(clmoe_loss_desc); 0: that of version 0.2 */
     clmoe_buf loss_values;   /* optional [num_losses] f32 */
     clmoe_buf dlogits;       /* optional [T,R] f32: their gradient is added */
     clmoe_buf dnoise;        /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
@@ -586,7 +611,10 @@ typedef struct clmoe_forward_args {
     struct clmoe_profile *profile; /* optional, see profile.h: the events of each step */
 } clmoe_forward_args;
 
-CLMOE_API void clmoe_forward_args_init(clmoe_forward_args *args);
+static inline void clmoe_forward_args_init(clmoe_forward_args *args) {
+    memset(args, 0, sizeof *args);
+    args->struct_size = sizeof *args;
+}
 
 /*
  * Enqueues the layer on `queue` after the `num_wait` events of `wait`. `event` may be NULL. On a

@@ -65,8 +65,11 @@ typedef struct clmoe_context_options {
     uint64_t max_launch_work;
 } clmoe_context_options;
 
-/* Fills `options` with defaults. */
-CLMOE_API void clmoe_context_options_init(clmoe_context_options *options);
+/* Sets the defaults, all of which are 0, and struct_size. */
+static inline void clmoe_context_options_init(clmoe_context_options *options) {
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+}
 
 /*
  * Binds `device` of `context`, which is retained. `options` may be NULL. Compiles nothing yet.

@@ -35,7 +35,7 @@
 extern "C" {
 #endif
 
-#define CLMOE_PROFILE_STEPS 12 /* at least as many as a call can have */
+#define CLMOE_PROFILE_STEPS 12 /* at least as many as a call of this version can have */
 
 /* A step that enqueued something; its first and its last command may be the same one. */
 typedef struct clmoe_profile_step {
@@ -50,7 +50,11 @@ typedef struct clmoe_profile_step {
 
 /* Yours; written by the call, and no longer used by the library when the call returns. */
 typedef struct clmoe_profile {
-    size_t struct_size; /* sizeof(clmoe_profile) */
+    /*
+     * sizeof(clmoe_profile), or less for fewer steps, but at least one: if a call has more than
+     * there is room for, the last one has the rest.
+     */
+    size_t struct_size;
     uint32_t num_steps; /* 0 before the call, and after one that failed */
     clmoe_profile_step steps[CLMOE_PROFILE_STEPS];
 } clmoe_profile;

@@ -121,6 +121,7 @@ typedef struct clmoe_plan_layout {
      */
     size_t chosen_ids;     /* [pairs] i32 */
     size_t chosen_weights; /* [pairs] f32 */
+    size_t reserved[8];    /* 0 */
 } clmoe_plan_layout;
 
 CLMOE_API clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,

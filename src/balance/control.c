@@ -1,6 +1,7 @@
 /* The controllers: what happens to the state between two batches. */
 #include "balance/state.clh"
 #include "check/check.h"
+#include "runtime/structs.h"
 #include "steps.h"
 
 #include <math.h>
@@ -14,18 +15,20 @@ SAME_NUMBER(SCHEDULE_LINEAR);
 SAME_NUMBER(SCHEDULE_COSINE);
 SAME_NUMBER(SCHEDULE_EXPONENTIAL);
 
-void clmoe_balance_init(clmoe_balance_args *args) {
-    *args = (clmoe_balance_args){
-        .struct_size = sizeof *args,
-        .bias_rate = 1e-3F,
-        .ema_decay = 0.9F,
-        .loss_rate = 0.01F,
-        .loss_min = 1e-3F,
-        .loss_max = 1e3F,
-        .target_drop_rate = -1,
-        .capacity_rate = 0.01F,
-        .capacity_min = 0.1F,
-    };
+static const clmoe_balance_args defaults = {
+    .struct_size = sizeof defaults,
+    .bias_rate = 1e-3F,
+    .ema_decay = 0.9F,
+    .loss_rate = 0.01F,
+    .loss_min = 1e-3F,
+    .loss_max = 1e3F,
+    .target_drop_rate = -1,
+    .capacity_rate = 0.01F,
+    .capacity_min = 0.1F,
+};
+
+void clmoe_balance_args_init_sized(clmoe_balance_args *args, size_t struct_size) {
+    struct_give(&defaults, sizeof defaults, args, struct_size);
 }
 
 static schedule_rule schedule_of(const clmoe_schedule *schedule) {
@@ -94,9 +97,11 @@ clmoe_status clmoe_balance_update(clmoe_layer *layer, cl_command_queue queue,
                                   const cl_event *wait, cl_event *event) {
     clmoe_status status = CLMOE_SUCCESS;
     launch chain = {0};
-    TRY(check_balance(layer, args));
+    clmoe_balance_args own = defaults;
+    TRY(STRUCT_TAKE_ARGS(args, &own));
+    TRY(check_balance(layer, &own));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
-    TRY(step_control(layer, &chain, args));
+    TRY(step_control(layer, &chain, &own));
 done:
     return launch_end(&chain, status, event);
 }
@@ -106,9 +111,11 @@ clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue queue,
                                  const cl_event *wait, cl_event *event) {
     clmoe_status status = CLMOE_SUCCESS;
     launch chain = {0};
-    TRY(check_balance_start(layer, args));
+    clmoe_balance_args own = defaults;
+    TRY(STRUCT_TAKE_ARGS(args, &own));
+    TRY(check_balance_start(layer, &own));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
-    TRY(step_start(layer, &chain, args));
+    TRY(step_start(layer, &chain, &own));
 done:
     return launch_end(&chain, status, event);
 }

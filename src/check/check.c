@@ -1,8 +1,25 @@
 /* Arguments of the public calls. */
 #include "check_buffers.h"
+#include "runtime/structs.h"
+
+/* Room of later headers. */
+static clmoe_status is_unused(const char *name, const clmoe_buf *room, size_t bytes) {
+    if (struct_is_zero(room, 0, bytes))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT, "%s is not 0", name);
+}
 
 clmoe_status check_weights_given(const clmoe_weights *weights) {
-    return weights ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!weights)
+        return fail(CLMOE_INVALID_ARGUMENT, "weights is NULL");
+    TRY(is_unused("weights.reserved", weights->reserved, sizeof weights->reserved));
+    TRY(is_unused("weights.experts.reserved", weights->experts.reserved,
+                  sizeof weights->experts.reserved));
+    TRY(is_unused("weights.shared.reserved", weights->shared.reserved,
+                  sizeof weights->shared.reserved));
+done:
+    return status;
 }
 
 static clmoe_status check_router(call_check *call, const clmoe_weights *weights) {
@@ -321,7 +338,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
     call_check call = {.layer = layer, .in_place = {&args->y, &args->residual}};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_head(layer, args->tokens, &ws));
     TRY(check_forward_policy(layer, args));
     if (!args->ids_in.mem != !args->pair_weights_in.mem)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is given without %s",
@@ -368,7 +385,7 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     const clmoe_router_desc *router = &layer->desc.router;
     bool external = args->logits_in.mem != NULL, two_level = router->groups.two_level;
     bool noisy = args->state.mem && layer_is_noisy(layer);
@@ -402,7 +419,7 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     clmoe_policy policy = layer->desc.router.policy;
     bool expert_choice = layer_is_expert_choice(layer);
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
@@ -449,7 +466,7 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
         READS("ids", &args->ids, pairs, 4, true),
@@ -479,7 +496,7 @@ clmoe_status check_renorm_after_drop(const clmoe_layer *layer,
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     if (!layer->desc.router.renorm.after_drop)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "router.renorm.after_drop is 0: clmoe_topk() gives the weights as they are");
@@ -500,7 +517,7 @@ clmoe_status check_jitter(const clmoe_layer *layer, const clmoe_jitter_args *arg
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     if (layer->desc.router.noise.jitter <= 0)
         return fail(CLMOE_INVALID_ARGUMENT, "router.noise.jitter is 0: the layer has no jitter");
     size_t element = type_bytes(layer->desc.type);
@@ -520,7 +537,7 @@ clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args 
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     size_t element = type_bytes(layer->desc.type);
     const buffer_need needs[] = {
         READS("x", &args->x, bytes_of(args->tokens, layer->desc.dim, element), element, true),
@@ -537,7 +554,7 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     bool gathers = layer->experts.engine->gathers;
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
     if (layer->experts.engine->blocks)
@@ -567,7 +584,7 @@ clmoe_status check_shared_expert(const clmoe_layer *layer, const clmoe_shared_ex
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_head(layer, args, sizeof *args, &ws));
+    TRY(check_head(layer, args->tokens, &ws));
     if (layer->desc.shared.hidden_dim == 0)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "shared.hidden_dim is 0: the layer has no shared expert");
@@ -593,7 +610,7 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     call_check call = {.layer = layer, .in_place = {&args->y, &args->residual}};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     size_t rows = bytes_of(tokens, layer->desc.dim, element);
     bool shared = layer->desc.shared.hidden_dim > 0;
@@ -631,14 +648,10 @@ clmoe_status check_mlp_exists(const clmoe_layer *layer, clmoe_mlp mlp) {
 clmoe_status check_pack(const clmoe_layer *layer, const clmoe_pack_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
-    if (!layer || !args)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
-    if (args->struct_size != sizeof *args)
-        return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
-                    args->struct_size, sizeof *args);
     TRY(check_mlp_exists(layer, args->mlp));
     if (!args->raw)
         return fail(CLMOE_INVALID_ARGUMENT, "raw is NULL");
+    TRY(is_unused("raw.reserved", args->raw->reserved, sizeof args->raw->reserved));
     TRY(check_packed(&call, args->mlp, &args->packed, "packed", BUFFER_WRITE));
     TRY(check_matrices(&call, args->mlp, args->raw, &raw_names));
     TRY(check_overlaps(&call));

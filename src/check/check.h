@@ -20,6 +20,8 @@ clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args 
 clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args);
 clmoe_status check_shared_expert(const clmoe_layer *layer, const clmoe_shared_expert_args *args);
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args);
+/* Number i of losses that are `loss_size` bytes apart, as this library has it. */
+clmoe_loss_desc loss_at(const clmoe_loss_desc *losses, size_t loss_size, uint32_t i);
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args);
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);
 clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state);

@@ -1,5 +1,6 @@
 /* Arguments of the calls on the state: its first values, and the controllers. */
 #include "check_buffers.h"
+#include "runtime/structs.h"
 
 #include <math.h>
 
@@ -34,11 +35,11 @@ static clmoe_status is_positive(const char *name, float value) {
 
 /* Names of a schedule's fields in messages. */
 typedef struct schedule_names {
-    const char *shape, *start, *end, *steps;
+    const char *shape, *start, *end, *steps, *reserved;
 } schedule_names;
 
 #define SCHEDULE_NAMES(of)                                                                         \
-    { of ".shape", of ".start", of ".end", of ".steps" }
+    { of ".shape", of ".start", of ".end", of ".steps", of ".reserved" }
 
 static const schedule_names noise_names = SCHEDULE_NAMES("noise");
 static const schedule_names temperature_names = SCHEDULE_NAMES("temperature");
@@ -46,6 +47,11 @@ static const schedule_names temperature_names = SCHEDULE_NAMES("temperature");
 static clmoe_status check_schedule(const clmoe_schedule *schedule, const schedule_names *names,
                                    bool positive) {
     clmoe_status status = CLMOE_SUCCESS;
+    const size_t room = sizeof schedule->reserved / sizeof schedule->reserved[0];
+    const size_t used = struct_used_word(schedule->reserved, room);
+    if (used < room)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s[%zu] is %u, but must be 0", names->reserved, used,
+                    schedule->reserved[used]);
     TRY(in_range(names->shape, schedule->shape, 0, CLMOE_SCHEDULE_EXPONENTIAL));
     if (schedule->shape == CLMOE_SCHEDULE_NONE)
         return CLMOE_SUCCESS;
@@ -93,20 +99,11 @@ done:
     return status;
 }
 
-/* Of a call on the state with these args. */
-static clmoe_status check_args(const clmoe_layer *layer, const clmoe_balance_args *args) {
-    if (!layer || !args)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
-    if (args->struct_size != sizeof *args)
-        return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
-                    args->struct_size, sizeof *args);
-    return CLMOE_SUCCESS;
-}
-
 clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(check_args(layer, args));
+    if (!layer)
+        return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
     TRY(check_measures(layer, "balance"));
     const buffer_need need = UPDATES("state", &args->state, layer_state_bytes(layer), 4, true);
     TRY(check_buffer(&call, &need));
@@ -118,7 +115,8 @@ done:
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(check_args(layer, args));
+    if (!layer)
+        return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
     TRY(check_measures(layer, "balance"));
     const buffer_need needs[] = {
         UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),

@@ -138,23 +138,14 @@ done:
     return status;
 }
 
-clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
-                        workspace_layout *ws) {
-    if (!layer || !args)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "args" : "layer");
-    const struct {
-        size_t struct_size;
-        uint32_t tokens;
-    } *head = args;
-    if (head->struct_size != expected)
-        return fail(CLMOE_INVALID_ARGUMENT, "args.struct_size is %zu, but this library knows %zu",
-                    head->struct_size, expected);
-    return workspace_layout_get(layer, head->tokens, ws);
+clmoe_status check_head(const clmoe_layer *layer, uint32_t tokens, workspace_layout *ws) {
+    if (!layer)
+        return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
+    return workspace_layout_get(layer, tokens, ws);
 }
 
-clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expected,
-                        workspace_layout *ws) {
-    clmoe_status status = check_head(layer, args, expected, ws);
+clmoe_status check_step(const clmoe_layer *layer, uint32_t tokens, workspace_layout *ws) {
+    clmoe_status status = check_head(layer, tokens, ws);
     if (status == CLMOE_SUCCESS && layer_is_soft_moe(layer))
         return fail(CLMOE_UNSUPPORTED, "router.policy is Soft MoE, which has no such step");
     return status;

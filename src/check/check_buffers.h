@@ -59,13 +59,11 @@ clmoe_status check_overlaps(const call_check *call);
 /* That the host may read it: what engines with `blocks` do, and clmoe_packed_check(). */
 clmoe_status check_host_reads(const char *name, const clmoe_buf *buf);
 
-/* What every argument struct of a batch begins with, and the sizes that follow from its tokens. */
-clmoe_status check_head(const clmoe_layer *layer, const void *args, size_t expected,
-                        workspace_layout *ws);
+/* What every call of a batch has, and the sizes that follow from its tokens. */
+clmoe_status check_head(const clmoe_layer *layer, uint32_t tokens, workspace_layout *ws);
 
 /* The same for a step of its own, which Soft MoE does not have. */
-clmoe_status check_step(const clmoe_layer *layer, const void *args, size_t expected,
-                        workspace_layout *ws);
+clmoe_status check_step(const clmoe_layer *layer, uint32_t tokens, workspace_layout *ws);
 
 /* That the layer has statistics, losses and controllers, for which `asked` asks. */
 clmoe_status check_measures(const clmoe_layer *layer, const char *asked);

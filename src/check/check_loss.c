@@ -1,7 +1,10 @@
 /* Arguments of statistics and losses: buffers, and descriptors that contradict each other. */
 #include "check_buffers.h"
+#include "runtime/structs.h"
 
 #include <math.h>
+#include <stddef.h>
+#include <string.h>
 
 /* What p of noisy logits, or of two levels, reads besides the logits: x again, and its routers. */
 static clmoe_status check_router_weights(call_check *call, const clmoe_weights *weights,
@@ -32,7 +35,7 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     TRY(check_measures(layer, "stats"));
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
@@ -157,6 +160,7 @@ static clmoe_status check_weights_source(const clmoe_layer *layer, uint32_t i,
 /* What the descriptors need beside the layer. */
 typedef struct loss_inputs {
     const clmoe_loss_desc *losses;
+    size_t loss_size;
     uint32_t num_losses;
     bool has_state, has_weights, has_supplied;
 } loss_inputs;
@@ -174,6 +178,34 @@ static clmoe_status check_inputs(uint32_t i, const clmoe_loss_desc *loss, const 
     return CLMOE_SUCCESS;
 }
 
+enum { FIRST_LOSS_SIZE = 32, MOST_LOSS_SIZE = 1024 };
+_Static_assert(FIRST_LOSS_SIZE == offsetof(clmoe_loss_desc, beta) + sizeof(float),
+               "version 0.2 ends with beta");
+
+clmoe_loss_desc loss_at(const clmoe_loss_desc *losses, size_t loss_size, uint32_t i) {
+    const size_t size = loss_size ? loss_size : FIRST_LOSS_SIZE;
+    clmoe_loss_desc loss = {0};
+    memcpy(&loss, (const char *)losses + i * size, size < sizeof loss ? size : sizeof loss);
+    return loss;
+}
+
+static clmoe_status check_loss_size(const loss_inputs *in) {
+    const size_t size = in->loss_size;
+    if (size == 0)
+        return CLMOE_SUCCESS;
+    if (size < FIRST_LOSS_SIZE || size > MOST_LOSS_SIZE || size % sizeof(uint32_t) != 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "loss_size is %zu, but must be 0, or a multiple of 4 from %d to %d", size,
+                    FIRST_LOSS_SIZE, MOST_LOSS_SIZE);
+    for (uint32_t i = 0; i < in->num_losses; i++)
+        if (!struct_is_zero((const char *)in->losses + i * size, sizeof(clmoe_loss_desc), size))
+            return fail(CLMOE_INVALID_ARGUMENT,
+                        "loss_size is %zu, but this library knows %zu, and what follows in "
+                        "losses[%u] is not 0",
+                        size, sizeof(clmoe_loss_desc), i);
+    return CLMOE_SUCCESS;
+}
+
 static clmoe_status check_descs(const clmoe_layer *layer, const loss_inputs *in) {
     clmoe_status status = CLMOE_SUCCESS;
     if (in->num_losses < 1 || in->num_losses > MAX_LOSSES)
@@ -181,13 +213,14 @@ static clmoe_status check_descs(const clmoe_layer *layer, const loss_inputs *in)
                     in->num_losses, MAX_LOSSES);
     if (!in->losses)
         return fail(CLMOE_INVALID_ARGUMENT, "losses is NULL");
+    TRY(check_loss_size(in));
     for (uint32_t i = 0; i < in->num_losses; i++) {
-        const clmoe_loss_desc *loss = &in->losses[i];
-        TRY(check_fields(i, loss));
-        TRY(check_kind(layer, i, loss));
-        TRY(check_smooth_load(layer, i, loss));
-        TRY(check_weights_source(layer, i, loss));
-        TRY(check_inputs(i, loss, in));
+        const clmoe_loss_desc loss = loss_at(in->losses, in->loss_size, i);
+        TRY(check_fields(i, &loss));
+        TRY(check_kind(layer, i, &loss));
+        TRY(check_smooth_load(layer, i, &loss));
+        TRY(check_weights_source(layer, i, &loss));
+        TRY(check_inputs(i, &loss, in));
     }
 done:
     return status;
@@ -222,7 +255,7 @@ static clmoe_status check_outputs(const loss_inputs *in, const loss_output outpu
 static bool goes_through_weights(const clmoe_loss_args *args) {
     bool any = false;
     for (uint32_t i = 0; i < args->num_losses; i++)
-        any = any || args->losses[i].p_source == CLMOE_P_WEIGHTS;
+        any = any || loss_at(args->losses, args->loss_size, i).p_source == CLMOE_P_WEIGHTS;
     return any && (args->dlogits.mem || args->dnoise.mem);
 }
 
@@ -236,10 +269,14 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args, sizeof *args, &ws));
+    TRY(check_step(layer, args->tokens, &ws));
     TRY(check_measures(layer, "loss"));
-    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL,
-                            args->pair_weights.mem != NULL, args->load_supplied.mem != NULL};
+    const loss_inputs in = {args->losses,
+                            args->loss_size,
+                            args->num_losses,
+                            args->state.mem != NULL,
+                            args->pair_weights.mem != NULL,
+                            args->load_supplied.mem != NULL};
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     size_t logits = bytes_of(tokens, layer->columns, 4);
     size_t experts = bytes_of(layer->desc.num_experts, 1, 4);
@@ -279,7 +316,11 @@ done:
 clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *args) {
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
-    const loss_inputs in = {args->losses, args->num_losses, args->state.mem != NULL, true,
+    const loss_inputs in = {args->losses,
+                            args->loss_size,
+                            args->num_losses,
+                            args->state.mem != NULL,
+                            true,
                             args->load_supplied.mem != NULL};
     size_t logits = bytes_of(args->tokens, layer->columns, 4);
     size_t experts = bytes_of(layer->desc.num_experts, 1, 4);

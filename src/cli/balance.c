@@ -311,7 +311,7 @@ static clmoe_status step(const balance_options *o, balance_session *s, clmoe_sta
                               .scratch = plan.scratch,
                               .stats = place(s, BUFFER_STATS)};
     routing.select_bias = (clmoe_buf){NULL, 0}; /* the state's, then */
-    clmoe_balance_init(&balance);
+    clmoe_balance_args_init(&balance);
     balance.state = topk.state;
     balance.stats = stats.stats;
     balance.bias_rule = o->rule;

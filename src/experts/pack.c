@@ -2,6 +2,7 @@
  */
 #include "experts/pack.clh"
 #include "check/check.h"
+#include "runtime/structs.h"
 
 #include <string.h>
 
@@ -63,11 +64,13 @@ clmoe_status clmoe_pack_weights(clmoe_layer *layer, cl_command_queue queue,
                                 cl_event *event) {
     clmoe_status status = CLMOE_SUCCESS;
     launch chain = {0};
-    TRY(check_pack(layer, args));
+    clmoe_pack_args own = {0};
+    TRY(STRUCT_TAKE_ARGS(args, &own));
+    TRY(check_pack(layer, &own));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
-    TRY(write_header(layer, &chain, args));
-    TRY(gemm_mlp_pack(layer_mlp_use(layer, args->mlp), &chain, layer_mlp(layer, args->mlp),
-                      args->raw, layer->desc.dim, args->packed));
+    TRY(write_header(layer, &chain, &own));
+    TRY(gemm_mlp_pack(layer_mlp_use(layer, own.mlp), &chain, layer_mlp(layer, own.mlp), own.raw,
+                      layer->desc.dim, own.packed));
 done:
     return launch_end(&chain, status, event);
 }

@@ -1,6 +1,7 @@
 #include "checkpoint.h"
 
 #include "runtime/json.h"
+#include "runtime/structs.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -185,22 +186,19 @@ done:
     return status;
 }
 
-void clmoe_checkpoint_options_init(clmoe_checkpoint_options *options) {
-    *options = (clmoe_checkpoint_options){.struct_size = sizeof *options};
-}
-
 clmoe_status clmoe_checkpoint_open(const char *directory, const clmoe_checkpoint_options *options,
                                    clmoe_checkpoint **out) {
     clmoe_status status = CLMOE_SUCCESS;
     char *path = NULL;
+    clmoe_checkpoint *c = NULL;
+    clmoe_checkpoint_options own;
     if (directory == NULL || out == NULL)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", directory ? "out" : "directory");
-    if (options != NULL && options->struct_size != sizeof *options)
-        return fail(CLMOE_INVALID_ARGUMENT,
-                    "options.struct_size is %zu, but this library knows %zu", options->struct_size,
-                    sizeof *options);
     *out = NULL;
-    clmoe_checkpoint *c = calloc(1, sizeof *c);
+    clmoe_checkpoint_options_init(&own);
+    if (options != NULL)
+        TRY(struct_take(CLMOE_INVALID_ARGUMENT, "options", options, &own, sizeof own));
+    c = calloc(1, sizeof *c);
     if (c == NULL || (c->directory = malloc(strlen(directory) + 1)) == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to open it", directory));
     strcpy(c->directory, directory);
@@ -208,7 +206,7 @@ clmoe_status clmoe_checkpoint_open(const char *directory, const clmoe_checkpoint
     if (path == NULL)
         TRY(CLMOE_OUT_OF_MEMORY);
     TRY(config_open(path, &c->config));
-    TRY(checkpoint_choose_family(c, options ? options->assume : NULL));
+    TRY(checkpoint_choose_family(c, own.assume));
     TRY(open_tensors(c));
     *out = c;
     c = NULL;

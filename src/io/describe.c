@@ -1,5 +1,6 @@
 /* clmoe_checkpoint_layer(): the block's fields and shapes -> a layer descriptor. */
 #include "checkpoint.h"
+#include "runtime/structs.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -625,12 +626,22 @@ done:
     return status;
 }
 
-clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkpoint, uint32_t layer,
-                                    clmoe_layer_desc *desc) {
+clmoe_status clmoe_checkpoint_layer_sized(const clmoe_checkpoint *checkpoint, uint32_t layer,
+                                          clmoe_layer_desc *desc, size_t struct_size) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_layer_desc own, defaults;
     block b;
     if (checkpoint == NULL || desc == NULL)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", desc ? "checkpoint" : "desc");
-    clmoe_status status = checkpoint_describe(checkpoint, layer, desc, &b);
+    TRY(checkpoint_describe(checkpoint, layer, &own, &b));
+    clmoe_layer_desc_init(&defaults);
+    for (size_t i = struct_size; i < sizeof own; i++)
+        if (((const char *)&own)[i] != ((const char *)&defaults)[i])
+            TRY(fail(CLMOE_UNSUPPORTED,
+                     "struct_size is %zu, but the block of layer %u needs a field past it",
+                     struct_size, layer));
+    struct_give(&own, sizeof own, desc, struct_size);
+done:
     block_release(&b);
     return status;
 }

@@ -2,6 +2,7 @@
  * piece at a time. */
 #include "checkpoint.h"
 #include "runtime/device.h"
+#include "runtime/structs.h"
 #include "runtime/types.h"
 
 #include <stdlib.h>
@@ -221,7 +222,7 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
                                      const clmoe_layer_desc *desc, cl_context context,
                                      cl_command_queue queue, clmoe_weights *weights) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_layer_desc file_desc;
+    clmoe_layer_desc file_desc, own;
     block b;
     memset(&b, 0, sizeof b);
     upload u = {.block = &b, .context = context, .queue = queue, .weights = weights};
@@ -229,15 +230,17 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
         return fail(CLMOE_INVALID_ARGUMENT,
                     "one of checkpoint, desc, context, queue and weights is NULL");
     memset(weights, 0, sizeof *weights);
+    clmoe_layer_desc_init(&own);
+    TRY(struct_take(CLMOE_INVALID_DESC, "desc", desc, &own, sizeof own));
     TRY(check_queue(&u));
     TRY(checkpoint_describe(checkpoint, layer, &file_desc, &b));
-    TRY(check_desc(desc, &file_desc));
+    TRY(check_desc(&own, &file_desc));
     TRY(read_limits(&u));
-    TRY(upload_all(&u, desc, weights));
+    TRY(upload_all(&u, &own, weights));
     u.staging = malloc(STAGING_FLOATS * sizeof(float));
     if (u.staging == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory to stage the weights of layer %u", layer));
-    TRY(upload_all(&u, desc, weights));
+    TRY(upload_all(&u, &own, weights));
 done:
     if (status != CLMOE_SUCCESS)
         clmoe_weights_release(weights);

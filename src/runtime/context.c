@@ -1,21 +1,14 @@
 /* Creation and destruction of contexts. */
 #include "context.h"
 #include "program.h"
+#include "structs.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum { MAX_GROUP = 256 };
 
-void clmoe_context_options_init(clmoe_context_options *options) {
-    *options = (clmoe_context_options){.struct_size = sizeof *options};
-}
-
 static clmoe_status check_options(const clmoe_context_options *options) {
-    if (options->struct_size != sizeof *options)
-        return fail(CLMOE_INVALID_ARGUMENT,
-                    "options.struct_size is %zu, but this library knows %zu", options->struct_size,
-                    sizeof *options);
     uint32_t group = options->group_size;
     if (group > MAX_GROUP || (group & (group - 1)) != 0)
         return fail(CLMOE_INVALID_ARGUMENT,
@@ -78,13 +71,16 @@ clmoe_status clmoe_context_create(cl_context cl, cl_device_id device,
                                   const clmoe_context_options *options, clmoe_context **out) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_context *context = NULL;
+    clmoe_context_options own;
     if (!out)
         return fail(CLMOE_INVALID_ARGUMENT, "out is NULL");
     *out = NULL;
     if (!cl || !device)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", cl ? "device" : "context");
+    clmoe_context_options_init(&own);
     if (options)
-        TRY(check_options(options));
+        TRY(struct_take(CLMOE_INVALID_ARGUMENT, "options", options, &own, sizeof own));
+    TRY(check_options(&own));
     TRY(check_device(cl, device));
 
     context = calloc(1, sizeof *context);

@@ -1,11 +1,12 @@
 /* The events of a call by step, for the caller who asks where the time goes. */
 #include "profile.h"
 
+enum { ONE_STEP = offsetof(clmoe_profile, steps) + sizeof(clmoe_profile_step) };
+
 clmoe_status profile_check(const clmoe_profile *profile, cl_command_queue_properties properties) {
-    if (profile->struct_size != sizeof *profile)
-        return fail(CLMOE_INVALID_ARGUMENT,
-                    "profile.struct_size is %zu, but this library knows %zu", profile->struct_size,
-                    sizeof *profile);
+    if (profile->struct_size < ONE_STEP)
+        return fail(CLMOE_INVALID_ARGUMENT, "profile.struct_size is %zu, but must be at least %d",
+                    profile->struct_size, (int)ONE_STEP);
     if (profile->num_steps != 0)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "profile has %u steps of an earlier call: clmoe_profile_release() it first",
@@ -16,10 +17,15 @@ clmoe_status profile_check(const clmoe_profile *profile, cl_command_queue_proper
     return CLMOE_SUCCESS;
 }
 
+static bool is_full(const clmoe_profile *profile) {
+    const size_t room = profile->struct_size - offsetof(clmoe_profile, steps);
+    return profile->num_steps == room / sizeof(clmoe_profile_step);
+}
+
 void profile_add(clmoe_profile *profile, const char *name, bool first, cl_event event) {
     clmoe_profile_step *step = &profile->steps[profile->num_steps];
     clRetainEvent(event);
-    if (first) {
+    if (first && !is_full(profile)) {
         clRetainEvent(event);
         *step = (clmoe_profile_step){.name = name, .first = event, .last = event};
         profile->num_steps++;

@@ -20,7 +20,7 @@ static void control_make(control *c, uint32_t group_size) {
     size_t R = small.experts + small.identity;
     *c = (control){.desc = desc_of(&small)};
     c->layer = test_layer(group_size, &c->desc);
-    clmoe_balance_init(&c->args);
+    clmoe_balance_args_init(&c->args);
     OK(clmoe_state_size(c->layer, &c->state_bytes));
     c->args.state = buf_new(c->state_bytes);
     c->args.stats = buf_new(clmoe_stats_size(c->layer));
@@ -156,8 +156,16 @@ static void schedules(void **state) {
         test_case("shape %d", form);
         seed_set(1);
         control_make(&c, 0);
-        c.args.noise = (clmoe_schedule){(clmoe_schedule_shape)form, 2.0f, 0.125f, 3, 7};
-        c.args.temperature = (clmoe_schedule){(clmoe_schedule_shape)form, 0.5f, 1.5f, 0, 1};
+        c.args.noise = (clmoe_schedule){.shape = (clmoe_schedule_shape)form,
+                                        .start = 2.0f,
+                                        .end = 0.125f,
+                                        .first = 3,
+                                        .steps = 7};
+        c.args.temperature = (clmoe_schedule){.shape = (clmoe_schedule_shape)form,
+                                              .start = 0.5f,
+                                              .end = 1.5f,
+                                              .first = 0,
+                                              .steps = 1};
         for (uint32_t step = 0; step < 15; step++) {
             uint32_t *load = random_load(step % 2 ? 0 : 9);
             clmoe_stats stats = stats_write(&c, load, 0);
@@ -181,7 +189,8 @@ static void resumed_bit_for_bit(void **state) {
     c.args.bias_rule = CLMOE_BIAS_PROPORTIONAL;
     c.args.bias_centred = 1;
     c.args.target_violation = 0.5f;
-    c.args.noise = (clmoe_schedule){CLMOE_SCHEDULE_COSINE, 1.0f, 0.1f, 2, 6};
+    c.args.noise = (clmoe_schedule){
+        .shape = CLMOE_SCHEDULE_COSINE, .start = 1.0f, .end = 0.1f, .first = 2, .steps = 6};
     uint32_t *loads[10];
     void *copy = NULL, *end = NULL;
     for (int i = 0; i < 10; i++)
@@ -228,7 +237,7 @@ static void the_sign_rule_balances(void **state) {
     size_t pairs = TOKENS * TOP_K, bytes = 0;
     OK(clmoe_state_size(layer, &bytes));
     OK(clmoe_plan_layout_get(layer, TOKENS, &layout));
-    clmoe_balance_init(&args);
+    clmoe_balance_args_init(&args);
     args.bias_rule = CLMOE_BIAS_SIGN;
     args.state = buf_new(bytes);
     args.stats = buf_new(clmoe_stats_size(layer));
@@ -309,6 +318,8 @@ static void bad_arguments(void **state) {
     test_case("arguments");
     control_make(&c, 0);
     BAD(struct_size, 3, "3");
+    BAD(noise.reserved[1], 3, "3");
+    BAD(temperature.reserved[0], 4, "4");
     BAD(state, none, "not given");
     BAD(stats, none, "not given");
     BAD(bias_rule, (clmoe_bias_rule)3, "3");
@@ -326,7 +337,8 @@ static void bad_arguments(void **state) {
     BAD(capacity_rate, -2.0f, "-2");
     BAD(capacity_min, 0.0f, "0");
     BAD(capacity_min, 1.5f, "1.5");
-    const clmoe_schedule linear = {CLMOE_SCHEDULE_LINEAR, 1.0f, 0.5f, 0, 1};
+    const clmoe_schedule linear = {
+        .shape = CLMOE_SCHEDULE_LINEAR, .start = 1.0f, .end = 0.5f, .first = 0, .steps = 1};
     c.args.noise = c.args.temperature = linear;
     BAD(noise.shape, (clmoe_schedule_shape)4, "4");
     BAD(noise.steps, 0, "0");
@@ -336,6 +348,14 @@ static void bad_arguments(void **state) {
     c.args.noise.shape = CLMOE_SCHEDULE_EXPONENTIAL;
     BAD(noise.end, 0.0f, "0");
     check_bad(&c, NULL, "args", "NULL");
+    /* An older program's end before target_drop_rate: the rest has its defaults, which are right.
+     */
+    clmoe_balance_args older = c.args;
+    memset(&older.target_drop_rate, 0xa5,
+           sizeof older - offsetof(clmoe_balance_args, target_drop_rate));
+    older.struct_size = offsetof(clmoe_balance_args, target_drop_rate);
+    OK(clmoe_balance_update(c.layer, test.queue, &older, 0, NULL, NULL));
+    OK(clmoe_balance_start(c.layer, test.queue, &older, 0, NULL, NULL));
     c.layer = NULL;
     check_bad(&c, &c.args, "layer", "NULL");
 
@@ -369,7 +389,11 @@ static void foreign_states(void **state) {
             char *bytes = buf_get(c.args.state);
             bytes[fields[f]]++;
             buf_write(c.args.state, bytes, c.state_bytes);
-            c.args.noise = (clmoe_schedule){CLMOE_SCHEDULE_LINEAR, 0.25f, 0.5f, 0, 10};
+            c.args.noise = (clmoe_schedule){.shape = CLMOE_SCHEDULE_LINEAR,
+                                            .start = 0.25f,
+                                            .end = 0.5f,
+                                            .first = 0,
+                                            .steps = 10};
             OK(clmoe_balance_start(c.layer, test.queue, &c.args, 0, NULL, NULL));
             update(&c);
             compare_bits("state", buf_get(c.args.state), bytes, c.state_bytes);
@@ -386,8 +410,13 @@ static void schedules_start(void **state) {
             seed_set(1);
             control_make(&c, group_sizes[g]);
             c.args.stats = (clmoe_buf){NULL, 0};
-            c.args.noise = (clmoe_schedule){CLMOE_SCHEDULE_LINEAR, 0.25f, 1.0f, 0, 10};
-            c.args.temperature = (clmoe_schedule){CLMOE_SCHEDULE_LINEAR, 4.0f, 2.0f, 2, 8};
+            c.args.noise = (clmoe_schedule){.shape = CLMOE_SCHEDULE_LINEAR,
+                                            .start = 0.25f,
+                                            .end = 1.0f,
+                                            .first = 0,
+                                            .steps = 10};
+            c.args.temperature = (clmoe_schedule){
+                .shape = CLMOE_SCHEDULE_LINEAR, .start = 4.0f, .end = 2.0f, .first = 2, .steps = 8};
             clmoe_state *bytes = buf_get(c.args.state);
             bytes->step = c.want.step = step;
             buf_write(c.args.state, bytes, c.state_bytes);

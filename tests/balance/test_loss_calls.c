@@ -596,10 +596,48 @@ static void expert_scale(void **state) {
     OK(clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL));
 }
 
+/* Losses of another version's size: further apart, with what this one does not know behind them. */
+static void sizes_of_a_loss(void **state) {
+    (void)state;
+    enum { COUNT = 3 };
+    struct {
+        clmoe_loss_desc known;
+        uint32_t more[2];
+    } longer[COUNT];
+    clmoe_loss_desc known[COUNT];
+    clmoe_layer_desc desc = full_desc();
+    balance_options options = {.kind = PATTERN_UNIFORM};
+    balance_batch b;
+    test_case("loss_size");
+    balance_make(&b, &desc, 22, &options);
+    balance_upload(&b, 0);
+    memset(longer, 0, sizeof longer);
+    for (size_t i = 0; i < COUNT; i++)
+        longer[i].known = known[i] =
+            (clmoe_loss_desc){.kind = (uint32_t)i, .weight = 1.0f, .beta = 2.0f};
+    clmoe_loss_args first = args_of(&b, known, COUNT), same = args_of(&b, known, COUNT);
+    clmoe_loss_args more = args_of(&b, &longer[0].known, COUNT);
+    same.loss_size = sizeof *known;
+    more.loss_size = sizeof *longer;
+    OK(clmoe_loss(b.layer, test.queue, &first, 0, NULL, NULL));
+    OK(clmoe_loss(b.layer, test.queue, &same, 0, NULL, NULL));
+    OK(clmoe_loss(b.layer, test.queue, &more, 0, NULL, NULL));
+    compare_bits("sizeof(clmoe_loss_desc)", buf_get(same.values), buf_get(first.values), COUNT * 4);
+    compare_bits("8 bytes more", buf_get(more.values), buf_get(first.values), COUNT * 4);
+    more.values = buf_new(COUNT * 4);
+    more.loss_size = sizeof *known - 4;
+    check_refused(&b, &more, "loss_size is 28");
+    more.loss_size = 1 << 20;
+    check_refused(&b, &more, "loss_size is 1048576");
+    more.loss_size = sizeof *longer;
+    longer[1].more[1] = 1;
+    check_refused(&b, &more, "losses[1] is not 0");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(forward),        TEST(small_shapes),  TEST(descriptors),     TEST(needs),
         TEST(contradictions), TEST(noise_weights), TEST(forward_refuses), TEST(buffers),
-        TEST(expert_scale),   TEST(expert_choice)};
+        TEST(expert_scale),   TEST(expert_choice), TEST(sizes_of_a_loss)};
     return RUN(tests);
 }

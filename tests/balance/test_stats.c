@@ -247,7 +247,7 @@ static void average_of_load(void **state) {
     clmoe_layer *layer = test_layer(0, &desc);
     size_t bytes = 0;
     clmoe_balance_args args;
-    clmoe_balance_init(&args);
+    clmoe_balance_args_init(&args);
     OK(clmoe_state_size(layer, &bytes));
     args.state = buf_new(bytes);
     args.stats = buf_of(HOST(char, clmoe_stats_size(layer)), clmoe_stats_size(layer));

@@ -359,8 +359,8 @@ static void begin(all_args *a, int kind) {
     BEGIN(a, combine);
     BEGIN(a, stats);
     BEGIN(a, loss);
-    clmoe_balance_init(&a->start);
-    clmoe_balance_init(&a->update);
+    clmoe_balance_args_init(&a->start);
+    clmoe_balance_args_init(&a->update);
     a->forward.weights = a->score.weights = a->topk.weights = a->plan.weights = &a->weights;
     a->experts.weights = a->combine.weights = a->stats.weights = a->loss.weights = &a->weights;
     a->renorm.weights = a->shared.weights = &a->weights;

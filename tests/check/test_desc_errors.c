@@ -1,4 +1,5 @@
 /* Bad fields of a descriptor: the status, and a sentence with the field's name and its value. */
+#include "layer.h"
 #include "support.h"
 
 #include <math.h>
@@ -162,6 +163,18 @@ static const desc_error desc_errors[] = {
     {F(shared.limit, FLOAT, -1), "-1", BAD_DESC, {{0}}},
     {F(shared.alpha, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
     {F(shared.up_shift, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
+    {F(router.reserved[15], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.groups.reserved[3], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.renorm.reserved[0], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.sinkhorn.reserved[1], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.soft_moe.reserved[1], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.noise.reserved[3], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.dropout.reserved[0], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(router.rebalance.reserved[1], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(capacity.reserved[7], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(experts.reserved[2], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(shared.reserved[7], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(balance.reserved[0], U32, 7), "7", BAD_DESC, {{0}}},
 };
 
 static const shape small = {6, 5, 8, 0, 2, 3};
@@ -183,7 +196,51 @@ static void every_bad_field(void **state) {
     }
 }
 
+/* An older program's ends before `balance`; what follows it in memory is no field. */
+static void older_desc(void **state) {
+    (void)state;
+    const size_t size = offsetof(clmoe_layer_desc, balance);
+    clmoe_layer_desc desc = desc_of(&small), wild, defaults;
+    clmoe_layer *layer;
+    test_case("a descriptor of %zu bytes", size);
+    clmoe_layer_desc_init(&defaults);
+    memset(&wild, 0xa5, sizeof wild);
+    desc.struct_size = size;
+    desc.balance = wild.balance;
+    OK(clmoe_layer_create(test_context(0), &desc, &layer));
+    assert_int_equal(layer->desc.struct_size, sizeof desc);
+    assert_memory_equal(&layer->desc.balance, &defaults.balance, sizeof defaults.balance);
+    clmoe_layer_destroy(layer);
+    desc = wild;
+    clmoe_layer_desc_init_sized(&desc, size);
+    assert_int_equal(desc.struct_size, size);
+    assert_memory_equal(&desc.dim, &defaults.dim, size - offsetof(clmoe_layer_desc, dim));
+    assert_memory_equal(&desc.balance, &wild.balance, sizeof desc - size);
+}
+
+/* A newer program's has more, which must be 0. */
+static void newer_desc(void **state) {
+    (void)state;
+    struct {
+        clmoe_layer_desc known;
+        uint32_t more[6];
+    } desc;
+    clmoe_layer *layer;
+    test_case("a longer descriptor");
+    memset(&desc, 0xa5, sizeof desc);
+    clmoe_layer_desc_init_sized(&desc.known, sizeof desc);
+    for (size_t i = 0; i < COUNT_OF(desc.more); i++)
+        assert_int_equal(desc.more[i], 0);
+    desc.known = desc_of(&small);
+    desc.known.struct_size = sizeof desc;
+    OK(clmoe_layer_create(test_context(0), &desc.known, &layer));
+    clmoe_layer_destroy(layer);
+    desc.more[5] = 1;
+    check_error(clmoe_layer_create(test_context(0), &desc.known, &layer), BAD_DESC,
+                "desc.struct_size", "not 0");
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(every_bad_field)};
+    const struct CMUnitTest tests[] = {TEST(every_bad_field), TEST(older_desc), TEST(newer_desc)};
     return RUN(tests);
 }

@@ -60,6 +60,21 @@ static void context_arguments(void **state) {
                 "device", "NULL");
     check_error(clmoe_context_create(test.context, test.device, NULL, NULL), CLMOE_INVALID_ARGUMENT,
                 "out", "NULL");
+    /* An older program's, and a newer one's. */
+    clmoe_context_options_init(&options);
+    options.struct_size = offsetof(clmoe_context_options, group_size);
+    options.group_size = 3;
+    OK(clmoe_context_create(test.context, test.device, &options, &context));
+    clmoe_context_destroy(context);
+    struct {
+        clmoe_context_options known;
+        uint64_t more[2];
+    } newer = {.known.struct_size = sizeof newer};
+    OK(clmoe_context_create(test.context, test.device, &newer.known, &context));
+    clmoe_context_destroy(context);
+    newer.more[1] = 1;
+    check_error(clmoe_context_create(test.context, test.device, &newer.known, &context),
+                CLMOE_INVALID_ARGUMENT, "options.struct_size", "not 0");
     clmoe_context_destroy(NULL);
 }
 
@@ -458,6 +473,62 @@ static void every_bad_call(void **state) {
     clReleaseContext(other);
 }
 
+/* The status and the sentence of a call with `args`; "" for success. */
+static clmoe_status outcome(const fixture *f, const call_case *c, const void *args,
+                            char sentence[256]) {
+    clmoe_status status = c->call(f->layer, test.queue, args, 0, NULL, NULL);
+    snprintf(sentence, 256, "%s", status == CLMOE_SUCCESS ? "" : clmoe_last_error());
+    return status;
+}
+
+/* `args` of an older program, which end after `size` bytes: as if the others were 0. */
+static void check_older(const fixture *f, const call_case *c, size_t size) {
+    size_t whole;
+    char got[256], want[256];
+    memcpy(&whole, c->args, sizeof whole);
+    char *older = HOST(char, whole), *zeroed = HOST(char, whole);
+    memset(older, 0xa5, whole);
+    memcpy(older, c->args, size);
+    memcpy(older, &size, sizeof size);
+    memcpy(zeroed, c->args, size);
+    test_note("%s, %zu bytes of %zu", c->name, size, whole);
+    const clmoe_status status = outcome(f, c, older, got);
+    CHECK(status == outcome(f, c, zeroed, want), "status %d: \"%s\", not \"%s\"\n", status, got,
+          want);
+    assert_string_equal(got, want);
+}
+
+/* `args` of a newer program, with 32 bytes more. */
+static void check_newer(const fixture *f, const call_case *c) {
+    size_t whole;
+    char sentence[256];
+    memcpy(&whole, c->args, sizeof whole);
+    const size_t size = whole + 32;
+    char *newer = HOST(char, size);
+    memcpy(newer, c->args, whole);
+    memcpy(newer, &size, sizeof size);
+    test_note("%s, 32 bytes more", c->name);
+    OK(outcome(f, c, newer, sentence));
+    newer[size - 1] = 1;
+    check_error(outcome(f, c, newer, sentence), CLMOE_INVALID_ARGUMENT, "args.struct_size",
+                "not 0");
+}
+
+static void other_versions(void **state) {
+    (void)state;
+    fixture f;
+    call_case calls[CALLS];
+    test_case("sizes of other versions");
+    fixture_make(&f);
+    calls_of(&f, calls);
+    for (size_t i = 0; i < CALLS; i++) {
+        for (size_t field = 0; field < calls[i].num_fields; field++)
+            check_older(&f, &calls[i], calls[i].fields[field].offset);
+        check_newer(&f, &calls[i]);
+    }
+    CL_OK(clFinish(test.queue));
+}
+
 /* External ids and logits: what goes together and what does not. */
 static void external_routing(void **state) {
     (void)state;
@@ -503,7 +574,7 @@ static void status_names(void **state) {
     assert_string_equal(clmoe_status_string(CLMOE_BAD_FILE), "CLMOE_BAD_FILE");
     assert_string_equal(clmoe_status_string(CL_OUT_OF_RESOURCES), "CL_OUT_OF_RESOURCES");
     assert_non_null(clmoe_status_string(123456));
-    assert_string_equal(clmoe_version(), "0.1.0");
+    assert_string_equal(clmoe_version(), "0.2.0");
     assert_non_null(clmoe_engine_name(test_context(0), 0, NULL));
     assert_null(clmoe_engine_name(test_context(0), 1000, NULL));
 }
@@ -511,7 +582,8 @@ static void status_names(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(layer_arguments), TEST(context_arguments), TEST(every_bad_buffer),
-        TEST(every_bad_call),  TEST(external_routing),  TEST(status_names),
+        TEST(every_bad_call),  TEST(other_versions),    TEST(external_routing),
+        TEST(status_names),
     };
     return RUN(tests);
 }

@@ -443,7 +443,7 @@ static void calls_not_enabled(void **state) {
     clmoe_layer *layer = test_layer(0, &desc);
     batch_make(&b, &desc, small.tokens);
     batch_upload(layer, &b, &d);
-    clmoe_balance_init(&balance);
+    clmoe_balance_args_init(&balance);
     unsupported(clmoe_stats_compute(layer, test.queue, &stats, 0, NULL, NULL), "stats");
     unsupported(clmoe_loss(layer, test.queue, &losses, 0, NULL, NULL), "loss");
     unsupported(clmoe_balance_start(layer, test.queue, &balance, 0, NULL, NULL), "balance");

@@ -237,7 +237,7 @@ static void add_output(rig *r, const char *name, clmoe_buf buf, size_t bytes) {
 static void make_balance(rig *r, const variant *v) {
     const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
     OK(clmoe_state_size(r->layer, &r->state_bytes));
-    clmoe_balance_init(&r->balance);
+    clmoe_balance_args_init(&r->balance);
     r->balance.state = buf_new(r->state_bytes);
     r->balance.bias_rule = CLMOE_BIAS_PROPORTIONAL;
     r->balance.bias_centred = 1;

@@ -107,7 +107,8 @@ int main() {
     clmoe_layer_desc_init(&desc);
     desc.type = CLMOE_BF16;
     desc.router.score = desc.num_experts > 1 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
-    clmoe_schedule schedule = {CLMOE_SCHEDULE_LINEAR, 0, 1, 0, 10};
+    clmoe_schedule schedule = {};
+    schedule.shape = CLMOE_SCHEDULE_LINEAR;
     static_assert(sizeof schedule.shape == 4 && sizeof desc.router.policy == 4, "numbers have four bytes");
     clmoe_status status = clmoe_layer_create(nullptr, &desc, nullptr);
     return status == CLMOE_SUCCESS || clmoe_version() == nullptr;

@@ -384,17 +384,28 @@ static void test_uploads(void **state) {
     clmoe_weights_release(NULL);
 }
 
+/* Whether buffer i of clmoe_weights is room for later fields. */
+static bool is_reserved(size_t i) {
+    static const clmoe_weights *const w = NULL;
+    const size_t at = i * sizeof(clmoe_buf);
+    return at >= offsetof(clmoe_weights, reserved) ||
+           (at - offsetof(clmoe_weights, experts.reserved)) < sizeof w->experts.reserved ||
+           (at - offsetof(clmoe_weights, shared.reserved)) < sizeof w->shared.reserved;
+}
+
 /* Every buffer there is a field for is released, and the struct is cleared. */
 static void test_release(void **state) {
     (void)state;
     enum { FIELDS = sizeof(clmoe_weights) / sizeof(clmoe_buf) };
     _Static_assert(sizeof(clmoe_weights) == FIELDS * sizeof(clmoe_buf), "not of buffers alone");
-    clmoe_buf bufs[FIELDS];
+    clmoe_buf bufs[FIELDS] = {{NULL, 0}};
     clmoe_weights weights;
     const clmoe_weights none = {.router = {NULL, 0}};
     cl_int code = CL_SUCCESS;
     /* Not buf_new(), whose command may hold a reference a little longer. */
     for (size_t i = 0; i < FIELDS; i++) {
+        if (is_reserved(i))
+            continue;
         bufs[i] = (clmoe_buf){clCreateBuffer(test.context, CL_MEM_READ_WRITE, 4, NULL, &code), 0};
         CL_OK(code);
         CL_OK(clRetainMemObject(bufs[i].mem));
@@ -403,6 +414,8 @@ static void test_release(void **state) {
     clmoe_weights_release(&weights);
     for (size_t i = 0; i < FIELDS; i++) {
         cl_uint count = 0;
+        if (is_reserved(i))
+            continue;
         CL_OK(clGetMemObjectInfo(bufs[i].mem, CL_MEM_REFERENCE_COUNT, sizeof count, &count, NULL));
         CHECK(count == 1, "buffer %zu has %u references\n", i, count);
         clReleaseMemObject(bufs[i].mem);

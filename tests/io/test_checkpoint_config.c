@@ -234,6 +234,33 @@ static void test_assumptions(void **state) {
     free(config);
 }
 
+/* Programs of other versions: options and descriptors are shorter or longer. */
+static void test_other_versions(void **state) {
+    (void)state;
+    struct {
+        clmoe_checkpoint_options known;
+        uint64_t more;
+    } options = {.known.struct_size = sizeof options};
+    clmoe_layer_desc desc, whole, wild;
+    clmoe_checkpoint *checkpoint;
+    const char *directory = write_checkpoint("versions", CONFIG, TENSORS);
+    OK(clmoe_checkpoint_open(directory, &options.known, &checkpoint));
+    OK(clmoe_checkpoint_layer(checkpoint, 0, &whole));
+    memset(&wild, 0xa5, sizeof wild);
+    desc = wild;
+    const size_t size = offsetof(clmoe_layer_desc, shared);
+    OK(clmoe_checkpoint_layer_sized(checkpoint, 0, &desc, size));
+    assert_int_equal(desc.struct_size, size);
+    assert_memory_equal(&desc.dim, &whole.dim, size - offsetof(clmoe_layer_desc, dim));
+    assert_memory_equal(&desc.shared, &wild.shared, sizeof desc - size);
+    REFUSED(clmoe_checkpoint_layer_sized(checkpoint, 0, &desc, offsetof(clmoe_layer_desc, experts)),
+            CLMOE_UNSUPPORTED, "struct_size is");
+    clmoe_checkpoint_close(checkpoint);
+    options.more = 1;
+    REFUSED(clmoe_checkpoint_open(directory, &options.known, &checkpoint), CLMOE_INVALID_ARGUMENT,
+            "options.struct_size is", "not 0");
+}
+
 /* What Python writes into fields that nobody needs. */
 static void test_python_json(void **state) {
     (void)state;
@@ -377,10 +404,9 @@ static void test_deep_config(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_bad_configs), TEST(test_unknown_model_type),
-        TEST(test_assumptions), TEST(test_python_json),
-        TEST(test_rules),       TEST(test_locale),
-        TEST(test_deep_config), TEST(test_objects),
+        TEST(test_bad_configs),    TEST(test_unknown_model_type), TEST(test_assumptions),
+        TEST(test_other_versions), TEST(test_python_json),        TEST(test_rules),
+        TEST(test_locale),         TEST(test_deep_config),        TEST(test_objects),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

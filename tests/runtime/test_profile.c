@@ -31,10 +31,9 @@ static clmoe_layer *make(const char *engine, uint32_t tokens, batch *b, device_b
 }
 
 /* The call's event is the last one of its last step. */
-static void run(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
-                clmoe_profile *profile) {
+static void run_into(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
+                     clmoe_profile *profile) {
     cl_event event = NULL;
-    *profile = (clmoe_profile){.struct_size = sizeof *profile};
     d->args.profile = profile;
     OK(clmoe_forward(layer, queue, &d->args, 0, NULL, &event));
     CL_OK(clWaitForEvents(1, &event));
@@ -42,6 +41,12 @@ static void run(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
           "%s ends before the call\n", profile->steps[profile->num_steps - 1].name);
     clReleaseEvent(event);
     CL_OK(clFinish(queue));
+}
+
+static void run(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
+                clmoe_profile *profile) {
+    *profile = (clmoe_profile){.struct_size = sizeof *profile};
+    run_into(layer, d, queue, profile);
 }
 
 /* The steps are those of `names`, with spaces between them. */
@@ -214,6 +219,38 @@ static void refused(clmoe_layer *layer, device_batch *d, cl_command_queue queue,
     CHECK(buf_untouched(d->args.y), "y was written\n");
 }
 
+/* A program of an older header has room for fewer steps: its last one has the rest. */
+static void few_steps(void **state) {
+    (void)state;
+    enum { ROOM = 3 };
+    batch b;
+    device_batch d;
+    clmoe_profile whole = {.struct_size = sizeof whole}, cut = whole;
+    cl_command_queue queue = new_queue(false, true);
+    test_case("room for %d steps", ROOM);
+    seed_set(7);
+    clmoe_layer *layer = make("tiled", small.tokens, &b, &d);
+    cut.struct_size = offsetof(clmoe_profile, steps) + ROOM * sizeof(clmoe_profile_step);
+    memset(&cut.steps[ROOM], 0xa5, (CLMOE_PROFILE_STEPS - ROOM) * sizeof(clmoe_profile_step));
+    const clmoe_profile_step poison = cut.steps[ROOM];
+    run(layer, &d, queue, &whole);
+    run_into(layer, &d, queue, &cut);
+    assert_true(whole.num_steps > ROOM);
+    assert_int_equal(cut.num_steps, ROOM);
+    assert_memory_equal(&cut.steps[ROOM], &poison, sizeof poison);
+    for (uint32_t i = 0; i < ROOM; i++)
+        assert_string_equal(cut.steps[i].name, whole.steps[i].name);
+    cl_ulong end = 0, last = 0;
+    CL_OK(clGetEventProfilingInfo(cut.steps[ROOM - 1].last, CL_PROFILING_COMMAND_END, sizeof last,
+                                  &last, NULL));
+    CL_OK(clGetEventProfilingInfo(cut.steps[ROOM - 1].first, CL_PROFILING_COMMAND_END, sizeof end,
+                                  &end, NULL));
+    CHECK(last > end, "the last step has one command\n");
+    clmoe_profile_release(&whole);
+    clmoe_profile_release(&cut);
+    clReleaseCommandQueue(queue);
+}
+
 static void bad_profiles_are_refused(void **state) {
     (void)state;
     batch b;
@@ -226,9 +263,9 @@ static void bad_profiles_are_refused(void **state) {
     clmoe_layer *layer = make("tiled", small.tokens, &b, &d);
     d.args.profile = &profile;
     refused(layer, &d, plain, "CL_QUEUE_PROFILING_ENABLE");
-    profile.struct_size--;
+    profile.struct_size = offsetof(clmoe_profile, steps) + sizeof(clmoe_profile_step) - 1;
     refused(layer, &d, queue, "profile.struct_size");
-    profile.struct_size++;
+    profile.struct_size = sizeof profile;
     profile.num_steps = 2;
     refused(layer, &d, queue, "2 steps");
     profile.num_steps = 0;
@@ -245,6 +282,7 @@ static void bad_profiles_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(steps_have_their_events), TEST(steps_left_out),
-                                       TEST(steps_of_soft_moe), TEST(bad_profiles_are_refused)};
+                                       TEST(steps_of_soft_moe), TEST(few_steps),
+                                       TEST(bad_profiles_are_refused)};
     return RUN(tests);
 }
