@@ -74,7 +74,7 @@ static clmoe_status step_start(const clmoe_layer *layer, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_CONTROL_START];
     control_rules rules = rules_of(layer, args);
-    TRY(KERNEL_SET(kernel, ARG_F32(args->state), arg_struct(&rules, sizeof rules)));
+    TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_STRUCT(rules)));
     TRY(launch_1d(chain, kernel, 1, layer->group));
 done:
     return status;
@@ -86,7 +86,7 @@ static clmoe_status step_control(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_CONTROL];
     control_rules rules = rules_of(layer, args);
     TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_F32(args->stats), ARG_F32(args->load),
-                   arg_struct(&rules, sizeof rules)));
+                   ARG_STRUCT(rules)));
     TRY(launch_1d(chain, kernel, 1, layer->group));
 done:
     return status;

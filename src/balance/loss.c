@@ -121,13 +121,12 @@ static clmoe_status weights_gradient(const batch *b, launch *chain, const sums *
     clmoe_buf grads = region(b, REGION_LOSS_GRADS), ids = b->ids;
     if (layer_keeps_chosen_weights(layer))
         ids = PLAN_ARRAY(b, chosen_ids);
-    TRY(KERNEL_SET(kernel, ARG_F32(in->noisy), ARG_F32(b->logits), ARG_F32(in->noise_raw),
-                   ARG_F32(b->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(b->dlogits),
-                   ARG_F32(in->noise_raw.mem ? b->dnoise : none), ARG_F32(ids), ARG_F32(b->live),
-                   ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
-                   ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
-                   arg_struct(shape, sizeof *shape),
-                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(in->noisy)), ARG_AS(clean, ARG_F32(b->logits)),
+                   ARG_F32(in->noise_raw), ARG_F32(b->state), ARG_F32(rows), ARG_F32(grads),
+                   ARG_F32(b->dlogits), ARG_F32(in->noise_raw.mem ? b->dnoise : none), ARG_F32(ids),
+                   ARG_F32(b->live), ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
+                   ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)), ARG_STRUCT(*shape),
+                   ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->balance_group));
 done:
     return status;
@@ -149,10 +148,10 @@ static clmoe_status pass(const batch *b, launch *chain, const sums *in, const gr
     clmoe_buf grads = region(b, REGION_LOSS_GRADS);
     if (p->sources == 0)
         return CLMOE_SUCCESS;
-    TRY(KERNEL_SET(kernel, ARG_F32(p->logits), ARG_F32(b->logits), ARG_F32(in->noise_raw),
-                   ARG_F32(p->state), ARG_F32(rows), ARG_F32(grads), ARG_F32(p->dlogits),
-                   ARG_F32(p->dnoise), arg_struct(shape, sizeof *shape),
-                   arg_struct(&p->router, sizeof p->router), arg_u32(p->sources)));
+    TRY(KERNEL_SET(kernel, ARG_F32(p->logits), ARG_AS(clean, ARG_F32(b->logits)),
+                   ARG_F32(in->noise_raw), ARG_F32(p->state), ARG_F32(rows), ARG_F32(grads),
+                   ARG_F32(p->dlogits), ARG_F32(p->dnoise), ARG_STRUCT(*shape),
+                   ARG_STRUCT(p->router), ARG_UINT(p->sources)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->balance_group));
 done:
     return status;
@@ -204,16 +203,16 @@ clmoe_status loss_finish(const batch *b, launch *chain, const sums *in) {
         each |= (uint32_t)(table.items[i].each != 0) << i;
         summed |= (uint32_t)(table.items[i].kind == LOSS_OVERFLOW) << i;
     }
-    TRY(KERNEL_SET(kernel, ARG_F32(records), ARG_F32(load), ARG_F32(b->state),
+    TRY(KERNEL_SET(kernel, ARG_AS(sums, ARG_F32(records)), ARG_F32(load), ARG_F32(b->state),
                    ARG_F32(b->load_target), ARG_F32(b->load_supplied), ARG_F32(values),
-                   ARG_F32(grads), arg_struct(shape, sizeof *shape),
-                   arg_struct(&table, sizeof table), arg_u32(b->num_losses)));
+                   ARG_F32(grads), ARG_STRUCT(*shape), ARG_STRUCT(table),
+                   ARG_AS(count, ARG_UINT(b->num_losses))));
     TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
     kernel = layer->kernels[KERNEL_LOSS_MEAN];
     if (b->loss_values.mem) {
-        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_F32(records), ARG_F32(b->loss_values),
-                       arg_struct(shape, sizeof *shape), arg_u32(b->num_losses), arg_u32(each),
-                       arg_u32(summed)));
+        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_AS(sums, ARG_F32(records)),
+                       ARG_AS(out, ARG_F32(b->loss_values)), ARG_STRUCT(*shape),
+                       ARG_AS(count, ARG_UINT(b->num_losses)), ARG_UINT(each), ARG_UINT(summed)));
         TRY(launch_1d(chain, kernel, 1, layer->balance_group));
     }
     TRY(gradient(b, chain, in, sources));

@@ -46,8 +46,8 @@ static clmoe_status step_state_init(const clmoe_layer *layer, launch *chain, clm
                                     uint64_t seed) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_STATE_INIT];
-    TRY(KERNEL_SET(kernel, ARG_F32(state), arg_u32((uint32_t)seed), arg_u32((uint32_t)(seed >> 32)),
-                   arg_u32(layer->columns)));
+    TRY(KERNEL_SET(kernel, ARG_F32(state), ARG_AS(seed_low, ARG_UINT((uint32_t)seed)),
+                   ARG_AS(seed_high, ARG_UINT((uint32_t)(seed >> 32))), ARG_UINT(layer->columns)));
     TRY(launch_1d(chain, kernel, 1, layer->group));
 done:
     return status;

@@ -36,10 +36,10 @@ clmoe_status stats_finish(const batch *b, launch *chain, const sums *in) {
     clmoe_buf moved_in = reroutes ? PLAN_ARRAY(b, rerouted_in) : none;
     clmoe_buf moved_out = reroutes ? PLAN_ARRAY(b, rerouted_out) : none;
     TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, load)), ARG_F32(PLAN_ARRAY(b, kept)),
-                   ARG_F32(moved_in), ARG_F32(moved_out), ARG_F32(region(b, REGION_SUMS)),
-                   ARG_F32(b->state), ARG_F32(b->load_target), ARG_F32(b->stats),
-                   arg_struct(&in->shape, sizeof in->shape), arg_u32(b->ws.plan.capacity),
-                   arg_u32(layer->desc.balance.dead_window)));
+                   ARG_AS(rerouted_in, ARG_F32(moved_in)), ARG_AS(rerouted_out, ARG_F32(moved_out)),
+                   ARG_F32(region(b, REGION_SUMS)), ARG_F32(b->state), ARG_F32(b->load_target),
+                   ARG_F32(b->stats), ARG_STRUCT(in->shape), ARG_UINT(b->ws.plan.capacity),
+                   ARG_UINT(layer->desc.balance.dead_window)));
     TRY(launch_1d(chain, kernel, 1, layer->balance_group));
 done:
     return status;

@@ -61,19 +61,18 @@ static clmoe_status sum_logits(const batch *b, launch *chain, const sums *in, cl
     size_t local[2] = {layer->balance_group, 1};
     size_t blocks[2] = {divide_up(layer->columns, columns_at_once(layer)),
                         (size_t)shape->sequences * shape->blocks_each};
-    TRY(KERNEL_SET(kernel, ARG_F32(in->p_logits), ARG_F32(in->noisy), ARG_F32(in->scores),
-                   ARG_F32(chosen_ids(b)), ARG_F32(b->live), ARG_U8(b->token_mask),
-                   ARG_F32(b->token_offsets), ARG_F32(state), ARG_F32(rows),
-                   arg_struct(shape, sizeof *shape), arg_struct(&router, sizeof router),
-                   arg_u32(layer->policy->best_first)));
+    TRY(KERNEL_SET(kernel, ARG_F32(in->p_logits), ARG_F32(in->noisy),
+                   ARG_AS(ranks, ARG_F32(in->scores)), ARG_F32(chosen_ids(b)), ARG_F32(b->live),
+                   ARG_U8(b->token_mask), ARG_F32(b->token_offsets), ARG_F32(state), ARG_F32(rows),
+                   ARG_STRUCT(*shape), ARG_STRUCT(router), ARG_UINT(layer->policy->best_first)));
     TRY(launch_1d(chain, kernel, b->tokens, local[0]));
     if (!(shape->asked & LOGIT_BITS))
         return CLMOE_SUCCESS;
     kernel = layer->kernels[KERNEL_SUMS_COLUMNS];
-    TRY(KERNEL_SET(kernel, ARG_F32(in->p_logits), ARG_F32(in->noisy), ARG_F32(b->logits),
-                   ARG_F32(in->noise_raw), ARG_F32(in->scores), ARG_F32(state), ARG_F32(rows),
-                   ARG_F32(partial), arg_struct(shape, sizeof *shape),
-                   arg_struct(&router, sizeof router)));
+    TRY(KERNEL_SET(kernel, ARG_F32(in->p_logits), ARG_F32(in->noisy),
+                   ARG_AS(clean, ARG_F32(b->logits)), ARG_F32(in->noise_raw),
+                   ARG_AS(ranks, ARG_F32(in->scores)), ARG_F32(state), ARG_F32(rows),
+                   ARG_F32(partial), ARG_STRUCT(*shape), ARG_STRUCT(router)));
     TRY(launch_kernel(chain, kernel, 2, blocks, local));
 done:
     return status;
@@ -97,15 +96,15 @@ static clmoe_status sum_pairs(const batch *b, launch *chain, const sums_shape *s
     if (keeps && weights.mem)
         weights = PLAN_ARRAY(b, chosen_weights);
     if (shape->asked & by_pair) {
-        TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(keeps ? ids : b->ids), ARG_F32(weights),
-                       ARG_F32(b->live), ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
-                       ARG_F32(rows), ARG_F32(partial), arg_struct(shape, sizeof *shape)));
+        TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_AS(weight_ids, ARG_F32(keeps ? ids : b->ids)),
+                       ARG_F32(weights), ARG_F32(b->live), ARG_U8(b->token_mask),
+                       ARG_F32(b->token_offsets), ARG_F32(rows), ARG_F32(partial),
+                       ARG_STRUCT(*shape)));
         TRY(launch_kernel(chain, kernel, 2, columns, local));
     }
     kernel = layer->kernels[KERNEL_SUMS_TOKENS];
     TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_F32(b->live), ARG_U8(b->token_mask),
-                   ARG_F32(b->token_offsets), ARG_F32(rows), ARG_F32(partial),
-                   arg_struct(shape, sizeof *shape)));
+                   ARG_F32(b->token_offsets), ARG_F32(rows), ARG_F32(partial), ARG_STRUCT(*shape)));
     TRY(launch_kernel(chain, kernel, 2, tokens, local));
 done:
     return status;
@@ -127,7 +126,7 @@ clmoe_status step_sums(const batch *b, launch *chain, sums *in) {
         TRY(sum_logits(b, chain, in, rows, partial));
         TRY(sum_pairs(b, chain, shape, rows, partial));
     }
-    TRY(KERNEL_SET(reduce, ARG_F32(partial), ARG_F32(records), arg_struct(shape, sizeof *shape)));
+    TRY(KERNEL_SET(reduce, ARG_F32(partial), ARG_AS(sums, ARG_F32(records)), ARG_STRUCT(*shape)));
     TRY(launch_kernel(chain, reduce, 2, groups, local));
 done:
     return status;

@@ -29,11 +29,12 @@ clmoe_status step_combine(const batch *b, launch *chain) {
     TRY(KERNEL_SET(
         kernel, ARG_TYPE(b->ye, type), ARG_F32(b->pair_weights), ARG_F32(PLAN_ARRAY(b, slot_of)),
         ARG_TYPE(b->experts_x, type), ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
-        ARG_TYPE(b->shared_y, type), ARG_F32(layer->desc.shared_gate ? b->shared_gate : none),
+        ARG_AS(shared, ARG_TYPE(b->shared_y, type)),
+        ARG_F32(layer->desc.shared_gate ? b->shared_gate : none),
         ARG_TYPE(layer->desc.output_bias ? b->weights->output_bias : none, layer->desc.weight_type),
-        ARG_TYPE(b->residual, type), ARG_TYPE(b->y, type), arg_u32(layer->desc.dim),
-        arg_u32(layer->desc.top_k), arg_u32(b->ws.plan.pairs), arg_u32(layer_token_pairs(layer)),
-        arg_u32(weight_in_expert)));
+        ARG_TYPE(b->residual, type), ARG_TYPE(b->y, type), ARG_UINT(layer->desc.dim),
+        ARG_UINT(layer->desc.top_k), ARG_UINT(b->ws.plan.pairs),
+        ARG_AS(most, ARG_UINT(layer_token_pairs(layer))), ARG_UINT(weight_in_expert)));
     uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
     size_t groups[] = {divide_up(dim, segment), b->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->group, 1}));

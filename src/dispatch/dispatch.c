@@ -12,7 +12,7 @@ clmoe_status step_dispatch(const batch *b, launch *chain) {
     cl_kernel kernel = layer->kernels[KERNEL_DISPATCH];
     TRY(KERNEL_SET(kernel, ARG_TYPE(b->experts_x, layer->desc.type),
                    ARG_F32(PLAN_ARRAY(b, token_of)), ARG_TYPE(b->xe, layer->desc.type),
-                   arg_u32(layer->desc.dim)));
+                   ARG_UINT(layer->desc.dim)));
     size_t groups[] = {divide_up(layer->desc.dim, DISPATCH_SEGMENT), b->ws.plan.slots};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->group, 1}));
 done:

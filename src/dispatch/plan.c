@@ -23,9 +23,10 @@ clmoe_status plan_create(clmoe_layer *layer) {
 /* The arguments plan_histogram and plan_scatter share, in the order of plan.cl's WALK_ARGS. */
 #define WALK_ARGS(b, order, histogram, walk)                                                       \
     ARG_F32((b)->ids), ARG_F32((b)->live), ARG_U8((b)->token_mask), ARG_F32((b)->token_offsets),   \
-        ARG_F32(order), ARG_F32(histogram), arg_u32((b)->tokens), arg_u32((b)->layer->desc.top_k), \
-        arg_u32((b)->layer->columns), arg_u32((walk).blocks.size), arg_u32((b)->ws.plan.pairs),    \
-        arg_u32(layer_sequence_tokens((b)->layer, (b)->tokens)), arg_u32((walk).sequence_blocks)
+        ARG_F32(order), ARG_F32(histogram), ARG_UINT((b)->tokens),                                 \
+        ARG_UINT((b)->layer->desc.top_k), ARG_UINT((b)->layer->columns),                           \
+        ARG_AS(block_size, ARG_UINT((walk).blocks.size)), ARG_UINT((b)->ws.plan.pairs),            \
+        ARG_UINT(layer_sequence_tokens((b)->layer, (b)->tokens)), ARG_UINT((walk).sequence_blocks)
 
 /* Ranks at the blocks' starts, and what follows from them: load, kept, the sequences' bases. */
 static clmoe_status scan(const batch *b, launch *chain, const walk_split *walk) {
@@ -39,17 +40,18 @@ static clmoe_status scan(const batch *b, launch *chain, const walk_split *walk) 
     clmoe_buf load = PLAN_ARRAY(b, load), kept = PLAN_ARRAY(b, kept);
     if (layer_has_sequences(layer)) {
         cl_kernel kernel = layer->kernels[KERNEL_PLAN_SCAN_SEQUENCES];
-        TRY(KERNEL_SET(kernel, ARG_F32(histogram), ARG_F32(load), ARG_F32(kept), ARG_F32(bases),
-                       ARG_F32(b->state), arg_u32(layer_sequences(layer, b->tokens)),
-                       arg_u32(walk->sequence_blocks), arg_u32(columns), arg_u32(experts),
-                       arg_u32(plan->capacity)));
+        TRY(KERNEL_SET(kernel, ARG_F32(histogram), ARG_F32(load), ARG_F32(kept),
+                       ARG_AS(sequence_base, ARG_F32(bases)), ARG_F32(b->state),
+                       ARG_UINT(layer_sequences(layer, b->tokens)), ARG_UINT(walk->sequence_blocks),
+                       ARG_UINT(columns), ARG_UINT(experts), ARG_UINT(plan->capacity)));
         TRY(launch_1d(chain, kernel, columns, group));
         return CLMOE_SUCCESS;
     }
     cl_kernel kernel = layer->kernels[KERNEL_PLAN_SCAN];
     TRY(KERNEL_SET(kernel, ARG_F32(histogram), ARG_F32(load), ARG_F32(kept), ARG_F32(b->state),
-                   arg_u32(walk->blocks.count), arg_u32(columns), arg_u32(experts),
-                   arg_u32(layer_is_dropless(layer)), arg_u32(plan->capacity)));
+                   ARG_AS(blocks, ARG_UINT(walk->blocks.count)), ARG_UINT(columns),
+                   ARG_UINT(experts), ARG_UINT(layer_is_dropless(layer)),
+                   ARG_UINT(plan->capacity)));
     TRY(launch_1d(chain, kernel, columns, group));
 done:
     return status;
@@ -79,16 +81,17 @@ clmoe_status step_plan(const batch *b, launch *chain) {
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_HISTOGRAM], WALK_ARGS(b, order, histogram, walk),
                    ARG_F32(slot_of), ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert),
                    ARG_F32(PLAN_ARRAY(b, rerouted_in)), ARG_F32(PLAN_ARRAY(b, rerouted_out)),
-                   arg_u32(plan->slots), arg_u32(plan->slots / plan->row_tile)));
+                   ARG_UINT(plan->slots), ARG_AS(tiles, ARG_UINT(plan->slots / plan->row_tile))));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_HISTOGRAM], walk.blocks.count, group));
     TRY(scan(b, chain, &walk));
-    TRY(KERNEL_SET(kernels[KERNEL_PLAN_OFFSETS], ARG_F32(load), ARG_F32(offsets), arg_u32(experts),
-                   arg_u32(dropless), arg_u32(bucket), arg_u32(plan->row_tile)));
+    TRY(KERNEL_SET(kernels[KERNEL_PLAN_OFFSETS], ARG_F32(load), ARG_F32(offsets), ARG_UINT(experts),
+                   ARG_UINT(dropless), ARG_AS(capacity, ARG_UINT(bucket)),
+                   ARG_UINT(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_OFFSETS], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCATTER], WALK_ARGS(b, order, histogram, walk),
-                   ARG_F32(kept), ARG_F32(offsets), ARG_F32(bases), ARG_F32(slot_of),
-                   ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert), arg_u32(experts),
-                   arg_u32(plan->row_tile)));
+                   ARG_F32(kept), ARG_F32(offsets), ARG_AS(sequence_base, ARG_F32(bases)),
+                   ARG_F32(slot_of), ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert),
+                   ARG_UINT(experts), ARG_UINT(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCATTER], walk.blocks.count, group));
     if (layer_reroutes(layer))
         TRY(step_reroute_begin(b, chain));
@@ -104,8 +107,8 @@ clmoe_status step_plan_renorm(const batch *b, launch *chain) {
     cl_kernel kernel = layer->kernels[KERNEL_PLAN_RENORM];
     uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(b->ids), ARG_F32(PLAN_ARRAY(b, slot_of)),
-                   ARG_F32(expert_scale_of(b)), ARG_F32(b->pair_weights), arg_u32(b->tokens),
-                   arg_struct(&layer->router, sizeof layer->router)));
+                   ARG_F32(expert_scale_of(b)), ARG_F32(b->pair_weights), ARG_UINT(b->tokens),
+                   ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;

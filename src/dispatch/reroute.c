@@ -39,9 +39,9 @@ static reroute_scratch scratch_of(const batch *b) {
         ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_F32(PLAN_ARRAY(b, token_of)),                         \
         ARG_F32(PLAN_ARRAY(b, tile_expert)), ARG_F32((scratch).asked), ARG_F32((scratch).changed), \
         ARG_F32((scratch).waiting), ARG_F32((scratch).wishes), ARG_F32((b)->state),                \
-        arg_u32((b)->tokens), arg_u32((b)->layer->desc.top_k),                                     \
-        arg_u32((b)->layer->desc.num_experts), arg_u32((b)->ws.plan.capacity),                     \
-        arg_u32((b)->ws.plan.row_tile)
+        ARG_UINT((b)->tokens), ARG_UINT((b)->layer->desc.top_k),                                   \
+        ARG_UINT((b)->layer->desc.num_experts), ARG_UINT((b)->ws.plan.capacity),                   \
+        ARG_UINT((b)->ws.plan.row_tile)
 
 /* In each round an expert becomes full or every token that asks is served. */
 static uint32_t most_rounds(const clmoe_layer *layer) {
@@ -66,7 +66,8 @@ static clmoe_status finish_pairs(const batch *b, launch *chain, const reroute_sc
     const uint32_t most = share < end ? (uint32_t)share : end;
     for (uint32_t round = begin; round < end; round += most) {
         TRY(KERNEL_SET(finish, REROUTE_ARGS(b, *scratch), ARG_F32(scratch->waiting_count),
-                       arg_u32(round == begin), arg_u32(round == 0), arg_u32(most)));
+                       ARG_AS(makes_list, ARG_UINT(round == begin)),
+                       ARG_AS(fresh, ARG_UINT(round == 0)), ARG_AS(rounds, ARG_UINT(most))));
         TRY(launch_1d(chain, finish, 1, layer->group));
     }
 done:
@@ -83,7 +84,7 @@ static clmoe_status reroute_pairs(const batch *b, launch *chain, const reroute_s
     if (rounds > 0)
         TRY(KERNEL_SET(accept, REROUTE_ARGS(b, *scratch)));
     for (uint32_t round = 0; round < rounds; round++) {
-        TRY(KERNEL_SET(ask, REROUTE_ARGS(b, *scratch), arg_u32(round == 0)));
+        TRY(KERNEL_SET(ask, REROUTE_ARGS(b, *scratch), ARG_AS(fresh, ARG_UINT(round == 0))));
         TRY(launch_1d(chain, ask, groups, group));
         TRY(launch_1d(chain, accept, layer->desc.num_experts, group));
     }
@@ -100,7 +101,7 @@ clmoe_status step_reroute_begin(const batch *b, launch *chain) {
     TRY(KERNEL_SET(kernel, ARG_F32(b->ids), ARG_F32(b->pair_weights), ARG_F32(b->live),
                    ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
                    ARG_F32(PLAN_ARRAY(b, chosen_ids)), ARG_F32(PLAN_ARRAY(b, chosen_weights)),
-                   arg_u32(b->tokens), arg_u32(layer->desc.top_k)));
+                   ARG_UINT(b->tokens), ARG_UINT(layer->desc.top_k)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;
@@ -117,8 +118,7 @@ clmoe_status step_reroute(const batch *b, launch *chain) {
     TRY(reroute_pairs(b, chain, &scratch));
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(b->live), ARG_F32(b->token_offsets),
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
-                   ARG_F32(scratch.changed), arg_u32(tokens),
-                   arg_struct(&layer->router, sizeof layer->router)));
+                   ARG_F32(scratch.changed), ARG_UINT(tokens), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(tokens, group), group));
 done:
     return status;

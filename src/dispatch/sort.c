@@ -26,14 +26,16 @@ static clmoe_status sort_pass(const batch *b, launch *chain, const sort_buffers 
     block_split blocks = workspace_blocks(layer->group, count);
     clmoe_buf keys = buffers->keys[from], order = buffers->order[from];
     TRY(KERNEL_SET(kernels[KERNEL_SORT_HISTOGRAM], ARG_F32(keys), ARG_F32(buffers->histogram),
-                   arg_u32(count), arg_u32(blocks.size), arg_u32((uint32_t)shift)));
+                   ARG_UINT(count), ARG_AS(block_size, ARG_UINT(blocks.size)),
+                   ARG_UINT((uint32_t)shift)));
     TRY(launch_1d(chain, kernels[KERNEL_SORT_HISTOGRAM], blocks.count, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SORT_SCAN], ARG_F32(buffers->histogram), arg_u32(blocks.count)));
+    TRY(KERNEL_SET(kernels[KERNEL_SORT_SCAN], ARG_F32(buffers->histogram),
+                   ARG_AS(blocks, ARG_UINT(blocks.count))));
     TRY(launch_1d(chain, kernels[KERNEL_SORT_SCAN], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_SORT_SCATTER], ARG_F32(keys), ARG_F32(order),
-                   ARG_F32(buffers->histogram), ARG_F32(buffers->keys[!from]),
-                   ARG_F32(buffers->order[!from]), arg_u32(count), arg_u32(blocks.size),
-                   arg_u32((uint32_t)shift)));
+                   ARG_F32(buffers->histogram), ARG_AS(keys_out, ARG_F32(buffers->keys[!from])),
+                   ARG_AS(order_out, ARG_F32(buffers->order[!from])), ARG_UINT(count),
+                   ARG_AS(block_size, ARG_UINT(blocks.size)), ARG_UINT((uint32_t)shift)));
     TRY(launch_1d(chain, kernels[KERNEL_SORT_SCATTER], blocks.count, group));
 done:
     return status;
@@ -49,8 +51,8 @@ static clmoe_status sort_by_sequence(const batch *b, launch *chain, const sort_b
     *in = 0;
     if (last == 0)
         return CLMOE_SUCCESS;
-    TRY(KERNEL_SET(kernel, ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), arg_u32(count),
-                   arg_u32(each)));
+    TRY(KERNEL_SET(kernel, ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_UINT(count),
+                   ARG_UINT(each)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0; shift < SORT_KEY_BITS && last >> shift > 0; shift += SORT_DIGIT_BITS) {
         TRY(sort_pass(b, chain, buffers, count, shift, *in));
@@ -72,8 +74,8 @@ static clmoe_status sort_walk(const batch *b, launch *chain, const sort_buffers 
     uint32_t count = keep == CLMOE_KEEP_PRIORITY ? b->tokens : b->tokens * top_k;
     TRY(KERNEL_SET(kernel, ARG_F32(b->pair_weights), ARG_F32(b->live), ARG_U8(b->token_mask),
                    ARG_F32(b->token_offsets), ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]),
-                   ARG_F32(b->state), arg_u32(count), arg_u32(b->tokens * top_k), arg_u32(keep),
-                   arg_u32(top_k)));
+                   ARG_F32(b->state), ARG_UINT(count), ARG_AS(pairs, ARG_UINT(b->tokens * top_k)),
+                   ARG_UINT(keep), ARG_UINT(top_k)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
         TRY(sort_pass(b, chain, buffers, count, shift, from));

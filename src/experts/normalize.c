@@ -12,7 +12,7 @@ clmoe_status step_normalize(const batch *b, launch *chain) {
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
     TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_TYPE(b->ye, layer->desc.type),
-                   arg_u32(layer->desc.dim)));
+                   ARG_UINT(layer->desc.dim)));
     TRY(launch_1d(chain, kernel, b->ws.plan.slots, layer->group));
 done:
     return status;

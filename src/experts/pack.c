@@ -52,8 +52,7 @@ static clmoe_status write_header(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_PACK_HEADER];
     const packed_header header = header_of(layer, args->mlp);
     const uint32_t group = layer->group;
-    TRY(KERNEL_SET(kernel, arg_struct(&header, sizeof header),
-                   arg_buf(args->packed, sizeof(cl_ushort))));
+    TRY(KERNEL_SET(kernel, ARG_STRUCT(header), ARG_U16(args->packed)));
     TRY(launch_1d(chain, kernel, divide_up(PACKED_HEADER_BYTES / 2, group), group));
 done:
     return status;

@@ -27,10 +27,10 @@ static clmoe_status find_thresholds(const batch *b, launch *chain, uint32_t capa
     uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
     size_t tiles[] = {divide_up(tokens, CHOICE_SIDE), divide_up(columns, CHOICE_SIDE)};
     TRY(KERNEL_SET(kernels[KERNEL_KEYS], ARG_F32(b->scores), ARG_U8(b->token_mask), ARG_F32(keys),
-                   arg_u32(tokens), arg_u32(columns)));
+                   ARG_UINT(tokens), ARG_UINT(columns)));
     TRY(launch_kernel(chain, kernels[KERNEL_KEYS], 2, tiles, (size_t[]){group, 1}));
     TRY(KERNEL_SET(kernels[KERNEL_THRESHOLDS], ARG_F32(keys), ARG_F32(thresholds),
-                   ARG_F32(b->state), arg_u32(tokens), arg_u32(capacity)));
+                   ARG_F32(b->state), ARG_UINT(tokens), ARG_UINT(capacity)));
     TRY(launch_1d(chain, kernels[KERNEL_THRESHOLDS], columns, group));
 done:
     return status;
@@ -48,14 +48,14 @@ static clmoe_status choose(const batch *b, launch *chain) {
     if (tokens > 0)
         TRY(find_thresholds(b, chain, b->ws.plan.capacity, keys, thresholds));
     TRY(KERNEL_SET(kernels[KERNEL_COUNTS], ARG_F32(keys), ARG_F32(thresholds),
-                   ARG_F32(b->token_offsets), arg_u32(tokens), arg_u32(columns)));
+                   ARG_AS(counts, ARG_F32(b->token_offsets)), ARG_UINT(tokens), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_COUNTS], groups, group));
-    TRY(KERNEL_SET(kernels[KERNEL_OFFSETS], ARG_F32(b->token_offsets), arg_u32(tokens)));
+    TRY(KERNEL_SET(kernels[KERNEL_OFFSETS], ARG_F32(b->token_offsets), ARG_UINT(tokens)));
     TRY(launch_1d(chain, kernels[KERNEL_OFFSETS], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_PAIRS], ARG_F32(keys), ARG_F32(thresholds),
                    ARG_F32(b->token_offsets), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
-                   ARG_F32(b->pair_weights), arg_u32(tokens), arg_u32(columns),
-                   arg_u32(b->ws.plan.pairs), arg_f32(router->scale)));
+                   ARG_F32(b->pair_weights), ARG_UINT(tokens), ARG_UINT(columns),
+                   ARG_UINT(b->ws.plan.pairs), ARG_FLOAT(router->scale)));
     TRY(launch_1d(chain, kernels[KERNEL_PAIRS], groups, group));
 done:
     return status;

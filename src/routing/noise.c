@@ -28,8 +28,9 @@ clmoe_status step_jitter(const batch *b, launch *chain) {
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_JITTER];
     clmoe_type type = layer->desc.type;
-    TRY(KERNEL_SET(kernel, ARG_TYPE(b->x, type), ARG_TYPE(b->jittered, type), ARG_F32(b->state),
-                   arg_u32(layer->desc.dim), arg_f32(layer->desc.router.noise.jitter)));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(b->x, type), ARG_AS(out, ARG_TYPE(b->jittered, type)),
+                   ARG_F32(b->state), ARG_UINT(layer->desc.dim),
+                   ARG_FLOAT(layer->desc.router.noise.jitter)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;
@@ -69,14 +70,16 @@ clmoe_status step_noise(const batch *b, launch *chain, bool jittered) {
     if (router->noise.kind == CLMOE_NOISE_LEARNED)
         TRY(raw_noise(b, chain, jittered, raw));
     if (router->dropout.experts > 0) {
-        TRY(KERNEL_SET(experts, ARG_F32(draws), ARG_F32(b->state), arg_u32(layer->columns),
-                       arg_u32(layer->desc.top_k), arg_f32(router->dropout.experts)));
+        TRY(KERNEL_SET(experts, ARG_F32(draws), ARG_F32(b->state), ARG_UINT(layer->columns),
+                       ARG_UINT(layer->desc.top_k),
+                       ARG_AS(probability, ARG_FLOAT(router->dropout.experts))));
         TRY(launch_1d(chain, experts, 1, layer->score_group));
     }
     TRY(KERNEL_SET(rows, ARG_F32(b->logits), ARG_F32(raw), ARG_F32(draws), ARG_F32(b->state),
-                   ARG_F32(region(b, REGION_NOISY)), arg_u32(layer->columns),
-                   arg_u32((uint32_t)router->noise.kind), arg_f32(router->noise.scale),
-                   arg_f32(router->dropout.logits)));
+                   ARG_F32(region(b, REGION_NOISY)), ARG_UINT(layer->columns),
+                   ARG_AS(noise, ARG_UINT((uint32_t)router->noise.kind)),
+                   ARG_FLOAT(router->noise.scale),
+                   ARG_AS(logit_dropout, ARG_FLOAT(router->dropout.logits))));
     TRY(launch_1d(chain, rows, b->tokens, layer->score_group));
 done:
     return status;

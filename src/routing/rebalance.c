@@ -36,8 +36,9 @@ static rebalance_scratch scratch_of(const batch *b) {
 #define REBALANCE_ARGS(b, scratch)                                                                 \
     ARG_F32((b)->ids), ARG_F32((b)->live), ARG_U8((b)->token_mask), ARG_F32((b)->pair_weights),    \
         ARG_F32((scratch)->before), ARG_F32((scratch)->sums), ARG_F32((scratch)->partial),         \
-        arg_u32((b)->tokens), arg_u32((b)->layer->desc.top_k),                                     \
-        arg_u32((b)->layer->desc.num_experts), arg_u32((scratch)->blocks.size)
+        ARG_UINT((b)->tokens), ARG_UINT((b)->layer->desc.top_k),                                   \
+        ARG_UINT((b)->layer->desc.num_experts),                                                    \
+        ARG_AS(block_size, ARG_UINT((scratch)->blocks.size))
 
 static clmoe_status launch_columns(const batch *b, launch *chain) {
     const clmoe_layer *layer = b->layer;
@@ -55,11 +56,11 @@ static clmoe_status begin(const batch *b, launch *chain, const rebalance_scratch
                    ARG_F32(scratch->pairs)));
     TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_BEGIN], blocks, layer->group));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_COLUMNS], ARG_F32(scratch->partial),
-                   ARG_F32(scratch->columns), arg_u32(experts), arg_u32(blocks)));
+                   ARG_F32(scratch->columns), ARG_UINT(experts), ARG_UINT(blocks)));
     TRY(launch_columns(b, chain));
     TRY(KERNEL_SET(kernels[KERNEL_REBALANCE_TARGET], ARG_F32(scratch->columns),
-                   ARG_F32(scratch->pairs), ARG_F32(scratch->target), arg_u32(experts),
-                   arg_u32(blocks), arg_f32(layer->desc.router.rebalance.mu)));
+                   ARG_F32(scratch->pairs), ARG_F32(scratch->target), ARG_UINT(experts),
+                   ARG_UINT(blocks), ARG_FLOAT(layer->desc.router.rebalance.mu)));
     TRY(launch_1d(chain, kernels[KERNEL_REBALANCE_TARGET], 1, layer->group));
 done:
     return status;
@@ -75,7 +76,7 @@ clmoe_status step_rebalance(const batch *b, launch *chain) {
     const rebalance_scratch scratch = scratch_of(b);
     TRY(begin(b, chain, &scratch));
     TRY(KERNEL_SET(rows, REBALANCE_ARGS(b, &scratch), ARG_F32(scratch.columns),
-                   ARG_F32(scratch.target), arg_f32(router->rebalance.mu)));
+                   ARG_F32(scratch.target), ARG_FLOAT(router->rebalance.mu)));
     for (uint32_t i = 0; i < router->rebalance.iterations; i++) {
         if (i > 0)
             TRY(launch_columns(b, chain));

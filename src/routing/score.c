@@ -34,8 +34,8 @@ clmoe_status step_score_rows(const batch *b, launch *chain, clmoe_buf noisy, clm
     cl_kernel kernel = layer->kernels[KERNEL_SCORE];
     router_switches switches = layer->router;
     switches.topk_first |= layer->policy->by_logit;
-    TRY(KERNEL_SET(kernel, ARG_F32(noisy), ARG_F32(scores), ARG_F32(b->state),
-                   arg_struct(&switches, sizeof switches)));
+    TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(noisy)), ARG_F32(scores), ARG_F32(b->state),
+                   ARG_STRUCT(switches)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;

@@ -35,11 +35,12 @@ static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffer
     cl_kernel rows = layer->kernels[KERNEL_ROWS];
     cl_kernel columns = layer->kernels[KERNEL_COLUMNS];
     block_split blocks = workspace_token_blocks(layer->group, b->tokens);
-    TRY(KERNEL_SET(rows, ARG_F32(at->choices), ARG_U8(b->token_mask), ARG_F32(at->balance),
-                   ARG_F32(at->partials), arg_u32(b->tokens), arg_u32(layer->columns),
-                   arg_u32(blocks.size)));
-    TRY(KERNEL_SET(columns, ARG_F32(at->partials), ARG_F32(at->balance), arg_u32(blocks.count),
-                   arg_u32(layer->columns), arg_f32(router->sinkhorn.tolerance)));
+    TRY(KERNEL_SET(rows, ARG_AS(c, ARG_F32(at->choices)), ARG_U8(b->token_mask),
+                   ARG_F32(at->balance), ARG_F32(at->partials), ARG_UINT(b->tokens),
+                   ARG_UINT(layer->columns), ARG_AS(block_size, ARG_UINT(blocks.size))));
+    TRY(KERNEL_SET(columns, ARG_F32(at->partials), ARG_F32(at->balance),
+                   ARG_AS(blocks, ARG_UINT(blocks.count)), ARG_UINT(layer->columns),
+                   ARG_FLOAT(router->sinkhorn.tolerance)));
     for (uint32_t i = 0; i < router->sinkhorn.iterations; i++) {
         TRY(launch_1d(chain, rows, blocks.count, layer->group));
         TRY(launch_1d(chain, columns, 1, layer->group));
@@ -54,14 +55,14 @@ static clmoe_status balance(const batch *b, launch *chain, const sinkhorn_buffer
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns;
     TRY(KERNEL_SET(kernels[KERNEL_START], ARG_U8(b->token_mask), ARG_F32(at->balance),
-                   arg_u32(b->tokens), arg_u32(columns)));
+                   ARG_UINT(b->tokens), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_START], 1, group));
-    TRY(KERNEL_SET(kernels[KERNEL_EXP], ARG_F32(b->scores), ARG_F32(at->choices), ARG_F32(at->tops),
-                   arg_u32(columns)));
+    TRY(KERNEL_SET(kernels[KERNEL_EXP], ARG_AS(logits, ARG_F32(b->scores)), ARG_F32(at->choices),
+                   ARG_F32(at->tops), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_EXP], b->tokens, group));
     TRY(iterate(b, chain, at));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICES], ARG_F32(b->scores), ARG_F32(at->balance),
-                   ARG_F32(at->choices), arg_u32(columns)));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICES], ARG_AS(logits, ARG_F32(b->scores)),
+                   ARG_F32(at->balance), ARG_F32(at->choices), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICES], b->tokens, group));
 done:
     return status;
@@ -84,9 +85,9 @@ static clmoe_status choose(const batch *b, launch *chain) {
     TRY(balance(b, chain, &at));
     by_choices.scores = at.choices;
     TRY(step_topk_scores(&by_choices, chain));
-    TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(at.tops), ARG_F32(expert_scale_of(b)),
-                   ARG_F32(b->ids), ARG_F32(b->live), ARG_F32(b->pair_weights), arg_u32(b->tokens),
-                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(b->scores)), ARG_F32(at.tops),
+                   ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->live),
+                   ARG_F32(b->pair_weights), ARG_UINT(b->tokens), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;

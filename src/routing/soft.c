@@ -12,8 +12,8 @@ static clmoe_status choose(const batch *b, launch *chain) {
     cl_kernel kernel = layer->kernels[KERNEL_POLICY];
     uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
-                   ARG_F32(b->pair_weights), ARG_F32(b->live), arg_u32(b->tokens),
-                   arg_struct(&layer->router, sizeof layer->router)));
+                   ARG_F32(b->pair_weights), ARG_F32(b->live), ARG_UINT(b->tokens),
+                   ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;

@@ -49,8 +49,9 @@ static clmoe_status set_plan(const batch *b, launch *chain) {
                    ARG_F32(PLAN_ARRAY(b, offsets)), ARG_F32(PLAN_ARRAY(b, slot_of)),
                    ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_F32(PLAN_ARRAY(b, token_of)),
                    ARG_F32(PLAN_ARRAY(b, tile_expert)), ARG_F32(b->pair_weights),
-                   arg_u32(b->tokens), arg_u32(experts), arg_u32(plan->capacity),
-                   arg_u32(plan->slots / experts), arg_u32(plan->row_tile)));
+                   ARG_UINT(b->tokens), ARG_UINT(experts),
+                   ARG_AS(per_expert, ARG_UINT(plan->capacity)),
+                   ARG_AS(stride, ARG_UINT(plan->slots / experts)), ARG_UINT(plan->row_tile)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
 done:
     return status;
@@ -71,26 +72,29 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
                            .a = region(b, REGION_SOFT_X),
                            .weight = router,
                            .out = b->logits};
-    TRY(KERNEL_SET(kernels[KERNEL_NORMS], ARG_TYPE(b->x, desc->type), ARG_U8(b->token_mask),
-                   ARG_F32(region(b, REGION_TOKEN_NORMS)),
-                   ARG_TYPE(region(b, REGION_SOFT_X), desc->type), arg_u32(desc->dim)));
+    TRY(KERNEL_SET(kernels[KERNEL_NORMS], ARG_AS(rows, ARG_TYPE(b->x, desc->type)),
+                   ARG_U8(b->token_mask), ARG_F32(region(b, REGION_TOKEN_NORMS)),
+                   ARG_AS(clean, ARG_TYPE(region(b, REGION_SOFT_X), desc->type)),
+                   ARG_UINT(desc->dim)));
     TRY(launch_1d(chain, kernels[KERNEL_NORMS], T, group));
-    TRY(KERNEL_SET(kernels[KERNEL_SLOT_NORMS], ARG_TYPE(router, desc->router.weight_type),
-                   ARG_U8(none), ARG_F32(region(b, REGION_SLOT_NORMS)),
-                   ARG_TYPE(none, desc->router.weight_type), arg_u32(desc->dim)));
+    TRY(KERNEL_SET(kernels[KERNEL_SLOT_NORMS],
+                   ARG_AS(rows, ARG_TYPE(router, desc->router.weight_type)),
+                   ARG_AS(token_mask, ARG_U8(none)), ARG_F32(region(b, REGION_SLOT_NORMS)),
+                   ARG_AS(clean, ARG_TYPE(none, desc->router.weight_type)), ARG_UINT(desc->dim)));
     TRY(launch_1d(chain, kernels[KERNEL_SLOT_NORMS], count, group));
     TRY(gemm_dense(&layer->dense, chain, &map));
     TRY(KERNEL_SET(kernels[KERNEL_LOGITS], ARG_F32(region(b, REGION_TOKEN_NORMS)),
                    ARG_F32(region(b, REGION_SLOT_NORMS)), ARG_F32(b->logits),
-                   ARG_F32(region(b, REGION_TOPS)), arg_u32(count),
-                   arg_f32(desc->router.soft_moe.scale)));
+                   ARG_F32(region(b, REGION_TOPS)), ARG_UINT(count),
+                   ARG_FLOAT(desc->router.soft_moe.scale)));
     TRY(launch_1d(chain, kernels[KERNEL_LOGITS], T, group));
     TRY(KERNEL_SET(kernels[KERNEL_PARTIALS], ARG_F32(b->logits),
-                   ARG_F32(region(b, REGION_SOFT_PARTIALS)), arg_u32(T), arg_u32(count),
-                   arg_u32(blocks.size)));
+                   ARG_F32(region(b, REGION_SOFT_PARTIALS)), ARG_AS(tokens, ARG_UINT(T)),
+                   ARG_UINT(count), ARG_AS(block_size, ARG_UINT(blocks.size))));
     TRY(launch_1d(chain, kernels[KERNEL_PARTIALS], blocks.count, group));
     TRY(KERNEL_SET(kernels[KERNEL_COLUMNS], ARG_F32(region(b, REGION_SOFT_PARTIALS)),
-                   ARG_F32(region(b, REGION_SOFT_COLUMNS)), arg_u32(blocks.count), arg_u32(count)));
+                   ARG_F32(region(b, REGION_SOFT_COLUMNS)), ARG_AS(blocks, ARG_UINT(blocks.count)),
+                   ARG_UINT(count)));
     TRY(launch_1d(chain, kernels[KERNEL_COLUMNS], divide_up(count, group), group));
 done:
     return status;
@@ -107,12 +111,12 @@ clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain) {
     TRY(set_plan(b, chain));
     TRY(set_logits(b, chain));
     TRY(KERNEL_SET(dispatch, ARG_F32(b->logits), ARG_F32(region(b, REGION_SOFT_COLUMNS)),
-                   ARG_F32(region(b, REGION_SOFT_DISPATCH)), arg_u32(tokens), arg_u32(count),
-                   arg_u32(each)));
+                   ARG_F32(region(b, REGION_SOFT_DISPATCH)), ARG_UINT(tokens), ARG_UINT(count),
+                   ARG_AS(per_expert, ARG_UINT(each))));
     TRY(launch_kernel(chain, dispatch, 2, (size_t[]){stride, experts}, (size_t[]){group, 1}));
     TRY(KERNEL_SET(combine, ARG_F32(b->logits), ARG_F32(region(b, REGION_TOPS)),
-                   ARG_F32(region(b, REGION_SOFT_COMBINE)), arg_u32(count), arg_u32(experts),
-                   arg_u32(each), arg_u32(stride)));
+                   ARG_F32(region(b, REGION_SOFT_COMBINE)), ARG_UINT(count), ARG_UINT(experts),
+                   ARG_AS(per_expert, ARG_UINT(each)), ARG_UINT(stride)));
     TRY(launch_1d(chain, combine, tokens, group));
     const dense_map mix = {.rows = slots,
                            .n = layer->desc.dim,
@@ -131,8 +135,8 @@ clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
     cl_kernel clear = layer->kernels[KERNEL_CLEAR];
     uint32_t experts = layer->desc.num_experts;
     uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
-    TRY(KERNEL_SET(clear, ARG_TYPE(b->ye, layer->desc.type), arg_u32(layer->desc.dim),
-                   arg_u32(each), arg_u32(stride)));
+    TRY(KERNEL_SET(clear, ARG_TYPE(b->ye, layer->desc.type), ARG_UINT(layer->desc.dim),
+                   ARG_AS(per_expert, ARG_UINT(each)), ARG_UINT(stride)));
     TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
                       (size_t[]){layer->group, 1}));
     const dense_map mix = {.rows = b->tokens,

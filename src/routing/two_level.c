@@ -34,8 +34,8 @@ clmoe_status step_two_level_scores(const batch *b, launch *chain) {
         return CLMOE_SUCCESS;
     clmoe_buf logits = region(b, REGION_GROUP_LOGITS);
     TRY(step_group_logits(b, chain));
-    TRY(KERNEL_SET(kernel, ARG_F32(logits), ARG_F32(b->scores), arg_u32(b->tokens), arg_u32(groups),
-                   arg_struct(&layer->router, sizeof layer->router)));
+    TRY(KERNEL_SET(kernel, ARG_AS(group_logits, ARG_F32(logits)), ARG_F32(b->scores),
+                   ARG_UINT(b->tokens), ARG_UINT(groups), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;
@@ -49,8 +49,8 @@ static clmoe_status choose(const batch *b, launch *chain) {
     uint32_t group = layer->group;
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(select_bias_of(b)),
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
-                   ARG_F32(b->live), arg_u32(b->tokens), arg_u32(router->groups.count),
-                   arg_struct(&layer->router, sizeof layer->router)));
+                   ARG_F32(b->live), ARG_UINT(b->tokens),
+                   ARG_AS(groups, ARG_UINT(router->groups.count)), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
 done:
     return status;

@@ -6,29 +6,25 @@
 
 enum { MAX_DIMS = 3 };
 
-kernel_arg arg_buf(clmoe_buf buf, size_t element_bytes) {
-    return (kernel_arg){
-        .is_buffer = true, .mem = buf.mem, .number = buf.mem ? buf.offset / element_bytes : 0};
+kernel_arg arg_buf(const char *text, clmoe_buf buf, size_t element_bytes) {
+    return (kernel_arg){.text = text,
+                        .is_buffer = true,
+                        .mem = buf.mem,
+                        .number = buf.mem ? buf.offset / element_bytes : 0};
 }
 
-kernel_arg arg_u32(uint32_t value) {
-    return (kernel_arg){.size = sizeof(cl_uint), .number = value};
+kernel_arg arg_number(const char *text, size_t size, uint64_t value) {
+    return (kernel_arg){.text = text, .size = size, .number = value};
 }
 
-kernel_arg arg_u64(uint64_t value) {
-    return (kernel_arg){.size = sizeof(cl_ulong), .number = value};
-}
-
-kernel_arg arg_f32(float value) {
-    kernel_arg arg = {.size = sizeof(cl_float)};
+kernel_arg arg_float(const char *text, float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    arg.number = bits;
-    return arg;
+    return arg_number(text, sizeof bits, bits);
 }
 
-kernel_arg arg_struct(const void *value, size_t bytes) {
-    return (kernel_arg){.size = bytes, .bytes = value};
+kernel_arg arg_struct(const char *text, const void *value, size_t bytes) {
+    return (kernel_arg){.text = text, .size = bytes, .bytes = value};
 }
 
 static clmoe_status set_buffer(cl_kernel kernel, cl_uint index, const kernel_arg *arg) {

@@ -33,6 +33,7 @@ static inline uint32_t power_of_two(uint32_t at_least, uint32_t at_most) {
 
 /* One kernel argument. */
 typedef struct kernel_arg {
+    const char *text; /* the host's expression: tests compare it with the kernel's name */
     bool is_buffer;
     cl_mem mem;
     size_t size;       /* of a number or struct, in bytes */
@@ -40,20 +41,37 @@ typedef struct kernel_arg {
     const void *bytes; /* a struct by value, or NULL */
 } kernel_arg;
 
+kernel_arg arg_buf(const char *text, clmoe_buf buf, size_t element_bytes);
+kernel_arg arg_number(const char *text, size_t size, uint64_t value);
+kernel_arg arg_float(const char *text, float value);
+kernel_arg arg_struct(const char *text, const void *value, size_t bytes);
+
 /*
  * A buffer takes two kernel arguments: `__global T *p, ulong p_off` (offset in elements of
  * sizeof(T)); the kernel begins with `p += p_off;`. A buffer that is not given arrives as a NULL
  * pointer and 0.
  */
-kernel_arg arg_buf(clmoe_buf buf, size_t element_bytes);
-kernel_arg arg_u32(uint32_t value);                     /* `uint`, or `int` */
-kernel_arg arg_u64(uint64_t value);                     /* `ulong` */
-kernel_arg arg_f32(float value);                        /* `float` */
-kernel_arg arg_struct(const void *value, size_t bytes); /* must live until kernel_set() */
+#define ARG_F32(buf)        arg_buf(#buf, (buf), 4) /* any four-byte element: float, int, uint */
+#define ARG_U16(buf)        arg_buf(#buf, (buf), 2)
+#define ARG_U8(buf)         arg_buf(#buf, (buf), 1)
+#define ARG_TYPE(buf, type) arg_buf(#buf, (buf), type_bytes(type))
 
-#define ARG_F32(buf)        arg_buf((buf), 4) /* any four-byte element: float, int, uint */
-#define ARG_U8(buf)         arg_buf((buf), 1)
-#define ARG_TYPE(buf, type) arg_buf((buf), type_bytes(type))
+#define ARG_UINT(value)  arg_number(#value, sizeof(cl_uint), (value)) /* `uint`, or `int` */
+#define ARG_ULONG(value) arg_number(#value, sizeof(cl_ulong), (value))
+#define ARG_FLOAT(value) arg_float(#value, (value))
+#define ARG_STRUCT(value)                                                                          \
+    arg_struct(#value, &(value), sizeof(value)) /* lives until kernel_set()                        \
+                                                 */
+
+/*
+ * The kernel's name of an argument ends a word of the host's expression: `scores` is b->scores, or
+ * region(b, REGION_SCORES). Where it does not: ARG_AS(scores, ARG_F32(b->choices)).
+ */
+#define ARG_AS(name, arg) arg_as(#name, (arg))
+static inline kernel_arg arg_as(const char *name, kernel_arg arg) {
+    arg.text = name;
+    return arg;
+}
 
 /* Sets all arguments of `kernel` in order: kernel_set(k, 3, (kernel_arg[]){...}). */
 clmoe_status kernel_set(cl_kernel kernel, size_t count, const kernel_arg *args);

@@ -182,8 +182,9 @@ static clmoe_status cpu_pack(void *opaque, launch *chain, const gemm_problem *pr
     cl_kernel kernel = state->pack[gemm_variant_of(problem->form)];
     const size_t groups[] = {panels_of(state, problem->form, problem->n), problem->experts};
     const size_t local[] = {1, 1};
-    TRY(KERNEL_SET(kernel, ARG_TYPE(gate, type), ARG_TYPE(up->buf, type), arg_u64(up->expert),
-                   arg_u64(up->row), arg_u64(up->col), arg_u32(problem->n), arg_u32(problem->k),
+    TRY(KERNEL_SET(kernel, ARG_TYPE(gate, type), ARG_AS(up, ARG_TYPE(up->buf, type)),
+                   ARG_AS(w_expert, ARG_ULONG(up->expert)), ARG_AS(w_row, ARG_ULONG(up->row)),
+                   ARG_AS(w_col, ARG_ULONG(up->col)), ARG_UINT(problem->n), ARG_UINT(problem->k),
                    ARG_TYPE(packed, type)));
     TRY(launch_kernel(chain, kernel, 2, groups, local));
 done:

@@ -66,17 +66,18 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
 
     if (gate->row != up->row || gate->col != up->col || gate->expert != up->expert)
         return fail(CLMOE_UNSUPPORTED, "gate and up have different strides");
-    return KERNEL_SET(kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets),
-                      ARG_F32(problem->kept), arg_u32(problem->slots), arg_u32(row_tile),
-                      ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
-                      ARG_TYPE(gate->buf, problem->w_type), ARG_TYPE(up->buf, problem->w_type),
-                      ARG_TYPE(gate->bias, problem->bias_type),
-                      ARG_TYPE(up->bias, problem->bias_type), arg_u64(up->expert), arg_u64(up->row),
-                      arg_u64(up->col), arg_u64(up->bias_expert), arg_u64(up->bias_row),
-                      arg_u32(problem->n), arg_u32(problem->k), arg_u32((uint32_t)activation),
-                      arg_f32(problem->limit), arg_f32(problem->alpha), arg_f32(problem->up_shift),
-                      arg_u32((uint32_t)problem->row_weight), ARG_F32(problem->pair_of),
-                      ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
+    return KERNEL_SET(
+        kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets), ARG_F32(problem->kept),
+        ARG_UINT(problem->slots), ARG_UINT(row_tile), ARG_TYPE(problem->a, problem->a_type),
+        ARG_F32(problem->token_of), ARG_AS(gate, ARG_TYPE(gate->buf, problem->w_type)),
+        ARG_AS(up, ARG_TYPE(up->buf, problem->w_type)), ARG_TYPE(gate->bias, problem->bias_type),
+        ARG_TYPE(up->bias, problem->bias_type), ARG_AS(w_expert, ARG_ULONG(up->expert)),
+        ARG_AS(w_row, ARG_ULONG(up->row)), ARG_AS(w_col, ARG_ULONG(up->col)),
+        ARG_ULONG(up->bias_expert), ARG_ULONG(up->bias_row), ARG_UINT(problem->n),
+        ARG_UINT(problem->k), ARG_UINT((uint32_t)activation), ARG_FLOAT(problem->limit),
+        ARG_FLOAT(problem->alpha), ARG_FLOAT(problem->up_shift),
+        ARG_UINT((uint32_t)problem->row_weight), ARG_F32(problem->pair_of),
+        ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
 }
 
 size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
