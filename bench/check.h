@@ -38,7 +38,7 @@ typedef struct measured {
 clmoe_status check_balance(const measured *m, check_result *result);
 
 /* Keeps the first complaint. */
-void complain(check_result *result, const char *format, ...) BENCH_PRINTF(2);
+void complain(check_result *result, const char *format, ...) CLI_PRINTF(2);
 
 /* Row `row` of [.., n] elements of `type`, as floats. */
 clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem buffer, size_t row,

@@ -102,7 +102,7 @@ static _Noreturn void child(const bench_options *options, size_t index, cache_us
     interrupt_release();
     use_driver_caches(caches.drivers);
     result.status = create_once(options, index, caches.programs, &result);
-    snprintf(result.error, sizeof result.error, "%s", bench_error());
+    snprintf(result.error, sizeof result.error, "%s", cli_error());
     _exit(write(to, &result, sizeof result) == (ssize_t)sizeof result ? 0 : 1);
 }
 
@@ -112,7 +112,7 @@ static clmoe_status in_child(const bench_options *options, size_t index, cache_u
     size_t got = 0;
     ssize_t bytes = 1;
     if (pipe(ends) != 0)
-        return bench_fail(CLMOE_IO, "no pipe: %s", strerror(errno));
+        return cli_fail(CLMOE_IO, "no pipe: %s", strerror(errno));
     const pid_t pid = fork();
     if (pid == 0)
         child(options, index, caches, ends[1]);
@@ -127,9 +127,9 @@ static clmoe_status in_child(const bench_options *options, size_t index, cache_u
     if (got != sizeof *result && interrupt_signal() != 0)
         return bench_go_on();
     if (got != sizeof *result)
-        return bench_fail(CLMOE_IO, "a process that creates a layer failed");
+        return cli_fail(CLMOE_IO, "a process that creates a layer failed");
     if (result->status != CLMOE_SUCCESS)
-        return bench_fail(result->status, "%s", result->error);
+        return cli_fail(result->status, "%s", result->error);
     return CLMOE_SUCCESS;
 }
 
@@ -147,7 +147,7 @@ static clmoe_status run_round(const bench_options *options, size_t index, const 
     for (int i = 0; i < 3; i++) {
         snprintf(drivers[i], sizeof drivers[i], "%s/drivers%d", base, i);
         if (mkdir(drivers[i], 0700) != 0)
-            return bench_fail(CLMOE_IO, "no directory %s: %s", drivers[i], strerror(errno));
+            return cli_fail(CLMOE_IO, "no directory %s: %s", drivers[i], strerror(errno));
     }
     TRY(in_child(options, index, (cache_use){drivers[0], NULL}, &starts[START_COLD]));
     if (starts[START_COLD].none)
@@ -168,7 +168,7 @@ static clmoe_status run_round_in_new_directory(const bench_options *options, siz
                                                start starts[START_KINDS]) {
     char base[] = "/tmp/clmoe-bench-XXXXXX";
     if (!mkdtemp(base))
-        return bench_fail(CLMOE_IO, "no directory for caches: %s", strerror(errno));
+        return cli_fail(CLMOE_IO, "no directory for caches: %s", strerror(errno));
     clmoe_status status = run_round(options, index, base, starts);
     nftw(base, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     return status;

@@ -42,8 +42,7 @@ static clmoe_status list_devices(device_list *list) {
                                        list->ids + list->count, &found) == CL_SUCCESS)
             list->count += found < room ? found : room;
     }
-    return list->count > 0 ? CLMOE_SUCCESS
-                           : bench_fail(CLMOE_UNSUPPORTED, "no OpenCL device found");
+    return list->count > 0 ? CLMOE_SUCCESS : cli_fail(CLMOE_UNSUPPORTED, "no OpenCL device found");
 }
 
 static bool is_meant(const device_list *list, cl_uint index, const char *wanted) {
@@ -60,7 +59,7 @@ static clmoe_status pick_device(const char *wanted, cl_device_id *id) {
     while (index < list.count && !is_meant(&list, index, wanted))
         index++;
     if (index == list.count && wanted)
-        TRY(bench_checked(device_not_found(wanted, list.count, &why), &why));
+        TRY(checked(device_not_found(wanted, list.count, &why), &why));
     *id = list.ids[index < list.count ? index : 0];
 done:
     return status;
@@ -74,7 +73,7 @@ static clmoe_status read_text(cl_device_id id, cl_device_info what, char *text, 
     TRY(CL(clGetDeviceInfo(id, what, 0, NULL, &bytes)));
     all = calloc(1, bytes + 1);
     if (!all)
-        return bench_fail(CLMOE_OUT_OF_MEMORY, "out of memory for the device's name");
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "out of memory for the device's name");
     TRY(CL(clGetDeviceInfo(id, what, bytes, all, NULL)));
     snprintf(text, size, "%s", all);
 done:
@@ -103,9 +102,9 @@ clmoe_status device_open(const char *wanted, bench_device *d) {
     TRY(pick_device(wanted, &d->id));
     TRY(read_facts(d));
     d->cl = clCreateContext(NULL, 1, &d->id, NULL, NULL, &code);
-    TRY(bench_cl(code, "clCreateContext"));
+    TRY(cli_cl(code, "clCreateContext"));
     d->queue = clCreateCommandQueue(d->cl, d->id, d->cpu ? 0 : CL_QUEUE_PROFILING_ENABLE, &code);
-    TRY(bench_cl(code, "clCreateCommandQueue"));
+    TRY(cli_cl(code, "clCreateCommandQueue"));
     TRY(LIB(clmoe_context_create(d->cl, d->id, NULL, &d->clmoe)));
 done:
     if (status != CLMOE_SUCCESS)
@@ -129,11 +128,11 @@ void device_close(bench_device *d) {
 clmoe_status device_buffer(const bench_device *d, size_t bytes, cl_mem *buffer) {
     cl_int code = CL_SUCCESS;
     if (bytes > d->buffer_most)
-        return bench_fail(CLMOE_UNSUPPORTED,
-                          "a buffer needs %.1f GB, but the device allows %.1f GB in one",
-                          (double)bytes * 1e-9, (double)d->buffer_most * 1e-9);
+        return cli_fail(CLMOE_UNSUPPORTED,
+                        "a buffer needs %.1f GB, but the device allows %.1f GB in one",
+                        (double)bytes * 1e-9, (double)d->buffer_most * 1e-9);
     *buffer = clCreateBuffer(d->cl, CL_MEM_READ_WRITE, bytes > 0 ? bytes : 4, NULL, &code);
-    return bench_cl(code, "clCreateBuffer");
+    return cli_cl(code, "clCreateBuffer");
 }
 
 clmoe_status device_poisoned(const bench_device *d, size_t bytes, cl_mem *buffer) {
@@ -165,7 +164,7 @@ static clmoe_status build_failed(const bench_device *d, cl_program program, cons
                                  cl_int code) {
     char log[512] = "";
     clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, sizeof log - 1, log, NULL);
-    return bench_fail(code, "bench/%s did not build: %s: %s", file, clmoe_status_string(code), log);
+    return cli_fail(code, "bench/%s did not build: %s: %s", file, clmoe_status_string(code), log);
 }
 
 clmoe_status device_kernel(const bench_device *d, const char *file, const char *options,
@@ -175,13 +174,13 @@ clmoe_status device_kernel(const bench_device *d, const char *file, const char *
     char flags[256];
     const char *sources[] = {source_of("random.clh"), source_of(file)};
     cl_program program = clCreateProgramWithSource(d->cl, COUNT_OF(sources), sources, NULL, &code);
-    TRY(bench_cl(code, "clCreateProgramWithSource"));
+    TRY(cli_cl(code, "clCreateProgramWithSource"));
     snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s", options);
     code = clBuildProgram(program, 1, &d->id, flags, NULL, NULL);
     if (code != CL_SUCCESS)
         TRY(build_failed(d, program, file, code));
     *kernel = clCreateKernel(program, name, &code);
-    TRY(bench_cl(code, "clCreateKernel"));
+    TRY(cli_cl(code, "clCreateKernel"));
 done:
     if (program)
         clReleaseProgram(program);

@@ -72,9 +72,9 @@ static clmoe_status check_names(const char *names, const engine_list *list) {
         more = names[length] == ',';
         names += length + more;
     }
-    return found ? CLMOE_SUCCESS
-                 : bench_fail(CLMOE_UNSUPPORTED, "engine '%s' is unknown, or does not run here",
-                              name);
+    return found
+               ? CLMOE_SUCCESS
+               : cli_fail(CLMOE_UNSUPPORTED, "engine '%s' is unknown, or does not run here", name);
 }
 
 clmoe_status engines_choose(const bench_options *options, const bench_device *device,

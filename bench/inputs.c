@@ -76,8 +76,8 @@ static clmoe_status create_weights(inputs *in, const bench_device *device) {
     const size_t matrix = (size_t)c->experts * c->hidden_dim * c->dim;
     const double bytes = case_weight_bytes(c, type_bytes(in->type));
     if (bytes > WEIGHTS_SHARE * (double)device->memory)
-        return bench_fail(CLMOE_UNSUPPORTED, "the weights need %.1f GB, but %s has %.1f GB",
-                          bytes * 1e-9, device->name, (double)device->memory * 1e-9);
+        return cli_fail(CLMOE_UNSUPPORTED, "the weights need %.1f GB, but %s has %.1f GB",
+                        bytes * 1e-9, device->name, (double)device->memory * 1e-9);
     TRY(create(device, &in->router, (size_t)c->experts * c->dim, &in->weights.router));
     TRY(create(device, &in->gate, 2 * matrix, &in->weights.experts.gate));
     TRY(create(device, &in->down, matrix, &in->weights.experts.down));

@@ -65,7 +65,7 @@ static clmoe_status measure(const bench_options *options, bench_rows *rows) {
     const size_t before = m.rows.count;
     TRY(measure_cases(&m));
     if (m.rows.count == before)
-        TRY(bench_fail(CLMOE_UNSUPPORTED, "nothing to time: no case with these steps runs here"));
+        TRY(cli_fail(CLMOE_UNSUPPORTED, "nothing to time: no case with these steps runs here"));
 done:
     *rows = m.rows;
     inputs_release(&m.inputs);
@@ -84,7 +84,7 @@ static void join_words(int argc, char **argv, char *text, size_t size) {
 static clmoe_status check_stdout(void) {
     if (fflush(stdout) == 0 && ferror(stdout) == 0)
         return CLMOE_SUCCESS;
-    return bench_fail(CLMOE_IO, "cannot write to standard output: %s", strerror(errno));
+    return cli_fail(CLMOE_IO, "cannot write to standard output: %s", strerror(errno));
 }
 
 static clmoe_status report(bench_options *options, const char *command, const bench_rows *rows) {
@@ -99,7 +99,7 @@ static clmoe_status report(bench_options *options, const char *command, const be
 
 /* The code of an error; after a signal, its own. */
 static int bad_input(void) {
-    fprintf(stderr, "clmoe-bench: %s\n", bench_error());
+    fprintf(stderr, "clmoe-bench: %s\n", cli_error());
     return interrupt_signal() != 0 ? interrupt_exit_code() : EXIT_BAD_INPUT;
 }
 

@@ -48,7 +48,7 @@ static void skip(const measurement *m, const bench_case *c, const char *what) {
     (void)m;
     progress_clear();
     fprintf(stderr, "clmoe-bench: skipped %s T=%u%s%s: %s\n", c->name, (unsigned)c->tokens,
-            what[0] ? ", " : "", what, bench_error());
+            what[0] ? ", " : "", what, cli_error());
 }
 
 /* ---- Setting up ------------------------------------------------------------------------------ */

@@ -56,7 +56,7 @@ clmoe_status memory_print(const bench_options *options) {
             if (!engine_is_peer(&list.engines[i]))
                 TRY(print_row(&device, c, &list.engines[i], options->type));
     if (fflush(stdout) != 0)
-        status = bench_fail(CLMOE_IO, "cannot write to standard output");
+        status = cli_fail(CLMOE_IO, "cannot write to standard output");
 done:
     device_close(&device);
     return status;

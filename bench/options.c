@@ -101,8 +101,7 @@ static clmoe_status check_list(const char *option, const char *list,
         const size_t length = strcspn(list, ",");
         snprintf(name, sizeof name, "%.*s", (int)length, list);
         if (strcmp(name, "all") != 0 && !known(name))
-            return bench_fail(CLMOE_INVALID_ARGUMENT, "%s '%s' is unknown; see --help", option,
-                              name);
+            return cli_fail(CLMOE_INVALID_ARGUMENT, "%s '%s' is unknown; see --help", option, name);
         if (list[length] == '\0')
             return CLMOE_SUCCESS;
         list += length + 1;
@@ -159,12 +158,12 @@ clmoe_status options_check_cases(const bench_options *options, bool cpu) {
         }
     if (!chosen) {
         tokens_text(options, cpu, tokens, sizeof tokens);
-        return bench_fail(CLMOE_INVALID_ARGUMENT, "--tokens is %u, but the chosen cases have %s",
-                          (unsigned)options->tokens, tokens);
+        return cli_fail(CLMOE_INVALID_ARGUMENT, "--tokens is %u, but the chosen cases have %s",
+                        (unsigned)options->tokens, tokens);
     }
     return step ? CLMOE_SUCCESS
-                : bench_fail(CLMOE_INVALID_ARGUMENT, "--step %s is in none of the cases %s",
-                             options->steps, options->cases);
+                : cli_fail(CLMOE_INVALID_ARGUMENT, "--step %s is in none of the cases %s",
+                           options->steps, options->cases);
 }
 
 /* ---- Values ---------------------------------------------------------------------------------- */
@@ -175,7 +174,7 @@ static clmoe_status parse_name(const char *option, const char *text, const char 
     for (*index = 0; *index < count; (*index)++)
         if (strcmp(names[*index], text) == 0)
             return CLMOE_SUCCESS;
-    return bench_fail(CLMOE_INVALID_ARGUMENT, "%s '%s' is unknown; see --help", option, text);
+    return cli_fail(CLMOE_INVALID_ARGUMENT, "%s '%s' is unknown; see --help", option, text);
 }
 
 static clmoe_status parse_peer(const char *text, const char **peer) {
@@ -185,7 +184,7 @@ static clmoe_status parse_peer(const char *text, const char **peer) {
             *peer = names[i];
             return CLMOE_SUCCESS;
         }
-    return bench_fail(CLMOE_INVALID_ARGUMENT, "--peer '%s' is unknown; see --help", text);
+    return cli_fail(CLMOE_INVALID_ARGUMENT, "--peer '%s' is unknown; see --help", text);
 }
 
 enum {
@@ -256,9 +255,9 @@ static clmoe_status set_value(bench_options *o, int option, const char *text) {
     problem why;
     switch (option) {
     case OPT_TOKENS:
-        return bench_checked(cli_u32("--tokens", text, 1, UINT32_MAX, &o->tokens, &why), &why);
+        return checked(cli_u32("--tokens", text, 1, UINT32_MAX, &o->tokens, &why), &why);
     case OPT_REPEAT:
-        return bench_checked(cli_u32("--repeat", text, 1, MAX_REPEAT, &o->repeat, &why), &why);
+        return checked(cli_u32("--repeat", text, 1, MAX_REPEAT, &o->repeat, &why), &why);
     case OPT_DEVICE:
         o->device = text;
         return CLMOE_SUCCESS;
@@ -287,7 +286,7 @@ static clmoe_status set_modes(bench_options *o, const cli_parser *parser) {
     o->json = parser->given[OPT_JSON] > 0;
     if (o->repeat == 0)
         o->repeat = o->cold ? DEFAULT_COLD_REPEAT : DEFAULT_REPEAT;
-    return bench_checked(check_file(o, parser, &why), &why);
+    return checked(check_file(o, parser, &why), &why);
 }
 
 parse_result options_parse(int argc, char **argv, bench_options *o) {
@@ -307,7 +306,7 @@ parse_result options_parse(int argc, char **argv, bench_options *o) {
         printf("clmoe-bench %s\n", clmoe_version());
         return PARSE_STOP;
     }
-    TRY(bench_checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why));
+    TRY(checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why));
     TRY(set_modes(o, &parser));
 done:
     return status == CLMOE_SUCCESS ? PARSE_RUN : PARSE_BAD;

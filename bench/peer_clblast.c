@@ -27,7 +27,7 @@ static clmoe_status gemm(peer_clblast *peer, uint32_t e, size_t n, size_t k, cl_
         peer->offset[e] * k, k, w, e * n * k, k, 0, c, peer->offset[e] * n, n, &queue, NULL);
     return code == CLBlastSuccess
                ? CLMOE_SUCCESS
-               : bench_fail(CLMOE_ENGINE_FAILED, "CLBlastSgemm failed with %d", (int)code);
+               : cli_fail(CLMOE_ENGINE_FAILED, "CLBlastSgemm failed with %d", (int)code);
 }
 
 clmoe_status peer_clblast_run(peer_clblast *peer) {
@@ -93,7 +93,7 @@ clmoe_status peer_clblast_create(const bench_device *device, const inputs *in, c
     clmoe_status status = CLMOE_SUCCESS;
     *peer = (peer_clblast){.device = device, .in = in};
     if (in->type != CLMOE_F32)
-        return bench_fail(CLMOE_UNSUPPORTED, PEER_CLBLAST " needs f32");
+        return cli_fail(CLMOE_UNSUPPORTED, PEER_CLBLAST " needs f32");
     peer->load = malloc(in->of.experts * sizeof *peer->load);
     peer->offset = malloc(in->of.experts * sizeof *peer->offset);
     peer->pair_of = malloc(pairs_of(peer) * sizeof *peer->pair_of);
@@ -147,7 +147,7 @@ clmoe_status peer_clblast_create(const bench_device *device, const inputs *in, c
                                  peer_clblast *peer) {
     (void)device, (void)in, (void)ids;
     *peer = (peer_clblast){0};
-    return bench_fail(CLMOE_UNSUPPORTED, "this build has no " PEER_CLBLAST);
+    return cli_fail(CLMOE_UNSUPPORTED, "this build has no " PEER_CLBLAST);
 }
 
 void peer_clblast_release(peer_clblast *peer) {

@@ -107,7 +107,7 @@ static clmoe_status map_all(const inputs *in, peer_openblas *peer) {
         TRY(CL(clGetMemObjectInfo(buffers[i], CL_MEM_SIZE, sizeof bytes, &bytes, NULL)));
         *places[i] = clEnqueueMapBuffer(peer->device->queue, buffers[i], CL_TRUE, CL_MAP_READ, 0,
                                         bytes, 0, NULL, NULL, &code);
-        TRY(bench_cl(code, "clEnqueueMapBuffer"));
+        TRY(cli_cl(code, "clEnqueueMapBuffer"));
         peer->mapped[i] = buffers[i];
     }
 done:
@@ -134,7 +134,7 @@ clmoe_status peer_openblas_create(const bench_device *device, const inputs *in, 
     const int threads = openblas_get_num_procs();
     *peer = (peer_openblas){.device = device, .of = &in->of};
     if (!device->cpu || in->type != CLMOE_F32)
-        return bench_fail(CLMOE_UNSUPPORTED, PEER_OPENBLAS " needs f32 on a CPU device");
+        return cli_fail(CLMOE_UNSUPPORTED, PEER_OPENBLAS " needs f32 on a CPU device");
     peer->threads = threads < MAX_THREADS ? (unsigned)threads : MAX_THREADS;
     openblas_set_num_threads(threads);
     TRY(allocate(peer));
@@ -181,7 +181,7 @@ clmoe_status peer_openblas_create(const bench_device *device, const inputs *in, 
                                   peer_openblas *peer) {
     (void)device, (void)in, (void)ids;
     *peer = (peer_openblas){0};
-    return bench_fail(CLMOE_UNSUPPORTED, "this build has no " PEER_OPENBLAS);
+    return cli_fail(CLMOE_UNSUPPORTED, "this build has no " PEER_OPENBLAS);
 }
 
 void peer_openblas_release(peer_openblas *peer) {

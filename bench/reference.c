@@ -145,7 +145,7 @@ clmoe_status reference_make(const inputs *in, reference *ref) {
     TRY(workbench_make(in, wanted, &w));
     route(in, &w, wanted, ref);
     if (ref->count == 0)
-        TRY(bench_fail(CLMOE_UNSUPPORTED, "every token has a choice too close to check"));
+        TRY(cli_fail(CLMOE_UNSUPPORTED, "every token has a choice too close to check"));
     for (uint32_t e = 0; e < in->of.experts && !in->of.routing_only; e++)
         run_expert(in, &w, e, ref);
 done:

@@ -116,11 +116,11 @@ clmoe_status write_json(const json_t *root, output *file) {
     problem why;
     FILE *stream = output_open(file, &why);
     if (!stream)
-        return bench_fail(CLMOE_IO, "%s", why.text);
+        return cli_fail(CLMOE_IO, "%s", why.text);
     /* What fails here is seen by output_close(). */
     json_dumpf(root, stream, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
     fputc('\n', stream);
-    return output_close(file, &why) ? CLMOE_SUCCESS : bench_fail(CLMOE_IO, "%s", why.text);
+    return output_close(file, &why) ? CLMOE_SUCCESS : cli_fail(CLMOE_IO, "%s", why.text);
 }
 
 clmoe_status rows_write_json(const bench_rows *rows, output *file) {

@@ -95,7 +95,7 @@ static clmoe_status read_file(const output *file, json_t **root) {
     *root = file->exists ? json_load_file(file->path, 0, &error) : json_pack("{s:[]}", "tuning");
     if (json_is_array(json_object_get(*root, "tuning")))
         return CLMOE_SUCCESS;
-    return bench_fail(CLMOE_BAD_FILE, "%s is not a tuning file", file->path);
+    return cli_fail(CLMOE_BAD_FILE, "%s is not a tuning file", file->path);
 }
 
 /* Puts the entry, which it takes over, in the place of an older one of its device and engine. */
@@ -122,9 +122,9 @@ static clmoe_status open_context(const search *s, candidate *c) {
     c->device = *s->device;
     c->device.clmoe = NULL;
     if (file < 0)
-        TRY(bench_fail(CLMOE_IO, "cannot create %s", path));
+        TRY(cli_fail(CLMOE_IO, "cannot create %s", path));
     if (json_dumpfd(root, file, 0) != 0)
-        TRY(bench_fail(CLMOE_IO, "cannot write %s", path));
+        TRY(cli_fail(CLMOE_IO, "cannot write %s", path));
     TRY(LIB(clmoe_context_create(s->device->cl, s->device->id, &options, &c->device.clmoe)));
 done:
     if (file >= 0) {
@@ -153,7 +153,7 @@ static clmoe_status candidate_create(const search *s, candidate *c) {
     TRY(subject_create(&c->device, &s->inputs, &s->of->engine, &c->subject));
     TRY(check_step(&c->subject, &s->reference, STEP_EXPERTS, &result));
     if (result.wrong[0] != '\0')
-        TRY(bench_fail(CLMOE_ENGINE_FAILED, "%s is wrong: %s", s->of->engine.name, result.wrong));
+        TRY(cli_fail(CLMOE_ENGINE_FAILED, "%s is wrong: %s", s->of->engine.name, result.wrong));
 done:
     return status;
 }
@@ -271,7 +271,7 @@ static clmoe_status search_engines(search *s, size_t *tuned) {
         ++*tuned;
     }
     if (*tuned == 0)
-        TRY(bench_fail(CLMOE_UNSUPPORTED, "nothing to tune: only cpu and tiled have sizes"));
+        TRY(cli_fail(CLMOE_UNSUPPORTED, "nothing to tune: only cpu and tiled have sizes"));
 done:
     return status;
 }
@@ -288,7 +288,7 @@ clmoe_status tune(bench_options *options) {
     TRY(options_check_cases(options, device.cpu));
     const bench_case *c = choose_case(options, device.cpu);
     if (!c)
-        TRY(bench_fail(CLMOE_INVALID_ARGUMENT, "--tune needs a case with experts"));
+        TRY(cli_fail(CLMOE_INVALID_ARGUMENT, "--tune needs a case with experts"));
     TRY(device_prepare(&device));
     TRY(inputs_set(&s.inputs, &device, c, options->pattern, options->type));
     TRY(reference_make(&s.inputs, &s.reference));

@@ -51,6 +51,18 @@ for file in $(find src -name '*.[ch]'); do
         fi
     done
 done
+# commit.h is generated.
+complain "the tool and the bench include clmoe/*.h, their own headers and the oracle's alone" \
+    "$(for file in src/cli/*.[ch] bench/*.[ch]; do
+        sed -n 's/^#include "\(.*\)".*/\1/p' "$file" | while read -r header; do
+            case $file:$header in
+            *:clmoe/*.h | bench/*:../src/cli/*.h | bench/rows.c:commit.h) ;;
+            *:*/*) echo "$file: $header" ;;
+            bench/*:ref*.h) [ -e "tests/oracle/$header" ] || [ -e "bench/$header" ] || echo "$file: $header" ;;
+            *) [ -e "$(dirname "$file")/$header" ] || echo "$file: $header" ;;
+            esac
+        done
+    done)"
 # shellcheck disable=SC2046 # file names have no spaces
 complain "src/io needs no device but for the upload" \
     "$(search '#include "(runtime/(context|program|launch)|layer|experts)' $(find src/io -name '*.[ch]'))"

@@ -103,6 +103,14 @@ CLMOE_API size_t clmoe_stats_size(const clmoe_layer *layer);
  */
 CLMOE_API clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes);
 
+/*
+ * Their names, for programs that log them: field `index` of the header, which lies at *offset, and
+ * array `index` of the [R] ones behind it; NULL past the last. *is_float: 1 f32, 0 u32. Pointers
+ * may be NULL.
+ */
+CLMOE_API const char *clmoe_stats_field(uint32_t index, size_t *offset, uint32_t *is_float);
+CLMOE_API const char *clmoe_stats_array(uint32_t index, uint32_t *is_float);
+
 /* stats: what forward computes if asked for stats. */
 typedef struct clmoe_stats_args {
     size_t struct_size;

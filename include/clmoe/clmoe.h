@@ -632,6 +632,7 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 #include "balance.h"
 #include "checkpoint.h"
 #include "context.h"
+#include "host.h"
 #include "pack.h"
 #include "profile.h"
 #include "steps.h"

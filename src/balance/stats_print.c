@@ -1,18 +1,51 @@
 /* Statistics as text for people. */
-#include "stats_print.h"
 #include "balance/state.clh"
 #include "runtime/status.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <string.h>
+
+/* A four-byte field of clmoe_stats. */
+typedef struct stats_field {
+    const char *name;
+    size_t offset;
+    bool is_float;
+} stats_field;
+
+/* An array [R] of four-byte values behind it. */
+typedef struct stats_array {
+    const char *name;
+    bool is_float;
+} stats_array;
 
 #define COUNT(field) {#field, offsetof(clmoe_stats, field), false},
 #define FLOAT(field) {#field, offsetof(clmoe_stats, field), true},
 
-const stats_field stats_fields[] = {STATS_FIELDS(COUNT, FLOAT){NULL, 0, false}};
+static const stats_field stats_fields[] = {STATS_FIELDS(COUNT, FLOAT)};
 
 #define ARRAY(NAME, name, type) {#name, _Generic((type)0, float : true, default : false)},
-const stats_array stats_arrays[] = {STATS_ARRAYS(ARRAY){NULL, false}};
+static const stats_array stats_arrays[] = {STATS_ARRAYS(ARRAY)};
+
+enum { FIELD_COUNT = sizeof stats_fields / sizeof stats_fields[0] };
+
+const char *clmoe_stats_field(uint32_t index, size_t *offset, uint32_t *is_float) {
+    if (index >= FIELD_COUNT)
+        return NULL;
+    if (offset)
+        *offset = stats_fields[index].offset;
+    if (is_float)
+        *is_float = stats_fields[index].is_float;
+    return stats_fields[index].name;
+}
+
+const char *clmoe_stats_array(uint32_t index, uint32_t *is_float) {
+    if (index >= STATS_ARRAY_COUNT)
+        return NULL;
+    if (is_float)
+        *is_float = stats_arrays[index].is_float;
+    return stats_arrays[index].name;
+}
 
 /* Word `i` of the four-byte words at `base`, which may lie at any address. */
 static uint32_t word_at(const unsigned char *base, size_t i) {
@@ -28,7 +61,8 @@ static double float_at(const unsigned char *base, size_t i) {
 }
 
 static void print_fields(FILE *file, const unsigned char *base) {
-    for (const stats_field *field = stats_fields; field->name != NULL; field++) {
+    for (size_t i = 0; i < FIELD_COUNT; i++) {
+        const stats_field *field = &stats_fields[i];
         size_t word = field->offset / sizeof(uint32_t);
         if (field->offset == offsetof(clmoe_stats, invalid_ids) && word_at(base, word) == 0)
             continue;

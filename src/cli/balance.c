@@ -2,10 +2,8 @@
 #include "cli.h"
 #include "input.h"
 #include "interrupt.h"
-#include "layer.h"
 #include "output.h"
 #include "report.h"
-#include "runtime/printable.h"
 #include "session.h"
 #include "tensors.h"
 
@@ -72,7 +70,7 @@ typedef enum buffer_id {
 
 typedef struct balance_session {
     clmoe_checkpoint *checkpoint;
-    safetensors *input;
+    clmoe_tensors *input;
     clmoe_layer_desc desc;
     device_session device;
     clmoe_layer *layer;
@@ -206,12 +204,12 @@ static clmoe_buf place(const balance_session *s, buffer_id id) {
 static clmoe_status read_files(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
-    TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
+    TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
     TRY(input_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->tokens, &s->x));
     s->steps = calloc(o->steps, sizeof *s->steps);
     if (s->steps == NULL)
-        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for %u steps", (unsigned)o->steps));
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %u steps", (unsigned)o->steps));
 done:
     return status;
 }
@@ -223,11 +221,11 @@ static clmoe_status open_layer(const balance_options *o, balance_session *s) {
     s->desc.type = s->desc.weight_type = CLMOE_F32;
     s->desc.balance.enabled = 1;
     TRY(session_open(&s->device, o->device, !o->no_cache));
-    TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl, s->device.queue,
-                                &s->weights));
+    TRY(LIB(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl,
+                                    s->device.queue, &s->weights)));
     biased = s->desc;
     biased.router.select_bias = 1;
-    TRY(clmoe_layer_create(s->device.context, &biased, &s->layer));
+    TRY(LIB(clmoe_layer_create(s->device.context, &biased, &s->layer)));
 done:
     return status;
 }
@@ -237,11 +235,11 @@ static clmoe_status create_buffers(balance_session *s) {
     clmoe_plan_layout plan;
     size_t sizes[BUFFER_COUNT] = {0}, saved, tokens = s->tokens, f32 = sizeof(float);
     size_t x_bytes = tokens * s->desc.dim * f32;
-    TRY(clmoe_plan_layout_get(s->layer, s->tokens, &plan));
-    TRY(clmoe_layer_memory(s->layer, s->tokens, &saved, &sizes[BUFFER_SCRATCH]));
-    TRY(clmoe_state_size(s->layer, &sizes[BUFFER_STATE]));
+    TRY(LIB(clmoe_plan_layout_get(s->layer, s->tokens, &plan)));
+    TRY(LIB(clmoe_layer_memory(s->layer, s->tokens, &saved, &sizes[BUFFER_SCRATCH])));
+    TRY(LIB(clmoe_state_size(s->layer, &sizes[BUFFER_STATE])));
     sizes[BUFFER_X] = x_bytes;
-    sizes[BUFFER_LOGITS] = sizes[BUFFER_SCORES] = tokens * s->layer->columns * f32;
+    sizes[BUFFER_LOGITS] = sizes[BUFFER_SCORES] = tokens * clmoe_layer_columns(s->layer) * f32;
     sizes[BUFFER_IDS] = sizes[BUFFER_WEIGHTS] = tokens * s->desc.top_k * f32;
     sizes[BUFFER_LIVE] = tokens * f32;
     sizes[BUFFER_PLAN] = plan.bytes;
@@ -250,7 +248,7 @@ static clmoe_status create_buffers(balance_session *s) {
         cl_int code;
         size_t bytes = sizes[id] > 0 ? sizes[id] : f32; /* OpenCL has no empty buffers */
         s->buffers[id] = clCreateBuffer(s->device.cl, CL_MEM_READ_WRITE, bytes, NULL, &code);
-        TRY(clmoe_cl_check(code, "clCreateBuffer"));
+        TRY(cli_cl(code, "clCreateBuffer"));
     }
     if (x_bytes > 0)
         TRY(CL(clEnqueueWriteBuffer(s->device.queue, s->buffers[BUFFER_X], CL_TRUE, 0, x_bytes,
@@ -269,12 +267,12 @@ static clmoe_status begin(balance_session *s) {
                               .logits = place(s, BUFFER_LOGITS),
                               .scores = place(s, BUFFER_SCORES)};
     clmoe_buf own = s->weights.select_bias;
-    TRY(clmoe_score(s->layer, s->device.queue, &score, 0, NULL, NULL));
-    TRY(clmoe_state_init(s->layer, s->device.queue, place(s, BUFFER_STATE), 0, 0, NULL, NULL));
+    TRY(LIB(clmoe_score(s->layer, s->device.queue, &score, 0, NULL, NULL)));
+    TRY(LIB(clmoe_state_init(s->layer, s->device.queue, place(s, BUFFER_STATE), 0, 0, NULL, NULL)));
     if (own.mem != NULL)
         TRY(CL(clEnqueueCopyBuffer(s->device.queue, own.mem, s->buffers[BUFFER_STATE], own.offset,
-                                   sizeof(clmoe_state), s->layer->columns * sizeof(float), 0, NULL,
-                                   NULL)));
+                                   sizeof(clmoe_state),
+                                   clmoe_layer_columns(s->layer) * sizeof(float), 0, NULL, NULL)));
 done:
     return status;
 }
@@ -316,10 +314,10 @@ static clmoe_status step(const balance_options *o, balance_session *s, clmoe_sta
     balance.stats = stats.stats;
     balance.bias_rule = o->rule;
     balance.bias_rate = (float)o->gamma;
-    TRY(clmoe_topk(s->layer, queue, &topk, 0, NULL, NULL));
-    TRY(clmoe_plan(s->layer, queue, &plan, 0, NULL, NULL));
-    TRY(clmoe_stats_compute(s->layer, queue, &stats, 0, NULL, NULL));
-    TRY(clmoe_balance_update(s->layer, queue, &balance, 0, NULL, NULL));
+    TRY(LIB(clmoe_topk(s->layer, queue, &topk, 0, NULL, NULL)));
+    TRY(LIB(clmoe_plan(s->layer, queue, &plan, 0, NULL, NULL)));
+    TRY(LIB(clmoe_stats_compute(s->layer, queue, &stats, 0, NULL, NULL)));
+    TRY(LIB(clmoe_balance_update(s->layer, queue, &balance, 0, NULL, NULL)));
     TRY(CL(clEnqueueReadBuffer(queue, s->buffers[BUFFER_STATS], CL_TRUE, 0, sizeof *seen, seen, 0,
                                NULL, NULL)));
 done:
@@ -388,7 +386,7 @@ static void print_report(const balance_options *o, const balance_session *s) {
     const uint32_t least = least_step(o, s);
     const char *assumed = clmoe_checkpoint_assumed(s->checkpoint, o->layer);
     char model[256];
-    printable(clmoe_checkpoint_model_type(s->checkpoint), model, sizeof model);
+    clmoe_printable(clmoe_checkpoint_model_type(s->checkpoint), model, sizeof model);
     printf("%s layer %u%s%s on %s\n", model, (unsigned)o->layer, assumed ? ", taken for " : "",
            assumed ? assumed : "", s->device.name);
     printf("routing   %u tokens, %u experts, top %u; controller %s, gamma %g\n",
@@ -423,20 +421,20 @@ static clmoe_status print_json(const balance_options *o, const balance_session *
         json_dumpf(object, stdout, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9)) == 0;
     putchar('\n');
     json_decref(object);
-    return written ? CLMOE_SUCCESS : fail(CLMOE_IO, "cannot write the report as JSON");
+    return written ? CLMOE_SUCCESS : cli_fail(CLMOE_IO, "cannot write the report as JSON");
 }
 
 static clmoe_status write_csv(balance_options *o, const balance_session *s) {
     problem why;
     FILE *file = output_open(&o->csv, &why);
     if (file == NULL)
-        return fail(CLMOE_IO, "%s", why.text);
+        return cli_fail(CLMOE_IO, "%s", why.text);
     fprintf(file, "step,max_violation,load_entropy,min_load,max_load,idle_experts\n");
     for (uint32_t i = 0; i < o->steps; i++)
         fprintf(file, "%u,%.9g,%.9g,%u,%u,%u\n", (unsigned)i, (double)s->steps[i].max_violation,
                 (double)s->steps[i].load_entropy, (unsigned)s->steps[i].min_load,
                 (unsigned)s->steps[i].max_load, (unsigned)s->steps[i].idle_experts);
-    return output_close(&o->csv, &why) ? CLMOE_SUCCESS : fail(CLMOE_IO, "%s", why.text);
+    return output_close(&o->csv, &why) ? CLMOE_SUCCESS : cli_fail(CLMOE_IO, "%s", why.text);
 }
 
 static clmoe_status report(balance_options *o, const balance_session *s) {
@@ -460,7 +458,7 @@ static void release(balance_session *s) {
     clmoe_weights_release(&s->weights);
     clmoe_layer_destroy(s->layer);
     session_close(&s->device);
-    safetensors_close(s->input);
+    clmoe_tensors_close(s->input);
     clmoe_checkpoint_close(s->checkpoint);
     free(s->x);
     free(s->steps);

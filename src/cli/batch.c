@@ -12,8 +12,8 @@ static clmoe_buf place(const batch *b, batch_buffer which) {
 }
 
 static void sizes_get(const batch *b, size_t sizes[BATCH_COUNT]) {
-    const clmoe_layer_desc *desc = &b->layer->desc;
-    sizes[BATCH_X] = sizes[BATCH_Y] = (size_t)b->tokens * desc->dim * type_bytes(desc->type);
+    const clmoe_layer_desc *desc = b->desc;
+    sizes[BATCH_X] = sizes[BATCH_Y] = (size_t)b->tokens * desc->dim * clmoe_type_size(desc->type);
     sizes[BATCH_STATS] = clmoe_stats_size(b->layer);
     sizes[BATCH_LOSSES] = b->num_losses * sizeof(float);
 }
@@ -21,14 +21,14 @@ static void sizes_get(const batch *b, size_t sizes[BATCH_COUNT]) {
 /* x -> BATCH_X, rounded to the layer's type. */
 static clmoe_status write_x(batch *b, const float *x, size_t bytes) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_type type = b->layer->desc.type;
+    clmoe_type type = b->desc->type;
     void *elements = NULL;
     if (bytes == 0)
         return CLMOE_SUCCESS;
     elements = malloc(bytes);
     if (elements == NULL)
-        return fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of input", bytes);
-    type_encode(type, x, bytes / type_bytes(type), elements);
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of input", bytes);
+    clmoe_type_encode(type, x, bytes / clmoe_type_size(type), elements);
     TRY(CL(clEnqueueWriteBuffer(b->queue, b->buffers[BATCH_X], CL_TRUE, 0, bytes, elements, 0, NULL,
                                 NULL)));
 done:
@@ -40,15 +40,15 @@ clmoe_status batch_create(batch *b, cl_context context, const float *x) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_plan_layout plan;
     size_t sizes[BATCH_COUNT] = {0};
-    TRY(clmoe_layer_memory(b->layer, b->tokens, &sizes[BATCH_SAVED], &sizes[BATCH_SCRATCH]));
-    TRY(clmoe_plan_layout_get(b->layer, b->tokens, &plan));
+    TRY(LIB(clmoe_layer_memory(b->layer, b->tokens, &sizes[BATCH_SAVED], &sizes[BATCH_SCRATCH])));
+    TRY(LIB(clmoe_plan_layout_get(b->layer, b->tokens, &plan)));
     b->capacity = plan.capacity;
     sizes_get(b, sizes);
     for (int i = 0; i < BATCH_COUNT; i++) {
         cl_int code;
         size_t bytes = sizes[i] > 0 ? sizes[i] : sizeof(float); /* OpenCL has no empty buffers */
         b->buffers[i] = clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, NULL, &code);
-        TRY(clmoe_cl_check(code, "clCreateBuffer"));
+        TRY(cli_cl(code, "clCreateBuffer"));
     }
     TRY(write_x(b, x, sizes[BATCH_X]));
 done:
@@ -81,23 +81,23 @@ static clmoe_status enqueue_forward(batch *b, clmoe_profile *profile, cl_event *
         args.loss_values = place(b, BATCH_LOSSES);
     }
     args.profile = profile;
-    return clmoe_forward(b->layer, b->queue, &args, 0, NULL, event);
+    return LIB(clmoe_forward(b->layer, b->queue, &args, 0, NULL, event));
 }
 
 /* BATCH_Y -> y as floats, after `event`. */
 static clmoe_status read_y(batch *b, cl_event event, float *y) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_type type = b->layer->desc.type;
-    size_t count = (size_t)b->tokens * b->layer->desc.dim, bytes = count * type_bytes(type);
+    clmoe_type type = b->desc->type;
+    size_t count = (size_t)b->tokens * b->desc->dim, bytes = count * clmoe_type_size(type);
     void *elements = NULL;
     if (bytes == 0)
         return CLMOE_SUCCESS;
     elements = malloc(bytes);
     if (elements == NULL)
-        return fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of output", bytes);
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of output", bytes);
     TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_Y], CL_TRUE, 0, bytes, elements, 1,
                                &event, NULL)));
-    type_decode(type, elements, count, y);
+    clmoe_type_decode(type, elements, count, y);
 done:
     free(elements);
     return status;
@@ -109,13 +109,13 @@ clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats) {
     cl_event event = NULL;
     *stats = malloc(stats_bytes);
     if (*stats == NULL)
-        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for the statistics"));
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for the statistics"));
     TRY(enqueue_forward(b, NULL, &event));
     TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_STATS], CL_TRUE, 0, stats_bytes, *stats,
                                1, &event, NULL)));
     /* Bounds for readers, whatever a faulty device wrote. */
-    (*stats)->columns = b->layer->columns;
-    (*stats)->device_groups = b->layer->desc.balance.device_groups;
+    (*stats)->columns = clmoe_layer_columns(b->layer);
+    (*stats)->device_groups = b->desc->balance.device_groups;
     TRY(read_y(b, event, y));
 done:
     if (event != NULL)
@@ -150,7 +150,7 @@ static clmoe_status time_run(batch *b, double times[STEP_COUNT + 1]) {
     for (uint32_t i = 0; i < profile.num_steps; i++) {
         const step_id step = step_of(profile.steps[i].name);
         double ms = 0;
-        TRY(clmoe_profile_time(&profile, i, &ms));
+        TRY(LIB(clmoe_profile_time(&profile, i, &ms)));
         times[STEP_COUNT] += ms;
         if (step < STEP_COUNT)
             times[step] = ms;
@@ -178,7 +178,7 @@ clmoe_status batch_time(batch *b, uint32_t repeat, batch_times *times) {
         *samples = calloc((STEP_COUNT + 1) * (size_t)repeat, sizeof *samples);
     times->runs = 0;
     if (samples == NULL)
-        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for %u times", (unsigned)repeat));
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %u times", (unsigned)repeat));
     while (times->runs < repeat && (times->runs == 0 || interrupt_signal() == 0)) {
         TRY(time_run(b, run));
         for (size_t i = 0; i <= STEP_COUNT; i++)

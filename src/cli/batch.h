@@ -2,7 +2,7 @@
 #ifndef CLMOE_CLI_BATCH_H
 #define CLMOE_CLI_BATCH_H
 
-#include "layer.h"
+#include "error.h"
 
 /* The steps of a profile that a table of times has, in its order. */
 typedef enum step_id {
@@ -31,6 +31,7 @@ typedef enum batch_buffer {
 
 typedef struct batch {
     clmoe_layer *layer;
+    const clmoe_layer_desc *desc; /* the layer's */
     const clmoe_weights *weights;
     cl_command_queue queue; /* with profiling; not owned */
     uint32_t tokens;

@@ -2,8 +2,8 @@
 #ifndef CLMOE_CLI_H
 #define CLMOE_CLI_H
 
+#include "error.h"
 #include "options.h"
-#include "runtime/status.h"
 
 #include <stdbool.h>
 
@@ -19,9 +19,6 @@ int exit_with_error(const char *command);
 
 /* The exit code of a command that a signal stopped; prints the signal and what is left of it. */
 int exit_interrupted(const char *command, const char *what);
-
-/* Success, or the sentence of `why` kept: TRY(checked(cli_u32(...), &why)). */
-clmoe_status checked(bool right, const problem *why);
 
 /* The usage of a command on stdout for CLI_HELP, the version for CLI_VERSION. */
 void print_usage(int option, const char *usage);

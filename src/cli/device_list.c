@@ -1,15 +1,14 @@
 #include "device_list.h"
-#include "runtime/device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static clmoe_status no_device(const char *what) {
-    return fail(CLMOE_UNSUPPORTED,
-                "no OpenCL %s found: install a driver, for example the package pocl-opencl-icd "
-                "(CPUs) or the OpenCL driver of the GPU's vendor",
-                what);
+    return cli_fail(CLMOE_UNSUPPORTED,
+                    "no OpenCL %s found: install a driver, for example the package pocl-opencl-icd "
+                    "(CPUs) or the OpenCL driver of the GPU's vendor",
+                    what);
 }
 
 static clmoe_status platforms_get(cl_platform_id **platforms, cl_uint *count) {
@@ -20,7 +19,7 @@ static clmoe_status platforms_get(cl_platform_id **platforms, cl_uint *count) {
         return no_device("platform");
     *platforms = calloc(*count, sizeof **platforms);
     if (*platforms == NULL)
-        return fail(CLMOE_OUT_OF_MEMORY, "no memory for %u OpenCL platforms", (unsigned)*count);
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %u OpenCL platforms", (unsigned)*count);
     return CL(clGetPlatformIDs(*count, *platforms, NULL));
 }
 
@@ -36,7 +35,7 @@ static clmoe_status platform_append(device_list *list, cl_platform_id platform) 
     if (entries != NULL)
         list->entries = entries;
     if (devices == NULL || entries == NULL)
-        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for %u OpenCL devices", (unsigned)count));
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %u OpenCL devices", (unsigned)count));
     TRY(CL(clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, count, devices, NULL)));
     for (cl_uint i = 0; i < count; i++) {
         device_entry entry = {platform, devices[i], 0};
@@ -86,9 +85,12 @@ void platform_text(cl_platform_id platform, cl_platform_info what, char *text, s
 }
 
 void device_text(cl_device_id device, cl_device_info what, char *text, size_t size) {
-    char *all = NULL;
+    size_t bytes = 0;
     text[0] = '\0';
-    if (device_info_text(device, what, &all) == CLMOE_SUCCESS)
+    if (clGetDeviceInfo(device, what, 0, NULL, &bytes) != CL_SUCCESS)
+        return;
+    char *all = calloc(1, bytes + 1);
+    if (all && clGetDeviceInfo(device, what, bytes, all, NULL) == CL_SUCCESS)
         snprintf(text, size, "%s", all);
     free(all);
 }

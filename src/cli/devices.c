@@ -34,11 +34,11 @@ static clmoe_status engines_get(const device_entry *entry, bool no_cache, json_t
     char cache_path[CACHE_PATH_SIZE];
     cl_int code;
     cl_context cl = clCreateContext(NULL, 1, &entry->device, NULL, NULL, &code);
-    TRY(clmoe_cl_check(code, "clCreateContext"));
+    TRY(cli_cl(code, "clCreateContext"));
     clmoe_context_options_init(&options);
     if (!no_cache)
         options.cache_dir = user_cache_dir(entry->platform, cache_path);
-    TRY(clmoe_context_create(cl, entry->device, &options, &context));
+    TRY(LIB(clmoe_context_create(cl, entry->device, &options, &context)));
     uint32_t supported = 0;
     const char *name = NULL;
     for (uint32_t i = 0; (name = clmoe_engine_name(context, i, &supported)) != NULL; i++)
@@ -64,7 +64,7 @@ static void facts_get(const device_entry *entry, bool no_cache, device_facts *fa
     clGetDeviceInfo(device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint), &facts->compute_units,
                     NULL);
     if (engines_get(entry, no_cache, facts->engines) != CLMOE_SUCCESS)
-        snprintf(facts->problem, TEXT_SIZE, "%.*s", TEXT_SIZE - 1, clmoe_last_error());
+        snprintf(facts->problem, TEXT_SIZE, "%.*s", TEXT_SIZE - 1, cli_error());
 }
 
 static void print_text(const device_list *list, uint32_t index, const device_facts *facts) {

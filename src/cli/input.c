@@ -13,13 +13,14 @@ static clmoe_status copy_all(int from, const char *name, FILE *to) {
         if (bytes < 0 && errno == EINTR)
             continue;
         if (bytes < 0)
-            return fail(CLMOE_IO, "%s: cannot be read: %s", name, strerror(errno));
+            return cli_fail(CLMOE_IO, "%s: cannot be read: %s", name, strerror(errno));
         if (fwrite(block, 1, (size_t)bytes, to) != (size_t)bytes)
-            return fail(CLMOE_IO, "%s: cannot be kept in a temporary file: %s", name,
-                        strerror(errno));
+            return cli_fail(CLMOE_IO, "%s: cannot be kept in a temporary file: %s", name,
+                            strerror(errno));
     }
     if (fflush(to) != 0)
-        return fail(CLMOE_IO, "%s: cannot be kept in a temporary file: %s", name, strerror(errno));
+        return cli_fail(CLMOE_IO, "%s: cannot be kept in a temporary file: %s", name,
+                        strerror(errno));
     return CLMOE_SUCCESS;
 }
 
@@ -27,19 +28,18 @@ static clmoe_status copy_all(int from, const char *name, FILE *to) {
  * Tensors are read in any order, which a stream does not allow. The temporary file has no name but
  * that of its descriptor, which stays open for later reads until the process ends.
  */
-static clmoe_status open_stream(int from, const char *name, safetensors **out) {
+static clmoe_status open_stream(int from, const char *name, clmoe_tensors **out) {
     clmoe_status status = CLMOE_SUCCESS;
     char path[64];
     FILE *file = tmpfile();
     int fd = file != NULL ? fcntl(fileno(file), F_DUPFD_CLOEXEC, 0) : -1;
     if (fd < 0)
-        TRY(fail(CLMOE_IO, "%s: no temporary file: %s", name, strerror(errno)));
+        TRY(cli_fail(CLMOE_IO, "%s: no temporary file: %s", name, strerror(errno)));
     TRY(copy_all(from, name, file));
     snprintf(path, sizeof path, "/dev/fd/%d", fd);
-    status = safetensors_open(path, out);
+    status = LIB(clmoe_tensors_open(path, out));
     if (status != CLMOE_SUCCESS) {
-        const error_sentence kept = error_keep();
-        TRY(fail(status, "%s, kept as %s", name, kept.text));
+        TRY(cli_fail(status, "%s, kept as %s", name, cli_error()));
     }
 done:
     if (file != NULL)
@@ -47,15 +47,15 @@ done:
     return status;
 }
 
-clmoe_status input_open(const char *path, safetensors **out) {
+clmoe_status input_open(const char *path, clmoe_tensors **out) {
     struct stat info;
     if (strcmp(path, "-") == 0)
         return open_stream(STDIN_FILENO, "standard input", out);
     if (stat(path, &info) != 0 || !S_ISFIFO(info.st_mode))
-        return safetensors_open(path, out);
+        return LIB(clmoe_tensors_open(path, out));
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return fail(CLMOE_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        return cli_fail(CLMOE_IO, "%s: cannot be opened: %s", path, strerror(errno));
     clmoe_status status = open_stream(fd, path, out);
     close(fd);
     return status;

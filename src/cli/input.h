@@ -2,12 +2,12 @@
 #ifndef CLMOE_CLI_INPUT_H
 #define CLMOE_CLI_INPUT_H
 
-#include "io/safetensors.h"
+#include "error.h"
 
 /*
  * Opens the file of --input. "-" is standard input; that and a FIFO are read to their end into a
  * temporary file first.
  */
-clmoe_status input_open(const char *path, safetensors **out);
+clmoe_status input_open(const char *path, clmoe_tensors **out);
 
 #endif

@@ -50,7 +50,7 @@ void print_usage(int option, const char *text) {
 }
 
 int exit_with_error(const char *command) {
-    fprintf(stderr, "clmoe %s: %s\n", command, clmoe_last_error());
+    fprintf(stderr, "clmoe %s: %s\n", command, cli_error());
     return EXIT_BAD_INPUT;
 }
 
@@ -59,10 +59,6 @@ int exit_interrupted(const char *command, const char *what) {
     interrupt_problem(&why, what);
     fprintf(stderr, "clmoe %s: %s\n", command, why.text);
     return interrupt_exit_code();
-}
-
-clmoe_status checked(bool right, const problem *why) {
-    return right ? CLMOE_SUCCESS : fail(CLMOE_INVALID_ARGUMENT, "%s", why->text);
 }
 
 static const struct command *find_command(const char *name) {
@@ -74,15 +70,16 @@ static const struct command *find_command(const char *name) {
 
 static int unknown_command(const char *name) {
     const char *near = cli_nearest(name, &commands[0].name, sizeof commands[0], COMMANDS);
-    fail(CLMOE_INVALID_ARGUMENT, "unknown %s '%s'; ", name[0] == '-' ? "option" : "command", name);
-    fprintf(stderr, "clmoe: %s%s%s\n", clmoe_last_error(),
+    cli_fail(CLMOE_INVALID_ARGUMENT, "unknown %s '%s'; ", name[0] == '-' ? "option" : "command",
+             name);
+    fprintf(stderr, "clmoe: %s%s%s\n", cli_error(),
             near ? "did you mean clmoe " : "see clmoe --help", near ? near : "");
     return EXIT_BAD_INPUT;
 }
 
 static int version_main(int argc, char **argv) {
     if (argc > 1) {
-        fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'", argv[1]);
+        cli_fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'", argv[1]);
         return exit_with_error("version");
     }
     print_version();
@@ -93,7 +90,7 @@ static int help_main(int argc, char **argv) {
     char option[] = "--help", *words[] = {argc > 1 ? argv[1] : argv[0], option, NULL};
     const struct command *command = argc > 1 ? find_command(argv[1]) : NULL;
     if (argc > 2) {
-        fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'", argv[2]);
+        cli_fail(CLMOE_INVALID_ARGUMENT, "unexpected argument '%s'", argv[2]);
         return exit_with_error("help");
     }
     if (argc > 1 && command == NULL)

@@ -1,6 +1,4 @@
-/* Why something cannot be, as a sentence. Like all that clmoe-bench shares with the tool, it needs
- * nothing of the library's inside.
- */
+/* Why something cannot be, as a sentence. */
 #ifndef CLMOE_CLI_PROBLEM_H
 #define CLMOE_CLI_PROBLEM_H
 

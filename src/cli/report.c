@@ -1,7 +1,5 @@
 #include "report.h"
-#include "balance/stats_print.h"
-#include "runtime/printable.h"
-#include "runtime/types.h"
+#include "tensors.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -81,7 +79,8 @@ static void print_load(const clmoe_stats *stats, uint32_t experts) {
 static void print_head(const run_report *r) {
     const clmoe_layer_desc *desc = r->desc;
     char model[256];
-    printable(r->model_type[0] != '\0' ? r->model_type : "no model_type", model, sizeof model);
+    clmoe_printable(r->model_type[0] != '\0' ? r->model_type : "no model_type", model,
+                    sizeof model);
     printf("model     %s, layer %u%s%s\n", model, (unsigned)r->layer,
            r->assumed ? ", taken for " : "", r->assumed ? r->assumed : "");
     printf("layer     E %u experts, K %u per token, D %u, H %u", (unsigned)desc->num_experts,
@@ -90,7 +89,7 @@ static void print_head(const run_report *r) {
         printf(", Z %u identity experts", (unsigned)desc->num_identity_experts);
     if (desc->shared.hidden_dim > 0)
         printf(", shared expert of %u", (unsigned)desc->shared.hidden_dim);
-    printf("\ndevice    %s\nengine    %s, %s\n", r->device, r->engine, type_name(desc->type));
+    printf("\ndevice    %s\nengine    %s, %s\n", r->device, r->engine, dtype_name(desc->type));
     printf("batch     %u tokens, ", (unsigned)r->tokens);
     if (r->capacity > 0)
         printf("capacity %u rows per expert\n", (unsigned)r->capacity);
@@ -136,7 +135,7 @@ clmoe_status report_text(const run_report *r) {
     print_times(r);
     if (r->all_stats) {
         putchar('\n');
-        TRY(clmoe_stats_print(stdout, r->stats, r->stats_bytes));
+        TRY(LIB(clmoe_stats_print(stdout, r->stats, r->stats_bytes)));
     }
     if (r->checked)
         printf("\nresult    relative error %.2e, tolerance %.2e: %s\n", r->relative_error,
@@ -186,7 +185,7 @@ static void set_layer(json_t *object, const run_report *r) {
     json_object_set_new(object, "layer", json_integer(r->layer));
     json_object_set_new(object, "device", json_string(r->device));
     json_object_set_new(object, "engine", json_string(r->engine));
-    json_object_set_new(object, "dtype", json_string(type_name(desc->type)));
+    json_object_set_new(object, "dtype", json_string(dtype_name(desc->type)));
     json_object_set_new(object, "tokens", json_integer(r->tokens));
     json_object_set_new(object, "dim", json_integer(desc->dim));
     json_object_set_new(object, "hidden_dim", json_integer(desc->experts.hidden_dim));
@@ -219,14 +218,17 @@ static json_t *stats_value(const void *base, size_t index, bool is_float) {
 static json_t *stats_json(const clmoe_stats *stats) {
     const uint32_t *behind = (const uint32_t *)(stats + 1);
     json_t *object = json_object(), *experts = json_object(), *groups = json_array();
-    for (const stats_field *f = stats_fields; f->name != NULL; f++)
-        json_object_set_new(object, f->name,
-                            stats_value(stats, f->offset / sizeof(uint32_t), f->is_float));
-    for (const stats_array *a = stats_arrays; a->name != NULL; a++) {
+    const char *name;
+    size_t offset;
+    uint32_t is_float;
+    for (uint32_t i = 0; (name = clmoe_stats_field(i, &offset, &is_float)) != NULL; i++)
+        json_object_set_new(object, name,
+                            stats_value(stats, offset / sizeof(uint32_t), is_float != 0));
+    for (uint32_t i = 0; (name = clmoe_stats_array(i, &is_float)) != NULL; i++) {
         json_t *array = json_array();
         for (uint32_t e = 0; e < stats->columns; e++)
-            json_array_append_new(array, stats_value(behind, e, a->is_float));
-        json_object_set_new(experts, a->name, array);
+            json_array_append_new(array, stats_value(behind, e, is_float != 0));
+        json_object_set_new(experts, name, array);
         behind += stats->columns;
     }
     for (uint32_t d = 0; d < stats->device_groups; d++)
@@ -252,5 +254,5 @@ clmoe_status report_json(const run_report *r) {
         json_dumpf(object, stdout, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
     putchar('\n');
     json_decref(object);
-    return failed ? fail(CLMOE_IO, "cannot write the report as JSON") : CLMOE_SUCCESS;
+    return failed ? cli_fail(CLMOE_IO, "cannot write the report as JSON") : CLMOE_SUCCESS;
 }

@@ -62,7 +62,7 @@ typedef struct run_options {
 
 typedef struct run_session {
     clmoe_checkpoint *checkpoint;
-    safetensors *input;
+    clmoe_tensors *input;
     clmoe_layer_desc desc;
     device_session device;
     clmoe_layer *layer;
@@ -117,7 +117,7 @@ static const cli_option table[] = {
 static bool parse_type(const char *text, clmoe_type *type, problem *why) {
     const clmoe_type types[] = {CLMOE_F32, CLMOE_F16, CLMOE_BF16};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
-        if (strcmp(text, type_name(types[i])) == 0) {
+        if (strcmp(text, dtype_name(types[i])) == 0) {
             *type = types[i];
             return true;
         }
@@ -229,7 +229,7 @@ static clmoe_status read_files(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     uint32_t expected = 0;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
-    TRY(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc));
+    TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
     s->desc.engine = o->engine;
     s->desc.balance.enabled = 1;
     s->desc.type = s->desc.weight_type = o->dtype;
@@ -242,8 +242,8 @@ static clmoe_status read_files(const run_options *o, run_session *s) {
     if (o->expect != NULL) {
         TRY(rows_read(s->input, o->expect, s->desc.dim, &expected, &s->expect));
         if (expected != s->batch.tokens)
-            TRY(fail(CLMOE_BAD_FILE, "%s: tensor '%s' has %u tokens, but '%s' has %u", o->input,
-                     o->expect, (unsigned)expected, o->tensor, (unsigned)s->batch.tokens));
+            TRY(cli_fail(CLMOE_BAD_FILE, "%s: tensor '%s' has %u tokens, but '%s' has %u", o->input,
+                         o->expect, (unsigned)expected, o->tensor, (unsigned)s->batch.tokens));
     }
 done:
     return status;
@@ -262,10 +262,10 @@ static clmoe_status write_output(run_options *o, const run_session *s) {
     problem why;
     FILE *stream = output_open(&o->output, &why);
     if (stream == NULL)
-        return fail(CLMOE_IO, "%s", why.text);
-    TRY(safetensors_write_f32(stream, o->output.path, "y", s->batch.tokens, s->desc.dim, s->y));
+        return cli_fail(CLMOE_IO, "%s", why.text);
+    TRY(tensor_write(stream, o->output.path, "y", s->batch.tokens, s->desc.dim, s->y));
     if (!output_close(&o->output, &why))
-        TRY(fail(CLMOE_IO, "%s", why.text));
+        TRY(cli_fail(CLMOE_IO, "%s", why.text));
 done:
     output_drop(&o->output);
     return status;
@@ -274,13 +274,14 @@ done:
 static clmoe_status run_layer(run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t count = (size_t)s->batch.tokens * s->desc.dim;
-    TRY(clmoe_layer_create(s->device.context, &s->desc, &s->layer));
-    TRY(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl, s->device.queue,
-                                &s->weights));
+    TRY(LIB(clmoe_layer_create(s->device.context, &s->desc, &s->layer)));
+    TRY(LIB(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl,
+                                    s->device.queue, &s->weights)));
     s->y = malloc(count > 0 ? count * sizeof(float) : 1);
     if (s->y == NULL)
-        TRY(fail(CLMOE_OUT_OF_MEMORY, "no memory for the result"));
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for the result"));
     s->batch.layer = s->layer;
+    s->batch.desc = &s->desc;
     s->batch.weights = &s->weights;
     s->batch.queue = s->device.queue;
     s->batch.losses = o->losses;
@@ -329,7 +330,7 @@ static void release(run_session *s) {
     clmoe_weights_release(&s->weights);
     clmoe_layer_destroy(s->layer);
     session_close(&s->device);
-    safetensors_close(s->input);
+    clmoe_tensors_close(s->input);
     clmoe_checkpoint_close(s->checkpoint);
     free(s->x);
     free(s->y);

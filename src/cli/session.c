@@ -16,7 +16,7 @@ clmoe_status open_model(const char *directory, const char *assume, clmoe_checkpo
     clmoe_checkpoint_options options;
     clmoe_checkpoint_options_init(&options);
     options.assume = assume;
-    return clmoe_checkpoint_open(directory, &options, out);
+    return LIB(clmoe_checkpoint_open(directory, &options, out));
 }
 
 /* The device that --device means; NULL: the preferred one. */
@@ -44,15 +44,15 @@ clmoe_status session_open(device_session *s, const char *wanted, bool cache) {
     cl_device_id device = list.entries[picked].device;
     device_text(device, CL_DEVICE_NAME, s->name, sizeof s->name);
     s->cl = clCreateContext(NULL, 1, &device, NULL, NULL, &code);
-    TRY(clmoe_cl_check(code, "clCreateContext"));
+    TRY(cli_cl(code, "clCreateContext"));
     s->queue = clCreateCommandQueue(s->cl, device, CL_QUEUE_PROFILING_ENABLE, &code);
-    TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
+    TRY(cli_cl(code, "clCreateCommandQueue"));
     clmoe_context_options_init(&options);
     options.log = keep_log;
     options.log_user = &s->log;
     if (cache)
         options.cache_dir = user_cache_dir(list.entries[picked].platform, cache_path);
-    TRY(clmoe_context_create(s->cl, device, &options, &s->context));
+    TRY(LIB(clmoe_context_create(s->cl, device, &options, &s->context)));
 done:
     device_list_free(&list);
     return status;

@@ -2,7 +2,7 @@
 #ifndef CLMOE_CLI_SESSION_H
 #define CLMOE_CLI_SESSION_H
 
-#include "runtime/context.h"
+#include "error.h"
 
 /* Start from {0}. */
 typedef struct device_session {

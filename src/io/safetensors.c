@@ -19,7 +19,7 @@
 #define MAX_TENSORS  1000000u
 #define CHUNK_BYTES  32768u
 
-struct safetensors {
+struct clmoe_tensors {
     char *path;
     /* The file is opened anew for each call: a model may have more of them than a process may. */
     dev_t device;
@@ -416,65 +416,4 @@ void safetensors_names(const safetensors *file, char *text, size_t size) {
     if (i < file->count)
         snprintf(text + used, size - used, "%s%zu %s", i ? " and " : "", file->count - i,
                  i ? "more" : "tensors");
-}
-
-/* ---- Writing ------------------------------------------------------------------------------- */
-
-/* The header of one F32 tensor, padded with spaces so that the data is aligned; NULL: no memory. */
-static char *make_header(const char *name, uint64_t rows, uint64_t cols, size_t bytes) {
-    json_t *root =
-        json_pack("{s:{s:s,s:[I,I],s:[i,I]}}", name, "dtype", "F32", "shape", (json_int_t)rows,
-                  (json_int_t)cols, "data_offsets", 0, (json_int_t)bytes);
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    json_decref(root);
-    if (text == NULL)
-        return NULL;
-    size_t length = strlen(text), padded = (length + 7) / 8 * 8;
-    char *header = malloc(padded + 1);
-    if (header != NULL) {
-        memcpy(header, text, length);
-        memset(header + length, ' ', padded - length);
-        header[padded] = '\0';
-    }
-    free(text);
-    return header;
-}
-
-static bool write_floats(FILE *stream, const float *values, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, &values[i], sizeof bits);
-        unsigned char bytes[4];
-        for (uint32_t b = 0; b < 4; b++)
-            bytes[b] = (unsigned char)(bits >> (8 * b) & 255);
-        if (fwrite(bytes, 1, 4, stream) != 4)
-            return false;
-    }
-    return true;
-}
-
-static bool write_file(FILE *stream, const char *header, const float *values, size_t count) {
-    unsigned char length[LENGTH_BYTES];
-    size_t header_bytes = strlen(header);
-    for (uint32_t i = 0; i < LENGTH_BYTES; i++)
-        length[i] = (unsigned char)((uint64_t)header_bytes >> (8 * i) & 255);
-    return fwrite(length, 1, LENGTH_BYTES, stream) == LENGTH_BYTES &&
-           fwrite(header, 1, header_bytes, stream) == header_bytes &&
-           write_floats(stream, values, count) && fflush(stream) == 0;
-}
-
-clmoe_status safetensors_write_f32(FILE *stream, const char *path, const char *name, uint64_t rows,
-                                   uint64_t cols, const float *values) {
-    clmoe_status status = CLMOE_SUCCESS;
-    size_t count, bytes;
-    if (!size_mul((size_t)rows, (size_t)cols, &count) || !size_mul(count, 4, &bytes))
-        return fail(CLMOE_INVALID_ARGUMENT, "%s: [%" PRIu64 ", %" PRIu64 "] floats are too many",
-                    path, rows, cols);
-    char *header = make_header(name, rows, cols, bytes);
-    if (header == NULL)
-        return fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to write tensor '%s'", path, name);
-    if (!write_file(stream, header, values, count))
-        status = fail(CLMOE_IO, "%s: cannot be written: %s", path, strerror(errno));
-    free(header);
-    return status;
 }

@@ -23,7 +23,7 @@ typedef struct st_tensor {
     uint64_t begin, bytes; /* byte range in the file */
 } st_tensor;
 
-typedef struct safetensors safetensors;
+typedef clmoe_tensors safetensors;
 
 /* Opens and checks `path`. Errors: CLMOE_IO, CLMOE_BAD_FILE, naming file and tensor. */
 clmoe_status safetensors_open(const char *path, safetensors **out);
@@ -41,9 +41,5 @@ void safetensors_names(const safetensors *file, char *text, size_t size);
  */
 clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tensor, uint64_t first,
                                   size_t count, float *out);
-
-/* Writes one F32 tensor of shape [rows, cols] to `stream`; `path` is for sentences. */
-clmoe_status safetensors_write_f32(FILE *stream, const char *path, const char *name, uint64_t rows,
-                                   uint64_t cols, const float *values);
 
 #endif

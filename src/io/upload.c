@@ -121,7 +121,7 @@ static clmoe_status copy_tensor(const upload *u, clmoe_type type, const file_ten
         uint64_t left = count - done;
         size_t now = left < STAGING_FLOATS ? (size_t)left : STAGING_FLOATS;
         TRY(safetensors_read_f32(t->file, t->tensor, done, now, u->staging));
-        type_encode(type, u->staging, now, u->staging);
+        clmoe_type_encode(type, u->staging, now, u->staging);
         TRY(CL(clEnqueueWriteBuffer(u->queue, buf->mem, CL_TRUE, (size_t)(at + done) * element,
                                     now * element, u->staging, 0, NULL, NULL)));
         done += now;

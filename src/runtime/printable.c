@@ -1,4 +1,4 @@
-#include "printable.h"
+#include "clmoe/clmoe.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,7 +34,7 @@ static size_t character(const char *text) {
     return valid && is_harmless(code) ? length : 0;
 }
 
-void printable(const char *text, char *out, size_t size) {
+void clmoe_printable(const char *text, char *out, size_t size) {
     enum { ESCAPE = 4 };
     size_t used = 0;
     while (*text != '\0') {

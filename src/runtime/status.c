@@ -1,5 +1,4 @@
 #include "status.h"
-#include "printable.h"
 
 #include <locale.h>
 #include <pthread.h>
@@ -104,7 +103,7 @@ clmoe_status fail(clmoe_status status, const char *format, ...) {
     va_end(args);
     if (plain_numbers)
         uselocale(caller);
-    printable(text, last_error.text, sizeof last_error.text);
+    clmoe_printable(text, last_error.text, sizeof last_error.text);
     return status;
 }
 

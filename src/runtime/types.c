@@ -7,6 +7,10 @@ size_t type_bytes(clmoe_type type) {
     return type == CLMOE_F32 ? sizeof(cl_float) : sizeof(cl_half);
 }
 
+size_t clmoe_type_size(clmoe_type type) {
+    return type <= CLMOE_BF16 ? type_bytes(type) : 0;
+}
+
 const char *type_name(clmoe_type type) {
     switch (type) {
     case CLMOE_F16:
@@ -67,7 +71,7 @@ float f32_of_f16(uint16_t half) {
     return float_of(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
-void type_encode(clmoe_type type, const float *values, size_t n, void *out) {
+void clmoe_type_encode(clmoe_type type, const float *values, size_t n, void *out) {
     uint16_t *codes = out;
     if (type == CLMOE_F32) {
         memmove(out, values, n * sizeof *values);
@@ -79,7 +83,7 @@ void type_encode(clmoe_type type, const float *values, size_t n, void *out) {
     }
 }
 
-void type_decode(clmoe_type type, const void *elements, size_t n, float *out) {
+void clmoe_type_decode(clmoe_type type, const void *elements, size_t n, float *out) {
     const uint16_t *codes = elements;
     if (type == CLMOE_F32) {
         memmove(out, elements, n * sizeof *out);

@@ -25,7 +25,7 @@ typedef struct fixture {
 
 static void ok(clmoe_status status) {
     if (status != CLMOE_SUCCESS)
-        print_error("%s\n", bench_error());
+        print_error("%s\n", cli_error());
     assert_int_equal(status, CLMOE_SUCCESS);
 }
 

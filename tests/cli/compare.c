@@ -14,15 +14,17 @@ typedef struct rows {
 
 static clmoe_status read_y(const char *path, rows *y) {
     clmoe_status status = CLMOE_SUCCESS;
-    safetensors *file = NULL;
-    TRY(safetensors_open(path, &file));
-    const st_tensor *tensor = safetensors_find(file, "y");
-    if (tensor == NULL || tensor->rank != 2)
-        TRY(fail(CLMOE_BAD_FILE, "%s has no matrix y", path));
-    y->dim = (uint32_t)tensor->shape[1];
+    clmoe_tensors *file = NULL;
+    uint32_t rank = 0;
+    uint64_t shape[CLMOE_TENSOR_RANK];
+    TRY(LIB(clmoe_tensors_open(path, &file)));
+    TRY(LIB(clmoe_tensors_shape(file, "y", &rank, shape)));
+    if (rank != 2)
+        TRY(cli_fail(CLMOE_BAD_FILE, "%s has no matrix y", path));
+    y->dim = (uint32_t)shape[1];
     TRY(rows_read(file, "y", y->dim, &y->tokens, &y->values));
 done:
-    safetensors_close(file);
+    clmoe_tensors_close(file);
     return status;
 }
 
@@ -33,7 +35,7 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc && result == 0; i++) {
         rows y = {0};
         if (read_y(argv[i], i == 2 ? &first : &y) != CLMOE_SUCCESS) {
-            fprintf(stderr, "%s\n", clmoe_last_error());
+            fprintf(stderr, "%s\n", cli_error());
             result = 2;
         } else if (i > 2) {
             bool same_shape = y.tokens == first.tokens && y.dim == first.dim;

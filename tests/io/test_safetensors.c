@@ -310,41 +310,6 @@ static void test_many(void **state) {
     safetensors_close(file);
 }
 
-/* ---- Writing -------------------------------------------------------------------------------- */
-
-static clmoe_status write_to(const char *path, const char *name, uint64_t rows,
-                             const float *values) {
-    FILE *stream = fopen(path, "wb");
-    assert_non_null(stream);
-    clmoe_status status = safetensors_write_f32(stream, path, name, rows, 3, values);
-    fclose(stream);
-    return status;
-}
-
-static void test_write(void **state) {
-    (void)state;
-    const char *path = temp_path("written.safetensors");
-    const float values[6] = {1, -2.5F, 3e-40F, INFINITY, 0, 6};
-    float got[6];
-    safetensors *file;
-    OK(write_to(path, "a \"name\"", 2, values));
-    OK(safetensors_open(path, &file));
-    const st_tensor *t = safetensors_find(file, "a \"name\"");
-    assert_non_null(t);
-    assert_int_equal(t->rank, 2);
-    assert_int_equal(t->shape[0], 2);
-    assert_int_equal(t->shape[1], 3);
-    assert_int_equal(t->begin % 8, 0);
-    OK(safetensors_read_f32(file, t, 0, 6, got));
-    assert_memory_equal(got, values, sizeof values);
-    safetensors_close(file);
-    OK(write_to(path, "none", 0, NULL));
-    OK(open_and_close(path));
-    REFUSED(write_to(path, "y", UINT64_MAX, values), CLMOE_INVALID_ARGUMENT, "written.safetensors");
-    if (access("/dev/full", W_OK) == 0)
-        REFUSED(write_to("/dev/full", "y", 2, values), CLMOE_IO, "/dev/full", "space");
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bad_headers),
@@ -356,7 +321,6 @@ int main(void) {
         cmocka_unit_test(test_types),
         cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_many),
-        cmocka_unit_test(test_write),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

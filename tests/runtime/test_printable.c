@@ -1,6 +1,6 @@
 /* printable: what of a text reaches a terminal as it is, for all of Unicode and for what is none.
  */
-#include "runtime/printable.h"
+#include "clmoe/clmoe.h"
 #include "support.h"
 
 #include <stdio.h>
@@ -36,7 +36,7 @@ static void escape(const char *text, char *out) {
 
 static void check(const char *text, const char *want) {
     char out[64];
-    printable(text, out, sizeof out);
+    clmoe_printable(text, out, sizeof out);
     CHECK(strcmp(out, want) == 0, "'%s', not '%s'\n", out, want);
 }
 
@@ -87,9 +87,9 @@ static void short_of_room(void **state) {
                 strcat(want, parts[i]);
         }
         memset(out, '#', sizeof out);
-        printable("a\xe2\x82\xac\x1b\xf0\x9f\x98\x80"
-                  "b",
-                  out, size);
+        clmoe_printable("a\xe2\x82\xac\x1b\xf0\x9f\x98\x80"
+                        "b",
+                        out, size);
         CHECK(strcmp(out, want) == 0, "'%s', not '%s', in %zu bytes\n", out, want, size);
         CHECK(out[size] == '#', "a byte behind %zu\n", size);
     }

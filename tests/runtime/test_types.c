@@ -153,11 +153,11 @@ static void host_conversions(void **state) {
         for (uint32_t i = 0; i < 65535; i++) {
             uint16_t codes[2] = {(uint16_t)i, (uint16_t)(i + 1)}, back[3];
             float values[3];
-            type_decode(types[t], codes, 2, values);
+            clmoe_type_decode(types[t], codes, 2, values);
             CHECK(values[0] == type_value(types[t], codes[0]) || values[0] != values[0],
                   "code %x is %g\n", i, (double)values[0]);
             values[2] = (values[0] + values[1]) / 2;
-            type_encode(types[t], values, 3, back);
+            clmoe_type_encode(types[t], values, 3, back);
             CHECK(back[0] == codes[0] || values[0] != values[0], "%x became %x\n", i, back[0]);
             float middle = type_round(types[t], values[2]);
             CHECK(type_value(types[t], back[2]) == middle || middle != middle ||

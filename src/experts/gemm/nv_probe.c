@@ -24,7 +24,7 @@ static int b_at(int column, int k) {
 static uint16_t code_of(clmoe_type type, int value) {
     const float number = (float)value;
     uint16_t code = 0;
-    type_encode(type, &number, 1, &code);
+    clmoe_type_encode(type, &number, 1, &code);
     return code;
 }
 
