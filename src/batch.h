@@ -30,6 +30,8 @@ typedef struct batch {
     clmoe_buf jittered;  /* [T,D]: what jitter makes of x */
     clmoe_buf experts_x; /* [T,D]: x, or with jitter_experts the jittered one */
     clmoe_buf xe, ye;    /* [S,D] */
+    clmoe_buf mix;       /* [T,S] f32, with Soft MoE: a token's shares of the slots */
+    clmoe_buf mixed;     /* [T,D], with Soft MoE: ye by them */
     clmoe_buf shared_y;  /* [T,D] */
     clmoe_buf shared_gate;
     clmoe_buf residual, y; /* [T,D] */

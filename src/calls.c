@@ -60,6 +60,24 @@ static void bind_dispatch(batch *b, const clmoe_dispatch_args *args) {
     b->xe = args->xe;
 }
 
+static void bind_soft_dispatch(batch *b, const clmoe_soft_dispatch_args *args) {
+    b->weights = args->weights;
+    b->x = args->x;
+    b->token_mask = args->token_mask;
+    b->scratch = args->scratch;
+    b->logits = region(b, REGION_LOGITS);
+    b->plan = args->plan;
+    b->pair_weights = args->pair_weights;
+    b->mix = args->mix;
+    b->xe = args->xe;
+}
+
+static void bind_soft_combine(batch *b, const clmoe_soft_combine_args *args) {
+    b->ye = args->ye;
+    b->mix = args->mix;
+    b->mixed = args->mixed;
+}
+
 static void bind_experts(batch *b, const clmoe_experts_args *args) {
     b->weights = args->weights;
     b->experts_x = args->x;
@@ -142,6 +160,8 @@ DEFINE_CALL(clmoe_plan, plan, step_plan)
 DEFINE_CALL(clmoe_renorm_after_drop, renorm_after_drop, step_plan_renorm)
 DEFINE_CALL(clmoe_jitter, jitter, step_jitter)
 DEFINE_CALL(clmoe_dispatch, dispatch, step_dispatch)
+DEFINE_CALL(clmoe_soft_dispatch, soft_dispatch, step_soft_moe_dispatch)
+DEFINE_CALL(clmoe_soft_combine, soft_combine, step_soft_moe_combine)
 DEFINE_CALL(clmoe_experts, experts, step_experts)
 DEFINE_CALL(clmoe_shared_expert, shared_expert, step_shared)
 DEFINE_CALL(clmoe_combine, combine, step_combine)

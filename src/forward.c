@@ -46,6 +46,8 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
     b->ye = region(b, REGION_YE);
     b->shared_y = region(b, REGION_SHARED_Y);
     b->shared_gate = region(b, REGION_SHARED_GATE);
+    b->mix = region(b, REGION_SOFT_COMBINE);
+    b->mixed = region(b, REGION_MIXED);
     b->jittered = region(b, REGION_JITTERED);
     b->experts_x = jitters_experts(b) ? b->jittered : args->x;
 done:
@@ -102,7 +104,7 @@ static clmoe_status run_soft_moe(batch *b, launch *chain) {
     TRY(step_experts(b, chain));
     launch_step(chain, "mix");
     TRY(step_soft_moe_combine(b, chain));
-    b->ye = region(b, REGION_MIXED);
+    b->ye = b->mixed;
 done:
     return status;
 }

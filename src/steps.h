@@ -41,9 +41,9 @@ clmoe_status step_group_logits(const batch *b, launch *chain);
 /* scores, l at first, become those of two levels; the group logits stay in their region. */
 clmoe_status step_two_level_scores(const batch *b, launch *chain);
 
-/* Soft MoE, N = E p columns: x -> xe, combine and a plan of constant buckets. */
+/* Soft MoE, N = E p columns: x -> xe, mix, pair_weights and a plan of constant buckets. */
 clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain);
-/* ye -> REGION_MIXED: what step_combine() takes as one pair per token, of weight 1. */
+/* ye -> mixed: what step_combine() takes as one pair per token, of weight 1. */
 clmoe_status step_soft_moe_combine(const batch *b, launch *chain);
 
 /* ---- dispatch -------------------------------------------------------------------------------- */

@@ -33,12 +33,18 @@ typedef struct rig {
     clmoe_renorm_after_drop_args renorm;
     clmoe_jitter_args jitter;
     clmoe_dispatch_args dispatch;
+    clmoe_soft_dispatch_args soft_dispatch;
+    clmoe_soft_combine_args soft_combine;
     clmoe_experts_args experts;
     clmoe_shared_expert_args shared;
     clmoe_combine_args combine;
     clmoe_stats_args stats;
     clmoe_loss_args loss;
 } rig;
+
+static bool is_soft(const clmoe_layer_desc *desc) {
+    return desc->router.policy == CLMOE_POLICY_SOFT_MOE;
+}
 
 /* ---- The batch ------------------------------------------------------------------------------- */
 
@@ -200,9 +206,32 @@ static void balance_steps(rig *r) {
 #undef BATCH
 }
 
+/* Soft MoE: the same buffers, filled by other steps. */
+static void soft_steps(rig *r) {
+    const clmoe_forward_args *a = &r->d.args;
+    const size_t T = a->tokens;
+    const clmoe_buf mix = buf_new(T * r->ws.plan.slots * 4);
+    r->soft_dispatch =
+        STEP(clmoe_soft_dispatch_args, .weights = a->weights, .x = a->x,
+             .token_mask = a->token_mask, .scratch = a->scratch, .plan = r->plan.plan,
+             .pair_weights = r->topk.pair_weights, .mix = mix, .xe = r->dispatch.xe);
+    r->soft_combine = STEP(clmoe_soft_combine_args, .ye = r->experts.ye, .mix = mix,
+                           .mixed = buf_new_type(r->desc->type, T * r->desc->dim));
+    r->combine.ye = r->soft_combine.mixed;
+}
+
 /* ---- Running and comparing ------------------------------------------------------------------- */
 
 #define CALL(function, args) OK(function(r->layer, test.queue, &r->args, 0, NULL, NULL))
+
+static void run_soft_steps(rig *r) {
+    CALL(clmoe_soft_dispatch, soft_dispatch);
+    CALL(clmoe_experts, experts);
+    CALL(clmoe_soft_combine, soft_combine);
+    if (r->shares)
+        CALL(clmoe_shared_expert, shared);
+    CALL(clmoe_combine, combine);
+}
 
 static void run_steps(rig *r, bool dispatches) {
     if (!r->d.args.ids_in.mem) {
@@ -259,7 +288,7 @@ static void compare_saved(const rig *r) {
     for (size_t i = 0; i < COUNT_OF(arrays); i++)
         compare_bits(arrays[i].name, got + arrays[i].offset,
                      all + (forward.offset - saved.offset) + arrays[i].offset, arrays[i].count * 4);
-    if (r->d.args.ids_in.mem)
+    if (r->d.args.ids_in.mem || is_soft(r->desc))
         return;
     const clmoe_buf scores = workspace_region(&r->ws, REGION_SCORES, saved, none);
     compare_bits("scores", buf_get(r->score.scores), all + (scores.offset - saved.offset),
@@ -284,6 +313,16 @@ static void compare_steps(const rig *r) {
               T * r->desc->router.groups.count * 4);
 }
 
+static void run_all(rig *r) {
+    if (is_soft(r->desc)) {
+        soft_steps(r);
+        run_soft_steps(r);
+        return;
+    }
+    balance_steps(r);
+    run_steps(r, clmoe_layer_dispatches(r->layer));
+}
+
 static void check_steps(const clmoe_layer_desc *desc, bool has_state, source from) {
     rig r;
     memset(&r, 0, sizeof r);
@@ -301,13 +340,12 @@ static void check_steps(const clmoe_layer_desc *desc, bool has_state, source fro
         r.d.args.state = some_state(desc, r.layer);
         r.d.weights.select_bias = (clmoe_buf){NULL, 0}; /* the state's, then */
     }
-    if (from != IDS_IN)
+    if (from != IDS_IN && !is_soft(desc))
         forward_losses(&r, has_state);
     routing_steps(&r);
     expert_steps(&r);
-    balance_steps(&r);
     OK(clmoe_forward(r.layer, test.queue, &r.d.args, 0, NULL, NULL));
-    run_steps(&r, clmoe_layer_dispatches(r.layer));
+    run_all(&r);
     CL_OK(clFinish(test.queue));
     compare_steps(&r);
 }
@@ -316,7 +354,7 @@ static void check_steps(const clmoe_layer_desc *desc, bool has_state, source fro
 
 /* Whether the layer takes such a batch. */
 static bool allows(const clmoe_layer_desc *desc, bool has_state, source from) {
-    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE) /* clmoe_forward() alone has it */
+    if (is_soft(desc) && from != OWN_ROUTER)
         return false;
     if (desc->capacity.keep == CLMOE_KEEP_RANDOM && !has_state)
         return false;
@@ -358,6 +396,47 @@ static void steps_of_bf16(void **state) {
     check_all(CLMOE_BF16);
 }
 
+/* Each buffer of the steps of Soft MoE is asked for by its name. */
+static void steps_of_soft_moe(void **state) {
+    (void)state;
+#define DISPATCH(field)                                                                            \
+    { #field, offsetof(clmoe_soft_dispatch_args, field) }
+#define COMBINE(field)                                                                             \
+    { #field, offsetof(clmoe_soft_combine_args, field) }
+    static const struct {
+        const char *name;
+        size_t offset;
+    } dispatch[] = {DISPATCH(x),   DISPATCH(scratch), DISPATCH(plan), DISPATCH(pair_weights),
+                    DISPATCH(mix), DISPATCH(xe)},
+      combine[] = {COMBINE(ye), COMBINE(mix), COMBINE(mixed)};
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.router.policy = CLMOE_POLICY_SOFT_MOE;
+    desc.top_k = 1;
+    clmoe_layer *layer = test_layer(0, &desc);
+    const clmoe_buf any = buf_new(1 << 20);
+    const clmoe_weights weights = {.router = any};
+    for (size_t i = 0; i < COUNT_OF(dispatch); i++) {
+        clmoe_soft_dispatch_args args = {sizeof args, small.tokens, &weights, any, {NULL, 0},
+                                         any,         any,          any,      any, any};
+        *(clmoe_buf *)(void *)((char *)&args + dispatch[i].offset) = (clmoe_buf){NULL, 0};
+        check_error(clmoe_soft_dispatch(layer, test.queue, &args, 0, NULL, NULL),
+                    CLMOE_INVALID_ARGUMENT, dispatch[i].name, "not given");
+    }
+    for (size_t i = 0; i < COUNT_OF(combine); i++) {
+        clmoe_soft_combine_args args = {sizeof args, small.tokens, any, any, any};
+        *(clmoe_buf *)(void *)((char *)&args + combine[i].offset) = (clmoe_buf){NULL, 0};
+        check_error(clmoe_soft_combine(layer, test.queue, &args, 0, NULL, NULL),
+                    CLMOE_INVALID_ARGUMENT, combine[i].name, "not given");
+    }
+    clmoe_soft_combine_args same = {sizeof same, small.tokens, any, any, any};
+    check_error(clmoe_soft_combine(layer, test.queue, &same, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
+                "overlaps", "ye");
+    const clmoe_dispatch_args usual = {.struct_size = sizeof usual, .tokens = small.tokens};
+    check_error(clmoe_dispatch(layer, test.queue, &usual, 0, NULL, NULL), CLMOE_UNSUPPORTED,
+                "Soft MoE", "no such step");
+    CHECK(all_untouched(), "something was written\n");
+}
+
 /* A step of a switch that the layer does not have. */
 static void steps_of_other_layers(void **state) {
     (void)state;
@@ -366,6 +445,7 @@ static void steps_of_other_layers(void **state) {
     const clmoe_renorm_after_drop_args renorm = {.struct_size = sizeof renorm, .tokens = 1};
     const clmoe_jitter_args jitter = {.struct_size = sizeof jitter, .tokens = 1};
     const clmoe_shared_expert_args shared = {.struct_size = sizeof shared, .tokens = 1};
+    const clmoe_soft_dispatch_args soft = {.struct_size = sizeof soft, .tokens = 1};
 #define REFUSED(call, says)                                                                        \
     CHECK((call) == CLMOE_INVALID_ARGUMENT && strstr(clmoe_last_error(), says), "it says: %s\n",   \
           clmoe_last_error())
@@ -374,6 +454,7 @@ static void steps_of_other_layers(void **state) {
     REFUSED(clmoe_jitter(layer, test.queue, &jitter, 0, NULL, NULL), "router.noise.jitter is 0");
     REFUSED(clmoe_shared_expert(layer, test.queue, &shared, 0, NULL, NULL),
             "shared.hidden_dim is 0");
+    REFUSED(clmoe_soft_dispatch(layer, test.queue, &soft, 0, NULL, NULL), "not Soft MoE");
 #undef REFUSED
 }
 
@@ -381,6 +462,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(steps_of_f32),
         TEST(steps_of_bf16),
+        TEST(steps_of_soft_moe),
         TEST(steps_of_other_layers),
     };
     return RUN(tests);

@@ -22,7 +22,7 @@ done:
     return status;
 }
 
-static clmoe_status check_router(call_check *call, const clmoe_weights *weights) {
+clmoe_status check_router(call_check *call, const clmoe_weights *weights) {
     const clmoe_layer *layer = call->layer;
     const clmoe_router_desc *router = &layer->desc.router;
     size_t element = type_bytes(router->weight_type);
@@ -554,8 +554,8 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args->tokens, &ws));
-    bool gathers = layer->experts.engine->gathers;
+    TRY(check_head(layer, args->tokens, &ws));
+    bool gathers = !layer_dispatches(layer);
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
     if (layer->experts.engine->blocks)
         TRY(check_host_reads("plan", &args->plan));
@@ -610,14 +610,15 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     call_check call = {.layer = layer, .in_place = {&args->y, &args->residual}};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
-    TRY(check_step(layer, args->tokens, &ws));
+    TRY(check_head(layer, args->tokens, &ws));
     size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     size_t rows = bytes_of(tokens, layer->desc.dim, element);
+    size_t ye_rows = layer_is_soft_moe(layer) ? tokens : ws.plan.slots;
     bool shared = layer->desc.shared.hidden_dim > 0;
     bool gated = layer->desc.shared_gate && args->shared.mem;
     const buffer_need needs[] = {
         READS("x", &args->x, rows, element, layer->desc.num_identity_experts > 0),
-        READS("ye", &args->ye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, true),
+        READS("ye", &args->ye, bytes_of(ye_rows, layer->desc.dim, element), element, true),
         READS("pair_weights", &args->pair_weights, bytes_of(ws.plan.pairs, 1, 4), 4, true),
         READS("plan", &args->plan, ws.plan.bytes, 4, true),
         READS("token_mask", &args->token_mask, tokens, 1, false),

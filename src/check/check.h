@@ -17,6 +17,8 @@ clmoe_status check_renorm_after_drop(const clmoe_layer *layer,
                                      const clmoe_renorm_after_drop_args *args);
 clmoe_status check_jitter(const clmoe_layer *layer, const clmoe_jitter_args *args);
 clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args);
+clmoe_status check_soft_dispatch(const clmoe_layer *layer, const clmoe_soft_dispatch_args *args);
+clmoe_status check_soft_combine(const clmoe_layer *layer, const clmoe_soft_combine_args *args);
 clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *args);
 clmoe_status check_shared_expert(const clmoe_layer *layer, const clmoe_shared_expert_args *args);
 clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *args);

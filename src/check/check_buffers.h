@@ -70,6 +70,9 @@ clmoe_status check_measures(const clmoe_layer *layer, const char *asked);
 
 clmoe_status check_weights_given(const clmoe_weights *weights);
 
+/* weights.router, and its bias. */
+clmoe_status check_router(call_check *call, const clmoe_weights *weights);
+
 /* Of a step that reads it where the layer has one. */
 clmoe_status check_expert_scale(call_check *call, const clmoe_weights *weights);
 

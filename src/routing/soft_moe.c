@@ -109,13 +109,15 @@ clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain) {
     uint32_t group = layer->group, tokens = b->tokens;
     uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
     TRY(set_plan(b, chain));
+    if (tokens == 0)
+        return CLMOE_SUCCESS;
     TRY(set_logits(b, chain));
     TRY(KERNEL_SET(dispatch, ARG_F32(b->logits), ARG_F32(region(b, REGION_SOFT_COLUMNS)),
                    ARG_F32(region(b, REGION_SOFT_DISPATCH)), ARG_UINT(tokens), ARG_UINT(count),
                    ARG_AS(per_expert, ARG_UINT(each))));
     TRY(launch_kernel(chain, dispatch, 2, (size_t[]){stride, experts}, (size_t[]){group, 1}));
     TRY(KERNEL_SET(combine, ARG_F32(b->logits), ARG_F32(region(b, REGION_TOPS)),
-                   ARG_F32(region(b, REGION_SOFT_COMBINE)), ARG_UINT(count), ARG_UINT(experts),
+                   ARG_AS(combine, ARG_F32(b->mix)), ARG_UINT(count), ARG_UINT(experts),
                    ARG_AS(per_expert, ARG_UINT(each)), ARG_UINT(stride)));
     TRY(launch_1d(chain, combine, tokens, group));
     const dense_map mix = {.rows = slots,
@@ -135,6 +137,8 @@ clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
     cl_kernel clear = layer->kernels[KERNEL_CLEAR];
     uint32_t experts = layer->desc.num_experts;
     uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
+    if (b->tokens == 0)
+        return CLMOE_SUCCESS;
     TRY(KERNEL_SET(clear, ARG_TYPE(b->ye, layer->desc.type), ARG_UINT(layer->desc.dim),
                    ARG_AS(per_expert, ARG_UINT(each)), ARG_UINT(stride)));
     TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
@@ -142,9 +146,9 @@ clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
     const dense_map mix = {.rows = b->tokens,
                            .n = layer->desc.dim,
                            .k = slots,
-                           .a = region(b, REGION_SOFT_COMBINE),
+                           .a = b->mix,
                            .weight = b->ye,
-                           .out = region(b, REGION_MIXED)};
+                           .out = b->mixed};
     TRY(gemm_dense(&layer->mix, chain, &mix));
 done:
     return status;
