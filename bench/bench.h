@@ -5,6 +5,7 @@
 #include "../src/cli/error.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 

@@ -8,6 +8,7 @@
 #include "tune.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { EXIT_OK = 0, EXIT_WRONG = 1, EXIT_BAD_INPUT = 2 };

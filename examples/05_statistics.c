@@ -82,13 +82,18 @@ int main(void) {
                    (double)stats->max_violation, (double)loss, gradient_norm(&g, args.dlogits));
     }
     printf("after %d steps:\n", STEPS);
-    check(clmoe_stats_print(stdout, stats, stats_bytes));
+    size_t length;
+    check(clmoe_stats_format(stats, stats_bytes, NULL, 0, &length));
+    char *text = allocate(length + 1);
+    check(clmoe_stats_format(stats, stats_bytes, text, length + 1, NULL));
+    printf("%s", text);
     fail_unless(stats->max_violation < first / 2, "the controller does not balance");
 
     clmoe_buf *buffers[] = {&args.x,       &args.state, &args.stats,   &args.loss_values,
                             &args.dlogits, &args.saved, &args.scratch, &args.y};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         buffer_free(buffers[i]);
+    free(text);
     free(stats);
     clmoe_weights_release(&weights);
     clmoe_layer_destroy(layer);

@@ -3,6 +3,7 @@
 #define EXAMPLES_RECORDING_H
 
 #include "common.h"
+#include <stdio.h>
 #include <string.h>
 
 typedef struct recording {

@@ -97,11 +97,14 @@ typedef struct clmoe_stats {
 CLMOE_API size_t clmoe_stats_size(const clmoe_layer *layer);
 
 /*
- * Writes host statistics, a copy of the device's bytes, to `file` as text for people: every field
- * with its name, then a table with a row per expert. Errors: CLMOE_INVALID_ARGUMENT if `bytes` do
- * not fit the header's columns and device_groups, CLMOE_IO.
+ * Host statistics, a copy of the device's bytes, as text for people: every field with its name,
+ * then a table with a row per expert. As snprintf() does, it writes as much as `text` of `size`
+ * bytes holds, with a 0 at the end, and gives the length of the whole text without it; text NULL
+ * and size 0 ask for that alone, and length may be NULL. Errors: CLMOE_INVALID_ARGUMENT if `bytes`
+ * do not fit the header's columns and device_groups.
  */
-CLMOE_API clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes);
+CLMOE_API clmoe_status clmoe_stats_format(const void *stats, size_t bytes, char *text, size_t size,
+                                          size_t *length);
 
 /*
  * Their names, for programs that log them: field `index` of the header, which lies at *offset, and

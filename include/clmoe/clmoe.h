@@ -68,7 +68,6 @@
 #include <CL/cl.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <string.h>
 
 /* Before 1.0 a new minor version may break the ABI; the name of the shared library has both. */

@@ -126,6 +126,21 @@ static void print_losses(const run_report *r) {
         printf("  %-20s %.6g\n", clmoe_loss_name(r->losses[i].kind), (double)r->loss_values[i]);
 }
 
+static clmoe_status print_stats(const run_report *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t length = 0;
+    char *text = NULL;
+    TRY(LIB(clmoe_stats_format(r->stats, r->stats_bytes, NULL, 0, &length)));
+    text = malloc(length + 1);
+    if (text == NULL)
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for the statistics' text"));
+    TRY(LIB(clmoe_stats_format(r->stats, r->stats_bytes, text, length + 1, NULL)));
+    printf("\n%s", text);
+done:
+    free(text);
+    return status;
+}
+
 clmoe_status report_text(const run_report *r) {
     clmoe_status status = CLMOE_SUCCESS;
     print_head(r);
@@ -133,10 +148,8 @@ clmoe_status report_text(const run_report *r) {
     print_balance(r);
     print_losses(r);
     print_times(r);
-    if (r->all_stats) {
-        putchar('\n');
-        TRY(LIB(clmoe_stats_print(stdout, r->stats, r->stats_bytes)));
-    }
+    if (r->all_stats)
+        TRY(print_stats(r));
     if (r->checked)
         printf("\nresult    relative error %.2e, tolerance %.2e: %s\n", r->relative_error,
                r->tolerance, r->pass ? "pass" : "FAIL");

@@ -8,6 +8,7 @@
 #include "runtime/status.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 
 #define ST_MAX_RANK 8
 

@@ -4,6 +4,7 @@
 #include "../../src/cli/options.h"
 
 #include <getopt.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { A, B, C, D, E, F, OPTIONS };

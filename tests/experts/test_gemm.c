@@ -8,6 +8,7 @@
 #include <clblast_c.h>
 #endif
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static const storage storages[] = {

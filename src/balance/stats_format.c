@@ -3,7 +3,9 @@
 #include "runtime/status.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 /* A four-byte field of clmoe_stats. */
@@ -47,6 +49,23 @@ const char *clmoe_stats_array(uint32_t index, uint32_t *is_float) {
     return stats_arrays[index].name;
 }
 
+/* What snprintf() would have written, piece by piece. */
+typedef struct text_out {
+    char *text;
+    size_t size, length;
+} text_out;
+
+static void append(text_out *out, const char *format, ...) CLMOE_PRINTF(2);
+
+static void append(text_out *out, const char *format, ...) {
+    const size_t at = out->length < out->size ? out->length : out->size;
+    va_list values;
+    va_start(values, format);
+    int more = vsnprintf(at < out->size ? out->text + at : NULL, out->size - at, format, values);
+    va_end(values);
+    out->length += more > 0 ? (size_t)more : 0;
+}
+
 /* Word `i` of the four-byte words at `base`, which may lie at any address. */
 static uint32_t word_at(const unsigned char *base, size_t i) {
     uint32_t word;
@@ -60,47 +79,49 @@ static double float_at(const unsigned char *base, size_t i) {
     return (double)value;
 }
 
-static void print_fields(FILE *file, const unsigned char *base) {
+static void format_fields(text_out *out, const unsigned char *base) {
     for (size_t i = 0; i < FIELD_COUNT; i++) {
         const stats_field *field = &stats_fields[i];
         size_t word = field->offset / sizeof(uint32_t);
         if (field->offset == offsetof(clmoe_stats, invalid_ids) && word_at(base, word) == 0)
             continue;
         if (field->is_float)
-            fprintf(file, "%-21s %.6g\n", field->name, float_at(base, word));
+            append(out, "%-21s %.6g\n", field->name, float_at(base, word));
         else
-            fprintf(file, "%-21s %" PRIu32 "\n", field->name, word_at(base, word));
+            append(out, "%-21s %" PRIu32 "\n", field->name, word_at(base, word));
     }
 }
 
-static void print_experts(FILE *file, const unsigned char *base, size_t columns) {
-    fprintf(file, "\n%6s", "expert");
+static void format_experts(text_out *out, const unsigned char *base, size_t columns) {
+    append(out, "\n%6s", "expert");
     for (size_t a = 0; a < STATS_ARRAY_COUNT; a++)
-        fprintf(file, " %11s", stats_arrays[a].name);
-    fprintf(file, "\n");
+        append(out, " %11s", stats_arrays[a].name);
+    append(out, "\n");
     for (size_t e = 0; e < columns; e++) {
-        fprintf(file, "%6zu", e);
+        append(out, "%6zu", e);
         for (size_t a = 0; a < STATS_ARRAY_COUNT; a++) {
             if (stats_arrays[a].is_float)
-                fprintf(file, " %11.6g", float_at(base, a * columns + e));
+                append(out, " %11.6g", float_at(base, a * columns + e));
             else
-                fprintf(file, " %11" PRIu32, word_at(base, a * columns + e));
+                append(out, " %11" PRIu32, word_at(base, a * columns + e));
         }
-        fprintf(file, "\n");
+        append(out, "\n");
     }
 }
 
-static void print_groups(FILE *file, const unsigned char *base, size_t groups) {
+static void format_groups(text_out *out, const unsigned char *base, size_t groups) {
     if (groups > 0)
-        fprintf(file, "\n%6s %13s\n", "group", "device_tokens");
+        append(out, "\n%6s %13s\n", "group", "device_tokens");
     for (size_t d = 0; d < groups; d++)
-        fprintf(file, "%6zu %13" PRIu32 "\n", d, word_at(base, d));
+        append(out, "%6zu %13" PRIu32 "\n", d, word_at(base, d));
 }
 
-clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes) {
+clmoe_status clmoe_stats_format(const void *stats, size_t bytes, char *text, size_t size,
+                                size_t *length) {
     clmoe_stats header;
-    if (!file || !stats)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", file ? "stats" : "file");
+    text_out out = {text, size, 0};
+    if (!stats || (!text && size > 0))
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", stats ? "text" : "stats");
     if (bytes < sizeof header)
         return fail(CLMOE_INVALID_ARGUMENT, "bytes is %zu, but the header alone has %zu", bytes,
                     sizeof header);
@@ -112,10 +133,10 @@ clmoe_status clmoe_stats_print(FILE *file, const void *stats, size_t bytes) {
                     "bytes is %zu, but %zu columns and %zu device groups have %zu", bytes, columns,
                     groups, needed);
     const unsigned char *base = stats, *behind = base + sizeof header;
-    print_fields(file, base);
-    print_experts(file, behind, columns);
-    print_groups(file, behind + STATS_ARRAY_COUNT * columns * sizeof(uint32_t), groups);
-    if (fflush(file) != 0 || ferror(file))
-        return fail(CLMOE_IO, "the statistics could not be written");
+    format_fields(&out, base);
+    format_experts(&out, behind, columns);
+    format_groups(&out, behind + STATS_ARRAY_COUNT * columns * sizeof(uint32_t), groups);
+    if (length)
+        *length = out.length;
     return CLMOE_SUCCESS;
 }
