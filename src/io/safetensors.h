@@ -8,7 +8,6 @@
 #include "runtime/status.h"
 
 #include <stdbool.h>
-#include <stdio.h>
 
 #define ST_MAX_RANK 8
 
