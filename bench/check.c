@@ -262,15 +262,18 @@ done:
 }
 
 static clmoe_status check_stats(const subject *s, check_result *result) {
+    clmoe_status status = CLMOE_SUCCESS;
     measured m = {.device = s->device,
                   .of = &s->in->of,
                   .desc = inputs_desc(s->in, NULL),
                   .logits = s->buffers[SUBJECT_LOGITS],
                   .ids = s->buffers[SUBJECT_IDS],
                   .weights = s->buffers[SUBJECT_WEIGHTS],
-                  .stats = s->buffers[SUBJECT_STATS],
-                  .stats_bytes = clmoe_stats_size(s->layer)};
-    return check_balance(&m, result);
+                  .stats = s->buffers[SUBJECT_STATS]};
+    TRY(LIB(clmoe_stats_size(s->layer, &m.stats_bytes)));
+    TRY(check_balance(&m, result));
+done:
+    return status;
 }
 
 static clmoe_status check_routing(const subject *s, const reference *ref, check_result *result) {

@@ -98,9 +98,9 @@ static clmoe_status check_measured(const bench_train *t, check_result *result) {
                   .weights = t->buffers[TRAIN_WEIGHTS],
                   .state = t->buffers[TRAIN_STATE],
                   .stats = t->buffers[TRAIN_STATS],
-                  .stats_bytes = clmoe_stats_size(t->layer),
                   .values = t->buffers[TRAIN_VALUES],
                   .dlogits = t->buffers[TRAIN_DLOGITS]};
+    TRY(LIB(clmoe_stats_size(t->layer, &m.stats_bytes)));
     TRY(LIB(clmoe_state_size(t->layer, &m.state_bytes)));
     TRY(check_balance(&m, result));
 done:

@@ -184,7 +184,7 @@ static clmoe_status buffer_sizes(const subject *s, size_t sizes[SUBJECT_COUNT]) 
     sizes[SUBJECT_PLAN] = s->plan.bytes;
     sizes[SUBJECT_XE] = sizes[SUBJECT_YE] = rows ? (size_t)s->plan.slots * c->dim * element : 0;
     sizes[SUBJECT_Y] = sizes[SUBJECT_STEP_Y] = rows ? tokens * c->dim * element : 0;
-    sizes[SUBJECT_STATS] = clmoe_stats_size(s->layer);
+    TRY(LIB(clmoe_stats_size(s->layer, &sizes[SUBJECT_STATS])));
     if (s->packed)
         TRY(LIB(clmoe_packed_size(s->layer, CLMOE_MLP_EXPERTS, &sizes[SUBJECT_PACKED])));
     TRY(LIB(

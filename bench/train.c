@@ -117,7 +117,7 @@ static clmoe_status create_buffers(bench_train *t) {
     sizes[TRAIN_LIVE] = tokens * word;
     sizes[TRAIN_PLAN] = t->plan.bytes;
     sizes[TRAIN_Y] = tokens * c->dim * type_bytes(t->in->type);
-    sizes[TRAIN_STATS] = clmoe_stats_size(t->layer);
+    TRY(LIB(clmoe_stats_size(t->layer, &sizes[TRAIN_STATS])));
     sizes[TRAIN_VALUES] = TRAIN_LOSSES * word;
     TRY(LIB(clmoe_state_size(t->layer, &sizes[TRAIN_STATE])));
     TRY(LIB(clmoe_layer_memory(t->layer, c->tokens, &saved, &sizes[TRAIN_SCRATCH])));

@@ -58,10 +58,11 @@ int main(void) {
 
     clmoe_context *context;
     clmoe_layer *layer;
-    size_t saved, scratch;
+    size_t saved, scratch, stats_bytes;
     check(clmoe_context_create(cl, device, NULL, &context));
     check(clmoe_layer_create(context, &desc, &layer));
     check(clmoe_layer_memory(layer, TOKENS, &saved, &scratch));
+    check(clmoe_stats_size(layer, &stats_bytes));
 
     clmoe_weights weights = {.router = random_buffer(cl, EXPERTS * DIM),
                              .experts.gate = random_buffer(cl, EXPERTS * 2 * HIDDEN * DIM),
@@ -74,7 +75,7 @@ int main(void) {
     args.saved = buffer(cl, saved);
     args.scratch = buffer(cl, scratch);
     args.y = buffer(cl, TOKENS * DIM * sizeof(float));
-    args.stats = buffer(cl, clmoe_stats_size(layer));
+    args.stats = buffer(cl, stats_bytes);
 
     cl_event done;
     clmoe_stats stats;

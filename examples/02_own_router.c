@@ -53,12 +53,14 @@ int main(void) {
     clmoe_weights weights = {/* no router */
                              .experts.gate = random_buffer(&g, EXPERTS * 2 * HIDDEN * DIM, 0.2f),
                              .experts.down = random_buffer(&g, EXPERTS * DIM * HIDDEN, 0.2f)};
+    size_t stats_bytes;
+    check(clmoe_stats_size(layer, &stats_bytes));
     clmoe_forward_args args;
     clmoe_forward_args_init(&args);
     args.tokens = TOKENS;
     args.weights = &weights;
     args.x = random_buffer(&g, TOKENS * DIM, 2.0f);
-    args.stats = buffer(&g, clmoe_stats_size(layer), NULL);
+    args.stats = buffer(&g, stats_bytes, NULL);
     batch_buffers(&g, layer, &args, sizeof y);
 
     clmoe_stats stats;

@@ -43,7 +43,8 @@ int main(void) {
                              .router_bias = buffer(&g, sizeof router_bias, router_bias),
                              .experts.gate = random_buffer(&g, EXPERTS * 2 * HIDDEN * DIM, 0.2f),
                              .experts.down = random_buffer(&g, EXPERTS * DIM * HIDDEN, 0.2f)};
-    size_t state_bytes, stats_bytes = clmoe_stats_size(layer);
+    size_t state_bytes, stats_bytes;
+    check(clmoe_stats_size(layer, &stats_bytes));
     check(clmoe_state_size(layer, &state_bytes));
     clmoe_forward_args args;
     clmoe_forward_args_init(&args);

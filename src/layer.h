@@ -3,6 +3,7 @@
 #define CLMOE_LAYER_H
 
 #include "balance/balance.clh"
+#include "balance/state.clh"
 #include "experts/gemm/mlp.h"
 #include "routing/router.clh"
 #include "runtime/launch.h"
@@ -211,6 +212,11 @@ static inline bool loss_reads_load(clmoe_loss_kind kind) {
 
 static inline size_t layer_state_bytes(const clmoe_layer *layer) {
     return sizeof(clmoe_state) + 16 * (size_t)layer->columns;
+}
+
+static inline size_t layer_stats_bytes(const clmoe_layer *layer) {
+    const size_t words = STATS_ARRAY_COUNT * (size_t)layer->columns;
+    return sizeof(clmoe_stats) + (words + layer->desc.balance.device_groups) * sizeof(cl_uint);
 }
 
 static inline bool layer_is_expert_choice(const clmoe_layer *layer) {

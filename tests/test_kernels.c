@@ -479,7 +479,7 @@ static void run_balance(const offset_batch *b) {
                               .live = b->live,
                               .token_offsets = b->offsets,
                               .scratch = b->scratch,
-                              .stats = buf_new(clmoe_stats_size(b->layer))};
+                              .stats = buf_new(stats_size(b->layer))};
     clmoe_loss_args loss = {.struct_size = sizeof loss,
                             .tokens = small.tokens,
                             .losses = by_pairs,

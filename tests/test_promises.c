@@ -476,9 +476,8 @@ static void twenty_training_runs(void **state) {
             training_upload(layer, &b, &d);
             const size_t T = b.in.tokens, logits = T * ref_columns(&b.desc) * 4;
             const size_t pairs = T * b.desc.top_k * 4;
-            const size_t bytes[TRAINING_OUTPUTS] = {
-                T * b.desc.dim * 2,      logits, pairs,  pairs,
-                clmoe_stats_size(layer), 12,     logits, logits};
+            const size_t bytes[TRAINING_OUTPUTS] = {T * b.desc.dim * 2, logits, pairs,  pairs,
+                                                    stats_size(layer),  12,     logits, logits};
             training_run(layer, &b, &d, test.queue, first);
             for (int run = 1; run < 20; run++) {
                 training_run(layer, &b, &d, run % 2 ? test.out_of_order : test.queue, again);

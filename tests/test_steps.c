@@ -195,7 +195,7 @@ static void balance_steps(rig *r) {
     .pair_weights = r->topk.pair_weights, .plan = r->plan.plan, .live = r->topk.live,              \
     .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets, .state = a->state,        \
     .scratch = a->scratch
-    r->stats = STEP(clmoe_stats_args, BATCH, .stats = buf_new(clmoe_stats_size(r->layer)));
+    r->stats = STEP(clmoe_stats_args, BATCH, .stats = buf_new(stats_size(r->layer)));
     if (r->num_losses == 0)
         return;
     r->loss = STEP(clmoe_loss_args, BATCH, .losses = r->losses, .num_losses = r->num_losses,
@@ -305,7 +305,7 @@ static void compare_steps(const rig *r) {
     same_bits("pair_weights", r->topk.pair_weights, a->pair_weights, pairs);
     same_bits("token_offsets", r->topk.token_offsets, a->token_offsets, (T + 1) * 4);
     same_bits("y", r->combine.y, a->y, y);
-    same_bits("stats", r->stats.stats, a->stats, clmoe_stats_size(r->layer));
+    same_bits("stats", r->stats.stats, a->stats, stats_size(r->layer));
     same_bits("loss values", r->loss.values, a->loss_values, r->num_losses * 4);
     same_bits("dlogits", r->loss.dlogits, a->dlogits, logits);
     same_bits("dnoise", r->loss.dnoise, a->dnoise, logits);

@@ -93,8 +93,8 @@ typedef struct clmoe_stats {
     uint32_t reserved[15]; /* 0 */
 } clmoe_stats;
 
-/* Bytes of a layer's statistics: sizeof(clmoe_stats) + (8 R + device_groups) * 4; 0 for NULL. */
-CLMOE_API size_t clmoe_stats_size(const clmoe_layer *layer);
+/* Bytes of a layer's statistics: sizeof(clmoe_stats) + (8 R + device_groups) * 4. */
+CLMOE_API clmoe_status clmoe_stats_size(const clmoe_layer *layer, size_t *bytes);
 
 /*
  * Host statistics, a copy of the device's bytes, as text for people: every field with its name,

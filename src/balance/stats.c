@@ -2,11 +2,11 @@
 #include "balance/state.clh"
 #include "steps.h"
 
-size_t clmoe_stats_size(const clmoe_layer *layer) {
-    if (!layer)
-        return 0;
-    size_t words = STATS_ARRAY_COUNT * (size_t)layer->columns + layer->desc.balance.device_groups;
-    return sizeof(clmoe_stats) + sizeof(cl_uint) * words;
+clmoe_status clmoe_stats_size(const clmoe_layer *layer, size_t *bytes) {
+    if (!layer || !bytes)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "bytes" : "layer");
+    *bytes = layer_stats_bytes(layer);
+    return CLMOE_SUCCESS;
 }
 
 clmoe_status stats_create(clmoe_layer *layer) {

@@ -366,7 +366,7 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
         WRITES("pair_weights", &args->pair_weights, pairs, 4, false),
         WRITES("token_offsets", &args->token_offsets, bytes_of((size_t)args->tokens + 1, 1, 4), 4,
                false),
-        WRITES("stats", &args->stats, clmoe_stats_size(layer), 4, false),
+        WRITES("stats", &args->stats, layer_stats_bytes(layer), 4, false),
     };
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_plan_state(&call, &args->state));

@@ -120,7 +120,7 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
     TRY(check_measures(layer, "balance"));
     const buffer_need needs[] = {
         UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),
-        READS("stats", &args->stats, clmoe_stats_size(layer), 4, true),
+        READS("stats", &args->stats, layer_stats_bytes(layer), 4, true),
         READS("load", &args->load, bytes_of(layer->columns, 1, 4), 4, false),
     };
     TRY(CHECK_BUFFERS(&call, needs));

@@ -49,7 +49,7 @@ clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args)
               layer_is_expert_choice(layer)),
         READS("load_target", &args->load_target, bytes_of(layer->desc.num_experts, 1, 4), 4, false),
         UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
-        WRITES("stats", &args->stats, clmoe_stats_size(layer), 4, true),
+        WRITES("stats", &args->stats, layer_stats_bytes(layer), 4, true),
     };
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_state(&call, &args->state));

@@ -243,7 +243,7 @@ static clmoe_status create_buffers(balance_session *s) {
     sizes[BUFFER_IDS] = sizes[BUFFER_WEIGHTS] = tokens * s->desc.top_k * f32;
     sizes[BUFFER_LIVE] = tokens * f32;
     sizes[BUFFER_PLAN] = plan.bytes;
-    sizes[BUFFER_STATS] = clmoe_stats_size(s->layer);
+    TRY(LIB(clmoe_stats_size(s->layer, &sizes[BUFFER_STATS])));
     for (int id = 0; id < BUFFER_COUNT; id++) {
         cl_int code;
         size_t bytes = sizes[id] > 0 ? sizes[id] : f32; /* OpenCL has no empty buffers */

@@ -14,7 +14,6 @@ static clmoe_buf place(const batch *b, batch_buffer which) {
 static void sizes_get(const batch *b, size_t sizes[BATCH_COUNT]) {
     const clmoe_layer_desc *desc = b->desc;
     sizes[BATCH_X] = sizes[BATCH_Y] = (size_t)b->tokens * desc->dim * clmoe_type_size(desc->type);
-    sizes[BATCH_STATS] = clmoe_stats_size(b->layer);
     sizes[BATCH_LOSSES] = b->num_losses * sizeof(float);
 }
 
@@ -41,6 +40,7 @@ clmoe_status batch_create(batch *b, cl_context context, const float *x) {
     clmoe_plan_layout plan;
     size_t sizes[BATCH_COUNT] = {0};
     TRY(LIB(clmoe_layer_memory(b->layer, b->tokens, &sizes[BATCH_SAVED], &sizes[BATCH_SCRATCH])));
+    TRY(LIB(clmoe_stats_size(b->layer, &sizes[BATCH_STATS])));
     TRY(LIB(clmoe_plan_layout_get(b->layer, b->tokens, &plan)));
     b->capacity = plan.capacity;
     sizes_get(b, sizes);
@@ -105,8 +105,10 @@ done:
 
 clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t stats_bytes = clmoe_stats_size(b->layer);
+    size_t stats_bytes = 0;
     cl_event event = NULL;
+    *stats = NULL;
+    TRY(LIB(clmoe_stats_size(b->layer, &stats_bytes)));
     *stats = malloc(stats_bytes);
     if (*stats == NULL)
         TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for the statistics"));

@@ -288,6 +288,7 @@ static clmoe_status run_layer(run_options *o, run_session *s) {
     s->batch.num_losses = o->num_losses;
     TRY(batch_create(&s->batch, s->device.cl, s->x));
     TRY(batch_forward(&s->batch, s->y, &s->stats));
+    TRY(LIB(clmoe_stats_size(s->layer, &s->report.stats_bytes)));
     TRY(batch_losses(&s->batch, s->loss_values));
     TRY(batch_time(&s->batch, o->repeat, &s->report.times));
     if (o->output.path != NULL)
@@ -306,7 +307,6 @@ static clmoe_status print_report(const run_options *o, run_session *s) {
     report->tokens = s->batch.tokens;
     report->capacity = s->batch.capacity;
     report->stats = s->stats;
-    report->stats_bytes = clmoe_stats_size(s->layer);
     report->all_stats = o->stats;
     report->losses = o->losses;
     report->num_losses = o->num_losses;

@@ -134,7 +134,8 @@ static void check_steps(const gpu *g, clmoe_layer *layer, const clmoe_forward_ar
 }
 
 static void check_stats(const gpu *g, const clmoe_layer *layer, clmoe_buf buf) {
-    size_t length, bytes = clmoe_stats_size(layer);
+    size_t length, bytes;
+    check(clmoe_stats_size(layer, &bytes));
     clmoe_stats *stats = allocate(bytes);
     read_back(g, buf, bytes, stats, NULL);
     fail_unless(stats->version == 1, "clmoe_stats.version");
@@ -174,7 +175,8 @@ static void check_losses(const gpu *g, clmoe_buf buf) {
 
 static void check_batch(const gpu *g, clmoe_layer *layer) {
     clmoe_weights weights = weights_of(g);
-    size_t state_bytes;
+    size_t state_bytes, stats_bytes;
+    check(clmoe_stats_size(layer, &stats_bytes));
     check(clmoe_state_size(layer, &state_bytes));
     clmoe_profile profile = {.struct_size = sizeof profile};
     clmoe_forward_args args;
@@ -184,7 +186,7 @@ static void check_batch(const gpu *g, clmoe_layer *layer) {
     args.x = random_buffer(g, ROWS, 1.0f);
     args.state = buffer(g, state_bytes, NULL);
     args.ids = buffer(g, TOKENS * TOP_K * 4, NULL);
-    args.stats = buffer(g, clmoe_stats_size(layer), NULL);
+    args.stats = buffer(g, stats_bytes, NULL);
     args.profile = &profile;
     set_losses(g, &args);
     batch_buffers(g, layer, &args, ROWS * sizeof(float));

@@ -23,7 +23,7 @@ static void control_make(control *c, uint32_t group_size) {
     clmoe_balance_args_init(&c->args);
     OK(clmoe_state_size(c->layer, &c->state_bytes));
     c->args.state = buf_new(c->state_bytes);
-    c->args.stats = buf_new(clmoe_stats_size(c->layer));
+    c->args.stats = buf_new(stats_size(c->layer));
     OK(clmoe_state_init(c->layer, test.queue, c->args.state, 0x1122334455667788u, 0, NULL, NULL));
     c->want = (ref_state){.noise_scale = 1,
                           .temperature_scale = 1,
@@ -37,7 +37,7 @@ static void control_make(control *c, uint32_t group_size) {
 
 /* Statistics of a batch with that load. */
 static clmoe_stats stats_write(control *c, const uint32_t *load, uint32_t dropped) {
-    size_t R = small.experts + small.identity, bytes = clmoe_stats_size(c->layer);
+    size_t R = small.experts + small.identity, bytes = stats_size(c->layer);
     uint32_t *words = HOST(uint32_t, bytes / 4);
     clmoe_stats stats = {.tokens = 100, .columns = (uint32_t)R, .dropped = dropped};
     for (size_t e = 0; e < R; e++)
@@ -240,7 +240,7 @@ static void the_sign_rule_balances(void **state) {
     clmoe_balance_args_init(&args);
     args.bias_rule = CLMOE_BIAS_SIGN;
     args.state = buf_new(bytes);
-    args.stats = buf_new(clmoe_stats_size(layer));
+    args.stats = buf_new(stats_size(layer));
     clmoe_score_args score = {.struct_size = sizeof score, .tokens = TOKENS};
     score.logits_in = buf_of(skewed_logits(), (size_t)TOKENS * EXPERTS * 4);
     score.scores = buf_new((size_t)TOKENS * EXPERTS * 4);

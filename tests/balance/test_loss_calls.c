@@ -97,7 +97,7 @@ static void run_forward(balance_batch *b) {
     args.logits = buf_new(T * R * 4);
     args.ids = buf_new(pairs * 4);
     args.pair_weights = buf_new(pairs * 4);
-    args.stats = buf_new(clmoe_stats_size(b->layer));
+    args.stats = buf_new(stats_size(b->layer));
     args.losses = losses;
     args.num_losses = COUNT_OF(losses);
     args.loss_values = buf_new(sizeof losses / sizeof losses[0] * 4);
@@ -541,7 +541,7 @@ static void expert_choice(void **state) {
     clmoe_stats_args stats = {.struct_size = sizeof stats, .tokens = s.tokens};
     stats.plan = loss.plan;
     stats.scratch = loss.scratch;
-    stats.stats = buf_new(clmoe_stats_size(layer));
+    stats.stats = buf_new(stats_size(layer));
     const clmoe_buf none = {NULL, 0}, enough = buf_new(pairs);
     clmoe_buf small = buf_new(4);
     small.offset += support_bare ? 0 : 256; /* behind the canary */

@@ -72,7 +72,7 @@ static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t gro
     c->args.ids = buf_new(pairs * 4);
     c->args.pair_weights = buf_new(pairs * 4);
     c->args.token_offsets = choice ? buf_new((TOKENS + 1) * 4) : (clmoe_buf){NULL, 0};
-    c->args.stats = buf_new(clmoe_stats_size(b->layer));
+    c->args.stats = buf_new(stats_size(b->layer));
     c->args.losses = c->losses;
     c->args.loss_values = buf_new(16 * 4);
 }
@@ -178,7 +178,7 @@ static void check_steps(policy_case *c, uint32_t group_size, uint32_t count) {
     compare_bits("values of clmoe_loss()", alone.values, buf_get(c->args.loss_values), count * 4);
     compare_bits("dlogits of clmoe_loss()", alone.dlogits, buf_get(c->args.dlogits), n * 4);
     compare_bits("clmoe_stats_compute()", buf_get(balance_stats(b)), buf_get(c->args.stats),
-                 clmoe_stats_size(b->layer));
+                 stats_size(b->layer));
     b->in.kept = kept;
 }
 

@@ -250,7 +250,7 @@ static void average_of_load(void **state) {
     clmoe_balance_args_init(&args);
     OK(clmoe_state_size(layer, &bytes));
     args.state = buf_new(bytes);
-    args.stats = buf_of(HOST(char, clmoe_stats_size(layer)), clmoe_stats_size(layer));
+    args.stats = buf_of(HOST(char, stats_size(layer)), stats_size(layer));
     args.load = buf_new(E * 4);
     args.ema_decay = 0.8f;
     OK(clmoe_state_init(layer, test.queue, args.state, 1, 0, NULL, NULL));
@@ -287,9 +287,10 @@ static void size_in_bytes(void **state) {
     const shape s = {1, 5, 8, 3, 2, 3};
     clmoe_layer_desc desc = desc_of(&s);
     desc.balance.device_groups = 4;
-    assert_int_equal(clmoe_stats_size(test_layer(0, &desc)),
-                     sizeof(clmoe_stats) + (8 * 11 + 4) * 4);
-    assert_int_equal(clmoe_stats_size(NULL), 0);
+    assert_int_equal(stats_size(test_layer(0, &desc)), sizeof(clmoe_stats) + (8 * 11 + 4) * 4);
+    size_t bytes;
+    assert_int_equal(clmoe_stats_size(NULL, &bytes), CLMOE_INVALID_ARGUMENT);
+    assert_int_equal(clmoe_stats_size(test_layer(0, &desc), NULL), CLMOE_INVALID_ARGUMENT);
     assert_int_equal(sizeof(clmoe_stats), 192);
 }
 
@@ -303,7 +304,7 @@ static void format(void **state) {
     balance_batch b;
     balance_make(&b, &desc, s.tokens, &options);
     balance_upload(&b, 0);
-    size_t bytes = clmoe_stats_size(b.layer);
+    size_t bytes = stats_size(b.layer);
     clmoe_stats *stats = buf_get(balance_stats(&b));
     assert_int_equal(stats->invalid_ids, 0);
     stats->invalid_ids = 5; /* of 0 the name is left out */

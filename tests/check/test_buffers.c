@@ -334,7 +334,7 @@ static size_t most_bytes(const clmoe_layer *layer) {
     const size_t rows = (size_t)plan.slots * small.dim * 4;
     const size_t matrices = 32 * 32 * small.experts * sizeof(float); /* packed ones, too */
     const size_t most = larger(larger(saved, scratch), larger(plan.bytes, rows));
-    return larger(larger(most, matrices), larger(state, clmoe_stats_size(layer)));
+    return larger(larger(most, matrices), larger(state, stats_size(layer)));
 }
 
 #define BEGIN(args, call)                                                                          \

@@ -260,7 +260,7 @@ static void make_balance(rig *r, const variant *v) {
 static void make_outputs(rig *r) {
     const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
     add_output(r, "y", r->args.y, (size_t)TOKENS * r->desc.dim * type_size(r->desc.type));
-    add_output(r, "stats", r->args.stats, clmoe_stats_size(r->layer));
+    add_output(r, "stats", r->args.stats, stats_size(r->layer));
     add_output(r, "loss_values", r->args.loss_values, r->args.num_losses * 4);
     add_output(r, "dlogits", r->args.dlogits, logits);
     add_output(r, "dnoise", r->args.dnoise, logits);

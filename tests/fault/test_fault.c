@@ -166,8 +166,8 @@ static void compare_outputs(rig *r) {
     compare_bits("logits", y, r->logits, T * R * 4);
     buf_read(r->args.ids, y, T * r->desc.top_k * 4);
     compare_bits("ids", y, r->ids, T * r->desc.top_k * 4);
-    buf_read(r->args.stats, y, clmoe_stats_size(r->layer));
-    compare_bits("stats", y, r->stats, clmoe_stats_size(r->layer));
+    buf_read(r->args.stats, y, stats_size(r->layer));
+    compare_bits("stats", y, r->stats, stats_size(r->layer));
     free(y);
 }
 
@@ -202,7 +202,7 @@ static void make_arguments(rig *r) {
     r->args.y = buf_new(T * D * 4);
     r->args.logits = buf_new(T * r->desc.num_experts * 4);
     r->args.ids = buf_new(T * r->desc.top_k * 4);
-    r->args.stats = buf_new(clmoe_stats_size(r->layer));
+    r->args.stats = buf_new(stats_size(r->layer));
 }
 
 /* The steps, each on what the one before made, and with its own buffers between them. */

@@ -190,7 +190,7 @@ static const uint32_t *forward(const family *f, const uint8_t *mask, float *valu
     args.token_mask = buf_of(mask, f->tokens);
     args.scratch = scratch_of(layer, f->tokens);
     args.y = buf_new((size_t)f->tokens * f->desc.dim * 4);
-    args.stats = buf_new(clmoe_stats_size(layer));
+    args.stats = buf_new(stats_size(layer));
     args.losses = losses;
     args.num_losses = 2;
     args.loss_values = buf_new(8);

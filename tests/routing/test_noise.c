@@ -234,7 +234,7 @@ static void twenty_runs(void **state) {
             compare_bits("y", buf_get(d.args.y), y, (size_t)small.tokens * small.dim * 4);
             compare_bits("ids", buf_get(d.args.ids), ids, pairs * 4);
             compare_bits("weights", buf_get(d.args.pair_weights), weights, pairs * 4);
-            compare_bits("stats", buf_get(d.args.stats), stats, clmoe_stats_size(layer));
+            compare_bits("stats", buf_get(d.args.stats), stats, stats_size(layer));
         }
     }
 }

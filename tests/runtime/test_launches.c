@@ -104,7 +104,7 @@ static outputs run(clmoe_layer *layer, const batch *b, device_batch *d, uint64_t
         .stats = get(d->args.stats),
         .y_bytes = tokens * b->desc.dim * type_size(b->desc.type),
         .id_bytes = ref_pairs(&b->desc, b->in.tokens) * 4,
-        .stats_bytes = clmoe_stats_size(layer),
+        .stats_bytes = stats_size(layer),
     };
 }
 

@@ -290,6 +290,12 @@ static clmoe_buf buf_behind(size_t front, size_t bytes) {
     return buf;
 }
 
+size_t stats_size(const clmoe_layer *layer) {
+    size_t bytes = 0;
+    OK(clmoe_stats_size(layer, &bytes));
+    return bytes;
+}
+
 clmoe_buf buf_new(size_t bytes) {
     return buf_behind(support_aligned ? ALIGNED_FRONT : FRONT, bytes);
 }

@@ -105,6 +105,7 @@ void *host_alloc(size_t count, size_t size);
  * nothing more. New buffers are poisoned: NaN as floats, far out of range as integers.
  */
 clmoe_buf buf_new(size_t bytes);
+size_t stats_size(const clmoe_layer *layer); /* clmoe_stats_size() of a layer that has one */
 /*
  * Set: new buffers have neither canaries nor poison, so that a tool that watches memory sees every
  * access past the end and every read of what nothing wrote. They are kept until the program ends:

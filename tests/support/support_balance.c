@@ -193,7 +193,7 @@ clmoe_buf balance_stats(balance_batch *b) {
         .state = b->dev.state,
         .load_target = b->dev.load_target,
         .scratch = b->dev.scratch,
-        .stats = buf_new(clmoe_stats_size(b->layer)),
+        .stats = buf_new(stats_size(b->layer)),
     };
     OK(clmoe_stats_compute(b->layer, test.queue, &args, 0, NULL, NULL));
     return args.stats;

@@ -219,7 +219,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
             args->token_offsets = buf_new((T + 1) * 4);
     }
     if (all)
-        args->stats = buf_new(clmoe_stats_size(layer));
+        args->stats = buf_new(stats_size(layer));
 }
 
 void compare_stats(const uint32_t *got, const clmoe_stats *want, const ref_plan *plan) {
