@@ -176,28 +176,67 @@ static void every_keep_rule(void **state) {
     CHECK(moved > 1000, "only %u pairs were rerouted\n", moved);
 }
 
-/* Weights of the new choice, under the router's switches. */
+/* How the weights of the new choice come about. */
+typedef struct weight_case {
+    const char *name;
+    clmoe_score_function score;
+    clmoe_order order;
+    clmoe_renorm renorm;
+    uint32_t after_drop, expert_scale, select_bias;
+    float scale;
+} weight_case;
+
+/* clang-format off */
+
+enum { SOFTMAX = CLMOE_SCORE_SOFTMAX, SIGMOID = CLMOE_SCORE_SIGMOID };
+enum { MIXER = CLMOE_SCORE_SPARSEMIXER };
+enum { FIRST = CLMOE_ORDER_SCORE_THEN_TOPK, LAST = CLMOE_ORDER_TOPK_THEN_SCORE }; /* the score */
+enum { NONE = CLMOE_RENORM_NONE, SUM = CLMOE_RENORM_SUM, PNORM = CLMOE_RENORM_PNORM };
+
+static const weight_case weight_cases[] = {
+    /* name                                   score    order  renorm, the switches, scale */
+    {"softmax",                               SOFTMAX, FIRST, NONE,  0, 0, 0, 1},
+    {"softmax, sum, bias",                    SOFTMAX, FIRST, SUM,   0, 0, 1, 1},
+    {"softmax, p-norm",                       SOFTMAX, FIRST, PNORM, 0, 0, 0, 1},
+    {"softmax, sum after drop",               SOFTMAX, FIRST, SUM,   1, 0, 0, 1},
+    {"softmax, p-norm after drop, bias",      SOFTMAX, FIRST, PNORM, 1, 0, 1, 1},
+    {"softmax of the chosen, both scales",    SOFTMAX, LAST,  NONE,  0, 1, 0, 2.5f},
+    {"softmax of the chosen, sum, bias",      SOFTMAX, LAST,  SUM,   0, 1, 1, 2.5f},
+    {"softmax of the chosen, scale, drop",    SOFTMAX, LAST,  NONE,  1, 0, 0, 2.5f},
+    {"softmax of the chosen, p-norm, drop",   SOFTMAX, LAST,  PNORM, 1, 1, 0, 2.5f},
+    {"sigmoid, sum, both scales",             SIGMOID, FIRST, SUM,   0, 1, 0, 2.5f},
+    {"sigmoid of the chosen, p-norm, scale",  SIGMOID, LAST,  PNORM, 0, 1, 0, 2.5f},
+    {"sigmoid of the chosen, sum, bias",      SIGMOID, LAST,  SUM,   0, 1, 1, 2.5f},
+    {"sparsemixer, scale",                    MIXER,   LAST,  NONE,  0, 0, 0, 2.5f},
+    {"sparsemixer, sum, bias",                MIXER,   LAST,  SUM,   0, 0, 1, 2.5f},
+    {"sparsemixer, sum after drop",           MIXER,   LAST,  SUM,   1, 1, 0, 1},
+};
+
+/* clang-format on */
+
+static void check_weights(uint32_t group_size, pattern kind, const weight_case *c) {
+    const shape s = {100, 5, 24, 0, 4, 3};
+    clmoe_layer_desc desc = desc_rerouting(&s, 0.9);
+    desc.router.score = c->score;
+    desc.router.order = c->order;
+    desc.router.renorm.kind = c->renorm;
+    desc.router.renorm.after_drop = c->after_drop;
+    desc.router.scale = c->scale;
+    desc.router.expert_scale = c->expert_scale;
+    desc.router.select_bias = c->select_bias;
+    test_case("group size %u, %s, weights: %s", group_size, pattern_name(kind), c->name);
+    seed_set((uint64_t)(c - weight_cases) + 1);
+    routing r;
+    route(&desc, s.tokens, kind, &r);
+    check_reroute(group_size, &desc, &r, true);
+}
+
 static void every_weight_rule(void **state) {
     (void)state;
-    const shape s = {100, 5, 24, 0, 4, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (uint32_t number = 0; number < 16; number++) {
-            clmoe_layer_desc desc = desc_rerouting(&s, 0.9);
-            desc.router.renorm.kind = (clmoe_renorm)(number % 3);
-            desc.router.scale = number % 2 ? 2.5f : 1.0f;
-            desc.router.expert_scale = number % 4 == 1;
-            desc.router.select_bias = number % 5 < 2;
-            desc.router.renorm.after_drop = number % 7 == 3;
-            if (number % 2)
-                desc.router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
-            desc.router.score = number % 8 == 7   ? CLMOE_SCORE_SPARSEMIXER
-                                : number % 8 == 5 ? CLMOE_SCORE_SIGMOID
-                                                  : CLMOE_SCORE_SOFTMAX;
-            test_case("group size %u, switches %u", group_sizes[g], number);
-            seed_set(number + 1);
-            routing r;
-            route(&desc, s.tokens, number % 3 ? PATTERN_ZIPF : PATTERN_UNIFORM, &r);
-            check_reroute(group_sizes[g], &desc, &r, true);
+        for (size_t i = 0; i < COUNT_OF(weight_cases); i++) {
+            check_weights(group_sizes[g], PATTERN_ZIPF, &weight_cases[i]);
+            check_weights(group_sizes[g], PATTERN_UNIFORM, &weight_cases[i]);
         }
 }
 
@@ -254,42 +293,66 @@ static void many_rounds(void **state) {
         }
 }
 
-/* The whole layer, weights after drop among them; external ids are dropped, not rerouted. */
+/* A layer that reroutes. */
+typedef struct layer_case {
+    const char *name;
+    double factor;
+    clmoe_keep keep;
+    uint32_t after_drop, training;
+    bool mask, external; /* padding; ids from outside, which are dropped, not rerouted */
+} layer_case;
+
+static const layer_case layer_cases[] = {
+    {"little room", .factor = 0.7},
+    {"room for all", .factor = 1.0},
+    {"little room, choice-major", .factor = 0.7, .keep = CLMOE_KEEP_CHOICE_MAJOR},
+    {"choice-major, a mask", .factor = 1.0, .keep = CLMOE_KEEP_CHOICE_MAJOR, .mask = true},
+    {"a mask", .factor = 0.7, .mask = true},
+    {"training, a mask", .factor = 0.7, .training = 1, .mask = true},
+    {"renorm after drop", .factor = 1.0, .after_drop = 1},
+    {"renorm after drop, little room, a mask", .factor = 0.7, .after_drop = 1, .mask = true},
+    {"renorm after drop, training", .factor = 0.7, .after_drop = 1, .training = 1},
+    {"external ids, choice-major, a mask", .factor = 1.0, .keep = CLMOE_KEEP_CHOICE_MAJOR,
+     .mask = true, .external = true},
+};
+
+static void check_layer(const char *engine, uint32_t group_size, const layer_case *c) {
+    const shape s = {60, 11, 12, 0, 3, 7};
+    clmoe_layer_desc desc = desc_rerouting(&s, c->factor);
+    desc.engine = engine;
+    desc.capacity.keep = c->keep;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
+    desc.router.renorm.after_drop = c->after_drop;
+    desc.training = c->training;
+    test_case("engine %s, group size %u, %s", engine, group_size, c->name);
+    seed_set((uint64_t)(c - layer_cases) + 1);
+    batch b;
+    device_batch d;
+    batch_make(&b, &desc, s.tokens);
+    b.in.logits_in = random_eighths((size_t)s.tokens * s.experts, 2.0);
+    b.in.token_mask = c->mask ? random_mask(s.tokens) : NULL;
+    if (c->external) {
+        routing r;
+        route(&desc, s.tokens, PATTERN_ZIPF, &r);
+        b.in.logits_in = NULL;
+        b.in.ids_in = r.plan.ids;
+        b.in.pair_weights_in = r.plan.pair_weights;
+    }
+    const ref_result *want = batch_reference(&b);
+    clmoe_layer *layer = test_layer(group_size, &desc);
+    batch_upload(layer, &b, &d);
+    OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    batch_compare(&b, &d, want);
+}
+
 static void whole_layer(void **state) {
     (void)state;
-    const shape s = {60, 11, 12, 0, 3, 7};
     const char *const *engines = test_engines();
     for (size_t n = 0; engines[n] != NULL; n++)
         for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-            for (uint32_t number = 0; number < 12; number++) {
-                clmoe_layer_desc desc = desc_rerouting(&s, number % 2 ? 1.0 : 0.7);
-                desc.engine = engines[n];
-                desc.capacity.keep = (clmoe_keep)(number / 2 % 2);
-                desc.router.renorm.kind = CLMOE_RENORM_SUM;
-                desc.router.renorm.after_drop = number % 3 == 0;
-                desc.training = number % 4 == 0;
-                test_case("engine %s, group size %u, number %u", engines[n], group_sizes[g],
-                          number);
-                seed_set(number + 1);
-                batch b;
-                device_batch d;
-                batch_make(&b, &desc, s.tokens);
-                b.in.logits_in = random_eighths((size_t)s.tokens * s.experts, 2.0);
-                b.in.token_mask = number % 3 ? random_mask(s.tokens) : NULL;
-                if (number == 7) {
-                    routing r;
-                    route(&desc, s.tokens, PATTERN_ZIPF, &r);
-                    b.in.logits_in = NULL;
-                    b.in.ids_in = r.plan.ids;
-                    b.in.pair_weights_in = r.plan.pair_weights;
-                }
-                const ref_result *want = batch_reference(&b);
-                clmoe_layer *layer = test_layer(group_sizes[g], &desc);
-                batch_upload(layer, &b, &d);
-                OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
-                CL_OK(clFinish(test.queue));
-                batch_compare(&b, &d, want);
-            }
+            for (size_t i = 0; i < COUNT_OF(layer_cases); i++)
+                check_layer(engines[n], group_sizes[g], &layer_cases[i]);
 }
 
 static void same_bits_every_time(void **state) {
