@@ -121,16 +121,27 @@ static void every_pattern(void **state) {
 /* Negative weights, rows without a positive sum, and scales per expert. */
 static void odd_weights(void **state) {
     (void)state;
+    static const struct {
+        const char *name;
+        clmoe_score_function score;
+        float scale;
+        uint32_t expert_scale;
+    } cases[] = {
+        {"scale", CLMOE_SCORE_SIGMOID, 2.5f, 0},
+        {"weights of both signs, scale", CLMOE_SCORE_IDENTITY, 2.5f, 0},
+        {"negative scale, experts' scales", CLMOE_SCORE_SIGMOID, -2.5f, 1},
+        {"weights of both signs, both scales", CLMOE_SCORE_IDENTITY, 2.5f, 1},
+    };
     const shape s = {300, 5, 24, 2, 4, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (int number = 0; number < 4; number++) {
+        for (size_t i = 0; i < COUNT_OF(cases); i++) {
             clmoe_layer_desc desc = desc_of(&s);
-            desc.router.score = number % 2 ? CLMOE_SCORE_IDENTITY : CLMOE_SCORE_SIGMOID;
-            desc.router.expert_scale = number >= 2;
-            desc.router.scale = number == 2 ? -2.5f : 2.5f;
+            desc.router.score = cases[i].score;
+            desc.router.expert_scale = cases[i].expert_scale;
+            desc.router.scale = cases[i].scale;
             desc.router.rebalance.iterations = 7;
-            test_case("group size %u, number %d", group_sizes[g], number);
-            seed_set((uint64_t)number + 1);
+            test_case("group size %u, %s", group_sizes[g], cases[i].name);
+            seed_set(i + 1);
             const float *scores = scores_of(&desc, s.tokens, PATTERN_ZIPF);
             check_rebalance(group_sizes[g], &desc, s.tokens, scores, NULL);
         }
@@ -171,31 +182,51 @@ static void objective_falls(void **state) {
         }
 }
 
+/* A layer that rebalances. */
+typedef struct layer_case {
+    const char *name;
+    uint32_t iterations;
+    double factor; /* of capacity; 0: dropless */
+    uint32_t training;
+    bool mask;
+} layer_case;
+
+static const layer_case layer_cases[] = {
+    {"one iteration, training", .iterations = 1, .training = 1},
+    {"a mask, drops", .iterations = 4, .factor = 0.9, .mask = true},
+    {"a mask", .iterations = 7, .mask = true},
+    {"training, drops", .iterations = 10, .factor = 0.9, .training = 1},
+    {"training, a mask", .iterations = 13, .training = 1, .mask = true},
+    {"many iterations, a mask, drops", .iterations = 16, .factor = 0.9, .mask = true},
+};
+
+static void check_layer(const char *engine, uint32_t group_size, const layer_case *c) {
+    const shape s = {40, 11, 12, 2, 3, 7};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.engine = engine;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
+    desc.router.rebalance.iterations = c->iterations;
+    desc.capacity.factor = c->factor;
+    desc.training = c->training;
+    test_case("engine %s, group size %u, %s", engine, group_size, c->name);
+    seed_set((uint64_t)(c - layer_cases) + 1);
+    batch b;
+    device_batch d;
+    batch_make(&b, &desc, s.tokens);
+    b.in.logits_in = random_eighths((size_t)s.tokens * ref_columns(&desc), 1.0);
+    b.in.token_mask = c->mask ? random_mask(s.tokens) : NULL;
+    const ref_result *want = batch_reference(&b);
+    batch_run(test_layer(group_size, &desc), &b, &d);
+    batch_compare(&b, &d, want);
+}
+
 static void whole_layer(void **state) {
     (void)state;
-    const shape s = {40, 11, 12, 2, 3, 7};
     const char *const *engines = test_engines();
     for (size_t n = 0; engines[n] != NULL; n++)
         for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-            for (uint32_t number = 0; number < 6; number++) {
-                clmoe_layer_desc desc = desc_of(&s);
-                desc.engine = engines[n];
-                desc.router.renorm.kind = CLMOE_RENORM_SUM;
-                desc.router.rebalance.iterations = 1 + number * 3;
-                desc.capacity.factor = number % 2 ? 0.9 : 0.0;
-                desc.training = number % 3 == 0;
-                test_case("engine %s, group size %u, number %u", engines[n], group_sizes[g],
-                          number);
-                seed_set(number + 1);
-                batch b;
-                device_batch d;
-                batch_make(&b, &desc, s.tokens);
-                b.in.logits_in = random_eighths((size_t)s.tokens * ref_columns(&desc), 1.0);
-                b.in.token_mask = number % 3 ? random_mask(s.tokens) : NULL;
-                const ref_result *want = batch_reference(&b);
-                batch_run(test_layer(group_sizes[g], &desc), &b, &d);
-                batch_compare(&b, &d, want);
-            }
+            for (size_t i = 0; i < COUNT_OF(layer_cases); i++)
+                check_layer(engines[n], group_sizes[g], &layer_cases[i]);
 }
 
 static void same_bits_every_time(void **state) {
