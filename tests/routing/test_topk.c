@@ -81,41 +81,72 @@ static void every_small_top_k(void **state) {
         }
 }
 
-/* The weights' switches as bits of a number. */
-static void set_weight_switches(clmoe_router_desc *router, uint32_t number) {
-    static const clmoe_renorm renorms[] = {CLMOE_RENORM_NONE, CLMOE_RENORM_SUM, CLMOE_RENORM_PNORM};
-    router->renorm.kind = renorms[number % 3];
-    router->renorm.eps = number % 2 ? 0.125f : 0.0f;
-    router->renorm.p = number % 2 ? 3.0f : 1.0f;
-    router->scale = number % 4 == 1 ? 2.5f : 1.0f;
-    router->expert_scale = number % 5 == 2;
-    router->select_bias = number % 7 < 3;
-    router->renorm.after_drop = number % 11 == 10;
-}
+/* What happens to the weights of a choice. */
+typedef struct weight_case {
+    const char *name;
+    clmoe_renorm renorm;
+    float eps, p, scale;
+    uint32_t expert_scale, select_bias, after_drop;
+    bool not_finite; /* infinite and NaN among the scores */
+} weight_case;
 
-static void check_switches(uint32_t group_size, clmoe_score_function score, clmoe_order order,
-                           uint32_t number) {
+/* clang-format off */
+
+enum { NONE = CLMOE_RENORM_NONE, SUM = CLMOE_RENORM_SUM, PNORM = CLMOE_RENORM_PNORM };
+
+static const weight_case weight_cases[] = {
+    /* name                             renorm  eps     p  scale, and the switches in their order */
+    {"as they are",                      NONE,  0,      1, 1,     0, 0, 0, 0},
+    {"as they are, not finite",          NONE,  0,      1, 1,     0, 0, 0, 1},
+    {"scale",                            NONE,  0,      1, 2.5f,  0, 0, 0, 0},
+    {"expert scale, bias",               NONE,  0,      1, 1,     1, 1, 0, 0},
+    {"both scales, bias, not finite",    NONE,  0,      1, 2.5f,  1, 1, 0, 1},
+    {"no renorm after drop",             NONE,  0.125f, 3, 2.5f,  0, 0, 1, 0},
+    {"sum",                              SUM,   0,      1, 1,     0, 0, 0, 0},
+    {"sum, bias, not finite",            SUM,   0,      1, 1,     0, 1, 0, 1},
+    {"sum with eps, scale",              SUM,   0.125f, 1, 2.5f,  0, 0, 0, 0},
+    {"sum with eps, both scales, bias",  SUM,   0.125f, 1, 2.5f,  1, 1, 0, 0},
+    {"sum after drop",                   SUM,   0,      1, 1,     0, 0, 1, 0},
+    {"sum after drop, everything",       SUM,   0.125f, 1, 2.5f,  1, 1, 1, 1},
+    {"1-norm",                           PNORM, 0,      1, 1,     0, 0, 0, 0},
+    {"1-norm, scale, not finite",        PNORM, 0,      1, 2.5f,  0, 0, 0, 1},
+    {"3-norm",                           PNORM, 0,      3, 1,     0, 0, 0, 0},
+    {"3-norm, bias, not finite",         PNORM, 0,      3, 1,     0, 1, 0, 1},
+    {"3-norm, both scales, bias",        PNORM, 0,      3, 2.5f,  1, 1, 0, 0},
+    {"3-norm after drop, expert scale",  PNORM, 0,      3, 1,     1, 0, 1, 0},
+};
+
+/* clang-format on */
+
+static void check_weights(uint32_t group_size, clmoe_score_function score, clmoe_order order,
+                          const weight_case *c) {
     const shape s = {64, 5, 60, 4, 5, 3};
     clmoe_layer_desc desc = desc_of(&s);
     desc.router.score = score;
     desc.router.order = order;
-    set_weight_switches(&desc.router, number);
-    test_case("group size %u, score %d, order %d, switches %u", group_size, score, order, number);
-    seed_set(number + 1);
+    desc.router.renorm.kind = c->renorm;
+    desc.router.renorm.eps = c->eps;
+    desc.router.renorm.p = c->p;
+    desc.router.renorm.after_drop = c->after_drop;
+    desc.router.scale = c->scale;
+    desc.router.expert_scale = c->expert_scale;
+    desc.router.select_bias = c->select_bias;
+    const pattern kind = c->not_finite ? PATTERN_NONFINITE : PATTERN_UNIFORM;
+    test_case("group size %u, score %d, order %d, weights: %s", group_size, score, order, c->name);
+    seed_set((uint64_t)(c - weight_cases) + 1);
     ref_weights w = weights_make(&desc);
-    pattern kind = number % 3 == 0 ? PATTERN_NONFINITE : PATTERN_UNIFORM;
     check_topk(group_size, &desc, s.tokens, scores_of(&desc, s.tokens, kind), &w);
 }
 
-static void every_switch(void **state) {
+static void every_weight_rule(void **state) {
     (void)state;
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (uint32_t number = 0; number < 24; number++) {
+        for (size_t i = 0; i < COUNT_OF(weight_cases); i++) {
             for (int f = CLMOE_SCORE_SOFTMAX; f < SCORE_COUNT; f++)
-                check_switches(group_sizes[g], (clmoe_score_function)f, CLMOE_ORDER_TOPK_THEN_SCORE,
-                               number);
-            check_switches(group_sizes[g], CLMOE_SCORE_SIGMOID, CLMOE_ORDER_SCORE_THEN_TOPK,
-                           number);
+                check_weights(group_sizes[g], (clmoe_score_function)f, CLMOE_ORDER_TOPK_THEN_SCORE,
+                              &weight_cases[i]);
+            check_weights(group_sizes[g], CLMOE_SCORE_SIGMOID, CLMOE_ORDER_SCORE_THEN_TOPK,
+                          &weight_cases[i]);
         }
 }
 
@@ -208,7 +239,7 @@ static void norms_of_any_size(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_size),        TEST(every_small_top_k),  TEST(every_switch),
+        TEST(every_size),        TEST(every_small_top_k),  TEST(every_weight_rule),
         TEST(group_limits),      TEST(experts_biased_out), TEST(zero_sum),
         TEST(norms_of_any_size),
     };
