@@ -19,62 +19,120 @@ static uint32_t divisor_of(uint32_t E, uint32_t most) {
     return d;
 }
 
-/* Switches of a case by the bits of a number. */
-static balance_options options_of(uint32_t number, pattern kind) {
-    return (balance_options){.kind = kind,
-                             .mask = number % 2,
-                             .state = number / 2 % 2,
-                             .target = number / 4 % 2,
-                             .external = number % 5 == 3,
-                             .offsets = number % 7 == 4};
+/* What a batch and its layer have besides logits. */
+typedef struct batch_case {
+    const char *name;
+    bool mask, state, target, external, offsets; /* as in balance_options */
+    double factor;                               /* of capacity; 0: dropless */
+    bool devices;
+    uint32_t dead_window; /* 0: the default */
+} batch_case;
+
+static const batch_case batch_cases[] = {
+    {.name = "logits alone"},
+    {"a mask, drops, devices", .mask = true, .factor = 0.8, .devices = true},
+    {"a state, a short window", .state = true, .devices = true, .dead_window = 64},
+    {"a mask, a state, external ids", .mask = true, .state = true, .external = true},
+    {"a target, offsets, drops", .target = true, .offsets = true, .factor = 0.8},
+    {"a mask, a target, devices", .mask = true, .target = true, .devices = true},
+    {"a state, a target, a short window", .state = true, .target = true, .dead_window = 64},
+    {"everything, drops", .mask = true, .state = true, .target = true, .factor = 0.8,
+     .devices = true},
+    {"external ids, devices", .external = true, .devices = true},
+    {"a mask, offsets, devices", .mask = true, .offsets = true, .devices = true},
+    {"a state, external ids, drops, a short window", .state = true, .external = true, .factor = 0.8,
+     .devices = true, .dead_window = 64},
+    {"a state, offsets", .state = true, .offsets = true},
+    {"external ids, offsets, a target, drops", .target = true, .external = true, .offsets = true,
+     .factor = 0.8},
+};
+
+static void check_batch(uint32_t group_size, const shape *s, pattern kind, const batch_case *c) {
+    clmoe_layer_desc desc = desc_of(s);
+    balance_options options = {.kind = kind,
+                               .mask = c->mask,
+                               .state = c->state,
+                               .target = c->target,
+                               .external = c->external,
+                               .offsets = c->offsets};
+    desc.capacity.factor = c->factor;
+    desc.balance.device_groups = c->devices ? divisor_of(s->experts, 8) : 0;
+    if (c->dead_window)
+        desc.balance.dead_window = c->dead_window;
+    test_case("group size %u, T %u, E %u, Z %u, K %u, %s, %s", group_size, s->tokens, s->experts,
+              s->identity, s->top_k, pattern_name(kind), c->name);
+    seed_set((uint64_t)(c - batch_cases) + 1);
+    balance_batch b;
+    balance_make(&b, &desc, s->tokens, &options);
+    check(&b, group_size);
 }
 
+/* Sizes and patterns take the batches in turn. */
 static void every_size(void **state) {
     (void)state;
+    size_t turn = 0;
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
-            for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
-                const shape *s = &routing_shapes[i];
-                uint32_t number = (uint32_t)(i + kind + g);
-                clmoe_layer_desc desc = desc_of(s);
-                desc.capacity.factor = number % 3 == 1 ? 0.8 : 0.0;
-                desc.balance.device_groups = number % 4 ? divisor_of(s->experts, 8) : 0;
-                desc.balance.dead_window = number % 4 == 2 ? 64 : 32768;
-                balance_options options = options_of(number, kind);
-                test_case("group size %u, T %u, E %u, Z %u, K %u, %s, number %u", group_sizes[g],
-                          s->tokens, s->experts, s->identity, s->top_k, pattern_name(kind), number);
-                seed_set(i + 1);
-                balance_batch b;
-                balance_make(&b, &desc, s->tokens, &options);
-                check(&b, group_sizes[g]);
-            }
+            for (pattern kind = 0; kind < PATTERN_COUNT; kind++)
+                check_batch(group_sizes[g], &routing_shapes[i], kind,
+                            &batch_cases[turn++ % COUNT_OF(batch_cases)]);
 }
 
+/* From the logits to the probabilities. */
+typedef struct score_case {
+    const char *name;
+    float softcap, temperature;
+    clmoe_order order;
+    clmoe_renorm renorm;
+    bool mask, state, not_finite;
+} score_case;
+
+/* clang-format off */
+
+enum { FIRST = CLMOE_ORDER_SCORE_THEN_TOPK, LAST = CLMOE_ORDER_TOPK_THEN_SCORE }; /* the score */
+enum { NONE = CLMOE_RENORM_NONE, SUM = CLMOE_RENORM_SUM };
+
+static const score_case score_cases[] = {
+    /* name                        softcap, temperature, order, renorm; mask, state, not finite */
+    {"a mask",                                       0,    1,    FIRST, NONE, 1, 0, 0},
+    {"score last",                                   0,    1,    LAST,  SUM,  0, 0, 0},
+    {"softcap",                                      2.5f, 1,    FIRST, SUM,  0, 0, 0},
+    {"softcap, score last, a mask",                  2.5f, 1,    LAST,  NONE, 1, 0, 0},
+    {"temperature, a state",                         0,    0.7f, FIRST, SUM,  0, 1, 0},
+    {"temperature, score last, a state, not finite", 0,    0.7f, LAST,  SUM,  0, 1, 1},
+    {"softcap, temperature, a state, a mask",        2.5f, 0.7f, FIRST, NONE, 1, 1, 0},
+    {"softcap, temperature, score last, a state",    2.5f, 0.7f, LAST,  SUM,  0, 1, 0},
+};
+
+/* clang-format on */
+
+static void check_score(uint32_t group_size, clmoe_score_function score, const score_case *c) {
+    const shape s = {64, 5, 24, 3, 4, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.score = score;
+    desc.router.order = score == CLMOE_SCORE_SPARSEMIXER ? CLMOE_ORDER_TOPK_THEN_SCORE : c->order;
+    desc.router.softcap = c->softcap;
+    desc.router.temperature = c->temperature;
+    desc.router.renorm.kind = c->renorm;
+    desc.balance.device_groups = 8;
+    balance_options options = {.kind = c->not_finite ? PATTERN_NONFINITE : PATTERN_UNIFORM,
+                               .mask = c->mask,
+                               .state = c->state,
+                               .positive = score == CLMOE_SCORE_IDENTITY};
+    test_case("group size %u, score %d, %s", group_size, score, c->name);
+    seed_set((uint64_t)(c - score_cases) + 1);
+    balance_batch b;
+    balance_make(&b, &desc, s.tokens, &options);
+    check(&b, group_size);
+}
+
+/* With the group sizes in turn. */
 static void every_score(void **state) {
     (void)state;
-    const shape s = {64, 5, 24, 3, 4, 3};
     for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
-        for (uint32_t number = 0; number < 8; number++) {
-            clmoe_layer_desc desc = desc_of(&s);
-            desc.router.score = (clmoe_score_function)score;
-            desc.router.order = score == CLMOE_SCORE_SPARSEMIXER || number % 2
-                                    ? CLMOE_ORDER_TOPK_THEN_SCORE
-                                    : CLMOE_ORDER_SCORE_THEN_TOPK;
-            desc.router.softcap = number / 2 % 2 ? 2.5f : 0.0f;
-            desc.router.temperature = number / 4 % 2 ? 0.7f : 1.0f;
-            desc.router.renorm.kind = number % 3 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
-            desc.balance.device_groups = 8;
-            pattern kind = number == 5 ? PATTERN_NONFINITE : PATTERN_UNIFORM;
-            balance_options options = {.kind = kind,
-                                       .mask = number % 3 == 0,
-                                       .state = number > 3,
-                                       .positive = score == CLMOE_SCORE_IDENTITY};
-            test_case("score %d, number %u", score, number);
-            seed_set(number + 1);
-            balance_batch b;
-            balance_make(&b, &desc, s.tokens, &options);
-            check(&b, group_sizes[number % COUNT_OF(group_sizes)]);
-        }
+        for (size_t i = 0; i < COUNT_OF(score_cases); i++)
+            check_score(group_sizes[i % COUNT_OF(group_sizes)], (clmoe_score_function)score,
+                        &score_cases[i]);
 }
 
 /* The state's scales: the temperature of the scores. */
@@ -139,23 +197,30 @@ static void idle_for_ever(void **state) {
 /* Ids that are no column, among external ones: counted where the token is not masked. */
 static void invalid_ids(void **state) {
     (void)state;
+    static const struct {
+        const char *name;
+        balance_options options;
+    } cases[] = {
+        {"external ids", {.external = true}},
+        {"external ids, a mask", {.external = true, .mask = true}},
+        {"external ids, offsets", {.external = true, .offsets = true}},
+        {"external ids, a mask, offsets", {.external = true, .mask = true, .offsets = true}},
+        {"ids of the router", {.mask = false}},
+        {"ids of the router, a mask", {.mask = true}},
+    };
     static const int32_t wild[] = {-1, -7, INT32_MIN, INT32_MAX, 15, 14};
     const shape s = {100, 5, 12, 2, 3, 3};
     clmoe_layer_desc desc = desc_of(&s);
     desc.capacity.factor = 1.0;
-    for (uint32_t number = 0; number < 6; number++) {
-        balance_options options = {.kind = PATTERN_UNIFORM,
-                                   .mask = number % 2,
-                                   .external = number < 4,
-                                   .offsets = number / 2 == 1};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
         balance_batch b;
-        test_case("number %u", number);
-        seed_set(number + 1);
-        balance_make(&b, &desc, s.tokens, &options);
+        test_case("%s", cases[i].name);
+        seed_set(i + 1);
+        balance_make(&b, &desc, s.tokens, &cases[i].options);
         int32_t *ids = (int32_t *)(uintptr_t)b.in.ids;
         for (size_t p = 0; p < 300; p += 1 + random_below(4))
             ids[p] = wild[random_below(COUNT_OF(wild))];
-        check(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+        check(&b, group_sizes[i % COUNT_OF(group_sizes)]);
         clmoe_stats got;
         memcpy(&got, buf_get(balance_stats(&b)), sizeof got);
         assert_true(got.invalid_ids > 10);
