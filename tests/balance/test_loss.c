@@ -6,9 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-static const clmoe_loss_kind importance_kinds[] = {CLMOE_LOSS_IMPORTANCE_VARIANCE,
-                                                   CLMOE_LOSS_IMPORTANCE_CV2};
-
 /* 22 tokens, four sequences of which the last is short, two identity experts, four devices. */
 static clmoe_layer_desc small_desc(void) {
     const shape s = {22, 5, 12, 2, 3, 3};
@@ -90,97 +87,169 @@ static const clmoe_loss_desc ways[] = {
     {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = 1.0f, .per_sequence = 1},
 };
 
+/* From the logits to the scores; of the scores that can be negative, none, one column or all are.
+ */
+typedef struct score_case {
+    const char *name;
+    float softcap, temperature, temperature_scale;
+    clmoe_order order;
+    enum { POSITIVE, ONE_NEGATIVE, NEGATIVE } sign;
+} score_case;
+
+/* clang-format off */
+
+enum { FIRST = CLMOE_ORDER_SCORE_THEN_TOPK, LAST = CLMOE_ORDER_TOPK_THEN_SCORE }; /* the score */
+enum { NONE = CLMOE_RENORM_NONE, SUM = CLMOE_RENORM_SUM, PNORM = CLMOE_RENORM_PNORM };
+
+static const score_case score_cases[] = {
+    /* name                              softcap, temperature, its scale, order, sign */
+    {"the state's temperature",          0,    1,    1.5f, FIRST, POSITIVE},
+    {"score last, negative",             0,    1,    1,    LAST,  NEGATIVE},
+    {"softcap, one negative",            2.5f, 1,    1,    FIRST, ONE_NEGATIVE},
+    {"softcap, both temperatures, last", 2.5f, 0.7f, 1.5f, LAST,  POSITIVE},
+    {"temperature",                      0,    0.7f, 1,    FIRST, POSITIVE},
+    {"temperature, last, negative",      0,    0.7f, 1,    LAST,  NEGATIVE},
+    {"everything, one negative",         2.5f, 0.7f, 1.5f, FIRST, ONE_NEGATIVE},
+    {"softcap, temperature, last",       2.5f, 0.7f, 1,    LAST,  POSITIVE},
+};
+
+/* clang-format on */
+
+static void set_signs(balance_batch *b, const score_case *c) {
+    for (size_t i = 0; i < 22 * 14; i++)
+        if (c->sign == NEGATIVE || (c->sign == ONE_NEGATIVE && i % 14 == 5))
+            b->logits[i] = -b->logits[i];
+    balance_set_logits(b, b->logits);
+}
+
+static void check_score(uint32_t group_size, clmoe_score_function score, const score_case *c) {
+    clmoe_layer_desc desc = small_desc();
+    desc.router.score = score;
+    desc.router.order = score == CLMOE_SCORE_SPARSEMIXER ? CLMOE_ORDER_TOPK_THEN_SCORE : c->order;
+    desc.router.softcap = c->softcap;
+    desc.router.temperature = c->temperature;
+    balance_options options = everything;
+    options.positive = score == CLMOE_SCORE_IDENTITY;
+    test_case("group size %u, score %d, %s", group_size, score, c->name);
+    seed_set((uint64_t)(c - score_cases) + 1);
+    balance_batch b;
+    balance_make(&b, &desc, 22, &options);
+    if (score == CLMOE_SCORE_IDENTITY)
+        set_signs(&b, c);
+    ((clmoe_state *)(uintptr_t)b.in.state)->temperature_scale = c->temperature_scale;
+    balance_upload(&b, group_size);
+    for (size_t i = 0; i < COUNT_OF(ways); i++) {
+        test_note("score %d, %s, %s", score, c->name, loss_label(&ways[i]));
+        loss_check(&b, &ways[i]);
+    }
+}
+
+/* With the group sizes in turn. */
 static void every_score(void **state) {
     (void)state;
     for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
-        for (uint32_t number = 0; number < 8; number++) {
-            clmoe_layer_desc desc = small_desc();
-            desc.router.score = (clmoe_score_function)score;
-            desc.router.order = score == CLMOE_SCORE_SPARSEMIXER || number % 2
-                                    ? CLMOE_ORDER_TOPK_THEN_SCORE
-                                    : CLMOE_ORDER_SCORE_THEN_TOPK;
-            desc.router.softcap = number / 2 % 2 ? 2.5f : 0.0f;
-            desc.router.temperature = number / 4 % 2 ? 0.7f : 1.0f;
-            balance_options options = everything;
-            options.positive = score == CLMOE_SCORE_IDENTITY;
-            test_case("score %d, number %u", score, number);
-            seed_set(number + 1);
-            balance_batch b;
-            balance_make(&b, &desc, 22, &options);
-            for (size_t i = 0; i < 22 * 14 && score == CLMOE_SCORE_IDENTITY; i++)
-                if (number % 4 == 1 || (number % 4 == 2 && i % 14 == 5))
-                    b.logits[i] = -b.logits[i]; /* all or one of the scores negative */
-            balance_set_logits(&b, b.logits);
-            ((clmoe_state *)(uintptr_t)b.in.state)->temperature_scale = number % 3 ? 1.0f : 1.5f;
-            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
-            for (size_t i = 0; i < COUNT_OF(ways); i++) {
-                test_note("score %d, number %u, %s", score, number, loss_label(&ways[i]));
-                loss_check(&b, &ways[i]);
-            }
-        }
+        for (size_t i = 0; i < COUNT_OF(score_cases); i++)
+            check_score(group_sizes[i % COUNT_OF(group_sizes)], (clmoe_score_function)score,
+                        &score_cases[i]);
+}
+
+/* From the scores to the combine weights. */
+typedef struct weight_case {
+    const char *name;
+    clmoe_order order;
+    clmoe_renorm renorm;
+    float p, eps, scale;
+    uint32_t expert_scale;
+    float softcap, temperature;
+} weight_case;
+
+/* clang-format off */
+
+static const weight_case weight_cases[] = {
+    /* name                                   order renorm p eps scale experts' softcap, temperature */
+    {"softcap, temperature",                  FIRST, NONE,  1, 0,    1,    0, 2.5f, 0.8f},
+    {"score last",                            LAST,  NONE,  2, 0,    1,    0, 0,    1},
+    {"sum",                                   FIRST, SUM,   2, 0,    1,    0, 0,    1},
+    {"sum, score last, temperature",          LAST,  SUM,   2, 0,    1,    0, 0,    0.8f},
+    {"1-norm",                                FIRST, PNORM, 1, 0,    1,    0, 0,    1},
+    {"2-norm, score last, softcap",           LAST,  PNORM, 2, 0,    1,    0, 2.5f, 1},
+    {"experts' scale, temperature",           FIRST, NONE,  2, 0,    1,    1, 0,    0.8f},
+    {"score last, all scales",                LAST,  NONE,  2, 0.1f, 2.5f, 1, 0,    1},
+    {"sum with eps, all scales",              FIRST, SUM,   1, 0.1f, 2.5f, 1, 0,    1},
+    {"sum with eps, score last, all scales",  LAST,  SUM,   2, 0.1f, 2.5f, 1, 0,    0.8f},
+    {"2-norm, all scales, softcap",           FIRST, PNORM, 2, 0.1f, 2.5f, 1, 2.5f, 1},
+    {"2-norm, score last, all scales",        LAST,  PNORM, 2, 0.1f, 2.5f, 1, 0,    1},
+};
+
+/* clang-format on */
+
+#define OF_WEIGHTS(which, ...)                                                                     \
+    {                                                                                              \
+        .kind = CLMOE_LOSS_IMPORTANCE_##which, .weight = 1.5f, .p_source = CLMOE_P_WEIGHTS,        \
+        __VA_ARGS__                                                                                \
+    }
+static const clmoe_loss_desc weight_losses[] = {
+    OF_WEIGHTS(VARIANCE, .per_sequence = 0), OF_WEIGHTS(CV2, .per_sequence = 0),
+    OF_WEIGHTS(VARIANCE, .per_sequence = 1), OF_WEIGHTS(CV2, .per_sequence = 1),
+    OF_WEIGHTS(VARIANCE, .per_device = 1),   OF_WEIGHTS(CV2, .per_device = 1),
+};
+
+/* The batch of a score and a rule for weights, uploaded. */
+static void make_weighted(uint32_t group_size, clmoe_score_function score, const weight_case *c,
+                          uint32_t after_drop, balance_batch *b) {
+    clmoe_layer_desc desc = small_desc();
+    clmoe_router_desc *router = &desc.router;
+    router->score = score;
+    router->order = c->order;
+    router->renorm.kind = c->renorm;
+    router->renorm.p = c->p;
+    router->renorm.eps = c->eps;
+    router->renorm.after_drop = after_drop;
+    router->scale = c->scale;
+    router->expert_scale = c->expert_scale;
+    router->softcap = c->softcap;
+    router->temperature = c->temperature;
+    balance_options options = everything;
+    options.positive = score == CLMOE_SCORE_IDENTITY;
+    test_case("group size %u, score %d, weights: %s", group_size, score, c->name);
+    balance_make(b, &desc, 22, &options);
+    balance_upload(b, group_size);
 }
 
 /* P from the combine weights: through the score, the renormalisation and the scales. */
 static void combine_weights(void **state) {
     (void)state;
     for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
-        for (uint32_t number = 0; score != CLMOE_SCORE_SPARSEMIXER && number < 12; number++) {
-            clmoe_layer_desc desc = small_desc();
-            clmoe_router_desc *router = &desc.router;
-            router->score = (clmoe_score_function)score;
-            router->order = number % 2 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
-            router->renorm.kind = (clmoe_renorm)(number / 2 % 3);
-            router->renorm.p = number % 4 ? 2.0f : 1.0f;
-            router->renorm.eps = number > 6 ? 0.1f : 0.0f;
-            router->scale = number > 6 ? 2.5f : 1.0f;
-            router->expert_scale = number / 6;
-            router->softcap = number % 5 ? 0.0f : 2.5f;
-            router->temperature = number % 3 ? 1.0f : 0.8f;
-            balance_options options = everything;
-            options.positive = score == CLMOE_SCORE_IDENTITY;
-            test_case("score %d, number %u", score, number);
-            seed_set(number + 1);
+        for (size_t i = 0; score != CLMOE_SCORE_SPARSEMIXER && i < COUNT_OF(weight_cases); i++) {
             balance_batch b;
-            balance_make(&b, &desc, 22, &options);
-            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
-            for (uint32_t i = 0; i < 6; i++) {
-                clmoe_loss_desc loss = {.kind = importance_kinds[i % 2],
-                                        .weight = 1.5f,
-                                        .p_source = CLMOE_P_WEIGHTS,
-                                        .per_sequence = i / 2 == 1,
-                                        .per_device = i / 2 == 2};
-                loss_check(&b, &loss);
-            }
+            seed_set(i + 1);
+            make_weighted(group_sizes[i % COUNT_OF(group_sizes)], (clmoe_score_function)score,
+                          &weight_cases[i], 0, &b);
+            for (size_t l = 0; l < COUNT_OF(weight_losses); l++)
+                loss_check(&b, &weight_losses[l]);
         }
 }
 
 /* The same where weights are renormalised over the pairs that kept a place. */
 static void renorm_after_drop(void **state) {
     (void)state;
+    static const weight_case cases[] = {
+        {"as they are", FIRST, NONE, 2, 0.25f, 1, 0, 0, 1},
+        {"score last", LAST, NONE, 2, 0.25f, 1, 0, 0, 1},
+        {"sum with eps", FIRST, SUM, 2, 0.25f, 1, 0, 0, 1},
+        {"sum with eps, score last, experts' scale", LAST, SUM, 2, 0.25f, 1, 1, 0, 1},
+        {"2-norm", FIRST, PNORM, 2, 0.25f, 1, 0, 0, 1},
+        {"2-norm, score last", LAST, PNORM, 2, 0.25f, 1, 0, 0, 1},
+    };
     for (int score = CLMOE_SCORE_SOFTMAX; score < SCORE_COUNT; score++)
-        for (uint32_t number = 0; score != CLMOE_SCORE_SPARSEMIXER && number < 6; number++) {
-            clmoe_layer_desc desc = small_desc();
-            clmoe_router_desc *router = &desc.router;
-            router->score = (clmoe_score_function)score;
-            router->order = number % 2 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
-            router->renorm.kind = (clmoe_renorm)(number / 2);
-            router->renorm.p = 2.0f;
-            router->renorm.eps = 0.25f;
-            router->renorm.after_drop = 1;
-            router->expert_scale = number == 3;
-            balance_options options = everything;
-            options.positive = score == CLMOE_SCORE_IDENTITY;
-            test_case("score %d, number %u", score, number);
-            seed_set(number + 1);
+        for (size_t i = 0; score != CLMOE_SCORE_SPARSEMIXER && i < COUNT_OF(cases); i++) {
             balance_batch b;
-            balance_make(&b, &desc, 22, &options);
-            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+            seed_set(i + 1);
+            make_weighted(group_sizes[i % COUNT_OF(group_sizes)], (clmoe_score_function)score,
+                          &cases[i], 1, &b);
             loss_renorm_after_drop(&b);
-            for (size_t i = 0; i < COUNT_OF(importance_kinds); i++) {
-                clmoe_loss_desc loss = {
-                    .kind = importance_kinds[i], .weight = 1.5f, .p_source = CLMOE_P_WEIGHTS};
-                loss_check(&b, &loss);
-            }
+            loss_check(&b, &weight_losses[0]);
+            loss_check(&b, &weight_losses[1]);
         }
 }
 
@@ -244,21 +313,30 @@ static void noise(void **state) {
         {.kind = CLMOE_LOSS_Z, .weight = 1.0f},
         {.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = 1.0f},
     };
+    static const struct {
+        const char *name;
+        float scale, state_scale, softcap;
+    } cases[] = {
+        {"of deviation 1", 1.0f, 1.0f, 0.0f},
+        {"of deviation 0.5", 0.5f, 1.0f, 0.0f},
+        {"scaled by the state, softcap", 1.0f, 0.7f, 3.0f},
+        {"scaled twice, softcap", 0.5f, 0.7f, 3.0f},
+    };
     for (int kind = CLMOE_NOISE_GAUSSIAN; kind <= CLMOE_NOISE_LEARNED; kind++)
-        for (uint32_t number = 0; number < 4; number++) {
+        for (size_t n = 0; n < COUNT_OF(cases); n++) {
             clmoe_layer_desc desc = small_desc();
             desc.router.noise.kind = (clmoe_noise)kind;
-            desc.router.noise.scale = number % 2 ? 0.5f : 1.0f;
-            desc.router.softcap = number / 2 ? 3.0f : 0.0f;
-            test_case("noise %d, number %u", kind, number);
-            seed_set(number + 1);
+            desc.router.noise.scale = cases[n].scale;
+            desc.router.softcap = cases[n].softcap;
+            test_case("noise %d, %s", kind, cases[n].name);
+            seed_set(n + 1);
             balance_batch b;
             balance_make(&b, &desc, 22, &everything);
-            ((clmoe_state *)(uintptr_t)b.in.state)->noise_scale = number / 2 ? 0.7f : 1.0f;
+            ((clmoe_state *)(uintptr_t)b.in.state)->noise_scale = cases[n].state_scale;
             loss_draw_noise(&b);
-            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
+            balance_upload(&b, group_sizes[n % COUNT_OF(group_sizes)]);
             for (size_t i = 0; i < COUNT_OF(losses); i++) {
-                test_note("noise %d, number %u, %s", kind, number, loss_label(&losses[i]));
+                test_note("noise %d, %s, %s", kind, cases[n].name, loss_label(&losses[i]));
                 loss_check(&b, &losses[i]);
             }
         }
@@ -295,6 +373,8 @@ static void check_formulas(balance_batch *b, const clmoe_loss_desc *loss) {
           difference, norm);
 }
 
+/* A sweep of sizes and patterns: mask, target, group size and a third of the losses come in turn.
+ */
 static void every_size(void **state) {
     (void)state;
     for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
