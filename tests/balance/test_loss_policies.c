@@ -188,7 +188,7 @@ static bool has_loss(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) 
     return loss->p_source != CLMOE_P_WEIGHTS || !desc->router.groups.two_level;
 }
 
-/* The next loss after number `at` of all kinds and sources that the layer has; false: none. */
+/* The next loss after number `at` of all kinds, sources of P and F and devices; false: none. */
 static bool next_loss(const clmoe_layer_desc *desc, uint32_t *at, clmoe_loss_desc *loss) {
     for (; *at < 15 * 4 * 5 * 2; ++*at) {
         *loss = (clmoe_loss_desc){.kind = (clmoe_loss_kind)(*at / 40),
@@ -225,54 +225,86 @@ static void every_loss(const clmoe_layer_desc *desc, uint32_t group_size, uint64
     }
 }
 
+/* A layer without a policy of its own. */
+typedef struct layer_case {
+    const char *name;
+    uint32_t top_k;
+    clmoe_score_function score;
+    clmoe_order order;
+    clmoe_overflow overflow;
+    uint32_t groups, topk_groups, two_level, select_bias, expert_scale;
+    double factor; /* of capacity; 0: dropless */
+    float softcap, temperature;
+} layer_case;
+
+static void check_layers(const layer_case *cases, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const layer_case *c = &cases[i];
+        clmoe_layer_desc desc = plain_desc(c->top_k);
+        desc.router.score = c->score;
+        desc.router.order = c->order;
+        desc.router.select_bias = c->select_bias;
+        desc.router.expert_scale = c->expert_scale;
+        desc.router.groups.count = c->groups;
+        desc.router.groups.topk = c->topk_groups;
+        desc.router.groups.two_level = c->two_level;
+        desc.router.softcap = c->softcap;
+        desc.router.temperature = c->temperature > 0.0f ? c->temperature : 1.0f;
+        desc.capacity.factor = c->factor;
+        desc.capacity.overflow = c->overflow;
+        test_case("%s", c->name);
+        every_loss(&desc, group_sizes[i % COUNT_OF(group_sizes)], i + 1);
+    }
+}
+
 /* Statistics and losses are of the choice as it was before rerouting. */
 static void rerouted(void **state) {
     (void)state;
-    for (uint32_t number = 1; number < 6; number++) {
-        clmoe_layer_desc desc = plain_desc(1 + number % 3);
-        desc.router.score = number % 2 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
-        desc.router.order = number == 4 ? CLMOE_ORDER_TOPK_THEN_SCORE : CLMOE_ORDER_SCORE_THEN_TOPK;
-        desc.router.select_bias = number == 1 || number == 5;
-        desc.router.groups.count = number == 5 ? 4 : 0;
-        desc.router.groups.topk = number == 5 ? 2 : 0;
-        desc.router.expert_scale = number == 2;
-        desc.capacity.factor = 0.75;
-        desc.capacity.overflow = number == 3 ? CLMOE_OVERFLOW_DROP : CLMOE_OVERFLOW_REROUTE;
-        test_case("number %u", number);
-        every_loss(&desc, group_sizes[number % COUNT_OF(group_sizes)], number + 1);
-    }
+    enum { REROUTE = CLMOE_OVERFLOW_REROUTE, SIGMOID = CLMOE_SCORE_SIGMOID };
+    static const layer_case cases[] = {
+        {"bias", .top_k = 2, .score = SIGMOID, .select_bias = 1, .factor = 0.75,
+         .overflow = REROUTE},
+        {"experts' scale", .top_k = 3, .expert_scale = 1, .factor = 0.75, .overflow = REROUTE},
+        {"dropped, not rerouted", .top_k = 1, .score = SIGMOID, .factor = 0.75},
+        {"softmax of the chosen", .top_k = 2, .order = CLMOE_ORDER_TOPK_THEN_SCORE, .factor = 0.75,
+         .overflow = REROUTE},
+        {"group limits, bias", .top_k = 3, .score = SIGMOID, .select_bias = 1, .groups = 4,
+         .topk_groups = 2, .factor = 0.75, .overflow = REROUTE},
+    };
+    check_layers(cases, COUNT_OF(cases));
 }
 
 static void two_levels(void **state) {
     (void)state;
-    for (uint32_t number = 0; number < 4; number++) {
-        clmoe_layer_desc desc = plain_desc(number % 2 ? 2 : 4);
-        desc.router.groups.two_level = 1;
-        desc.router.groups.count = number == 1 ? 6 : 4;
-        desc.router.groups.topk = 2;
-        desc.router.temperature = number == 2 ? 0.7f : 1.0f;
-        desc.router.softcap = number == 3 ? 2.5f : 0.0f;
-        desc.capacity.factor = number % 2 ? 0.75 : 0.0;
-        test_case("number %u", number);
-        every_loss(&desc, group_sizes[number % COUNT_OF(group_sizes)], number + 1);
-    }
+    static const layer_case cases[] = {
+        {"two of four groups", .top_k = 4, .groups = 4, .topk_groups = 2, .two_level = 1},
+        {"two of six groups, drops", .top_k = 2, .groups = 6, .topk_groups = 2, .two_level = 1,
+         .factor = 0.75},
+        {"temperature", .top_k = 4, .groups = 4, .topk_groups = 2, .two_level = 1,
+         .temperature = 0.7f},
+        {"softcap, drops", .top_k = 2, .groups = 4, .topk_groups = 2, .two_level = 1,
+         .softcap = 2.5f, .factor = 0.75},
+    };
+    check_layers(cases, COUNT_OF(cases));
 }
 
 static void other_policies(void **state) {
     (void)state;
-    for (uint32_t number = 0; number < 6; number++) {
-        clmoe_policy policy = (clmoe_policy)(CLMOE_POLICY_EXPERT_CHOICE + number % 3);
-        clmoe_layer_desc desc = plain_desc(policy == CLMOE_POLICY_SOFT ? EXPERTS : 6);
-        desc.router.policy = policy;
-        desc.router.score = number / 3 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
-        desc.router.expert_scale = number / 3;
-        if (policy == CLMOE_POLICY_EXPERT_CHOICE) {
-            desc.router.renorm.kind = CLMOE_RENORM_NONE;
-            desc.capacity.rows = 11; /* E C = T K */
+    static const clmoe_policy policies[] = {CLMOE_POLICY_EXPERT_CHOICE, CLMOE_POLICY_SINKHORN,
+                                            CLMOE_POLICY_SOFT};
+    for (size_t i = 0; i < COUNT_OF(policies); i++)
+        for (uint32_t scaled = 0; scaled < 2; scaled++) {
+            clmoe_layer_desc desc = plain_desc(policies[i] == CLMOE_POLICY_SOFT ? EXPERTS : 6);
+            desc.router.policy = policies[i];
+            desc.router.score = scaled ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+            desc.router.expert_scale = scaled;
+            if (policies[i] == CLMOE_POLICY_EXPERT_CHOICE) {
+                desc.router.renorm.kind = CLMOE_RENORM_NONE;
+                desc.capacity.rows = 11; /* E C = T K */
+            }
+            test_case("policy %d, %s", policies[i], scaled ? "sigmoid, experts' scale" : "softmax");
+            every_loss(&desc, group_sizes[(i + scaled) % COUNT_OF(group_sizes)], i + scaled + 1);
         }
-        test_case("policy %d, number %u", policy, number);
-        every_loss(&desc, group_sizes[number % COUNT_OF(group_sizes)], number + 1);
-    }
 }
 
 /* Scores that are all the same float: a fresh choice takes the lower ids, as the router does. */
@@ -315,29 +347,45 @@ static void check_finite(policy_case *c, uint32_t count) {
         CHECK(!isnan(d[i]), "dlogits[%zu] is NaN\n", i);
 }
 
-/* Finite logits whose quotient by the temperature overflows, or that are as large as floats get. */
+/* Some logits as large as floats get; others overflow by the temperature, where that is small. */
+static float *huge_values(const float *logits) {
+    float *huge = HOST(float, TOKENS *EXPERTS);
+    for (size_t t = 0; t < TOKENS; t++)
+        for (size_t e = 0; e < EXPERTS; e++) {
+            const float largest = e % 2 ? -3e38f : 3e38f;
+            huge[t * EXPERTS + e] = t % 5 == 2 ? largest : 1e3f * logits[t * EXPERTS + e];
+        }
+    return huge;
+}
+
 static void huge_logits(void **state) {
     (void)state;
+    static const struct {
+        const char *name;
+        float temperature, scale; /* the layer's and the state's */
+    } cases[] = {
+        {"as they are", 1.0f, 1.0f},
+        {"a small temperature", 1e-36f, 1.0f},
+        {"a small temperature of the state", 1.0f, 1e-38f},
+    };
+    static const clmoe_score_function scores[] = {CLMOE_SCORE_SOFTMAX, CLMOE_SCORE_SIGMOID,
+                                                  CLMOE_SCORE_SQRT_SOFTPLUS};
     static const clmoe_loss_kind kinds[] = {CLMOE_LOSS_SWITCH, CLMOE_LOSS_IMPORTANCE_CV2,
                                             CLMOE_LOSS_Z, CLMOE_LOSS_TOKEN_ENTROPY};
-    for (uint32_t number = 0; number < 12; number++) {
+    for (size_t i = 0; i < COUNT_OF(cases) * COUNT_OF(scores); i++) {
+        const size_t which = i / COUNT_OF(scores);
         clmoe_layer_desc desc = plain_desc(3);
-        desc.router.score = (clmoe_score_function)(number % 3);
-        desc.router.temperature = number % 4 == 1 ? 1e-36f : 1.0f;
-        test_case("number %u", number);
+        desc.router.score = scores[i % COUNT_OF(scores)];
+        desc.router.temperature = cases[which].temperature;
+        test_case("score %d, %s", desc.router.score, cases[which].name);
         policy_case *c = HOST(policy_case, 1);
-        seed_set(number + 1);
-        case_make(c, &desc, group_sizes[number / 3 % COUNT_OF(group_sizes)]);
-        ((clmoe_state *)(uintptr_t)c->b.in.state)->temperature_scale = number % 4 == 2 ? 1e-38f : 1;
+        seed_set(i + 1);
+        case_make(c, &desc, group_sizes[which % COUNT_OF(group_sizes)]);
+        ((clmoe_state *)(uintptr_t)c->b.in.state)->temperature_scale = cases[which].scale;
         c->args.state = buf_of(c->b.in.state, sizeof(clmoe_state) + 16 * EXPERTS);
-        for (size_t i = 0; i < TOKENS * EXPERTS; i++) {
-            c->b.logits[i] *= 1e3f;
-            if (i / EXPERTS % 5 == 2)
-                c->b.logits[i] = i % 2 ? -3e38f : 3e38f;
-        }
-        c->args.logits_in = buf_of(c->b.logits, TOKENS * EXPERTS * 4);
-        for (uint32_t i = 0; i < COUNT_OF(kinds); i++)
-            c->losses[i] = (clmoe_loss_desc){.kind = kinds[i], .weight = 1.0f};
+        c->args.logits_in = buf_of(huge_values(c->b.logits), TOKENS * EXPERTS * 4);
+        for (uint32_t k = 0; k < COUNT_OF(kinds); k++)
+            c->losses[k] = (clmoe_loss_desc){.kind = kinds[k], .weight = 1.0f};
         run(c, COUNT_OF(kinds));
         check_finite(c, COUNT_OF(kinds));
     }
