@@ -162,32 +162,51 @@ static void sequences_stay_apart(void **state) {
         }
 }
 
+/* A layer whose sequences have places of their own. */
+typedef struct layer_case {
+    const char *name;
+    uint32_t tokens_per_sequence; /* of 50 tokens */
+    clmoe_keep keep;
+    uint32_t after_drop;
+    bool mask;
+} layer_case;
+
+static const layer_case layer_cases[] = {
+    {"by position", 12, CLMOE_KEEP_POSITION, 0, false},
+    {"by position, renorm after drop, a mask", 13, CLMOE_KEEP_POSITION, 1, true},
+    {"choice-major, a mask", 14, CLMOE_KEEP_CHOICE_MAJOR, 0, true},
+    {"choice-major, renorm after drop, a mask", 15, CLMOE_KEEP_CHOICE_MAJOR, 1, true},
+    {"whole sequences, renorm after drop", 25, CLMOE_KEEP_CHOICE_MAJOR, 1, false},
+};
+
+static void check_layer(const char *engine, uint32_t group_size, const layer_case *c) {
+    const shape s = {50, 11, 12, 2, 3, 7};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.engine = engine;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
+    desc.router.renorm.after_drop = c->after_drop;
+    desc.capacity.factor = 0.8;
+    desc.capacity.keep = c->keep;
+    desc.capacity.tokens_per_sequence = c->tokens_per_sequence;
+    test_case("engine %s, group size %u, %s", engine, group_size, c->name);
+    seed_set((uint64_t)(c - layer_cases) + 1);
+    batch b;
+    device_batch d;
+    batch_make(&b, &desc, s.tokens);
+    b.in.logits_in = random_eighths((size_t)s.tokens * ref_columns(&desc), 2.0);
+    b.in.token_mask = c->mask ? random_mask(s.tokens) : NULL;
+    const ref_result *want = batch_reference(&b);
+    batch_run(test_layer(group_size, &desc), &b, &d);
+    batch_compare(&b, &d, want);
+}
+
 static void whole_layer(void **state) {
     (void)state;
-    const shape s = {50, 11, 12, 2, 3, 7};
     const char *const *engines = test_engines();
     for (size_t n = 0; engines[n] != NULL; n++)
         for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-            for (uint32_t number = 0; number < 4; number++) {
-                clmoe_layer_desc desc = desc_of(&s);
-                desc.engine = engines[n];
-                desc.router.renorm.kind = CLMOE_RENORM_SUM;
-                desc.router.renorm.after_drop = number % 2;
-                desc.capacity.factor = 0.8;
-                desc.capacity.keep = number < 2 ? CLMOE_KEEP_POSITION : CLMOE_KEEP_CHOICE_MAJOR;
-                desc.capacity.tokens_per_sequence = 12 + number;
-                test_case("engine %s, group size %u, number %u", engines[n], group_sizes[g],
-                          number);
-                seed_set(number + 1);
-                batch b;
-                device_batch d;
-                batch_make(&b, &desc, s.tokens);
-                b.in.logits_in = random_eighths((size_t)s.tokens * ref_columns(&desc), 2.0);
-                b.in.token_mask = number ? random_mask(s.tokens) : NULL;
-                const ref_result *want = batch_reference(&b);
-                batch_run(test_layer(group_sizes[g], &desc), &b, &d);
-                batch_compare(&b, &d, want);
-            }
+            for (size_t i = 0; i < COUNT_OF(layer_cases); i++)
+                check_layer(engines[n], group_sizes[g], &layer_cases[i]);
 }
 
 static void same_bits_every_time(void **state) {
