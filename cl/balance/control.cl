@@ -90,25 +90,24 @@ static inline void apply_schedules(__global state_header *s, const control_rules
 }
 
 KERNEL(GROUP, 1, 1)
-void control_start(__global uint *state, ulong state_off, control_rules r) {
-    __global state_header *s = (__global state_header *)(state + state_off);
+void control_start(OUT(uint, state), control_rules r) {
+    __global state_header *s = (__global state_header *)AT(state);
     bool known = s->version == STATE_VERSION && s->columns == r.columns;
     if (get_local_id(0) == 0 && known)
         apply_schedules(s, &r);
 }
 
 KERNEL(GROUP, 1, 1)
-void control_update(__global uint *state, ulong state_off, __global const uint *stats,
-                    ulong stats_off, __global const uint *load, ulong load_off, control_rules r) {
+void control_update(OUT(uint, state), IN(uint, stats), IN(uint, load), control_rules r) {
     __local ulong tmp[GROUP];
     __local float float_tmp[GROUP];
-    __global state_header *s = (__global state_header *)(state + state_off);
+    __global state_header *s = (__global state_header *)AT(state);
     __global float *bias = (__global float *)(s + 1);
     __global float *ema = bias + r.columns, *previous = ema + r.columns;
     __global uint *idle = (__global uint *)(previous + r.columns);
     uint lane = get_local_id(0);
-    __global const stats_header *seen = (__global const stats_header *)(stats + stats_off);
-    __global const uint *c = load ? load + load_off : (__global const uint *)(seen + 1);
+    __global const stats_header *seen = (__global const stats_header *)AT(stats);
+    __global const uint *c = load ? AT(load) : (__global const uint *)(seen + 1);
 
     bool known = s->version == STATE_VERSION && s->columns == r.columns;
     bool first = READ_ONCE(__global uint, s->updates) == 0;

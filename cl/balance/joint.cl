@@ -42,19 +42,17 @@ static inline float add_logs(float a, float b) {
 }
 
 KERNEL(GROUP, 1, 1)
-void joint_rows(__global const float *logits, ulong logits_off, __global const float *group_logits,
-                ulong group_logits_off, __global const uint *state, ulong state_off,
-                __global float *joint, ulong joint_off, __global float *d, ulong d_off, uint tokens,
-                uint groups, router_switches r) {
-    float temperature = temperature_of(&r, state_of(state, state_off));
+void joint_rows(IN(float, logits), IN(float, group_logits), IN(uint, state), OUT(float, joint),
+                OUT(float, d), uint tokens, uint groups, router_switches r) {
+    float temperature = temperature_of(&r, STATE_OF(state));
     uint token = get_global_id(0), size = (uint)r.columns / groups;
     ulong row = (ulong)token * r.columns;
     if (token >= tokens)
         return;
-    group_logits += group_logits_off + (ulong)token * groups;
-    logits += logits_off + row;
-    joint += joint_off + row;
-    d += d_off + row;
+    group_logits = AT(group_logits) + (ulong)token * groups;
+    logits = AT(logits) + row;
+    joint = AT(joint) + row;
+    d = AT(d) + row;
     float all = finite_logsumexp(group_logits, groups);
     for (uint g = 0; g < groups; g++) {
         float u = isfinite(group_logits[g]) ? group_logits[g] - all : -INFINITY;
@@ -87,31 +85,26 @@ static inline void add_within(const gradient_row *row, const router_switches *r,
 }
 
 KERNEL(GROUP, 1, 1)
-void joint_gradient(__global const float *logits, ulong logits_off, __global const float *clean,
-                    ulong clean_off, __global const float *noise_raw, ulong noise_raw_off,
-                    __global const float *group_logits, ulong group_logits_off,
-                    __global const uint *state, ulong state_off, __global const float *rows,
-                    ulong rows_off, __global const float *d, ulong d_off, __global float *dlogits,
-                    ulong dlogits_off, __global float *dnoise, ulong dnoise_off,
-                    __global float *dgroup_logits, ulong dgroup_logits_off, uint tokens,
+void joint_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw),
+                    IN(float, group_logits), IN(uint, state), IN(float, rows), IN(float, d),
+                    OUT(float, dlogits), OUT(float, dnoise), OUT(float, dgroup_logits), uint tokens,
                     uint groups, router_switches r) {
-    float temperature = temperature_of(&r, state_of(state, state_off));
+    float temperature = temperature_of(&r, STATE_OF(state));
     uint token = get_global_id(0), R = (uint)r.columns, size = R / groups;
     if (token >= tokens)
         return;
-    token_row t = ((__global const token_row *)(rows + rows_off))[token];
+    token_row t = ((__global const token_row *)AT(rows))[token];
     if (!(t.flags & TOKEN_LIVE) || t.best == -INFINITY)
         return;
     gradient_row row;
-    row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
-           dnoise, dnoise_off, token, R, &row);
-    d += d_off + (ulong)token * R;
+    row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);
+    d = AT(d) + (ulong)token * R;
     for (uint g = 0; g < groups; g++)
         add_within(&row, &r, temperature, d, g * size, (g + 1) * size);
     if (!dgroup_logits)
         return;
-    group_logits += group_logits_off + (ulong)token * groups;
-    dgroup_logits += dgroup_logits_off + (ulong)token * groups;
+    group_logits = AT(group_logits) + (ulong)token * groups;
+    dgroup_logits = AT(dgroup_logits) + (ulong)token * groups;
     float all = finite_logsumexp(group_logits, groups), total = sum_values(d, R);
     for (uint g = 0; g < groups; g++)
         if (isfinite(group_logits[g]))

@@ -266,24 +266,21 @@ static inline float whole_value(const cells *c, __global const uint *scalars, fl
 }
 
 KERNEL(GROUP, 1, 1)
-void loss_values(__global const uint *sums, ulong sums_off, __global const uint *load,
-                 ulong load_off, __global const uint *state, ulong state_off,
-                 __global const float *load_target, ulong load_target_off,
-                 __global const float *load_supplied, ulong load_supplied_off,
-                 __global float *values, ulong values_off, __global float *grads, ulong grads_off,
-                 sums_shape s, loss_table table, uint count) {
+void loss_values(IN(uint, sums), IN(uint, load), IN(uint, state), IN(float, load_target),
+                 IN(float, load_supplied), OUT(float, values), OUT(float, grads), sums_shape s,
+                 loss_table table, uint count) {
     __local float tmp[GROUP];
     __local uint uint_tmp[GROUP];
     /* Where an index may vary: of a value, the table would fill the registers and spill. */
     __local loss_item items[MAX_LOSSES];
-    __global const state_header *header = state_of(state, state_off);
+    __global const state_header *header = STATE_OF(state);
     uint q = get_group_id(0), R = s.columns;
     if (get_local_id(0) == 0)
         UNROLL for (uint i = 0; i < MAX_LOSSES; i++) items[i] = table.items[i];
     group_barrier(CLK_LOCAL_MEM_FENCE);
-    sums += sums_off;
-    values += values_off;
-    grads += grads_off;
+    sums = AT(sums);
+    values = AT(values);
+    grads = AT(grads);
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
     for (uint i = 0; i < count; i++) {
         const loss_item item = items[i];
@@ -293,9 +290,9 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
         __global const uint *scalars = (item.each ? record : batch) + scalars_at(&s);
         float tokens = (float)scalars[SCALAR_TOKENS];
         cells c;
-        cells_of(&s, &item, record, whole, tokens, load + load_off, header,
-                 load_target ? load_target + load_target_off : 0,
-                 load_supplied ? load_supplied + load_supplied_off : 0, &c);
+        cells_of(&s, &item, record, whole, tokens, AT(load), header,
+                 GIVEN(load_target),
+                 GIVEN(load_supplied), &c);
         float sequences =
             whole || !item.each ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
         measure_totals(&c, tmp, uint_tmp);
@@ -321,19 +318,18 @@ void loss_values(__global const uint *sums, ulong sums_off, __global const uint 
 
 /* values [losses,Q] -> [losses]: the mean over the live sequences, their sum, or the batch's. */
 KERNEL(GROUP, 1, 1)
-void loss_mean(__global const float *values, ulong values_off, __global const uint *sums,
-               ulong sums_off, __global float *out, ulong out_off, sums_shape s, uint count,
+void loss_mean(IN(float, values), IN(uint, sums), OUT(float, out), sums_shape s, uint count,
                uint each, uint summed) {
-    uint live = sums[sums_off + (ulong)batch_record(&s) * record_words(&s) + scalars_at(&s) +
-                     SCALAR_SEQUENCES];
+    uint live = AT(sums)[(ulong)batch_record(&s) * record_words(&s) + scalars_at(&s) +
+                         SCALAR_SEQUENCES];
     for (uint i = get_local_id(0); i < count; i += GROUP) {
-        __global const float *of = values + values_off + (ulong)i * s.sequences;
+        __global const float *of = AT(values) + (ulong)i * s.sequences;
         float sum = 0.0f, lost = 0.0f;
         for (uint q = 0; q < s.sequences; q++)
             ADD_CAREFULLY(float, sum, lost, of[q]);
         if (each >> i & 1u)
             sum /= fmax((float)live, 1.0f);
-        out[out_off + i] = ((each | summed) >> i & 1u) ? sum : of[0];
+        AT(out)[i] = ((each | summed) >> i & 1u) ? sum : of[0];
     }
 }
 
@@ -407,25 +403,21 @@ static inline FLOATV chain(const router_switches *r, const token_row *t, const g
 }
 
 KERNEL(GROUP, 1, 1)
-void loss_gradient(__global const float *logits, ulong logits_off, __global const float *clean,
-                   ulong clean_off, __global const float *noise_raw, ulong noise_raw_off,
-                   __global const uint *state, ulong state_off, __global const float *rows,
-                   ulong rows_off, __global const float *grads, ulong grads_off,
-                   __global float *dlogits, ulong dlogits_off, __global float *dnoise,
-                   ulong dnoise_off, sums_shape s, router_switches r, uint sources) {
+void loss_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
+                   IN(float, rows), IN(float, grads), OUT(float, dlogits), OUT(float, dnoise),
+                   sums_shape s, router_switches r, uint sources) {
     __local float tmp[GROUP];
-    __global const state_header *header = state_of(state, state_off);
+    __global const state_header *header = STATE_OF(state);
     float temperature = temperature_of(&r, header);
     uint token = get_group_id(0), R = s.columns;
-    token_row t = ((__global const token_row *)(rows + rows_off))[token];
+    token_row t = ((__global const token_row *)AT(rows))[token];
     uint columns = (t.flags & TOKEN_LIVE) && t.best != -INFINITY ? R : 0;
     gradient_row row;
-    row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
-           dnoise, dnoise_off, token, R, &row);
+    row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);
     gradient_view g;
     for (uint i = 0; i < GRAD_SOURCES; i++)
         g.of[i] = sources & (1u << i)
-                      ? grads + grads_off + ((ulong)i * s.sequences + token / s.sequence) * R
+                      ? AT(grads) + ((ulong)i * s.sequences + token / s.sequence) * R
                       : 0;
 
     float dot_p = 0.0f, dot_softmax = 0.0f;

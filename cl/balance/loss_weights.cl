@@ -118,42 +118,34 @@ static inline void chosen_softmax(const router_switches *r, weight_view *v) {
 }
 
 KERNEL(GROUP, 1, 1)
-void loss_weights(__global const float *logits, ulong logits_off, __global const float *clean,
-                  ulong clean_off, __global const float *noise_raw, ulong noise_raw_off,
-                  __global const uint *state, ulong state_off, __global const float *rows,
-                  ulong rows_off, __global const float *grads, ulong grads_off,
-                  __global float *dlogits, ulong dlogits_off, __global float *dnoise,
-                  ulong dnoise_off, __global const int *ids, ulong ids_off,
-                  __global const int *live, ulong live_off, __global const uchar *token_mask,
-                  ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
-                  __global const int *slot_of, ulong slot_of_off,
-                  __global const float *expert_scale, ulong expert_scale_off, sums_shape s,
-                  router_switches r) {
+void loss_weights(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
+                  IN(float, rows), IN(float, grads), OUT(float, dlogits), OUT(float, dnoise),
+                  IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
+                  IN(int, slot_of), IN(float, expert_scale), sums_shape s, router_switches r) {
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint token = get_group_id(0), R = s.columns;
-    token_row t = ((__global const token_row *)(rows + rows_off))[token];
+    token_row t = ((__global const token_row *)AT(rows))[token];
     pair_range pairs = owned_pairs(&owner, token);
     gradient_row row;
-    row_at(logits, logits_off, clean, clean_off, noise_raw, noise_raw_off, dlogits, dlogits_off,
-           dnoise, dnoise_off, token, R, &row);
-    weight_view v = {ids + ids_off + pairs.begin,
+    row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);
+    weight_view v = {AT(ids) + pairs.begin,
                      0,
                      row.logits,
                      0,
                      0,
                      pairs.end - pairs.begin,
                      R,
-                     temperature_of(&r, state_of(state, state_off)),
+                     temperature_of(&r, STATE_OF(state)),
                      t.best,
                      0.0f,
                      0.0f};
     bool over_row = r.score == SCORE_SOFTMAX && !r.topk_first;
     bool over_chosen = r.score == SCORE_SOFTMAX && r.topk_first;
     if (r.renorm_late)
-        v.slot_of = slot_of + slot_of_off + pairs.begin;
+        v.slot_of = AT(slot_of) + pairs.begin;
     if (expert_scale)
-        v.expert_scale = expert_scale + expert_scale_off;
-    v.grads = grads + grads_off + ((ulong)SUM_WEIGHTS * s.sequences + token / s.sequence) * R;
+        v.expert_scale = AT(expert_scale);
+    v.grads = AT(grads) + ((ulong)SUM_WEIGHTS * s.sequences + token / s.sequence) * R;
     chosen_softmax(&r, &v);
     renorm_sums sums;
     renorm_back(&r, &v, t.total, &sums);

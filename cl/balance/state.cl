@@ -10,9 +10,8 @@
 #include "balance/state.clh"
 
 KERNEL(GROUP, 1, 1)
-void state_init(__global uint *state, ulong state_off, uint seed_low, uint seed_high,
-                uint columns) {
-    __global state_header *s = (__global state_header *)(state + state_off);
+void state_init(OUT(uint, state), uint seed_low, uint seed_high, uint columns) {
+    __global state_header *s = (__global state_header *)AT(state);
     __global uint *arrays = (__global uint *)(s + 1);
     for (uint i = get_local_id(0); i < 4 * columns; i += GROUP)
         arrays[i] = 0;

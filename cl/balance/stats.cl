@@ -223,28 +223,24 @@ static inline void write_measures(__global stats_header *stats, const sums_shape
 }
 
 KERNEL(GROUP, 1, 1)
-void stats_finish(__global const uint *load, ulong load_off, __global const uint *kept,
-                  ulong kept_off, __global const uint *rerouted_in, ulong rerouted_in_off,
-                  __global const uint *rerouted_out, ulong rerouted_out_off,
-                  __global const uint *sums, ulong sums_off, __global const uint *state,
-                  ulong state_off, __global const float *load_target, ulong load_target_off,
-                  __global uint *stats, ulong stats_off, sums_shape s, uint capacity,
-                  uint dead_window) {
+void stats_finish(IN(uint, load), IN(uint, kept), IN(uint, rerouted_in), IN(uint, rerouted_out),
+                  IN(uint, sums), IN(uint, state), IN(float, load_target), OUT(uint, stats),
+                  sums_shape s, uint capacity, uint dead_window) {
     __local uint tmp[GROUP];
     __local float float_tmp[GROUP];
-    __global const state_header *header = state_of(state, state_off);
+    __global const state_header *header = STATE_OF(state);
     __global const float *history = header ? (__global const float *)(header + 1) : 0;
     uint R = s.columns;
-    sums += sums_off;
-    load += load_off;
+    sums = AT(sums);
+    load = AT(load);
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
     __global const uint *scalars = batch + scalars_at(&s);
-    __global stats_header *out = (__global stats_header *)(stats + stats_off);
+    __global stats_header *out = (__global stats_header *)AT(stats);
     __global uint *arrays = (__global uint *)(out + 1);
 
     lane_counts c;
-    write_columns(&s, load, kept + kept_off, rerouted_in ? rerouted_in + rerouted_in_off : 0,
-                  rerouted_out ? rerouted_out + rerouted_out_off : 0,
+    write_columns(&s, load, AT(kept), GIVEN(rerouted_in),
+                  GIVEN(rerouted_out),
                   header ? (__global const uint *)(history + 3 * R) : 0, scalars[SCALAR_TOKENS],
                   dead_window, arrays, &c);
     uint device_tokens = write_sums(&s, batch, header ? history + R : 0, arrays);
@@ -252,7 +248,7 @@ void stats_finish(__global const uint *load, ulong load_off, __global const uint
     device_tokens = group_largest(device_tokens, tmp);
 
     load_view view = {load,
-                      load_target ? load_target + load_target_off : 0,
+                      GIVEN(load_target),
                       header && header->updates ? history + 2 * R : 0,
                       s.experts,
                       c.expert_pairs,

@@ -229,27 +229,23 @@ void probabilities(const router_switches *r, float temperature, __global const f
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_rows(__global const float *logits, ulong logits_off, __global const float *noisy,
-               ulong noisy_off, __global const float *ranks, ulong ranks_off,
-               __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,
-               __global const uchar *token_mask, ulong token_mask_off,
-               __global const int *token_offsets, ulong token_offsets_off,
-               __global const uint *state, ulong state_off, __global float *rows, ulong rows_off,
+void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, ids), IN(int, live),
+               IN(uchar, token_mask), IN(int, token_offsets), IN(uint, state), OUT(float, rows),
                sums_shape s, router_switches r, int best_first) {
     __local float8 tmp[GROUP];
     __local uint uint_tmp[GROUP];
-    float temperature = temperature_of(&r, state_of(state, state_off));
+    float temperature = temperature_of(&r, STATE_OF(state));
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint token = get_group_id(0), R = s.columns;
     ulong at = (ulong)token * R;
-    bool masked = token_mask && !token_mask[token_mask_off + token];
+    bool masked = token_mask && !AT(token_mask)[token];
     uint columns = masked || !logits ? 0 : R;
     token_row row = {.best = -INFINITY, .positive = 1.0f, .flags = masked ? 0 : TOKEN_LIVE};
-    if (!masked && live && live[live_off + token] < (int)s.top_k)
+    if (!masked && live && AT(live)[token] < (int)s.top_k)
         row.flags |= TOKEN_NONFINITE;
-    logits += logits ? logits_off + at : 0;
-    noisy += noisy ? noisy_off + at : 0;
-    ranks += ranks ? ranks_off + at : 0;
+    logits = logits ? AT(logits) + at : 0;
+    noisy = noisy ? AT(noisy) + at : 0;
+    ranks = ranks ? AT(ranks) + at : 0;
 
     float top = -INFINITY;
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
@@ -276,10 +272,10 @@ void sums_rows(__global const float *logits, ulong logits_off, __global const fl
     row.fresh_kth = bounds[1].kth;
     row.fresh_last_tie = bounds[1].last_tie;
     if (s.asked & COUNT_BIT(COUNT_FIRST))
-        row.first = first_choice(ids + ids_off, owned_pairs(&owner, token), best_first ? 0 : ranks,
+        row.first = first_choice(AT(ids), owned_pairs(&owner, token), best_first ? 0 : ranks,
                                  R, uint_tmp);
     if (get_local_id(0) == 0)
-        ((__global token_row *)(rows + rows_off))[token] = row;
+        ((__global token_row *)AT(rows))[token] = row;
 }
 
 typedef struct token_range {
@@ -303,15 +299,11 @@ static inline FLOATV smooth_load(FLOATV clean, FLOATV threshold, FLOATV sigma) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_columns(__global const float *logits, ulong logits_off, __global const float *noisy,
-                  ulong noisy_off, __global const float *clean, ulong clean_off,
-                  __global const float *noise_raw, ulong noise_raw_off,
-                  __global const float *ranks, ulong ranks_off,
-                  __global const uint *state, ulong state_off, __global const float *rows,
-                  ulong rows_off, __global uint *partial, ulong partial_off, sums_shape s,
-                  router_switches r) {
-    __global const token_row *row = (__global const token_row *)(rows + rows_off);
-    __global const state_header *header = state_of(state, state_off);
+void sums_columns(IN(float, logits), IN(float, noisy), IN(float, clean), IN(float, noise_raw),
+                  IN(float, ranks), IN(uint, state), IN(float, rows), OUT(uint, partial),
+                  sums_shape s, router_switches r) {
+    __global const token_row *row = (__global const token_row *)AT(rows);
+    __global const state_header *header = STATE_OF(state);
     float temperature = temperature_of(&r, header);
     uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
     token_range range = block_tokens(&s, get_group_id(1));
@@ -327,7 +319,7 @@ void sums_columns(__global const float *logits, ulong logits_off, __global const
         if (!(t.flags & TOKEN_LIVE) || t.best == -INFINITY)
             continue;
         FLOATV l = prepared_columns(&r, temperature,
-                                    load_columns(logits + logits_off + at, e, R, -INFINITY));
+                                    load_columns(AT(logits) + at, e, R, -INFINITY));
         FLOATV score = score_columns(&r, t.best, l);
         if (s.asked & SUM_BIT(SUM_NORMALISED) && t.scores != 0.0f)
             ADD_CAREFULLY(FLOATV, normalised, normalised_lost, score / t.scores);
@@ -339,22 +331,22 @@ void sums_columns(__global const float *logits, ulong logits_off, __global const
             ADD_CAREFULLY(FLOATV, softmax, softmax_lost,
                           l == -INFINITY ? none : exp(l - t.best) / t.total);
         if (s.asked & COUNT_BIT(COUNT_FRESH)) {
-            UINTV order = ordered_columns(load_columns(ranks + ranks_off + at, e, R, -INFINITY));
+            UINTV order = ordered_columns(load_columns(AT(ranks) + at, e, R, -INFINITY));
             INTV in = is_chosen(order, t.fresh_kth, t.fresh_last_tie, e);
             fresh += in ? (UINTV)(1u) : (UINTV)(0u);
         }
         if (s.asked & SUM_BIT(SUM_SMOOTH)) {
-            UINTV order = ordered_columns(load_columns(noisy + noisy_off + at, e, R, -INFINITY));
+            UINTV order = ordered_columns(load_columns(AT(noisy) + at, e, R, -INFINITY));
             FLOATV threshold = is_chosen(order, t.kth, t.last_tie, e)
                                    ? (FLOATV)(float_of_order(t.next))
                                    : (FLOATV)(float_of_order(t.kth));
             FLOATV value = smooth_load(
-                load_columns(clean + clean_off + at, e, R, -INFINITY), threshold,
-                noise_deviation(&s, header, noise_raw ? noise_raw + noise_raw_off + at : 0, e));
+                load_columns(AT(clean) + at, e, R, -INFINITY), threshold,
+                noise_deviation(&s, header, noise_raw ? AT(noise_raw) + at : 0, e));
             ADD_CAREFULLY(FLOATV, smooth, smooth_lost, order > 0u ? value : none);
         }
     }
-    __global uint *record = partial + partial_off + (ulong)get_group_id(1) * record_words(&s);
+    __global uint *record = AT(partial) + (ulong)get_group_id(1) * record_words(&s);
     __global float *sums = (__global float *)record;
     store_columns(sums + SUM_NORMALISED * R, e, R, normalised);
     store_columns(sums + SUM_RAW * R, e, R, raw);
@@ -364,25 +356,22 @@ void sums_columns(__global const float *logits, ulong logits_off, __global const
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_pairs(__global const int *ids, ulong ids_off, __global const int *weight_ids,
-                ulong weight_ids_off, __global const float *weights, ulong weights_off,
-                __global const int *live, ulong live_off, __global const uchar *token_mask,
-                ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
-                __global const float *rows, ulong rows_off, __global uint *partial,
-                ulong partial_off, sums_shape s) {
+void sums_pairs(IN(int, ids), IN(int, weight_ids), IN(float, weights), IN(int, live),
+                IN(uchar, token_mask), IN(int, token_offsets), IN(float, rows), OUT(uint, partial),
+                sums_shape s) {
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
     token_range range = block_tokens(&s, get_group_id(1));
-    __global const token_row *row = (__global const token_row *)(rows + rows_off);
+    __global const token_row *row = (__global const token_row *)AT(rows);
     const INTV column = (INTV)((int)e) + LANE_COLUMNS;
     const FLOATV none = (FLOATV)(0.0f);
     FLOATV sum = none, lost = none;
     UINTV assigned = (UINTV)(0u), first = (UINTV)(0u);
     if (e >= R)
         return;
-    ids += ids_off;
-    weight_ids += weight_ids_off;
-    weights += weights_off;
+    ids = AT(ids);
+    weight_ids = AT(weight_ids);
+    weights = AT(weights);
     for (uint token = range.begin; token < range.end; token++) {
         pair_range pairs = owned_pairs(&owner, token);
         for (uint pair = pairs.begin; pair < pairs.end; pair++) {
@@ -396,7 +385,7 @@ void sums_pairs(__global const int *ids, ulong ids_off, __global const int *weig
         if (s.asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)
             first += column == (INTV)(row[token].first) ? (UINTV)(1u) : (UINTV)(0u);
     }
-    __global uint *record = partial + partial_off + (ulong)get_group_id(1) * record_words(&s);
+    __global uint *record = AT(partial) + (ulong)get_group_id(1) * record_words(&s);
     store_columns((__global float *)record + SUM_WEIGHTS * R, e, R, sum);
     store_counts(record + count_at(&s, COUNT_ASSIGNED), e, R, assigned);
     store_counts(record + count_at(&s, COUNT_FIRST), e, R, first);
@@ -461,31 +450,28 @@ void sum_scalars(__global const token_row *rows, token_range range, __local floa
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_tokens(__global const int *ids, ulong ids_off, __global const int *live, ulong live_off,
-                 __global const uchar *token_mask, ulong token_mask_off,
-                 __global const int *token_offsets, ulong token_offsets_off,
-                 __global const float *rows, ulong rows_off, __global uint *partial,
-                 ulong partial_off, sums_shape s) {
+void sums_tokens(IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
+                 IN(float, rows), OUT(uint, partial), sums_shape s) {
     __local float8 fetched[GROUP];
     __local uint tmp[GROUP];
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint group = get_group_id(0), block = get_group_id(1);
     uint groups = s.asked & DEVICE_BIT ? s.device_groups : 0;
     token_range range = block_tokens(&s, block);
-    __global uint *record = partial + partial_off + (ulong)block * record_words(&s);
+    __global uint *record = AT(partial) + (ulong)block * record_words(&s);
     if (group == groups + 1) {
-        sum_scalars((__global const token_row *)(rows + rows_off), range, fetched, tmp,
+        sum_scalars((__global const token_row *)AT(rows), range, fetched, tmp,
                     record + scalars_at(&s));
         return;
     }
     uint count = 0, place = devices_at(&s) + group;
     if (group < groups) {
         int each = (int)(s.experts / groups), low = (int)group * each;
-        count = tokens_in_group(&owner, ids + ids_off, range, low, low + each);
+        count = tokens_in_group(&owner, AT(ids), range, low, low + each);
     } else {
         place = scalars_at(&s) + SCALAR_INVALID;
         if (s.asked & INVALID_BIT)
-            count = invalid_ids(&owner, ids + ids_off, range, s.columns);
+            count = invalid_ids(&owner, AT(ids), range, s.columns);
     }
     count = group_total(count, tmp);
     if (get_local_id(0) == 0)
@@ -507,8 +493,7 @@ static inline uint live_sequences(const sums_shape *s, __global const uint *part
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_reduce(__global const uint *partial, ulong partial_off, __global uint *sums,
-                 ulong sums_off, sums_shape s) {
+void sums_reduce(IN(uint, partial), OUT(uint, sums), sums_shape s) {
     uint word = get_group_id(0) * GROUP + get_local_id(0), record = get_group_id(1);
     uint words = record_words(&s), whole = batch_record(&s);
     uint first = record == whole ? 0 : record, end = record == whole ? s.sequences : record + 1;
@@ -519,7 +504,7 @@ void sums_reduce(__global const uint *partial, ulong partial_off, __global uint 
     bool is_float = word < SUM_SOURCES * s.columns || word >= scalars_at(&s) + SCALAR_ENTROPY;
     uint count = 0;
     float sum = 0.0f, lost = 0.0f;
-    partial += partial_off;
+    partial = AT(partial);
     for (uint block = first * s.blocks_each; asked && block < end * s.blocks_each; block++) {
         uint value = partial[(ulong)block * words + word];
         if (is_float)
@@ -529,5 +514,5 @@ void sums_reduce(__global const uint *partial, ulong partial_off, __global uint 
     }
     if (word == scalars_at(&s) + SCALAR_SEQUENCES)
         count = live_sequences(&s, partial, first, end);
-    sums[sums_off + (ulong)record * words + word] = is_float ? as_uint(sum) : count;
+    AT(sums)[(ulong)record * words + word] = is_float ? as_uint(sum) : count;
 }

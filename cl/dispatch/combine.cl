@@ -50,40 +50,36 @@ DEFINE_COMBINE(combine_columns, FLOATV, LOADV)
 DEFINE_COMBINE(combine_column, float, LOAD)
 
 KERNEL(GROUP, 1, 1)
-void combine_rows(__global const STORAGE(X) *ye, ulong ye_off, __global const float *weights,
-                  ulong weights_off, __global const int *slot_of, ulong slot_of_off,
-                  __global const STORAGE(X) *x, ulong x_off, __global const uchar *token_mask,
-                  ulong token_mask_off, __global const int *token_offsets, ulong token_offsets_off,
-                  __global const STORAGE(X) *shared, ulong shared_off,
-                  __global const float *shared_gate, ulong shared_gate_off,
-                  __global const STORAGE(W) *output_bias, ulong output_bias_off,
-                  __global const STORAGE(X) *residual, ulong residual_off, __global STORAGE(X) *y,
-                  ulong y_off, uint dim, int top_k, int pairs, int most, int weight_in_expert) {
+void combine_rows(IN(STORAGE(X), ye), IN(float, weights), IN(int, slot_of), IN(STORAGE(X), x),
+                  IN(uchar, token_mask), IN(int, token_offsets), IN(STORAGE(X), shared),
+                  IN(float, shared_gate), IN(STORAGE(W), output_bias), IN(STORAGE(X), residual),
+                  OUT(STORAGE(X), y), uint dim, int top_k, int pairs, int most,
+                  int weight_in_expert) {
     __global const int *live = 0;
     const ulong live_off = 0;
     token_owner owner = OWNER_INIT(top_k, pairs, most);
     ulong token = get_group_id(1);
     pair_range range = owned_pairs(&owner, (uint)token);
     int count = (int)(range.end - range.begin);
-    token_row row = {ye + ye_off, 0, 0, 0, 0, 0, 0, count, weight_in_expert, dim, 1.0f};
+    token_row row = {AT(ye), 0, 0, 0, 0, 0, 0, count, weight_in_expert, dim, 1.0f};
     uint begin = get_group_id(0) * SEGMENT, end = min(begin + SEGMENT, dim);
-    row.weights = weights + weights_off + range.begin;
-    row.slot_of = slot_of + slot_of_off + range.begin;
+    row.weights = AT(weights) + range.begin;
+    row.slot_of = AT(slot_of) + range.begin;
     if (x)
-        row.x = x + x_off + token * dim;
+        row.x = AT(x) + token * dim;
     if (shared)
-        row.shared = shared + shared_off + token * dim;
+        row.shared = AT(shared) + token * dim;
     if (shared_gate)
-        row.gate = 1.0f / (1.0f + exp(-shared_gate[shared_gate_off + token]));
+        row.gate = 1.0f / (1.0f + exp(-AT(shared_gate)[token]));
     if (output_bias)
-        row.output_bias = output_bias + output_bias_off;
+        row.output_bias = AT(output_bias);
     if (residual)
-        row.residual = residual + residual_off + token * dim;
-    if (token_mask && !token_mask[token_mask_off + token]) {
+        row.residual = AT(residual) + token * dim;
+    if (token_mask && !AT(token_mask)[token]) {
         row.shared = 0;
         row.output_bias = 0;
     }
-    y += y_off + token * dim;
+    y = AT(y) + token * dim;
 
     uint whole = begin + (end - begin) / V * V;
     for (uint d = begin + get_local_id(0) * V; d < whole; d += GROUP * V)

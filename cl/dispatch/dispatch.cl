@@ -9,18 +9,17 @@
 #include "dispatch/dispatch.clh"
 
 KERNEL(GROUP, 1, 1)
-void dispatch_rows(__global const STORAGE(X) *x, ulong x_off, __global const int *token_of,
-                   ulong token_of_off, __global STORAGE(X) *xe, ulong xe_off, uint dim) {
+void dispatch_rows(IN(STORAGE(X), x), IN(int, token_of), OUT(STORAGE(X), xe), uint dim) {
     ulong slot = get_group_id(1);
-    int token = token_of[token_of_off + slot];
+    int token = AT(token_of)[slot];
     uint begin = get_group_id(0) * DISPATCH_SEGMENT, end = min(begin + DISPATCH_SEGMENT, dim);
-    xe += xe_off + slot * dim;
+    xe = AT(xe) + slot * dim;
     if (token < 0) {
         for (uint d = begin + get_local_id(0); d < end; d += GROUP)
             xe[d] = 0;
         return;
     }
-    x += x_off + (ulong)token * dim;
+    x = AT(x) + (ulong)token * dim;
     for (uint d = begin + get_local_id(0); d < end; d += GROUP)
         xe[d] = x[d];
 }

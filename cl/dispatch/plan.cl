@@ -69,16 +69,14 @@ static inline walked_pair walk(const pair_walk *w, uint i) {
 
 /* The arguments that both walks share. */
 #define WALK_ARGS                                                                                  \
-    __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,              \
-        __global const uchar *token_mask, ulong token_mask_off,                                    \
-        __global const int *token_offsets, ulong token_offsets_off, __global const uint *order,    \
-        ulong order_off, __global uint *histogram, ulong histogram_off, uint tokens, int top_k,    \
-        int columns, uint block_size, uint pairs, uint sequence_tokens, uint sequence_blocks
+    IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets), IN(uint, order),   \
+        OUT(uint, histogram), uint tokens, int top_k, int columns, uint block_size, uint pairs,    \
+        uint sequence_tokens, uint sequence_blocks
 
 #define WALK_INIT                                                                                  \
     {OWNER_INIT(top_k, pairs, PAIR_GRID ? columns : top_k),                                        \
-     ids + ids_off,                                                                                \
-     order ? order + order_off : 0,                                                                \
+     AT(ids),                                                                                      \
+     GIVEN(order),                                                                                 \
      tokens,                                                                                       \
      0,                                                                                            \
      columns}
@@ -105,27 +103,25 @@ static inline walk_block block_of(pair_walk *w, uint count, uint block_size, uin
 
 /* Also clears what plan_scatter fills only in part, and what reroute.cl counts. */
 KERNEL(GROUP, 1, 1)
-void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __global int *pair_of,
-                    ulong pair_of_off, __global int *token_of, ulong token_of_off,
-                    __global int *tile_expert, ulong tile_expert_off, __global uint *rerouted_in,
-                    ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,
+void plan_histogram(WALK_ARGS, OUT(int, slot_of), OUT(int, pair_of), OUT(int, token_of),
+                    OUT(int, tile_expert), OUT(uint, rerouted_in), OUT(uint, rerouted_out),
                     uint slots, uint tiles) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
     uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
     walk_block block = block_of(&w, count, block_size, sequence_tokens, sequence_blocks);
-    histogram += histogram_off + (ulong)get_group_id(0) * columns;
+    histogram = AT(histogram) + (ulong)get_group_id(0) * columns;
     for (uint i = get_global_id(0); i < slots; i += get_global_size(0)) {
-        pair_of[pair_of_off + i] = -1;
-        token_of[token_of_off + i] = -1;
+        AT(pair_of)[i] = -1;
+        AT(token_of)[i] = -1;
     }
     for (uint i = get_global_id(0); i < tiles; i += get_global_size(0))
-        tile_expert[tile_expert_off + i] = -1;
+        AT(tile_expert)[i] = -1;
     for (uint i = get_global_id(0); i < count; i += get_global_size(0))
-        slot_of[slot_of_off + i] = SLOT_NONE;
+        AT(slot_of)[i] = SLOT_NONE;
     for (uint e = get_global_id(0); e < (uint)columns; e += get_global_size(0)) {
-        rerouted_in[rerouted_in_off + e] = 0;
-        rerouted_out[rerouted_out_off + e] = 0;
+        AT(rerouted_in)[e] = 0;
+        AT(rerouted_out)[e] = 0;
     }
     for (int e = get_local_id(0); e < columns; e += GROUP)
         histogram[e] = 0;
@@ -143,12 +139,11 @@ void plan_histogram(WALK_ARGS, __global int *slot_of, ulong slot_of_off, __globa
 
 /* histogram: counts -> pairs of the same expert in earlier blocks. */
 KERNEL(GROUP, 1, 1)
-void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *load, ulong load_off,
-               __global uint *kept, ulong kept_off, __global const uint *state, ulong state_off,
-               uint blocks, uint columns, uint experts, int dropless, uint capacity) {
+void plan_scan(OUT(uint, histogram), OUT(uint, load), OUT(uint, kept), IN(uint, state), uint blocks,
+               uint columns, uint experts, int dropless, uint capacity) {
     uint e = get_group_id(0), each = (blocks + GROUP - 1) / GROUP, sum = 0;
     uint begin = min((uint)get_local_id(0) * each, blocks), end = min(begin + each, blocks);
-    histogram += histogram_off + e;
+    histogram = AT(histogram) + e;
 #if GROUP > 1
     __local uint tmp[GROUP];
     uint mine = 0, all;
@@ -161,10 +156,10 @@ void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *loa
         histogram[(ulong)block * columns] = sum;
         sum += size;
     }
-    capacity = effective_capacity(state_of(state, state_off), capacity);
+    capacity = effective_capacity(STATE_OF(state), capacity);
     if (get_local_id(0) == GROUP - 1) {
-        load[load_off + e] = sum;
-        kept[kept_off + e] = dropless || e >= experts ? sum : min(sum, capacity);
+        AT(load)[e] = sum;
+        AT(kept)[e] = dropless || e >= experts ? sum : min(sum, capacity);
     }
 }
 
@@ -174,19 +169,17 @@ void plan_scan(__global uint *histogram, ulong histogram_off, __global uint *loa
  * sequences. Each lane takes a range of sequences.
  */
 KERNEL(GROUP, 1, 1)
-void plan_scan_sequences(__global uint *histogram, ulong histogram_off, __global uint *load,
-                         ulong load_off, __global uint *kept, ulong kept_off,
-                         __global uint *sequence_base, ulong sequence_base_off,
-                         __global const uint *state, ulong state_off, uint sequences,
+void plan_scan_sequences(OUT(uint, histogram), OUT(uint, load), OUT(uint, kept),
+                         OUT(uint, sequence_base), IN(uint, state), uint sequences,
                          uint sequence_blocks, uint columns, uint experts, uint capacity) {
     __local uint tmp[GROUP];
     uint e = get_group_id(0), each = (sequences + GROUP - 1) / GROUP;
     uint begin = min((uint)get_local_id(0) * each, sequences), end = min(begin + each, sequences);
     uint pairs = 0, rows = 0, all_pairs, all_rows, room = UINT_MAX;
     if (e < experts)
-        room = effective_capacity(state_of(state, state_off), capacity);
-    histogram += histogram_off + e;
-    sequence_base += sequence_base_off + e;
+        room = effective_capacity(STATE_OF(state), capacity);
+    histogram = AT(histogram) + e;
+    sequence_base = AT(sequence_base) + e;
     for (uint sequence = begin; sequence < end; sequence++) {
         uint sum = 0;
         for (uint b = 0; b < sequence_blocks; b++) {
@@ -205,8 +198,8 @@ void plan_scan_sequences(__global uint *histogram, ulong histogram_off, __global
         sequence_base[(ulong)sequence * columns] += base;
     if (get_local_id(0) == 0) {
         sequence_base[(ulong)sequences * columns] = all_rows;
-        load[load_off + e] = all_pairs;
-        kept[kept_off + e] = all_rows;
+        AT(load)[e] = all_pairs;
+        AT(kept)[e] = all_rows;
     }
 }
 
@@ -215,14 +208,14 @@ static inline uint round_up(uint rows, uint tile) {
 }
 
 KERNEL(GROUP, 1, 1)
-void plan_offsets(__global const uint *load, ulong load_off, __global uint *offsets,
-                  ulong offsets_off, uint experts, int dropless, uint capacity, uint row_tile) {
+void plan_offsets(IN(uint, load), OUT(uint, offsets), uint experts, int dropless, uint capacity,
+                  uint row_tile) {
     __local uint tmp[GROUP];
     uint each = (experts + GROUP - 1) / GROUP;
     uint begin = min(get_local_id(0) * each, (size_t)experts), end = min(begin + each, experts);
     uint rows = 0, all;
-    load += load_off;
-    offsets += offsets_off;
+    load = AT(load);
+    offsets = AT(offsets);
     for (uint e = begin; e < end; e++)
         rows += round_up(dropless ? load[e] : capacity, row_tile);
     uint offset = group_scan(rows, &all, tmp);
@@ -235,25 +228,22 @@ void plan_offsets(__global const uint *load, ulong load_off, __global uint *offs
 }
 
 KERNEL(GROUP, 1, 1)
-void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
-                  __global const uint *offsets, ulong offsets_off,
-                  __global const uint *sequence_base, ulong sequence_base_off,
-                  __global int *slot_of, ulong slot_of_off, __global int *pair_of,
-                  ulong pair_of_off, __global int *token_of, ulong token_of_off,
-                  __global int *tile_expert, ulong tile_expert_off, int experts, uint row_tile) {
+void plan_scatter(WALK_ARGS, IN(uint, kept), IN(uint, offsets), IN(uint, sequence_base),
+                  OUT(int, slot_of), OUT(int, pair_of), OUT(int, token_of), OUT(int, tile_expert),
+                  int experts, uint row_tile) {
     __local int tmp[GROUP];
     pair_walk w = WALK_INIT;
     uint count = PAIR_GRID ? pairs : tokens * (uint)top_k;
     walk_block block = block_of(&w, count, block_size, sequence_tokens, sequence_blocks);
-    histogram += histogram_off + (ulong)get_group_id(0) * columns;
-    kept += kept_off;
-    offsets += offsets_off;
+    histogram = AT(histogram) + (ulong)get_group_id(0) * columns;
+    kept = AT(kept);
+    offsets = AT(offsets);
     __global const uint *bases =
-        sequence_base + sequence_base_off + (ulong)block.sequence * columns;
-    slot_of += slot_of_off;
-    pair_of += pair_of_off;
-    token_of += token_of_off;
-    tile_expert += tile_expert_off;
+        AT(sequence_base) + (ulong)block.sequence * columns;
+    slot_of = AT(slot_of);
+    pair_of = AT(pair_of);
+    token_of = AT(token_of);
+    tile_expert = AT(tile_expert);
     for (uint chunk = block.begin; chunk < block.end; chunk += GROUP) {
         uint i = chunk + get_local_id(0), place = 0;
         walked_pair at = {-1, 0, -1};
@@ -287,18 +277,17 @@ void plan_scatter(WALK_ARGS, __global const uint *kept, ulong kept_off,
 
 /* weights [T,K]: dropped pairs become 0, the rest are renormalised among themselves and scaled. */
 KERNEL(GROUP, 1, 1)
-void plan_renorm(__global const int *ids, ulong ids_off, __global const int *slot_of,
-                 ulong slot_of_off, __global const float *expert_scale, ulong expert_scale_off,
-                 __global float *weights, ulong weights_off, uint tokens, router_switches r) {
+void plan_renorm(IN(int, ids), IN(int, slot_of), IN(float, expert_scale), OUT(float, weights),
+                 uint tokens, router_switches r) {
     uint token = get_global_id(0);
     ulong pair = (ulong)token * r.top_k;
     if (token >= tokens)
         return;
-    ids += ids_off + pair;
-    slot_of += slot_of_off + pair;
-    weights += weights_off + pair;
+    ids = AT(ids) + pair;
+    slot_of = AT(slot_of) + pair;
+    weights = AT(weights) + pair;
     for (int k = 0; k < r.top_k; k++)
         if (slot_of[k] == SLOT_NONE)
             weights[k] = 0.0f;
-    renorm_and_scale(&r, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights, r.top_k);
+    renorm_and_scale(&r, GIVEN(expert_scale), ids, weights, r.top_k);
 }

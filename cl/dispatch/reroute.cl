@@ -48,37 +48,32 @@ typedef struct rerouting {
 
 /* The arguments that the rounds share. */
 #define REROUTE_ARGS                                                                               \
-    __global const float *scores, ulong scores_off, __global const int *live, ulong live_off,      \
-        __global const uchar *token_mask, ulong token_mask_off,                                    \
-        __global const int *token_offsets, ulong token_offsets_off, __global int *ids,             \
-        ulong ids_off, __global uint *kept, ulong kept_off, __global uint *rerouted_in,            \
-        ulong rerouted_in_off, __global uint *rerouted_out, ulong rerouted_out_off,                \
-        __global const uint *offsets, ulong offsets_off, __global int *slot_of, ulong slot_of_off, \
-        __global int *pair_of, ulong pair_of_off, __global int *token_of, ulong token_of_off,      \
-        __global int *tile_expert, ulong tile_expert_off, __global int *asked, ulong asked_off,    \
-        __global int *changed, ulong changed_off, __global uint *waiting, ulong waiting_off,       \
-        __global int *wishes, ulong wishes_off, __global const uint *state, ulong state_off,       \
-        uint tokens, int top_k, int experts, uint capacity, uint row_tile
+    IN(float, scores), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),               \
+        OUT(int, ids), OUT(uint, kept), OUT(uint, rerouted_in), OUT(uint, rerouted_out),           \
+        IN(uint, offsets), OUT(int, slot_of), OUT(int, pair_of), OUT(int, token_of),               \
+        OUT(int, tile_expert), OUT(int, asked), OUT(int, changed), OUT(uint, waiting),             \
+        OUT(int, wishes), IN(uint, state), uint tokens, int top_k, int experts, uint capacity,     \
+        uint row_tile
 
 #define REROUTE_INIT                                                                               \
     {OWNER_INIT(top_k, tokens * (uint)top_k, top_k),                                               \
-     scores + scores_off,                                                                          \
-     ids + ids_off,                                                                                \
-     kept + kept_off,                                                                              \
-     rerouted_in + rerouted_in_off,                                                                \
-     rerouted_out + rerouted_out_off,                                                              \
-     offsets + offsets_off,                                                                        \
-     slot_of + slot_of_off,                                                                        \
-     pair_of + pair_of_off,                                                                        \
-     token_of + token_of_off,                                                                      \
-     tile_expert + tile_expert_off,                                                                \
-     asked + asked_off,                                                                            \
-     changed + changed_off,                                                                        \
-     waiting + waiting_off,                                                                        \
-     wishes + wishes_off,                                                                          \
+     AT(scores),                                                                                   \
+     AT(ids),                                                                                      \
+     AT(kept),                                                                                     \
+     AT(rerouted_in),                                                                              \
+     AT(rerouted_out),                                                                             \
+     AT(offsets),                                                                                  \
+     AT(slot_of),                                                                                  \
+     AT(pair_of),                                                                                  \
+     AT(token_of),                                                                                 \
+     AT(tile_expert),                                                                              \
+     AT(asked),                                                                                    \
+     AT(changed),                                                                                  \
+     AT(waiting),                                                                                  \
+     AT(wishes),                                                                                   \
      tokens,                                                                                       \
      experts,                                                                                      \
-     effective_capacity(state_of(state, state_off), capacity),                                     \
+     effective_capacity(STATE_OF(state), capacity),                                                \
      row_tile}
 
 /* The token's first pair without a place, -1: none. Ids out of range leave a token as it is. */
@@ -179,20 +174,17 @@ static inline void settle(const rerouting *r, uint token, int expert, uint place
 
 /* Keeps the choice as it was. */
 KERNEL(GROUP, 1, 1)
-void reroute_begin(__global const int *ids, ulong ids_off, __global const float *weights,
-                   ulong weights_off, __global const int *live, ulong live_off,
-                   __global const uchar *token_mask, ulong token_mask_off,
-                   __global const int *token_offsets, ulong token_offsets_off,
-                   __global int *chosen_ids, ulong chosen_ids_off, __global float *chosen_weights,
-                   ulong chosen_weights_off, uint tokens, int top_k) {
+void reroute_begin(IN(int, ids), IN(float, weights), IN(int, live), IN(uchar, token_mask),
+                   IN(int, token_offsets), OUT(int, chosen_ids), OUT(float, chosen_weights),
+                   uint tokens, int top_k) {
     token_owner owner = OWNER_INIT(top_k, tokens * (uint)top_k, top_k);
     uint token = get_global_id(0);
     if (token >= tokens)
         return;
     pair_range pairs = owned_pairs(&owner, token);
     for (uint pair = pairs.begin; pair < pairs.end; pair++) {
-        chosen_ids[chosen_ids_off + pair] = ids[ids_off + pair];
-        chosen_weights[chosen_weights_off + pair] = weights[weights_off + pair];
+        AT(chosen_ids)[pair] = AT(ids)[pair];
+        AT(chosen_weights)[pair] = AT(weights)[pair];
     }
 }
 
@@ -236,12 +228,12 @@ void reroute_accept(REROUTE_ARGS) {
  * makes_list goes on with that of the launch before.
  */
 KERNEL(GROUP, 1, 1)
-void reroute_finish(REROUTE_ARGS, __global uint *waiting_count, ulong waiting_count_off,
-                    int makes_list, int fresh, uint rounds) {
+void reroute_finish(REROUTE_ARGS, OUT(uint, waiting_count), int makes_list, int fresh,
+                    uint rounds) {
     __local uint tmp[GROUP];
     __local int bins[GROUP];
     rerouting r = REROUTE_INIT;
-    waiting_count += waiting_count_off;
+    waiting_count = AT(waiting_count);
     uint lane = get_local_id(0), all;
     uint count = makes_list ? 0 : *waiting_count, listed = makes_list ? tokens : 0;
     for (uint chunk = 0; chunk < listed; chunk += GROUP) {
@@ -296,25 +288,22 @@ void reroute_finish(REROUTE_ARGS, __global uint *waiting_count, ulong waiting_co
 
 /* The weights of changed tokens, anew: those of topk.cl for the new choice. */
 KERNEL(GROUP, 1, 1)
-void reroute_weights(__global const float *scores, ulong scores_off, __global const int *live,
-                     ulong live_off, __global const int *token_offsets, ulong token_offsets_off,
-                     __global const float *expert_scale, ulong expert_scale_off,
-                     __global const int *ids, ulong ids_off, __global float *weights,
-                     ulong weights_off, __global const int *changed, ulong changed_off, uint tokens,
-                     router_switches r) {
+void reroute_weights(IN(float, scores), IN(int, live), IN(int, token_offsets),
+                     IN(float, expert_scale), IN(int, ids), OUT(float, weights), IN(int, changed),
+                     uint tokens, router_switches r) {
     __global const uchar *token_mask = 0;
     const ulong token_mask_off = 0;
     token_owner owner = OWNER_INIT(r.top_k, tokens * (uint)r.top_k, r.top_k);
     uint token = get_global_id(0);
-    if (token >= tokens || !changed[changed_off + token])
+    if (token >= tokens || !AT(changed)[token])
         return;
     uint first = token_pairs(&owner, token).x;
-    scores += scores_off + (ulong)token * r.columns;
-    ids += ids_off + first;
-    weights += weights_off + first;
+    scores = AT(scores) + (ulong)token * r.columns;
+    ids = AT(ids) + first;
+    weights = AT(weights) + first;
     int count = 0;
     for (; count < r.top_k && owned_pair(&owner, token, count) >= 0; count++)
         weights[count] = scores[ids[count]];
-    token_weights(&r, scores, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+    token_weights(&r, scores, GIVEN(expert_scale), ids, weights,
                   count);
 }

@@ -19,14 +19,12 @@
 #define BINS 256
 
 KERNEL(GROUP, 1, 1)
-void sort_keys(__global const float *weights, ulong weights_off, __global const int *live,
-               ulong live_off, __global const uchar *token_mask, ulong token_mask_off,
-               __global const int *token_offsets, ulong token_offsets_off, __global uint *keys,
-               ulong keys_off, __global uint *order, ulong order_off, __global const uint *state,
-               ulong state_off, uint count, uint pairs, int keep, int top_k) {
+void sort_keys(IN(float, weights), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
+               OUT(uint, keys), OUT(uint, order), IN(uint, state), uint count, uint pairs, int keep,
+               int top_k) {
     token_owner owner = OWNER_INIT(top_k, pairs, top_k);
     uint i = get_global_id(0);
-    weights += weights_off;
+    weights = AT(weights);
     if (i >= count)
         return;
     uint token = keep == KEEP_PRIORITY ? i : i / (uint)top_k;
@@ -36,21 +34,20 @@ void sort_keys(__global const float *weights, ulong weights_off, __global const 
     for (int k = first; k < end; k++) {
         long pair = owned_pair(&owner, token, k);
         if (pair >= 0 && keep == KEEP_RANDOM)
-            best = random_bits(state_of(state, state_off), token, (uint)k, RANDOM_KEEP).x;
+            best = random_bits(STATE_OF(state), token, (uint)k, RANDOM_KEEP).x;
         else if (pair >= 0)
             best = max(best, ordered_bits(weights[pair]));
     }
-    keys[keys_off + i] = ~best;
-    order[order_off + i] = i;
+    AT(keys)[i] = ~best;
+    AT(order)[i] = i;
 }
 
 /* keys: the sequence of each entry of the order, `each` entries long; sorted last, it rules. */
 KERNEL(GROUP, 1, 1)
-void sort_sequences(__global uint *keys, ulong keys_off, __global const uint *order,
-                    ulong order_off, uint count, uint each) {
+void sort_sequences(OUT(uint, keys), IN(uint, order), uint count, uint each) {
     uint i = get_global_id(0);
     if (i < count)
-        keys[keys_off + i] = order[order_off + i] / each;
+        AT(keys)[i] = AT(order)[i] / each;
 }
 
 static inline int digit_of(uint key, int shift) {
@@ -58,12 +55,11 @@ static inline int digit_of(uint key, int shift) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sort_histogram(__global const uint *keys, ulong keys_off, __global uint *histogram,
-                    ulong histogram_off, uint count, uint block_size, int shift) {
+void sort_histogram(IN(uint, keys), OUT(uint, histogram), uint count, uint block_size, int shift) {
     __local int tmp[GROUP];
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
-    keys += keys_off;
-    histogram += histogram_off + (ulong)get_group_id(0) * BINS;
+    keys = AT(keys);
+    histogram = AT(histogram) + (ulong)get_group_id(0) * BINS;
     for (uint bin = get_local_id(0); bin < BINS; bin += GROUP)
         histogram[bin] = 0;
     group_barrier(CLK_GLOBAL_MEM_FENCE);
@@ -80,11 +76,11 @@ void sort_histogram(__global const uint *keys, ulong keys_off, __global uint *hi
 
 /* histogram [blocks, 256]: counts -> the position of each block's first entry of each bin. */
 KERNEL(GROUP, 1, 1)
-void sort_scan(__global uint *histogram, ulong histogram_off, uint blocks) {
+void sort_scan(OUT(uint, histogram), uint blocks) {
     __local uint tmp[GROUP];
     const uint each = BINS / GROUP;
     uint first = get_local_id(0) * each, mine = 0, all;
-    histogram += histogram_off;
+    histogram = AT(histogram);
     for (uint bin = first; bin < first + each; bin++)
         for (uint block = 0; block < blocks; block++)
             mine += histogram[(ulong)block * BINS + bin];
@@ -99,17 +95,15 @@ void sort_scan(__global uint *histogram, ulong histogram_off, uint blocks) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sort_scatter(__global const uint *keys, ulong keys_off, __global const uint *order,
-                  ulong order_off, __global uint *histogram, ulong histogram_off,
-                  __global uint *keys_out, ulong keys_out_off, __global uint *order_out,
-                  ulong order_out_off, uint count, uint block_size, int shift) {
+void sort_scatter(IN(uint, keys), IN(uint, order), OUT(uint, histogram), OUT(uint, keys_out),
+                  OUT(uint, order_out), uint count, uint block_size, int shift) {
     __local int tmp[GROUP];
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, count);
-    keys += keys_off;
-    order += order_off;
-    keys_out += keys_out_off;
-    order_out += order_out_off;
-    histogram += histogram_off + (ulong)get_group_id(0) * BINS;
+    keys = AT(keys);
+    order = AT(order);
+    keys_out = AT(keys_out);
+    order_out = AT(order_out);
+    histogram = AT(histogram) + (ulong)get_group_id(0) * BINS;
     for (uint chunk = begin; chunk < end; chunk += GROUP) {
         uint i = chunk + get_local_id(0), to = 0;
         int bin = i < end ? digit_of(keys[i], shift) : -1;

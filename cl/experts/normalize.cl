@@ -7,13 +7,12 @@
  * Repeatability: the norm is summed in lane order, then a tree.
  */
 KERNEL(GROUP, 1, 1)
-void normalize_rows(__global const int *pair_of, ulong pair_of_off, __global STORAGE(X) *ye,
-                    ulong ye_off, uint dim) {
+void normalize_rows(IN(int, pair_of), OUT(STORAGE(X), ye), uint dim) {
     __local float tmp[GROUP];
     ulong slot = get_group_id(0);
-    uint columns = pair_of[pair_of_off + slot] < 0 ? 0 : dim;
+    uint columns = AT(pair_of)[slot] < 0 ? 0 : dim;
     float best = 0.0f, sum = 0.0f;
-    ye += ye_off + slot * dim;
+    ye = AT(ye) + slot * dim;
     for (uint d = get_local_id(0); d < columns; d += GROUP)
         best = fmax(best, fabs(LOAD(X, ye + d)));
     best = group_max(best, tmp);

@@ -9,10 +9,10 @@
 #include "experts/pack.clh"
 
 KERNEL(GROUP, 1, 1)
-void pack_header(const packed_header header, __global ushort *packed, ulong packed_off) {
+void pack_header(const packed_header header, OUT(ushort, packed)) {
     uint i = get_global_id(0);
     if (i >= PACKED_HEADER_BYTES / 2)
         return;
     uint word = i / 2 < PACKED_WORDS ? header.word[i / 2] : 0;
-    packed[packed_off + i] = (ushort)(i % 2 ? word >> 16 : word);
+    AT(packed)[i] = (ushort)(i % 2 ? word >> 16 : word);
 }

@@ -35,18 +35,17 @@ static inline float score_of_key(uint key) {
 }
 
 KERNEL(GROUP, 1, 1)
-void choice_keys(__global const float *scores, ulong scores_off, __global const uchar *token_mask,
-                 ulong token_mask_off, __global uint *keys, ulong keys_off, uint tokens,
+void choice_keys(IN(float, scores), IN(uchar, token_mask), OUT(uint, keys), uint tokens,
                  uint columns) {
     __local uint tile[CHOICE_SIDE * (CHOICE_SIDE + 1)];
     uint first_token = get_group_id(0) * CHOICE_SIDE, first_column = get_group_id(1) * CHOICE_SIDE;
     uint rows = min((uint)CHOICE_SIDE, tokens - first_token);
     uint wide = min((uint)CHOICE_SIDE, columns - first_column);
     uint across = get_local_id(0) % ACROSS, down = get_local_id(0) / ACROSS;
-    scores += scores_off + (ulong)first_token * columns + first_column;
-    keys += keys_off + (ulong)first_column * tokens + first_token;
+    scores = AT(scores) + (ulong)first_token * columns + first_column;
+    keys = AT(keys) + (ulong)first_column * tokens + first_token;
     for (uint row = down; row < rows; row += GROUP / ACROSS) {
-        bool in = !token_mask || token_mask[token_mask_off + first_token + row];
+        bool in = !token_mask || AT(token_mask)[first_token + row];
         for (uint column = across; column < wide; column += ACROSS) {
             float score = scores[(ulong)row * columns + column];
             tile[row * (CHOICE_SIDE + 1) + column] =
@@ -78,14 +77,13 @@ void count_digits(__global const uint *keys, uint tokens, uint prefix, uint know
 }
 
 KERNEL(GROUP, 1, 1)
-void choice_thresholds(__global const uint *keys, ulong keys_off, __global uint *thresholds,
-                       ulong thresholds_off, __global const uint *state, ulong state_off,
-                       uint tokens, uint capacity) {
+void choice_thresholds(IN(uint, keys), OUT(uint, thresholds), IN(uint, state), uint tokens,
+                       uint capacity) {
     __local uint histogram[BINS], tmp[GROUP], found[2];
-    capacity = effective_capacity(state_of(state, state_off), capacity);
+    capacity = effective_capacity(STATE_OF(state), capacity);
     uint lane = get_local_id(0), prefix = 0, known = 0, wanted = capacity, all;
-    keys += keys_off + (ulong)get_group_id(0) * tokens;
-    thresholds += thresholds_off + 2 * get_group_id(0);
+    keys = AT(keys) + (ulong)get_group_id(0) * tokens;
+    thresholds = AT(thresholds) + 2 * get_group_id(0);
     for (int shift = 32 - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
         /* The bin of the wanted-th best: counted from the top, by lanes that own bins in a row. */
         const uint each = BINS / GROUP;
@@ -140,14 +138,13 @@ static inline bool is_taken(uint key, uint bits, uint limit, uint token) {
 }
 
 KERNEL(GROUP, 1, 1)
-void choice_counts(__global const uint *keys, ulong keys_off, __global const uint *thresholds,
-                   ulong thresholds_off, __global int *counts, ulong counts_off, uint tokens,
+void choice_counts(IN(uint, keys), IN(uint, thresholds), OUT(int, counts), uint tokens,
                    uint columns) {
     uint first = get_global_id(0) * SPAN,
          span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
     int count[SPAN];
-    keys += keys_off;
-    thresholds += thresholds_off;
+    keys = AT(keys);
+    thresholds = AT(thresholds);
     for (uint i = 0; i < SPAN; i++)
         count[i] = 0;
     for (uint e = 0; e < columns; e++) {
@@ -157,16 +154,16 @@ void choice_counts(__global const uint *keys, ulong keys_off, __global const uin
             count[i] += is_taken(column[first + i], bits, limit, first + i);
     }
     for (uint i = 0; i < span; i++)
-        counts[counts_off + first + i] = count[i];
+        AT(counts)[first + i] = count[i];
 }
 
 /* Counts [0,T) -> where each token's pairs begin, [T+1]. */
 KERNEL(GROUP, 1, 1)
-void choice_offsets(__global int *offsets, ulong offsets_off, uint tokens) {
+void choice_offsets(OUT(int, offsets), uint tokens) {
     __local uint tmp[GROUP];
     uint each = (tokens + GROUP - 1) / GROUP, begin = min((uint)get_local_id(0) * each, tokens);
     uint end = min(begin + each, tokens), mine = 0, all;
-    offsets += offsets_off;
+    offsets = AT(offsets);
     for (uint t = begin; t < end; t++)
         mine += (uint)offsets[t];
     uint offset = group_scan(mine, &all, tmp);
@@ -180,19 +177,17 @@ void choice_offsets(__global int *offsets, ulong offsets_off, uint tokens) {
 }
 
 KERNEL(GROUP, 1, 1)
-void choice_pairs(__global const uint *keys, ulong keys_off, __global const uint *thresholds,
-                  ulong thresholds_off, __global const int *offsets, ulong offsets_off,
-                  __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
-                  ulong ids_off, __global float *weights, ulong weights_off, uint tokens,
-                  uint columns, uint pairs, float scale) {
+void choice_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(float, expert_scale),
+                  OUT(int, ids), OUT(float, weights), uint tokens, uint columns, uint pairs,
+                  float scale) {
     uint first = get_global_id(0) * SPAN,
          span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
     uint next[SPAN];
-    keys += keys_off;
-    thresholds += thresholds_off;
-    offsets += offsets_off;
-    ids += ids_off;
-    weights += weights_off;
+    keys = AT(keys);
+    thresholds = AT(thresholds);
+    offsets = AT(offsets);
+    ids = AT(ids);
+    weights = AT(weights);
     for (uint i = (uint)offsets[tokens] + get_global_id(0); i < pairs; i += get_global_size(0)) {
         ids[i] = -1;
         weights[i] = 0.0f;
@@ -202,7 +197,7 @@ void choice_pairs(__global const uint *keys, ulong keys_off, __global const uint
     for (uint e = 0; e < columns; e++) {
         __global const uint *column = keys + (ulong)e * tokens;
         uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
-        float factor = expert_scale ? scale * expert_scale[expert_scale_off + e] : scale;
+        float factor = expert_scale ? scale * AT(expert_scale)[e] : scale;
         for (uint i = 0; i < span; i++) {
             uint key = column[first + i];
             if (!is_taken(key, bits, limit, first + i))

@@ -16,14 +16,12 @@
 #include "runtime/random.clh"
 
 KERNEL(GROUP, 1, 1)
-void jitter_rows(__global const STORAGE(X) * x, ulong x_off, __global STORAGE(X) * out,
-                 ulong out_off, __global const uint *state, ulong state_off, uint dim,
-                 float jitter) {
-    __global const state_header *s = state_of(state, state_off);
+void jitter_rows(IN(STORAGE(X), x), OUT(STORAGE(X), out), IN(uint, state), uint dim, float jitter) {
+    __global const state_header *s = STATE_OF(state);
     uint token = get_group_id(0);
     float width = jitter * s->noise_scale;
-    x += x_off + (ulong)token * dim;
-    out += out_off + (ulong)token * dim;
+    x = AT(x) + (ulong)token * dim;
+    out = AT(out) + (ulong)token * dim;
     for (uint d = get_local_id(0); d < dim; d += GROUP) {
         float u = random_uniform(random_bits(s, token, d, RANDOM_JITTER).x);
         float value = LOAD(X, x + d) * (1.0f + width * (2.0f * u - 1.0f));
@@ -32,12 +30,12 @@ void jitter_rows(__global const STORAGE(X) * x, ulong x_off, __global STORAGE(X)
 }
 
 KERNEL(GROUP, 1, 1)
-void noise_experts(__global float *draws, ulong draws_off, __global const uint *state,
-                   ulong state_off, uint columns, uint top_k, float probability) {
+void noise_experts(OUT(float, draws), IN(uint, state), uint columns, uint top_k,
+                   float probability) {
     __local uint tmp[GROUP];
-    __global const state_header *s = state_of(state, state_off);
+    __global const state_header *s = STATE_OF(state);
     uint mine = 0, unmasked;
-    draws += draws_off;
+    draws = AT(draws);
     for (uint e = get_local_id(0); e < columns; e += GROUP) {
         float u = random_uniform(random_bits(s, 0, e, RANDOM_EXPERT_DROPOUT).x);
         draws[e] = u;
@@ -65,19 +63,18 @@ static inline float with_noise(float logit, float n) {
 }
 
 KERNEL(GROUP, 1, 1)
-void noise_rows(__global const float *logits, ulong logits_off, __global const float *raw,
-                ulong raw_off, __global const float *draws, ulong draws_off,
-                __global const uint *state, ulong state_off, __global float *noisy, ulong noisy_off,
-                uint columns, int noise, float noise_scale, float logit_dropout) {
-    __global const state_header *s = state_of(state, state_off);
+void noise_rows(IN(float, logits), IN(float, raw), IN(float, draws), IN(uint, state),
+                OUT(float, noisy), uint columns, int noise, float noise_scale,
+                float logit_dropout) {
+    __global const state_header *s = STATE_OF(state);
     uint token = get_group_id(0);
     ulong row = (ulong)token * columns;
     float scale = noise_scale * s->noise_scale;
-    logits += logits_off + row;
-    noisy += noisy_off + row;
+    logits = AT(logits) + row;
+    noisy = AT(noisy) + row;
     for (uint e = get_local_id(0); e < columns; e += GROUP) {
         float logit = logits[e], n = 0.0f;
-        bool masked = draws && draws[draws_off + columns + e] != 0.0f;
+        bool masked = draws && AT(draws)[columns + e] != 0.0f;
         if (logit_dropout > 0.0f) {
             float u = random_uniform(random_bits(s, token, e, RANDOM_LOGIT_DROPOUT).x);
             masked = masked || u < logit_dropout;
@@ -87,7 +84,7 @@ void noise_rows(__global const float *logits, ulong logits_off, __global const f
             n = noise == NOISE_GUMBEL ? random_gumbel(bits) : random_normal(bits);
         }
         if (noise == NOISE_LEARNED) {
-            float learned = raw[raw_off + row + e];
+            float learned = AT(raw)[row + e];
             n *= NOISE_DEVIATION(learned);
         }
         noisy[e] = masked ? -INFINITY : with_noise(logit, scale * n);

@@ -29,19 +29,17 @@ typedef struct rebalancing {
 } rebalancing;
 
 #define REBALANCE_ARGS                                                                             \
-    __global const int *ids, ulong ids_off, __global const int *live, ulong live_off,              \
-        __global const uchar *token_mask, ulong token_mask_off, __global float *weights,           \
-        ulong weights_off, __global float *before, ulong before_off, __global float *sums,         \
-        ulong sums_off, __global float *partial, ulong partial_off, uint tokens, int top_k,        \
-        int experts, uint block_size
+    IN(int, ids), IN(int, live), IN(uchar, token_mask), OUT(float, weights), OUT(float, before),   \
+        OUT(float, sums), OUT(float, partial), uint tokens, int top_k, int experts,                \
+        uint block_size
 
 #define REBALANCE_INIT                                                                             \
-    {{0, live + live_off, token_mask ? token_mask + token_mask_off : 0, top_k},                    \
-     ids + ids_off,                                                                                \
-     weights + weights_off,                                                                        \
-     before + before_off,                                                                          \
-     sums + sums_off,                                                                              \
-     partial + partial_off + (ulong)get_group_id(0) * experts,                                     \
+    {{0, AT(live), GIVEN(token_mask), top_k},                                                      \
+     AT(ids),                                                                                      \
+     AT(weights),                                                                                  \
+     AT(before),                                                                                   \
+     AT(sums),                                                                                     \
+     AT(partial) + (ulong)get_group_id(0) * experts,                                               \
      get_group_id(0) * block_size,                                                                 \
      min((uint)get_group_id(0) * block_size + block_size, tokens),                                 \
      experts}
@@ -82,7 +80,7 @@ static inline void add_columns(const rebalancing *r, __global uint *pairs) {
 }
 
 KERNEL(GROUP, 1, 1)
-void rebalance_begin(REBALANCE_ARGS, __global uint *pairs, ulong pairs_off) {
+void rebalance_begin(REBALANCE_ARGS, OUT(uint, pairs)) {
     rebalancing r = REBALANCE_INIT;
     for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP) {
         float sum = 0.0f, lost = 0.0f;
@@ -94,39 +92,37 @@ void rebalance_begin(REBALANCE_ARGS, __global uint *pairs, ulong pairs_off) {
         r.sums[token] = sum > 0.0f && sum < INFINITY ? sum : 0.0f;
     }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
-    add_columns(&r, pairs + pairs_off + (ulong)get_group_id(0) * experts);
+    add_columns(&r, AT(pairs) + (ulong)get_group_id(0) * experts);
 }
 
 KERNEL(GROUP, 1, 1)
-void rebalance_columns(__global const float *partial, ulong partial_off, __global float *columns,
-                       ulong columns_off, uint experts, uint blocks) {
+void rebalance_columns(IN(float, partial), OUT(float, columns), uint experts, uint blocks) {
     uint e = get_global_id(0);
     float sum = 0.0f;
     if (e >= experts)
         return;
     for (uint block = 0; block < blocks; block++)
-        sum += partial[partial_off + (ulong)block * experts + e];
-    columns[columns_off + e] = sum;
+        sum += AT(partial)[(ulong)block * experts + e];
+    AT(columns)[e] = sum;
 }
 
 KERNEL(GROUP, 1, 1)
-void rebalance_target(__global const float *columns, ulong columns_off, __global const uint *pairs,
-                      ulong pairs_off, __global float *target, ulong target_off, uint experts,
+void rebalance_target(IN(float, columns), IN(uint, pairs), OUT(float, target), uint experts,
                       uint blocks, float mu) {
     __local float tmp[GROUP];
     float sum = 0.0f, most = 0.0f;
     for (uint e = get_local_id(0); e < experts; e += GROUP) {
         uint count = 0;
         for (uint block = 0; block < blocks; block++)
-            count += pairs[pairs_off + (ulong)block * experts + e];
-        sum += columns[columns_off + e];
+            count += AT(pairs)[(ulong)block * experts + e];
+        sum += AT(columns)[e];
         most = fmax(most, (float)count);
     }
     sum = group_sum(sum, tmp);
     most = group_max(most, tmp);
     if (get_local_id(0) == 0) {
-        target[target_off] = sum / (float)experts;
-        target[target_off + 1] = 1.0f / (mu + most);
+        AT(target)[0] = sum / (float)experts;
+        AT(target)[1] = 1.0f / (mu + most);
     }
 }
 
@@ -177,12 +173,11 @@ static inline void step_row(const rebalancing *r, uint token, __global const flo
 }
 
 KERNEL(GROUP, 1, 1)
-void rebalance_rows(REBALANCE_ARGS, __global const float *columns, ulong columns_off,
-                    __global const float *target, ulong target_off, float mu) {
+void rebalance_rows(REBALANCE_ARGS, IN(float, columns), IN(float, target), float mu) {
     rebalancing r = REBALANCE_INIT;
-    float mean = target[target_off], step = target[target_off + 1];
+    float mean = AT(target)[0], step = AT(target)[1];
     for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP)
-        step_row(&r, token, columns + columns_off, mean, step, mu);
+        step_row(&r, token, AT(columns), mean, step, mu);
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     add_columns(&r, 0);
 }

@@ -63,15 +63,14 @@ typedef float floats;
 DEFINE_PREPARED(prepared_logits, prepared_logits_slope, floats)
 
 KERNEL(GROUP, 1, 1)
-void score_rows(__global const float *logits, ulong logits_off, __global float *scores,
-                ulong scores_off, __global const uint *state, ulong state_off, router_switches r) {
+void score_rows(IN(float, logits), OUT(float, scores), IN(uint, state), router_switches r) {
     __local float tmp[GROUP];
     /* Not written back to r: PoCL shares a struct argument among the work-items of a group. */
-    const float temperature = temperature_of(&r, state_of(state, state_off));
+    const float temperature = temperature_of(&r, STATE_OF(state));
     const int columns = r.columns, first = get_local_id(0) * STEP, step = GROUP * STEP;
     const ulong row = (ulong)get_group_id(0) * columns;
-    logits += logits_off + row;
-    scores += scores_off + row;
+    logits = AT(logits) + row;
+    scores = AT(scores) + row;
 
     const bool as_is = r.topk_first || r.score == SCORE_SPARSEMIXER;
     const bool softmax = !as_is && r.score == SCORE_SOFTMAX;

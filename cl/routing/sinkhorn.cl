@@ -61,13 +61,12 @@ static inline float largest_of(FLOATV v) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_start(__global const uchar *token_mask, ulong token_mask_off, __global float *balance,
-                    ulong balance_off, uint tokens, uint columns) {
+void sinkhorn_start(IN(uchar, token_mask), OUT(float, balance), uint tokens, uint columns) {
     __local uint tmp[GROUP];
     uint count = 0, all;
-    balance += balance_off;
+    balance = AT(balance);
     for (uint t = get_local_id(0); t < tokens; t += GROUP)
-        count += !token_mask || token_mask[token_mask_off + t];
+        count += !token_mask || AT(token_mask)[t];
     group_scan(count, &all, tmp);
     for (uint e = get_local_id(0); e < columns; e += GROUP)
         balance[e] = 1.0f;
@@ -78,14 +77,13 @@ void sinkhorn_start(__global const uchar *token_mask, ulong token_mask_off, __gl
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_exp(__global const float *logits, ulong logits_off, __global float *choices,
-                  ulong choices_off, __global float *tops, ulong tops_off, uint columns) {
+void sinkhorn_exp(IN(float, logits), OUT(float, choices), OUT(float, tops), uint columns) {
     __local float tmp[GROUP];
     uint lane = get_local_id(0), whole = columns / V * V;
     ulong token = get_group_id(0);
-    logits += logits_off + token * columns;
-    choices += choices_off + token * columns;
-    tops += tops_off + 2 * token;
+    logits = AT(logits) + token * columns;
+    choices = AT(choices) + token * columns;
+    tops = AT(tops) + 2 * token;
 
     FLOATV bests = -INFINITY, sums = 0.0f;
     float best = -INFINITY, sum = 0.0f;
@@ -144,19 +142,17 @@ static inline void add_columns(__global const float *c, __local const float *d0,
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *token_mask,
-                   ulong token_mask_off, __global const float *balance, ulong balance_off,
-                   __global float *partials, ulong partials_off, uint tokens, uint columns,
-                   uint block_size) {
+void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, balance), OUT(float, partials),
+                   uint tokens, uint columns, uint block_size) {
     __local float parts[GROUP], d0[TILE];
     uint lane = get_local_id(0);
-    balance += balance_off;
+    balance = AT(balance);
     bool done = balance[columns] != 0.0f;
     float per_token = balance[columns + 1];
     uint begin = get_group_id(0) * block_size;
     uint end = done ? begin : min(begin + block_size, tokens);
-    c += c_off;
-    partials += partials_off + (ulong)get_group_id(0) * columns;
+    c = AT(c);
+    partials = AT(partials) + (ulong)get_group_id(0) * columns;
 
     /* The same owners as in add_columns(). */
     uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
@@ -177,7 +173,7 @@ void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *t
                 float sum = 0.0f;
                 for (uint i = 0; i < LANES; i++)
                     sum += parts[lane + i];
-                bool in = row < rows && (!token_mask || token_mask[token_mask_off + tile + row]);
+                bool in = row < rows && (!token_mask || AT(token_mask)[tile + row]);
                 d0[row] = in ? per_token / (sum + EPSILON) : 0.0f;
             }
             group_barrier(CLK_LOCAL_MEM_FENCE);
@@ -188,12 +184,12 @@ void sinkhorn_rows(__global const float *c, ulong c_off, __global const uchar *t
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_columns(__global const float *partials, ulong partials_off, __global float *balance,
-                      ulong balance_off, uint blocks, uint columns, float tolerance) {
+void sinkhorn_columns(IN(float, partials), OUT(float, balance), uint blocks, uint columns,
+                      float tolerance) {
     __local float tmp[GROUP];
     uint lane = get_local_id(0);
-    balance += balance_off;
-    partials += partials_off;
+    balance = AT(balance);
+    partials = AT(partials);
     bool done = balance[columns] != 0.0f;
     uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
     float per_column = 1.0f / (float)columns, change = 0.0f;
@@ -220,12 +216,11 @@ void sinkhorn_columns(__global const float *partials, ulong partials_off, __glob
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_choices(__global const float *logits, ulong logits_off, __global const float *balance,
-                      ulong balance_off, __global float *choices, ulong choices_off, uint columns) {
+void sinkhorn_choices(IN(float, logits), IN(float, balance), OUT(float, choices), uint columns) {
     ulong row = (ulong)get_group_id(0) * columns;
-    logits += logits_off + row;
-    choices += choices_off + row;
-    balance += balance_off;
+    logits = AT(logits) + row;
+    choices = AT(choices) + row;
+    balance = AT(balance);
     const bool alone = balance[columns + 1] == 1.0f; /* 1/T */
     for (uint e = get_local_id(0); e < columns; e += GROUP) {
         float choice = alone ? logits[e] : choices[e] * balance[e];
@@ -234,25 +229,22 @@ void sinkhorn_choices(__global const float *logits, ulong logits_off, __global c
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_weights(__global const float *logits, ulong logits_off, __global const float *tops,
-                      ulong tops_off, __global const float *expert_scale, ulong expert_scale_off,
-                      __global const int *ids, ulong ids_off, __global const int *live,
-                      ulong live_off, __global float *weights, ulong weights_off, uint tokens,
-                      router_switches r) {
+void sinkhorn_weights(IN(float, logits), IN(float, tops), IN(float, expert_scale), IN(int, ids),
+                      IN(int, live), OUT(float, weights), uint tokens, router_switches r) {
     ulong token = get_global_id(0);
     if (token >= tokens)
         return;
-    logits += logits_off + token * r.columns;
-    ids += ids_off + token * r.top_k;
-    weights += weights_off + token * r.top_k;
-    tops += tops_off + 2 * token;
-    int count = live[live_off + token];
+    logits = AT(logits) + token * r.columns;
+    ids = AT(ids) + token * r.top_k;
+    weights = AT(weights) + token * r.top_k;
+    tops = AT(tops) + 2 * token;
+    int count = AT(live)[token];
     for (int k = 0; k < count; k++) {
         float logit = logits[ids[k]];
         weights[k] =
             r.score == SCORE_SOFTMAX ? exp(logit - tops[0]) / tops[1] : score_of(r.score, logit);
     }
     if (!r.renorm_late)
-        renorm_and_scale(&r, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+        renorm_and_scale(&r, GIVEN(expert_scale), ids, weights,
                          count);
 }

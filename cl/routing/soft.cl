@@ -11,16 +11,14 @@
 #include "routing/router.clh"
 
 KERNEL(GROUP, 1, 1)
-void soft_rows(__global const float *scores, ulong scores_off, __global const float *expert_scale,
-               ulong expert_scale_off, __global int *ids, ulong ids_off, __global float *weights,
-               ulong weights_off, __global int *live, ulong live_off, uint tokens,
-               router_switches r) {
+void soft_rows(IN(float, scores), IN(float, expert_scale), OUT(int, ids), OUT(float, weights),
+               OUT(int, live), uint tokens, router_switches r) {
     ulong token = get_global_id(0), row = token * r.columns;
     if (token >= tokens)
         return;
-    scores += scores_off + row;
-    ids += ids_off + row;
-    weights += weights_off + row;
+    scores = AT(scores) + row;
+    ids = AT(ids) + row;
+    weights = AT(weights) + row;
     int count = 0, rest = r.columns;
     for (int e = 0; e < r.columns; e++) {
         bool is_live = scores[e] > -INFINITY;
@@ -28,7 +26,7 @@ void soft_rows(__global const float *scores, ulong scores_off, __global const fl
         ids[k] = e;
         weights[k] = is_live ? scores[e] : 0.0f;
     }
-    live[live_off + token] = count;
-    token_weights(&r, scores, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+    AT(live)[token] = count;
+    token_weights(&r, scores, GIVEN(expert_scale), ids, weights,
                   count);
 }

@@ -19,15 +19,14 @@
  * Repeatability: every sum has a fixed order that depends on GROUP alone.
  */
 KERNEL(GROUP, 1, 1)
-void soft_moe_norms(__global const STORAGE(X) *rows, ulong rows_off,
-                    __global const uchar *token_mask, ulong token_mask_off, __global float *norms,
-                    ulong norms_off, __global STORAGE(X) *clean, ulong clean_off, uint dim) {
+void soft_moe_norms(IN(STORAGE(X), rows), IN(uchar, token_mask), OUT(float, norms),
+                    OUT(STORAGE(X), clean), uint dim) {
     __local float tmp[GROUP];
     ulong row = get_group_id(0);
-    bool masked = token_mask && !token_mask[token_mask_off + row];
+    bool masked = token_mask && !AT(token_mask)[row];
     uint used = masked ? 0 : dim;
     float best = 0.0f, sum = 0.0f;
-    rows += rows_off + row * dim;
+    rows = AT(rows) + row * dim;
     for (uint d = get_local_id(0); d < used; d += GROUP)
         best = fmax(best, fabs(LOAD(X, rows + d)));
     best = group_max(best, tmp);
@@ -39,22 +38,20 @@ void soft_moe_norms(__global const STORAGE(X) *rows, ulong rows_off,
     float norm = unit * sqrt(group_sum(sum, tmp));
     bool in = !masked && isfinite(norm);
     if (get_local_id(0) == 0)
-        norms[norms_off + row] = in ? norm : -1.0f;
+        AT(norms)[row] = in ? norm : -1.0f;
     uint copied = clean ? dim : 0;
     for (uint d = get_local_id(0); d < copied; d += GROUP)
-        clean[clean_off + row * dim + d] = in ? rows[d] : 0;
+        AT(clean)[row * dim + d] = in ? rows[d] : 0;
 }
 
 KERNEL(GROUP, 1, 1)
-void soft_moe_logits(__global const float *token_norms, ulong token_norms_off,
-                     __global const float *slot_norms, ulong slot_norms_off, __global float *logits,
-                     ulong logits_off, __global float *tops, ulong tops_off, uint count,
-                     float scale) {
+void soft_moe_logits(IN(float, token_norms), IN(float, slot_norms), OUT(float, logits),
+                     OUT(float, tops), uint count, float scale) {
     __local float tmp[GROUP];
     ulong token = get_group_id(0);
-    float norm = token_norms[token_norms_off + token], best = -INFINITY, sum = 0.0f;
-    slot_norms += slot_norms_off;
-    logits += logits_off + token * count;
+    float norm = AT(token_norms)[token], best = -INFINITY, sum = 0.0f;
+    slot_norms = AT(slot_norms);
+    logits = AT(logits) + token * count;
     for (uint s = get_local_id(0); s < count; s += GROUP) {
         float other = slot_norms[s], l = logits[s] / norm / other * scale;
         if (norm == 0.0f || other == 0.0f)
@@ -70,17 +67,17 @@ void soft_moe_logits(__global const float *token_norms, ulong token_norms_off,
         sum += exp(logits[s] - shift);
     sum = group_sum(sum, tmp);
     if (get_local_id(0) == 0) {
-        tops[tops_off + 2 * token] = shift;
-        tops[tops_off + 2 * token + 1] = sum;
+        AT(tops)[2 * token] = shift;
+        AT(tops)[2 * token + 1] = sum;
     }
 }
 
 KERNEL(GROUP, 1, 1)
-void soft_moe_partials(__global const float *logits, ulong logits_off, __global float *partials,
-                       ulong partials_off, uint tokens, uint count, uint block_size) {
+void soft_moe_partials(IN(float, logits), OUT(float, partials), uint tokens, uint count,
+                       uint block_size) {
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, tokens);
-    logits += logits_off;
-    partials += partials_off + 2 * (ulong)get_group_id(0) * count;
+    logits = AT(logits);
+    partials = AT(partials) + 2 * (ulong)get_group_id(0) * count;
     for (uint s = get_local_id(0); s < count; s += GROUP) {
         float best = -INFINITY, sum = 0.0f;
         for (uint t = begin; t < end; t++)
@@ -94,13 +91,12 @@ void soft_moe_partials(__global const float *logits, ulong logits_off, __global 
 }
 
 KERNEL(GROUP, 1, 1)
-void soft_moe_columns(__global const float *partials, ulong partials_off, __global float *columns,
-                      ulong columns_off, uint blocks, uint count) {
+void soft_moe_columns(IN(float, partials), OUT(float, columns), uint blocks, uint count) {
     uint s = get_global_id(0);
     float best = -INFINITY, sum = 0.0f;
     if (s >= count)
         return;
-    partials += partials_off + 2 * s;
+    partials = AT(partials) + 2 * s;
     for (uint block = 0; block < blocks; block++) {
         __global const float *part = partials + 2 * (ulong)block * count;
         best = part[1] > 0.0f ? fmax(best, part[0]) : best;
@@ -109,8 +105,8 @@ void soft_moe_columns(__global const float *partials, ulong partials_off, __glob
         __global const float *part = partials + 2 * (ulong)block * count;
         sum += part[1] > 0.0f ? part[1] * exp(part[0] - best) : 0.0f;
     }
-    columns[columns_off + 2 * s] = best;
-    columns[columns_off + 2 * s + 1] = sum;
+    AT(columns)[2 * s] = best;
+    AT(columns)[2 * s + 1] = sum;
 }
 
 /* exp(l - best) / sum, 0 where l takes no part. */
@@ -119,26 +115,24 @@ static inline float share(float l, __global const float *best_and_sum) {
 }
 
 KERNEL(GROUP, 1, 1)
-void soft_moe_dispatch(__global const float *logits, ulong logits_off,
-                       __global const float *columns, ulong columns_off, __global float *dispatch,
-                       ulong dispatch_off, uint tokens, uint count, uint per_expert) {
+void soft_moe_dispatch(IN(float, logits), IN(float, columns), OUT(float, dispatch), uint tokens,
+                       uint count, uint per_expert) {
     uint i = get_group_id(0), e = get_group_id(1), s = e * per_expert + i;
     bool padding = i >= per_expert;
-    logits += logits_off + (padding ? 0 : s);
-    columns += columns_off + 2 * (padding ? 0 : s);
-    dispatch += dispatch_off + ((ulong)e * get_num_groups(0) + i) * tokens;
+    logits = AT(logits) + (padding ? 0 : s);
+    columns = AT(columns) + 2 * (padding ? 0 : s);
+    dispatch = AT(dispatch) + ((ulong)e * get_num_groups(0) + i) * tokens;
     for (uint t = get_local_id(0); t < tokens; t += GROUP)
         dispatch[t] = padding ? 0.0f : share(logits[(ulong)t * count], columns);
 }
 
 KERNEL(GROUP, 1, 1)
-void soft_moe_combine(__global const float *logits, ulong logits_off, __global const float *tops,
-                      ulong tops_off, __global float *combine, ulong combine_off, uint count,
+void soft_moe_combine(IN(float, logits), IN(float, tops), OUT(float, combine), uint count,
                       uint experts, uint per_expert, uint stride) {
     ulong token = get_group_id(0);
-    logits += logits_off + token * count;
-    tops += tops_off + 2 * token;
-    combine += combine_off + token * experts * stride;
+    logits = AT(logits) + token * count;
+    tops = AT(tops) + 2 * token;
+    combine = AT(combine) + token * experts * stride;
     for (uint e = 0; e < experts; e++)
         for (uint i = get_local_id(0); i < stride; i += GROUP)
             combine[e * stride + i] =
@@ -146,40 +140,38 @@ void soft_moe_combine(__global const float *logits, ulong logits_off, __global c
 }
 
 KERNEL(GROUP, 1, 1)
-void soft_moe_plan(__global uint *load, ulong load_off, __global uint *kept, ulong kept_off,
-                   __global uint *offsets, ulong offsets_off, __global int *slot_of,
-                   ulong slot_of_off, __global int *pair_of, ulong pair_of_off,
-                   __global int *token_of, ulong token_of_off, __global int *tile_expert,
-                   ulong tile_expert_off, __global float *weights, ulong weights_off, uint tokens,
-                   uint experts, uint per_expert, uint stride, uint row_tile) {
+void soft_moe_plan(OUT(uint, load), OUT(uint, kept), OUT(uint, offsets), OUT(int, slot_of),
+                   OUT(int, pair_of), OUT(int, token_of), OUT(int, tile_expert),
+                   OUT(float, weights), uint tokens, uint experts, uint per_expert, uint stride,
+                   uint row_tile) {
     uint i = get_global_id(0), tiles = stride / row_tile;
     if (i < tokens) {
-        slot_of[slot_of_off + i] = (int)i;
-        weights[weights_off + i] = 1.0f;
+        AT(slot_of)[i] = (int)i;
+        AT(weights)[i] = 1.0f;
     }
     if (i < experts) {
-        load[load_off + i] = per_expert;
-        kept[kept_off + i] = per_expert;
+        AT(load)[i] = per_expert;
+        AT(kept)[i] = per_expert;
     }
     if (i <= experts)
-        offsets[offsets_off + i] = i * stride;
+        AT(offsets)[i] = i * stride;
     if (i < experts * stride) {
         uint expert = i / stride;
         int row = i - expert * stride < per_expert ? (int)i : -1;
-        pair_of[pair_of_off + i] = row;
-        token_of[token_of_off + i] = row;
+        AT(pair_of)[i] = row;
+        AT(token_of)[i] = row;
     }
     if (i < experts * tiles) {
         uint expert = i / tiles;
-        tile_expert[tile_expert_off + i] =
+        AT(tile_expert)[i] =
             (i - expert * tiles) * row_tile < per_expert ? (int)expert : -1;
     }
 }
 
 /* Rows of padding, which the engines leave undefined, become 0: they are multiplied by 0. */
 KERNEL(GROUP, 1, 1)
-void soft_moe_clear(__global STORAGE(X) *ye, ulong ye_off, uint dim, uint per_expert, uint stride) {
-    ye += ye_off + ((ulong)get_group_id(1) * stride + per_expert + get_group_id(0)) * dim;
+void soft_moe_clear(OUT(STORAGE(X), ye), uint dim, uint per_expert, uint stride) {
+    ye = AT(ye) + ((ulong)get_group_id(1) * stride + per_expert + get_group_id(0)) * dim;
     for (uint d = get_local_id(0); d < dim; d += GROUP)
         ye[d] = 0;
 }

@@ -228,22 +228,19 @@ void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
 #endif
 
 KERNEL(GROUP, 1, 1)
-void topk_bitonic(__global const float *scores, ulong scores_off,
-                  __global const float *select_bias, ulong select_bias_off,
-                  __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
-                  ulong ids_off, __global float *weights, ulong weights_off, __global int *live,
-                  ulong live_off, uint num_tokens, router_switches r) {
+void topk_bitonic(IN(float, scores), IN(float, select_bias), IN(float, expert_scale), OUT(int, ids),
+                  OUT(float, weights), OUT(int, live), uint num_tokens, router_switches r) {
     __local ulong tmp[TMP_KEYS], best[TOKENS * KEEP];
     __local int chosen[TOKENS * KEEP];
     __local float raw[TOKENS * KEEP];
     uint first = get_group_id(0) * TOKENS;
     int tokens = (int)min((uint)TOKENS, num_tokens - first);
-    scores += scores_off + (ulong)first * r.columns;
-    select_bias += select_bias_off;
-    expert_scale += expert_scale_off;
-    ids += ids_off + (ulong)first * r.top_k;
-    weights += weights_off + (ulong)first * r.top_k;
-    live += live_off + first;
+    scores = AT(scores) + (ulong)first * r.columns;
+    select_bias = AT(select_bias);
+    expert_scale = AT(expert_scale);
+    ids = AT(ids) + (ulong)first * r.top_k;
+    weights = AT(weights) + (ulong)first * r.top_k;
+    live = AT(live) + first;
 
     token_keys of = {scores, select_bias, 0, tokens, r.columns};
 #if GROUPS > 0
@@ -362,11 +359,8 @@ static inline void rank_keys(int top_k, const ulong8 *vectors, ulong *best) {
 }
 
 KERNEL(1, 1, 1)
-void topk_select(__global const float *scores, ulong scores_off,
-                 __global const float *select_bias, ulong select_bias_off,
-                 __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
-                 ulong ids_off, __global float *weights, ulong weights_off, __global int *live,
-                 ulong live_off, uint num_tokens, router_switches r) {
+void topk_select(IN(float, scores), IN(float, select_bias), IN(float, expert_scale), OUT(int, ids),
+                 OUT(float, weights), OUT(int, live), uint num_tokens, router_switches r) {
     uint16 bits[BITS_VECTORS];
     ulong8 keys[KEY_VECTORS];
     ulong best[KEEP];
@@ -376,11 +370,11 @@ void topk_select(__global const float *scores, ulong scores_off,
      * and then runs what is behind them twice.
      */
     if (token >= num_tokens) return;
-    scores += scores_off + token * r.columns;
-    select_bias += select_bias_off;
-    expert_scale += expert_scale_off;
-    ids += ids_off + token * r.top_k;
-    weights += weights_off + token * r.top_k;
+    scores = AT(scores) + token * r.columns;
+    select_bias = AT(select_bias);
+    expert_scale = AT(expert_scale);
+    ids = AT(ids) + token * r.top_k;
+    weights = AT(weights) + token * r.top_k;
 
     for (int i = 0; i < KEY_VECTORS; i++)
         keys[i] = 0;
@@ -394,7 +388,7 @@ void topk_select(__global const float *scores, ulong scores_off,
         weights[k] = chosen_weight(scores, best[k]);
         count += key_is_live(best[k]);
     }
-    live[live_off + token] = count;
+    AT(live)[token] = count;
     token_weights(&r, scores, expert_scale, ids, weights, count);
 }
 

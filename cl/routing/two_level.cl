@@ -38,14 +38,13 @@ static inline float softmax_sum(__global const float *values, int n, float *best
 }
 
 KERNEL(GROUP, 1, 1)
-void two_level_scores(__global const float *group_logits, ulong group_logits_off,
-                      __global float *scores, ulong scores_off, uint tokens, int groups,
+void two_level_scores(IN(float, group_logits), OUT(float, scores), uint tokens, int groups,
                       router_switches r) {
     ulong token = get_global_id(0);
     if (token >= tokens)
         return;
-    group_logits += group_logits_off + token * groups;
-    scores += scores_off + token * r.columns;
+    group_logits = AT(group_logits) + token * groups;
+    scores = AT(scores) + token * r.columns;
     int size = r.columns / groups;
     float top, best, total = softmax_sum(group_logits, groups, &top);
     for (int g = 0; g < groups; g++) {
@@ -97,27 +96,25 @@ static inline void fill_surplus(__global int *ids, __global float *weights, int 
 }
 
 KERNEL(GROUP, 1, 1)
-void two_level_topk(__global const float *scores, ulong scores_off,
-                    __global const float *select_bias, ulong select_bias_off,
-                    __global const float *expert_scale, ulong expert_scale_off, __global int *ids,
-                    ulong ids_off, __global float *weights, ulong weights_off, __global int *live,
-                    ulong live_off, uint tokens, int groups, router_switches r) {
+void two_level_topk(IN(float, scores), IN(float, select_bias), IN(float, expert_scale),
+                    OUT(int, ids), OUT(float, weights), OUT(int, live), uint tokens, int groups,
+                    router_switches r) {
     ulong token = get_global_id(0);
     if (token >= tokens)
         return;
     if (select_bias)
-        select_bias += select_bias_off;
-    scores += scores_off + token * r.columns;
-    ids += ids_off + token * r.top_k;
-    weights += weights_off + token * r.top_k;
+        select_bias = AT(select_bias);
+    scores = AT(scores) + token * r.columns;
+    ids = AT(ids) + token * r.top_k;
+    weights = AT(weights) + token * r.top_k;
     int size = r.columns / groups, keep = r.top_k / r.topk_groups, count = 0;
     for (int g = 0; g < groups && count + keep <= r.top_k; g++)
         count += choose_in_group(scores, select_bias, g * size, (g + 1) * size, keep, ids + count);
     for (int k = 0; k < count; k++)
         weights[k] = scores[ids[k]];
     fill_surplus(ids, weights, count, r.top_k);
-    live[live_off + token] = count;
+    AT(live)[token] = count;
     if (!r.renorm_late)
-        renorm_and_scale(&r, expert_scale ? expert_scale + expert_scale_off : 0, ids, weights,
+        renorm_and_scale(&r, GIVEN(expert_scale), ids, weights,
                          count);
 }

@@ -47,9 +47,8 @@ kernel_arg arg_float(const char *text, float value);
 kernel_arg arg_struct(const char *text, const void *value, size_t bytes);
 
 /*
- * A buffer takes two kernel arguments: `__global T *p, ulong p_off` (offset in elements of
- * sizeof(T)); the kernel begins with `p += p_off;`. A buffer that is not given arrives as a NULL
- * pointer and 0.
+ * A buffer takes two kernel arguments, IN(T, p) or OUT(T, p) of types.clh: a pointer and an offset
+ * in elements of sizeof(T). One that is not given arrives as a NULL pointer and 0.
  */
 #define ARG_F32(buf)        arg_buf(#buf, (buf), 4) /* any four-byte element: float, int, uint */
 #define ARG_U16(buf)        arg_buf(#buf, (buf), 2)

@@ -12,14 +12,13 @@
 #define BLOCK   16 /* of k: its lines of W and of the panel stay in the first cache */
 
 KERNEL(1, 1, 1)
-void pack_panels(__global const STORAGE(W) *gate, ulong gate_off, __global const STORAGE(W) *up,
-                 ulong up_off, ulong w_expert, ulong w_row, ulong w_col, uint n, uint k,
-                 __global STORAGE(W) *packed, ulong packed_off) {
+void pack_panels(IN(STORAGE(W), gate), IN(STORAGE(W), up), ulong w_expert, ulong w_row, ulong w_col,
+                 uint n, uint k, OUT(STORAGE(W), packed)) {
     const uint first = (uint)get_group_id(0) * COLUMNS;
     const ulong expert = get_group_id(1);
-    packed += packed_off + (expert * get_num_groups(0) + get_group_id(0)) * k * PANEL;
-    gate += gate_off + expert * w_expert;
-    up += up_off + expert * w_expert;
+    packed = AT(packed) + (expert * get_num_groups(0) + get_group_id(0)) * k * PANEL;
+    gate = AT(gate) + expert * w_expert;
+    up = AT(up) + expert * w_expert;
     for (uint begin = 0; begin < k; begin += BLOCK) {
         const uint end = min(begin + BLOCK, k);
         for (uint j = 0; j < PANEL; ++j) {

@@ -34,14 +34,13 @@ static inline void write_product(__global ushort *c, const uint *a, const uint *
 }
 
 KERNEL(32, 1, 1)
-void nv_mma_probe(__global const ushort *a, ulong a_off, __global const ushort *b, ulong b_off,
-                  __global const ushort *bt, ulong bt_off, __global ushort *c, ulong c_off) {
+void nv_mma_probe(IN(ushort, a), IN(ushort, b), IN(ushort, bt), OUT(ushort, c)) {
     __local uchar tiles[3 * TILE_BYTES] __attribute__((aligned(128)));
     const uint lane = (uint)get_local_id(0);
     uint part[3][4];
-    carry(tiles, 0, a + a_off, lane == 31 ? 0 : CHUNK);
-    carry(tiles, B, b + b_off, CHUNK);
-    carry(tiles, BT, bt + bt_off, CHUNK);
+    carry(tiles, 0, AT(a), lane == 31 ? 0 : CHUNK);
+    carry(tiles, B, AT(b), CHUNK);
+    carry(tiles, BT, AT(bt), CHUNK);
     copy_batch();
     COPY_WAIT(0);
     barrier(CLK_LOCAL_MEM_FENCE);
@@ -49,6 +48,6 @@ void nv_mma_probe(__global const ushort *a, ulong a_off, __global const ushort *
     load_matrices(tiles, (row * 2 + side) * CHUNK, part[0]);
     load_matrices(tiles, B + ((side * 8 + lane % 8) * 2 + lane / 8 % 2) * CHUNK, part[1]);
     load_transposed(tiles, BT + (row * 2 + side) * CHUNK, part[2]);
-    write_product(c + c_off, part[0], part[1]);
-    write_product(c + c_off + SIDE * SIDE, part[0], part[2]);
+    write_product(AT(c), part[0], part[1]);
+    write_product(AT(c) + SIDE * SIDE, part[0], part[2]);
 }
