@@ -102,7 +102,7 @@ struct clmoe_layer {
     uint32_t score_group; /* work-items per token in score.cl */
     uint32_t topk_tokens; /* tokens per group in topk.cl */
     uint32_t combine_segment; /* columns per group in combine.cl */
-    uint32_t balance_group;   /* work-items per group in sums.cl, stats.cl and loss.cl */
+    uint32_t balance_group;   /* work-items per group in sums.cl, stats.cl and loss_*.cl */
     gemm_use experts, shared;
     gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
     gemm_use mix;   /* of Soft MoE: f32 weights times rows of x or ye, by device */
@@ -205,7 +205,7 @@ static inline bool layer_measures(const clmoe_layer *layer) {
 
 /* Whether a loss of this kind looks at F. */
 static inline bool loss_reads_load(clmoe_loss_kind kind) {
-#define LOSS_READS_LOAD(NAME, name, reads_load) reads_load,
+#define LOSS_READS_LOAD(NAME, name, reads_load, term, value, gradient) reads_load,
     static const bool reads_load[] = {LOSS_LIST(LOSS_READS_LOAD)};
     return reads_load[kind];
 }
@@ -243,7 +243,7 @@ static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
                                     : layer->columns;
 }
 
-/* A kernel of sums.cl, stats.cl or loss.cl: built with balance_group. */
+/* A kernel of sums.cl, stats.cl or loss_*.cl: built with balance_group. */
 clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
 
 #endif

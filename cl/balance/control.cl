@@ -11,33 +11,8 @@
  */
 #include "balance/state.clh"
 
-ulong group_sum_long(ulong value, __local ulong *tmp) {
-    int lane = get_local_id(0);
-    tmp[lane] = value;
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-    for (int width = GROUP / 2; width > 0; width /= 2) {
-        if (lane < width)
-            tmp[lane] += tmp[lane + width];
-        group_barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    ulong sum = READ_ONCE(__local ulong, tmp[0]);
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-    return sum;
-}
-
-ulong group_max_long(ulong value, __local ulong *tmp) {
-    int lane = get_local_id(0);
-    tmp[lane] = value;
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-    for (int width = GROUP / 2; width > 0; width /= 2) {
-        if (lane < width)
-            tmp[lane] = max(tmp[lane], tmp[lane + width]);
-        group_barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    ulong best = READ_ONCE(__local ulong, tmp[0]);
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-    return best;
-}
+GROUP_TREE(group_sum_long, ulong, ADD)
+GROUP_TREE(group_max_long, ulong, max)
 
 /* The change of a bias: `over` = E c_e - sum c, in integers, so that the sign is exact. */
 static inline float bias_step(const control_rules *r, long over, ulong total) {

@@ -95,19 +95,13 @@ typedef struct lane_sums {
     uint first_best;
 } lane_sums;
 
+GROUP_TREE(group_sum8, float8, ADD)
+
 /* The floats and the ties of all lanes in one tree; a count of columns is exact in a float. */
 lane_sums add_lanes(lane_sums sums, __local float8 *tmp) {
-    int lane = get_local_id(0);
-    tmp[lane] = (float8)(sums.power, sums.power_weighted, sums.score, sums.score_weighted, sums.raw,
-                         (float)sums.ties, 0.0f, 0.0f);
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-    for (int width = GROUP / 2; width > 0; width /= 2) {
-        if (lane < width)
-            tmp[lane] += tmp[lane + width];
-        group_barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    float8 all = READ_ONCE(__local float8, tmp[0]);
-    group_barrier(CLK_LOCAL_MEM_FENCE);
+    float8 all = group_sum8((float8)(sums.power, sums.power_weighted, sums.score,
+                                     sums.score_weighted, sums.raw, (float)sums.ties, 0.0f, 0.0f),
+                            tmp);
     lane_sums added = {all.s0, all.s1, all.s2, all.s3, all.s4, (uint)all.s5, sums.first_best};
     return added;
 }

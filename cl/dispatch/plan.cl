@@ -141,7 +141,7 @@ void plan_histogram(WALK_ARGS, OUT(int, slot_of), OUT(int, pair_of), OUT(int, to
 KERNEL(GROUP, 1, 1)
 void plan_scan(OUT(uint, histogram), OUT(uint, load), OUT(uint, kept), IN(uint, state), uint blocks,
                uint columns, uint experts, int dropless, uint capacity) {
-    uint e = get_group_id(0), each = (blocks + GROUP - 1) / GROUP, sum = 0;
+    uint e = get_group_id(0), each = divide_up(blocks, GROUP), sum = 0;
     uint begin = min((uint)get_local_id(0) * each, blocks), end = min(begin + each, blocks);
     histogram = AT(histogram) + e;
 #if GROUP > 1
@@ -173,7 +173,7 @@ void plan_scan_sequences(OUT(uint, histogram), OUT(uint, load), OUT(uint, kept),
                          OUT(uint, sequence_base), IN(uint, state), uint sequences,
                          uint sequence_blocks, uint columns, uint experts, uint capacity) {
     __local uint tmp[GROUP];
-    uint e = get_group_id(0), each = (sequences + GROUP - 1) / GROUP;
+    uint e = get_group_id(0), each = divide_up(sequences, GROUP);
     uint begin = min((uint)get_local_id(0) * each, sequences), end = min(begin + each, sequences);
     uint pairs = 0, rows = 0, all_pairs, all_rows, room = UINT_MAX;
     if (e < experts)
@@ -204,14 +204,14 @@ void plan_scan_sequences(OUT(uint, histogram), OUT(uint, load), OUT(uint, kept),
 }
 
 static inline uint round_up(uint rows, uint tile) {
-    return (rows + tile - 1) / tile * tile;
+    return divide_up(rows, tile) * tile;
 }
 
 KERNEL(GROUP, 1, 1)
 void plan_offsets(IN(uint, load), OUT(uint, offsets), uint experts, int dropless, uint capacity,
                   uint row_tile) {
     __local uint tmp[GROUP];
-    uint each = (experts + GROUP - 1) / GROUP;
+    uint each = divide_up(experts, GROUP);
     uint begin = min(get_local_id(0) * each, (size_t)experts), end = min(begin + each, experts);
     uint rows = 0, all;
     load = AT(load);

@@ -115,8 +115,7 @@ static inline void make_wishes(const rerouting *r, uint token, __global int *row
         if (!(score > best[REROUTE_WISHES - 1]) || score == INFINITY || !has_room(r, e) ||
             token_has(r, token, e))
             continue;
-#pragma unroll
-        for (int i = REROUTE_WISHES - 1; i >= 0; i--) {
+        UNROLL for (int i = REROUTE_WISHES - 1; i >= 0; i--) {
             const bool moves = i > 0 && best[max(i - 1, 0)] < score, fits = best[i] < score;
             if (fits) {
                 best[i] = moves ? best[max(i - 1, 0)] : score;
@@ -206,7 +205,7 @@ void reroute_accept(REROUTE_ARGS) {
     __local uint tmp[GROUP];
     rerouting r = REROUTE_INIT;
     int expert = (int)get_group_id(0);
-    uint each = (tokens + GROUP - 1) / GROUP;
+    uint each = divide_up(tokens, GROUP);
     uint begin = min((uint)get_local_id(0) * each, tokens), end = min(begin + each, tokens);
     uint mine = 0, all, before = READ_ONCE(__global uint, r.kept[expert]);
     for (uint token = begin; token < end; token++)

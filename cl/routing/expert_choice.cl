@@ -113,7 +113,7 @@ void choice_thresholds(IN(uint, keys), OUT(uint, thresholds), IN(uint, state), u
     }
 
     /* `wanted` of the tokens with this key are taken: up to where? */
-    uint each = (tokens + GROUP - 1) / GROUP, begin = min(lane * each, tokens);
+    uint each = divide_up(tokens, GROUP), begin = min(lane * each, tokens);
     uint end = min(begin + each, tokens), mine = 0;
     for (uint t = begin; t < end; t++)
         mine += keys[t] == prefix;
@@ -161,7 +161,7 @@ void choice_counts(IN(uint, keys), IN(uint, thresholds), OUT(int, counts), uint 
 KERNEL(GROUP, 1, 1)
 void choice_offsets(OUT(int, offsets), uint tokens) {
     __local uint tmp[GROUP];
-    uint each = (tokens + GROUP - 1) / GROUP, begin = min((uint)get_local_id(0) * each, tokens);
+    uint each = divide_up(tokens, GROUP), begin = min((uint)get_local_id(0) * each, tokens);
     uint end = min(begin + each, tokens), mine = 0, all;
     offsets = AT(offsets);
     for (uint t = begin; t < end; t++)

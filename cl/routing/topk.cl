@@ -79,8 +79,6 @@ static inline float chosen_weight(__global const float *scores, ulong key) {
 
 DEFINE_GROUP_IS_IN(group_is_in, __local)
 
-#define UNROLL _Pragma("unroll")
-
 #define ITEMS (GROUP / TOKENS) /* work-items of a token */
 
 #if GROUPS > 0

@@ -1,7 +1,7 @@
 /* The plan and the sums of the batch -> balancing losses and their gradient on the logits. */
 #include "steps.h"
 
-#define LOSS_ASSERT(NAME, name, reads_load)                                                        \
+#define LOSS_ASSERT(NAME, name, reads_load, term, value, gradient)                                 \
     _Static_assert((int)CLMOE_LOSS_##NAME == (int)LOSS_##NAME, "loss " name " has another number");
 LOSS_LIST(LOSS_ASSERT)
 #define SAME_SOURCE(name, source)                                                                  \
@@ -16,7 +16,7 @@ SAME_SOURCE(F_FIRST, COUNT_FIRST);
 SAME_SOURCE(F_EMA, LOAD_EMA);
 SAME_SOURCE(F_SUPPLIED, LOAD_SUPPLIED);
 
-#define LOSS_NAME(NAME, name, reads_load) name,
+#define LOSS_NAME(NAME, name, reads_load, term, value, gradient) name,
 static const char *const loss_names[] = {LOSS_LIST(LOSS_NAME)};
 
 const char *clmoe_loss_name(clmoe_loss_kind kind) {
@@ -25,9 +25,9 @@ const char *clmoe_loss_name(clmoe_loss_kind kind) {
 
 clmoe_status loss_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(balance_kernel(layer, KERNEL_LOSS_VALUES, "balance/loss", "loss_values"));
-    TRY(balance_kernel(layer, KERNEL_LOSS_MEAN, "balance/loss", "loss_mean"));
-    TRY(balance_kernel(layer, KERNEL_LOSS_GRADIENT, "balance/loss", "loss_gradient"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_VALUES, "balance/loss_values", "loss_values"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_MEAN, "balance/loss_values", "loss_mean"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_GRADIENT, "balance/loss_gradient", "loss_gradient"));
     TRY(balance_kernel(layer, KERNEL_LOSS_WEIGHTS, "balance/loss_weights", "loss_weights"));
 done:
     return status;

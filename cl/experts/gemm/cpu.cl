@@ -36,8 +36,6 @@
 #define SIDE_STEP (GATED ? 0 : WIDTH)
 
 /* The compiler keeps an array in registers only where all loops over it are unrolled. */
-#define UNROLL _Pragma("unroll")
-
 /* Brings memory closer before it is read or written. OpenCL's prefetch() does nothing in PoCL. */
 #ifdef POCL_DEVICE_ADDRESS_BITS
 #define FETCH(p)        __builtin_prefetch((const void *)(size_t)(p), 0, 2)

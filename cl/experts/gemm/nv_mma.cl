@@ -66,7 +66,6 @@
 #define PASS_ROWS   (PASS_BLOCKS * 16)
 #define SUM_STRIDE  (COLUMNS + 8) /* floats; the padding is against bank conflicts */
 
-#define UNROLL   _Pragma("unroll")
 #define NOUNROLL _Pragma("unroll 1")
 
 /* What a work-item carries. */
@@ -308,9 +307,9 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
     __local uchar tiles[STAGES * STAGE_BYTES] __attribute__((aligned(128)));
     const problem p = GEMM_PROBLEM;
     /* Groups walk down WALK tiles of rows, then one tile of columns across. */
-    const uint group = GROUP_INDEX(0, ITEMS), across = (n + OUTPUTS - 1) / OUTPUTS;
+    const uint group = GROUP_INDEX(0, ITEMS), across = divide_up(n, OUTPUTS);
     const uint top = group / (WALK * across) * WALK, within = group % (WALK * across);
-    const uint high = min((slots + ROWS - 1) / ROWS - top, (uint)WALK);
+    const uint high = min(divide_up(slots, ROWS) - top, (uint)WALK);
     const uint first = within / high * OUTPUTS;
     const rows r = rows_in_use(&p, (top + within % high) * ROWS, ROWS);
     /* A tile without rows begins where k ends: it passes by the barriers and stores nothing. */

@@ -27,8 +27,6 @@
 #define A_LOADS (ROWS * DEPTH / ITEMS)
 #define W_LOADS (COLUMNS * DEPTH / ITEMS)
 
-#define UNROLL _Pragma("unroll")
-
 /* The part of a matrix of W a work-group reads, and which elements of it a work-item carries. */
 typedef struct w_part {
     __global const STORAGE(W) *at; /* element (column, depth) of the first step */

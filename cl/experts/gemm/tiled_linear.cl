@@ -28,8 +28,6 @@
 #define PARTIALS (ROWS * COLUMNS)
 #define SCRATCH  (TILES > PARTIALS ? TILES : PARTIALS) /* floats per slice; a multiple of 4 */
 
-#define UNROLL _Pragma("unroll")
-
 typedef struct carried {
     float a[A_LOADS], w[W_LOADS];
 } carried;

@@ -1,21 +1,15 @@
 /*
- * Purpose: balancing losses: their values, and their gradient on the logits.
- * Formula: see balance.h. loss_values: each loss, and g = dL/dF (or dL/dP), with weight / T folded
- *          in, added up by source of P. loss_gradient: through p, softcap and temperature to the
- *          logits, and through learned noise to x Wn^T; for P = combine weights see
- *          loss_weights.cl.
+ * Purpose: balancing losses: their values, and where their gradient starts.
+ * Formula: see balance.h and loss_function.clh. loss_values: each loss, and g = dL/dF (or dL/dP),
+ *          with weight / T folded in, added up by source of P. loss_mean: over the sequences.
  * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied
- *          [E] or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32. logits [T,R] noisy,
- *          clean [T,R], noise_raw [T,R] or NULL, rows [T] token_row, grads -> dlogits, dnoise [T,R]
- *          f32 or NULL, added to.
- * NDRange: loss_values: one group per sequence. loss_mean: one group. loss_gradient: one group per
- *          token, V columns a work-item.
+ *          [E] or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32; then values and sums
+ *          -> out [losses] f32.
+ * NDRange: loss_values: one group per sequence. loss_mean: one group.
  * Limits: at most MAX_LOSSES losses; E a multiple of the device groups.
  * Repeatability: fixed orders; sums over experts and columns depend on GROUP alone.
  */
-#include "balance/gradient.clh"
-
-#define UNROLL _Pragma("unroll")
+#include "balance/balance.clh"
 
 /* One loss of one sequence or batch, over n cells: experts, or device groups of `each`. */
 typedef struct cells {
@@ -84,90 +78,53 @@ static inline bool is_importance(int kind) {
            kind == LOSS_SMOOTH_LOAD;
 }
 
+/* A term of sum F log(F / Q), or of sum F log F. */
+static inline float cell_entropy(const cells *c, uint d) {
+    float share = cell_share(c, d);
+    if (c->targets)
+        return divergence_term(share, cell_target(c, d), cell_away(c, d));
+    return share > 0.0f ? share * log(share) : 0.0f;
+}
+
+static inline float sign_of(float away) {
+    return away > 0.0f ? 1.0f : (away < 0.0f ? -1.0f : 0.0f);
+}
+
+/* d(v / (m^2 + 1e-10)) of a cell, v and m variance and mean over n cells. */
+static inline float cv2_slope(const cells *c, uint d) {
+    float n = (float)c->n, square = c->mean * c->mean + 1e-10f;
+    float away = 2.0f * (cell_p(c, d) - c->mean) / n;
+    return away / square - c->variance / square * (2.0f * c->mean / n / square);
+}
+
+#define LOSS_TERM(NAME, name, reads_load, term, value, gradient)                                   \
+    case LOSS_##NAME:                                                                              \
+        return term;
+#define LOSS_VALUE(NAME, name, reads_load, term, value, gradient)                                  \
+    case LOSS_##NAME:                                                                              \
+        return value;
+#define LOSS_GRADIENT(NAME, name, reads_load, term, value, gradient)                               \
+    case LOSS_##NAME:                                                                              \
+        return gradient;
+
 /* What a loss adds up over its cells. */
 static inline float cell_term(const cells *c, uint d) {
-    float share;
-    switch (c->item.kind) {
-    case LOSS_SWITCH:
-        return cell_share(c, d) * cell_p(c, d);
-    case LOSS_SQUARED:
-        return 0.5f * squared(cell_away(c, d));
-    case LOSS_ENTROPY:
-        share = cell_share(c, d);
-        if (c->targets)
-            return divergence_term(share, cell_target(c, d), cell_away(c, d));
-        return share > 0.0f ? share * log(share) : 0.0f;
-    case LOSS_L1:
-        return fabs(cell_away(c, d));
-    case LOSS_MINIMAX:
-        return exp(c->beta * (cell_share(c, d) - c->best));
-    case LOSS_LOAD_CV2:
-        return squared(cell_excess(c, d));
-    case LOSS_COMMUNICATION:
-        return cell_p(c, d) * (float)c->counts[d];
-    case LOSS_OVERFLOW:
-        return cell_overflow(c, d);
-    default:
-        return is_importance(c->item.kind) ? squared(cell_p(c, d) - c->mean) : 0.0f;
-    }
+    switch (c->item.kind) { LOSS_LIST(LOSS_TERM) }
+    return 0.0f;
 }
 
 /* The loss from its sum of terms. */
 static inline float loss_value(const cells *c) {
     float n = (float)c->n;
-    switch (c->item.kind) {
-    case LOSS_SWITCH:
-        return n * c->sum;
-    case LOSS_MAX:
-        return c->best;
-    case LOSS_MINIMAX:
-        return c->best + log(c->sum) / c->beta;
-    case LOSS_IMPORTANCE_VARIANCE:
-        return c->variance;
-    case LOSS_IMPORTANCE_CV2:
-    case LOSS_SMOOTH_LOAD:
-        return c->variance / (c->mean * c->mean + 1e-10f);
-    case LOSS_LOAD_CV2:
-        return n * c->sum;
-    case LOSS_COMMUNICATION:
-        return c->sum * n / (c->reach * c->tokens);
-    case LOSS_OVERFLOW:
-        return c->sum / c->places;
-    default:
-        return c->sum;
-    }
+    switch (c->item.kind) { LOSS_LIST(LOSS_VALUE) }
+    return c->sum;
 }
 
 /* dL/dF or dL/dP of a cell, in the units of its expert's P. */
 static inline float cell_gradient(const cells *c, uint d) {
-    float n = (float)c->n, square = c->mean * c->mean + 1e-10f, away;
-    switch (c->item.kind) {
-    case LOSS_SWITCH:
-        return n * cell_share(c, d);
-    case LOSS_SQUARED:
-        return cell_away(c, d);
-    case LOSS_ENTROPY:
-        return log(fmax(cell_share(c, d), c->eps) / cell_target(c, d)) + 1.0f;
-    case LOSS_L1:
-        away = cell_away(c, d);
-        return away > 0.0f ? 1.0f : (away < 0.0f ? -1.0f : 0.0f);
-    case LOSS_MAX:
-        return (float)d == c->first ? 1.0f : 0.0f;
-    case LOSS_MINIMAX:
-        return exp(c->beta * (cell_share(c, d) - c->best)) / c->sum;
-    case LOSS_IMPORTANCE_VARIANCE:
-        return 2.0f * (cell_p(c, d) - c->mean) / n;
-    case LOSS_IMPORTANCE_CV2:
-    case LOSS_SMOOTH_LOAD:
-        away = 2.0f * (cell_p(c, d) - c->mean) / n;
-        return away / square - c->variance / square * (2.0f * c->mean / n / square);
-    case LOSS_LOAD_CV2:
-        return 2.0f * n * (cell_excess(c, d) - c->sum);
-    case LOSS_COMMUNICATION:
-        return (float)c->counts[d] * n / (c->reach * c->tokens);
-    default: /* LOSS_OVERFLOW */
-        return cell_count(c, d) > c->capacity ? 1.0f : 0.0f;
-    }
+    float n = (float)c->n;
+    switch (c->item.kind) { LOSS_LIST(LOSS_GRADIENT) }
+    return 0.0f;
 }
 
 /* Whether the loss has something to go by. */
@@ -330,119 +287,5 @@ void loss_mean(IN(float, values), IN(uint, sums), OUT(float, out), sums_shape s,
         if (each >> i & 1u)
             sum /= fmax((float)live, 1.0f);
         AT(out)[i] = ((each | summed) >> i & 1u) ? sum : of[0];
-    }
-}
-
-/* Gradients by source of one token's sequence; NULL where no loss has it. */
-typedef struct gradient_view {
-    __global const float *of[GRAD_SOURCES];
-} gradient_view;
-
-static inline FLOATV grad_at(__global const float *g, uint e, uint columns) {
-    return load_columns(g, e, columns, 0.0f);
-}
-
-/* On the smooth load: dL/dl and dL/dsigma of one token's columns. */
-static inline FLOATV smooth_slope(const token_row *t, FLOATV noisy, FLOATV clean, FLOATV sigma,
-                                  uint e, FLOATV *d_sigma) {
-    const FLOATV none = (FLOATV)(0.0f);
-    UINTV order = ordered_columns(noisy);
-    INTV in = (order > t->kth) | ((order == t->kth) &
-                                  (AS_INTV((UINTV)(e)) + LANE_COLUMNS <= (INTV)((int)t->last_tie)));
-    FLOATV threshold = in ? (FLOATV)(float_of_order(t->next)) : (FLOATV)(float_of_order(t->kth));
-    FLOATV z = (clean - threshold) / sigma;
-    FLOATV slope = 0.3989422804014327f * exp(-0.5f * z * z) / sigma;
-    INTV known = (order > 0u) & (sigma > 0.0f) & isfinite(z);
-    *d_sigma = known ? -z * slope : none;
-    return known ? slope : none;
-}
-
-/*
- * G less that of the token's best column: p does not see the difference, and where p of that column
- * is almost 1 nothing cancels.
- */
-static inline FLOATV relative_grad(__global const float *g, const token_row *t, uint e,
-                                   uint columns) {
-    return grad_at(g, e, columns) - g[t->first_best];
-}
-
-/* dL/ds_j of -H, times S. */
-static inline FLOATV entropy_slope(const router_switches *r, const token_row *t, FLOATV l,
-                                   FLOATV s) {
-    const FLOATV none = (FLOATV)(0.0f);
-    FLOATV p = s / t->scores;
-    if (r->score == SCORE_IDENTITY)
-        return (p > 0.0f ? log(p) + 1.0f : none) + t->entropy - t->positive;
-    FLOATV log_p = (is_softmax(r) ? below_best(l, t->best) : log(s)) - t->log_scores;
-    return s > 0.0f ? log_p + t->entropy : none;
-}
-
-/* Gradient of the sums of p by source and of the token's own terms, on the noisy logits. */
-static inline FLOATV chain(const router_switches *r, const token_row *t, const gradient_view *g,
-                           float temperature, float dot_p, float dot_softmax, uint e, uint columns,
-                           FLOATV noisy) {
-    FLOATV l = prepared_columns(r, temperature, noisy), d = (FLOATV)(0.0f);
-    FLOATV s = score_columns(r, t->best, l), slope = score_slope_of_each(r->score, l, s);
-    bool has_p = t->scores != 0.0f;
-    if (g->of[SUM_NORMALISED] && has_p)
-        d += slope * (relative_grad(g->of[SUM_NORMALISED], t, e, columns) - dot_p) / t->scores;
-    if (g->of[SUM_SOFTMAX])
-        d += exp(l - t->best) / t->total *
-             (relative_grad(g->of[SUM_SOFTMAX], t, e, columns) - dot_softmax);
-    if (g->of[SUM_RAW])
-        d += (is_softmax(r) ? (FLOATV)(1.0f) : slope) * grad_at(g->of[SUM_RAW], e, columns);
-    if (g->of[GRAD_ENTROPY] && has_p)
-        d += g->of[GRAD_ENTROPY][0] * slope * entropy_slope(r, t, l, s) / t->scores;
-    if (g->of[GRAD_SOFT_ENTROPY])
-        d += g->of[GRAD_SOFT_ENTROPY][0] * exp(l - t->best) / t->total *
-             (below_best(l, t->best) - t->log_total + t->soft_entropy);
-    d *= prepared_columns_slope(r, temperature, noisy);
-    if (g->of[GRAD_Z])
-        d += g->of[GRAD_Z][0] * 2.0f * t->lse * exp(noisy - t->lse);
-    return d;
-}
-
-KERNEL(GROUP, 1, 1)
-void loss_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
-                   IN(float, rows), IN(float, grads), OUT(float, dlogits), OUT(float, dnoise),
-                   sums_shape s, router_switches r, uint sources) {
-    __local float tmp[GROUP];
-    __global const state_header *header = STATE_OF(state);
-    float temperature = temperature_of(&r, header);
-    uint token = get_group_id(0), R = s.columns;
-    token_row t = ((__global const token_row *)AT(rows))[token];
-    uint columns = (t.flags & TOKEN_LIVE) && t.best != -INFINITY ? R : 0;
-    gradient_row row;
-    row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);
-    gradient_view g;
-    for (uint i = 0; i < GRAD_SOURCES; i++)
-        g.of[i] = sources & (1u << i)
-                      ? AT(grads) + ((ulong)i * s.sequences + token / s.sequence) * R
-                      : 0;
-
-    float dot_p = 0.0f, dot_softmax = 0.0f;
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV l = prepared_columns(&r, temperature, load_columns(row.logits, e, R, -INFINITY));
-        if (g.of[SUM_NORMALISED] && t.scores != 0.0f)
-            dot_p += sum_columns(score_columns(&r, t.best, l) / t.scores *
-                                 relative_grad(g.of[SUM_NORMALISED], &t, e, R));
-        if (g.of[SUM_SOFTMAX])
-            dot_softmax += sum_columns((l == -INFINITY ? (FLOATV)(0.0f) : exp(l - t.best)) /
-                                       t.total * relative_grad(g.of[SUM_SOFTMAX], &t, e, R));
-    }
-    dot_p = group_sum(dot_p, tmp);
-    dot_softmax = group_sum(dot_softmax, tmp);
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV noisy = load_columns(row.logits, e, R, -INFINITY);
-        FLOATV d = chain(&r, &t, &g, temperature, dot_p, dot_softmax, e, R, noisy);
-        FLOATV d_clean = (FLOATV)(0.0f), d_raw = (FLOATV)(0.0f);
-        if (g.of[SUM_SMOOTH]) {
-            FLOATV sigma = noise_deviation(&s, header, row.noise_raw, e), d_sigma;
-            FLOATV slope =
-                smooth_slope(&t, noisy, load_columns(row.clean, e, R, 0.0f), sigma, e, &d_sigma);
-            d_clean = grad_at(g.of[SUM_SMOOTH], e, R) * slope;
-            d_raw = grad_at(g.of[SUM_SMOOTH], e, R) * d_sigma * s.noise_scale * header->noise_scale;
-        }
-        add_gradient(&row, &s, e, noisy, d, d_clean, d_raw);
     }
 }
