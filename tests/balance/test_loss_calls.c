@@ -1,4 +1,5 @@
 /* Losses and statistics as clmoe_forward() computes them, and calls that are refused. */
+#include "balance/loss_function.clh"
 #include "support_loss.h"
 
 #include <math.h>
@@ -146,7 +147,7 @@ static void forward(void **state) {
 
 /* Statistics and every kind of loss, with learned noise, sequences and device groups. */
 static void balance_case(uint32_t form, bool packed) {
-    clmoe_loss_desc every[CLMOE_LOSS_TOKEN_ENTROPY + 1];
+    clmoe_loss_desc every[LOSS_KINDS];
     const shape small = {9, 10, 12, 2, 3, 7};
     clmoe_layer_desc desc = desc_of(&small);
     desc.router.noise.kind = CLMOE_NOISE_LEARNED;
@@ -245,7 +246,7 @@ static void refused(balance_batch *b, const clmoe_loss_desc *loss, uint32_t coun
 static void descriptors(void **state) {
     (void)state;
     static const refusal wrong[] = {
-        {{.kind = CLMOE_LOSS_TOKEN_ENTROPY + 1, .weight = 1.0f}, "losses[0].kind is 14"},
+        {{.kind = LOSS_KINDS, .weight = 1.0f}, "losses[0].kind is "},
         {{.kind = CLMOE_LOSS_SWITCH, .weight = NAN}, "losses[0].weight is nan"},
         {{.kind = CLMOE_LOSS_SWITCH, .weight = INFINITY}, "losses[0].weight is inf"},
         {{.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS},

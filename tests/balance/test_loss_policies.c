@@ -2,6 +2,7 @@
  * Losses and statistics of every policy as clmoe_forward() computes them: of the choice before
  * overflow reroute, of first choices that do not come first, of two levels with both gradients.
  */
+#include "balance/loss_function.clh"
 #include "support_loss.h"
 
 #include <math.h>
@@ -196,7 +197,7 @@ static bool next_loss(const clmoe_layer_desc *desc, uint32_t *at, clmoe_loss_des
                                   .p_source = (clmoe_p_source)(*at / 10 % 4),
                                   .f_source = (clmoe_f_source)(*at / 2 % 5),
                                   .per_device = *at % 2};
-        if (loss->kind <= CLMOE_LOSS_TOKEN_ENTROPY && has_loss(desc, loss)) {
+        if (loss->kind < LOSS_KINDS && has_loss(desc, loss)) {
             ++*at;
             return true;
         }
