@@ -49,7 +49,7 @@ static inline clmoe_buf region(const batch *b, region_id id) {
 }
 
 /* The place of an array of the plan: PLAN_ARRAY(b, kept). */
-#define PLAN_ARRAY(b, array) plan_array((b)->plan, (b)->ws.plan.array)
+#define PLAN_ARRAY(b, array) buf_at((b)->plan, (b)->ws.plan.array)
 
 /* [E] f32, what weights of an expert are multiplied by, or none. */
 static inline clmoe_buf expert_scale_of(const batch *b) {

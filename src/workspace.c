@@ -283,7 +283,7 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_CHOICE_THRESHOLDS] = words(rows_if(choice, R), 2);
     shapes[REGION_CHOICE_KEYS] = words(rows_if(choice, R), T);
     shapes[REGION_TOPS] = words(rows_if(sinkhorn || soft_moe, T), 2);
-    shapes[REGION_CHOICES] = words(rows_if(sinkhorn, T), R);
+    shapes[REGION_SINKHORN_CHOICES] = words(rows_if(sinkhorn, T), R);
     shapes[REGION_SINKHORN_BALANCE] = words(rows_if(sinkhorn, R + 2), 1);
     shapes[REGION_SINKHORN_PARTIALS] = words(rows_if(sinkhorn, blocks), R);
     shapes[REGION_SOFT_X] = shapes[REGION_MIXED] = elements(rows_if(soft_moe, T), D, x);

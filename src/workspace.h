@@ -21,7 +21,7 @@ typedef enum region_id {
     REGION_CHOICE_THRESHOLDS, /* [R,2] u32 */
     REGION_CHOICE_KEYS,       /* [R,T] u32 */
     REGION_TOPS,              /* [T,2] f32, with Sinkhorn or Soft MoE */
-    REGION_CHOICES,           /* [T,R] f32, with Sinkhorn; as the next two */
+    REGION_SINKHORN_CHOICES,  /* [T,R] f32, with Sinkhorn; as the next two */
     REGION_SINKHORN_BALANCE,  /* [R+2] f32 */
     REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
     REGION_SOFT_X,            /* [T,D] X, with Soft MoE; as the next seven; N = E p */
@@ -107,9 +107,9 @@ typedef struct walk_split {
 
 walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens);
 
-/* The place of an array of the plan. */
-static inline clmoe_buf plan_array(clmoe_buf plan, size_t byte_offset) {
-    return (clmoe_buf){plan.mem, plan.offset + byte_offset};
+/* The place `bytes` behind another: an array of the plan, or of a region. */
+static inline clmoe_buf buf_at(clmoe_buf buf, size_t bytes) {
+    return (clmoe_buf){buf.mem, buf.offset + bytes};
 }
 
 #endif

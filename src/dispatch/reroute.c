@@ -26,8 +26,8 @@ typedef struct reroute_scratch {
 static reroute_scratch scratch_of(const batch *b) {
     clmoe_buf all = region(b, REGION_REROUTE);
     size_t bytes = b->tokens * sizeof(cl_int);
-    return (reroute_scratch){all, plan_array(all, bytes), plan_array(all, 2 * bytes),
-                             plan_array(all, 3 * bytes), region(b, REGION_REROUTE_COUNT)};
+    return (reroute_scratch){all, buf_at(all, bytes), buf_at(all, 2 * bytes),
+                             buf_at(all, 3 * bytes), region(b, REGION_REROUTE_COUNT)};
 }
 
 /* The arguments the rounds share, in the order of reroute.cl's REROUTE_ARGS. */

@@ -24,11 +24,11 @@ static rebalance_scratch scratch_of(const batch *b) {
     rebalance_scratch scratch = {.blocks = workspace_blocks(b->layer->group, b->tokens)};
     const size_t block_bytes = scratch.blocks.count * experts * word;
     scratch.before = region(b, REGION_REBALANCE);
-    scratch.sums = plan_array(scratch.before, b->ws.plan.pairs * word);
-    scratch.partial = plan_array(scratch.sums, b->tokens * word);
-    scratch.pairs = plan_array(scratch.partial, block_bytes);
-    scratch.columns = plan_array(scratch.pairs, block_bytes);
-    scratch.target = plan_array(scratch.columns, experts * word);
+    scratch.sums = buf_at(scratch.before, b->ws.plan.pairs * word);
+    scratch.partial = buf_at(scratch.sums, b->tokens * word);
+    scratch.pairs = buf_at(scratch.partial, block_bytes);
+    scratch.columns = buf_at(scratch.pairs, block_bytes);
+    scratch.target = buf_at(scratch.columns, experts * word);
     return scratch;
 }
 

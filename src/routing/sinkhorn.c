@@ -77,7 +77,7 @@ static clmoe_status choose(const batch *b, launch *chain) {
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
     const sinkhorn_buffers at = {
-        .choices = region(b, REGION_CHOICES),
+        .choices = region(b, REGION_SINKHORN_CHOICES),
         .tops = region(b, REGION_TOPS),
         .balance = region(b, REGION_SINKHORN_BALANCE),
         .partials = region(b, REGION_SINKHORN_PARTIALS),

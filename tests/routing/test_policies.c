@@ -232,8 +232,8 @@ static void sinkhorn_has_its_marginals(void **state) {
         clmoe_topk_args args = sinkhorn_run(layer, &desc, s.tokens, l, NULL);
         workspace_layout ws;
         OK(workspace_layout_get(layer, s.tokens, &ws));
-        const float *c =
-            (const float *)((const char *)buf_get(args.scratch) + ws.offset[REGION_CHOICES]);
+        const float *c = (const float *)((const char *)buf_get(args.scratch) +
+                                         ws.offset[REGION_SINKHORN_CHOICES]);
         double *columns = HOST(double, s.experts);
         for (size_t t = 0; t < s.tokens; t++) {
             double sum = 0.0;

@@ -221,10 +221,10 @@ enum {
      * the tokens weighted by softmax of l over the tokens, a token's output the mean of the slots'
      * outputs weighted by softmax of l over all slots; l is 0 where a norm is 0. No pairs, no
      * top-k; top_k must be 1. Masked tokens and rows that are not finite enter no slot and get
-     * nothing from one. clmoe_forward() alone has it, not the single steps; of its outputs there is
-     * only y. Scores are softmax; not with what weighs or places pairs: biases, renorm, scales,
-     * noise, capacity, identity experts. N = E*p is at most 2^20, and needs scratch for two [T,N]
-     * matrices more.
+     * nothing from one. Of the outputs of clmoe_forward() there is only y, and it has single steps
+     * of its own, see steps.h. Scores are softmax; not with what weighs or places pairs: biases,
+     * renorm, scales, noise, capacity, identity experts. N = E*p is at most 2^20, and needs scratch
+     * for two [T,N] matrices more.
      */
     CLMOE_POLICY_SOFT_MOE = 4,
 };

@@ -27,8 +27,9 @@
  * A step that is left out is not noticed: the others take what they are given. With ids of another
  * router weights are used as they are, and nothing is renormalised after the plan.
  *
- * Soft MoE, which mixes instead of choosing, has clmoe_forward() alone; each step but
- * clmoe_shared_expert() refuses it with CLMOE_UNSUPPORTED.
+ * Soft MoE mixes instead of choosing: clmoe_soft_dispatch(), clmoe_experts() of its xe,
+ * clmoe_soft_combine(), clmoe_shared_expert(), clmoe_combine() of what was mixed. The other steps
+ * refuse it with CLMOE_UNSUPPORTED.
  *
  * Buffers, of every call, clmoe_forward() too; all of this is checked:
  *   - The object is a buffer of the context, no image. CL_MEM_READ_WRITE serves everything; what a
@@ -193,6 +194,32 @@ typedef struct clmoe_dispatch_args {
     clmoe_buf xe;
 } clmoe_dispatch_args;
 
+/*
+ * Soft MoE instead of score to dispatch: x -> xe, the tokens mixed into the slots. Errors:
+ * CLMOE_INVALID_ARGUMENT for another policy; as of clmoe_soft_combine().
+ */
+typedef struct clmoe_soft_dispatch_args {
+    size_t struct_size;
+    uint32_t tokens;
+    const clmoe_weights *weights; /* router */
+    clmoe_buf x;                  /* [T,D] */
+    clmoe_buf token_mask;         /* optional [T] u8 */
+    clmoe_buf scratch;
+    clmoe_buf plan;         /* of slots that never change; each token has one pair */
+    clmoe_buf pair_weights; /* [T] f32: 1, for clmoe_combine() */
+    clmoe_buf mix;          /* [T,S] f32, read and written: a token's shares of the slots */
+    clmoe_buf xe;           /* [S,D], read and written */
+} clmoe_soft_dispatch_args;
+
+/* Soft MoE between experts and combine: ye -> mixed, which clmoe_combine() takes as its ye. */
+typedef struct clmoe_soft_combine_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_buf ye;    /* [S,D]; rows of padding become 0 */
+    clmoe_buf mix;   /* [T,S] f32, of clmoe_soft_dispatch() */
+    clmoe_buf mixed; /* [T,D], read and written */
+} clmoe_soft_combine_args;
+
 /* experts: xe [S,D], or x [T,D] gathered through the plan -> ye [S,D]. */
 typedef struct clmoe_experts_args {
     size_t struct_size;
@@ -227,7 +254,7 @@ typedef struct clmoe_combine_args {
     uint32_t tokens;
     const clmoe_weights *weights; /* output_bias */
     clmoe_buf x;                  /* [T,D], needed with identity experts */
-    clmoe_buf ye;                 /* [S,D] */
+    clmoe_buf ye;                 /* [S,D]; with Soft MoE `mixed` [T,D] */
     clmoe_buf pair_weights;       /* [pairs] f32 */
     clmoe_buf plan;
     clmoe_buf token_mask;    /* optional [T] u8 */
@@ -257,6 +284,12 @@ CLMOE_API clmoe_status clmoe_jitter(clmoe_layer *layer, cl_command_queue queue,
 CLMOE_API clmoe_status clmoe_dispatch(clmoe_layer *layer, cl_command_queue queue,
                                       const clmoe_dispatch_args *args, cl_uint num_wait,
                                       const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_soft_dispatch(clmoe_layer *layer, cl_command_queue queue,
+                                           const clmoe_soft_dispatch_args *args, cl_uint num_wait,
+                                           const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_soft_combine(clmoe_layer *layer, cl_command_queue queue,
+                                          const clmoe_soft_combine_args *args, cl_uint num_wait,
+                                          const cl_event *wait, cl_event *event);
 CLMOE_API clmoe_status clmoe_experts(clmoe_layer *layer, cl_command_queue queue,
                                      const clmoe_experts_args *args, cl_uint num_wait,
                                      const cl_event *wait, cl_event *event);
