@@ -64,8 +64,8 @@ static void rebalance(clmoe_layer_desc *d) {
     d->router.rebalance.iterations = 3;
 }
 
-/* What clmoe_forward() does between its steps. */
-static void forward_alone(clmoe_layer_desc *d) {
+/* What comes between the usual steps: renorm after drop, and jitter of the experts. */
+static void between_steps(clmoe_layer_desc *d) {
     d->router.noise.jitter = 0.1f;
     d->router.noise.jitter_experts = 1;
     d->router.renorm.kind = CLMOE_RENORM_SUM;
@@ -119,7 +119,7 @@ static const variant variants[] = {
     {"Soft MoE", soft_moe, NULL, 0, NULL},
     {"reroute", reroute, LOSSES(any_layer), NULL},
     {"rebalance", rebalance, LOSSES(any_layer), NULL},
-    {"forward alone", forward_alone, NULL, 0, NULL},
+    {"between steps", between_steps, NULL, 0, NULL},
     {"tensor cores", tensor_cores, LOSSES(by_device), "nv_mma"},
 };
 
