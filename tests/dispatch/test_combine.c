@@ -98,7 +98,7 @@ static void check_combine(uint32_t group_size, const shape *s, uint32_t inputs, 
                           pattern kind) {
     combine_case c = {.desc = desc_of(s), .tokens = s->tokens, .inputs = inputs};
     c.desc.router.weight_at = at;
-    c.desc.capacity.factor = s->tokens % 2 ? 0.7 : 0.0;
+    c.desc.capacity.factor = s->tokens % 2 ? 0.7 : 0.0; /* odd batches drop pairs */
     c.desc.output_bias = inputs & OUTPUT_BIAS ? 1 : 0;
     c.desc.shared.hidden_dim = inputs & SHARED ? 3 : 0;
     c.desc.shared_gate = inputs & GATE ? 1 : 0;
@@ -113,10 +113,11 @@ static void every_input(void **state) {
         for (uint32_t inputs = 0; inputs <= ALL; inputs++) {
             if ((inputs & GATE) && !(inputs & SHARED))
                 continue;
-            test_case("group size %u, inputs %u", group_sizes[g], inputs);
-            seed_set(inputs + 1);
-            check_combine(group_sizes[g], &s, inputs, (clmoe_weight_at)(inputs % 3),
-                          PATTERN_UNIFORM);
+            for (int at = CLMOE_WEIGHT_AT_OUTPUT; at <= CLMOE_WEIGHT_AT_ACTIVATION; at++) {
+                test_case("group size %u, inputs %u, weight at %d", group_sizes[g], inputs, at);
+                seed_set(inputs + 1);
+                check_combine(group_sizes[g], &s, inputs, (clmoe_weight_at)at, PATTERN_UNIFORM);
+            }
         }
 }
 

@@ -30,6 +30,7 @@ static const clmoe_capacity_desc capacities[] = {
     {.rows = 3},
 };
 
+/* A sweep: sizes and patterns take the capacities in turn. */
 static void every_size(void **state) {
     (void)state;
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
