@@ -14,6 +14,7 @@
  * Limits: GROUP a power of two; with GROUP 1 V is 16.
  * Repeatability: a work-item owns what it sums, and adds in the order of tokens and blocks, with
  *          the rounding error carried along; only sums within a token depend on GROUP.
+ * Structs come back through pointers: of returned ones LLVM makes what Oclgrind does not know.
  */
 #include "balance/balance.clh"
 #include "dispatch/pairs.clh"
@@ -38,9 +39,9 @@ typedef struct choice_bounds {
     uint kth, next, last_tie;
 } choice_bounds;
 
-choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, __local uint *tmp) {
-    choice_bounds bounds = {kth_order(row, columns, top_k, tmp), 0, columns};
-    uint at_least = 0, above = 0, next = 0, kth = bounds.kth;
+void find_bounds(__global const float *row, uint columns, uint top_k, choice_bounds *bounds,
+                 __local uint *tmp) {
+    uint at_least = 0, above = 0, next = 0, kth = kth_order(row, columns, top_k, tmp);
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
         UINTV order = ordered_columns(load_columns(row, e, columns, -INFINITY));
         at_least += total_columns(order >= kth ? (UINTV)(1u) : (UINTV)(0u));
@@ -50,14 +51,15 @@ choice_bounds bounds_of(__global const float *row, uint columns, uint top_k, __l
     at_least = group_total(at_least, tmp);
     above = group_total(above, tmp);
     next = group_largest(next, tmp);
-    bounds.next = at_least > top_k ? kth : next;
+    bounds->kth = kth;
+    bounds->next = at_least > top_k ? kth : next;
+    bounds->last_tie = columns;
     if (at_least > top_k)
         for (uint e = 0, left = top_k - above; e < columns && left > 0; e++)
             if (isfinite(row[e]) && ordered_bits(row[e]) == kth) {
-                bounds.last_tie = e;
+                bounds->last_tie = e;
                 left--;
             }
-    return bounds;
 }
 
 /* Whether columns e ... e + V - 1 are among the chosen, from their ordered values. */
@@ -95,15 +97,33 @@ typedef struct lane_sums {
     uint first_best;
 } lane_sums;
 
-GROUP_TREE(group_sum8, float8, ADD)
+#define LANE_SUMS 6
 
-/* The floats and the ties of all lanes in one tree; a count of columns is exact in a float. */
-lane_sums add_lanes(lane_sums sums, __local float8 *tmp) {
-    float8 all = group_sum8((float8)(sums.power, sums.power_weighted, sums.score,
-                                     sums.score_weighted, sums.raw, (float)sums.ties, 0.0f, 0.0f),
-                            tmp);
-    lane_sums added = {all.s0, all.s1, all.s2, all.s3, all.s4, (uint)all.s5, sums.first_best};
-    return added;
+/*
+ * The floats and the ties of all lanes, in one tree: tmp is [LANE_SUMS,GROUP]. A count of columns
+ * is exact in a float.
+ */
+void add_lanes(lane_sums *sums, __local float *tmp) {
+    int lane = get_local_id(0);
+    tmp[lane] = sums->power;
+    tmp[GROUP + lane] = sums->power_weighted;
+    tmp[2 * GROUP + lane] = sums->score;
+    tmp[3 * GROUP + lane] = sums->score_weighted;
+    tmp[4 * GROUP + lane] = sums->raw;
+    tmp[5 * GROUP + lane] = (float)sums->ties;
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+    for (int width = GROUP / 2; width > 0; width /= 2) {
+        for (int at = lane; lane < width && at < LANE_SUMS * GROUP; at += GROUP)
+            tmp[at] += tmp[at + width];
+        group_barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    sums->power = READ_ONCE(__local float, tmp[0]);
+    sums->power_weighted = READ_ONCE(__local float, tmp[GROUP]);
+    sums->score = READ_ONCE(__local float, tmp[2 * GROUP]);
+    sums->score_weighted = READ_ONCE(__local float, tmp[3 * GROUP]);
+    sums->raw = READ_ONCE(__local float, tmp[4 * GROUP]);
+    sums->ties = (uint)READ_ONCE(__local float, tmp[5 * GROUP]);
+    group_barrier(CLK_LOCAL_MEM_FENCE);
 }
 
 /* This lane's part of sum exp(l - top). */
@@ -116,8 +136,8 @@ static inline float sum_powers(__global const float *noisy, uint columns, float 
     return sum;
 }
 
-static inline lane_sums sum_row(const router_switches *r, float temperature, float best,
-                                __global const float *logits, uint columns) {
+static inline void sum_row(const router_switches *r, float temperature, float best,
+                           __global const float *logits, uint columns, lane_sums *lane) {
     lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0, 0};
     const FLOATV gone = (FLOATV)(0.0f);
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
@@ -136,7 +156,7 @@ static inline lane_sums sum_row(const router_switches *r, float temperature, flo
             sums.score_weighted += sum_columns((other & (s > 0.0f)) ? s * log(s) : gone);
         }
     }
-    return sums;
+    *lane = sums;
 }
 
 /* p of scores that all are positive, from its sums without the `ties` largest. */
@@ -170,8 +190,8 @@ static inline float sum_identity(const router_switches *r, float temperature,
     return sum;
 }
 
-static inline signed_sums sum_signed(const router_switches *r, float temperature, float scores,
-                                     __global const float *logits, uint columns) {
+static inline void sum_signed(const router_switches *r, float temperature, float scores,
+                              __global const float *logits, uint columns, signed_sums *lane) {
     signed_sums sums = {0.0f, 0.0f, 0.0f};
     const FLOATV gone = (FLOATV)(0.0f);
     for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
@@ -182,14 +202,15 @@ static inline signed_sums sum_signed(const router_switches *r, float temperature
         sums.positive += sum_columns(fmax(p, gone));
         sums.largest = fmax(sums.largest, max_columns(p));
     }
-    return sums;
+    *lane = sums;
 }
 
 /* ... of the scores themselves, which may have either sign. */
 void signed_scores(const router_switches *r, float temperature, __global const float *logits,
                    uint columns, token_row *row, __local float *tmp) {
     float scores = group_sum(sum_identity(r, temperature, logits, columns), tmp);
-    signed_sums own = sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : columns);
+    signed_sums own;
+    sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : columns, &own);
     row->scores = scores;
     row->entropy = group_sum(own.entropy, tmp);
     row->positive = group_sum(own.positive, tmp);
@@ -199,10 +220,11 @@ void signed_scores(const router_switches *r, float temperature, __global const f
 /* p of a token, whatever the score; `columns` is 0 where nothing is known. */
 void probabilities(const router_switches *r, float temperature, __global const float *logits,
                    __global const float *noisy, uint columns, float top, token_row *row,
-                   __local float8 *tmp) {
-    lane_sums sums = sum_row(r, temperature, row->best, logits, columns);
+                   __local float *tmp) {
+    lane_sums sums;
+    sum_row(r, temperature, row->best, logits, columns, &sums);
     sums.raw = sum_powers(noisy, columns, top);
-    sums = add_lanes(sums, tmp);
+    add_lanes(&sums, tmp);
     uint from_end = group_largest(sums.first_best, (__local uint *)tmp);
     if (columns == 0)
         return;
@@ -226,7 +248,7 @@ KERNEL(GROUP, 1, 1)
 void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, ids), IN(int, live),
                IN(uchar, token_mask), IN(int, token_offsets), IN(uint, state), OUT(float, rows),
                sums_shape s, router_switches r, int best_first) {
-    __local float8 tmp[GROUP];
+    __local float tmp[LANE_SUMS * GROUP];
     __local uint uint_tmp[GROUP];
     float temperature = temperature_of(&r, STATE_OF(state));
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
@@ -248,18 +270,18 @@ void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, id
         row.best = fmax(row.best, max_columns(prepared_columns(&r, temperature, l)));
         top = fmax(top, max_columns(isfinite(raw) ? raw : (FLOATV)(-INFINITY)));
     }
-    row.best = group_max(row.best, (__local float *)tmp);
-    top = group_max(top, (__local float *)tmp);
+    row.best = group_max(row.best, tmp);
+    top = group_max(top, tmp);
     if (row.best == -INFINITY)
         columns = 0;
     probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp);
     if (r.score == SCORE_IDENTITY)
-        signed_scores(&r, temperature, logits, columns, &row, (__local float *)tmp);
+        signed_scores(&r, temperature, logits, columns, &row, tmp);
     /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
     choice_bounds bounds[2] = {{0, 0, R}, {0, 0, R}};
     for (int fresh = 0; fresh < 2; fresh++)
         if (s.asked & (fresh ? COUNT_BIT(COUNT_FRESH) : SUM_BIT(SUM_SMOOTH)))
-            bounds[fresh] = bounds_of(fresh ? ranks : noisy, columns, s.top_k, uint_tmp);
+            find_bounds(fresh ? ranks : noisy, columns, s.top_k, &bounds[fresh], uint_tmp);
     row.kth = bounds[0].kth;
     row.next = bounds[0].next;
     row.last_tie = bounds[0].last_tie;
@@ -411,22 +433,33 @@ static inline uint invalid_ids(const token_owner *owner, __global const int *ids
     return count;
 }
 
+/* What the scalars are sums of: fetched is [SCALAR_TERMS,GROUP]. */
+#define SCALAR_TERMS 5
+#define SCALAR_TERMS_OF(t)                                                                         \
+    (float4)(fetched[t], fetched[GROUP + (t)], fetched[2 * GROUP + (t)], fetched[3 * GROUP + (t)])
+
 /* Each lane fetches a token, then one lane adds them up, in the order of tokens. */
-void sum_scalars(__global const token_row *rows, token_range range, __local float8 *fetched,
+void sum_scalars(__global const token_row *rows, token_range range, __local float *fetched,
                  __local uint *tmp, __global uint *scalars) {
     uint lane = get_local_id(0), tokens = 0, nonfinite = 0;
-    float8 sum = (float8)(0.0f), lost = (float8)(0.0f);
+    float4 sum = (float4)(0.0f), lost = (float4)(0.0f);
+    float soft = 0.0f, soft_lost = 0.0f;
     for (uint first = range.begin; first < range.end; first += GROUP) {
         if (first + lane < range.end) {
             token_row row = rows[first + lane];
             tokens += (row.flags & TOKEN_LIVE) != 0;
             nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
-            fetched[lane] = (float8)(row.entropy, row.confidence, ldexp(row.lse, -LSE_POWER),
-                                     row.lse * row.lse, row.soft_entropy, 0.0f, 0.0f, 0.0f);
+            fetched[lane] = row.entropy;
+            fetched[GROUP + lane] = row.confidence;
+            fetched[2 * GROUP + lane] = ldexp(row.lse, -LSE_POWER);
+            fetched[3 * GROUP + lane] = row.lse * row.lse;
+            fetched[4 * GROUP + lane] = row.soft_entropy;
         }
         group_barrier(CLK_LOCAL_MEM_FENCE);
-        for (uint i = 0; lane == 0 && i < min((uint)GROUP, range.end - first); i++)
-            ADD_CAREFULLY(float8, sum, lost, fetched[i]);
+        for (uint i = 0; lane == 0 && i < min((uint)GROUP, range.end - first); i++) {
+            ADD_CAREFULLY(float4, sum, lost, SCALAR_TERMS_OF(i));
+            ADD_CAREFULLY(float, soft, soft_lost, fetched[4 * GROUP + i]);
+        }
         group_barrier(CLK_LOCAL_MEM_FENCE);
     }
     tokens = group_total(tokens, tmp);
@@ -436,17 +469,17 @@ void sum_scalars(__global const token_row *rows, token_range range, __local floa
     scalars[SCALAR_TOKENS] = tokens;
     scalars[SCALAR_NONFINITE] = nonfinite;
     scalars[SCALAR_SEQUENCES] = 0;
-    scalars[SCALAR_ENTROPY] = as_uint(sum.s0);
-    scalars[SCALAR_SOFT_ENTROPY] = as_uint(sum.s4);
-    scalars[SCALAR_CONFIDENCE] = as_uint(sum.s1);
-    scalars[SCALAR_LSE] = as_uint(sum.s2);
-    scalars[SCALAR_LSE_SQUARED] = as_uint(sum.s3);
+    scalars[SCALAR_ENTROPY] = as_uint(sum.x);
+    scalars[SCALAR_SOFT_ENTROPY] = as_uint(soft);
+    scalars[SCALAR_CONFIDENCE] = as_uint(sum.y);
+    scalars[SCALAR_LSE] = as_uint(sum.z);
+    scalars[SCALAR_LSE_SQUARED] = as_uint(sum.w);
 }
 
 KERNEL(GROUP, 1, 1)
 void sums_tokens(IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
                  IN(float, rows), OUT(uint, partial), sums_shape s) {
-    __local float8 fetched[GROUP];
+    __local float fetched[SCALAR_TERMS * GROUP];
     __local uint tmp[GROUP];
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
     uint group = get_group_id(0), block = get_group_id(1);
