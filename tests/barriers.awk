@@ -3,7 +3,7 @@
 # code's layout: one statement a line, bodies begin with "{" at the end of a line.
 
 function holds_barrier(line, holder) {
-    if (line ~ /(^|[^a-z_])barrier\(/) return 1
+    if (line ~ /(^|[^a-z_])(group_)?barrier\(/) return 1
     for (holder in holders)
         if (line ~ ("(^|[^A-Za-z0-9_])" holder "\\(")) return 1
     return 0
@@ -24,6 +24,14 @@ FNR == 1 { inside = depth = returned = lone_if = 0; head = "" }
 /^ *(\/?\*|\/\/|#)/ { next }
 { line = $0; sub(/\/\*.*\*\//, "", line); sub(/ *\\$/, "", line) }
 
+# Functions that a macro of group.clh makes.
+!inside && line ~ /^GROUP_(TREE|INTEGER)\(/ {
+    name = line
+    sub(/^[A-Z_]*\(/, "", name)
+    sub(/,.*/, "", name)
+    holders[name] = 1
+    next
+}
 !inside && line ~ /^[A-Za-z_].*\(/ && line !~ /^KERNEL\(/ {
     name = head = line
     sub(/\(.*/, "", name)

@@ -103,7 +103,7 @@ typedef struct lane_sums {
  * The floats and the ties of all lanes, in one tree: tmp is [LANE_SUMS,GROUP]. A count of columns
  * is exact in a float.
  */
-void add_lanes(lane_sums *sums, __local float *tmp) {
+void fold_lanes(lane_sums *sums, __local float *tmp) {
     int lane = get_local_id(0);
     tmp[lane] = sums->power;
     tmp[GROUP + lane] = sums->power_weighted;
@@ -224,7 +224,7 @@ void probabilities(const router_switches *r, float temperature, __global const f
     lane_sums sums;
     sum_row(r, temperature, row->best, logits, columns, &sums);
     sums.raw = sum_powers(noisy, columns, top);
-    add_lanes(&sums, tmp);
+    fold_lanes(&sums, tmp);
     uint from_end = group_largest(sums.first_best, (__local uint *)tmp);
     if (columns == 0)
         return;
@@ -275,19 +275,21 @@ void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, id
     if (row.best == -INFINITY)
         columns = 0;
     probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp);
-    if (r.score == SCORE_IDENTITY)
+    /* Loops, not conditions, around barriers: see types.clh. */
+    for (int times = r.score == SCORE_IDENTITY; times > 0; times--)
         signed_scores(&r, temperature, logits, columns, &row, tmp);
     /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
     choice_bounds bounds[2] = {{0, 0, R}, {0, 0, R}};
-    for (int fresh = 0; fresh < 2; fresh++)
-        if (s.asked & (fresh ? COUNT_BIT(COUNT_FRESH) : SUM_BIT(SUM_SMOOTH)))
-            find_bounds(fresh ? ranks : noisy, columns, s.top_k, &bounds[fresh], uint_tmp);
+    const int begin = s.asked & SUM_BIT(SUM_SMOOTH) ? 0 : 1;
+    const int end = s.asked & COUNT_BIT(COUNT_FRESH) ? 2 : 1;
+    for (int fresh = begin; fresh < end; fresh++)
+        find_bounds(fresh ? ranks : noisy, columns, s.top_k, &bounds[fresh], uint_tmp);
     row.kth = bounds[0].kth;
     row.next = bounds[0].next;
     row.last_tie = bounds[0].last_tie;
     row.fresh_kth = bounds[1].kth;
     row.fresh_last_tie = bounds[1].last_tie;
-    if (s.asked & COUNT_BIT(COUNT_FIRST))
+    for (int times = (s.asked & COUNT_BIT(COUNT_FIRST)) != 0; times > 0; times--)
         row.first = first_choice(AT(ids), owned_pairs(&owner, token), best_first ? 0 : ranks,
                                  R, uint_tmp);
     if (get_local_id(0) == 0)
@@ -438,7 +440,10 @@ static inline uint invalid_ids(const token_owner *owner, __global const int *ids
 #define SCALAR_TERMS_OF(t)                                                                         \
     (float4)(fetched[t], fetched[GROUP + (t)], fetched[2 * GROUP + (t)], fetched[3 * GROUP + (t)])
 
-/* Each lane fetches a token, then one lane adds them up, in the order of tokens. */
+/*
+ * Each lane fetches a token, then one lane adds them up, in the order of tokens. `scalars`
+ * may be NULL: nothing is written.
+ */
 void sum_scalars(__global const token_row *rows, token_range range, __local float *fetched,
                  __local uint *tmp, __global uint *scalars) {
     uint lane = get_local_id(0), tokens = 0, nonfinite = 0;
@@ -464,7 +469,7 @@ void sum_scalars(__global const token_row *rows, token_range range, __local floa
     }
     tokens = group_total(tokens, tmp);
     nonfinite = group_total(nonfinite, tmp);
-    if (lane > 0)
+    if (lane > 0 || !scalars)
         return;
     scalars[SCALAR_TOKENS] = tokens;
     scalars[SCALAR_NONFINITE] = nonfinite;
@@ -486,23 +491,20 @@ void sums_tokens(IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, tok
     uint groups = s.asked & DEVICE_BIT ? s.device_groups : 0;
     token_range range = block_tokens(&s, block);
     __global uint *record = AT(partial) + (ulong)block * record_words(&s);
-    if (group == groups + 1) {
-        sum_scalars((__global const token_row *)AT(rows), range, fetched, tmp,
-                    record + scalars_at(&s));
-        return;
-    }
-    uint count = 0, place = devices_at(&s) + group;
+    token_range mine = {range.begin, group == groups + 1 ? range.end : range.begin};
+    uint count = 0, place = scalars_at(&s) + SCALAR_INVALID;
     if (group < groups) {
         int each = (int)(s.experts / groups), low = (int)group * each;
         count = tokens_in_group(&owner, AT(ids), range, low, low + each);
-    } else {
-        place = scalars_at(&s) + SCALAR_INVALID;
-        if (s.asked & INVALID_BIT)
-            count = invalid_ids(&owner, AT(ids), range, s.columns);
+        place = devices_at(&s) + group;
+    } else if (group == groups && s.asked & INVALID_BIT) {
+        count = invalid_ids(&owner, AT(ids), range, s.columns);
     }
     count = group_total(count, tmp);
-    if (get_local_id(0) == 0)
+    if (get_local_id(0) == 0 && group <= groups)
         record[place] = count;
+    sum_scalars((__global const token_row *)AT(rows), mine, fetched, tmp,
+                group == groups + 1 ? record + scalars_at(&s) : 0);
 }
 
 /* Sequences of [first, end) with an unmasked token. */
