@@ -93,6 +93,7 @@ static void run_family(const char *directory, clmoe_type type) {
     OK(clmoe_checkpoint_open(directory, NULL, &checkpoint));
     OK(clmoe_checkpoint_layer(checkpoint, 0, &b.desc));
     b.desc.type = b.desc.weight_type = type;
+    b.desc.balance.enabled = 1;
     clean_later(release_weights, weights);
     OK(clmoe_checkpoint_upload(checkpoint, 0, &b.desc, test.context, test.queue, weights));
     clmoe_checkpoint_close(checkpoint);
