@@ -46,7 +46,7 @@ static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *arg
     b->ye = region(b, REGION_YE);
     b->shared_y = region(b, REGION_SHARED_Y);
     b->shared_gate = region(b, REGION_SHARED_GATE);
-    b->mix = region(b, REGION_SOFT_COMBINE);
+    b->mix = region(b, REGION_SOFT_MOE_COMBINE);
     b->mixed = region(b, REGION_MIXED);
     b->jittered = region(b, REGION_JITTERED);
     b->experts_x = jitters_experts(b) ? b->jittered : args->x;
@@ -161,7 +161,7 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     TRY(layer_is_soft_moe(layer) ? run_soft_moe(&b, &chain) : run_routed(&b, &chain));
     TRY(combine(&b, &chain));
     TRY(report(&b, &chain, &own));
-    launch_step(&chain, "balance");
+    launch_step(&chain, "measure");
     TRY(measure(&b, &chain));
 done:
     return launch_end(&chain, status, event);

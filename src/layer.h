@@ -85,7 +85,7 @@ typedef struct routing_policy {
     X(TOKEN_CHOICE, token_choice)                                                                  \
     X(EXPERT_CHOICE, expert_choice)                                                                \
     X(SINKHORN, sinkhorn)                                                                          \
-    X(SOFT, soft)                                                                                  \
+    X(ALL_EXPERTS, all_experts)                                                                    \
     X(SOFT_MOE, soft_moe)
 
 #define POLICY_DECLARE(NAME, name) extern const routing_policy name##_policy;
@@ -119,7 +119,8 @@ typedef struct kernel_entry {
 clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
                            const kernel_entry *kernels, size_t count);
 
-/* The same with the routing group size alone: GROUP_KERNELS(layer, "routing/soft", kernels). */
+/* The same with the routing group size alone: GROUP_KERNELS(layer, "routing/all_experts", kernels).
+ */
 clmoe_status layer_group_kernels(clmoe_layer *layer, const char *step, const kernel_entry *kernels,
                                  size_t count);
 #define GROUP_KERNELS(layer, step, kernels)                                                        \
@@ -151,15 +152,14 @@ static inline bool layer_has_sequences(const clmoe_layer *layer) {
 
 /* Tokens of a sequence, all of them without sequences; at least 1. */
 static inline uint32_t layer_sequence_tokens(const clmoe_layer *layer, uint32_t tokens) {
-    uint32_t each = layer_has_sequences(layer) ? layer->desc.capacity.tokens_per_sequence : tokens;
-    each = each < tokens ? each : tokens;
-    return each > 0 ? each : 1;
+    uint32_t count = layer_has_sequences(layer) ? layer->desc.capacity.tokens_per_sequence : tokens;
+    count = count < tokens ? count : tokens;
+    return count > 0 ? count : 1;
 }
 
 /* At least 1. */
 static inline uint32_t layer_sequences(const clmoe_layer *layer, uint32_t tokens) {
-    uint32_t each = layer_sequence_tokens(layer, tokens);
-    return tokens > 0 ? divide_up(tokens, each) : 1;
+    return tokens > 0 ? divide_up(tokens, layer_sequence_tokens(layer, tokens)) : 1;
 }
 
 /* The order in which pairs compete for places: KEEP_POSITION when none can lose. */

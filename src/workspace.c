@@ -97,10 +97,10 @@ block_split workspace_blocks(uint32_t group, uint32_t count) {
 
 walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
     uint32_t sequences = layer_sequences(layer, tokens);
-    uint32_t each = tokens > 0 ? layer_sequence_tokens(layer, tokens) : 0;
+    uint32_t sequence = tokens > 0 ? layer_sequence_tokens(layer, tokens) : 0;
     uint32_t most = sequences < MAX_BLOCKS ? MAX_BLOCKS / sequences : 1;
     /* A sequence alone; expert choice has none. */
-    uint32_t entries = (uint32_t)batch_pairs(layer, each);
+    uint32_t entries = (uint32_t)batch_pairs(layer, sequence);
     walk_split walk = {.blocks = split(layer->group, entries, most)};
     walk.sequence_blocks = walk.blocks.count;
     walk.blocks.count *= sequences;
@@ -284,15 +284,15 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_CHOICE_KEYS] = words(rows_if(choice, R), T);
     shapes[REGION_TOPS] = words(rows_if(sinkhorn || soft_moe, T), 2);
     shapes[REGION_SINKHORN_CHOICES] = words(rows_if(sinkhorn, T), R);
-    shapes[REGION_SINKHORN_BALANCE] = words(rows_if(sinkhorn, R + 2), 1);
+    shapes[REGION_SINKHORN_D1] = words(rows_if(sinkhorn, R + 2), 1);
     shapes[REGION_SINKHORN_PARTIALS] = words(rows_if(sinkhorn, blocks), R);
-    shapes[REGION_SOFT_X] = shapes[REGION_MIXED] = elements(rows_if(soft_moe, T), D, x);
+    shapes[REGION_SOFT_MOE_X] = shapes[REGION_MIXED] = elements(rows_if(soft_moe, T), D, x);
     shapes[REGION_TOKEN_NORMS] = words(rows_if(soft_moe, T), 1);
     shapes[REGION_SLOT_NORMS] = words(rows_if(soft_moe, N), 1);
-    shapes[REGION_SOFT_PARTIALS] = words(rows_if(soft_moe, blocks), 2 * N);
-    shapes[REGION_SOFT_COLUMNS] = words(rows_if(soft_moe, N), 2);
-    shapes[REGION_SOFT_DISPATCH] = words(rows_if(soft_moe, b->slots), T);
-    shapes[REGION_SOFT_COMBINE] = words(rows_if(soft_moe, T), b->slots);
+    shapes[REGION_SOFT_MOE_PARTIALS] = words(rows_if(soft_moe, blocks), 2 * N);
+    shapes[REGION_SOFT_MOE_COLUMNS] = words(rows_if(soft_moe, N), 2);
+    shapes[REGION_SOFT_MOE_DISPATCH] = words(rows_if(soft_moe, b->slots), T);
+    shapes[REGION_SOFT_MOE_COMBINE] = words(rows_if(soft_moe, T), b->slots);
     shapes[REGION_GROUP_LOGITS] = words(rows_if(router->groups.two_level, T), router->groups.count);
     shapes[REGION_HISTOGRAM] = elements(1, histogram, 1);
     shapes[REGION_SEQUENCES] = words(rows_if(has_sequences, sequences), R);
@@ -370,8 +370,8 @@ static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
     const sums_shape sums = workspace_sums(layer, tokens, 0);
     const size_t unit = block_unit(layer->group), slots = most_slots(layer, tokens);
     const size_t sequences = layer_sequences(layer, tokens), Q = sums.sequences;
-    const size_t each = batch_pairs(layer, layer_sequence_tokens(layer, tokens));
-    const size_t walk = sequences * most_blocks(each, unit, SIZE_MAX);
+    const size_t sequence = batch_pairs(layer, layer_sequence_tokens(layer, tokens));
+    const size_t walk = sequences * most_blocks(sequence, unit, SIZE_MAX);
     return (batch){
         .layer = layer,
         .tokens = tokens,

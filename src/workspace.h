@@ -22,15 +22,15 @@ typedef enum region_id {
     REGION_CHOICE_KEYS,       /* [R,T] u32 */
     REGION_TOPS,              /* [T,2] f32, with Sinkhorn or Soft MoE */
     REGION_SINKHORN_CHOICES,  /* [T,R] f32, with Sinkhorn; as the next two */
-    REGION_SINKHORN_BALANCE,  /* [R+2] f32 */
+    REGION_SINKHORN_D1,       /* [R+2] f32 */
     REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
-    REGION_SOFT_X,            /* [T,D] X, with Soft MoE; as the next seven; N = E p */
+    REGION_SOFT_MOE_X,        /* [T,D] X, with Soft MoE; as the next seven; N = E p */
     REGION_TOKEN_NORMS,       /* [T] f32 */
     REGION_SLOT_NORMS,        /* [N] f32 */
-    REGION_SOFT_PARTIALS,     /* [blocks,N,2] f32 */
-    REGION_SOFT_COLUMNS,      /* [N,2] f32 */
-    REGION_SOFT_DISPATCH,     /* [S,T] f32 */
-    REGION_SOFT_COMBINE,      /* [T,S] f32 */
+    REGION_SOFT_MOE_PARTIALS, /* [blocks,N,2] f32 */
+    REGION_SOFT_MOE_COLUMNS,  /* [N,2] f32 */
+    REGION_SOFT_MOE_DISPATCH, /* [S,T] f32 */
+    REGION_SOFT_MOE_COMBINE,  /* [T,S] f32 */
     REGION_MIXED,             /* [T,D] X */
     REGION_GROUP_LOGITS,      /* [T,groups.count] f32, with two levels */
     REGION_PLAN,              /* clmoe_plan_layout */

@@ -75,9 +75,9 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.expert_scale = 1;
 }
 
-static void soft(clmoe_layer_desc *d) {
+static void all_experts(clmoe_layer_desc *d) {
     d->top_k = d->num_experts + d->num_identity_experts;
-    d->router.policy = CLMOE_POLICY_SOFT;
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
@@ -138,7 +138,7 @@ static const kernel_case cases[] = {
     {"many columns", 2, many_columns, false},
     {"expert choice", 9, expert_choice, true},
     {"Sinkhorn", 9, sinkhorn, true},
-    {"soft", 9, soft, true},
+    {"all experts", 9, all_experts, true},
     {"two levels", 9, two_level, true},
     {"Soft MoE", 9, soft_moe, false},
     {"reroute", 9, reroute, true},

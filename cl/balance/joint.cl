@@ -94,7 +94,7 @@ void joint_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw),
     if (token >= tokens)
         return;
     token_row t = ((__global const token_row *)AT(rows))[token];
-    if (!(t.flags & TOKEN_LIVE) || t.best == -INFINITY)
+    if (!(t.flags & TOKEN_UNMASKED) || t.best == -INFINITY)
         return;
     gradient_row row;
     row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);

@@ -88,7 +88,7 @@ void loss_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN
     float temperature = temperature_of(&r, header);
     uint token = get_group_id(0), R = s.columns;
     token_row t = ((__global const token_row *)AT(rows))[token];
-    uint columns = (t.flags & TOKEN_LIVE) && t.best != -INFINITY ? R : 0;
+    uint columns = (t.flags & TOKEN_UNMASKED) && t.best != -INFINITY ? R : 0;
     gradient_row row;
     row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);
     gradient_view g;

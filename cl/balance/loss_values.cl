@@ -11,10 +11,10 @@
  */
 #include "balance/balance.clh"
 
-/* One loss of one sequence or batch, over n cells: experts, or device groups of `each`. */
+/* One loss of one sequence or batch, over n cells: experts, or device groups of `span`. */
 typedef struct cells {
     loss_item item;
-    uint n, each;
+    uint n, span;
     __global const uint *counts;   /* or */
     __global const float *shares;  /* F unnormalised */
     __global const float *targets; /* NULL: uniform */
@@ -29,26 +29,26 @@ typedef struct cells {
 
 static inline uint cell_count(const cells *c, uint d) {
     uint sum = 0;
-    for (uint i = 0; i < c->each; i++)
-        sum += c->counts[d * c->each + i];
+    for (uint i = 0; i < c->span; i++)
+        sum += c->counts[d * c->span + i];
     return sum;
 }
 
-static inline float cell_sum(__global const float *values, uint each, uint d) {
+static inline float cell_sum(__global const float *values, uint span, uint d) {
     float sum = 0.0f;
-    for (uint i = 0; i < each; i++)
-        sum += values[d * each + i];
+    for (uint i = 0; i < span; i++)
+        sum += values[d * span + i];
     return sum;
 }
 
 static inline float cell_share(const cells *c, uint d) {
     if (c->counts)
         return c->total ? (float)cell_count(c, d) / (float)c->total : 0.0f;
-    return c->share_total > 0.0f ? cell_sum(c->shares, c->each, d) / c->share_total : 0.0f;
+    return c->share_total > 0.0f ? cell_sum(c->shares, c->span, d) / c->share_total : 0.0f;
 }
 
 static inline float cell_target(const cells *c, uint d) {
-    return c->targets ? cell_sum(c->targets, c->each, d) / c->target_total : 1.0f / (float)c->n;
+    return c->targets ? cell_sum(c->targets, c->span, d) / c->target_total : 1.0f / (float)c->n;
 }
 
 /* F - 1/n, in integers where F counts: exactly 0 when balanced. */
@@ -65,7 +65,7 @@ static inline float cell_away(const cells *c, uint d) {
 
 /* P, or the smooth load. */
 static inline float cell_p(const cells *c, uint d) {
-    return cell_sum(c->sums, c->each, d) / c->tokens;
+    return cell_sum(c->sums, c->span, d) / c->tokens;
 }
 
 static inline float cell_overflow(const cells *c, uint d) {
@@ -145,7 +145,7 @@ static inline void cells_of(const sums_shape *s, const loss_item *item, __global
     uint groups =
         c->item.by_device || c->item.kind == LOSS_COMMUNICATION ? s->device_groups : s->experts;
     c->n = groups;
-    c->each = s->experts / groups;
+    c->span = s->experts / groups;
     c->counts = 0;
     c->shares = 0;
     if (c->item.kind == LOSS_COMMUNICATION)
@@ -178,9 +178,9 @@ void measure_totals(cells *c, __local float *tmp, __local uint *uint_tmp) {
     for (uint d = get_local_id(0); d < counted; d += GROUP)
         total += cell_count(c, d);
     for (uint d = get_local_id(0); d < c->n && c->shares; d += GROUP)
-        ADD_CAREFULLY(float, shares, shares_lost, cell_sum(c->shares, c->each, d));
+        ADD_CAREFULLY(float, shares, shares_lost, cell_sum(c->shares, c->span, d));
     for (uint d = get_local_id(0); d < c->n && c->targets; d += GROUP)
-        ADD_CAREFULLY(float, targets, targets_lost, cell_sum(c->targets, c->each, d));
+        ADD_CAREFULLY(float, targets, targets_lost, cell_sum(c->targets, c->span, d));
     c->total = group_total(total, uint_tmp);
     c->share_total = group_sum(shares, tmp);
     c->target_total = group_sum(targets, tmp);
@@ -242,16 +242,16 @@ void loss_values(IN(uint, sums), IN(uint, load), IN(uint, state), IN(float, load
     for (uint i = 0; i < count; i++) {
         const loss_item item = items[i];
         /* The capacity is each sequence's; what passes it adds up to the batch's. */
-        bool whole = (!item.each && item.kind != LOSS_OVERFLOW) || s.sequences == 1;
+        bool whole = (!item.per_sequence && item.kind != LOSS_OVERFLOW) || s.sequences == 1;
         __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
-        __global const uint *scalars = (item.each ? record : batch) + scalars_at(&s);
+        __global const uint *scalars = (item.per_sequence ? record : batch) + scalars_at(&s);
         float tokens = (float)scalars[SCALAR_TOKENS];
         cells c;
         cells_of(&s, &item, record, whole, tokens, AT(load), header,
                  GIVEN(load_target),
                  GIVEN(load_supplied), &c);
         float sequences =
-            whole || !item.each ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
+            whole || !item.per_sequence ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
         measure_totals(&c, tmp, uint_tmp);
         bool known = is_known(&c, tokens);
         measure_terms(&c, known, tmp);
@@ -266,7 +266,7 @@ void loss_values(IN(uint, sums), IN(uint, load), IN(uint, state), IN(float, load
         for (uint e = get_local_id(0); e < written; e += GROUP) {
             float g = item.source >= GRAD_Z ? 1.0f : 0.0f;
             if (item.source < GRAD_Z && e < s.experts && known)
-                g = cell_gradient(&c, e / c.each);
+                g = cell_gradient(&c, e / c.span);
             g = known ? g * factor : 0.0f;
             to[e] = item.adds ? to[e] + g : g;
         }
@@ -276,7 +276,7 @@ void loss_values(IN(uint, sums), IN(uint, load), IN(uint, state), IN(float, load
 /* values [losses,Q] -> [losses]: the mean over the live sequences, their sum, or the batch's. */
 KERNEL(GROUP, 1, 1)
 void loss_mean(IN(float, values), IN(uint, sums), OUT(float, out), sums_shape s, uint count,
-               uint each, uint summed) {
+               uint per_sequence, uint summed) {
     uint live = AT(sums)[(ulong)batch_record(&s) * record_words(&s) + scalars_at(&s) +
                          SCALAR_SEQUENCES];
     for (uint i = get_local_id(0); i < count; i += GROUP) {
@@ -284,8 +284,8 @@ void loss_mean(IN(float, values), IN(uint, sums), OUT(float, out), sums_shape s,
         float sum = 0.0f, lost = 0.0f;
         for (uint q = 0; q < s.sequences; q++)
             ADD_CAREFULLY(float, sum, lost, of[q]);
-        if (each >> i & 1u)
+        if (per_sequence >> i & 1u)
             sum /= fmax((float)live, 1.0f);
-        AT(out)[i] = ((each | summed) >> i & 1u) ? sum : of[0];
+        AT(out)[i] = ((per_sequence | summed) >> i & 1u) ? sum : of[0];
     }
 }

@@ -256,7 +256,7 @@ void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, id
     ulong at = (ulong)token * R;
     bool masked = token_mask && !AT(token_mask)[token];
     uint columns = masked || !logits ? 0 : R;
-    token_row row = {.best = -INFINITY, .positive = 1.0f, .flags = masked ? 0 : TOKEN_LIVE};
+    token_row row = {.best = -INFINITY, .positive = 1.0f, .flags = masked ? 0 : TOKEN_UNMASKED};
     if (!masked && live && AT(live)[token] < (int)s.top_k)
         row.flags |= TOKEN_NONFINITE;
     logits = logits ? AT(logits) + at : 0;
@@ -334,7 +334,7 @@ void sums_columns(IN(float, logits), IN(float, noisy), IN(float, clean), IN(floa
     for (uint token = range.begin; token < range.end; token++) {
         token_row t = row[token];
         ulong at = (ulong)token * R;
-        if (!(t.flags & TOKEN_LIVE) || t.best == -INFINITY)
+        if (!(t.flags & TOKEN_UNMASKED) || t.best == -INFINITY)
             continue;
         FLOATV l = prepared_columns(&r, temperature,
                                     load_columns(AT(logits) + at, e, R, -INFINITY));
@@ -452,7 +452,7 @@ void sum_scalars(__global const token_row *rows, token_range range, __local floa
     for (uint first = range.begin; first < range.end; first += GROUP) {
         if (first + lane < range.end) {
             token_row row = rows[first + lane];
-            tokens += (row.flags & TOKEN_LIVE) != 0;
+            tokens += (row.flags & TOKEN_UNMASKED) != 0;
             nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
             fetched[lane] = row.entropy;
             fetched[GROUP + lane] = row.confidence;
@@ -508,7 +508,7 @@ void sums_tokens(IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, tok
 }
 
 /* Sequences of [first, end) with an unmasked token. */
-static inline uint live_sequences(const sums_shape *s, __global const uint *partial, uint first,
+static inline uint unmasked_sequences(const sums_shape *s, __global const uint *partial, uint first,
                                   uint end) {
     uint count = 0;
     for (uint sequence = first; sequence < end; sequence++) {
@@ -542,6 +542,6 @@ void sums_reduce(IN(uint, partial), OUT(uint, sums), sums_shape s) {
             count += value;
     }
     if (word == scalars_at(&s) + SCALAR_SEQUENCES)
-        count = live_sequences(&s, partial, first, end);
+        count = unmasked_sequences(&s, partial, first, end);
     AT(sums)[(ulong)record * words + word] = is_float ? as_uint(sum) : count;
 }

@@ -42,12 +42,12 @@ void sort_keys(IN(float, weights), IN(int, live), IN(uchar, token_mask), IN(int,
     AT(order)[i] = i;
 }
 
-/* keys: the sequence of each entry of the order, `each` entries long; sorted last, it rules. */
+/* keys: the sequence of each entry of the order, `sequence` entries long; sorted last, it rules. */
 KERNEL(GROUP, 1, 1)
-void sort_sequences(OUT(uint, keys), IN(uint, order), uint count, uint each) {
+void sort_sequences(OUT(uint, keys), IN(uint, order), uint count, uint sequence) {
     uint i = get_global_id(0);
     if (i < count)
-        AT(keys)[i] = AT(order)[i] / each;
+        AT(keys)[i] = AT(order)[i] / sequence;
 }
 
 static inline int digit_of(uint key, int shift) {
@@ -78,14 +78,14 @@ void sort_histogram(IN(uint, keys), OUT(uint, histogram), uint count, uint block
 KERNEL(GROUP, 1, 1)
 void sort_scan(OUT(uint, histogram), uint blocks) {
     __local uint tmp[GROUP];
-    const uint each = BINS / GROUP;
-    uint first = get_local_id(0) * each, mine = 0, all;
+    const uint lane_bins = BINS / GROUP;
+    uint first = get_local_id(0) * lane_bins, mine = 0, all;
     histogram = AT(histogram);
-    for (uint bin = first; bin < first + each; bin++)
+    for (uint bin = first; bin < first + lane_bins; bin++)
         for (uint block = 0; block < blocks; block++)
             mine += histogram[(ulong)block * BINS + bin];
     uint position = group_scan(mine, &all, tmp);
-    for (uint bin = first; bin < first + each; bin++)
+    for (uint bin = first; bin < first + lane_bins; bin++)
         for (uint block = 0; block < blocks; block++) {
             ulong cell = (ulong)block * BINS + bin;
             uint size = histogram[cell];

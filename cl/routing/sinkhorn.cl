@@ -6,7 +6,7 @@
  *          same for a whole row. With T = 1, where d1 C is 1/R but for its rounding, it is l.
  *          Weights are s(l), softmax over the whole row.
  * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first C; tops
- *          [T,2]: the row's largest logit and sum of C. balance [R+2]: d1, whether the iteration is
+ *          [T,2]: the row's largest logit and sum of C. d1 [R+2]: itself, whether the iteration is
  *          done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live [T] ->
  *          weights [T,K]. All f32 but token_mask u8, ids and live i32.
  * NDRange: sinkhorn_start, sinkhorn_columns: one group. sinkhorn_exp, sinkhorn_choices: a group per
@@ -61,18 +61,18 @@ static inline float largest_of(FLOATV v) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_start(IN(uchar, token_mask), OUT(float, balance), uint tokens, uint columns) {
+void sinkhorn_start(IN(uchar, token_mask), OUT(float, d1), uint tokens, uint columns) {
     __local uint tmp[GROUP];
     uint count = 0, all;
-    balance = AT(balance);
+    d1 = AT(d1);
     for (uint t = get_local_id(0); t < tokens; t += GROUP)
         count += !token_mask || AT(token_mask)[t];
     group_scan(count, &all, tmp);
     for (uint e = get_local_id(0); e < columns; e += GROUP)
-        balance[e] = 1.0f;
+        d1[e] = 1.0f;
     if (get_local_id(0) == 0) {
-        balance[columns] = 0.0f;
-        balance[columns + 1] = 1.0f / (float)max(all, 1u);
+        d1[columns] = 0.0f;
+        d1[columns + 1] = 1.0f / (float)max(all, 1u);
     }
 }
 
@@ -142,13 +142,13 @@ static inline void add_columns(__global const float *c, __local const float *d0,
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, balance), OUT(float, partials),
+void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, d1), OUT(float, partials),
                    uint tokens, uint columns, uint block_size) {
     __local float parts[GROUP], d0[TILE];
     uint lane = get_local_id(0);
-    balance = AT(balance);
-    bool done = balance[columns] != 0.0f;
-    float per_token = balance[columns + 1];
+    d1 = AT(d1);
+    bool done = d1[columns] != 0.0f;
+    float per_token = d1[columns + 1];
     uint begin = get_group_id(0) * block_size;
     uint end = done ? begin : min(begin + block_size, tokens);
     c = AT(c);
@@ -165,7 +165,7 @@ void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, balance), OUT(
         uint rows = min((uint)TILE, end - tile);
         for (uint first = 0; first < TILE; first += ROWS) {
             uint row = first + lane / LANES;
-            parts[lane] = row < rows ? lane_row_sum(c + (ulong)(tile + row) * columns, balance,
+            parts[lane] = row < rows ? lane_row_sum(c + (ulong)(tile + row) * columns, d1,
                                                     lane % LANES, columns)
                                      : 0.0f;
             group_barrier(CLK_LOCAL_MEM_FENCE);
@@ -184,13 +184,13 @@ void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, balance), OUT(
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_columns(IN(float, partials), OUT(float, balance), uint blocks, uint columns,
+void sinkhorn_columns(IN(float, partials), OUT(float, d1), uint blocks, uint columns,
                       float tolerance) {
     __local float tmp[GROUP];
     uint lane = get_local_id(0);
-    balance = AT(balance);
+    d1 = AT(d1);
     partials = AT(partials);
-    bool done = balance[columns] != 0.0f;
+    bool done = d1[columns] != 0.0f;
     uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
     float per_column = 1.0f / (float)columns, change = 0.0f;
     for (uint e = lane * V; e < whole; e += GROUP * V) {
@@ -198,32 +198,32 @@ void sinkhorn_columns(IN(float, partials), OUT(float, balance), uint blocks, uin
         for (uint block = 0; block < blocks; block++)
             sums += LOADN(f32, V, partials + (ulong)block * columns + e);
         FLOATV next = per_column / (sums + EPSILON);
-        change += sum_of(fabs(next - LOADN(f32, V, balance + e)));
-        STOREN(f32, V, next, balance + e);
+        change += sum_of(fabs(next - LOADN(f32, V, d1 + e)));
+        STOREN(f32, V, next, d1 + e);
     }
     for (uint e = whole + lane; e < last; e += GROUP) {
         float sum = 0.0f;
         for (uint block = 0; block < blocks; block++)
             sum += partials[(ulong)block * columns + e];
         float next = per_column / (sum + EPSILON);
-        change += fabs(next - balance[e]);
-        balance[e] = next;
+        change += fabs(next - d1[e]);
+        d1[e] = next;
     }
     change = group_sum(change, tmp);
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     if (lane == 0 && !done)
-        balance[columns] = change / (float)columns <= tolerance ? 1.0f : 0.0f;
+        d1[columns] = change / (float)columns <= tolerance ? 1.0f : 0.0f;
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_choices(IN(float, logits), IN(float, balance), OUT(float, choices), uint columns) {
+void sinkhorn_choices(IN(float, logits), IN(float, d1), OUT(float, choices), uint columns) {
     ulong row = (ulong)get_group_id(0) * columns;
     logits = AT(logits) + row;
     choices = AT(choices) + row;
-    balance = AT(balance);
-    const bool alone = balance[columns + 1] == 1.0f; /* 1/T */
+    d1 = AT(d1);
+    const bool alone = d1[columns + 1] == 1.0f; /* 1/T */
     for (uint e = get_local_id(0); e < columns; e += GROUP) {
-        float choice = alone ? logits[e] : choices[e] * balance[e];
+        float choice = alone ? logits[e] : choices[e] * d1[e];
         choices[e] = isfinite(logits[e]) ? choice : -INFINITY;
     }
 }

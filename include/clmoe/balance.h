@@ -213,9 +213,9 @@ enum {
      */
     CLMOE_F_FRESH = 1,
     /*
-     * First choices only: GShard. A token's first pair; with soft, expert choice and two levels,
-     * whose pairs come in another order, the one of its pairs with the largest score, or p, ties to
-     * the lower id.
+     * First choices only: GShard. A token's first pair; with all experts, expert choice and two
+     * levels, whose pairs come in another order, the one of its pairs with the largest score, or p,
+     * ties to the lower id.
      */
     CLMOE_F_FIRST = 2,
     CLMOE_F_EMA = 3, /* the state's average; not per_sequence */

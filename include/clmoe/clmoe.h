@@ -53,7 +53,7 @@
  *     is up to the compiler.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
- * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (soft: K = E + Z), T*K <= 2^30.
+ * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (all experts: K = E + Z), T*K <= 2^30.
  */
 #ifndef CLMOE_CLMOE_H
 #define CLMOE_CLMOE_H
@@ -214,7 +214,7 @@ enum {
      * Every token passes all experts, weighted by its scores; top_k must be R, and may pass 256.
      * The pairs of a token come in ascending id.
      */
-    CLMOE_POLICY_SOFT = 3,
+    CLMOE_POLICY_ALL_EXPERTS = 3,
     /*
      * Soft MoE (Puigcerver et al. 2023, arXiv 2308.00951): each expert has soft_moe.slots slots p,
      * weights.router is [E*p,D]; l = soft_moe.scale * x/|x| . r/|r|; a slot's row is the mean of

@@ -101,7 +101,7 @@ static loss_item item_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, 
                        .source = source,
                        .load = load_of(layer, loss, routed),
                        .by_device = (int)loss->per_device,
-                       .each = (int)loss->per_sequence,
+                       .per_sequence = (int)loss->per_sequence,
                        .controlled = (int)loss->controlled,
                        .adds = (sources >> source) & 1,
                        .weight = loss->weight,
@@ -195,12 +195,12 @@ clmoe_status loss_finish(const batch *b, launch *chain, const sums *in) {
     clmoe_buf values = region(b, REGION_LOSS_VALUES);
     clmoe_buf load = PLAN_ARRAY(b, load);
     clmoe_buf grads = region(b, REGION_LOSS_GRADS);
-    uint32_t sources = 0, each = 0, summed = 0;
+    uint32_t sources = 0, per_sequence = 0, summed = 0;
     loss_table table = {0};
     for (uint32_t i = 0; i < b->num_losses; i++) {
         table.items[i] = item_of(layer, &b->losses[i], b->ws.plan.capacity, sources, b->routed);
         sources |= 1U << table.items[i].source;
-        each |= (uint32_t)(table.items[i].each != 0) << i;
+        per_sequence |= (uint32_t)(table.items[i].per_sequence != 0) << i;
         summed |= (uint32_t)(table.items[i].kind == LOSS_OVERFLOW) << i;
     }
     TRY(KERNEL_SET(kernel, ARG_AS(sums, ARG_F32(records)), ARG_F32(load), ARG_F32(b->state),
@@ -212,7 +212,8 @@ clmoe_status loss_finish(const batch *b, launch *chain, const sums *in) {
     if (b->loss_values.mem) {
         TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_AS(sums, ARG_F32(records)),
                        ARG_AS(out, ARG_F32(b->loss_values)), ARG_STRUCT(*shape),
-                       ARG_AS(count, ARG_UINT(b->num_losses)), ARG_UINT(each), ARG_UINT(summed)));
+                       ARG_AS(count, ARG_UINT(b->num_losses)), ARG_UINT(per_sequence),
+                       ARG_UINT(summed)));
         TRY(launch_1d(chain, kernel, 1, layer->balance_group));
     }
     TRY(gradient(b, chain, in, sources));

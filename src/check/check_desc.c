@@ -40,7 +40,7 @@ static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
                     "num_experts %u and num_identity_experts %u are together more than %d", experts,
                     identity, MAX_COLUMNS);
     TRY(in_range("top_k", desc->top_k, 1,
-                 desc->router.policy == CLMOE_POLICY_SOFT ? MAX_COLUMNS : MAX_TOP_K));
+                 desc->router.policy == CLMOE_POLICY_ALL_EXPERTS ? MAX_COLUMNS : MAX_TOP_K));
     if (desc->top_k > experts + identity)
         return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts is %u", desc->top_k,
                     experts + identity);

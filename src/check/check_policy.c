@@ -70,11 +70,12 @@ static clmoe_status check_sinkhorn(const clmoe_layer_desc *desc) {
     return CHECK_UNUSED("Sinkhorn", fields);
 }
 
-static clmoe_status check_soft(const clmoe_layer_desc *desc) {
+static clmoe_status check_all_experts(const clmoe_layer_desc *desc) {
     uint32_t columns = desc->num_experts + desc->num_identity_experts;
     if (desc->top_k != columns)
-        return fail(CLMOE_INVALID_DESC, "top_k is %u, but with the policy soft it must be all %u",
-                    desc->top_k, columns);
+        return fail(CLMOE_INVALID_DESC,
+                    "top_k is %u, but with the policy all experts it must be %u", desc->top_k,
+                    columns);
     return CLMOE_SUCCESS;
 }
 
@@ -144,7 +145,7 @@ static const struct policy_rule {
     [CLMOE_POLICY_TOKEN_CHOICE] = {"token choice", check_token_choice},
     [CLMOE_POLICY_EXPERT_CHOICE] = {"expert choice", check_expert_choice},
     [CLMOE_POLICY_SINKHORN] = {"Sinkhorn", check_sinkhorn},
-    [CLMOE_POLICY_SOFT] = {"soft", check_soft},
+    [CLMOE_POLICY_ALL_EXPERTS] = {"all experts", check_all_experts},
     [CLMOE_POLICY_SOFT_MOE] = {"Soft MoE", check_soft_moe},
 };
 enum { POLICIES = sizeof policies / sizeof policies[0] };

@@ -5,7 +5,7 @@
 #include <string.h>
 
 const char *const step_names[STEP_COUNT] = {"score",   "topk",   "plan",    "dispatch",
-                                            "experts", "shared", "combine", "balance"};
+                                            "experts", "shared", "combine", "measure"};
 
 static clmoe_buf place(const batch *b, batch_buffer which) {
     return (clmoe_buf){b->buffers[which], 0};

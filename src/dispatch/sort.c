@@ -43,16 +43,16 @@ done:
 
 /* Sorts buffers[0], which is in keep order, by sequence; *in gets where the result is. */
 static clmoe_status sort_by_sequence(const batch *b, launch *chain, const sort_buffers *buffers,
-                                     uint32_t count, uint32_t each, int *in) {
+                                     uint32_t count, uint32_t sequence, int *in) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_SORT_SEQUENCES];
-    uint32_t group = layer->group, last = (count - 1) / each;
+    uint32_t group = layer->group, last = (count - 1) / sequence;
     *in = 0;
     if (last == 0)
         return CLMOE_SUCCESS;
     TRY(KERNEL_SET(kernel, ARG_F32(buffers->keys[0]), ARG_F32(buffers->order[0]), ARG_UINT(count),
-                   ARG_UINT(each)));
+                   ARG_UINT(sequence)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0; shift < SORT_KEY_BITS && last >> shift > 0; shift += SORT_DIGIT_BITS) {
         TRY(sort_pass(b, chain, buffers, count, shift, *in));
@@ -79,9 +79,9 @@ static clmoe_status sort_walk(const batch *b, launch *chain, const sort_buffers 
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
     for (int shift = 0, from = 0; shift < SORT_KEY_BITS; shift += SORT_DIGIT_BITS, from = !from)
         TRY(sort_pass(b, chain, buffers, count, shift, from));
-    uint32_t each = layer_sequence_tokens(layer, b->tokens);
+    uint32_t sequence = layer_sequence_tokens(layer, b->tokens);
     TRY(sort_by_sequence(b, chain, buffers, count,
-                         keep == CLMOE_KEEP_PRIORITY ? each : each * top_k, in));
+                         keep == CLMOE_KEEP_PRIORITY ? sequence : sequence * top_k, in));
 done:
     return status;
 }

@@ -304,8 +304,8 @@ done:
 static clmoe_status check_shared_width(const block *b, const shared_fields *s,
                                        const clmoe_layer_desc *desc) {
     uint32_t is = desc->shared.hidden_dim;
-    uint64_t each = s->width > 0 ? s->width : desc->experts.hidden_dim;
-    if (!s->given || is == s->width || (s->count > 0 && is == s->count * each))
+    uint64_t width = s->width > 0 ? s->width : desc->experts.hidden_dim;
+    if (!s->given || is == s->width || (s->count > 0 && is == s->count * width))
         return CLMOE_SUCCESS;
     return fail(CLMOE_BAD_FILE, "%s: %s is %u, but the shared expert's tensors have %u rows",
                 config_path(b->checkpoint->config), s->given_name,

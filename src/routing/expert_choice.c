@@ -42,7 +42,7 @@ static clmoe_status choose(const batch *b, launch *chain) {
     const clmoe_router_desc *router = &layer->desc.router;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
-    uint32_t each = group == 1 ? CHOICE_SERIAL_SPAN : group, groups = divide_up(tokens, each);
+    uint32_t span = group == 1 ? CHOICE_SERIAL_SPAN : group, groups = divide_up(tokens, span);
     clmoe_buf keys = region(b, REGION_CHOICE_KEYS);
     clmoe_buf thresholds = region(b, REGION_CHOICE_THRESHOLDS);
     if (tokens > 0)

@@ -25,7 +25,7 @@ done:
 
 /* Regions of one call. */
 typedef struct sinkhorn_buffers {
-    clmoe_buf choices, tops, balance, partials;
+    clmoe_buf choices, tops, d1, partials;
 } sinkhorn_buffers;
 
 static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffers *at) {
@@ -35,10 +35,10 @@ static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffer
     cl_kernel rows = layer->kernels[KERNEL_ROWS];
     cl_kernel columns = layer->kernels[KERNEL_COLUMNS];
     block_split blocks = workspace_token_blocks(layer->group, b->tokens);
-    TRY(KERNEL_SET(rows, ARG_AS(c, ARG_F32(at->choices)), ARG_U8(b->token_mask),
-                   ARG_F32(at->balance), ARG_F32(at->partials), ARG_UINT(b->tokens),
-                   ARG_UINT(layer->columns), ARG_AS(block_size, ARG_UINT(blocks.size))));
-    TRY(KERNEL_SET(columns, ARG_F32(at->partials), ARG_F32(at->balance),
+    TRY(KERNEL_SET(rows, ARG_AS(c, ARG_F32(at->choices)), ARG_U8(b->token_mask), ARG_F32(at->d1),
+                   ARG_F32(at->partials), ARG_UINT(b->tokens), ARG_UINT(layer->columns),
+                   ARG_AS(block_size, ARG_UINT(blocks.size))));
+    TRY(KERNEL_SET(columns, ARG_F32(at->partials), ARG_F32(at->d1),
                    ARG_AS(blocks, ARG_UINT(blocks.count)), ARG_UINT(layer->columns),
                    ARG_FLOAT(router->sinkhorn.tolerance)));
     for (uint32_t i = 0; i < router->sinkhorn.iterations; i++) {
@@ -49,20 +49,20 @@ done:
     return status;
 }
 
-static clmoe_status balance(const batch *b, launch *chain, const sinkhorn_buffers *at) {
+static clmoe_status find_d1(const batch *b, launch *chain, const sinkhorn_buffers *at) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns;
-    TRY(KERNEL_SET(kernels[KERNEL_START], ARG_U8(b->token_mask), ARG_F32(at->balance),
+    TRY(KERNEL_SET(kernels[KERNEL_START], ARG_U8(b->token_mask), ARG_F32(at->d1),
                    ARG_UINT(b->tokens), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_START], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_EXP], ARG_AS(logits, ARG_F32(b->scores)), ARG_F32(at->choices),
                    ARG_F32(at->tops), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_EXP], b->tokens, group));
     TRY(iterate(b, chain, at));
-    TRY(KERNEL_SET(kernels[KERNEL_CHOICES], ARG_AS(logits, ARG_F32(b->scores)),
-                   ARG_F32(at->balance), ARG_F32(at->choices), ARG_UINT(columns)));
+    TRY(KERNEL_SET(kernels[KERNEL_CHOICES], ARG_AS(logits, ARG_F32(b->scores)), ARG_F32(at->d1),
+                   ARG_F32(at->choices), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_CHOICES], b->tokens, group));
 done:
     return status;
@@ -79,10 +79,10 @@ static clmoe_status choose(const batch *b, launch *chain) {
     const sinkhorn_buffers at = {
         .choices = region(b, REGION_SINKHORN_CHOICES),
         .tops = region(b, REGION_TOPS),
-        .balance = region(b, REGION_SINKHORN_BALANCE),
+        .d1 = region(b, REGION_SINKHORN_D1),
         .partials = region(b, REGION_SINKHORN_PARTIALS),
     };
-    TRY(balance(b, chain, &at));
+    TRY(find_d1(b, chain, &at));
     by_choices.scores = at.choices;
     TRY(step_topk_scores(&by_choices, chain));
     TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(b->scores)), ARG_F32(at.tops),

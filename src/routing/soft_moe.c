@@ -69,12 +69,12 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
     const dense_map map = {.rows = T,
                            .n = count,
                            .k = desc->dim,
-                           .a = region(b, REGION_SOFT_X),
+                           .a = region(b, REGION_SOFT_MOE_X),
                            .weight = router,
                            .out = b->logits};
     TRY(KERNEL_SET(kernels[KERNEL_NORMS], ARG_AS(rows, ARG_TYPE(b->x, desc->type)),
                    ARG_U8(b->token_mask), ARG_F32(region(b, REGION_TOKEN_NORMS)),
-                   ARG_AS(clean, ARG_TYPE(region(b, REGION_SOFT_X), desc->type)),
+                   ARG_AS(clean, ARG_TYPE(region(b, REGION_SOFT_MOE_X), desc->type)),
                    ARG_UINT(desc->dim)));
     TRY(launch_1d(chain, kernels[KERNEL_NORMS], T, group));
     TRY(KERNEL_SET(kernels[KERNEL_SLOT_NORMS],
@@ -89,12 +89,12 @@ static clmoe_status set_logits(const batch *b, launch *chain) {
                    ARG_FLOAT(desc->router.soft_moe.scale)));
     TRY(launch_1d(chain, kernels[KERNEL_LOGITS], T, group));
     TRY(KERNEL_SET(kernels[KERNEL_PARTIALS], ARG_F32(b->logits),
-                   ARG_F32(region(b, REGION_SOFT_PARTIALS)), ARG_AS(tokens, ARG_UINT(T)),
+                   ARG_F32(region(b, REGION_SOFT_MOE_PARTIALS)), ARG_AS(tokens, ARG_UINT(T)),
                    ARG_UINT(count), ARG_AS(block_size, ARG_UINT(blocks.size))));
     TRY(launch_1d(chain, kernels[KERNEL_PARTIALS], blocks.count, group));
-    TRY(KERNEL_SET(kernels[KERNEL_COLUMNS], ARG_F32(region(b, REGION_SOFT_PARTIALS)),
-                   ARG_F32(region(b, REGION_SOFT_COLUMNS)), ARG_AS(blocks, ARG_UINT(blocks.count)),
-                   ARG_UINT(count)));
+    TRY(KERNEL_SET(kernels[KERNEL_COLUMNS], ARG_F32(region(b, REGION_SOFT_MOE_PARTIALS)),
+                   ARG_F32(region(b, REGION_SOFT_MOE_COLUMNS)),
+                   ARG_AS(blocks, ARG_UINT(blocks.count)), ARG_UINT(count)));
     TRY(launch_1d(chain, kernels[KERNEL_COLUMNS], divide_up(count, group), group));
 done:
     return status;
@@ -107,24 +107,24 @@ clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain) {
     cl_kernel combine = layer->kernels[KERNEL_UNMIX];
     uint32_t experts = layer->desc.num_experts, count = layer_router_rows(layer);
     uint32_t group = layer->group, tokens = b->tokens;
-    uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
+    uint32_t slots = b->ws.plan.slots, stride = slots / experts, per_expert = b->ws.plan.capacity;
     TRY(set_plan(b, chain));
     if (tokens == 0)
         return CLMOE_SUCCESS;
     TRY(set_logits(b, chain));
-    TRY(KERNEL_SET(dispatch, ARG_F32(b->logits), ARG_F32(region(b, REGION_SOFT_COLUMNS)),
-                   ARG_F32(region(b, REGION_SOFT_DISPATCH)), ARG_UINT(tokens), ARG_UINT(count),
-                   ARG_AS(per_expert, ARG_UINT(each))));
+    TRY(KERNEL_SET(dispatch, ARG_F32(b->logits), ARG_F32(region(b, REGION_SOFT_MOE_COLUMNS)),
+                   ARG_F32(region(b, REGION_SOFT_MOE_DISPATCH)), ARG_UINT(tokens), ARG_UINT(count),
+                   ARG_UINT(per_expert)));
     TRY(launch_kernel(chain, dispatch, 2, (size_t[]){stride, experts}, (size_t[]){group, 1}));
     TRY(KERNEL_SET(combine, ARG_F32(b->logits), ARG_F32(region(b, REGION_TOPS)),
                    ARG_AS(combine, ARG_F32(b->mix)), ARG_UINT(count), ARG_UINT(experts),
-                   ARG_AS(per_expert, ARG_UINT(each)), ARG_UINT(stride)));
+                   ARG_UINT(per_expert), ARG_UINT(stride)));
     TRY(launch_1d(chain, combine, tokens, group));
     const dense_map mix = {.rows = slots,
                            .n = layer->desc.dim,
                            .k = tokens,
-                           .a = region(b, REGION_SOFT_DISPATCH),
-                           .weight = region(b, REGION_SOFT_X),
+                           .a = region(b, REGION_SOFT_MOE_DISPATCH),
+                           .weight = region(b, REGION_SOFT_MOE_X),
                            .out = b->xe};
     TRY(gemm_dense(&layer->mix, chain, &mix));
 done:
@@ -136,12 +136,12 @@ clmoe_status step_soft_moe_combine(const batch *b, launch *chain) {
     const clmoe_layer *layer = b->layer;
     cl_kernel clear = layer->kernels[KERNEL_CLEAR];
     uint32_t experts = layer->desc.num_experts;
-    uint32_t slots = b->ws.plan.slots, stride = slots / experts, each = b->ws.plan.capacity;
+    uint32_t slots = b->ws.plan.slots, stride = slots / experts, per_expert = b->ws.plan.capacity;
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
     TRY(KERNEL_SET(clear, ARG_TYPE(b->ye, layer->desc.type), ARG_UINT(layer->desc.dim),
-                   ARG_AS(per_expert, ARG_UINT(each)), ARG_UINT(stride)));
-    TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - each, experts},
+                   ARG_UINT(per_expert), ARG_UINT(stride)));
+    TRY(launch_kernel(chain, clear, 2, (size_t[]){stride - per_expert, experts},
                       (size_t[]){layer->group, 1}));
     const dense_map mix = {.rows = b->tokens,
                            .n = layer->desc.dim,

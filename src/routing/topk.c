@@ -86,12 +86,12 @@ clmoe_status step_topk_scores(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_TOPK];
-    uint32_t each = layer->topk_tokens;
+    uint32_t group_tokens = layer->topk_tokens;
     TRY(KERNEL_SET(kernel, ARG_F32(b->scores), ARG_F32(select_bias_of(b)),
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
                    ARG_F32(b->live), ARG_AS(num_tokens, ARG_UINT(b->tokens)),
                    ARG_STRUCT(layer->router)));
-    TRY(launch_1d(chain, kernel, divide_up(b->tokens, each), layer->group));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, group_tokens), layer->group));
 done:
     return status;
 }

@@ -292,10 +292,11 @@ static void two_levels(void **state) {
 static void other_policies(void **state) {
     (void)state;
     static const clmoe_policy policies[] = {CLMOE_POLICY_EXPERT_CHOICE, CLMOE_POLICY_SINKHORN,
-                                            CLMOE_POLICY_SOFT};
+                                            CLMOE_POLICY_ALL_EXPERTS};
     for (size_t i = 0; i < COUNT_OF(policies); i++)
         for (uint32_t scaled = 0; scaled < 2; scaled++) {
-            clmoe_layer_desc desc = plain_desc(policies[i] == CLMOE_POLICY_SOFT ? EXPERTS : 6);
+            clmoe_layer_desc desc =
+                plain_desc(policies[i] == CLMOE_POLICY_ALL_EXPERTS ? EXPERTS : 6);
             desc.router.policy = policies[i];
             desc.router.score = scaled ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
             desc.router.expert_scale = scaled;

@@ -182,8 +182,8 @@ static void expert_choice(clmoe_layer_desc *d) {
 static void sinkhorn(clmoe_layer_desc *d) {
     any_policy(d, CLMOE_POLICY_SINKHORN);
 }
-static void soft(clmoe_layer_desc *d) {
-    any_policy(d, CLMOE_POLICY_SOFT);
+static void all_experts(clmoe_layer_desc *d) {
+    any_policy(d, CLMOE_POLICY_ALL_EXPERTS);
     d->top_k = d->num_experts;
 }
 static void soft_moe(clmoe_layer_desc *d) {
@@ -196,8 +196,8 @@ static void one_expert(clmoe_layer_desc *d) {
 }
 
 static void (*const forms[])(clmoe_layer_desc *desc) = {
-    dropless,      fixed_rows, by_factor, by_small_factor, in_sequences, in_long_sequences,
-    expert_choice, sinkhorn,   soft,      soft_moe,        one_expert};
+    dropless,      fixed_rows, by_factor,   by_small_factor, in_sequences, in_long_sequences,
+    expert_choice, sinkhorn,   all_experts, soft_moe,        one_expert};
 
 /* What batches of 0, 1, ... tokens need, and what is said of them. */
 typedef struct memory_walk {

@@ -38,9 +38,9 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.sinkhorn.tolerance = 1e-3f;
 }
 
-static void soft(clmoe_layer_desc *d) {
+static void all_experts(clmoe_layer_desc *d) {
     d->top_k = d->num_experts;
-    d->router.policy = CLMOE_POLICY_SOFT;
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
 }
 
 static void two_level(clmoe_layer_desc *d) {
@@ -114,7 +114,7 @@ static const variant variants[] = {
     {"sequences", sequences, LOSSES(by_sequence), NULL},
     {"expert choice", expert_choice, LOSSES(any_layer), NULL},
     {"Sinkhorn", sinkhorn, LOSSES(any_layer), NULL},
-    {"soft", soft, LOSSES(any_layer), NULL},
+    {"all experts", all_experts, LOSSES(any_layer), NULL},
     {"two levels", two_level, LOSSES(any_layer), NULL},
     {"Soft MoE", soft_moe, NULL, 0, NULL},
     {"reroute", reroute, LOSSES(any_layer), NULL},

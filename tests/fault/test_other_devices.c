@@ -177,8 +177,8 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.rebalance.iterations = 3;
 }
 
-static void soft(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SOFT;
+static void all_experts(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     d->top_k = d->num_experts;
 }
 
@@ -189,7 +189,7 @@ static void soft_moe(clmoe_layer_desc *d) {
 }
 
 static void (*const policies[])(clmoe_layer_desc *) = {
-    reroute, keep_by_weight, two_level, expert_choice, sinkhorn, soft, soft_moe};
+    reroute, keep_by_weight, two_level, expert_choice, sinkhorn, all_experts, soft_moe};
 
 static const struct {
     const char *name;

@@ -1,4 +1,4 @@
-/* Expert choice, Sinkhorn, soft and two-level routing in double precision. */
+/* Expert choice, Sinkhorn, all experts and two-level routing in double precision. */
 #include "ref_policy.h"
 
 #include <math.h>
@@ -191,8 +191,8 @@ double ref_sinkhorn_topk(const clmoe_layer_desc *desc, uint32_t tokens, const do
 
 /* ---- Soft ----------------------------------------------------------------------------------- */
 
-static void soft(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
-                 const ref_weights *weights, int32_t *ids, double *w, int32_t *live) {
+static void all_experts(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
+                        const ref_weights *weights, int32_t *ids, double *w, int32_t *live) {
     size_t R = ref_columns(desc);
     for (size_t t = 0; t < tokens; t++) {
         size_t n = 0;
@@ -397,8 +397,8 @@ bool ref_policy_route(const clmoe_layer_desc *desc, const ref_forward_in *in, re
     if (policy == CLMOE_POLICY_SINKHORN)
         r->choice_gap = ref_sinkhorn_topk(desc, in->tokens, l, r->scores, in->token_mask,
                                           in->weights, r->ids, r->pair_weights, r->live);
-    else if (policy == CLMOE_POLICY_SOFT)
-        soft(desc, in->tokens, r->scores, in->weights, r->ids, r->pair_weights, r->live);
+    else if (policy == CLMOE_POLICY_ALL_EXPERTS)
+        all_experts(desc, in->tokens, r->scores, in->weights, r->ids, r->pair_weights, r->live);
     else
         r->choice_gap = two_level(desc, in, l, r);
     free(l);

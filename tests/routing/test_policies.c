@@ -1,4 +1,4 @@
-/* Who chooses whom: expert choice, Sinkhorn, soft, two levels, and the limit of devices. */
+/* Who chooses whom: expert choice, Sinkhorn, all experts, two levels, and the limit of devices. */
 #include "workspace.h" /* before cmocka, whose fail is a macro */
 
 #include "ref_policy.h"
@@ -299,13 +299,13 @@ static void sinkhorn_capacity(clmoe_layer_desc *d) {
     d->capacity.factor = 1.0;
 }
 
-static void soft(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SOFT;
+static void all_experts(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     d->top_k = d->num_experts + d->num_identity_experts;
 }
 
-static void soft_scored(clmoe_layer_desc *d) {
-    soft(d);
+static void all_experts_scored(clmoe_layer_desc *d) {
+    all_experts(d);
     d->router.score = CLMOE_SCORE_SIGMOID;
     d->router.renorm.kind = CLMOE_RENORM_PNORM;
     d->router.renorm.p = 2.0f;
@@ -361,8 +361,8 @@ static const policy_case policy_cases[] = {
     {"expert choice, weight at activation", expert_choice_activation},
     {"Sinkhorn", sinkhorn},
     {"Sinkhorn with a capacity", sinkhorn_capacity},
-    {"soft", soft},
-    {"soft, scored", soft_scored},
+    {"all experts", all_experts},
+    {"all experts, scored", all_experts_scored},
     {"two levels", two_level},
     {"two levels, biased", two_level_biased},
     {"Soft MoE", soft_moe},
@@ -448,7 +448,7 @@ static void soft_is_all_experts(void **state) {
         clmoe_layer_desc desc = desc_of(&s);
         batch_make(&b, &desc, s.tokens);
         batch_run(test_layer(group_sizes[g], &desc), &b, &sparse);
-        b.desc.router.policy = CLMOE_POLICY_SOFT;
+        b.desc.router.policy = CLMOE_POLICY_ALL_EXPERTS;
         batch_run(test_layer(group_sizes[g], &b.desc), &b, &dense);
         size_t n = (size_t)s.tokens * s.dim;
         const float *want = buf_get(sparse.args.y);
@@ -465,7 +465,7 @@ static void soft_passes_256(void **state) {
     const shape s = {3, 5, 300, 0, 300, 4};
     batch b;
     device_batch d;
-    const policy_case c = {"soft", soft};
+    const policy_case c = {"all experts", all_experts};
     test_case("R 300");
     const ref_result *want = policy_batch(&b, &c, &s, "ref", CLMOE_F32);
     batch_run(test_layer(0, &b.desc), &b, &d);

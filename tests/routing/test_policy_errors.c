@@ -14,8 +14,8 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
 }
 
-static void soft(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SOFT;
+static void all_experts(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     d->top_k = d->num_experts;
 }
 
@@ -105,10 +105,10 @@ static const refusal refusals[] = {
     {sinkhorn, mixer, "sparsemixer"},
     {sinkhorn, groups, "router.groups.count is 2"},
     {sinkhorn, select_bias, "router.select_bias is 1"},
-    {soft, one_less, "top_k is 11"},
-    {soft, groups, "router.groups.count is 2"},
-    {soft, mixer, "sparsemixer"},
-    {soft, rebalance, "router.policy is neither token choice nor sinkhorn"},
+    {all_experts, one_less, "top_k is 11"},
+    {all_experts, groups, "router.groups.count is 2"},
+    {all_experts, mixer, "sparsemixer"},
+    {all_experts, rebalance, "router.policy is neither token choice nor sinkhorn"},
     {soft_moe, no_slots, "router.soft_moe.slots is 0"},
     {soft_moe, two_choices, "top_k is 2"},
     {soft_moe, identity, "num_identity_experts is 1"},

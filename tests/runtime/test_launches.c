@@ -284,8 +284,8 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.sinkhorn.tolerance = 1e-3f;
 }
 
-static void soft(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SOFT;
+static void all_experts(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     d->top_k = d->num_experts;
 }
 
@@ -295,8 +295,8 @@ static void soft_moe(clmoe_layer_desc *d) {
     d->router.soft_moe.slots = 3;
 }
 
-static void (*const policies[])(clmoe_layer_desc *) = {token_choice, two_level, expert_choice,
-                                                       sinkhorn,     soft,      soft_moe};
+static void (*const policies[])(clmoe_layer_desc *) = {token_choice, two_level,   expert_choice,
+                                                       sinkhorn,     all_experts, soft_moe};
 
 /* A group per launch, and some. */
 static void check_policy(const char *engine, size_t which) {

@@ -142,8 +142,8 @@ static void steps_have_their_events(void **state) {
             batch_compare(&b, &d, batch_reference(&b));
             check_names(&profile,
                         layer->experts.engine->gathers
-                            ? "score topk plan experts shared combine copy balance"
-                            : "score topk plan dispatch experts shared combine copy balance");
+                            ? "score topk plan experts shared combine copy measure"
+                            : "score topk plan dispatch experts shared combine copy measure");
             check_times(&profile);
             check_commands(&profile);
             release(&profile);

@@ -233,8 +233,8 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.renorm.kind = CLMOE_RENORM_SUM;
 }
 
-static void soft(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SOFT;
+static void all_experts(clmoe_layer_desc *d) {
+    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     d->top_k = d->num_experts;
 }
 
@@ -316,7 +316,7 @@ static void device_groups(clmoe_layer_desc *d) {
 const layer_variant routing_variants[] = {
     {"expert choice", expert_choice},
     {"Sinkhorn", sinkhorn},
-    {"soft", soft},
+    {"all experts", all_experts},
     {"Soft MoE", soft_moe},
     {"two levels", two_levels},
     {"reroute", reroute_scaled},

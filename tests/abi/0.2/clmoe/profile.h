@@ -41,7 +41,7 @@ extern "C" {
 typedef struct clmoe_profile_step {
     /*
      * In this order: "score", "topk", "plan", "dispatch", "experts", "mix" (the end of Soft MoE),
-     * "shared", "combine", "copy" (of logits, ids and weights that were asked for), "balance"
+     * "shared", "combine", "copy" (of logits, ids and weights that were asked for), "measure"
      * (statistics and losses, from one pass). A static string.
      */
     const char *name;

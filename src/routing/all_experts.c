@@ -2,8 +2,8 @@
 #include "steps.h"
 
 static clmoe_status create(clmoe_layer *layer) {
-    static const kernel_entry kernels[] = {{KERNEL_POLICY, "soft_rows"}};
-    return GROUP_KERNELS(layer, "routing/soft", kernels);
+    static const kernel_entry kernels[] = {{KERNEL_POLICY, "all_experts_rows"}};
+    return GROUP_KERNELS(layer, "routing/all_experts", kernels);
 }
 
 static clmoe_status choose(const batch *b, launch *chain) {
@@ -19,4 +19,4 @@ done:
     return status;
 }
 
-const routing_policy soft_policy = {.create = create, .step = choose};
+const routing_policy all_experts_policy = {.create = create, .step = choose};

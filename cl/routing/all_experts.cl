@@ -11,8 +11,8 @@
 #include "routing/router.clh"
 
 KERNEL(GROUP, 1, 1)
-void soft_rows(IN(float, scores), IN(float, expert_scale), OUT(int, ids), OUT(float, weights),
-               OUT(int, live), uint tokens, router_switches r) {
+void all_experts_rows(IN(float, scores), IN(float, expert_scale), OUT(int, ids),
+                      OUT(float, weights), OUT(int, live), uint tokens, router_switches r) {
     ulong token = get_global_id(0), row = token * r.columns;
     if (token >= tokens)
         return;
