@@ -5,7 +5,7 @@
 #include "workspace.h"
 
 /*
- * Bound once from the public arguments of a call (forward.c, calls.c); a step reads what it needs.
+ * Bound once from the public arguments of a call (batch.c, calls.c); a step reads what it needs.
  * Buffers that the call does not have are {NULL, 0}.
  */
 typedef struct batch {
@@ -42,6 +42,17 @@ typedef struct batch {
     uint32_t num_losses;
     clmoe_buf loss_values, dlogits, dnoise, dgroup_logits;
 } batch;
+
+/* What the caller gave, and for the rest the regions of workspace.c. */
+clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forward_args *args);
+
+/* The losses of a call, `loss_size` bytes apart. */
+void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses);
+
+/* Whether the experts see the jittered x. */
+static inline bool batch_jitters_experts(const batch *b) {
+    return b->state.mem && b->layer->desc.router.noise.jitter_experts;
+}
 
 /* The place of a region; {NULL, 0} for an empty one. */
 static inline clmoe_buf region(const batch *b, region_id id) {

@@ -3,57 +3,6 @@
 #include "measure.h"
 #include "runtime/structs.h"
 
-static bool jitters_experts(const batch *b) {
-    return b->state.mem && b->layer->desc.router.noise.jitter_experts;
-}
-
-/* What the caller gave, and for the rest the regions of workspace.c. */
-static clmoe_status bind(const clmoe_layer *layer, const clmoe_forward_args *args, batch *b) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_buf none = {0};
-    const bool chosen = args->ids_in.mem != NULL; /* by the caller */
-    *b = (batch){.layer = layer,
-                 .tokens = args->tokens,
-                 .saved = args->saved,
-                 .scratch = args->scratch,
-                 .weights = args->weights,
-                 .x = args->x,
-                 .token_mask = args->token_mask,
-                 .state = args->state,
-                 .logits_given = args->logits_in.mem != NULL,
-                 .residual = args->residual,
-                 .y = args->y,
-                 .routed = !chosen,
-                 .stats = args->stats,
-                 .load_target = args->load_target,
-                 .load_supplied = args->load_supplied,
-                 .loss_values = args->loss_values,
-                 .dlogits = args->dlogits,
-                 .dnoise = args->dnoise,
-                 .dgroup_logits = args->dgroup_logits};
-    bind_losses(b, args->losses, args->loss_size, args->num_losses);
-    TRY(workspace_layout_get(layer, args->tokens, &b->ws));
-    if (!chosen) {
-        b->logits = b->logits_given ? args->logits_in : region(b, REGION_LOGITS);
-        b->scores = region(b, REGION_SCORES);
-    }
-    b->ids = chosen ? args->ids_in : region(b, REGION_IDS);
-    b->pair_weights = chosen ? args->pair_weights_in : region(b, REGION_WEIGHTS);
-    b->live = chosen || layer_is_expert_choice(layer) ? none : region(b, REGION_LIVE);
-    b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
-    b->plan = region(b, REGION_PLAN);
-    b->xe = region(b, REGION_XE);
-    b->ye = region(b, REGION_YE);
-    b->shared_y = region(b, REGION_SHARED_Y);
-    b->shared_gate = region(b, REGION_SHARED_GATE);
-    b->mix = region(b, REGION_SOFT_MOE_COMBINE);
-    b->mixed = region(b, REGION_MIXED);
-    b->jittered = region(b, REGION_JITTERED);
-    b->experts_x = jitters_experts(b) ? b->jittered : args->x;
-done:
-    return status;
-}
-
 /* x -> ids and weights, unless the caller brought them. */
 static clmoe_status route(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -82,7 +31,7 @@ done:
 static clmoe_status run_experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     launch_step(chain, "dispatch"); /* jitter included */
-    if (jitters_experts(b) && (b->logits_given || !b->routed))
+    if (batch_jitters_experts(b) && (b->logits_given || !b->routed))
         TRY(step_jitter(b, chain));
     if (b->xe.mem)
         TRY(step_dispatch(b, chain));
@@ -157,7 +106,7 @@ clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
     TRY(check_forward(layer, &own));
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
     TRY(launch_profile(&chain, own.profile));
-    TRY(bind(layer, &own, &b));
+    TRY(bind_forward(&b, layer, &own));
     TRY(layer_is_soft_moe(layer) ? run_soft_moe(&b, &chain) : run_routed(&b, &chain));
     TRY(combine(&b, &chain));
     TRY(report(&b, &chain, &own));

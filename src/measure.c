@@ -5,12 +5,6 @@
 #include "measure.h"
 #include "check/check.h"
 
-void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses) {
-    b->num_losses = num_losses;
-    for (uint32_t i = 0; i < num_losses; i++)
-        b->losses[i] = loss_at(losses, loss_size, i);
-}
-
 /* logits -> noisy logits, with a state, where the layer has noise. */
 static clmoe_status noisy_logits(const batch *b, launch *chain, sums *in) {
     clmoe_status status = CLMOE_SUCCESS;

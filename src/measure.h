@@ -4,9 +4,6 @@
 
 #include "steps.h"
 
-/* The losses of a call, `loss_size` bytes apart. */
-void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses);
-
 /* Statistics where there is a buffer for them, the losses of the batch's list. */
 clmoe_status measure(const batch *b, launch *chain);
 

@@ -1,0 +1,55 @@
+/* From the arguments of clmoe_forward() to a batch; calls.c has those of the single steps. */
+#include "batch.h"
+#include "check/check.h"
+
+void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses) {
+    b->num_losses = num_losses;
+    for (uint32_t i = 0; i < num_losses; i++)
+        b->losses[i] = loss_at(losses, loss_size, i);
+}
+
+clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_buf none = {0};
+    const bool chosen = args->ids_in.mem != NULL; /* by the caller */
+    *b = (batch){.layer = layer,
+                 .tokens = args->tokens,
+                 .saved = args->saved,
+                 .scratch = args->scratch,
+                 .weights = args->weights,
+                 .x = args->x,
+                 .token_mask = args->token_mask,
+                 .state = args->state,
+                 .logits_given = args->logits_in.mem != NULL,
+                 .residual = args->residual,
+                 .y = args->y,
+                 .routed = !chosen,
+                 .stats = args->stats,
+                 .load_target = args->load_target,
+                 .load_supplied = args->load_supplied,
+                 .loss_values = args->loss_values,
+                 .dlogits = args->dlogits,
+                 .dnoise = args->dnoise,
+                 .dgroup_logits = args->dgroup_logits};
+    bind_losses(b, args->losses, args->loss_size, args->num_losses);
+    TRY(workspace_layout_get(layer, args->tokens, &b->ws));
+    if (!chosen) {
+        b->logits = b->logits_given ? args->logits_in : region(b, REGION_LOGITS);
+        b->scores = region(b, REGION_SCORES);
+    }
+    b->ids = chosen ? args->ids_in : region(b, REGION_IDS);
+    b->pair_weights = chosen ? args->pair_weights_in : region(b, REGION_WEIGHTS);
+    b->live = chosen || layer_is_expert_choice(layer) ? none : region(b, REGION_LIVE);
+    b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
+    b->plan = region(b, REGION_PLAN);
+    b->xe = region(b, REGION_XE);
+    b->ye = region(b, REGION_YE);
+    b->shared_y = region(b, REGION_SHARED_Y);
+    b->shared_gate = region(b, REGION_SHARED_GATE);
+    b->mix = region(b, REGION_SOFT_MOE_COMBINE);
+    b->mixed = region(b, REGION_MIXED);
+    b->jittered = region(b, REGION_JITTERED);
+    b->experts_x = batch_jitters_experts(b) ? b->jittered : args->x;
+done:
+    return status;
+}
