@@ -6,8 +6,8 @@
  * Arrays: logits [T,R] that p is made of, noisy [T,R] (the same but for two levels), ranks [T,R]
  *          or NULL: what fresh and first choices are the best of, clean [T,R], noise_raw [T,R] (the
  *          last two for the smooth load alone), token_mask, live, token_offsets, state or NULL;
- *          ids, weight_ids, weights [pairs] -> rows [T] token_row; partial [blocks] and sums [Q,
- *          and one of the batch if Q > 1] records, see balance.clh.
+ *          ids, weight_ids, pair_weights [pairs] -> rows [T] token_row; partial [blocks] and sums
+ *          [Q, and one of the batch if Q > 1] records, see balance.clh.
  * NDRange: sums_rows: one group per token. sums_columns, sums_pairs: (columns, blocks), V columns a
  *          work-item. sums_tokens: one group per (device group, one more for invalid ids, one for
  *          the scalars; block). sums_reduce: (words of a record, records), a word a work-item.
@@ -374,7 +374,7 @@ void sums_columns(IN(float, logits), IN(float, noisy), IN(float, clean), IN(floa
 }
 
 KERNEL(GROUP, 1, 1)
-void sums_pairs(IN(int, ids), IN(int, weight_ids), IN(float, weights), IN(int, live),
+void sums_pairs(IN(int, ids), IN(int, weight_ids), IN(float, pair_weights), IN(int, live),
                 IN(uchar, token_mask), IN(int, token_offsets), IN(float, rows), OUT(uint, partial),
                 sums_shape s) {
     token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
@@ -389,7 +389,7 @@ void sums_pairs(IN(int, ids), IN(int, weight_ids), IN(float, weights), IN(int, l
         return;
     ids = AT(ids);
     weight_ids = AT(weight_ids);
-    weights = AT(weights);
+    pair_weights = AT(pair_weights);
     for (uint token = range.begin; token < range.end; token++) {
         pair_range pairs = owned_pairs(&owner, token);
         for (uint pair = pairs.begin; pair < pairs.end; pair++) {
@@ -397,7 +397,7 @@ void sums_pairs(IN(int, ids), IN(int, weight_ids), IN(float, weights), IN(int, l
             assigned += match ? (UINTV)(1u) : (UINTV)(0u);
             if (s.asked & SUM_BIT(SUM_WEIGHTS)) {
                 match = column == (INTV)(weight_ids[pair]);
-                ADD_CAREFULLY(FLOATV, sum, lost, match ? (FLOATV)(weights[pair]) : none);
+                ADD_CAREFULLY(FLOATV, sum, lost, match ? (FLOATV)(pair_weights[pair]) : none);
             }
         }
         if (s.asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)

@@ -3,7 +3,7 @@
  * Formula: y = residual + output_bias + sigmoid(gate) * shared + sum over the token's pairs, in the
  *          order of k, of w * ye[slot] (w = 1 when the expert applied it), or w * x for identity
  *          experts. A masked token gets its residual, or 0.
- * Arrays: ye [S,D], weights [pairs], slot_of [pairs], x [T,D] or NULL, token_mask [T] or NULL,
+ * Arrays: ye [S,D], pair_weights [pairs], slot_of [pairs], x [T,D] or NULL, token_mask [T] or NULL,
  *          token_offsets [T+1] or NULL, shared [T,D] or NULL, shared_gate [T] or NULL, output_bias
  *          [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
  *          output_bias is W, the others X.
@@ -50,7 +50,7 @@ DEFINE_COMBINE(combine_columns, FLOATV, LOADV)
 DEFINE_COMBINE(combine_column, float, LOAD)
 
 KERNEL(GROUP, 1, 1)
-void combine_rows(IN(STORAGE(X), ye), IN(float, weights), IN(int, slot_of), IN(STORAGE(X), x),
+void combine_rows(IN(STORAGE(X), ye), IN(float, pair_weights), IN(int, slot_of), IN(STORAGE(X), x),
                   IN(uchar, token_mask), IN(int, token_offsets), IN(STORAGE(X), shared),
                   IN(float, shared_gate), IN(STORAGE(W), output_bias), IN(STORAGE(X), residual),
                   OUT(STORAGE(X), y), uint dim, int top_k, int pairs, int most,
@@ -63,7 +63,7 @@ void combine_rows(IN(STORAGE(X), ye), IN(float, weights), IN(int, slot_of), IN(S
     int count = (int)(range.end - range.begin);
     token_row row = {AT(ye), 0, 0, 0, 0, 0, 0, count, weight_in_expert, dim, 1.0f};
     uint begin = get_group_id(0) * SEGMENT, end = min(begin + SEGMENT, dim);
-    row.weights = AT(weights) + range.begin;
+    row.weights = AT(pair_weights) + range.begin;
     row.slot_of = AT(slot_of) + range.begin;
     if (x)
         row.x = AT(x) + token * dim;

@@ -275,9 +275,9 @@ void plan_scatter(WALK_ARGS, IN(uint, kept), IN(uint, offsets), IN(uint, sequenc
     }
 }
 
-/* weights [T,K]: dropped pairs become 0, the rest are renormalised among themselves and scaled. */
+/* pair_weights [T,K]: dropped pairs become 0, the rest are renormalised among them and scaled. */
 KERNEL(GROUP, 1, 1)
-void plan_renorm(IN(int, ids), IN(int, slot_of), IN(float, expert_scale), OUT(float, weights),
+void plan_renorm(IN(int, ids), IN(int, slot_of), IN(float, expert_scale), OUT(float, pair_weights),
                  uint tokens, router_switches r) {
     uint token = get_global_id(0);
     ulong pair = (ulong)token * r.top_k;
@@ -285,9 +285,9 @@ void plan_renorm(IN(int, ids), IN(int, slot_of), IN(float, expert_scale), OUT(fl
         return;
     ids = AT(ids) + pair;
     slot_of = AT(slot_of) + pair;
-    weights = AT(weights) + pair;
+    pair_weights = AT(pair_weights) + pair;
     for (int k = 0; k < r.top_k; k++)
         if (slot_of[k] == SLOT_NONE)
-            weights[k] = 0.0f;
-    renorm_and_scale(&r, GIVEN(expert_scale), ids, weights, r.top_k);
+            pair_weights[k] = 0.0f;
+    renorm_and_scale(&r, GIVEN(expert_scale), ids, pair_weights, r.top_k);
 }

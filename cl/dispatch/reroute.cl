@@ -173,7 +173,7 @@ static inline void settle(const rerouting *r, uint token, int expert, uint place
 
 /* Keeps the choice as it was. */
 KERNEL(GROUP, 1, 1)
-void reroute_begin(IN(int, ids), IN(float, weights), IN(int, live), IN(uchar, token_mask),
+void reroute_begin(IN(int, ids), IN(float, pair_weights), IN(int, live), IN(uchar, token_mask),
                    IN(int, token_offsets), OUT(int, chosen_ids), OUT(float, chosen_weights),
                    uint tokens, int top_k) {
     token_owner owner = OWNER_INIT(top_k, tokens * (uint)top_k, top_k);
@@ -183,7 +183,7 @@ void reroute_begin(IN(int, ids), IN(float, weights), IN(int, live), IN(uchar, to
     pair_range pairs = owned_pairs(&owner, token);
     for (uint pair = pairs.begin; pair < pairs.end; pair++) {
         AT(chosen_ids)[pair] = AT(ids)[pair];
-        AT(chosen_weights)[pair] = AT(weights)[pair];
+        AT(chosen_weights)[pair] = AT(pair_weights)[pair];
     }
 }
 
@@ -288,8 +288,8 @@ void reroute_finish(REROUTE_ARGS, OUT(uint, waiting_count), int makes_list, int 
 /* The weights of changed tokens, anew: those of topk.cl for the new choice. */
 KERNEL(GROUP, 1, 1)
 void reroute_weights(IN(float, scores), IN(int, live), IN(int, token_offsets),
-                     IN(float, expert_scale), IN(int, ids), OUT(float, weights), IN(int, changed),
-                     uint tokens, router_switches r) {
+                     IN(float, expert_scale), IN(int, ids), OUT(float, pair_weights),
+                     IN(int, changed), uint tokens, router_switches r) {
     __global const uchar *token_mask = 0;
     const ulong token_mask_off = 0;
     token_owner owner = OWNER_INIT(r.top_k, tokens * (uint)r.top_k, r.top_k);
@@ -299,10 +299,10 @@ void reroute_weights(IN(float, scores), IN(int, live), IN(int, token_offsets),
     uint first = token_pairs(&owner, token).x;
     scores = AT(scores) + (ulong)token * r.columns;
     ids = AT(ids) + first;
-    weights = AT(weights) + first;
+    pair_weights = AT(pair_weights) + first;
     int count = 0;
     for (; count < r.top_k && owned_pair(&owner, token, count) >= 0; count++)
-        weights[count] = scores[ids[count]];
-    token_weights(&r, scores, GIVEN(expert_scale), ids, weights,
+        pair_weights[count] = scores[ids[count]];
+    token_weights(&r, scores, GIVEN(expert_scale), ids, pair_weights,
                   count);
 }

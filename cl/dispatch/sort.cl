@@ -2,10 +2,10 @@
  * Purpose: a stable sort by descending weight, or by random numbers, for the keep rules that rank
  *          tokens or pairs.
  * Formula: least significant digit first, 8 bits a pass: histogram per block, scan, scatter.
- * Arrays: sort_keys: weights [pairs], live, token_mask, token_offsets -> keys [n] (ascending for
- *          descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n = T
- *          and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is t*K
- *          + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes:
+ * Arrays: sort_keys: pair_weights [pairs], live, token_mask, token_offsets -> keys [n] (ascending
+ *          for descending weights, dead entries last), order [n] = 0 ... n-1. With KEEP_PRIORITY n
+ *          = T and the key is the token's best weight; with KEEP_WEIGHT n = T*K, an entry (t, k) is
+ *          t*K + k; with KEEP_RANDOM too, and its key is random instead of its weight. The passes:
  *          keys, order -> keys, order; histogram [blocks, 256] u32.
  * NDRange: sort_keys, sort_sequences: one work-item per entry, GROUP per group. sort_histogram,
  *          sort_scatter: a group per block of block_size entries. sort_scan: one group.
@@ -19,12 +19,12 @@
 #define BINS 256
 
 KERNEL(GROUP, 1, 1)
-void sort_keys(IN(float, weights), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
-               OUT(uint, keys), OUT(uint, order), IN(uint, state), uint count, uint pairs, int keep,
-               int top_k) {
+void sort_keys(IN(float, pair_weights), IN(int, live), IN(uchar, token_mask),
+               IN(int, token_offsets), OUT(uint, keys), OUT(uint, order), IN(uint, state),
+               uint count, uint pairs, int keep, int top_k) {
     token_owner owner = OWNER_INIT(top_k, pairs, top_k);
     uint i = get_global_id(0);
-    weights = AT(weights);
+    pair_weights = AT(pair_weights);
     if (i >= count)
         return;
     uint token = keep == KEEP_PRIORITY ? i : i / (uint)top_k;
@@ -36,7 +36,7 @@ void sort_keys(IN(float, weights), IN(int, live), IN(uchar, token_mask), IN(int,
         if (pair >= 0 && keep == KEEP_RANDOM)
             best = random_bits(STATE_OF(state), token, (uint)k, RANDOM_KEEP).x;
         else if (pair >= 0)
-            best = max(best, ordered_bits(weights[pair]));
+            best = max(best, ordered_bits(pair_weights[pair]));
     }
     AT(keys)[i] = ~best;
     AT(order)[i] = i;

@@ -7,8 +7,8 @@
  *          equal ones are still wanted, so that ties go to the lower token.
  * Arrays: scores [T,R], token_mask [T] or NULL -> keys [R,T]; keys, state or NULL (its
  *          capacity_scale makes C smaller) -> thresholds [R,2]; both -> token_offsets [T+1] (at
- *          first counts in [0,T)), and with expert_scale [R] or NULL ids [pairs], weights [pairs] =
- *          score * scale * expert_scale, in the order of tokens, then ids; the pairs past
+ *          first counts in [0,T)), and with expert_scale [R] or NULL ids [pairs], pair_weights
+ *          [pairs] = score * scale * expert_scale, in the order of tokens, then ids; the pairs past
  *          token_offsets[T] get id -1 and weight 0.
  * NDRange: choice_keys: (tiles of CHOICE_SIDE tokens, tiles of CHOICE_SIDE experts).
  *          choice_thresholds: a group per expert. choice_counts, choice_pairs: SPAN tokens per
@@ -178,7 +178,7 @@ void choice_offsets(OUT(int, offsets), uint tokens) {
 
 KERNEL(GROUP, 1, 1)
 void choice_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(float, expert_scale),
-                  OUT(int, ids), OUT(float, weights), uint tokens, uint columns, uint pairs,
+                  OUT(int, ids), OUT(float, pair_weights), uint tokens, uint columns, uint pairs,
                   float scale) {
     uint first = get_global_id(0) * SPAN,
          span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
@@ -187,10 +187,10 @@ void choice_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(flo
     thresholds = AT(thresholds);
     offsets = AT(offsets);
     ids = AT(ids);
-    weights = AT(weights);
+    pair_weights = AT(pair_weights);
     for (uint i = (uint)offsets[tokens] + get_global_id(0); i < pairs; i += get_global_size(0)) {
         ids[i] = -1;
-        weights[i] = 0.0f;
+        pair_weights[i] = 0.0f;
     }
     for (uint i = 0; i < span; i++)
         next[i] = (uint)offsets[first + i];
@@ -203,7 +203,7 @@ void choice_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(flo
             if (!is_taken(key, bits, limit, first + i))
                 continue;
             ids[next[i]] = (int)e;
-            weights[next[i]] = score_of_key(key) * factor;
+            pair_weights[next[i]] = score_of_key(key) * factor;
             next[i]++;
         }
     }

@@ -5,8 +5,9 @@
  *          by projected gradient: v = w' - step ((L'_e - L*) + mu (w' - w)), step = 1 / (mu + max_e
  *          pairs of e); a row of W' is then v's nearest point with the row's sum and no negative
  *          element: max(v - tau, 0), tau from the elements above it (Michelot).
- * Arrays: ids, live [T], token_mask [T] or NULL, weights [T,K] in place; before [T,K] (W), sums
- *          [T], partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*, step).
+ * Arrays: ids, live [T], token_mask [T] or NULL, pair_weights [T,K] in place; before [T,K] (W),
+ *          sums [T], partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*,
+ *          step).
  *          A row's pairs are its live ones of experts with weights. Rows whose sum is not positive
  *          and finite, and masked ones, take no part: sum 0. Rows of one pair stay, but load their
  *          expert.
@@ -20,7 +21,7 @@
 typedef struct rebalancing {
     token_owner owner;
     __global const int *ids;
-    __global float *weights;
+    __global float *pair_weights;
     __global float *before;
     __global float *sums;
     __global float *partial; /* of this block */
@@ -29,14 +30,14 @@ typedef struct rebalancing {
 } rebalancing;
 
 #define REBALANCE_ARGS                                                                             \
-    IN(int, ids), IN(int, live), IN(uchar, token_mask), OUT(float, weights), OUT(float, before),   \
-        OUT(float, sums), OUT(float, partial), uint tokens, int top_k, int experts,                \
-        uint block_size
+    IN(int, ids), IN(int, live), IN(uchar, token_mask), OUT(float, pair_weights),                  \
+        OUT(float, before), OUT(float, sums), OUT(float, partial), uint tokens, int top_k,         \
+        int experts, uint block_size
 
 #define REBALANCE_INIT                                                                             \
     {{0, AT(live), GIVEN(token_mask), top_k},                                                      \
      AT(ids),                                                                                      \
-     AT(weights),                                                                                  \
+     AT(pair_weights),                                                                             \
      AT(before),                                                                                   \
      AT(sums),                                                                                     \
      AT(partial) + (ulong)get_group_id(0) * experts,                                               \
@@ -72,7 +73,7 @@ static inline void add_columns(const rebalancing *r, __global uint *pairs) {
             int e = part_of(r, token, k);
             if (e < 0 || (e & (GROUP - 1)) != lane)
                 continue;
-            r->partial[e] += r->weights[(ulong)token * top_k + k];
+            r->partial[e] += r->pair_weights[(ulong)token * top_k + k];
             if (pairs)
                 pairs[e]++;
         }
@@ -86,8 +87,8 @@ void rebalance_begin(REBALANCE_ARGS, OUT(uint, pairs)) {
         float sum = 0.0f, lost = 0.0f;
         for (int k = 0; k < top_k; k++) {
             ulong pair = (ulong)token * top_k + k;
-            r.before[pair] = r.weights[pair];
-            add_to(&sum, &lost, part_of(&r, token, k) >= 0 ? r.weights[pair] : 0.0f);
+            r.before[pair] = r.pair_weights[pair];
+            add_to(&sum, &lost, part_of(&r, token, k) >= 0 ? r.pair_weights[pair] : 0.0f);
         }
         r.sums[token] = sum > 0.0f && sum < INFINITY ? sum : 0.0f;
     }
@@ -132,7 +133,7 @@ void rebalance_target(IN(float, columns), IN(uint, pairs), OUT(float, target), u
  * lower it.
  */
 static inline void project(const rebalancing *r, uint token, float largest) {
-    __global float *v = r->weights + (ulong)token * r->owner.top_k;
+    __global float *v = r->pair_weights + (ulong)token * r->owner.top_k;
     float goal = r->sums[token], tau = -INFINITY;
     bool rises = true;
     while (rises) {
@@ -154,7 +155,7 @@ static inline void project(const rebalancing *r, uint token, float largest) {
 
 static inline void step_row(const rebalancing *r, uint token, __global const float *columns,
                             float mean, float step, float mu) {
-    __global float *w = r->weights + (ulong)token * r->owner.top_k;
+    __global float *w = r->pair_weights + (ulong)token * r->owner.top_k;
     __global const float *before = r->before + (ulong)token * r->owner.top_k;
     float largest = -INFINITY;
     int parts = 0;

@@ -8,7 +8,7 @@
  * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first C; tops
  *          [T,2]: the row's largest logit and sum of C. d1 [R+2]: itself, whether the iteration is
  *          done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live [T] ->
- *          weights [T,K]. All f32 but token_mask u8, ids and live i32.
+ *          pair_weights [T,K]. All f32 but token_mask u8, ids and live i32.
  * NDRange: sinkhorn_start, sinkhorn_columns: one group. sinkhorn_exp, sinkhorn_choices: a group per
  *          token. sinkhorn_rows: a group per block of block_size tokens. sinkhorn_weights: a
  *          work-item per token.
@@ -230,21 +230,21 @@ void sinkhorn_choices(IN(float, logits), IN(float, d1), OUT(float, choices), uin
 
 KERNEL(GROUP, 1, 1)
 void sinkhorn_weights(IN(float, logits), IN(float, tops), IN(float, expert_scale), IN(int, ids),
-                      IN(int, live), OUT(float, weights), uint tokens, router_switches r) {
+                      IN(int, live), OUT(float, pair_weights), uint tokens, router_switches r) {
     ulong token = get_global_id(0);
     if (token >= tokens)
         return;
     logits = AT(logits) + token * r.columns;
     ids = AT(ids) + token * r.top_k;
-    weights = AT(weights) + token * r.top_k;
+    pair_weights = AT(pair_weights) + token * r.top_k;
     tops = AT(tops) + 2 * token;
     int count = AT(live)[token];
     for (int k = 0; k < count; k++) {
         float logit = logits[ids[k]];
-        weights[k] =
+        pair_weights[k] =
             r.score == SCORE_SOFTMAX ? exp(logit - tops[0]) / tops[1] : score_of(r.score, logit);
     }
     if (!r.renorm_late)
-        renorm_and_scale(&r, GIVEN(expert_scale), ids, weights,
+        renorm_and_scale(&r, GIVEN(expert_scale), ids, pair_weights,
                          count);
 }

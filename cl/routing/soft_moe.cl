@@ -9,7 +9,7 @@
  *          exp of a row; partials [blocks,N,2] and columns [N,2] the same of columns. dispatch
  *          [S,T], combine [T,S]: slot e * stride + i is column e * p + i, those with i >= p are
  *          padding and 0. All f32 but X. The plan: buckets of p rows that never change; slot_of [T]
- *          and weights [T] say that a token's output is one row, with weight 1.
+ *          and pair_weights [T] say that a token's output is one row, with weight 1.
  * NDRange: soft_moe_norms: a group per row. soft_moe_logits: a group per token. soft_moe_partials:
  *          a group per block of block_size tokens. soft_moe_columns: a work-item per column.
  *          soft_moe_dispatch: (stride, E) groups. soft_moe_combine: a group per token.
@@ -142,12 +142,12 @@ void soft_moe_combine(IN(float, logits), IN(float, tops), OUT(float, combine), u
 KERNEL(GROUP, 1, 1)
 void soft_moe_plan(OUT(uint, load), OUT(uint, kept), OUT(uint, offsets), OUT(int, slot_of),
                    OUT(int, pair_of), OUT(int, token_of), OUT(int, tile_expert),
-                   OUT(float, weights), uint tokens, uint experts, uint per_expert, uint stride,
-                   uint row_tile) {
+                   OUT(float, pair_weights), uint tokens, uint experts, uint per_expert,
+                   uint stride, uint row_tile) {
     uint i = get_global_id(0), tiles = stride / row_tile;
     if (i < tokens) {
         AT(slot_of)[i] = (int)i;
-        AT(weights)[i] = 1.0f;
+        AT(pair_weights)[i] = 1.0f;
     }
     if (i < experts) {
         AT(load)[i] = per_expert;

@@ -227,7 +227,7 @@ void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
 
 KERNEL(GROUP, 1, 1)
 void topk_bitonic(IN(float, scores), IN(float, select_bias), IN(float, expert_scale), OUT(int, ids),
-                  OUT(float, weights), OUT(int, live), uint num_tokens, router_switches r) {
+                  OUT(float, pair_weights), OUT(int, live), uint num_tokens, router_switches r) {
     __local ulong tmp[TMP_KEYS], best[TOKENS * KEEP];
     __local int chosen[TOKENS * KEEP];
     __local float raw[TOKENS * KEEP];
@@ -237,7 +237,7 @@ void topk_bitonic(IN(float, scores), IN(float, select_bias), IN(float, expert_sc
     select_bias = AT(select_bias);
     expert_scale = AT(expert_scale);
     ids = AT(ids) + (ulong)first * r.top_k;
-    weights = AT(weights) + (ulong)first * r.top_k;
+    pair_weights = AT(pair_weights) + (ulong)first * r.top_k;
     live = AT(live) + first;
 
     token_keys of = {scores, select_bias, 0, tokens, r.columns};
@@ -268,7 +268,7 @@ void topk_bitonic(IN(float, scores), IN(float, select_bias), IN(float, expert_sc
     group_barrier(CLK_LOCAL_MEM_FENCE);
     for (int i = get_local_id(0); i < tokens * r.top_k; i += GROUP) {
         ids[i] = chosen[i];
-        weights[i] = raw[i];
+        pair_weights[i] = raw[i];
     }
 }
 
@@ -358,7 +358,7 @@ static inline void rank_keys(int top_k, const ulong8 *vectors, ulong *best) {
 
 KERNEL(1, 1, 1)
 void topk_select(IN(float, scores), IN(float, select_bias), IN(float, expert_scale), OUT(int, ids),
-                 OUT(float, weights), OUT(int, live), uint num_tokens, router_switches r) {
+                 OUT(float, pair_weights), OUT(int, live), uint num_tokens, router_switches r) {
     uint16 bits[BITS_VECTORS];
     ulong8 keys[KEY_VECTORS];
     ulong best[KEEP];
@@ -372,7 +372,7 @@ void topk_select(IN(float, scores), IN(float, select_bias), IN(float, expert_sca
     select_bias = AT(select_bias);
     expert_scale = AT(expert_scale);
     ids = AT(ids) + token * r.top_k;
-    weights = AT(weights) + token * r.top_k;
+    pair_weights = AT(pair_weights) + token * r.top_k;
 
     for (int i = 0; i < KEY_VECTORS; i++)
         keys[i] = 0;
@@ -383,11 +383,11 @@ void topk_select(IN(float, scores), IN(float, select_bias), IN(float, expert_sca
     int count = 0;
     for (int k = 0; k < r.top_k; k++) {
         ids[k] = (int)key_id(best[k]);
-        weights[k] = chosen_weight(scores, best[k]);
+        pair_weights[k] = chosen_weight(scores, best[k]);
         count += key_is_live(best[k]);
     }
     AT(live)[token] = count;
-    token_weights(&r, scores, expert_scale, ids, weights, count);
+    token_weights(&r, scores, expert_scale, ids, pair_weights, count);
 }
 
 #endif

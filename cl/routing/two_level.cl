@@ -5,9 +5,9 @@
  *          -infinity in the groups that were not picked. Choice: of each picked group the K /
  *          topk_groups best scores + select_bias, ties to the lower id.
  * Arrays: group_logits [T,groups], scores [T,R] in place: l, -infinity where not finite. Then
- *          scores, select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], weights [T,K],
- *          live [T]: group by group in ascending order, the best of a group first; the pairs past
- *          live have weight 0 and ids that the token did not choose.
+ *          scores, select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], pair_weights
+ *          [T,K], live [T]: group by group in ascending order, the best of a group first; the pairs
+ *          past live have weight 0 and ids that the token did not choose.
  * NDRange: a work-item per token.
  * Limits: topk_groups divides K, and K / topk_groups <= R / groups.
  * Repeatability: one work-item does a token, in the order of columns.
@@ -97,8 +97,8 @@ static inline void fill_surplus(__global int *ids, __global float *weights, int 
 
 KERNEL(GROUP, 1, 1)
 void two_level_topk(IN(float, scores), IN(float, select_bias), IN(float, expert_scale),
-                    OUT(int, ids), OUT(float, weights), OUT(int, live), uint tokens, int groups,
-                    router_switches r) {
+                    OUT(int, ids), OUT(float, pair_weights), OUT(int, live), uint tokens,
+                    int groups, router_switches r) {
     ulong token = get_global_id(0);
     if (token >= tokens)
         return;
@@ -106,15 +106,15 @@ void two_level_topk(IN(float, scores), IN(float, select_bias), IN(float, expert_
         select_bias = AT(select_bias);
     scores = AT(scores) + token * r.columns;
     ids = AT(ids) + token * r.top_k;
-    weights = AT(weights) + token * r.top_k;
+    pair_weights = AT(pair_weights) + token * r.top_k;
     int size = r.columns / groups, keep = r.top_k / r.topk_groups, count = 0;
     for (int g = 0; g < groups && count + keep <= r.top_k; g++)
         count += choose_in_group(scores, select_bias, g * size, (g + 1) * size, keep, ids + count);
     for (int k = 0; k < count; k++)
-        weights[k] = scores[ids[k]];
-    fill_surplus(ids, weights, count, r.top_k);
+        pair_weights[k] = scores[ids[k]];
+    fill_surplus(ids, pair_weights, count, r.top_k);
     AT(live)[token] = count;
     if (!r.renorm_late)
-        renorm_and_scale(&r, GIVEN(expert_scale), ids, weights,
+        renorm_and_scale(&r, GIVEN(expert_scale), ids, pair_weights,
                          count);
 }

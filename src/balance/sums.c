@@ -92,12 +92,12 @@ static clmoe_status sum_pairs(const batch *b, launch *chain, const sums_shape *s
     size_t columns[2] = {divide_up(layer->columns, columns_at_once(layer)), all_blocks};
     size_t tokens[2] = {groups + 2, all_blocks};
     bool keeps = layer_keeps_chosen_weights(layer);
-    clmoe_buf ids = chosen_ids(b), weights = b->pair_weights;
-    if (keeps && weights.mem)
-        weights = PLAN_ARRAY(b, chosen_weights);
+    clmoe_buf ids = chosen_ids(b), pair_weights = b->pair_weights;
+    if (keeps && pair_weights.mem)
+        pair_weights = PLAN_ARRAY(b, chosen_weights);
     if (shape->asked & by_pair) {
         TRY(KERNEL_SET(kernel, ARG_F32(ids), ARG_AS(weight_ids, ARG_F32(keeps ? ids : b->ids)),
-                       ARG_F32(weights), ARG_F32(b->live), ARG_U8(b->token_mask),
+                       ARG_F32(pair_weights), ARG_F32(b->live), ARG_U8(b->token_mask),
                        ARG_F32(b->token_offsets), ARG_F32(rows), ARG_F32(partial),
                        ARG_STRUCT(*shape)));
         TRY(launch_kernel(chain, kernel, 2, columns, local));
