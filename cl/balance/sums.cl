@@ -279,16 +279,18 @@ void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, id
     for (int times = r.score == SCORE_IDENTITY; times > 0; times--)
         signed_scores(&r, temperature, logits, columns, &row, tmp);
     /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
-    choice_bounds bounds[2] = {{0, 0, R}, {0, 0, R}};
+    row.last_tie = row.fresh_last_tie = R;
     const int begin = s.asked & SUM_BIT(SUM_SMOOTH) ? 0 : 1;
     const int end = s.asked & COUNT_BIT(COUNT_FRESH) ? 2 : 1;
-    for (int fresh = begin; fresh < end; fresh++)
-        find_bounds(fresh ? ranks : noisy, columns, s.top_k, &bounds[fresh], uint_tmp);
-    row.kth = bounds[0].kth;
-    row.next = bounds[0].next;
-    row.last_tie = bounds[0].last_tie;
-    row.fresh_kth = bounds[1].kth;
-    row.fresh_last_tie = bounds[1].last_tie;
+    for (int fresh = begin; fresh < end; fresh++) {
+        choice_bounds found;
+        find_bounds(fresh ? ranks : noisy, columns, s.top_k, &found, uint_tmp);
+        row.kth = fresh ? row.kth : found.kth;
+        row.next = fresh ? row.next : found.next;
+        row.last_tie = fresh ? row.last_tie : found.last_tie;
+        row.fresh_kth = found.kth;
+        row.fresh_last_tie = found.last_tie;
+    }
     for (int times = (s.asked & COUNT_BIT(COUNT_FIRST)) != 0; times > 0; times--)
         row.first = first_choice(AT(ids), owned_pairs(&owner, token), best_first ? 0 : ranks,
                                  R, uint_tmp);
