@@ -141,7 +141,7 @@ static void routing_steps(rig *r) {
     const bool chosen = a->ids_in.mem != NULL;
     r->score = STEP(clmoe_score_args, .weights = a->weights, .x = a->x, .logits_in = a->logits_in,
                     .logits = a->logits_in.mem ? none : buf_new(logits), .scores = buf_new(logits),
-                    .state = a->state, .scratch = a->scratch);
+                    .state = a->state, .scratch = a->scratch, .experts_jittered = 1);
     r->topk = STEP(clmoe_topk_args, .weights = a->weights, .scores = r->score.scores,
                    .ids = chosen ? a->ids_in : buf_new(pairs),
                    .pair_weights = chosen ? a->pair_weights_in : buf_new(pairs),
@@ -173,14 +173,14 @@ static void expert_steps(rig *r) {
         STEP(clmoe_dispatch_args, .x = x, .plan = r->plan.plan, .xe = buf_new_type(type, rows));
     r->experts = STEP(clmoe_experts_args, .weights = a->weights, .xe = r->dispatch.xe,
                       .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
-                      .scratch = a->scratch, .ye = buf_new_type(type, rows));
+                      .scratch = a->scratch, .ye = buf_new_type(type, rows), .final_weights = 1);
     r->shared = STEP(clmoe_shared_expert_args, .weights = a->weights, .x = x, .scratch = a->scratch,
                      .shared = shared, .shared_gate = gate);
-    r->combine =
-        STEP(clmoe_combine_args, .weights = a->weights, .x = x, .ye = r->experts.ye,
-             .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
-             .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets, .shared = shared,
-             .shared_gate = gate, .residual = a->residual, .y = buf_new_type(type, T * D));
+    r->combine = STEP(clmoe_combine_args, .weights = a->weights, .x = x, .ye = r->experts.ye,
+                      .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
+                      .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets,
+                      .shared = shared, .shared_gate = gate, .residual = a->residual,
+                      .y = buf_new_type(type, T * D), .final_weights = 1);
 }
 
 static void balance_steps(rig *r) {
@@ -458,12 +458,34 @@ static void steps_of_other_layers(void **state) {
 #undef REFUSED
 }
 
+/* Steps that a caller of single steps may forget, and that others cannot see. */
+static void forgotten_steps(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.capacity.rows = 2;
+    desc.router.renorm.kind = CLMOE_RENORM_SUM;
+    desc.router.renorm.after_drop = 1;
+    desc.router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+    desc.router.noise.jitter = 0.1F;
+    desc.router.noise.jitter_experts = 1;
+    clmoe_layer *layer = test_layer(0, &desc);
+    const clmoe_score_args score = {
+        .struct_size = sizeof score, .tokens = small.tokens, .state = buf_new(4096)};
+    const clmoe_experts_args experts = {.struct_size = sizeof experts, .tokens = small.tokens};
+    const clmoe_combine_args combine = {.struct_size = sizeof combine, .tokens = small.tokens};
+    check_error(clmoe_score(layer, test.queue, &score, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
+                "experts_jittered is 0", "clmoe_jitter()");
+    check_error(clmoe_experts(layer, test.queue, &experts, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
+                "final_weights is 0", "clmoe_renorm_after_drop()");
+    check_error(clmoe_combine(layer, test.queue, &combine, 0, NULL, NULL), CLMOE_INVALID_ARGUMENT,
+                "final_weights is 0", "clmoe_renorm_after_drop()");
+    CHECK(all_untouched(), "something was written\n");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(steps_of_f32),
-        TEST(steps_of_bf16),
-        TEST(steps_of_soft_moe),
-        TEST(steps_of_other_layers),
+        TEST(steps_of_f32),          TEST(steps_of_bf16),   TEST(steps_of_soft_moe),
+        TEST(steps_of_other_layers), TEST(forgotten_steps),
     };
     return RUN(tests);
 }

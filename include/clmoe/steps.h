@@ -24,8 +24,9 @@
  *   clmoe_combine             ye, shared, residual -> y
  *   clmoe_stats_compute, clmoe_loss (balance.h)
  *
- * A step that is left out is not noticed: the others take what they are given. With ids of another
- * router weights are used as they are, and nothing is renormalised after the plan.
+ * The others cannot see that clmoe_renorm_after_drop() or clmoe_jitter() was left out, and y would
+ * be wrong: final_weights and experts_jittered say that they were not, and are needed where the
+ * layer has such a step. With ids of another router weights are final as they are.
  *
  * Soft MoE mixes instead of choosing: clmoe_soft_dispatch(), clmoe_experts() of its xe,
  * clmoe_soft_combine(), clmoe_shared_expert(), clmoe_combine() of what was mixed. The other steps
@@ -72,6 +73,8 @@ typedef struct clmoe_score_args {
     clmoe_buf state; /* optional: noise, jitter, dropout, temperature_scale */
     /* Needed with a state if the layer has noise, jitter or dropout; and with two levels. */
     clmoe_buf scratch;
+    /* 1, with a state and noise.jitter_experts: the experts will get what clmoe_jitter() makes. */
+    uint32_t experts_jittered;
 } clmoe_score_args;
 
 /* topk: scores [T,R] -> ids [T,K], weights [T,K], live [T]. */
@@ -230,7 +233,8 @@ typedef struct clmoe_experts_args {
     clmoe_buf pair_weights;       /* [pairs] f32, needed unless weight_at is output */
     clmoe_buf plan;
     clmoe_buf scratch;
-    clmoe_buf ye; /* [S,D]; rows of padding are undefined */
+    clmoe_buf ye;           /* [S,D]; rows of padding are undefined */
+    uint32_t final_weights; /* as in clmoe_combine_args, unless weight_at is output */
 } clmoe_experts_args;
 
 /*
@@ -263,6 +267,11 @@ typedef struct clmoe_combine_args {
     clmoe_buf shared_gate;   /* [T] f32 of the same, needed with desc.shared_gate */
     clmoe_buf residual;      /* optional [T,D] */
     clmoe_buf y;             /* [T,D] */
+    /*
+     * 1, with renorm.after_drop: pair_weights are those of clmoe_renorm_after_drop(), or of another
+     * router.
+     */
+    uint32_t final_weights;
 } clmoe_combine_args;
 
 CLMOE_API clmoe_status clmoe_score(clmoe_layer *layer, cl_command_queue queue,

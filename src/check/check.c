@@ -381,11 +381,31 @@ done:
     return status;
 }
 
+/* What a step cannot see of others that belong between them, its caller says. */
+static clmoe_status check_jitter_follows(const clmoe_layer *layer, const clmoe_score_args *args) {
+    if (args->experts_jittered == 1 || !args->state.mem || !layer->desc.router.noise.jitter_experts)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT,
+                "experts_jittered is %u, but with a state and router.noise.jitter_experts the "
+                "experts get what clmoe_jitter() makes: set it to 1",
+                args->experts_jittered);
+}
+
+static clmoe_status check_final_weights(const clmoe_layer *layer, uint32_t final_weights) {
+    if (final_weights == 1 || !layer->desc.router.renorm.after_drop)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT,
+                "final_weights is %u, but with router.renorm.after_drop pair_weights are final "
+                "after clmoe_renorm_after_drop(), or from another router: set it to 1",
+                final_weights);
+}
+
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args->tokens, &ws));
+    TRY(check_jitter_follows(layer, args));
     const clmoe_router_desc *router = &layer->desc.router;
     bool external = args->logits_in.mem != NULL, two_level = router->groups.two_level;
     bool noisy = args->state.mem && layer_is_noisy(layer);
@@ -557,6 +577,8 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     TRY(check_head(layer, args->tokens, &ws));
     bool gathers = !layer_dispatches(layer);
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
+    if (weighted)
+        TRY(check_final_weights(layer, args->final_weights));
     if (layer->experts.engine->blocks)
         TRY(check_host_reads("plan", &args->plan));
     size_t element = type_bytes(layer->desc.type);
@@ -611,6 +633,7 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args->tokens, &ws));
+    TRY(check_final_weights(layer, args->final_weights));
     size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     size_t rows = bytes_of(tokens, layer->desc.dim, element);
     size_t ye_rows = layer_is_soft_moe(layer) ? tokens : ws.plan.slots;

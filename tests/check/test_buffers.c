@@ -347,6 +347,7 @@ static size_t most_bytes(const clmoe_layer *layer) {
 static void begin(all_args *a, int kind) {
     const uint32_t num_losses = kind == TWO_LEVEL ? 1 : 2;
     memset(a, 0, sizeof *a);
+    a->experts.final_weights = a->combine.final_weights = 1;
     BEGIN(a, forward);
     BEGIN(a, score);
     BEGIN(a, topk);
