@@ -94,35 +94,57 @@ static void first_state(void **state) {
     }
 }
 
-/* Everything on; a batch without load now and then, and one with the load of all ranks. */
-static void every_rule(void **state) {
+/* What the controllers see in turn: batches without load among them, and loads of all ranks. */
+typedef enum batch_kind { USUAL, EMPTY, ALL_RANKS } batch_kind;
+
+static const batch_kind batches[] = {USUAL,     USUAL, ALL_RANKS, EMPTY, USUAL,     USUAL,
+                                     ALL_RANKS, USUAL, EMPTY,     USUAL, ALL_RANKS, USUAL};
+
+static void see_batches(control *c) {
+    for (size_t i = 0; i < COUNT_OF(batches); i++) {
+        uint32_t *load = random_load(batches[i] == EMPTY ? 0 : 40);
+        uint32_t *all = batches[i] == ALL_RANKS ? random_load(4000000000u) : load;
+        clmoe_stats stats = stats_write(c, load, random_below(200));
+        c->args.load = all == load ? (clmoe_buf){NULL, 0} : buf_of(all, 63 * 4);
+        update(c);
+        ref_balance_update(&c->desc, &c->args, &stats, all, &c->want);
+        compare_state(c);
+    }
+}
+
+static const struct {
+    const char *name;
+    clmoe_bias_rule rule;
+    uint32_t centred;
+} bias_rules[] = {
+    {"no rule", CLMOE_BIAS_NONE, 0},
+    {"no rule, centred", CLMOE_BIAS_NONE, 1},
+    {"sign", CLMOE_BIAS_SIGN, 0},
+    {"sign, centred", CLMOE_BIAS_SIGN, 1},
+    {"proportional", CLMOE_BIAS_PROPORTIONAL, 0},
+    {"proportional, centred", CLMOE_BIAS_PROPORTIONAL, 1},
+};
+
+/* Beside the controllers of the losses' weight and of the capacity. */
+static void every_bias_rule(void **state) {
     (void)state;
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (int rule = 0; rule < 3; rule++)
-            for (uint32_t centred = 0; centred < 2; centred++) {
-                control c;
-                test_case("group size %u, rule %d, centred %u", group_sizes[g], rule, centred);
-                seed_set((uint64_t)rule + 1);
-                control_make(&c, group_sizes[g]);
-                c.args.bias_rule = (clmoe_bias_rule)rule;
-                c.args.bias_rate = 0.01f;
-                c.args.bias_centred = centred;
-                c.args.target_violation = 1.5f;
-                c.args.loss_rate = 0.3f;
-                c.args.loss_max = 1.5f;
-                c.args.target_drop_rate = 0.1f;
-                c.args.capacity_rate = 0.2f;
-                c.args.capacity_min = 0.4f;
-                for (uint32_t step = 0; step < 12; step++) {
-                    uint32_t *load = random_load(step % 5 == 3 ? 0 : 40);
-                    uint32_t *all = step % 4 == 2 ? random_load(4000000000u) : load;
-                    clmoe_stats stats = stats_write(&c, load, random_below(200));
-                    c.args.load = all == load ? (clmoe_buf){NULL, 0} : buf_of(all, 63 * 4);
-                    update(&c);
-                    ref_balance_update(&c.desc, &c.args, &stats, all, &c.want);
-                    compare_state(&c);
-                }
-            }
+        for (size_t i = 0; i < COUNT_OF(bias_rules); i++) {
+            control c;
+            test_case("group size %u, %s", group_sizes[g], bias_rules[i].name);
+            seed_set(i + 1);
+            control_make(&c, group_sizes[g]);
+            c.args.bias_rule = bias_rules[i].rule;
+            c.args.bias_rate = 0.01f;
+            c.args.bias_centred = bias_rules[i].centred;
+            c.args.target_violation = 1.5f;
+            c.args.loss_rate = 0.3f;
+            c.args.loss_max = 1.5f;
+            c.args.target_drop_rate = 0.1f;
+            c.args.capacity_rate = 0.2f;
+            c.args.capacity_min = 0.4f;
+            see_batches(&c);
+        }
 }
 
 /* The sign is taken in integers: one pair off the mean of a huge load counts, none does not. */
@@ -149,30 +171,23 @@ static void exact_sign(void **state) {
     }
 }
 
+static clmoe_schedule schedule_of(clmoe_schedule_shape form, float start, float end, uint32_t first,
+                                  uint32_t steps) {
+    return (clmoe_schedule){
+        .shape = form, .start = start, .end = end, .first = first, .steps = steps};
+}
+
 static void schedules(void **state) {
     (void)state;
+    static const char *const names[] = {"none", "linear", "cosine", "exponential"};
     for (int form = 0; form <= CLMOE_SCHEDULE_EXPONENTIAL; form++) {
         control c;
-        test_case("shape %d", form);
+        test_case("shape %s", names[form]);
         seed_set(1);
         control_make(&c, 0);
-        c.args.noise = (clmoe_schedule){.shape = (clmoe_schedule_shape)form,
-                                        .start = 2.0f,
-                                        .end = 0.125f,
-                                        .first = 3,
-                                        .steps = 7};
-        c.args.temperature = (clmoe_schedule){.shape = (clmoe_schedule_shape)form,
-                                              .start = 0.5f,
-                                              .end = 1.5f,
-                                              .first = 0,
-                                              .steps = 1};
-        for (uint32_t step = 0; step < 15; step++) {
-            uint32_t *load = random_load(step % 2 ? 0 : 9);
-            clmoe_stats stats = stats_write(&c, load, 0);
-            update(&c);
-            ref_balance_update(&c.desc, &c.args, &stats, load, &c.want);
-            compare_state(&c);
-        }
+        c.args.noise = schedule_of((clmoe_schedule_shape)form, 2.0f, 0.125f, 3, 7);
+        c.args.temperature = schedule_of((clmoe_schedule_shape)form, 0.5f, 1.5f, 0, 1);
+        see_batches(&c);
         const float *header = buf_get(c.args.state);
         CHECK(form == 0 || header[6] == 0.125f, "noise_scale ends at %g\n", (double)header[6]);
         CHECK(form == 0 || header[7] == 1.5f, "temperature_scale ends at %g\n", (double)header[7]);
@@ -189,8 +204,7 @@ static void resumed_bit_for_bit(void **state) {
     c.args.bias_rule = CLMOE_BIAS_PROPORTIONAL;
     c.args.bias_centred = 1;
     c.args.target_violation = 0.5f;
-    c.args.noise = (clmoe_schedule){
-        .shape = CLMOE_SCHEDULE_COSINE, .start = 1.0f, .end = 0.1f, .first = 2, .steps = 6};
+    c.args.noise = schedule_of(CLMOE_SCHEDULE_COSINE, 1.0f, 0.1f, 2, 6);
     uint32_t *loads[10];
     void *copy = NULL, *end = NULL;
     for (int i = 0; i < 10; i++)
@@ -337,9 +351,7 @@ static void bad_arguments(void **state) {
     BAD(capacity_rate, -2.0f, "-2");
     BAD(capacity_min, 0.0f, "0");
     BAD(capacity_min, 1.5f, "1.5");
-    const clmoe_schedule linear = {
-        .shape = CLMOE_SCHEDULE_LINEAR, .start = 1.0f, .end = 0.5f, .first = 0, .steps = 1};
-    c.args.noise = c.args.temperature = linear;
+    c.args.noise = c.args.temperature = schedule_of(CLMOE_SCHEDULE_LINEAR, 1.0f, 0.5f, 0, 1);
     BAD(noise.shape, (clmoe_schedule_shape)4, "4");
     BAD(noise.steps, 0, "0");
     BAD(noise.start, -1.0f, "-1");
@@ -376,24 +388,24 @@ static void bad_arguments(void **state) {
 /* A state of another version, or of another layer, is not touched. */
 static void foreign_states(void **state) {
     (void)state;
-    const size_t fields[] = {offsetof(clmoe_state, version), offsetof(clmoe_state, columns)};
+    static const struct {
+        const char *name;
+        size_t offset;
+    } fields[] = {{"version", offsetof(clmoe_state, version)},
+                  {"columns", offsetof(clmoe_state, columns)}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t f = 0; f < COUNT_OF(fields); f++) {
             control c;
-            test_case("group size %u, field %zu", group_sizes[g], f);
+            test_case("group size %u, other %s", group_sizes[g], fields[f].name);
             seed_set(1);
             control_make(&c, group_sizes[g]);
             c.args.bias_rule = CLMOE_BIAS_SIGN;
             c.args.target_violation = 1.5f;
             stats_write(&c, random_load(40), 0);
             char *bytes = buf_get(c.args.state);
-            bytes[fields[f]]++;
+            bytes[fields[f].offset]++;
             buf_write(c.args.state, bytes, c.state_bytes);
-            c.args.noise = (clmoe_schedule){.shape = CLMOE_SCHEDULE_LINEAR,
-                                            .start = 0.25f,
-                                            .end = 0.5f,
-                                            .first = 0,
-                                            .steps = 10};
+            c.args.noise = schedule_of(CLMOE_SCHEDULE_LINEAR, 0.25f, 0.5f, 0, 10);
             OK(clmoe_balance_start(c.layer, test.queue, &c.args, 0, NULL, NULL));
             update(&c);
             compare_bits("state", buf_get(c.args.state), bytes, c.state_bytes);
@@ -410,13 +422,8 @@ static void schedules_start(void **state) {
             seed_set(1);
             control_make(&c, group_sizes[g]);
             c.args.stats = (clmoe_buf){NULL, 0};
-            c.args.noise = (clmoe_schedule){.shape = CLMOE_SCHEDULE_LINEAR,
-                                            .start = 0.25f,
-                                            .end = 1.0f,
-                                            .first = 0,
-                                            .steps = 10};
-            c.args.temperature = (clmoe_schedule){
-                .shape = CLMOE_SCHEDULE_LINEAR, .start = 4.0f, .end = 2.0f, .first = 2, .steps = 8};
+            c.args.noise = schedule_of(CLMOE_SCHEDULE_LINEAR, 0.25f, 1.0f, 0, 10);
+            c.args.temperature = schedule_of(CLMOE_SCHEDULE_LINEAR, 4.0f, 2.0f, 2, 8);
             clmoe_state *bytes = buf_get(c.args.state);
             bytes->step = c.want.step = step;
             buf_write(c.args.state, bytes, c.state_bytes);
@@ -446,7 +453,7 @@ static void counters_end(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(first_state),     TEST(every_rule),          TEST(exact_sign),
+        TEST(first_state),     TEST(every_bias_rule),     TEST(exact_sign),
         TEST(schedules),       TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
         TEST(bad_arguments),   TEST(foreign_states),      TEST(counters_end),
         TEST(schedules_start),
