@@ -31,13 +31,17 @@ static void check_dispatch(uint32_t group_size, const clmoe_layer_desc *desc, ui
 
 static void every_dim(void **state) {
     (void)state;
-    static const uint32_t dims[] = {1, 2, 3, 5, 15, 16, 17, 64, 127, 255, 257, 1023, 1025};
+    static const struct {
+        uint32_t dim, capacity_rows;
+    } cases[] = {{1, 0},  {2, 9},   {3, 0},   {5, 9},   {15, 0},   {16, 9},  {17, 0},
+                 {64, 9}, {127, 0}, {255, 9}, {257, 0}, {1023, 9}, {1025, 0}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t i = 0; i < COUNT_OF(dims); i++) {
-            const shape s = {64, dims[i], 12, 0, 3, 3};
+        for (size_t i = 0; i < COUNT_OF(cases); i++) {
+            const shape s = {64, cases[i].dim, 12, 0, 3, 3};
             clmoe_layer_desc desc = desc_of(&s);
-            desc.capacity.rows = i % 2 ? 9 : 0;
-            test_case("group size %u, D %u", group_sizes[g], s.dim);
+            desc.capacity.rows = cases[i].capacity_rows;
+            test_case("group size %u, D %u, capacity %u", group_sizes[g], s.dim,
+                      desc.capacity.rows);
             seed_set(i + 1);
             check_dispatch(group_sizes[g], &desc, s.tokens, PATTERN_UNIFORM);
         }
@@ -50,7 +54,7 @@ static void every_size_and_engine(void **state) {
         for (size_t i = 0; i < COUNT_OF(layer_shapes); i++) {
             clmoe_layer_desc desc = desc_of(&layer_shapes[i]);
             desc.engine = engines[n];
-            desc.capacity.factor = i % 2 ? 0.75 : 0.0;
+            desc.capacity.factor = layer_factors[i];
             test_case("engine %s, shape %zu", engines[n], i);
             seed_set(i + 1);
             check_dispatch(0, &desc, layer_shapes[i].tokens, (pattern)(i % PATTERN_COUNT));

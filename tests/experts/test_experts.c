@@ -87,54 +87,88 @@ static void check_experts(const experts_case *c, rows_from from, bool exact) {
     compare_rows(c, &in, buf_get(ye), exact);
 }
 
-/* Engines that cannot gather take xe alone. */
-static rows_from rows_for(const char *engine, size_t number) {
-    return number % 2 == 0 || strcmp(engine, "clblast") == 0 ? FROM_XE : FROM_X;
+/* Both ways in turn; engines that cannot gather take xe alone. */
+static rows_from rows_for(const char *engine, size_t turn) {
+    return turn % 2 == 0 || strcmp(engine, "clblast") == 0 ? FROM_XE : FROM_X;
+}
+
+/* Which matrices, or which of their biases. */
+static const struct {
+    const char *name;
+    uint32_t gate_up, down;
+} sides[] = {{"neither", 0, 0}, {"gate_up", 1, 0}, {"down", 0, 1}, {"both", 1, 1}};
+
+static void check_layouts(const char *engine, size_t transposed, size_t biased) {
+    const shape s = {23, 37, 5, 0, 2, 19};
+    for (int layout = CLMOE_GATE_CONCAT; layout <= CLMOE_GATE_NONE; layout++) {
+        experts_case c;
+        test_case("engine %s, layout %d, transposed: %s, biases: %s", engine, layout,
+                  sides[transposed].name, sides[biased].name);
+        default_case(&c, &s, engine);
+        c.desc.experts.gate_layout = (clmoe_gate_layout)layout;
+        c.desc.experts.gate_up_transposed = sides[transposed].gate_up;
+        c.desc.experts.down_transposed = sides[transposed].down;
+        c.desc.experts.gate_up_bias = sides[biased].gate_up;
+        c.desc.experts.down_bias = sides[biased].down;
+        seed_set(transposed + biased + 1);
+        fill_case(&c);
+        check_experts(&c, rows_for(engine, transposed), false);
+    }
 }
 
 static void every_layout(void **state) {
     (void)state;
     const char *const *engines = test_engines();
-    const shape s = {23, 37, 5, 0, 2, 19};
     for (size_t n = 0; engines[n] != NULL; n++)
-        for (uint32_t bits = 0; bits < 16; bits++)
-            for (int layout = CLMOE_GATE_CONCAT; layout <= CLMOE_GATE_NONE; layout++) {
-                experts_case c;
-                test_case("engine %s, layout %d, switches %u", engines[n], layout, bits);
-                default_case(&c, &s, engines[n]);
-                c.desc.experts.gate_layout = (clmoe_gate_layout)layout;
-                c.desc.experts.gate_up_transposed = bits & 1;
-                c.desc.experts.down_transposed = bits >> 1 & 1;
-                c.desc.experts.gate_up_bias = bits >> 2 & 1;
-                c.desc.experts.down_bias = bits >> 3 & 1;
-                seed_set(bits + 1);
-                fill_case(&c);
-                check_experts(&c, rows_for(engines[n], bits), false);
-            }
+        for (size_t transposed = 0; transposed < COUNT_OF(sides); transposed++)
+            for (size_t biased = 0; biased < COUNT_OF(sides); biased++)
+                check_layouts(engines[n], transposed, biased);
 }
+
+static const struct {
+    const char *name;
+    clmoe_gate_layout layout;
+    float limit, alpha /* of SiLU */, up_shift;
+} bounds[] = {
+    {"no switch", CLMOE_GATE_CONCAT, 0.0f, 1.0f, 0.0f},
+    {"limit", CLMOE_GATE_CONCAT, 0.75f, 1.0f, 0.0f},
+    {"alpha", CLMOE_GATE_CONCAT, 0.0f, 1.702f, 0.0f},
+    {"limit, alpha", CLMOE_GATE_CONCAT, 0.75f, 1.702f, 0.0f},
+    {"up shift", CLMOE_GATE_CONCAT, 0.0f, 1.0f, 1.0f},
+    {"limit, up shift", CLMOE_GATE_CONCAT, 0.75f, 1.0f, 1.0f},
+    {"alpha, up shift", CLMOE_GATE_CONCAT, 0.0f, 1.702f, 1.0f},
+    {"no gate, alpha", CLMOE_GATE_NONE, 0.0f, 1.702f, 0.0f},
+};
 
 static void every_activation(void **state) {
     (void)state;
     const char *const *engines = test_engines();
     const shape s = {41, 21, 4, 0, 2, 35};
     for (size_t n = 0; engines[n] != NULL; n++)
-        for (uint32_t bits = 0; bits < 8; bits++)
+        for (size_t i = 0; i < COUNT_OF(bounds); i++)
             for (int act = CLMOE_ACT_SILU; act <= CLMOE_ACT_RELU2; act++) {
                 experts_case c;
-                bool plain = bits == 7;
-                test_case("engine %s, activation %d, switches %u", engines[n], act, bits);
+                test_case("engine %s, activation %d, %s", engines[n], act, bounds[i].name);
                 default_case(&c, &s, engines[n]);
                 c.desc.experts.activation = (clmoe_activation)act;
-                c.desc.experts.gate_layout = plain ? CLMOE_GATE_NONE : CLMOE_GATE_CONCAT;
-                c.desc.experts.limit = bits & 1 && !plain ? 0.75f : 0.0f;
-                c.desc.experts.alpha = bits & 2 && act == CLMOE_ACT_SILU ? 1.702f : 1.0f;
-                c.desc.experts.up_shift = bits & 4 && !plain ? 1.0f : 0.0f;
+                c.desc.experts.gate_layout = bounds[i].layout;
+                c.desc.experts.limit = bounds[i].limit;
+                c.desc.experts.alpha = act == CLMOE_ACT_SILU ? bounds[i].alpha : 1.0f;
+                c.desc.experts.up_shift = bounds[i].up_shift;
                 c.desc.experts.gate_up_bias = 1;
-                seed_set(bits + 1);
+                seed_set(i + 1);
                 fill_case(&c);
-                check_experts(&c, rows_for(engines[n], bits), false);
+                check_experts(&c, rows_for(engines[n], i), false);
             }
 }
+
+static const struct {
+    const char *name;
+    uint32_t normalized, biases;
+} outputs[] = {{"as they are", 0, 0},
+               {"normalized", 1, 0},
+               {"with biases", 0, 1},
+               {"normalized, with biases", 1, 1}};
 
 static void weights_inside_and_directions(void **state) {
     (void)state;
@@ -142,17 +176,17 @@ static void weights_inside_and_directions(void **state) {
     const shape s = {33, 29, 6, 2, 3, 17};
     for (size_t n = 0; engines[n] != NULL; n++)
         for (int at = CLMOE_WEIGHT_AT_OUTPUT; at <= CLMOE_WEIGHT_AT_ACTIVATION; at++)
-            for (uint32_t bits = 0; bits < 4; bits++) {
+            for (size_t i = 0; i < COUNT_OF(outputs); i++) {
                 experts_case c;
-                test_case("engine %s, weight at %d, switches %u", engines[n], at, bits);
+                test_case("engine %s, weight at %d, %s", engines[n], at, outputs[i].name);
                 default_case(&c, &s, engines[n]);
                 c.desc.router.weight_at = (clmoe_weight_at)at;
-                c.desc.normalize_experts = bits & 1;
-                c.desc.experts.gate_up_bias = c.desc.experts.down_bias = bits >> 1;
+                c.desc.normalize_experts = outputs[i].normalized;
+                c.desc.experts.gate_up_bias = c.desc.experts.down_bias = outputs[i].biases;
                 c.desc.capacity.factor = 0.8;
-                seed_set(bits + 1);
+                seed_set(i + 1);
                 fill_case(&c);
-                check_experts(&c, rows_for(engines[n], bits), false);
+                check_experts(&c, rows_for(engines[n], i), false);
             }
 }
 
@@ -186,7 +220,7 @@ static void every_shape(void **state) {
             test_case("engine %s, shape %zu", engines[n], i);
             default_case(&c, &layer_shapes[i], engines[n]);
             c.kind = (pattern)(i % PATTERN_TIES);
-            c.desc.capacity.factor = i % 3 == 2 ? 1.25 : 0.0;
+            c.desc.capacity.factor = layer_factors[i];
             seed_set(i + 1);
             fill_case(&c);
             check_experts(&c, rows_for(engines[n], i), false);

@@ -53,6 +53,9 @@ static const shape layer_shapes[] = {
     {7,      9,  4096, 0,  16,  5},
 };
 
+/* The capacity factor that goes with each of them; 0: dropless. */
+static const double layer_factors[] = {0, 1, 1.25, 0, 1, 0.75, 0, 0.75, 1.25, 0, 1};
+
 /* clang-format on */
 
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
