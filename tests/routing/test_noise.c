@@ -94,26 +94,40 @@ static void check_noisy(const clmoe_layer_desc *desc, uint32_t tokens, const clm
 
 static const struct {
     uint32_t experts, identity, top_k, tokens;
-} sizes[] = {{60, 3, 4, 65}, {1, 0, 1, 7}, {512, 256, 12, 33}, {8, 0, 8, 100}, {64, 0, 6, 0}};
+    float noise_scale;
+} sizes[] = {{60, 3, 4, 65, 0.25f},
+             {1, 0, 1, 7, 1.0f},
+             {512, 256, 12, 33, 0.25f},
+             {8, 0, 8, 100, 1.0f},
+             {64, 0, 6, 0, 0.25f}};
+
+static const struct {
+    const char *name;
+    float experts, logits;
+} dropouts[] = {{"no dropout", 0.0f, 0.0f},
+                {"dropout of experts", 0.4f, 0.0f},
+                {"dropout of logits", 0.0f, 0.2f},
+                {"both dropouts", 0.4f, 0.2f}};
 
 static void noisy_logits(void **state) {
     (void)state;
     for (clmoe_noise noise = 0; noise <= CLMOE_NOISE_GUMBEL; noise++)
         for (size_t i = 0; i < COUNT_OF(sizes); i++)
-            for (uint32_t bits = 0; bits < 4; bits++) {
+            for (size_t n = 0; n < COUNT_OF(dropouts); n++) {
                 clmoe_layer_desc desc = desc_of(&small);
-                test_case("noise %d, size %zu, dropout %u", noise, i, bits);
-                seed_set(100 * i + bits + 1);
+                test_case("noise %d, T %u, E %u, Z %u, K %u, %s", noise, sizes[i].tokens,
+                          sizes[i].experts, sizes[i].identity, sizes[i].top_k, dropouts[n].name);
+                seed_set(100 * i + n + 1);
                 desc.num_experts = sizes[i].experts;
                 desc.num_identity_experts = sizes[i].identity;
                 desc.top_k = sizes[i].top_k;
                 desc.router.score = CLMOE_SCORE_IDENTITY;
                 desc.router.noise.kind = noise;
                 desc.router.noise.scale = 0.7f;
-                desc.router.dropout.experts = bits & 1 ? 0.4f : 0.0f;
-                desc.router.dropout.logits = bits & 2 ? 0.2f : 0.0f;
+                desc.router.dropout.experts = dropouts[n].experts;
+                desc.router.dropout.logits = dropouts[n].logits;
                 clmoe_state s = some_state(ref_columns(&desc));
-                s.noise_scale = i % 2 ? 1.0f : 0.25f;
+                s.noise_scale = sizes[i].noise_scale;
                 check_noisy(&desc, sizes[i].tokens, &s);
             }
 }
@@ -255,17 +269,26 @@ static float *jittered(const clmoe_layer_desc *desc, const clmoe_state *s, uint3
 
 static void jitter_of_the_router(void **state) {
     (void)state;
+    static const struct {
+        const char *name;
+        clmoe_type type;
+        clmoe_noise noise;
+    } cases[] = {{"f32", CLMOE_F32, CLMOE_NOISE_NONE},
+                 {"f32, learned noise", CLMOE_F32, CLMOE_NOISE_LEARNED},
+                 {"f16", CLMOE_F16, CLMOE_NOISE_NONE},
+                 {"f16, learned noise", CLMOE_F16, CLMOE_NOISE_LEARNED},
+                 {"bf16", CLMOE_BF16, CLMOE_NOISE_NONE},
+                 {"bf16, learned noise", CLMOE_BF16, CLMOE_NOISE_LEARNED}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (uint32_t i = 0; i < 6; i++) {
+        for (size_t i = 0; i < COUNT_OF(cases); i++) {
             clmoe_layer_desc desc = desc_of(&small);
-            uint32_t learned = i % 2;
-            test_case("group size %u, learned %u, type %u", group_sizes[g], learned, i / 2);
+            test_case("group size %u, %s", group_sizes[g], cases[i].name);
             seed_set(4);
-            desc.type = (clmoe_type)(i / 2);
+            desc.type = cases[i].type;
             double tolerance = type_tolerance(desc.type);
             desc.router.score = CLMOE_SCORE_IDENTITY;
             desc.router.noise.jitter = 0.3f;
-            desc.router.noise.kind = learned ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
+            desc.router.noise.kind = cases[i].noise;
             ref_weights w = weights_make(&desc);
             const float *wn = noise_router(&desc);
             clmoe_state s = some_state(63);

@@ -38,31 +38,51 @@ static void check_score(uint32_t group_size, const clmoe_layer_desc *desc, uint3
     compare_floats("scores", buf_get(args.scores), scores, n, STEP_TOLERANCE);
 }
 
-/* Sparsemixer has one order. */
+/* The first one; sparsemixer has no other. */
 static clmoe_order order_of(int score) {
     return score == CLMOE_SCORE_SPARSEMIXER ? CLMOE_ORDER_TOPK_THEN_SCORE
                                             : CLMOE_ORDER_SCORE_THEN_TOPK;
 }
 
+/* Between the product and the score. */
+static const struct {
+    const char *name;
+    float softcap, temperature;
+    uint32_t bias;
+} switches[] = {
+    {"no switch", 0.0f, 1.0f, 0},
+    {"softcap", 2.5f, 1.0f, 0},
+    {"temperature", 0.0f, 0.7f, 0},
+    {"softcap, temperature", 2.5f, 0.7f, 0},
+    {"bias", 0.0f, 1.0f, 1},
+    {"softcap, bias", 2.5f, 1.0f, 1},
+    {"temperature, bias", 0.0f, 0.7f, 1},
+    {"softcap, temperature, bias", 2.5f, 0.7f, 1},
+};
+
+static void check_switches(uint32_t group_size, clmoe_score_function score, clmoe_order order) {
+    const shape s = {64, 33, 60, 0, 4, 3};
+    for (size_t i = 0; i < COUNT_OF(switches); i++) {
+        clmoe_layer_desc desc = desc_of(&s);
+        desc.router.score = score;
+        desc.router.order = order;
+        desc.router.softcap = switches[i].softcap;
+        desc.router.temperature = switches[i].temperature;
+        desc.router.bias = switches[i].bias;
+        test_case("group size %u, score %d, order %d, %s", group_size, score, order,
+                  switches[i].name);
+        seed_set(i + 1);
+        const float *x = random_floats((size_t)s.tokens * s.dim, 0.5);
+        check_score(group_size, &desc, s.tokens, x, NULL, false);
+    }
+}
+
 static void every_switch(void **state) {
     (void)state;
-    const shape s = {64, 33, 60, 0, 4, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (int f = CLMOE_SCORE_SOFTMAX; f < SCORE_COUNT; f++)
-            for (uint32_t bits = 0; bits < 16; bits++) {
-                clmoe_layer_desc desc = desc_of(&s);
-                desc.router.score = (clmoe_score_function)f;
-                desc.router.softcap = bits & 1 ? 2.5f : 0.0f;
-                desc.router.temperature = bits & 2 ? 0.7f : 1.0f;
-                desc.router.bias = bits & 4 ? 1 : 0;
-                desc.router.order = bits & 8 ? CLMOE_ORDER_TOPK_THEN_SCORE : 0;
-                if (f == CLMOE_SCORE_SPARSEMIXER && !(bits & 8))
-                    continue;
-                test_case("group size %u, score %d, switches %u", group_sizes[g], f, bits);
-                seed_set(bits + 1);
-                const float *x = random_floats((size_t)s.tokens * s.dim, 0.5);
-                check_score(group_sizes[g], &desc, s.tokens, x, NULL, false);
-            }
+            for (clmoe_order order = order_of(f); order <= CLMOE_ORDER_TOPK_THEN_SCORE; order++)
+                check_switches(group_sizes[g], (clmoe_score_function)f, order);
 }
 
 static void every_size(void **state) {
