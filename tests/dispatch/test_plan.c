@@ -22,12 +22,15 @@ static void check_plan(clmoe_layer *layer, const clmoe_layer_desc *desc, ref_pla
                  want->slots / want->row_tile);
 }
 
-static const clmoe_capacity_desc capacities[] = {
-    {.rows = 0},
-    {.factor = 1.0},
-    {.factor = 0.5, .rounding = CLMOE_ROUND_DOWN, .min_rows = 2},
-    {.factor = 1.3, .rounding = CLMOE_ROUND_NEAREST, .multiple = 8},
-    {.rows = 3},
+static const struct {
+    const char *name;
+    clmoe_capacity_desc desc;
+} capacities[] = {
+    {"dropless", {.rows = 0}},
+    {"factor 1", {.factor = 1.0}},
+    {"factor 0.5, at least 2", {.factor = 0.5, .rounding = CLMOE_ROUND_DOWN, .min_rows = 2}},
+    {"factor 1.3, in eights", {.factor = 1.3, .rounding = CLMOE_ROUND_NEAREST, .multiple = 8}},
+    {"3 rows", {.rows = 3}},
 };
 
 /* A sweep: sizes and patterns take the capacities in turn. */
@@ -37,10 +40,11 @@ static void every_size(void **state) {
         for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
                 const shape *s = &routing_shapes[i];
+                const size_t c = (i + (size_t)kind) % COUNT_OF(capacities);
                 clmoe_layer_desc desc = desc_of(s);
-                desc.capacity = capacities[(i + (size_t)kind) % COUNT_OF(capacities)];
-                test_case("group size %u, T %u, E %u, K %u, %s", group_sizes[g], s->tokens,
-                          s->experts, s->top_k, pattern_name(kind));
+                desc.capacity = capacities[c].desc;
+                test_case("group size %u, T %u, E %u, K %u, %s, %s", group_sizes[g], s->tokens,
+                          s->experts, s->top_k, pattern_name(kind), capacities[c].name);
                 seed_set(i + 1);
                 ref_plan_in in;
                 route_random(&desc, s->tokens, kind, &in);
@@ -51,13 +55,18 @@ static void every_size(void **state) {
 /* Which pairs keep their place, under each rule, with and without mask and surplus pairs. */
 static void every_keep_rule(void **state) {
     (void)state;
-    static const shape shapes[] = {
-        {64, 5, 8, 0, 2, 3}, {1000, 5, 60, 4, 4, 3}, {7, 5, 3, 0, 3, 3}, {333, 5, 205, 0, 16, 3}};
+    static const struct {
+        shape s;
+        bool mask;
+    } batches[] = {{{64, 5, 8, 0, 2, 3}, true},
+                   {{1000, 5, 60, 4, 4, 3}, true},
+                   {{7, 5, 3, 0, 3, 3}, false},
+                   {{333, 5, 205, 0, 16, 3}, false}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t i = 0; i < COUNT_OF(shapes); i++)
+        for (size_t i = 0; i < COUNT_OF(batches); i++)
             for (int keep = CLMOE_KEEP_POSITION; keep <= CLMOE_KEEP_WEIGHT; keep++)
                 for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
-                    const shape *s = &shapes[i];
+                    const shape *s = &batches[i].s;
                     clmoe_layer_desc desc = desc_of(s);
                     desc.capacity.factor = 0.6;
                     desc.capacity.keep = (clmoe_keep)keep;
@@ -66,7 +75,7 @@ static void every_keep_rule(void **state) {
                     seed_set(i + 1);
                     ref_plan_in in;
                     route_random(&desc, s->tokens, kind, &in);
-                    in.token_mask = kind % 2 ? random_mask(s->tokens) : NULL;
+                    in.token_mask = batches[i].mask ? random_mask(s->tokens) : NULL;
                     check_plan(test_layer(group_sizes[g], &desc), &desc, &in);
                 }
 }
@@ -79,9 +88,9 @@ static void every_engine(void **state) {
         for (size_t i = 0; i < COUNT_OF(capacities); i++) {
             const shape s = {333, 5, 60, 3, 4, 3};
             clmoe_layer_desc desc = desc_of(&s);
-            desc.capacity = capacities[i];
+            desc.capacity = capacities[i].desc;
             desc.engine = engines[n];
-            test_case("engine %s, capacity %zu", engines[n], i);
+            test_case("engine %s, %s", engines[n], capacities[i].name);
             seed_set(i + 1);
             ref_plan_in in;
             route_random(&desc, s.tokens, PATTERN_ZIPF, &in);

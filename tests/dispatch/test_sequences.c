@@ -45,20 +45,23 @@ static void every_keep_rule(void **state) {
     (void)state;
     static const shape shapes[] = {
         {64, 5, 8, 0, 2, 3}, {700, 5, 60, 4, 4, 3}, {7, 5, 3, 0, 3, 3}, {0, 5, 8, 0, 2, 3}};
-    static const uint32_t lengths[] = {1, 3, 16, 100, 350, 5000};
+    static const struct {
+        uint32_t length;
+        bool mask;
+    } sequences[] = {{1, false}, {3, true}, {16, false}, {100, true}, {350, false}, {5000, true}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t i = 0; i < COUNT_OF(shapes); i++)
-            for (size_t n = 0; n < COUNT_OF(lengths); n++)
+            for (size_t n = 0; n < COUNT_OF(sequences); n++)
                 for (int keep = CLMOE_KEEP_POSITION; keep <= CLMOE_KEEP_WEIGHT; keep++) {
                     const shape *s = &shapes[i];
                     pattern kind = (pattern)((n + i + (size_t)keep) % PATTERN_COUNT);
-                    clmoe_layer_desc desc = desc_in_sequences(s, lengths[n], keep);
+                    clmoe_layer_desc desc = desc_in_sequences(s, sequences[n].length, keep);
                     test_case("group size %u, T %u, E %u, L %u, keep %d, %s", group_sizes[g],
-                              s->tokens, s->experts, lengths[n], keep, pattern_name(kind));
+                              s->tokens, s->experts, sequences[n].length, keep, pattern_name(kind));
                     seed_set(i + 1);
                     ref_plan_in in;
                     route_random(&desc, s->tokens, kind, &in);
-                    in.token_mask = n % 2 ? random_mask(s->tokens) : NULL;
+                    in.token_mask = sequences[n].mask ? random_mask(s->tokens) : NULL;
                     check_plan(test_layer(group_sizes[g], &desc), &desc, &in);
                 }
 }
