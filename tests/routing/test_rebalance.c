@@ -93,28 +93,55 @@ static void check_rebalance(uint32_t group_size, const clmoe_layer_desc *desc, u
                          was.weights + t * desc->top_k, desc->top_k * 4);
 }
 
+typedef struct rebalance_case {
+    const char *name;
+    uint32_t iterations;
+    float mu;
+    clmoe_renorm renorm;
+    bool mask;
+} rebalance_case;
+
+/* clang-format off */
+
+enum { NONE = CLMOE_RENORM_NONE, SUM = CLMOE_RENORM_SUM };
+
+static const rebalance_case rebalance_cases[] = {
+    {"once",                            1,  1.0f,  NONE, 0},
+    {"once, mu 0, a mask",              1,  0.0f,  NONE, 1},
+    {"once, mu 10, renorm, a mask",     1,  10.0f, SUM,  1},
+    {"5 times, renorm",                 5,  1.0f,  SUM,  0},
+    {"5 times, mu 0, renorm, a mask",   5,  0.0f,  SUM,  1},
+    {"5 times, mu 10",                  5,  10.0f, NONE, 0},
+    {"40 times, a mask",                40, 1.0f,  NONE, 1},
+    {"40 times, mu 0, renorm",          40, 0.0f,  SUM,  0},
+    {"40 times, mu 10, renorm, a mask", 40, 10.0f, SUM,  1},
+};
+
+/* clang-format on */
+
+/* Group sizes, sizes and patterns take the cases in turn, each pattern all of them. */
 static void every_pattern(void **state) {
     (void)state;
     static const shape shapes[] = {
         {64, 5, 8, 0, 2, 3}, {700, 5, 60, 0, 4, 3}, {7, 5, 3, 0, 3, 3},    {150, 5, 205, 3, 16, 3},
         {1, 5, 4, 0, 2, 3},  {0, 5, 4, 0, 2, 3},    {100, 5, 12, 0, 1, 3}, {3, 5, 300, 0, 256, 3}};
-    static const float mus[] = {1.0f, 0.0f, 10.0f};
-    static const uint32_t iterations[] = {1, 5, 40};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t i = 0; i < COUNT_OF(shapes); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
                 const shape *s = &shapes[i];
+                const rebalance_case *c =
+                    &rebalance_cases[(i + kind + g) % COUNT_OF(rebalance_cases)];
                 clmoe_layer_desc desc = desc_of(s);
                 desc.router.score = CLMOE_SCORE_SIGMOID;
-                desc.router.renorm.kind = kind % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
-                desc.router.rebalance.iterations = iterations[(i + (size_t)kind) % 3];
-                desc.router.rebalance.mu = mus[(i + g) % 3];
-                test_case("group size %u, T %u, R %u, K %u, %s", group_sizes[g], s->tokens,
-                          s->experts + s->identity, s->top_k, pattern_name(kind));
+                desc.router.renorm.kind = c->renorm;
+                desc.router.rebalance.iterations = c->iterations;
+                desc.router.rebalance.mu = c->mu;
+                test_case("group size %u, T %u, R %u, K %u, %s, %s", group_sizes[g], s->tokens,
+                          s->experts + s->identity, s->top_k, pattern_name(kind), c->name);
                 seed_set(i + 1);
                 const float *scores = scores_of(&desc, s->tokens, kind);
                 check_rebalance(group_sizes[g], &desc, s->tokens, scores,
-                                kind % 2 ? random_mask(s->tokens) : NULL);
+                                c->mask ? random_mask(s->tokens) : NULL);
             }
 }
 
