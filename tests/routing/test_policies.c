@@ -3,9 +3,43 @@
 
 #include "ref_policy.h"
 #include "support.h"
+#include "support_variants.h"
 
 #include <math.h>
 #include <string.h>
+
+static double *widened(const float *values, size_t n) {
+    double *wide = HOST(double, n);
+    for (size_t i = 0; i < n; i++)
+        wide[i] = (double)values[i];
+    return wide;
+}
+
+static const clmoe_buf none = {NULL, 0};
+
+/* The choice by scores, or logits, [T,R]: its buffers. `weights` and `state` may be none. */
+static clmoe_topk_args choose(clmoe_layer *layer, const clmoe_layer_desc *desc, uint32_t tokens,
+                              const float *scores, const uint8_t *mask,
+                              const clmoe_weights *weights, clmoe_buf state) {
+    const bool by_expert = desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const size_t T = tokens, pairs = ref_pairs(desc, tokens);
+    const clmoe_topk_args args = {
+        .struct_size = sizeof args,
+        .tokens = tokens,
+        .weights = weights,
+        .scores = buf_of(scores, T * ref_columns(desc) * 4),
+        .ids = buf_new(pairs * 4),
+        .pair_weights = buf_new(pairs * 4),
+        .live = by_expert ? none : buf_new(T * 4),
+        .token_offsets = by_expert ? buf_new((T + 1) * 4) : none,
+        .token_mask = buf_of(mask, T),
+        .state = state,
+        .scratch = scratch_of(layer, tokens),
+    };
+    OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    return args;
+}
 
 /* ---- Expert choice --------------------------------------------------------------------------- */
 
@@ -45,24 +79,10 @@ static void check_choice(uint32_t group_size, const clmoe_layer_desc *desc, uint
     clmoe_layer *layer = test_layer(group_size, desc);
     ref_weights w = {.expert_scale = random_floats(E, 1.0)};
     clmoe_weights weights = {.expert_scale = buf_of(w.expert_scale, E * 4)};
-    clmoe_topk_args args = {
-        .struct_size = sizeof args,
-        .tokens = tokens,
-        .weights = &weights,
-        .scores = buf_of(scores, T * E * 4),
-        .ids = buf_new(pairs * 4),
-        .pair_weights = buf_new(pairs * 4),
-        .token_offsets = buf_new((T + 1) * 4),
-        .token_mask = buf_of(mask, T),
-        .scratch = scratch_of(layer, tokens),
-    };
-    OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
-
+    const clmoe_topk_args args = choose(layer, desc, tokens, scores, mask, &weights, none);
     int32_t *offsets = HOST(int32_t, T + 1), *ids = HOST(int32_t, pairs);
-    double *pair_weights = HOST(double, pairs), *wide = HOST(double, T *E);
-    for (size_t i = 0; i < T * E; i++)
-        wide[i] = (double)scores[i];
-    ref_expert_choice(desc, tokens, wide, mask, &w, offsets, ids, pair_weights);
+    double *pair_weights = HOST(double, pairs);
+    ref_expert_choice(desc, tokens, widened(scores, T * E), mask, &w, offsets, ids, pair_weights);
     const int32_t *got = buf_get(args.ids);
     compare_ints("token_offsets", buf_get(args.token_offsets), offsets, T + 1);
     compare_ints("ids", got, ids, pairs);
@@ -85,24 +105,34 @@ static void check_choice(uint32_t group_size, const clmoe_layer_desc *desc, uint
                  layout.slots / layout.row_tile);
 }
 
+/* How many an expert takes, and of which tokens. */
+static const struct {
+    const char *name;
+    double factor;
+    bool mask;
+} takes[] = {
+    {"as many as there are choices", 1.0, false},
+    {"fewer, of unmasked tokens", 0.3, true},
+    {"more", 2.5, false},
+    {"all unmasked tokens", 1e6, true},
+};
+
+/* With the group sizes in turn. */
 static void experts_take_their_best(void **state) {
     (void)state;
-    const double factors[] = {1.0, 0.3, 2.5, 1e6};
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t i = 0; i < COUNT_OF(choice_shapes); i++)
-            for (size_t f = 0; f < COUNT_OF(factors); f++)
-                for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
-                    const shape *s = &choice_shapes[i];
-                    if ((i + f + kind + g) % 3 != 0)
-                        continue;
-                    clmoe_layer_desc desc = choice_desc(s, factors[f]);
-                    test_case("group size %u, T %u, E %u, factor %g, %s", group_sizes[g], s->tokens,
-                              s->experts, factors[f], pattern_name(kind));
-                    seed_set(i * 10 + f);
-                    const float *scores = pattern_scores(kind, s->tokens, s->experts);
-                    check_choice(group_sizes[g], &desc, s->tokens, scores,
-                                 f % 2 ? random_mask(s->tokens) : NULL);
-                }
+    for (size_t i = 0; i < COUNT_OF(choice_shapes); i++)
+        for (size_t n = 0; n < COUNT_OF(takes); n++)
+            for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
+                const shape *s = &choice_shapes[i];
+                const uint32_t group_size = group_sizes[(i + n + kind) % COUNT_OF(group_sizes)];
+                clmoe_layer_desc desc = choice_desc(s, takes[n].factor);
+                test_case("group size %u, T %u, E %u, %s, %s", group_size, s->tokens, s->experts,
+                          takes[n].name, pattern_name(kind));
+                seed_set(i * 10 + n);
+                const float *scores = pattern_scores(kind, s->tokens, s->experts);
+                check_choice(group_size, &desc, s->tokens, scores,
+                             takes[n].mask ? random_mask(s->tokens) : NULL);
+            }
 }
 
 /* With a capacity_scale in the state, experts take their best as if C were that much smaller. */
@@ -122,23 +152,13 @@ static void experts_take_fewer(void **state) {
         OK(clmoe_state_size(layer, &state_bytes));
         clmoe_state *head = host_alloc(state_bytes, 1);
         *head = (clmoe_state){.version = 1, .columns = s.experts, .capacity_scale = 0.45f};
-        clmoe_topk_args args = {
-            .struct_size = sizeof args,
-            .tokens = s.tokens,
-            .scores = buf_of(scores, T * E * 4),
-            .ids = buf_new(pairs * 4),
-            .pair_weights = buf_new(pairs * 4),
-            .token_offsets = buf_new((T + 1) * 4),
-            .state = buf_of(head, state_bytes),
-            .scratch = scratch_of(layer, s.tokens),
-        };
-        OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
+        const clmoe_topk_args args =
+            choose(layer, &desc, s.tokens, scores, NULL, NULL, buf_of(head, state_bytes));
         int32_t *offsets = HOST(int32_t, T + 1), *ids = HOST(int32_t, pairs);
-        double *wide = HOST(double, T *E), *weights = HOST(double, pairs);
-        for (size_t i = 0; i < T * E; i++)
-            wide[i] = (double)scores[i];
+        double *weights = HOST(double, pairs);
         desc.capacity.rows = 5;
-        ref_expert_choice(&desc, s.tokens, wide, NULL, NULL, offsets, ids, weights);
+        ref_expert_choice(&desc, s.tokens, widened(scores, T * E), NULL, NULL, offsets, ids,
+                          weights);
         for (size_t p = E * 5; p < pairs; p++)
             ids[p] = -1;
         compare_ints("token_offsets", buf_get(args.token_offsets), offsets, T + 1);
@@ -156,25 +176,6 @@ static clmoe_layer_desc sinkhorn_desc(const shape *s, uint32_t iterations, float
     return desc;
 }
 
-/* The choice of one batch of logits; returns the scratch buffer. */
-static clmoe_topk_args sinkhorn_run(clmoe_layer *layer, const clmoe_layer_desc *desc,
-                                    uint32_t tokens, const float *l, const uint8_t *mask) {
-    size_t T = tokens, pairs = T * desc->top_k;
-    clmoe_topk_args args = {
-        .struct_size = sizeof args,
-        .tokens = tokens,
-        .scores = buf_of(l, T * ref_columns(desc) * 4),
-        .ids = buf_new(pairs * 4),
-        .pair_weights = buf_new(pairs * 4),
-        .live = buf_new(T * 4),
-        .token_mask = buf_of(mask, T),
-        .scratch = scratch_of(layer, tokens),
-    };
-    OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
-    CL_OK(clFinish(test.queue));
-    return args;
-}
-
 /* A choice without near ties is compared with the oracle's; returns whether it was. */
 static bool check_sinkhorn(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
                            const float *l, const uint8_t *mask) {
@@ -186,36 +187,62 @@ static bool check_sinkhorn(uint32_t group_size, const clmoe_layer_desc *desc, ui
     ref_scores(desc, tokens, wide, scores);
     if (ref_sinkhorn_topk(desc, tokens, wide, scores, mask, NULL, ids, w, live) < 1e-5)
         return false;
-    clmoe_topk_args args = sinkhorn_run(test_layer(group_size, desc), desc, tokens, l, mask);
+    clmoe_topk_args args = choose(test_layer(group_size, desc), desc, tokens, l, mask, NULL, none);
     compare_ints("live", buf_get(args.live), live, T);
     compare_ids(desc, tokens, buf_get(args.ids), ids, live);
     compare_floats("weights", buf_get(args.pair_weights), w, pairs, STEP_TOLERANCE);
     return true;
 }
 
+/* When the iteration ends, and what is around it. */
+typedef struct sinkhorn_case {
+    const char *name;
+    uint32_t iterations;
+    float tolerance;
+    clmoe_score_function score;
+    clmoe_renorm renorm;
+    pattern kind;
+    bool mask;
+} sinkhorn_case;
+
+/* clang-format off */
+enum { SOFTMAX = CLMOE_SCORE_SOFTMAX, SIGMOID = CLMOE_SCORE_SIGMOID };
+enum { NONE = CLMOE_RENORM_NONE, SUM = CLMOE_RENORM_SUM };
+static const sinkhorn_case sinkhorn_cases[] = {
+    {"three rounds",                          3,   0,     SOFTMAX, NONE, PATTERN_UNIFORM,   0},
+    {"tolerance, renorm, a mask",             100, 1e-2f, SOFTMAX, SUM,  PATTERN_UNIFORM,   1},
+    {"tolerance, sigmoid",                    100, 1e-2f, SIGMOID, NONE, PATTERN_ZIPF,      0},
+    {"three rounds, sigmoid, renorm, a mask", 3,   0,     SIGMOID, SUM,  PATTERN_ZIPF,      1},
+    {"three rounds, not finite",              3,   0,     SOFTMAX, NONE, PATTERN_NONFINITE, 0},
+    {"tolerance, renorm, a mask, not finite", 100, 1e-2f, SOFTMAX, SUM,  PATTERN_NONFINITE, 1},
+};
+/* clang-format on */
+
+static void find_sinkhorn(uint32_t group_size, const shape *s, const sinkhorn_case *c) {
+    clmoe_layer_desc desc = sinkhorn_desc(s, c->iterations, c->tolerance);
+    desc.router.score = c->score;
+    desc.router.renorm.kind = c->renorm;
+    for (uint64_t seed = 1; seed < 40; seed++) {
+        test_case("group size %u, T %u, E %u, %s, seed %d", group_size, s->tokens, s->experts,
+                  c->name, (int)seed);
+        seed_set(seed);
+        const float *l = pattern_scores(c->kind, s->tokens, ref_columns(&desc));
+        const uint8_t *mask = c->mask ? random_mask(s->tokens) : NULL;
+        if (check_sinkhorn(group_size, &desc, s->tokens, l, mask))
+            return;
+    }
+    CHECK(false, "no seed without near ties\n");
+}
+
+/* With the group sizes in turn. */
 static void sinkhorn_chooses_balanced(void **state) {
     (void)state;
     const shape shapes[] = {{7, 5, 8, 0, 2, 3},   {64, 5, 12, 3, 3, 3},  {100, 5, 60, 0, 1, 3},
                             {300, 5, 9, 0, 2, 3}, {13, 5, 205, 0, 5, 3}, {1, 5, 1, 0, 1, 3}};
-    const pattern kinds[] = {PATTERN_UNIFORM, PATTERN_ZIPF, PATTERN_NONFINITE};
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t i = 0; i < COUNT_OF(shapes); i++)
-            for (size_t k = 0; k < COUNT_OF(kinds); k++) {
-                const shape *s = &shapes[i];
-                bool fixed = (i + k) % 2 == 0, done = false;
-                clmoe_layer_desc desc = sinkhorn_desc(s, fixed ? 3 : 100, fixed ? 0.0f : 1e-2f);
-                desc.router.score = k == 1 ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
-                desc.router.renorm.kind = i % 2 ? CLMOE_RENORM_SUM : CLMOE_RENORM_NONE;
-                for (uint64_t seed = 1; seed < 40 && !done; seed++) {
-                    test_case("group size %u, T %u, E %u, %s, seed %d", group_sizes[g], s->tokens,
-                              s->experts, pattern_name(kinds[k]), (int)seed);
-                    seed_set(seed);
-                    const float *l = pattern_scores(kinds[k], s->tokens, ref_columns(&desc));
-                    const uint8_t *mask = i % 2 ? random_mask(s->tokens) : NULL;
-                    done = check_sinkhorn(group_sizes[g], &desc, s->tokens, l, mask);
-                }
-                CHECK(done, "no seed without near ties\n");
-            }
+    for (size_t i = 0; i < COUNT_OF(shapes); i++)
+        for (size_t n = 0; n < COUNT_OF(sinkhorn_cases); n++)
+            find_sinkhorn(group_sizes[(i + n) % COUNT_OF(group_sizes)], &shapes[i],
+                          &sinkhorn_cases[n]);
 }
 
 /* d0 d1 C sums to 1/T in every row and to 1/R in every column. */
@@ -229,7 +256,7 @@ static void sinkhorn_has_its_marginals(void **state) {
         clmoe_layer_desc desc = sinkhorn_desc(&s, 1000, 0.0f);
         clmoe_layer *layer = test_layer(group_sizes[g], &desc);
         const float *l = random_floats((size_t)s.tokens * s.experts, 1.0);
-        clmoe_topk_args args = sinkhorn_run(layer, &desc, s.tokens, l, NULL);
+        clmoe_topk_args args = choose(layer, &desc, s.tokens, l, NULL, NULL, none);
         workspace_layout ws;
         OK(workspace_layout_get(layer, s.tokens, &ws));
         const float *c = (const float *)((const char *)buf_get(args.scratch) +
@@ -252,11 +279,6 @@ static void sinkhorn_has_its_marginals(void **state) {
 }
 
 /* ---- Whole layers ---------------------------------------------------------------------------- */
-
-typedef struct policy_case {
-    const char *name;
-    void (*set)(clmoe_layer_desc *desc);
-} policy_case;
 
 static void expert_choice(clmoe_layer_desc *d) {
     d->num_experts += d->num_identity_experts;
@@ -355,7 +377,7 @@ static void soft_moe_slots(clmoe_layer_desc *d) {
     d->output_bias = 1;
 }
 
-static const policy_case policy_cases[] = {
+static const layer_variant policy_cases[] = {
     {"expert choice", expert_choice},
     {"expert choice, weight at input", expert_choice_weight_in},
     {"expert choice, weight at activation", expert_choice_activation},
@@ -370,7 +392,7 @@ static const policy_case policy_cases[] = {
 };
 
 /* A batch without near ties, with residual and mask. */
-static const ref_result *policy_batch(batch *b, const policy_case *c, const shape *s,
+static const ref_result *policy_batch(batch *b, const layer_variant *c, const shape *s,
                                       const char *engine, clmoe_type type) {
     clmoe_layer_desc desc = desc_of(s);
     c->set(&desc);
@@ -380,13 +402,22 @@ static const ref_result *policy_batch(batch *b, const policy_case *c, const shap
         seed_set(seed);
         batch_make(b, &desc, s->tokens);
         b->in.residual = random_floats((size_t)s->tokens * desc.dim, 1.0);
-        b->in.token_mask = seed % 2 ? random_mask(s->tokens) : NULL;
+        b->in.token_mask = random_mask(s->tokens);
         const ref_result *want = batch_reference(b);
         if (want->choice_gap > 1e-5)
             return want;
     }
     CHECK(false, "no seed without near ties\n");
     return NULL;
+}
+
+static void check_policy(uint32_t group_size, const layer_variant *c, const shape *s,
+                         const char *engine, clmoe_type type) {
+    batch b;
+    device_batch d;
+    const ref_result *want = policy_batch(&b, c, s, engine, type);
+    batch_run(test_layer(group_size, &b.desc), &b, &d);
+    batch_compare(&b, &d, want);
 }
 
 static void every_policy(void **state) {
@@ -396,14 +427,9 @@ static void every_policy(void **state) {
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t i = 0; i < COUNT_OF(policy_cases); i++)
             for (size_t n = 0; n < COUNT_OF(shapes); n++) {
-                batch b;
-                device_batch d;
                 test_case("%s, group size %u, T %u", policy_cases[i].name, group_sizes[g],
                           shapes[n].tokens);
-                const ref_result *want =
-                    policy_batch(&b, &policy_cases[i], &shapes[n], "ref", CLMOE_F32);
-                batch_run(test_layer(group_sizes[g], &b.desc), &b, &d);
-                batch_compare(&b, &d, want);
+                check_policy(group_sizes[g], &policy_cases[i], &shapes[n], "ref", CLMOE_F32);
             }
 }
 
@@ -413,12 +439,8 @@ static void every_engine(void **state) {
     const shape s = {64, 45, 12, 0, 3, 29};
     for (size_t n = 0; engines[n] != NULL; n++)
         for (size_t i = 0; i < COUNT_OF(policy_cases); i++) {
-            batch b;
-            device_batch d;
             test_case("%s, engine %s", policy_cases[i].name, engines[n]);
-            const ref_result *want = policy_batch(&b, &policy_cases[i], &s, engines[n], CLMOE_F32);
-            batch_run(test_layer(0, &b.desc), &b, &d);
-            batch_compare(&b, &d, want);
+            check_policy(0, &policy_cases[i], &s, engines[n], CLMOE_F32);
         }
 }
 
@@ -427,12 +449,8 @@ static void every_type(void **state) {
     const shape s = {64, 45, 12, 0, 3, 29};
     for (clmoe_type type = CLMOE_F16; type <= CLMOE_BF16; type++)
         for (size_t i = 0; i < COUNT_OF(policy_cases); i++) {
-            batch b;
-            device_batch d;
             test_case("%s, type %d", policy_cases[i].name, (int)type);
-            const ref_result *want = policy_batch(&b, &policy_cases[i], &s, NULL, type);
-            batch_run(test_layer(0, &b.desc), &b, &d);
-            batch_compare(&b, &d, want);
+            check_policy(0, &policy_cases[i], &s, NULL, type);
         }
 }
 
@@ -451,11 +469,8 @@ static void soft_is_all_experts(void **state) {
         b.desc.router.policy = CLMOE_POLICY_ALL_EXPERTS;
         batch_run(test_layer(group_sizes[g], &b.desc), &b, &dense);
         size_t n = (size_t)s.tokens * s.dim;
-        const float *want = buf_get(sparse.args.y);
-        double *wide = HOST(double, n);
-        for (size_t i = 0; i < n; i++)
-            wide[i] = (double)want[i];
-        compare_floats("y", buf_get(dense.args.y), wide, n, STEP_TOLERANCE);
+        compare_floats("y", buf_get(dense.args.y), widened(buf_get(sparse.args.y), n), n,
+                       STEP_TOLERANCE);
     }
 }
 
@@ -463,13 +478,8 @@ static void soft_is_all_experts(void **state) {
 static void soft_passes_256(void **state) {
     (void)state;
     const shape s = {3, 5, 300, 0, 300, 4};
-    batch b;
-    device_batch d;
-    const policy_case c = {"all experts", all_experts};
     test_case("R 300");
-    const ref_result *want = policy_batch(&b, &c, &s, "ref", CLMOE_F32);
-    batch_run(test_layer(0, &b.desc), &b, &d);
-    batch_compare(&b, &d, want);
+    check_policy(0, &(layer_variant){"all experts", all_experts}, &s, "ref", CLMOE_F32);
 }
 
 /* Logits that are not finite are never chosen, whoever chooses. */
@@ -632,59 +642,58 @@ static void device_limit(void **state) {
         }
 }
 
+enum { E = 64, K = 8, T = 5 };
+
+/* The one unmasked token of a batch, which is that of `tokens` that is `alone`. */
+static void check_alone(uint32_t group_size, uint32_t tokens, uint32_t alone) {
+    const shape s = {T, 5, E, 0, K, 3};
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.policy = CLMOE_POLICY_SINKHORN;
+    desc.router.score = CLMOE_SCORE_SIGMOID;
+    const float *l = random_floats(T * E, 3.0), *row = l + alone * E;
+    uint8_t *mask = HOST(uint8_t, T);
+    mask[alone] = 1;
+    const clmoe_topk_args args =
+        choose(test_layer(group_size, &desc), &desc, tokens, l, mask, NULL, none);
+    const int32_t *ids = (const int32_t *)buf_get(args.ids) + alone * K;
+    for (size_t k = 0; k < K; k++) {
+        size_t better = 0;
+        for (size_t e = 0; e < E; e++)
+            better += row[e] > row[ids[k]];
+        CHECK(better == k, "choice %zu has %zu better ones\n", k, better);
+    }
+}
+
 /* With one unmasked token nothing is to balance: its best logits win. */
 static void sinkhorn_alone(void **state) {
     (void)state;
-    enum { E = 64, K = 8, T = 5 };
-    for (uint32_t number = 0; number < 12; number++) {
-        const shape s = {T, 5, E, 0, K, 3};
-        const uint32_t tokens = number % 2 ? T : 1, alone = number % 2 ? number % T : 0;
-        clmoe_layer_desc desc = desc_of(&s);
-        desc.router.policy = CLMOE_POLICY_SINKHORN;
-        desc.router.score = CLMOE_SCORE_SIGMOID;
-        test_case("number %u", number);
-        seed_set(number + 1);
-        float *l = random_floats(T * E, 3.0);
-        uint8_t *mask = HOST(uint8_t, T);
-        mask[alone] = 1;
-        clmoe_layer *layer = test_layer(group_sizes[number % COUNT_OF(group_sizes)], &desc);
-        clmoe_topk_args args = {.struct_size = sizeof args,
-                                .tokens = tokens,
-                                .scores = buf_of(l, tokens * E * 4),
-                                .ids = buf_new(tokens * K * 4),
-                                .pair_weights = buf_new(tokens * K * 4),
-                                .live = buf_new(tokens * 4),
-                                .token_mask = buf_of(mask, tokens),
-                                .scratch = scratch_of(layer, tokens)};
-        OK(clmoe_topk(layer, test.queue, &args, 0, NULL, NULL));
-        const int32_t *ids = (const int32_t *)buf_get(args.ids) + alone * K;
-        const float *row = l + alone * E;
-        for (size_t k = 0; k < K; k++) {
-            size_t better = 0;
-            for (size_t e = 0; e < E; e++)
-                better += row[e] > row[ids[k]];
-            CHECK(better == k, "choice %zu has %zu better ones\n", k, better);
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        test_case("group size %u, a batch of one token", group_sizes[g]);
+        seed_set(1);
+        check_alone(group_sizes[g], 1, 0);
+        for (uint32_t alone = 0; alone < T; alone++) {
+            test_case("group size %u, unmasked token %u of %d", group_sizes[g], alone, T);
+            seed_set(alone + 2);
+            check_alone(group_sizes[g], T, alone);
         }
     }
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        TEST(experts_take_their_best),
-        TEST(experts_take_fewer),
-        TEST(sinkhorn_chooses_balanced),
-        TEST(sinkhorn_has_its_marginals),
-        TEST(every_policy),
-        TEST(every_engine),
-        TEST(every_type),
-        TEST(soft_is_all_experts),
-        TEST(soft_passes_256),
-        TEST(bad_logits),
-        TEST(soft_moe_bad_rows),
-        TEST(same_bits_again),
-        TEST(never_blocks),
-        TEST(device_limit),
-        TEST(sinkhorn_alone),
-    };
+    const struct CMUnitTest tests[] = {TEST(experts_take_their_best),
+                                       TEST(experts_take_fewer),
+                                       TEST(sinkhorn_chooses_balanced),
+                                       TEST(sinkhorn_has_its_marginals),
+                                       TEST(every_policy),
+                                       TEST(every_engine),
+                                       TEST(every_type),
+                                       TEST(soft_is_all_experts),
+                                       TEST(soft_passes_256),
+                                       TEST(bad_logits),
+                                       TEST(soft_moe_bad_rows),
+                                       TEST(same_bits_again),
+                                       TEST(never_blocks),
+                                       TEST(device_limit),
+                                       TEST(sinkhorn_alone)};
     return RUN(tests);
 }
