@@ -42,8 +42,11 @@ static float *scores_of(const clmoe_layer_desc *desc, uint32_t tokens, pattern k
     return scores;
 }
 
-/* Each size is a program to compile: all with the default group size, some with the others. */
-static bool is_selected(size_t group, size_t i) {
+/*
+ * Each size is a program to compile: all with the default group size, one of two with the second
+ * and one of four with the third.
+ */
+static bool takes_turn(size_t group, size_t i) {
     return group == 0 || (group == 1 ? i % 2 == 1 : i % 4 == 0);
 }
 
@@ -53,7 +56,7 @@ static void every_size(void **state) {
         for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
                 const shape *s = &routing_shapes[i];
-                if (!is_selected(g, i))
+                if (!takes_turn(g, i))
                     continue;
                 clmoe_layer_desc desc = desc_of(s);
                 ref_weights none = {0};
@@ -72,7 +75,7 @@ static void every_small_top_k(void **state) {
             const shape s = {64, 5, 60, 0, small_top_k[i], 3};
             clmoe_layer_desc desc = desc_of(&s);
             ref_weights none = {0};
-            if (!is_selected(g, i))
+            if (!takes_turn(g, i))
                 continue;
             test_case("group size %u, K %u", group_sizes[g], s.top_k);
             seed_set(i + 1);
@@ -153,15 +156,15 @@ static void every_weight_rule(void **state) {
 static void group_limits(void **state) {
     (void)state;
     static const struct {
-        uint32_t experts, groups, topk_groups, top_k;
-    } cases[] = {{8, 4, 2, 3},    {8, 8, 5, 5},    {60, 6, 3, 8},     {256, 8, 4, 8},
-                 {205, 5, 1, 41}, {384, 2, 1, 10}, {512, 256, 9, 16}, {4096, 64, 8, 16},
-                 {64, 1, 1, 6},   {64, 8, 8, 6},   {160, 8, 3, 6}};
+        uint32_t experts, groups, topk_groups, top_k, select_bias;
+    } cases[] = {{8, 4, 2, 3, 1},    {8, 8, 5, 5, 0},    {60, 6, 3, 8, 1},     {256, 8, 4, 8, 0},
+                 {205, 5, 1, 41, 1}, {384, 2, 1, 10, 0}, {512, 256, 9, 16, 1}, {4096, 64, 8, 16, 0},
+                 {64, 1, 1, 6, 1},   {64, 8, 8, 6, 0},   {160, 8, 3, 6, 1}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t i = 0; i < COUNT_OF(cases); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++)
                 for (int top2 = 0; top2 < 2; top2++) {
-                    if (!is_selected(g, i))
+                    if (!takes_turn(g, i))
                         continue;
                     const shape s = {33, 5, cases[i].experts, 0, cases[i].top_k, 3};
                     clmoe_layer_desc desc = desc_of(&s);
@@ -169,11 +172,11 @@ static void group_limits(void **state) {
                     desc.router.groups.count = cases[i].groups;
                     desc.router.groups.topk = cases[i].topk_groups;
                     desc.router.groups.score = top2 ? CLMOE_GROUP_TOP2_SUM : CLMOE_GROUP_MAX;
-                    desc.router.select_bias = i % 2 == 0;
+                    desc.router.select_bias = cases[i].select_bias;
                     desc.router.renorm.kind = CLMOE_RENORM_SUM;
-                    test_case("group size %u, E %u, %u of %u groups by %s, %s", group_sizes[g],
-                              s.experts, cases[i].topk_groups, cases[i].groups,
-                              top2 ? "top 2" : "max", pattern_name(kind));
+                    test_case("group size %u, E %u, %u of %u groups by %s, bias %u, %s",
+                              group_sizes[g], s.experts, cases[i].topk_groups, cases[i].groups,
+                              top2 ? "top 2" : "max", cases[i].select_bias, pattern_name(kind));
                     seed_set(i + 1);
                     ref_weights w = weights_make(&desc);
                     check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, kind),
@@ -216,25 +219,27 @@ static void zero_sum(void **state) {
 /* Sums and p-norms of weights of any size, for any p: nothing vanishes, nothing overflows. */
 static void norms_of_any_size(void **state) {
     (void)state;
-    static const float powers[] = {1.0f, 2.0f, 16.0f, 64.0f, 100.0f, 300.0f, 1000.0f};
+    static const clmoe_renorm_desc norms[] = {
+        {.kind = SUM, .p = 1.0f},     {.kind = PNORM, .p = 2.0f},   {.kind = PNORM, .p = 16.0f},
+        {.kind = PNORM, .p = 64.0f},  {.kind = PNORM, .p = 100.0f}, {.kind = PNORM, .p = 300.0f},
+        {.kind = PNORM, .p = 1000.0f}};
     static const double sizes[] = {1.0, 1e-3, 1e-12, 1e-36, 1e12, 1e38};
     const shape s = {16, 5, 12, 0, 4, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
-        for (size_t i = 0; i < COUNT_OF(powers) * COUNT_OF(sizes); i++) {
-            clmoe_layer_desc desc = desc_of(&s);
-            desc.router.score = CLMOE_SCORE_IDENTITY;
-            desc.router.renorm.kind = i % COUNT_OF(powers) ? CLMOE_RENORM_PNORM : CLMOE_RENORM_SUM;
-            desc.router.renorm.p = powers[i % COUNT_OF(powers)];
-            double size = sizes[i / COUNT_OF(powers)];
-            test_case("group size %u, p %g, size %g", group_sizes[g], (double)desc.router.renorm.p,
-                      size);
-            seed_set(i + 1);
-            float *scores = HOST(float, s.tokens *s.experts);
-            for (size_t j = 0; j < (size_t)s.tokens * s.experts; j++)
-                scores[j] = (float)(size * (0.5 + 2.5 * random_unit()));
-            ref_weights none = {0};
-            check_topk(group_sizes[g], &desc, s.tokens, scores, &none);
-        }
+        for (size_t i = 0; i < COUNT_OF(sizes); i++)
+            for (size_t p = 0; p < COUNT_OF(norms); p++) {
+                clmoe_layer_desc desc = desc_of(&s);
+                desc.router.score = CLMOE_SCORE_IDENTITY;
+                desc.router.renorm = norms[p];
+                test_case("group size %u, renorm %d, p %g, size %g", group_sizes[g], norms[p].kind,
+                          (double)norms[p].p, sizes[i]);
+                seed_set(i + p + 1);
+                float *scores = HOST(float, s.tokens *s.experts);
+                for (size_t j = 0; j < (size_t)s.tokens * s.experts; j++)
+                    scores[j] = (float)(sizes[i] * (0.5 + 2.5 * random_unit()));
+                ref_weights none = {0};
+                check_topk(group_sizes[g], &desc, s.tokens, scores, &none);
+            }
 }
 
 int main(void) {
