@@ -23,7 +23,21 @@ static const balance_options everything = {
 
 /* ---- Every combination ----------------------------------------------------------------------- */
 
-static uint32_t check_sources(balance_batch *b, clmoe_loss_kind kind, uint32_t scope) {
+/* Over what a loss sums, and the other group sizes it meets, without a target and with one. */
+typedef struct scope_case {
+    const char *name;
+    uint32_t per_sequence, per_device;
+    size_t group, group_with_target; /* of group_sizes */
+} scope_case;
+
+static const scope_case scopes[] = {
+    {"experts of the batch", 0, 0, 1, 0},
+    {"experts of sequences", 1, 0, 2, 1},
+    {"devices of the batch", 0, 1, 1, 2},
+    {"devices of sequences", 1, 1, 2, 0},
+};
+
+static uint32_t check_sources(balance_batch *b, clmoe_loss_kind kind, const scope_case *scope) {
     uint32_t count = 0;
     for (int p = CLMOE_P_NORMALISED; p <= CLMOE_P_WEIGHTS; p++)
         for (int f = CLMOE_F_ASSIGNED; f <= CLMOE_F_SUPPLIED; f++) {
@@ -31,8 +45,8 @@ static uint32_t check_sources(balance_batch *b, clmoe_loss_kind kind, uint32_t s
                                     .weight = 1.25f,
                                     .p_source = (clmoe_p_source)p,
                                     .f_source = (clmoe_f_source)f,
-                                    .per_sequence = scope & 1,
-                                    .per_device = scope >> 1};
+                                    .per_sequence = scope->per_sequence,
+                                    .per_device = scope->per_device};
             if (kind == CLMOE_LOSS_SMOOTH_LOAD || !loss_is_defined(&b->desc, &loss))
                 continue;
             test_note("%s", loss_label(&loss));
@@ -42,30 +56,34 @@ static uint32_t check_sources(balance_batch *b, clmoe_loss_kind kind, uint32_t s
     return count;
 }
 
+static uint32_t check_scope(const scope_case *scope, size_t group, bool target) {
+    test_case("group size %u, %s%s", group_sizes[group], scope->name, target ? ", a target" : "");
+    seed_set((uint64_t)(scope - scopes) + 1);
+    clmoe_layer_desc desc = small_desc();
+    if (!target) { /* a choice that a fresh top-k would not make */
+        desc.router.select_bias = 1;
+        desc.router.groups.count = 7;
+        desc.router.groups.topk = 3;
+    }
+    balance_options options = everything;
+    options.target = options.offsets = target;
+    balance_batch b;
+    balance_make(&b, &desc, 22, &options);
+    balance_upload(&b, group_sizes[group]);
+    uint32_t count = 0;
+    for (clmoe_loss_kind kind = 0; kind < LOSS_KINDS; kind++)
+        count += check_sources(&b, kind, scope);
+    return count;
+}
+
 static void every_combination(void **state) {
     (void)state;
     uint32_t count = 0;
-    for (uint32_t target = 0; target < 2; target++)
-        for (uint32_t turn = 0; turn < 2 - target; turn++)
-            for (uint32_t scope = 0; scope < 4; scope++) {
-                /* The first size always, the others in turn; with a target one of all. */
-                size_t g = target ? scope % COUNT_OF(group_sizes) : turn * (1 + scope % 2);
-                test_case("group size %u, scope %u", group_sizes[g], scope);
-                seed_set(scope + 1);
-                clmoe_layer_desc desc = small_desc();
-                if (target == 0) { /* a choice that a fresh top-k would not make */
-                    desc.router.select_bias = 1;
-                    desc.router.groups.count = 7;
-                    desc.router.groups.topk = 3;
-                }
-                balance_options options = everything;
-                options.target = options.offsets = target;
-                balance_batch b;
-                balance_make(&b, &desc, 22, &options);
-                balance_upload(&b, group_sizes[g]);
-                for (clmoe_loss_kind kind = 0; kind < LOSS_KINDS; kind++)
-                    count += check_sources(&b, kind, scope);
-            }
+    for (size_t i = 0; i < COUNT_OF(scopes); i++) {
+        count += check_scope(&scopes[i], 0, false);
+        count += check_scope(&scopes[i], scopes[i].group, false);
+        count += check_scope(&scopes[i], scopes[i].group_with_target, true);
+    }
     print_message("%u combinations\n", count);
 }
 
@@ -374,24 +392,33 @@ static void check_formulas(balance_batch *b, const clmoe_loss_desc *loss) {
           difference, norm);
 }
 
-/* A sweep of sizes and patterns: mask, target, group size and a third of the losses come in turn.
- */
+static const struct {
+    const char *name;
+    bool mask, target;
+} tokens_and_loads[] = {{"all tokens", false, false},
+                        {"a mask", true, false},
+                        {"a target", false, true},
+                        {"a mask and a target", true, true}};
+
+/* Sizes and patterns take those, the group sizes, and each third of the losses in turn. */
 static void every_size(void **state) {
     (void)state;
     for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
         for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
             const shape *s = &routing_shapes[i];
-            uint32_t number = (uint32_t)(i + kind);
+            const size_t turn = i + kind, c = turn % COUNT_OF(tokens_and_loads);
             clmoe_layer_desc desc = desc_of(s);
             desc.capacity.factor = 0.8;
-            balance_options options = {.kind = kind, .mask = number % 2, .target = number % 3 == 0};
-            test_case("T %u, E %u, Z %u, K %u, %s", s->tokens, s->experts, s->identity, s->top_k,
-                      pattern_name(kind));
+            balance_options options = {.kind = kind,
+                                       .mask = tokens_and_loads[c].mask,
+                                       .target = tokens_and_loads[c].target};
+            test_case("T %u, E %u, Z %u, K %u, %s, %s", s->tokens, s->experts, s->identity,
+                      s->top_k, pattern_name(kind), tokens_and_loads[c].name);
             seed_set(i + 1);
             balance_batch b;
             balance_make(&b, &desc, s->tokens, &options);
-            balance_upload(&b, group_sizes[number % COUNT_OF(group_sizes)]);
-            for (clmoe_loss_kind k = number % 3; k < LOSS_KINDS; k += 3) {
+            balance_upload(&b, group_sizes[turn % COUNT_OF(group_sizes)]);
+            for (clmoe_loss_kind k = (clmoe_loss_kind)(turn % 3); k < LOSS_KINDS; k += 3) {
                 clmoe_loss_desc loss = {.kind = k, .weight = 1.0f};
                 if (loss_is_defined(&desc, &loss))
                     check_formulas(&b, &loss);

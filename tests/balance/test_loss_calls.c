@@ -101,7 +101,7 @@ static void run_forward(balance_batch *b) {
     args.stats = buf_new(stats_size(b->layer));
     args.losses = losses;
     args.num_losses = COUNT_OF(losses);
-    args.loss_values = buf_new(sizeof losses / sizeof losses[0] * 4);
+    args.loss_values = buf_new(COUNT_OF(losses) * 4);
     args.dlogits = buf_of(HOST(float, T *R), T * R * 4);
     if (b->in.noise_input)
         args.dnoise = buf_of(HOST(float, T *R), T * R * 4);
@@ -145,13 +145,42 @@ static void forward(void **state) {
 /* ---- Small shapes ------------------------------------------------------------------------------
  */
 
+#define LOSS(of) .kind = CLMOE_LOSS_##of, .weight = 1.0f
+
+static const clmoe_loss_desc every_kind[] = {
+    {LOSS(SWITCH), .f_source = CLMOE_F_SUPPLIED},
+    {LOSS(SQUARED), .f_source = CLMOE_F_FRESH, .per_sequence = 1},
+    {LOSS(ENTROPY), .f_source = CLMOE_F_SUPPLIED},
+    {LOSS(L1), .f_source = CLMOE_F_FRESH, .per_sequence = 1},
+    {LOSS(MAX)},
+    {LOSS(MINIMAX), .per_sequence = 1},
+    {LOSS(IMPORTANCE_VARIANCE), .p_source = CLMOE_P_WEIGHTS},
+    {LOSS(IMPORTANCE_CV2), .per_sequence = 1},
+    {LOSS(LOAD_CV2)},
+    {LOSS(SMOOTH_LOAD), .per_sequence = 1},
+    {LOSS(COMMUNICATION)},
+    {LOSS(OVERFLOW), .per_sequence = 1},
+    {LOSS(Z)},
+    {LOSS(TOKEN_ENTROPY), .per_sequence = 1},
+};
+_Static_assert(COUNT_OF(every_kind) == LOSS_KINDS, "a row for every kind");
+
+/* Which pairs are whose. */
+static const struct {
+    const char *name;
+    bool offsets;
+    clmoe_score_function score;
+} choices[] = {
+    {"the K best, softmax", false, CLMOE_SCORE_SOFTMAX},
+    {"0 to K by offsets, sigmoid", true, CLMOE_SCORE_SIGMOID},
+};
+
 /* Statistics and every kind of loss, with learned noise, sequences and device groups. */
-static void balance_case(uint32_t form, bool packed) {
-    clmoe_loss_desc every[LOSS_KINDS];
+static void balance_case(uint32_t form, bool offsets, clmoe_score_function score) {
     const shape small = {9, 10, 12, 2, 3, 7};
     clmoe_layer_desc desc = desc_of(&small);
     desc.router.noise.kind = CLMOE_NOISE_LEARNED;
-    desc.router.score = packed ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+    desc.router.score = score;
     desc.balance.device_groups = 4;
     desc.capacity.tokens_per_sequence = 4;
     desc.capacity.rows = 2;
@@ -160,33 +189,27 @@ static void balance_case(uint32_t form, bool packed) {
                                .state = true,
                                .target = true,
                                .supplied = true,
-                               .offsets = packed};
+                               .offsets = offsets};
     balance_batch b;
     seed_set(3);
     balance_make(&b, &desc, small.tokens, &options);
     loss_draw_noise(&b);
     balance_upload(&b, form);
     balance_compare_stats(&b, balance_stats(&b));
-    for (uint32_t kind = 0; kind < COUNT_OF(every); kind++) {
-        bool importance = kind == CLMOE_LOSS_IMPORTANCE_VARIANCE;
-        every[kind] = (clmoe_loss_desc){.kind = (clmoe_loss_kind)kind, .weight = 1.0f};
-        every[kind].p_source = importance ? CLMOE_P_WEIGHTS : CLMOE_P_NORMALISED;
-        every[kind].per_sequence = kind % 2;
-        if (kind <= CLMOE_LOSS_L1)
-            every[kind].f_source = kind % 2 ? CLMOE_F_FRESH : CLMOE_F_SUPPLIED;
-        if (kind != CLMOE_LOSS_SMOOTH_LOAD || !packed) /* it takes the K best for the chosen */
-            loss_check(&b, &every[kind]);
-    }
-    loss_run(&b, every, COUNT_OF(every), NULL);
+    for (size_t i = 0; i < LOSS_KINDS; i++)
+        /* smooth load takes the K best for the chosen */
+        if (every_kind[i].kind != CLMOE_LOSS_SMOOTH_LOAD || !offsets)
+            loss_check(&b, &every_kind[i]);
+    loss_run(&b, every_kind, LOSS_KINDS, NULL);
 }
 
 static void small_shapes(void **state) {
     (void)state;
     static const uint32_t forms[] = {1, 16};
     for (size_t form = 0; form < COUNT_OF(forms); form++)
-        for (int packed = 0; packed < 2; packed++) {
-            test_case("balance, groups of %u, packed %d", forms[form], packed);
-            balance_case(forms[form], packed);
+        for (size_t i = 0; i < COUNT_OF(choices); i++) {
+            test_case("balance, groups of %u, %s", forms[form], choices[i].name);
+            balance_case(forms[form], choices[i].offsets, choices[i].score);
         }
 }
 
@@ -435,17 +458,21 @@ static void noise_weights(void **state) {
     balance_make(&b, &desc, 22, &options);
     loss_draw_noise(&b);
     balance_upload(&b, 0);
-    for (int what = 0; what < 3; what++) {
-        clmoe_loss_args args = args_of(&b, &loss, 1);
-        clmoe_weights weights = b.weights;
-        args.weights = what == 0 ? NULL : &weights;
-        args.x = what == 1 ? (clmoe_buf){NULL, 0} : b.dev.x;
-        if (what == 2)
-            weights.noise_router = (clmoe_buf){NULL, 0};
-        const char *says = what == 0 ? "weights" : what == 1 ? "x is" : "weights.noise_router is";
-        clmoe_status status = clmoe_loss(b.layer, test.queue, &args, 0, NULL, NULL);
-        CHECK(status == CLMOE_INVALID_ARGUMENT, "without %s: %d\n", says, (int)status);
-        CHECK(strstr(clmoe_last_error(), says), "it says: %s\n", clmoe_last_error());
+    const clmoe_loss_args good = args_of(&b, &loss, 1);
+    clmoe_weights weights = b.weights;
+    weights.noise_router = (clmoe_buf){NULL, 0};
+    const struct {
+        const clmoe_weights *weights;
+        clmoe_buf x;
+        const char *says;
+    } without[] = {{NULL, b.dev.x, "weights is NULL"},
+                   {&b.weights, {NULL, 0}, "x is not given"},
+                   {&weights, b.dev.x, "weights.noise_router is not given"}};
+    for (size_t i = 0; i < COUNT_OF(without); i++) {
+        clmoe_loss_args args = good;
+        args.weights = without[i].weights;
+        args.x = without[i].x;
+        check_refused(&b, &args, without[i].says);
     }
 }
 

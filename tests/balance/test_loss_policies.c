@@ -189,34 +189,33 @@ static bool has_loss(const clmoe_layer_desc *desc, const clmoe_loss_desc *loss) 
     return loss->p_source != CLMOE_P_WEIGHTS || !desc->router.groups.two_level;
 }
 
-/* The next loss after number `at` of all kinds, sources of P and F and devices; false: none. */
-static bool next_loss(const clmoe_layer_desc *desc, uint32_t *at, clmoe_loss_desc *loss) {
-    for (; *at < 15 * 4 * 5 * 2; ++*at) {
-        *loss = (clmoe_loss_desc){.kind = (clmoe_loss_kind)(*at / 40),
-                                  .weight = 0.5f + 0.01f * (float)(*at % 40),
-                                  .p_source = (clmoe_p_source)(*at / 10 % 4),
-                                  .f_source = (clmoe_f_source)(*at / 2 % 5),
-                                  .per_device = *at % 2};
-        if (loss->kind < LOSS_KINDS && has_loss(desc, loss)) {
-            ++*at;
-            return true;
-        }
-    }
-    return false;
+enum { MOST_LOSSES = LOSS_KINDS * 4 * 5 * 2, AT_A_TIME = 16 };
+
+/* Those of all kinds, sources of P and F and devices that the layer has; how many. */
+static uint32_t list_losses(const clmoe_layer_desc *desc, clmoe_loss_desc *to) {
+    uint32_t count = 0;
+    clmoe_loss_desc loss = {.kind = 0};
+    for (loss.kind = 0; loss.kind < LOSS_KINDS; loss.kind++)
+        for (loss.p_source = 0; loss.p_source <= CLMOE_P_WEIGHTS; loss.p_source++)
+            for (loss.f_source = 0; loss.f_source <= CLMOE_F_SUPPLIED; loss.f_source++)
+                for (loss.per_device = 0; loss.per_device < 2; loss.per_device++) {
+                    loss.weight = 0.5f + 0.02f * (float)(count % AT_A_TIME); /* all different */
+                    if (has_loss(desc, &loss))
+                        to[count++] = loss;
+                }
+    return count;
 }
 
 /* All losses of one layer, as many at a time as a call takes. */
 static void every_loss(const clmoe_layer_desc *desc, uint32_t group_size, uint64_t seed) {
     policy_case *c = HOST(policy_case, 1);
-    uint32_t at = 0, count = 0;
+    clmoe_loss_desc losses[MOST_LOSSES];
+    const uint32_t all = list_losses(desc, losses);
     seed_set(seed);
     case_make(c, desc, group_size);
-    bool more = true;
-    while (more) {
-        for (count = 0; count < 16 && more; count += more)
-            more = next_loss(desc, &at, &c->losses[count]);
-        if (count == 0)
-            break;
+    for (uint32_t at = 0; at < all; at += AT_A_TIME) {
+        const uint32_t count = all - at < AT_A_TIME ? all - at : AT_A_TIME;
+        memcpy(c->losses, losses + at, count * sizeof *losses);
         run(c, count);
         take_choice(c);
         balance_compare_stats(&c->b, c->args.stats);
