@@ -4,6 +4,7 @@
  * race or a read of memory that nothing wrote is reported.
  */
 #include "support.h"
+#include "support_variants.h"
 
 #include <math.h>
 #include <string.h>
@@ -105,11 +106,6 @@ static void reroute(clmoe_layer_desc *d) {
     d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
 }
 
-static void rebalance(clmoe_layer_desc *d) {
-    d->router.renorm.kind = CLMOE_RENORM_SUM;
-    d->router.rebalance.iterations = 3;
-}
-
 static void sequences_by_weight(clmoe_layer_desc *d) {
     d->capacity.rows = 1;
     d->capacity.keep = CLMOE_KEEP_WEIGHT;
@@ -125,8 +121,8 @@ static void sequences_by_priority(clmoe_layer_desc *d) {
 typedef struct kernel_case {
     const char *name;
     uint32_t tokens;
-    void (*set)(clmoe_layer_desc *desc);
-    bool routing; /* alone is of interest: one engine is enough */
+    void (*set)(clmoe_layer_desc *desc); /* NULL: the shared one of that name */
+    bool routing;                        /* alone is of interest: one engine is enough */
 } kernel_case;
 
 static const kernel_case cases[] = {
@@ -142,7 +138,7 @@ static const kernel_case cases[] = {
     {"two levels", 9, two_level, true},
     {"Soft MoE", 9, soft_moe, false},
     {"reroute", 9, reroute, true},
-    {"rebalance", 9, rebalance, true},
+    {"rebalance", 9, NULL, true},
     {"sequences by weight", 9, sequences_by_weight, true},
     {"sequences by priority", 9, sequences_by_priority, true},
 };
@@ -162,7 +158,7 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form) {
     device_batch d;
     size_t bytes = 0;
     clmoe_layer_desc desc = desc_of(&small);
-    c->set(&desc);
+    variant_set(&desc, c->name, c->set);
     desc.engine = engine;
     seed_set(3);
     batch_make(&b, &desc, c->tokens);
@@ -318,23 +314,35 @@ static void few_sequences(clmoe_layer_desc *d) {
     d->capacity.keep = CLMOE_KEEP_CHOICE_MAJOR;
 }
 
-static void (*const offset_layers[])(clmoe_layer_desc *) = {
-    dropless, capacity_by_weight, reroute_by_offsets, expert_choice, few_sequences};
+static const layer_variant offset_layers[] = {
+    {"dropless", dropless},
+    {"capacity by weight", capacity_by_weight},
+    {"reroute", reroute_by_offsets},
+    {"expert choice", expert_choice},
+    {"sequences, choice-major", few_sequences},
+};
 
-/* offsets [T+1]: out of range, out of order, of two tokens at once, of too many pairs each. */
-static int32_t *bad_offsets(uint32_t kind, uint32_t tokens, int32_t pairs) {
+typedef enum bad_kind { WILD, NEAR, DOWNWARDS, SHARED, TOO_MANY, BAD_KINDS } bad_kind;
+
+static const char *const bad_names[BAD_KINDS] = {"wild", "anywhere near", "downwards",
+                                                 "of two tokens at once", "of too many pairs"};
+
+/* offsets [T+1]. */
+static int32_t *bad_offsets(bad_kind kind, uint32_t tokens, int32_t pairs) {
     const int32_t wild[] = {INT32_MIN, -1, 0, pairs - 1, pairs, pairs + 1, INT32_MAX};
     int32_t *offsets = HOST(int32_t, tokens + 1);
     for (uint32_t t = 0; t <= tokens; t++) {
-        const int32_t of_kind[] = {wild[random_below(COUNT_OF(wild))],
-                                   (int32_t)random_below((uint32_t)pairs + 9) - 4,
-                                   pairs - (int32_t)t, /* downwards */
-                                   t % 2 ? 3 : 0, 1000 * (int32_t)t};
+        const int32_t of_kind[BAD_KINDS] = {
+            [WILD] = wild[random_below(COUNT_OF(wild))],
+            [NEAR] = (int32_t)random_below((uint32_t)pairs + 9) - 4,
+            [DOWNWARDS] = pairs - (int32_t)t,
+            [SHARED] = t % 2 ? 3 : 0,
+            [TOO_MANY] = 1000 * (int32_t)t,
+        };
         offsets[t] = of_kind[kind];
     }
     return offsets;
 }
-enum { BAD_KINDS = 5 };
 
 /* The arrays of one batch, for all steps that read token_offsets. */
 typedef struct offset_batch {
@@ -345,11 +353,11 @@ typedef struct offset_batch {
     clmoe_buf x, scores, ids, pair_weights, live, offsets, plan, scratch;
 } offset_batch;
 
-static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, uint32_t kind) {
+static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, bad_kind kind) {
     static const int32_t lives[] = {INT32_MIN, -1, 0, 1, 2, 3, INT32_MAX};
     b->desc = desc_of(&small);
     b->desc.num_identity_experts = 0;
-    offset_layers[which](&b->desc);
+    offset_layers[which].set(&b->desc);
     b->layer = test_layer(form, &b->desc);
     OK(clmoe_plan_layout_get(b->layer, small.tokens, &b->layout));
     const size_t T = small.tokens, P = b->layout.pairs, R = ref_columns(&b->desc);
@@ -501,9 +509,9 @@ static void run_balance(const offset_batch *b) {
         check_weight_sums(b, stats.stats);
 }
 
-static void run_offsets(size_t which, uint32_t kind, uint32_t form) {
+static void run_offsets(size_t which, bad_kind kind, uint32_t form) {
     offset_batch b;
-    test_case("layer %zu, kind %u, groups of %u", which, kind, form);
+    test_case("%s, offsets %s, groups of %u", offset_layers[which].name, bad_names[kind], form);
     seed_set(kind + 1);
     make_offset_batch(&b, form, which, kind);
     run_plan_and_combine(&b);
@@ -512,14 +520,14 @@ static void run_offsets(size_t which, uint32_t kind, uint32_t form) {
 
 /*
  * Without canaries for a tool that watches: what gives no pair to two tokens, who would race for
- * its place.
+ * its place. The forms take turns.
  */
 static void offsets_of_any_values(void **state) {
     (void)state;
     support_bare = true;
     for (size_t which = 0; which < COUNT_OF(offset_layers); which++) {
-        run_offsets(which, 2, forms[which % 2]);
-        run_offsets(which, 4, forms[which % 2]);
+        run_offsets(which, DOWNWARDS, forms[which % 2]);
+        run_offsets(which, TOO_MANY, forms[which % 2]);
     }
 }
 
@@ -532,7 +540,7 @@ static void offsets_between_canaries(void **state) {
         skip();
     support_bare = false;
     for (size_t which = 0; which < COUNT_OF(offset_layers); which++)
-        for (uint32_t kind = 0; kind < BAD_KINDS; kind++)
+        for (bad_kind kind = 0; kind < BAD_KINDS; kind++)
             for (size_t form = 0; form < COUNT_OF(forms); form++)
                 run_offsets(which, kind, forms[form]);
 }

@@ -1,6 +1,7 @@
 /* Sizes at their limits: 31-bit slots, SIZE_MAX, and what lies just past each. */
 #include "layer.h"
 #include "support.h"
+#include "support_variants.h"
 #include "workspace.h"
 
 #include <stdio.h>
@@ -144,10 +145,6 @@ static void capacities_of_31_bits(void **state) {
     }
 }
 
-static void any_policy(clmoe_layer_desc *d, clmoe_policy policy) {
-    d->router.policy = policy;
-}
-
 static void dropless(clmoe_layer_desc *d) {
     d->training = 1;
 }
@@ -175,29 +172,23 @@ static void in_long_sequences(clmoe_layer_desc *d) {
     d->capacity.tokens_per_sequence = 700;
     d->balance.device_groups = 4;
 }
-static void expert_choice(clmoe_layer_desc *d) {
-    any_policy(d, CLMOE_POLICY_EXPERT_CHOICE);
-    d->capacity.factor = 2.0;
-}
-static void sinkhorn(clmoe_layer_desc *d) {
-    any_policy(d, CLMOE_POLICY_SINKHORN);
-}
-static void all_experts(clmoe_layer_desc *d) {
-    any_policy(d, CLMOE_POLICY_ALL_EXPERTS);
-    d->top_k = d->num_experts;
-}
-static void soft_moe(clmoe_layer_desc *d) {
-    any_policy(d, CLMOE_POLICY_SOFT_MOE);
-    d->top_k = 1;
-    d->router.soft_moe.slots = 3;
-}
 static void one_expert(clmoe_layer_desc *d) {
     d->num_experts = d->top_k = 1;
 }
 
-static void (*const forms[])(clmoe_layer_desc *desc) = {
-    dropless,      fixed_rows, by_factor,   by_small_factor, in_sequences, in_long_sequences,
-    expert_choice, sinkhorn,   all_experts, soft_moe,        one_expert};
+static const layer_variant forms[] = {
+    {"dropless, training", dropless},
+    {"a number of rows, by priority", fixed_rows},
+    {"a factor, reroute, shared", by_factor},
+    {"a small factor, rebalance", by_small_factor},
+    {"sequences, training", in_sequences},
+    {"long sequences, device groups", in_long_sequences},
+    {"expert choice", NULL},
+    {"Sinkhorn", NULL},
+    {"all experts", NULL},
+    {"Soft MoE", NULL},
+    {"one expert", one_expert},
+};
 
 /* What batches of 0, 1, ... tokens need, and what is said of them. */
 typedef struct memory_walk {
@@ -244,8 +235,8 @@ static void memory_serves_smaller_batches(void **state) {
                 memory_walk walk = {0};
                 clmoe_layer_desc desc = desc_of(&small);
                 desc.engine = engines[n];
-                forms[f](&desc);
-                test_case("engine %s, form %zu, group size %u", engines[n], f, group);
+                variant_set(&desc, forms[f].name, forms[f].set);
+                test_case("engine %s, %s, group size %u", engines[n], forms[f].name, group);
                 const clmoe_layer *layer = test_layer(group, &desc);
                 for (uint32_t tokens = 0; tokens <= 4096; tokens++)
                     next_batch(layer, tokens, &walk);

@@ -1,4 +1,5 @@
 /* Faults in layers that balance: their policies, states, statistics, losses and updates. */
+#include "support_variants.h"
 #include "sweep.h"
 
 #include <stdlib.h>
@@ -36,28 +37,6 @@ static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
     d->router.sinkhorn.iterations = 3;
     d->router.sinkhorn.tolerance = 1e-3f;
-}
-
-static void all_experts(clmoe_layer_desc *d) {
-    d->top_k = d->num_experts;
-    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
-}
-
-static void two_level(clmoe_layer_desc *d) {
-    d->router.groups.two_level = 1;
-    d->router.groups.count = 4;
-    d->router.groups.topk = 2;
-}
-
-static void soft_moe(clmoe_layer_desc *d) {
-    d->top_k = 1;
-    d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.soft_moe.slots = 3;
-}
-
-static void reroute(clmoe_layer_desc *d) {
-    d->capacity.factor = 1.0;
-    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
 }
 
 static void rebalance(clmoe_layer_desc *d) {
@@ -101,7 +80,7 @@ static const clmoe_loss_desc by_sequence[] = {
 
 typedef struct variant {
     const char *name;
-    void (*set)(clmoe_layer_desc *desc);
+    void (*set)(clmoe_layer_desc *desc); /* NULL: the shared one of that name */
     const clmoe_loss_desc *losses;
     uint32_t num_losses;
     const char *engine; /* NULL: "ref" */
@@ -114,10 +93,10 @@ static const variant variants[] = {
     {"sequences", sequences, LOSSES(by_sequence), NULL},
     {"expert choice", expert_choice, LOSSES(any_layer), NULL},
     {"Sinkhorn", sinkhorn, LOSSES(any_layer), NULL},
-    {"all experts", all_experts, LOSSES(any_layer), NULL},
-    {"two levels", two_level, LOSSES(any_layer), NULL},
-    {"Soft MoE", soft_moe, NULL, 0, NULL},
-    {"reroute", reroute, LOSSES(any_layer), NULL},
+    {"all experts", NULL, LOSSES(any_layer), NULL},
+    {"two levels", NULL, LOSSES(any_layer), NULL},
+    {"Soft MoE", NULL, NULL, 0, NULL},
+    {"reroute", NULL, LOSSES(any_layer), NULL},
     {"rebalance", rebalance, LOSSES(any_layer), NULL},
     {"between steps", between_steps, NULL, 0, NULL},
     {"tensor cores", tensor_cores, LOSSES(by_device), "nv_mma"},
@@ -334,7 +313,7 @@ static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
                .model = v->name,
                .queue = queue,
                .desc = desc_of(&small)};
-    v->set(&r->desc);
+    variant_set(&r->desc, v->name, v->set);
     r->desc.engine = r->engine;
     seed_set(5);
     batch_make(&b, &r->desc, TOKENS);

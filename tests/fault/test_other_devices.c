@@ -2,6 +2,7 @@
  * missing; and nothing that such a device would refuse. */
 #include "fake_device.h"
 #include "support.h"
+#include "support_variants.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -146,12 +147,8 @@ static void kernels_that_do_not_fit(void **state) {
 /* ---- Every engine and policy -------------------------------------------------------------------
  */
 
-static void reroute(clmoe_layer_desc *d) {
-    d->capacity.factor = 1.0;
-    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
-}
-
 static void keep_by_weight(clmoe_layer_desc *d) {
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->capacity.factor = 0.75;
     d->capacity.keep = CLMOE_KEEP_WEIGHT;
     d->router.renorm.after_drop = 1;
@@ -159,6 +156,7 @@ static void keep_by_weight(clmoe_layer_desc *d) {
 }
 
 static void two_level(clmoe_layer_desc *d) {
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->top_k = 6;
     d->router.groups.two_level = 1;
     d->router.groups.count = 4;
@@ -166,30 +164,21 @@ static void two_level(clmoe_layer_desc *d) {
     d->normalize_experts = 1;
 }
 
-static void expert_choice(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
-    d->router.renorm.kind = CLMOE_RENORM_NONE;
-    d->capacity.factor = 1.0;
-}
-
 static void sinkhorn(clmoe_layer_desc *d) {
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
     d->router.policy = CLMOE_POLICY_SINKHORN;
     d->router.rebalance.iterations = 3;
 }
 
-static void all_experts(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
-    d->top_k = d->num_experts;
-}
-
-static void soft_moe(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.renorm.kind = CLMOE_RENORM_NONE;
-    d->top_k = 1;
-}
-
-static void (*const policies[])(clmoe_layer_desc *) = {
-    reroute, keep_by_weight, two_level, expert_choice, sinkhorn, all_experts, soft_moe};
+static const layer_variant policies[] = {
+    {"reroute", NULL},
+    {"keep by weight, renorm after drop, shared", keep_by_weight},
+    {"two levels, normalized experts", two_level},
+    {"expert choice", NULL},
+    {"Sinkhorn, rebalance", sinkhorn},
+    {"all experts", NULL},
+    {"Soft MoE", NULL},
+};
 
 static const struct {
     const char *name;
@@ -233,9 +222,10 @@ static bool is_refusal(const char *engine, clmoe_status status) {
 static void check_policies(clmoe_context *context, const char *device, const char *engine) {
     for (size_t i = 0; i < COUNT_OF(policies); i++) {
         clmoe_layer *layer = NULL;
-        clmoe_layer_desc desc = small_desc(engine);
-        policies[i](&desc);
-        test_note("a device with %s, engine %s, policy %zu", device, engine, i);
+        clmoe_layer_desc desc = desc_of(&small);
+        variant_set(&desc, policies[i].name, policies[i].set);
+        desc.engine = engine;
+        test_note("a device with %s, engine %s, %s", device, engine, policies[i].name);
         const clmoe_status status = clmoe_layer_create(context, &desc, &layer);
         if (is_refusal(engine, status))
             continue;

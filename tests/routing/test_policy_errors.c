@@ -1,38 +1,13 @@
 /* What the policies of choice refuse: descriptors that contradict themselves, and wrong arguments.
  */
 #include "support.h"
+#include "support_variants.h"
 
 #include <math.h>
 #include <string.h>
 
-static void expert_choice(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
-    d->capacity.factor = 1.0;
-}
-
-static void sinkhorn(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SINKHORN;
-}
-
-static void all_experts(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
-    d->top_k = d->num_experts;
-}
-
-static void two_level(clmoe_layer_desc *d) {
-    d->top_k = 6;
-    d->router.groups.two_level = 1;
-    d->router.groups.count = 4;
-    d->router.groups.topk = 2;
-}
-
-static void soft_moe(clmoe_layer_desc *d) {
-    d->top_k = 1;
-    d->router.policy = CLMOE_POLICY_SOFT_MOE;
-}
-
 typedef struct refusal {
-    void (*base)(clmoe_layer_desc *desc);
+    const char *base; /* a variant */
     void (*spoil)(clmoe_layer_desc *desc);
     const char *says;
 } refusal;
@@ -81,52 +56,52 @@ static void mixer(clmoe_layer_desc *d) {
 }
 
 static const refusal refusals[] = {
-    {expert_choice, no_policy, "router.policy is 5"},
-    {expert_choice, below_policy, "router.policy is 4294967295"},
-    {expert_choice, no_capacity, "needs a capacity"},
-    {expert_choice, by_logit, "router.order is 1"},
-    {expert_choice, mixer, "sparsemixer"},
-    {expert_choice, renorm, "router.renorm.kind is 1"},
-    {expert_choice, late, "router.renorm.after_drop is 1"},
-    {expert_choice, identity, "num_identity_experts is 1"},
-    {expert_choice, keep, "capacity.keep is 3"},
-    {expert_choice, reroute, "capacity.overflow is reroute"},
-    {expert_choice, sequences, "capacity.tokens_per_sequence is 4"},
-    {expert_choice, groups, "router.groups.count is 2"},
-    {expert_choice, select_bias, "router.select_bias is 1"},
-    {expert_choice, rebalance, "router.rebalance.iterations is 1"},
-    {expert_choice, in_levels, "router.groups.two_level is 1"},
-    {sinkhorn, no_rounds, "router.sinkhorn.iterations is 0"},
-    {sinkhorn, many_rounds, "router.sinkhorn.iterations is 1001"},
-    {sinkhorn, below_zero, "router.sinkhorn.tolerance is -1"},
-    {sinkhorn, no_number, "router.sinkhorn.tolerance is nan"},
-    {sinkhorn, full_reroute, "router.policy is not token choice"},
-    {sinkhorn, by_logit, "router.order is 1"},
-    {sinkhorn, mixer, "sparsemixer"},
-    {sinkhorn, groups, "router.groups.count is 2"},
-    {sinkhorn, select_bias, "router.select_bias is 1"},
-    {all_experts, one_less, "top_k is 11"},
-    {all_experts, groups, "router.groups.count is 2"},
-    {all_experts, mixer, "sparsemixer"},
-    {all_experts, rebalance, "router.policy is neither token choice nor sinkhorn"},
-    {soft_moe, no_slots, "router.soft_moe.slots is 0"},
-    {soft_moe, two_choices, "top_k is 2"},
-    {soft_moe, identity, "num_identity_experts is 1"},
-    {soft_moe, renorm, "router.renorm.kind is 1"},
-    {soft_moe, many_slots, "router.soft_moe.slots is 4294967295"},
-    {soft_moe, no_scale, "router.soft_moe.scale is inf"},
-    {soft_moe, warm, "router.temperature is 2"},
-    {soft_moe, scale, "router.scale is 3"},
-    {soft_moe, softcap, "router.softcap is 1"},
-    {soft_moe, capacity, "capacity.rows is 9"},
-    {soft_moe, weight_in, "router.weight_at is 1"},
-    {two_level, level_two, "router.groups.two_level is 2"},
-    {two_level, one_group, "router.groups.count is 1"},
-    {two_level, sigmoid, "router.score is 1"},
-    {two_level, by_logit, "router.order is 1"},
-    {two_level, full_reroute, "router.groups.two_level is 1"},
-    {two_level, odd, "does not divide top_k 5"},
-    {two_level, too_many, "its groups hold 6 experts"},
+    {"expert choice", no_policy, "router.policy is 5"},
+    {"expert choice", below_policy, "router.policy is 4294967295"},
+    {"expert choice", no_capacity, "needs a capacity"},
+    {"expert choice", by_logit, "router.order is 1"},
+    {"expert choice", mixer, "sparsemixer"},
+    {"expert choice", renorm, "router.renorm.kind is 1"},
+    {"expert choice", late, "router.renorm.after_drop is 1"},
+    {"expert choice", identity, "num_identity_experts is 1"},
+    {"expert choice", keep, "capacity.keep is 3"},
+    {"expert choice", reroute, "capacity.overflow is reroute"},
+    {"expert choice", sequences, "capacity.tokens_per_sequence is 4"},
+    {"expert choice", groups, "router.groups.count is 2"},
+    {"expert choice", select_bias, "router.select_bias is 1"},
+    {"expert choice", rebalance, "router.rebalance.iterations is 1"},
+    {"expert choice", in_levels, "router.groups.two_level is 1"},
+    {"Sinkhorn", no_rounds, "router.sinkhorn.iterations is 0"},
+    {"Sinkhorn", many_rounds, "router.sinkhorn.iterations is 1001"},
+    {"Sinkhorn", below_zero, "router.sinkhorn.tolerance is -1"},
+    {"Sinkhorn", no_number, "router.sinkhorn.tolerance is nan"},
+    {"Sinkhorn", full_reroute, "router.policy is not token choice"},
+    {"Sinkhorn", by_logit, "router.order is 1"},
+    {"Sinkhorn", mixer, "sparsemixer"},
+    {"Sinkhorn", groups, "router.groups.count is 2"},
+    {"Sinkhorn", select_bias, "router.select_bias is 1"},
+    {"all experts", one_less, "top_k is 11"},
+    {"all experts", groups, "router.groups.count is 2"},
+    {"all experts", mixer, "sparsemixer"},
+    {"all experts", rebalance, "router.policy is neither token choice nor sinkhorn"},
+    {"Soft MoE", no_slots, "router.soft_moe.slots is 0"},
+    {"Soft MoE", two_choices, "top_k is 2"},
+    {"Soft MoE", identity, "num_identity_experts is 1"},
+    {"Soft MoE", renorm, "router.renorm.kind is 1"},
+    {"Soft MoE", many_slots, "router.soft_moe.slots is 4294967295"},
+    {"Soft MoE", no_scale, "router.soft_moe.scale is inf"},
+    {"Soft MoE", warm, "router.temperature is 2"},
+    {"Soft MoE", scale, "router.scale is 3"},
+    {"Soft MoE", softcap, "router.softcap is 1"},
+    {"Soft MoE", capacity, "capacity.rows is 9"},
+    {"Soft MoE", weight_in, "router.weight_at is 1"},
+    {"two levels", level_two, "router.groups.two_level is 2"},
+    {"two levels", one_group, "router.groups.count is 1"},
+    {"two levels", sigmoid, "router.score is 1"},
+    {"two levels", by_logit, "router.order is 1"},
+    {"two levels", full_reroute, "router.groups.two_level is 1"},
+    {"two levels", odd, "does not divide top_k 5"},
+    {"two levels", too_many, "its groups hold 6 experts"},
 };
 /* clang-format on */
 
@@ -136,8 +111,8 @@ static void contradictions(void **state) {
     for (size_t i = 0; i < COUNT_OF(refusals); i++) {
         clmoe_layer *layer = NULL;
         clmoe_layer_desc desc = desc_of(&s);
-        test_case("%s", refusals[i].says);
-        refusals[i].base(&desc);
+        test_case("%s, %s", refusals[i].base, refusals[i].says);
+        variant_set(&desc, refusals[i].base, NULL);
         refusals[i].spoil(&desc);
         clmoe_status status = clmoe_layer_create(test_context(0), &desc, &layer);
         CHECK(status == CLMOE_INVALID_DESC && layer == NULL, "the status is %d\n", (int)status);
@@ -146,11 +121,11 @@ static void contradictions(void **state) {
 }
 
 /* A small batch of a policy, ready to run, with one argument to spoil. */
-static clmoe_forward_args *small_batch(void (*set)(clmoe_layer_desc *desc), batch *b,
-                                       device_batch *d, clmoe_layer **layer) {
+static clmoe_forward_args *small_batch(const char *policy, batch *b, device_batch *d,
+                                       clmoe_layer **layer) {
     const shape s = {7, 5, 12, 0, 3, 3};
     clmoe_layer_desc desc = desc_of(&s);
-    set(&desc);
+    variant_set(&desc, policy, NULL);
     batch_make(b, &desc, s.tokens);
     *layer = test_layer(0, &desc);
     batch_upload(*layer, b, d);
@@ -170,24 +145,24 @@ static void wrong_arguments(void **state) {
     device_batch d;
     clmoe_layer *layer;
     test_case("external ids for expert choice");
-    clmoe_forward_args *args = small_batch(expert_choice, &b, &d, &layer);
+    clmoe_forward_args *args = small_batch("expert choice", &b, &d, &layer);
     args->ids_in = args->pair_weights_in = buf_new(1024);
     check_refused(layer, args, "ids_in is given, but the policy is expert choice");
     test_case("token_offsets for token choice");
-    args = small_batch(sinkhorn, &b, &d, &layer);
+    args = small_batch("Sinkhorn", &b, &d, &layer);
     args->token_offsets = buf_new(1024);
     check_refused(layer, args, "token_offsets is given, but the policy is not expert choice");
     test_case("two levels without a group router");
-    args = small_batch(two_level, &b, &d, &layer);
+    args = small_batch("two levels", &b, &d, &layer);
     d.weights.group_router = (clmoe_buf){NULL, 0};
     check_refused(layer, args, "weights.group_router is not given");
     test_case("ids of Soft MoE");
-    args = small_batch(soft_moe, &b, &d, &layer);
+    args = small_batch("Soft MoE", &b, &d, &layer);
     args->ids = buf_new(1024);
     check_refused(layer, args, "ids is given, but the policy is Soft MoE");
     test_case("a loss of Soft MoE");
     const clmoe_loss_desc loss = {.kind = CLMOE_LOSS_Z, .weight = 1.0f};
-    args = small_batch(soft_moe, &b, &d, &layer);
+    args = small_batch("Soft MoE", &b, &d, &layer);
     args->losses = &loss;
     args->num_losses = 1;
     check_refused(layer, args, "num_losses is 1, but the policy is Soft MoE");
@@ -200,7 +175,7 @@ static void wrong_steps(void **state) {
     device_batch d;
     clmoe_layer *layer;
     test_case("Sinkhorn without scratch");
-    small_batch(sinkhorn, &b, &d, &layer);
+    small_batch("Sinkhorn", &b, &d, &layer);
     clmoe_topk_args topk = {.struct_size = sizeof topk, .tokens = 7};
     topk.scores = buf_new(7 * 12 * 4);
     topk.ids = topk.pair_weights = topk.live = buf_new(7 * 3 * 4);
@@ -208,14 +183,14 @@ static void wrong_steps(void **state) {
               strstr(clmoe_last_error(), "scratch is not given"),
           "it says: %s\n", clmoe_last_error());
     test_case("expert choice without token_offsets");
-    small_batch(expert_choice, &b, &d, &layer);
+    small_batch("expert choice", &b, &d, &layer);
     topk = (clmoe_topk_args){.struct_size = sizeof topk, .tokens = 7};
     topk.scores = topk.ids = topk.pair_weights = topk.scratch = buf_new(1 << 20);
     CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT &&
               strstr(clmoe_last_error(), "token_offsets is not given"),
           "it says: %s\n", clmoe_last_error());
     test_case("a step of Soft MoE");
-    small_batch(soft_moe, &b, &d, &layer);
+    small_batch("Soft MoE", &b, &d, &layer);
     CHECK(clmoe_topk(layer, test.queue, &topk, 0, NULL, NULL) == CLMOE_UNSUPPORTED &&
               strstr(clmoe_last_error(), "Soft MoE, which has no such step"),
           "it says: %s\n", clmoe_last_error());

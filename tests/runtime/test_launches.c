@@ -4,6 +4,7 @@
 
 #include "gemm_case.h"
 #include "support.h"
+#include "support_variants.h"
 
 #include <math.h>
 #include <string.h>
@@ -262,51 +263,18 @@ static void dense_in_parts(void **state) {
 
 /* ---- Policies -------------------------------------------------------------------------------- */
 
-static void token_choice(clmoe_layer_desc *d) {
-    d->capacity.factor = 1.0;
-    d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
-}
-
-static void two_level(clmoe_layer_desc *d) {
-    d->top_k = 6;
-    d->router.groups.two_level = 1;
-    d->router.groups.count = 4;
-    d->router.groups.topk = 2;
-}
-
-static void expert_choice(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
-    d->capacity.factor = 1.0;
-}
-
-static void sinkhorn(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_SINKHORN;
-    d->router.sinkhorn.tolerance = 1e-3f;
-}
-
-static void all_experts(clmoe_layer_desc *d) {
-    d->router.policy = CLMOE_POLICY_ALL_EXPERTS;
-    d->top_k = d->num_experts;
-}
-
-static void soft_moe(clmoe_layer_desc *d) {
-    d->top_k = 1;
-    d->router.policy = CLMOE_POLICY_SOFT_MOE;
-    d->router.soft_moe.slots = 3;
-}
-
-static void (*const policies[])(clmoe_layer_desc *) = {token_choice, two_level,   expert_choice,
-                                                       sinkhorn,     all_experts, soft_moe};
+static const char *const policies[] = {"reroute",  "two levels",  "expert choice",
+                                       "Sinkhorn", "all experts", "Soft MoE"};
 
 /* A group per launch, and some. */
-static void check_policy(const char *engine, size_t which) {
+static void check_policy(const char *engine, const char *policy, uint64_t seed) {
     batch b;
     device_batch d;
-    test_case("%s, policy %zu", engine, which);
+    test_case("%s, %s", engine, policy);
     clmoe_layer_desc desc = desc_of(&sizes);
-    policies[which](&desc);
+    variant_set(&desc, policy, NULL);
     desc.engine = engine;
-    seed_set(which + 1);
+    seed_set(seed);
     batch_make(&b, &desc, 40);
     clmoe_layer *layer = test_layer(0, &desc);
     const outputs want = run(layer, &b, &d, 0);
@@ -325,7 +293,7 @@ static void every_policy(void **state) {
     const char *const *engines = test_engines();
     for (size_t n = 0; engines[n] != NULL; n++)
         for (size_t i = 0; i < COUNT_OF(policies); i++)
-            check_policy(engines[n], i);
+            check_policy(engines[n], policies[i], i + 1);
 }
 
 /* ---- Overflow reroute ------------------------------------------------------------------------ */

@@ -1,6 +1,10 @@
 /* The switches of a layer, mostly as model families combine them. */
 #include "support_variants.h"
 
+#include "support.h"
+
+#include <string.h>
+
 /* ---- Token choice without a state: what clmoe_forward() has an oracle for ----------------------
  */
 
@@ -241,6 +245,7 @@ static void all_experts(clmoe_layer_desc *d) {
 static void soft_moe(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SOFT_MOE;
     d->top_k = 1;
+    d->router.soft_moe.slots = 3;
 }
 
 static void two_levels(clmoe_layer_desc *d) {
@@ -331,3 +336,23 @@ const layer_variant routing_variants[] = {
     {"device groups", device_groups},
 };
 const size_t num_routing_variants = sizeof routing_variants / sizeof routing_variants[0];
+
+static bool set_one_of(const layer_variant *variants, size_t count, clmoe_layer_desc *desc,
+                       const char *name) {
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(variants[i].name, name) == 0) {
+            variants[i].set(desc);
+            return true;
+        }
+    return false;
+}
+
+void variant_set(clmoe_layer_desc *desc, const char *name, void (*own)(clmoe_layer_desc *desc)) {
+    if (own) {
+        own(desc);
+        return;
+    }
+    CHECK(set_one_of(layer_variants, num_layer_variants, desc, name) ||
+              set_one_of(routing_variants, num_routing_variants, desc, name),
+          "no variant is named %s\n", name);
+}
