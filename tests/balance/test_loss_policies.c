@@ -199,7 +199,7 @@ static uint32_t list_losses(const clmoe_layer_desc *desc, clmoe_loss_desc *to) {
         for (loss.p_source = 0; loss.p_source <= CLMOE_P_WEIGHTS; loss.p_source++)
             for (loss.f_source = 0; loss.f_source <= CLMOE_F_SUPPLIED; loss.f_source++)
                 for (loss.per_device = 0; loss.per_device < 2; loss.per_device++) {
-                    loss.weight = 0.5f + 0.02f * (float)(count % AT_A_TIME); /* all different */
+                    loss.weight = 0.5f + 0.02f * (float)(count % AT_A_TIME); /* no two alike */
                     if (has_loss(desc, &loss))
                         to[count++] = loss;
                 }

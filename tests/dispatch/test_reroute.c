@@ -147,11 +147,18 @@ static clmoe_layer_desc desc_rerouting(const shape *s, double factor) {
     return desc;
 }
 
-static void set_keep(clmoe_layer_desc *desc, int keep, routing *r) {
-    desc->capacity.keep = (clmoe_keep)keep;
-    r->plan.token_mask = keep % 2 ? random_mask(r->plan.tokens) : NULL;
-}
+static const struct {
+    const char *name;
+    clmoe_keep keep;
+    bool mask;
+} keep_rules[] = {
+    {"by position", CLMOE_KEEP_POSITION, false},
+    {"choice-major, a mask", CLMOE_KEEP_CHOICE_MAJOR, true},
+    {"by priority", CLMOE_KEEP_PRIORITY, false},
+    {"by weight, a mask", CLMOE_KEEP_WEIGHT, true},
+};
 
+/* Sizes, rules and patterns take the factors in turn. */
 static void every_keep_rule(void **state) {
     (void)state;
     static const shape shapes[] = {{64, 5, 8, 0, 2, 3}, {700, 5, 60, 0, 4, 3},
@@ -160,17 +167,19 @@ static void every_keep_rule(void **state) {
     static const double factors[] = {0.5, 1.0, 1.1};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t i = 0; i < COUNT_OF(shapes); i++)
-            for (int keep = CLMOE_KEEP_POSITION; keep <= CLMOE_KEEP_WEIGHT; keep++)
+            for (size_t k = 0; k < COUNT_OF(keep_rules); k++)
                 for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
                     const shape *s = &shapes[i];
-                    double factor = factors[((size_t)kind + i + (size_t)keep) % COUNT_OF(factors)];
+                    double factor = factors[(kind + i + k) % COUNT_OF(factors)];
                     clmoe_layer_desc desc = desc_rerouting(s, factor);
                     routing r;
-                    test_case("group size %u, T %u, E %u, keep %d, factor %g, %s", group_sizes[g],
-                              s->tokens, s->experts, keep, factor, pattern_name(kind));
+                    test_case("group size %u, T %u, E %u, %s, factor %g, %s", group_sizes[g],
+                              s->tokens, s->experts, keep_rules[k].name, factor,
+                              pattern_name(kind));
                     seed_set(i + 1);
                     route(&desc, s->tokens, kind, &r);
-                    set_keep(&desc, keep, &r);
+                    desc.capacity.keep = keep_rules[k].keep;
+                    r.plan.token_mask = keep_rules[k].mask ? random_mask(s->tokens) : NULL;
                     check_reroute(group_sizes[g], &desc, &r, true);
                 }
     CHECK(moved > 1000, "only %u pairs were rerouted\n", moved);

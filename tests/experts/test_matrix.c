@@ -4,6 +4,7 @@
  */
 #include "ref_random.h"
 #include "support.h"
+#include "support_variants.h"
 
 #include <string.h>
 
@@ -44,10 +45,18 @@ static void all_biases(clmoe_layer_desc *desc) {
     desc->shared_gate = desc->output_bias = 1;
 }
 
-static void lay_out(clmoe_mlp_desc *mlp, clmoe_gate_layout layout, uint32_t bits) {
+typedef struct transposition {
+    const char *name;
+    uint32_t gate_up, down;
+} transposition;
+
+static const transposition transpositions[] = {
+    {"nothing", 0, 0}, {"gate_up", 1, 0}, {"down", 0, 1}, {"both", 1, 1}};
+
+static void lay_out(clmoe_mlp_desc *mlp, clmoe_gate_layout layout, const transposition *t) {
     mlp->gate_layout = layout;
-    mlp->gate_up_transposed = bits & 1;
-    mlp->down_transposed = bits >> 1 & 1;
+    mlp->gate_up_transposed = t->gate_up;
+    mlp->down_transposed = t->down;
 }
 
 static void run(const clmoe_layer_desc *desc, bool packed, uint64_t seed) {
@@ -66,18 +75,20 @@ static void run(const clmoe_layer_desc *desc, bool packed, uint64_t seed) {
     batch_compare(&b, &d, want);
 }
 
-/* Transposed forms take turns, so that each triple meets all of them and compiles no more. */
+/* Transpositions take turns, so that each triple meets all of them and compiles no more; and so
+ * does the layout that is packed. */
 static void run_layouts(const char *engine, const type_triple *t, uint32_t turn) {
     for (clmoe_gate_layout layout = 0; layout <= CLMOE_GATE_NONE; layout++)
         for (int biases = 0; biases < 2; biases++) {
             clmoe_layer_desc desc = desc_with(t);
+            const transposition *form = &transpositions[(turn + layout) % COUNT_OF(transpositions)];
             bool packed = biases && strcmp(engine, "cpu") == 0 && layout == turn % 4;
-            test_case("engine %s, types %d %d %d, layout %d, biases %d, packed %d", engine, t->x,
-                      t->weights, t->router, layout, biases, packed);
+            test_case("engine %s, types %d %d %d, layout %d, %s transposed, biases %d, packed %d",
+                      engine, t->x, t->weights, t->router, layout, form->name, biases, packed);
             desc.engine = engine;
             desc.shared.hidden_dim = 4;
-            lay_out(&desc.experts, layout, turn + layout);
-            lay_out(&desc.shared, layout, turn + layout);
+            lay_out(&desc.experts, layout, form);
+            lay_out(&desc.shared, layout, form);
             if (biases)
                 all_biases(&desc);
             run(&desc, packed, 100 * turn + 2 * layout + (uint64_t)biases + 1);
@@ -132,14 +143,14 @@ static void soft_moe(clmoe_layer_desc *desc) {
 
 static void types_and_policies(void **state) {
     (void)state;
-    static void (*const policies[])(clmoe_layer_desc *) = {two_levels, soft_moe};
+    static const layer_variant policies[] = {{"two levels", two_levels}, {"Soft MoE", soft_moe}};
     type_triple triples[TRIPLES];
     every_triple(triples);
     for (size_t i = 0; i < TRIPLES; i++)
         for (size_t p = 0; p < COUNT_OF(policies) && triples[i].weights == triples[i].x; p++) {
             clmoe_layer_desc desc = desc_with(&triples[i]);
-            test_case("types %d, router %d, policy %zu", triples[i].x, triples[i].router, p);
-            policies[p](&desc);
+            test_case("types %d, router %d, %s", triples[i].x, triples[i].router, policies[p].name);
+            policies[p].set(&desc);
             run(&desc, false, i + 1);
         }
 }

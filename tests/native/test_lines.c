@@ -4,6 +4,7 @@
  */
 #include "ref_random.h"
 #include "support_loss.h"
+#include "support_variants.h"
 
 #include <math.h>
 #include <string.h>
@@ -39,8 +40,12 @@ static void topk_softmax(clmoe_layer_desc *d) {
     d->experts.activation = CLMOE_ACT_RELU2;
 }
 
-static void (*const switches[])(clmoe_layer_desc *desc) = {softcap_pnorm, topk_sigmoid,
-                                                           topk_sqrt_softplus, topk_softmax};
+static const layer_variant switches[] = {
+    {"softcap, sqrt softplus, p-norm, GELU", softcap_pnorm},
+    {"top-k then sigmoid, GELU by tanh", topk_sigmoid},
+    {"top-k then sqrt softplus, ReLU", topk_sqrt_softplus},
+    {"top-k then softmax, interleaved, ReLU^2", topk_softmax},
+};
 
 static void run(const clmoe_layer_desc *desc, bool nonfinite) {
     batch b;
@@ -66,9 +71,9 @@ static void every_score_and_activation(void **state) {
     (void)state;
     for (size_t i = 0; i < COUNT_OF(switches); i++) {
         clmoe_layer_desc desc = desc_of(&small);
-        switches[i](&desc);
+        switches[i].set(&desc);
         desc.engine = engine_without_gather();
-        test_case("engine %s, switches %zu", desc.engine, i);
+        test_case("engine %s, %s", desc.engine, switches[i].name);
         run(&desc, false);
     }
 }

@@ -1,6 +1,7 @@
 /* f16 and bf16 storage: the same layer on rounded inputs, against the oracle on the same inputs. */
 #include "runtime/types.h"
 #include "support.h"
+#include "support_variants.h"
 
 #include <string.h>
 
@@ -34,19 +35,24 @@ static void ungated(clmoe_layer_desc *d) {
     d->normalize_experts = 1;
 }
 
-static void (*const switches[])(clmoe_layer_desc *desc) = {plain, everything, transposed, ungated};
+static const layer_variant switches[] = {
+    {"renorm", plain},
+    {"sigmoid, biases, shared", everything},
+    {"transposed, weight at activation", transposed},
+    {"no gate, normalized", ungated},
+};
 
 static void run(const char *engine, const shape *s, size_t which, clmoe_type type,
                 clmoe_type weight_type, clmoe_type router_type) {
     batch b;
     device_batch d;
     clmoe_layer_desc desc = desc_of(s);
-    switches[which](&desc);
+    switches[which].set(&desc);
     desc.engine = engine;
     desc.type = type;
     desc.weight_type = weight_type;
     desc.router.weight_type = router_type;
-    test_case("engine %s, switches %zu, dim %u, types %d %d %d", engine, which, s->dim, type,
+    test_case("engine %s, %s, dim %u, types %d %d %d", engine, switches[which].name, s->dim, type,
               weight_type, router_type);
     seed_set(11 + which);
     batch_make(&b, &desc, s->tokens);
