@@ -56,10 +56,10 @@ void noise_experts(OUT(float, draws), IN(uint, state), uint columns, uint top_k,
     }
 }
 
-/* A finite logit stays finite. */
+/* Finite as long as both are; else it is not, and counts as -infinity. */
 static inline float with_noise(float logit, float n) {
     float noisy = logit + n;
-    return isfinite(logit) ? fmin(fmax(noisy, -FLT_MAX), FLT_MAX) : noisy;
+    return isfinite(logit) && isfinite(n) ? fmin(fmax(noisy, -FLT_MAX), FLT_MAX) : noisy;
 }
 
 KERNEL(GROUP, 1, 1)
@@ -87,6 +87,6 @@ void noise_rows(IN(float, logits), IN(float, raw), IN(float, draws), IN(uint, st
             float learned = AT(raw)[row + e];
             n *= NOISE_DEVIATION(learned);
         }
-        noisy[e] = masked ? -INFINITY : with_noise(logit, scale * n);
+        noisy[e] = masked ? -INFINITY : with_noise(logit, scale > 0.0f ? scale * n : 0.0f);
     }
 }

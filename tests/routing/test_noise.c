@@ -132,6 +132,62 @@ static void noisy_logits(void **state) {
             }
 }
 
+/*
+ * Learned noise whose deviation is not finite, on finite logits: of a token with a NaN, and of one
+ * too large for x Wn^T. Such a logit is not finite; without any noise every logit stays as it is.
+ */
+static void noise_that_is_not_finite(void **state) {
+    (void)state;
+    enum { TOKENS = 6, BROKEN = 2, LARGE = 4 };
+    const clmoe_loss_desc losses[] = {
+        {.kind = CLMOE_LOSS_Z, .weight = 1.0f},
+        {.kind = CLMOE_LOSS_SWITCH, .weight = 1.0f},
+        {.kind = CLMOE_LOSS_IMPORTANCE_CV2, .weight = 1.0f, .p_source = CLMOE_P_WEIGHTS}};
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+        for (int noisy = 0; noisy < 2; noisy++) {
+            clmoe_layer_desc desc = desc_of(&small);
+            batch b;
+            device_batch d;
+            test_case("group size %u, noise %d", group_sizes[g], noisy);
+            seed_set(1);
+            desc.router.noise.kind = CLMOE_NOISE_LEARNED;
+            batch_make(&b, &desc, TOKENS);
+            const size_t D = desc.dim, R = ref_columns(&desc), n = TOKENS * R;
+            float *x = random_floats(TOKENS * D, 1.0), *wn = random_floats(R * D, 1.0);
+            x[BROKEN * D] = (float)NAN;
+            x[LARGE * D] = 3e38f;
+            for (size_t e = 0; e < R; e++)
+                wn[e * D] = 8.0f;
+            b.in.x = x;
+            b.in.logits_in = random_floats(n, 1.0);
+            clmoe_layer *layer = test_layer(group_sizes[g], &desc);
+            clmoe_state s = some_state((uint32_t)R);
+            s.noise_scale = noisy ? 1.0f : 0.0f;
+            batch_upload(layer, &b, &d);
+            d.weights.noise_router = buf_of(wn, R * D * 4);
+            d.args.state = state_upload(&s, NULL);
+            d.args.losses = losses;
+            d.args.num_losses = COUNT_OF(losses);
+            d.args.loss_values = buf_new(sizeof losses / sizeof losses[0] * 4);
+            d.args.dlogits = buf_of(HOST(float, n), n * 4);
+            d.args.dnoise = buf_of(HOST(float, n), n * 4);
+            OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+            const clmoe_stats *stats = buf_get(d.args.stats);
+            CHECK(stats->nonfinite_tokens == (noisy ? 2 : 0), "%u tokens are not finite\n",
+                  stats->nonfinite_tokens);
+            const float *values = buf_get(d.args.loss_values);
+            for (size_t i = 0; i < COUNT_OF(losses); i++)
+                CHECK(isfinite(values[i]), "loss_values[%zu] is %g\n", i, (double)values[i]);
+            const float *dlogits = buf_get(d.args.dlogits), *dnoise = buf_get(d.args.dnoise);
+            for (size_t i = 0; i < n; i++) {
+                const bool lost = noisy && (i / R == BROKEN || i / R == LARGE);
+                CHECK(isfinite(dlogits[i]) && isfinite(dnoise[i]), "dlogits %g, dnoise %g\n",
+                      (double)dlogits[i], (double)dnoise[i]);
+                CHECK((dlogits[i] == 0) == lost, "dlogits[%zu] is %g\n", i, (double)dlogits[i]);
+            }
+        }
+}
+
 /* With a probability near 1, the K experts with the largest draws are left, whatever the step. */
 static void k_experts_stay(void **state) {
     (void)state;
@@ -526,6 +582,7 @@ static void bad_arguments(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(noisy_logits),
+        TEST(noise_that_is_not_finite),
         TEST(k_experts_stay),
         TEST(nothing_without_a_state),
         TEST(masked_experts_get_nothing),
