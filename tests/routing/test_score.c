@@ -151,6 +151,32 @@ static void extreme_logits(void **state) {
 }
 
 /* A token whose x is not finite has no finite logit; the others are as without it. */
+/* Where exp(l) is 0 and its root is not; each score by its own size. */
+static void far_negative_logits(void **state) {
+    (void)state;
+    const shape s = {1, 5, 8, 0, 2, 3};
+    const float logits[8] = {-10.0f, -19.9f, -20.1f, -60.0f, -90.0f, -110.0f, -140.0f, -170.0f};
+    double want[8];
+    clmoe_layer_desc desc = desc_of(&s);
+    desc.router.score = CLMOE_SCORE_SQRT_SOFTPLUS;
+    for (size_t i = 0; i < 8; i++)
+        want[i] = sqrt(log1p(exp((double)logits[i])));
+    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        test_case("group size %u", group_sizes[g]);
+        clmoe_score_args args = {
+            .struct_size = sizeof args,
+            .tokens = 1,
+            .logits_in = buf_of(logits, sizeof logits),
+            .scores = buf_new(sizeof logits),
+        };
+        OK(clmoe_score(test_layer(group_sizes[g], &desc), test.queue, &args, 0, NULL, NULL));
+        const float *got = buf_get(args.scores);
+        for (size_t i = 0; i < 8; i++)
+            CHECK(fabs((double)got[i] / want[i] - 1) < 1e-5, "of %g it is %g, not %g\n",
+                  (double)logits[i], (double)got[i], want[i]);
+    }
+}
+
 static void nonfinite_rows(void **state) {
     (void)state;
     const shape s = {64, 13, 60, 0, 4, 3};
@@ -187,8 +213,9 @@ static void nonfinite_rows(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_switch),    TEST(every_size),     TEST(exact_logits),
-        TEST(external_logits), TEST(extreme_logits), TEST(nonfinite_rows),
+        TEST(every_switch),        TEST(every_size),     TEST(exact_logits),
+        TEST(external_logits),     TEST(extreme_logits), TEST(nonfinite_rows),
+        TEST(far_negative_logits),
     };
     return RUN(tests);
 }
