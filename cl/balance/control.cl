@@ -35,7 +35,8 @@ static inline float schedule_value(schedule_rule r, uint step, float value) {
         return r.start + (r.end - r.start) * way;
     if (r.shape == SCHEDULE_COSINE)
         return r.end + (r.start - r.end) * 0.5f * (1.0f + cospi(way));
-    return r.start * pow(r.end / r.start, way);
+    /* end / start may be too large or too small for a float. */
+    return pow(r.start, 1.0f - way) * pow(r.end, way);
 }
 
 /* Toward a target from either side. */
@@ -109,7 +110,7 @@ void control_update(OUT(uint, state), IN(uint, stats), IN(uint, load), control_r
     for (uint e = lane; e < moving; e += GROUP)
         bias[e] -= r.bias_centred && r.bias_rule != BIAS_NONE ? mean : 0.0f;
     for (uint e = lane; e < r.columns; e += GROUP)
-        if (moving > 0)
+        if (known)
             idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], seen->tokens);
     if (lane != 0 || !known)
         return;

@@ -194,6 +194,51 @@ static void schedules(void **state) {
     }
 }
 
+/* Ends whose quotient no float can hold. */
+static void schedules_far_apart(void **state) {
+    (void)state;
+    for (int up = 0; up < 2; up++) {
+        control c;
+        test_case("up %d", up);
+        seed_set(1);
+        control_make(&c, 0);
+        c.args.temperature = (clmoe_schedule){.shape = CLMOE_SCHEDULE_EXPONENTIAL,
+                                              .start = up ? 1e-20f : 1e20f,
+                                              .end = up ? 1e20f : 1e-20f,
+                                              .steps = 4};
+        for (uint32_t step = 0; step < 5; step++) {
+            uint32_t *load = random_load(9);
+            clmoe_stats stats = stats_write(&c, load, 0);
+            update(&c);
+            ref_balance_update(&c.desc, &c.args, &stats, load, &c.want);
+            compare_state(&c);
+        }
+    }
+}
+
+/* Batches of identity experts alone: no load, but tokens that no expert was chosen by. */
+static void idle_without_load(void **state) {
+    (void)state;
+    control c;
+    const size_t R = small.experts + small.identity;
+    test_case("idle");
+    seed_set(1);
+    control_make(&c, 0);
+    for (uint32_t step = 1; step <= 4; step++) {
+        uint32_t *load = HOST(uint32_t, R);
+        load[small.experts] = 100;
+        stats_write(&c, load, 0);
+        update(&c);
+        const clmoe_state *got = buf_get(c.args.state);
+        const uint32_t *idle = (const uint32_t *)(got + 1) + 3 * R;
+        CHECK(got->step == step && got->updates == 0, "step %u, updates %u\n", got->step,
+              got->updates);
+        for (size_t e = 0; e < R; e++)
+            CHECK(idle[e] == (e == small.experts ? 0 : 100 * step), "idle_tokens[%zu] is %u\n", e,
+                  idle[e]);
+    }
+}
+
 /* A copy of the state, restored, goes on bit for bit. */
 static void resumed_bit_for_bit(void **state) {
     (void)state;
@@ -357,6 +402,7 @@ static void bad_arguments(void **state) {
     BAD(noise.start, -1.0f, "-1");
     BAD(noise.end, (float)NAN, "nan");
     BAD(temperature.end, 0.0f, "0");
+    BAD(reserved, 7, "7");
     c.args.noise.shape = CLMOE_SCHEDULE_EXPONENTIAL;
     BAD(noise.end, 0.0f, "0");
     check_bad(&c, NULL, "args", "NULL");
@@ -453,10 +499,10 @@ static void counters_end(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(first_state),     TEST(every_bias_rule),     TEST(exact_sign),
-        TEST(schedules),       TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances),
-        TEST(bad_arguments),   TEST(foreign_states),      TEST(counters_end),
-        TEST(schedules_start),
+        TEST(first_state),         TEST(every_bias_rule),        TEST(exact_sign),
+        TEST(schedules),           TEST(schedules_far_apart),    TEST(idle_without_load),
+        TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances), TEST(bad_arguments),
+        TEST(foreign_states),      TEST(counters_end),           TEST(schedules_start),
     };
     return RUN(tests);
 }

@@ -155,10 +155,10 @@ void ref_balance_update(const clmoe_layer_desc *desc, const clmoe_balance_args *
         total += load[e];
         largest = load[e] > largest ? load[e] : largest;
     }
+    for (uint32_t e = 0; e < R; e++)
+        s->idle_tokens[e] = load[e] ? 0 : s->idle_tokens[e] + stats->tokens;
     if (total > 0.0) {
         move_experts(desc, args, load, total, s);
-        for (uint32_t e = 0; e < R; e++)
-            s->idle_tokens[e] = load[e] ? 0 : s->idle_tokens[e] + stats->tokens;
         if (args->target_violation > 0)
             s->loss_weight =
                 toward(s->loss_weight, largest * E / total - 1.0, (double)args->target_violation,
