@@ -1,6 +1,7 @@
 /* Sizes of all memory regions, their places, and which of them live until the backward pass. */
 #include "workspace.h"
 
+#include <math.h>
 #include <stdint.h>
 
 enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
@@ -63,6 +64,8 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
     const clmoe_layer_desc *desc = &layer->desc;
     uint32_t sequence = desc->capacity.tokens_per_sequence;
     uint32_t block = divide_up(tokens, SUM_BLOCKS);
+    const clmoe_score_function score = desc->router.score;
+    const bool raw_is_logits = score_is_of_row((int)score) || score == CLMOE_SCORE_IDENTITY;
     if (sequence == 0 || sequence > tokens)
         sequence = tokens;
     block = block > MIN_SUM_BLOCK ? block : MIN_SUM_BLOCK;
@@ -80,6 +83,7 @@ sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t as
         .blocks_each = divide_up(sequence, block),
         .asked = asked,
         .noise_scale = desc->router.noise.scale,
+        .raw_scale = raw_is_logits ? ldexpf(1.0F, -LOGIT_POWER) : 1.0F,
     };
 }
 

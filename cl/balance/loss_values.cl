@@ -19,12 +19,12 @@ typedef struct cells {
     __global const float *shares;  /* F unnormalised */
     __global const float *targets; /* NULL: uniform */
     __global const float *sums;    /* of P over the tokens, or the smooth load */
-    float tokens;                  /* what sums are divided by */
+    float tokens, scale;           /* what sums are divided by */
     uint total;                    /* of counts */
     float share_total, target_total, eps, beta, reach, places;
     uint capacity;
-    /* Found on the way. */
-    float mean, best, first, sum, variance;
+    /* Found on the way; mean, and sum and variance of importance kinds, in units of `unit`. */
+    float mean, best, first, sum, variance, unit;
 } cells;
 
 static inline uint cell_count(const cells *c, uint d) {
@@ -44,7 +44,7 @@ static inline float cell_sum(__global const float *values, uint span, uint d) {
 static inline float cell_share(const cells *c, uint d) {
     if (c->counts)
         return c->total ? (float)cell_count(c, d) / (float)c->total : 0.0f;
-    return c->share_total > 0.0f ? cell_sum(c->shares, c->span, d) / c->share_total : 0.0f;
+    return is_divisor(c->share_total) ? cell_sum(c->shares, c->span, d) / c->share_total : 0.0f;
 }
 
 static inline float cell_target(const cells *c, uint d) {
@@ -65,7 +65,12 @@ static inline float cell_away(const cells *c, uint d) {
 
 /* P, or the smooth load. */
 static inline float cell_p(const cells *c, uint d) {
-    return cell_sum(c->sums, c->span, d) / c->tokens;
+    return cell_sum(c->sums, c->span, d) / c->tokens / c->scale;
+}
+
+/* Its distance from the mean. */
+static inline float cell_off(const cells *c, uint d) {
+    return cell_p(c, d) / c->unit - c->mean;
 }
 
 static inline float cell_overflow(const cells *c, uint d) {
@@ -90,11 +95,16 @@ static inline float sign_of(float away) {
     return away > 0.0f ? 1.0f : (away < 0.0f ? -1.0f : 0.0f);
 }
 
+/* m^2 + 1e-10, what divides the variance. */
+static inline float cv2_square(const cells *c) {
+    return c->mean * c->mean + 1e-10f / c->unit / c->unit;
+}
+
 /* d(v / (m^2 + 1e-10)) of a cell, v and m variance and mean over n cells. */
 static inline float cv2_slope(const cells *c, uint d) {
-    float n = (float)c->n, square = c->mean * c->mean + 1e-10f;
-    float away = 2.0f * (cell_p(c, d) - c->mean) / n;
-    return away / square - c->variance / square * (2.0f * c->mean / n / square);
+    float n = (float)c->n, square = cv2_square(c);
+    float away = 2.0f * cell_off(c, d) / n;
+    return (away / square - c->variance / square * (2.0f * c->mean / n / square)) / c->unit;
 }
 
 #define LOSS_TERM(NAME, name, reads_load, term, value, gradient)                                   \
@@ -130,7 +140,7 @@ static inline float cell_gradient(const cells *c, uint d) {
 /* Whether the loss has something to go by. */
 static inline bool is_known(const cells *c, float tokens) {
     int kind = c->item.kind;
-    bool has_load = c->counts ? c->total > 0 : c->share_total > 0.0f;
+    bool has_load = c->counts ? c->total > 0 : is_divisor(c->share_total);
     int by_tokens = is_importance(kind) | (kind == LOSS_Z) | (kind == LOSS_TOKEN_ENTROPY) |
                     (kind == LOSS_COMMUNICATION) | (kind == LOSS_OVERFLOW);
     return (tokens > 0.0f) & (by_tokens | has_load);
@@ -161,6 +171,7 @@ static inline void cells_of(const sums_shape *s, const loss_item *item, __global
     c->targets = target;
     c->sums = (__global const float *)record + min(c->item.source, (int)SUM_SMOOTH) * s->columns;
     c->tokens = c->item.source == SUM_SMOOTH ? 1.0f : tokens;
+    c->scale = c->item.source == SUM_RAW ? s->raw_scale : 1.0f;
     c->places = tokens * (float)s->top_k;
     c->eps = 0.5f / c->places;
     c->beta = c->item.beta > 0.0f ? c->item.beta : 10.0f * (float)c->n;
@@ -184,6 +195,7 @@ void measure_totals(cells *c, __local float *tmp, __local uint *uint_tmp) {
     c->total = group_total(total, uint_tmp);
     c->share_total = group_sum(shares, tmp);
     c->target_total = group_sum(targets, tmp);
+    c->targets = is_divisor(c->target_total) ? c->targets : 0;
 }
 
 /* Mean, best and sum: what else loss_value() and cell_gradient() need. */
@@ -191,9 +203,13 @@ void measure_terms(cells *c, bool known, __local float *tmp) {
     uint n = known ? c->n : 0;
     bool by_p = is_importance(c->item.kind);
     bool by_load = c->item.kind == LOSS_MAX || c->item.kind == LOSS_MINIMAX;
-    float mean = 0.0f, best = -INFINITY, first = -INFINITY, sum = 0.0f, lost = 0.0f;
+    float mean = 0.0f, best = -INFINITY, first = -INFINITY, sum = 0.0f, lost = 0.0f, most = 0.0f;
     for (uint d = get_local_id(0); d < n && by_p; d += GROUP)
-        ADD_CAREFULLY(float, mean, lost, cell_p(c, d));
+        most = fmax(most, fabs(cell_p(c, d)));
+    /* Of logits near FLT_MAX, the usual mask, the squares would be infinite. */
+    c->unit = group_max(most, tmp) > 0x1p60f ? 0x1p100f : 1.0f;
+    for (uint d = get_local_id(0); d < n && by_p; d += GROUP)
+        ADD_CAREFULLY(float, mean, lost, cell_p(c, d) / c->unit);
     for (uint d = get_local_id(0); d < n && by_load; d += GROUP)
         best = fmax(best, cell_share(c, d));
     c->mean = group_sum(mean, tmp) / (float)c->n;

@@ -218,7 +218,7 @@ static inline void write_measures(__global stats_header *stats, const sums_shape
     stats->fluctuation = terms[TERM_FLUCTUATION];
     stats->token_entropy = per(as_float(scalars[SCALAR_ENTROPY]), tokens);
     stats->confidence = per(as_float(scalars[SCALAR_CONFIDENCE]), tokens);
-    stats->mean_logsumexp = ldexp(per(as_float(scalars[SCALAR_LSE]), tokens), LSE_POWER);
+    stats->mean_logsumexp = ldexp(per(as_float(scalars[SCALAR_LSE]), tokens), LOGIT_POWER);
     stats->dead_parameter_share = (float)c->dead / n;
 }
 
@@ -254,6 +254,7 @@ void stats_finish(IN(uint, load), IN(uint, kept), IN(uint, rerouted_in), IN(uint
                       c.expert_pairs,
                       1.0f};
     view.target_sum = sum_floats(view.target, view.target ? s.experts : 0, float_tmp);
+    view.target = is_divisor(view.target_sum) ? view.target : 0;
     uint used = group_total(lane_used(&view, &s, sums, effective_capacity(header, capacity)), tmp);
     float terms[TERM_COUNT];
     for (int term = 0; term < TERM_COUNT; term++)

@@ -345,7 +345,7 @@ void sums_columns(IN(float, logits), IN(float, noisy), IN(float, clean), IN(floa
             ADD_CAREFULLY(FLOATV, normalised, normalised_lost, score / t.scores);
         if (s.asked & SUM_BIT(SUM_RAW)) {
             FLOATV value = is_softmax(&r) ? l : score;
-            ADD_CAREFULLY(FLOATV, raw, raw_lost, l == -INFINITY ? none : value);
+            ADD_CAREFULLY(FLOATV, raw, raw_lost, l == -INFINITY ? none : value * s.raw_scale);
         }
         if (s.asked & SUM_BIT(SUM_SOFTMAX))
             ADD_CAREFULLY(FLOATV, softmax, softmax_lost,
@@ -458,7 +458,7 @@ void sum_scalars(__global const token_row *rows, token_range range, __local floa
             nonfinite += (row.flags & TOKEN_NONFINITE) != 0;
             fetched[lane] = row.entropy;
             fetched[GROUP + lane] = row.confidence;
-            fetched[2 * GROUP + lane] = ldexp(row.lse, -LSE_POWER);
+            fetched[2 * GROUP + lane] = ldexp(row.lse, -LOGIT_POWER);
             fetched[3 * GROUP + lane] = row.lse * row.lse;
             fetched[4 * GROUP + lane] = row.soft_entropy;
         }
