@@ -37,6 +37,8 @@ static size_t character(const char *text) {
 void clmoe_printable(const char *text, char *out, size_t size) {
     enum { ESCAPE = 4 };
     size_t used = 0;
+    if (size == 0)
+        return;
     while (*text != '\0') {
         const size_t length = character(text), bytes = length > 0 ? length : ESCAPE;
         if (used + bytes >= size)
