@@ -405,6 +405,7 @@ clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args)
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_step(layer, args->tokens, &ws));
+    TRY(check_unused(args->reserved));
     TRY(check_jitter_follows(layer, args));
     const clmoe_router_desc *router = &layer->desc.router;
     bool external = args->logits_in.mem != NULL, two_level = router->groups.two_level;
@@ -575,6 +576,7 @@ clmoe_status check_experts(const clmoe_layer *layer, const clmoe_experts_args *a
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args->tokens, &ws));
+    TRY(check_unused(args->reserved));
     bool gathers = !layer_dispatches(layer);
     bool weighted = layer->desc.router.weight_at != CLMOE_WEIGHT_AT_OUTPUT;
     if (weighted)
@@ -633,6 +635,7 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args->tokens, &ws));
+    TRY(check_unused(args->reserved));
     TRY(check_final_weights(layer, args->final_weights));
     size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     size_t rows = bytes_of(tokens, layer->desc.dim, element);

@@ -105,6 +105,7 @@ clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_a
     if (!layer)
         return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
     TRY(check_measures(layer, "balance"));
+    TRY(check_unused(args->reserved));
     const buffer_need need = UPDATES("state", &args->state, layer_state_bytes(layer), 4, true);
     TRY(check_buffer(&call, &need));
     TRY(check_schedules(args));
@@ -118,6 +119,7 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
     if (!layer)
         return fail(CLMOE_INVALID_ARGUMENT, "layer is NULL");
     TRY(check_measures(layer, "balance"));
+    TRY(check_unused(args->reserved));
     const buffer_need needs[] = {
         UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),
         READS("stats", &args->stats, layer_stats_bytes(layer), 4, true),

@@ -158,3 +158,9 @@ clmoe_status check_measures(const clmoe_layer *layer, const char *asked) {
                 "%s is asked for, but the layer was made with balance.enabled 0 and training 0",
                 asked);
 }
+
+clmoe_status check_unused(uint32_t reserved) {
+    if (reserved == 0)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT, "reserved is %u, but must be 0", reserved);
+}

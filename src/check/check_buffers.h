@@ -59,6 +59,9 @@ clmoe_status check_overlaps(const call_check *call);
 /* That the host may read it: what engines with `blocks` do, and clmoe_packed_check(). */
 clmoe_status check_host_reads(const char *name, const clmoe_buf *buf);
 
+/* That `reserved` of an args struct, room for a later field, is 0. */
+clmoe_status check_unused(uint32_t reserved);
+
 /* What every call of a batch has, and the sizes that follow from its tokens. */
 clmoe_status check_head(const clmoe_layer *layer, uint32_t tokens, workspace_layout *ws);
 

@@ -98,6 +98,8 @@ static clmoe_status check_soft_moe(const clmoe_layer_desc *desc) {
         {"router.dropout.logits", router->dropout.logits > 0, 0},
         {"capacity.rows", desc->capacity.rows, 0},
         {"capacity.factor", desc->capacity.factor > 0, 0},
+        {"capacity.keep", desc->capacity.keep, CLMOE_KEEP_POSITION},
+        {"capacity.tokens_per_sequence", desc->capacity.tokens_per_sequence, 0},
     };
     if (router->soft_moe.slots < 1 || router->soft_moe.slots > MAX_SLOTS / desc->num_experts)
         return fail(CLMOE_INVALID_DESC,

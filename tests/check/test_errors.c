@@ -283,15 +283,16 @@ static void step_arguments(fixture *f) {
     f->jitter = (clmoe_jitter_args){sizeof f->jitter, small.tokens, a->x, buf_new(state),
                                     buf_new(T * D * 4)};
     f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
-    f->experts = (clmoe_experts_args){sizeof f->experts, small.tokens, &f->weights, a->x, none,
-                                      a->pair_weights,   plan,         a->scratch,  ye,   1};
+    f->experts = (clmoe_experts_args){
+        sizeof f->experts, small.tokens, &f->weights, a->x, none, a->pair_weights, plan,
+        a->scratch,        ye,           1,           0};
     f->shared =
         (clmoe_shared_expert_args){sizeof f->shared, small.tokens,       &f->weights,   a->x,
                                    a->scratch,       buf_new(T * D * 4), buf_new(T * 4)};
     f->combine = (clmoe_combine_args){
         sizeof f->combine, small.tokens, &f->weights,   a->x, ye,
         a->pair_weights,   plan,         a->token_mask, none, buf_new(T * D * 4),
-        buf_new(T * 4),    a->residual,  a->y,          1};
+        buf_new(T * 4),    a->residual,  a->y,          1,    0};
     f->stats = (clmoe_stats_args){.struct_size = sizeof f->stats,
                                   .tokens = small.tokens,
                                   .logits = a->logits,

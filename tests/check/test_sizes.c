@@ -453,18 +453,55 @@ static void calls_not_enabled(void **state) {
     OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
 }
 
+/*
+ * A later field must make its struct larger, or libraries and programs of both versions would not
+ * see it: there is no padding behind the last one.
+ */
+static void no_padding_at_the_end(void **state) {
+    (void)state;
+#define ENDS_WITH(type, last)                                                                      \
+    CHECK(offsetof(type, last) + sizeof((type){0}.last) == sizeof(type),                           \
+          "%s is larger than "                                                                     \
+          "its fields\n",                                                                          \
+          #type)
+    test_case("padding");
+    ENDS_WITH(clmoe_context_options, max_launch_work);
+    ENDS_WITH(clmoe_checkpoint_options, assume);
+    ENDS_WITH(clmoe_layer_desc, balance);
+    ENDS_WITH(clmoe_forward_args, profile);
+    ENDS_WITH(clmoe_score_args, reserved);
+    ENDS_WITH(clmoe_topk_args, scratch);
+    ENDS_WITH(clmoe_plan_args, plan);
+    ENDS_WITH(clmoe_plan_layout, reserved);
+    ENDS_WITH(clmoe_renorm_after_drop_args, plan);
+    ENDS_WITH(clmoe_jitter_args, jittered);
+    ENDS_WITH(clmoe_dispatch_args, xe);
+    ENDS_WITH(clmoe_soft_dispatch_args, xe);
+    ENDS_WITH(clmoe_soft_combine_args, mixed);
+    ENDS_WITH(clmoe_experts_args, reserved);
+    ENDS_WITH(clmoe_shared_expert_args, shared_gate);
+    ENDS_WITH(clmoe_combine_args, reserved);
+    ENDS_WITH(clmoe_stats_args, stats);
+    ENDS_WITH(clmoe_loss_args, dgroup_logits);
+    ENDS_WITH(clmoe_balance_args, reserved);
+    ENDS_WITH(clmoe_pack_args, packed);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(sums_and_products),
-                                       TEST(blocks_of_a_plan),
-                                       TEST(plans_of_31_bits),
-                                       TEST(capacities_of_31_bits),
-                                       TEST(memory_serves_smaller_batches),
-                                       TEST(smaller_batches_run),
-                                       TEST(memory_of_large_rows),
-                                       TEST(memory_past_size_max),
-                                       TEST(packed_weights),
-                                       TEST(buffers_far_too_small),
-                                       TEST(not_enabled),
-                                       TEST(calls_not_enabled)};
+    const struct CMUnitTest tests[] = {
+        TEST(sums_and_products),
+        TEST(blocks_of_a_plan),
+        TEST(plans_of_31_bits),
+        TEST(capacities_of_31_bits),
+        TEST(memory_serves_smaller_batches),
+        TEST(smaller_batches_run),
+        TEST(memory_of_large_rows),
+        TEST(memory_past_size_max),
+        TEST(packed_weights),
+        TEST(buffers_far_too_small),
+        TEST(not_enabled),
+        TEST(calls_not_enabled),
+        TEST(no_padding_at_the_end),
+    };
     return RUN(tests);
 }

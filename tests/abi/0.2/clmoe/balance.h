@@ -129,7 +129,7 @@ typedef struct clmoe_stats_args {
     clmoe_buf token_mask;    /* optional [T] u8 */
     clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional */
-    clmoe_buf load_target;   /* optional [E] f32 */
+    clmoe_buf load_target;   /* optional [E] f32, as in clmoe_loss_args */
     clmoe_buf scratch;
     clmoe_buf stats;
 } clmoe_stats_args;
@@ -267,7 +267,11 @@ typedef struct clmoe_loss_args {
     clmoe_buf token_mask;    /* optional [T] u8 */
     clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
     clmoe_buf state;         /* optional; needed by F_EMA, `controlled` and SMOOTH_LOAD */
-    clmoe_buf load_target;   /* optional [E] f32, positive: Q; divided by its sum */
+    /*
+     * Optional [E] f32, positive: Q, divided by its sum. Where that is not positive and finite, Q
+     * is uniform.
+     */
+    clmoe_buf load_target;
     clmoe_buf load_supplied; /* [E] f32, counts or shares by their sum; needed by F_SUPPLIED */
     clmoe_buf scratch;
     clmoe_buf values;  /* [num_losses] f32, without weight; of this and the next two at least one */
@@ -340,7 +344,7 @@ enum {
     CLMOE_SCHEDULE_NONE = 0, /* the state's value stays */
     CLMOE_SCHEDULE_LINEAR = 1,
     CLMOE_SCHEDULE_COSINE = 2,
-    CLMOE_SCHEDULE_EXPONENTIAL = 3, /* start and end > 0 */
+    CLMOE_SCHEDULE_EXPONENTIAL = 3, /* start (end / start)^way; start and end > 0 */
 };
 
 /* From `start` at step `first` to `end` at step first + steps, constant before and after. */
@@ -362,7 +366,7 @@ typedef struct clmoe_balance_args {
      */
     clmoe_buf load;
     clmoe_bias_rule bias_rule;
-    float bias_rate;        /* gamma; default 1e-3 */
+    float bias_rate;        /* gamma, >= 0; default 1e-3 */
     uint32_t bias_centred;  /* 1: the mean over E is subtracted after the step */
     float ema_decay;        /* b in [0,1): ema = b ema + (1 - b) F, the first F as it is; 0.9 */
     float target_violation; /* > 0: loss_weight *= exp(+-loss_rate) toward this MaxVio; default 0 */
@@ -373,9 +377,11 @@ typedef struct clmoe_balance_args {
      * where it is below; negative (default): off.
      */
     float target_drop_rate;
-    float capacity_rate; /* default 0.01 */
-    float capacity_min;  /* lower bound of capacity_scale, in (0,1]; default 0.1; the upper is 1 */
-    clmoe_schedule noise, temperature; /* of noise_scale and temperature_scale */
+    float capacity_rate;  /* default 0.01 */
+    float capacity_min;   /* lower bound of capacity_scale, in (0,1]; default 0.1; the upper is 1 */
+    clmoe_schedule noise; /* of noise_scale; start and end >= 0 */
+    clmoe_schedule temperature; /* of temperature_scale; start and end > 0 */
+    uint32_t reserved;          /* 0 */
 } clmoe_balance_args;
 
 /* The same for a struct of `struct_size` bytes, from another language or another version. */
@@ -396,9 +402,9 @@ CLMOE_API clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue 
 
 /*
  * Enqueues the end of a step: select_bias, ema, previous, idle_tokens, the scales, then step + 1
- * (schedules are evaluated at the new step). A batch without load leaves all but step and the
- * schedules alone. The identity experts' bias does not move. With external ids the layer needs no
- * state. On an error midway the state is undefined: keep a copy if that matters.
+ * (schedules are evaluated at the new step). A batch without load leaves all but idle_tokens, step
+ * and the schedules alone. The identity experts' bias does not move. With external ids the layer
+ * needs no state. On an error midway the state is undefined: keep a copy if that matters.
  */
 CLMOE_API clmoe_status clmoe_balance_update(clmoe_layer *layer, cl_command_queue queue,
                                             const clmoe_balance_args *args, cl_uint num_wait,

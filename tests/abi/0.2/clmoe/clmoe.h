@@ -47,8 +47,8 @@
  *   - A context is thread-safe; a layer is used by one thread at a time.
  *   - Programs run with later libraries of the same ABI, and with earlier ones if they use nothing
  *     newer. A struct that begins with struct_size grows at its end: what an older one lacks has
- * its default, and what only a newer one has must be 0. In all other structs `reserved` is room for
- *     later fields and must be 0, as {0} or a designated initialiser makes it; clmoe_buf and
+ *     its default, and what only a newer one has must be 0. In all other structs `reserved` is room
+ * for later fields and must be 0, as {0} or a designated initialiser makes it; clmoe_buf and
  *     clmoe_profile_step never change. Named numbers are stored as uint32_t, as the size of an enum
  *     is up to the compiler.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
@@ -207,12 +207,13 @@ enum {
      * d1_e = 1/R / (sum_t d0 C + 1e-8) until the mean |change of d1| <= sinkhorn.tolerance, or
      * sinkhorn.iterations times. Masked tokens take no part in T and the sums, logits that are not
      * finite have C = 0. Choice is by d1 * C, with one token by l, as there is nothing to balance;
-     * weights are the unbalanced scores s(l).
+     * weights are the unbalanced scores s(l). Needs score-then-topk order; not with groups,
+     * selection bias or reroute, nor score sparsemixer.
      */
     CLMOE_POLICY_SINKHORN = 2,
     /*
      * Every token passes all experts, weighted by its scores; top_k must be R, and may pass 256.
-     * The pairs of a token come in ascending id.
+     * The pairs of a token come in ascending id. Not with what Sinkhorn is not with.
      */
     CLMOE_POLICY_ALL_EXPERTS = 3,
     /*
@@ -410,8 +411,10 @@ typedef struct clmoe_balance_desc {
      * call that asks for it is refused.
      */
     uint32_t enabled;
-    uint32_t device_groups; /* the E experts are that many equal groups, one per device; 0: none */
-    uint32_t dead_window;   /* an expert is dead after so many tokens without it; default 32768 */
+    /* The E experts are that many equal groups, one per device: a divisor of E up to 256; 0: none.
+     */
+    uint32_t device_groups;
+    uint32_t dead_window; /* an expert is dead after so many tokens without it; default 32768 */
     uint32_t reserved[8];
 } clmoe_balance_desc;
 
@@ -439,7 +442,7 @@ enum {
  *   plain:  h = act(up);  out = h Wdown^T
  */
 typedef struct clmoe_mlp_desc {
-    uint32_t hidden_dim; /* H; for `shared`, 0 (default) means there is none */
+    uint32_t hidden_dim; /* H, 1 to 2^24; for `shared`, 0 (default) means there is none */
     clmoe_activation activation;
     clmoe_gate_layout gate_layout;
     /* 1: stored as [E,D,2H] (or [E,D,H]); with an interleaved layout the last dim is, too. */
@@ -455,7 +458,7 @@ typedef struct clmoe_mlp_desc {
 
 typedef struct clmoe_layer_desc {
     size_t struct_size; /* set by clmoe_layer_desc_init() */
-    uint32_t dim;       /* D */
+    uint32_t dim;       /* D, 1 to 2^24 */
     uint32_t num_experts;
     uint32_t num_identity_experts; /* Z: ids in [E, E+Z) add w * x, without a GEMM (LongCat) */
     uint32_t top_k;                /* K */

@@ -55,7 +55,8 @@ typedef struct clmoe_profile {
      * there is room for, the last one has the rest.
      */
     size_t struct_size;
-    uint32_t num_steps; /* 0 before the call, and after one that failed */
+    /* 0 before the call, which is refused otherwise, and after one that failed. */
+    uint32_t num_steps;
     clmoe_profile_step steps[CLMOE_PROFILE_STEPS];
 } clmoe_profile;
 

@@ -75,6 +75,7 @@ typedef struct clmoe_score_args {
     clmoe_buf scratch;
     /* 1, with a state and noise.jitter_experts: the experts will get what clmoe_jitter() makes. */
     uint32_t experts_jittered;
+    uint32_t reserved; /* 0 */
 } clmoe_score_args;
 
 /* topk: scores [T,R] -> ids [T,K], weights [T,K], live [T]. */
@@ -235,6 +236,7 @@ typedef struct clmoe_experts_args {
     clmoe_buf scratch;
     clmoe_buf ye;           /* [S,D]; rows of padding are undefined */
     uint32_t final_weights; /* as in clmoe_combine_args, unless weight_at is output */
+    uint32_t reserved;      /* 0 */
 } clmoe_experts_args;
 
 /*
@@ -272,6 +274,7 @@ typedef struct clmoe_combine_args {
      * router.
      */
     uint32_t final_weights;
+    uint32_t reserved; /* 0 */
 } clmoe_combine_args;
 
 CLMOE_API clmoe_status clmoe_score(clmoe_layer *layer, cl_command_queue queue,
