@@ -435,12 +435,28 @@ done:
     return status;
 }
 
+/* The file's activation, or the one that its family takes without; an error where nothing tells. */
+static clmoe_status read_activation_name(block *b, const char **name) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const family *f = b->family;
+    const config *c = b->checkpoint->config;
+    const char *fallback = f->default_activation ? f->default_activation : "silu";
+    *name = f->activation ? f->activation : f->deduced ? NULL : fallback;
+    TRY(config_string(&b->config, FIELD_ACTIVATION, name));
+    if (*name == NULL)
+        TRY(fail(CLMOE_UNSUPPORTED,
+                 "%s: without %s, the activation of model_type '%s' cannot be deduced",
+                 config_path(c), config_name(c, FIELD_ACTIVATION), config_model_type(c)));
+done:
+    return status;
+}
+
 /* Of both MLPs. What a family fixes for its experts, its shared expert may have from the file. */
 static clmoe_status read_activation(block *b, clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
-    const char *own = b->family->activation, *name = own ? own : "silu";
+    const char *own = b->family->activation, *name;
     size_t of_file, of_experts;
-    TRY(config_string(&b->config, FIELD_ACTIVATION, &name));
+    TRY(read_activation_name(b, &name));
     TRY(find_activation(b, name, &of_file));
     TRY(find_activation(b, own ? own : name, &of_experts));
     bool differs = activations[of_file].activation != activations[of_experts].activation ||

@@ -69,7 +69,7 @@ static const family families[] = {
     {"dots1", V3(RENORM_DEFAULT_OFF, 1, 1, 1)},
     {"exaone_moe", V3(RENORM_DEFAULT_ON, 2.5f, 1, 1), .top_k = 8},
     {"solar_open", V3(RENORM_DEFAULT_ON, 1, 1, 1), .top_k = 8},
-    {"nemotron_h", V3(RENORM_DEFAULT_ON, 1, 1, 1), .top_k = 2},
+    {"nemotron_h", V3(RENORM_DEFAULT_ON, 1, 1, 1), .default_activation = "relu2", .top_k = 2},
     {"step3p5", SIGMOID(RENORM_ALWAYS, 0), .scale = 1, .shared = true},
     {"mimo_v2_flash", SIGMOID(RENORM_BY_FLAG, 1e-20f), .scale = 1, .groups = GROUPS_TOP2,
      .num_groups = 1, .topk_groups = 1},

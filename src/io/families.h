@@ -49,8 +49,9 @@ typedef struct family {
     bool output_bias;
     bool identity_experts; /* as many as the file says */
     clmoe_weight_at weight_at;
-    const char *activation; /* of the experts; NULL: the file's, "silu" if absent */
-    bool interleaved;       /* gate and up rows alternate */
+    const char *activation;         /* of the experts, whatever the file says; NULL: the file's */
+    const char *default_activation; /* where the file says none; NULL: "silu" */
+    bool interleaved;               /* gate and up rows alternate */
     float limit, alpha, up_shift;
     bool clamp_by_field;     /* the file's swiglu_limit and swiglu_alpha, these if absent */
     bool softcap;            /* the file's, none if absent */
@@ -72,6 +73,7 @@ const family *family_find(const char *model_type);
  *   order       score, then top-k
  *   renorm      norm_topk_prob, which must be there unless there is a selection bias; eps 1e-20
  *   scale       routed_scaling_factor
+ *   activation  hidden_act, which must be there
  *   clamps      a swiglu_limit is an error, for its form is not known
  *   groups      n_group and topk_group; by the sum of the two best with a selection bias or
  *               without a topk_method, else by the maximum if that is group_limited_greedy

@@ -315,6 +315,47 @@ static void test_rules(void **state) {
     free(flint);
 }
 
+/* The activation of `directory` with config `config` and what stands for its "hidden_act". */
+static clmoe_status activation_of(const char *assume, const char *config, const char *field,
+                                  clmoe_activation *activation) {
+    clmoe_layer_desc desc;
+    char *changed = replaced(config, "\"hidden_act\": \"silu\"", field);
+    const char *directory = write_checkpoint("activation", changed, TENSORS);
+    write_tensors(temp_path("activation/model.safetensors"), TENSORS, "",
+                  "model.layers.0.mlp.gate.e_score_correction_bias F32 2;");
+    clmoe_status status = describe_as(assume, directory, 0, &desc);
+    *activation = (clmoe_activation)desc.experts.activation;
+    free(changed);
+    return status;
+}
+
+/* Without the field, or with null, a family takes its own activation; unknown ones have none. */
+static void test_default_activation(void **state) {
+    (void)state;
+    static const char *const none[] = {"\"x\": 1", "\"mlp_hidden_act\": null",
+                                       "\"hidden_act\": null"};
+    char *nemotron = replaced(CONFIG, "qwen3_moe", "nemotron_h");
+    char *glm = replaced(CONFIG, "qwen3_moe", "glm4_moe");
+    char *mystery = replaced(CONFIG, "qwen3_moe", "mystery");
+    clmoe_activation got;
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
+        test_case("%s", none[i]);
+        OK(activation_of(NULL, nemotron, none[i], &got));
+        assert_int_equal(got, CLMOE_ACT_RELU2);
+        OK(activation_of(NULL, glm, none[i], &got));
+        assert_int_equal(got, CLMOE_ACT_SILU);
+        OK(activation_of("nemotron_h", mystery, none[i], &got));
+        assert_int_equal(got, CLMOE_ACT_RELU2);
+        REFUSED(activation_of("pattern", mystery, none[i], &got), CLMOE_UNSUPPORTED, "hidden_act",
+                "'mystery' cannot be deduced");
+    }
+    OK(activation_of(NULL, nemotron, "\"mlp_hidden_act\": \"silu\"", &got));
+    assert_int_equal(got, CLMOE_ACT_SILU);
+    free(nemotron);
+    free(glm);
+    free(mystery);
+}
+
 /* ---- Objects in the config ------------------------------------------------------------------ */
 
 /* A field of CONFIG, and what a refusal must say; NULL: the descriptor stays as it is. */
@@ -404,9 +445,11 @@ static void test_deep_config(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_bad_configs),    TEST(test_unknown_model_type), TEST(test_assumptions),
-        TEST(test_other_versions), TEST(test_python_json),        TEST(test_rules),
-        TEST(test_locale),         TEST(test_deep_config),        TEST(test_objects),
+        TEST(test_bad_configs), TEST(test_unknown_model_type),
+        TEST(test_assumptions), TEST(test_other_versions),
+        TEST(test_python_json), TEST(test_rules),
+        TEST(test_locale),      TEST(test_deep_config),
+        TEST(test_objects),     TEST(test_default_activation),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }
