@@ -20,12 +20,15 @@ static clmoe_status check_supported(const config *c) {
 
 /* `known`: the family of config.json's own model_type, or NULL. */
 static clmoe_status check_assumption(const config *c, const family *known, const char *assume) {
-    const char *type = config_model_type(c);
+    const char *type = config_model_type(c)[0] ? config_model_type(c) : config_text_type(c);
+    char model[128] = "has no model_type";
+    if (type[0] != '\0')
+        snprintf(model, sizeof model, "model_type '%.60s' is not known", type);
     if (assume == NULL && known == NULL)
         return fail(CLMOE_UNSUPPORTED,
-                    "%s: model_type '%s' is not known; if it computes what a known one does, say "
+                    "%s: %s; if it computes what a known one does, say "
                     "which by options.assume (clmoe --assume), or 'pattern' to go by its tensors",
-                    config_path(c), type);
+                    config_path(c), model);
     if (assume == NULL || (known != NULL && family_find(assume) == known))
         return CLMOE_SUCCESS;
     if (known != NULL)

@@ -2,6 +2,7 @@
 
 #include "runtime/json.h"
 
+#include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -172,6 +173,11 @@ clmoe_status config_uint(config_reader *r, config_field field, uint32_t min, uin
     return CLMOE_SUCCESS;
 }
 
+/* Kernels take floats: neither infinity nor, for a positive number, 0 or what some flush to 0. */
+static bool is_float(double number) {
+    return number == 0 || (number >= (double)FLT_MIN && number <= (double)FLT_MAX);
+}
+
 clmoe_status config_number(config_reader *r, config_field field, double *value) {
     const char *name;
     const json_t *found;
@@ -180,6 +186,9 @@ clmoe_status config_number(config_reader *r, config_field field, double *value) 
         return status;
     if (found != NULL && (!json_is_number(found) || json_number_value(found) < 0))
         return fail_value(CLMOE_BAD_FILE, r->config, name, found, "must be a number, not negative");
+    if (found != NULL && !is_float(json_number_value(found)))
+        return fail_value(CLMOE_BAD_FILE, r->config, name, found,
+                          "must be 0 or from 1.2e-38 to 3.4e+38, as a float");
     *value = found ? json_number_value(found) : 0;
     return CLMOE_SUCCESS;
 }
@@ -394,6 +403,17 @@ static clmoe_status check_repeated(const config *c) {
     return CLMOE_SUCCESS;
 }
 
+/* CLMOE_BAD_FILE for a model_type that is no string: null is as none. */
+static clmoe_status check_types(const config *c) {
+    const json_t *places[] = {c->root, c->text};
+    for (size_t p = 0; p < 2; p++) {
+        const json_t *type = json_object_get(places[p], "model_type");
+        if (type != NULL && !json_is_null(type) && !json_is_string(type))
+            return fail_value(CLMOE_BAD_FILE, c, "model_type", type, "must be a string");
+    }
+    return CLMOE_SUCCESS;
+}
+
 clmoe_status config_open(const char *path, config **out) {
     clmoe_status status = CLMOE_SUCCESS;
     *out = NULL;
@@ -404,6 +424,7 @@ clmoe_status config_open(const char *path, config **out) {
     TRY(json_read(path, &c->root));
     list_scopes(c);
     TRY(check_repeated(c));
+    TRY(check_types(c));
     TRY(check_quantization(c));
     *out = c;
     c = NULL;

@@ -42,7 +42,8 @@ typedef struct config_reader {
 /*
  * The values below leave *value as it is when the field is absent; a null is 0, or false, or leaves
  * a string as it is. A field may be a list with one value per layer. Errors: CLMOE_BAD_FILE for a
- * value of another kind, or for two names of the field that contradict each other.
+ * value of another kind, for a number that a float cannot hold, or for two names of the field that
+ * contradict each other.
  */
 clmoe_status config_uint(config_reader *r, config_field field, uint32_t min, uint32_t *value);
 clmoe_status config_number(config_reader *r, config_field field, double *value);
