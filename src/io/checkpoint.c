@@ -129,6 +129,8 @@ static clmoe_status open_shards(clmoe_checkpoint *c, const char *index) {
     const char *tensor;
     TRY(json_read(index, &root));
     json_t *map = json_object_get(root, "weight_map");
+    if (json_object_get(root, "weight_map" JSON_REPEATED) != NULL)
+        TRY(fail(CLMOE_BAD_FILE, "%s: has weight_map twice", index));
     if (!json_is_object(map) || json_object_size(map) == 0)
         TRY(fail(CLMOE_BAD_FILE, "%s: has no weight_map, or an empty one", index));
     TRY(reserve(c, json_object_size(map)));

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define MAX_SCOPES 2
+#define MAX_AROUND 2
 
 /* Where a file may keep the fields of its text model; the first path that exists is used. */
 static const char *const text_paths[][2] = {
@@ -17,12 +18,20 @@ static const char *const text_paths[][2] = {
     {"llm_config", NULL},
 };
 
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+
+/* Where a file may say how its weights are coded. */
+static const char *const quantizations[] = {"quantization_config", "compression_config",
+                                            "quantization"};
+
 struct config {
     char *path;
     json_t *root;
     const json_t *scopes[MAX_SCOPES]; /* innermost first: the text model's FFN fields, its own */
     size_t num_scopes;
-    const json_t *text; /* the text model's object, root if not nested */
+    const json_t *text;               /* the text model's object, root if not nested */
+    const json_t *around[MAX_AROUND]; /* the objects that hold it, outermost first */
+    size_t num_around;
 };
 
 /* ---- Looking up ---------------------------------------------------------------------------- */
@@ -233,6 +242,44 @@ bool config_allows(config_reader *r, config_field field, uint64_t value) {
     return nth == 0;
 }
 
+/* ---- What is there twice -------------------------------------------------------------------- */
+
+/* Whether a name is of an object, or of a kind, that readers ask for besides fields. */
+static bool is_structure(const char *name) {
+    static const char *const names[] = {"model_type", "ffn_config"};
+    bool found = false;
+    for (size_t i = 0; i < COUNT(text_paths); i++)
+        for (size_t part = 0; part < 2 && text_paths[i][part] != NULL; part++)
+            found = found || strcmp(text_paths[i][part], name) == 0;
+    for (size_t i = 0; i < COUNT(quantizations); i++)
+        found = found || strcmp(quantizations[i], name) == 0;
+    for (size_t i = 0; i < COUNT(names); i++)
+        found = found || strcmp(names[i], name) == 0;
+    return found;
+}
+
+/* Whether readers look at a field of that name where it stands. */
+static bool is_needed(const char *name, field_place place) {
+    bool certain = place == PLACE_AROUND || place == PLACE_UNKNOWN;
+    return field_of(name) < FIELD_COUNT || field_is_suspicious(name, certain) || is_structure(name);
+}
+
+/* CLMOE_BAD_FILE for a field of the object that is needed and there twice: see json.h. */
+static clmoe_status check_object_repeated(const config *c, const json_t *object,
+                                          field_place place) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        char base[128];
+        if (!json_is_repeated(name))
+            continue;
+        snprintf(base, sizeof base, "%.*s", (int)(strlen(name) - strlen(JSON_REPEATED)), name);
+        if (is_needed(base, place))
+            return fail_value(CLMOE_BAD_FILE, c, base, value, "the file has it twice");
+    }
+    return CLMOE_SUCCESS;
+}
+
 /* ---- What nothing read ---------------------------------------------------------------------- */
 
 /* Whether `list` of texts, separated by blanks, has that of the layer's value; null always is. */
@@ -301,6 +348,7 @@ static clmoe_status check_object(const config_reader *r, const json_t *object, f
     clmoe_status status = CLMOE_SUCCESS;
     const char *name;
     json_t *value;
+    TRY(check_object_repeated(r->config, object, place));
     json_object_foreach((json_t *)object, name, value) {
         bool number = name[0] != '\0' && name[strspn(name, "0123456789")] == '\0';
         if (place == PLACE_BLOCK && number && strtoul(name, NULL, 10) != r->layer)
@@ -348,12 +396,15 @@ done:
 /* Lists the objects to look in: the text model's nested FFN fields, the text model. */
 static void list_scopes(config *c) {
     c->text = c->root;
-    for (size_t i = 0; i < sizeof text_paths / sizeof text_paths[0] && c->text == c->root; i++) {
-        const json_t *at = json_object_get(c->root, text_paths[i][0]);
-        if (text_paths[i][1] != NULL)
-            at = json_object_get(at, text_paths[i][1]);
-        if (json_is_object(at))
-            c->text = at;
+    for (size_t i = 0; i < COUNT(text_paths) && c->text == c->root; i++) {
+        const json_t *outer = json_object_get(c->root, text_paths[i][0]);
+        const json_t *inner = text_paths[i][1] ? json_object_get(outer, text_paths[i][1]) : outer;
+        if (!json_is_object(inner))
+            continue;
+        c->text = inner;
+        c->around[c->num_around++] = c->root;
+        if (inner != outer)
+            c->around[c->num_around++] = outer;
     }
     const json_t *ffn = json_object_get(c->text, "ffn_config");
     if (json_is_object(ffn))
@@ -363,44 +414,32 @@ static void list_scopes(config *c) {
 
 /* CLMOE_UNSUPPORTED for a model whose weights are coded. */
 static clmoe_status check_quantization(const config *c) {
-    static const char *const names[] = {"quantization_config", "compression_config",
-                                        "quantization"};
-    const json_t *places[] = {c->root, c->text};
-    for (size_t p = 0; p < 2; p++)
-        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-            const json_t *found = json_object_get(places[p], names[i]);
+    const json_t *places[MAX_AROUND + 1] = {c->text, c->around[0], c->around[1]};
+    for (size_t p = 0; p < 1 + c->num_around; p++)
+        for (size_t i = 0; i < COUNT(quantizations); i++) {
+            const json_t *found = json_object_get(places[p], quantizations[i]);
             if (found == NULL || json_is_null(found))
                 continue;
             const char *method = json_string_value(json_object_get(found, "quant_method"));
             return fail(CLMOE_UNSUPPORTED,
                         "%s: %s has quant_method '%.60s': clmoe can't read it yet; it takes "
                         "F32, F16, BF16 and F64 weights",
-                        c->path, names[i], method ? method : "not given");
+                        c->path, quantizations[i], method ? method : "not given");
         }
     return CLMOE_SUCCESS;
 }
 
-/* Whether clmoe may read a field of that name. */
-static bool is_needed(const char *name) {
-    return field_of(name) < FIELD_COUNT || field_is_suspicious(name, false) ||
-           strcmp(name, "model_type") == 0;
-}
-
-/* CLMOE_BAD_FILE for a field that is needed and there twice: see json.h. */
+/* CLMOE_BAD_FILE if what tells where the model's fields are, and which they are, is there twice. */
 static clmoe_status check_repeated(const config *c) {
-    const char *name;
-    json_t *value;
-    for (size_t s = 0; s < c->num_scopes; s++) {
-        json_object_foreach((json_t *)c->scopes[s], name, value) {
-            char base[128];
-            if (!json_is_repeated(name))
-                continue;
-            snprintf(base, sizeof base, "%.*s", (int)(strlen(name) - strlen(JSON_REPEATED)), name);
-            if (is_needed(base))
-                return fail_value(CLMOE_BAD_FILE, c, base, value, "the file has it twice");
-        }
-    }
-    return CLMOE_SUCCESS;
+    clmoe_status status = CLMOE_SUCCESS;
+    for (size_t s = 0; s < c->num_scopes; s++)
+        TRY(check_object_repeated(c, c->scopes[s], PLACE_MODEL));
+    TRY(check_object_repeated(c, c->root, c->text == c->root ? PLACE_MODEL : PLACE_AROUND));
+    for (size_t i = 0; i < COUNT(text_paths); i++)
+        if (text_paths[i][1] != NULL)
+            TRY(check_object_repeated(c, json_object_get(c->root, text_paths[i][0]), PLACE_AROUND));
+done:
+    return status;
 }
 
 /* CLMOE_BAD_FILE for a model_type that is no string: null is as none. */

@@ -352,6 +352,47 @@ static void test_rules(void **state) {
     free(flint);
 }
 
+/* A field of CONFIG twice, whose second value Python would take; the name that a refusal says. */
+static const struct {
+    const char *field, *name;
+} repeated_cases[] = {
+    {"\"text_config\": " CONFIG ", \"text_config\": " CONFIG, "text_config"},
+    {"\"text_config\": null, \"text_config\": " CONFIG, "text_config"},
+    {"\"thinker_config\": {}, \"thinker_config\": {\"text_config\": " CONFIG "}", "thinker_config"},
+    {"\"thinker_config\": {\"text_config\": " CONFIG ", \"text_config\": {}}", "text_config"},
+    {"\"llm_config\": {}, \"llm_config\": 0", "llm_config"},
+    {"\"ffn_config\": {}, \"ffn_config\": {\"num_experts_per_tok\": 2}", "ffn_config"},
+    {"\"text_config\": {\"ffn_config\": {}, \"ffn_config\": 0}", "ffn_config"},
+    {"\"ffn_config\": {\"moe_top_k\": 1, \"moe_top_k\": 2}", "moe_top_k"},
+    {"\"model_type\": \"mixtral\"", "model_type"},
+    {"\"text_config\": " CONFIG ", \"model_type\": \"mixtral\"", "model_type"},
+    {"\"text_config\": {\"model_type\": 0, \"model_type\": \"mixtral\"}", "model_type"},
+    {"\"quantization_config\": null, \"quantization_config\": {\"quant_method\": \"fp8\"}",
+     "quantization_config"},
+    {"\"text_config\": " CONFIG ", \"quantization\": null, \"quantization\": {}", "quantization"},
+    {"\"text_config\": " CONFIG ", \"routed_scaling_factor\": 1, \"routed_scaling_factor\": 2",
+     "routed_scaling_factor"},
+    {"\"other\": {\"n_group\": 1, \"n_group\": 2}", "n_group"},
+    {"\"per_layer_config\": {\"0\": {\"top_k\": 1, \"top_k\": 2}}", "top_k"},
+    {"\"block_configs\": [{\"hidden_act\": \"silu\", \"hidden_act\": \"gelu\"}, {}]", "hidden_act"},
+};
+
+static void test_repeated(void **state) {
+    (void)state;
+    clmoe_layer_desc desc;
+    const char *directory = write_checkpoint("repeated", CONFIG, TENSORS);
+    for (size_t i = 0; i < sizeof repeated_cases / sizeof repeated_cases[0]; i++) {
+        char text[1024], says[128];
+        test_case("%s", repeated_cases[i].field);
+        snprintf(text, sizeof text, "{%s, ", repeated_cases[i].field);
+        snprintf(says, sizeof says, "config.json: %s is", repeated_cases[i].name);
+        char *config = replaced(CONFIG, "{", text);
+        write_text(temp_path("repeated/config.json"), config);
+        REFUSED(describe(directory, 0, &desc), CLMOE_BAD_FILE, says, "the file has it twice");
+        free(config);
+    }
+}
+
 /* The activation of `directory` with config `config` and what stands for its "hidden_act". */
 static clmoe_status activation_of(const char *assume, const char *config, const char *field,
                                   clmoe_activation *activation) {
@@ -487,6 +528,7 @@ int main(void) {
         TEST(test_python_json), TEST(test_rules),
         TEST(test_locale),      TEST(test_deep_config),
         TEST(test_objects),     TEST(test_default_activation),
+        TEST(test_repeated),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }

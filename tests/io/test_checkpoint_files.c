@@ -246,6 +246,9 @@ static const struct {
 } index_cases[] = {
     {"", CLMOE_BAD_FILE, {"not JSON", "model.safetensors.index.json"}},
     {"[]", CLMOE_BAD_FILE, {"not a JSON object", "model.safetensors.index.json"}},
+    {"{\"weight_map\": {\"model.norm.weight\": \"a.safetensors\"}, \"weight_map\": {}}",
+     CLMOE_BAD_FILE,
+     {"weight_map twice", "model.safetensors.index.json"}},
     {"{\"weight_map\": []}", CLMOE_BAD_FILE, {"no weight_map", "model.safetensors.index.json"}},
     {"{\"weight_map\": {}}", CLMOE_BAD_FILE, {"no weight_map", "model.safetensors.index.json"}},
     {"{\"weight_map\": {\"x\": 1}}", CLMOE_BAD_FILE, {"'x'", "not a name inside"}},
