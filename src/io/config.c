@@ -3,6 +3,7 @@
 #include "runtime/json.h"
 
 #include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@ struct config {
     const json_t *scopes[MAX_SCOPES]; /* innermost first: the text model's FFN fields, its own */
     size_t num_scopes;
     const json_t *text;               /* the text model's object, root if not nested */
+    const char *text_name;            /* of that object, or NULL */
     const json_t *around[MAX_AROUND]; /* the objects that hold it, outermost first */
     size_t num_around;
 };
@@ -93,11 +95,36 @@ static clmoe_status fail_value(clmoe_status status, const config *c, const char 
     return status;
 }
 
-clmoe_status config_refuse(const config_reader *r, config_field field, const char *what) {
+/* What a field came to, as a sentence shows it. */
+static void print_taken(const config_value *taken, char *text, size_t size) {
+    if (taken->kind == VALUE_NUMBER)
+        snprintf(text, size, "%.*g", taken->number == floor(taken->number) ? 10 : 7, taken->number);
+    else if (taken->kind == VALUE_FLAG)
+        snprintf(text, size, "%s", taken->number != 0 ? "true" : "false");
+    else if (taken->kind == VALUE_TEXT)
+        snprintf(text, size, "\"%.40s\"", taken->text);
+    else
+        snprintf(text, size, "null");
+}
+
+static clmoe_status refuse(clmoe_status status, const config_reader *r, config_field field,
+                           const char *what) {
+    char taken[64];
     const char *name = config_name(r->config, field);
     const json_t *value = find_nth(r->config, field, 0, &name);
     json_t *null = json_null();
-    return fail_value(CLMOE_UNSUPPORTED, r->config, name, value ? value : null, what);
+    if (value != NULL || config_has(r->config, field))
+        return fail_value(status, r->config, name, value ? value : null, what);
+    print_taken(&r->taken[field], taken, sizeof taken);
+    return fail(status, "%s: %s is %s, but %s", r->config->path, name, taken, what);
+}
+
+clmoe_status config_refuse(const config_reader *r, config_field field, const char *what) {
+    return refuse(CLMOE_UNSUPPORTED, r, field, what);
+}
+
+clmoe_status config_wrong(const config_reader *r, config_field field, const char *what) {
+    return refuse(CLMOE_BAD_FILE, r, field, what);
 }
 
 clmoe_status config_missing(const config *c, config_field field) {
@@ -111,6 +138,12 @@ clmoe_status config_missing(const config *c, config_field field) {
 }
 
 /* ---- Values -------------------------------------------------------------------------------- */
+
+/* What stands for a value: itself, or the name in {"name": "silu"}. */
+static const json_t *plain(const json_t *value) {
+    const json_t *name = json_object_size(value) == 1 ? json_object_get(value, "name") : NULL;
+    return json_is_string(name) ? name : value;
+}
 
 /* The layer's value of a field that may be a list with one per layer; NULL if the list is not. */
 static const json_t *of_layer(const config_reader *r, const json_t *value) {
@@ -164,10 +197,22 @@ done:
     return status;
 }
 
+static void take(config_reader *r, config_field field, int kind, double number) {
+    r->taken[field].kind = kind;
+    r->taken[field].number = number;
+}
+
+void config_take(config_reader *r, config_field field, uint32_t number) {
+    const char *name;
+    if (find_nth(r->config, field, 0, &name) == NULL)
+        take(r, field, VALUE_NUMBER, number);
+}
+
 clmoe_status config_uint(config_reader *r, config_field field, uint32_t min, uint32_t *value) {
     const char *name;
     const json_t *found;
     clmoe_status status = find_value(r, field, &name, &found);
+    take(r, field, VALUE_NUMBER, *value);
     if (status != CLMOE_SUCCESS || (found == NULL && !config_has(r->config, field)))
         return status;
     json_t *null = json_null();
@@ -179,6 +224,7 @@ clmoe_status config_uint(config_reader *r, config_field field, uint32_t min, uin
         return fail_value(CLMOE_BAD_FILE, r->config, name, found,
                           min > 0 ? "must be a positive integer" : "must be a natural number");
     *value = found ? (uint32_t)json_integer_value(found) : 0;
+    take(r, field, VALUE_NUMBER, *value);
     return CLMOE_SUCCESS;
 }
 
@@ -191,6 +237,7 @@ clmoe_status config_number(config_reader *r, config_field field, double *value) 
     const char *name;
     const json_t *found;
     clmoe_status status = find_value(r, field, &name, &found);
+    take(r, field, VALUE_NUMBER, *value);
     if (status != CLMOE_SUCCESS || (found == NULL && !config_has(r->config, field)))
         return status;
     if (found != NULL && (!json_is_number(found) || json_number_value(found) < 0))
@@ -199,6 +246,7 @@ clmoe_status config_number(config_reader *r, config_field field, double *value) 
         return fail_value(CLMOE_BAD_FILE, r->config, name, found,
                           "must be 0 or from 1.2e-38 to 3.4e+38, as a float");
     *value = found ? json_number_value(found) : 0;
+    take(r, field, VALUE_NUMBER, *value);
     return CLMOE_SUCCESS;
 }
 
@@ -206,11 +254,13 @@ clmoe_status config_flag(config_reader *r, config_field field, bool *value) {
     const char *name;
     const json_t *found;
     clmoe_status status = find_value(r, field, &name, &found);
+    take(r, field, VALUE_FLAG, *value);
     if (status != CLMOE_SUCCESS || (found == NULL && !config_has(r->config, field)))
         return status;
     if (found != NULL && !json_is_boolean(found))
         return fail_value(CLMOE_BAD_FILE, r->config, name, found, "must be true or false");
     *value = json_is_true(found);
+    take(r, field, VALUE_FLAG, *value);
     return CLMOE_SUCCESS;
 }
 
@@ -218,12 +268,13 @@ clmoe_status config_string(config_reader *r, config_field field, const char **va
     const char *name;
     const json_t *found;
     clmoe_status status = find_value(r, field, &name, &found);
+    r->taken[field] = (config_value){.kind = *value ? VALUE_TEXT : VALUE_NONE, .text = *value};
     if (status != CLMOE_SUCCESS || found == NULL)
         return status;
-    const json_t *named = json_object_size(found) == 1 ? json_object_get(found, "name") : NULL;
-    if (!json_is_string(found) && !json_is_string(named)) /* {"name": "silu"} */
+    if (!json_is_string(plain(found)))
         return fail_value(CLMOE_BAD_FILE, r->config, name, found, "must be a string");
-    *value = json_string_value(named ? named : found);
+    *value = json_string_value(plain(found));
+    r->taken[field] = (config_value){.kind = VALUE_TEXT, .text = *value};
     return CLMOE_SUCCESS;
 }
 
@@ -232,6 +283,7 @@ bool config_allows(config_reader *r, config_field field, uint64_t value) {
     const json_t *found;
     size_t nth = 0;
     r->read[field] = true;
+    take(r, field, VALUE_NUMBER, (double)value);
     while ((found = find_nth(r->config, field, nth, &name)) != NULL) {
         found = of_layer(r, found);
         if (json_is_integer(found) && json_integer_value(found) >= 0 &&
@@ -282,15 +334,30 @@ static clmoe_status check_object_repeated(const config *c, const json_t *object,
 
 /* ---- What nothing read ---------------------------------------------------------------------- */
 
+/* Whether a text is one of those in `list`, which are separated by blanks. */
+static bool is_listed(const char *list, const char *text) {
+    size_t length = strlen(text);
+    for (const char *at = list; length > 0 && (at = strstr(at, text)) != NULL; at++)
+        if ((at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0'))
+            return true;
+    return false;
+}
+
 /* Whether `list` of texts, separated by blanks, has that of the layer's value; null always is. */
 static bool is_neutral(const config_reader *r, const char *list, const json_t *value) {
-    bool neutral = json_is_null(value) || strcmp(list, "*") == 0;
-    char *text = neutral ? NULL : text_of(of_layer(r, value));
-    size_t length = text ? strlen(text) : 0;
-    for (const char *at = list; length > 0 && !neutral && (at = strstr(at, text)) != NULL; at++)
-        neutral = (at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0');
+    if (json_is_null(value) || strcmp(list, "*") == 0)
+        return true;
+    char *text = text_of(of_layer(r, value));
+    bool neutral = text != NULL && is_listed(list, text);
     free(text);
     return neutral;
+}
+
+/* Whether two values are the same; 1 and 1.0 are. */
+static bool same_value(const json_t *a, const json_t *b) {
+    if (json_is_number(a) && json_is_number(b))
+        return json_number_value(a) == json_number_value(b);
+    return json_equal(plain(a), plain(b));
 }
 
 /* Whether the file gives the field this value where readers look. */
@@ -298,9 +365,65 @@ static bool agrees(const config_reader *r, config_field field, const json_t *val
     const char *name;
     const json_t *found;
     for (size_t nth = 0; (found = find_nth(r->config, field, nth, &name)) != NULL; nth++)
-        if (json_equal(found, value) || json_equal(of_layer(r, found), value))
+        if (same_value(found, value) || same_value(of_layer(r, found), value))
             return true;
     return false;
+}
+
+/* Whether a value is what readers took for the field. */
+static bool is_taken(const config_value *taken, const json_t *value) {
+    const json_t *named = plain(value);
+    switch (taken->kind) {
+    case VALUE_NUMBER: /* a family's own number is a float: 2.826f */
+        return json_is_integer(value)
+                   ? json_number_value(value) == taken->number
+                   : json_is_real(value) && (float)json_real_value(value) == (float)taken->number;
+    case VALUE_FLAG:
+        return json_is_boolean(value) && json_is_true(value) == (taken->number != 0);
+    case VALUE_TEXT:
+        return json_is_string(named) && strcmp(json_string_value(named), taken->text) == 0;
+    default:
+        return false;
+    }
+}
+
+/* Whether what readers took for the field does as if it were not there. */
+static bool took_neutral(const config_reader *r, config_field field) {
+    char text[64];
+    print_taken(&r->taken[field], text, sizeof text);
+    return is_listed(field_neutral(field), text);
+}
+
+/*
+ * Whether a field that was read, in an object around the text model's, says what was taken. Names
+ * of two uses, and sizes that the tensors tell, may be of another part.
+ */
+static bool agrees_around(const config_reader *r, const char *name, const json_t *value) {
+    config_field field = field_of(name);
+    const char *inner;
+    if (field == FIELD_DIM || field == FIELD_LAYERS || field_name_is_weak(name))
+        return true;
+    if (find_nth(r->config, field, 0, &inner) != NULL)
+        return agrees(r, field, value) || agrees(r, field, of_layer(r, value));
+    return is_taken(&r->taken[field], of_layer(r, value)) ||
+           (took_neutral(r, field) && is_neutral(r, field_neutral(field), value));
+}
+
+/* CLMOE_BAD_FILE: a field around the text model's object contradicts what was taken. */
+static clmoe_status fail_around(const config_reader *r, const char *name, const json_t *value) {
+    config_field field = field_of(name);
+    char taken[64], what[256];
+    const char *inner, *object = r->config->text_name;
+    const json_t *found = find_nth(r->config, field, 0, &inner);
+    char *text = found ? text_of(found) : NULL;
+    print_taken(&r->taken[field], taken, sizeof taken);
+    if (found != NULL)
+        snprintf(what, sizeof what, "%s, which counts, has %s %.60s", object, inner,
+                 text ? text : "?");
+    else
+        snprintf(what, sizeof what, "%s, which counts, has none, which means %s", object, taken);
+    free(text);
+    return fail_value(CLMOE_BAD_FILE, r->config, name, value, what);
 }
 
 /* Whether a field that readers ask for was read, or says there what changes nothing. */
@@ -308,6 +431,8 @@ static bool is_settled(const config_reader *r, const char *name, const json_t *v
                        field_place place) {
     config_field field = field_of(name);
     bool neutral = is_neutral(r, field_neutral(field), value);
+    if (place == PLACE_AROUND && r->read[field])
+        return json_is_null(value) || agrees_around(r, name, value);
     if (place == PLACE_MODEL || place == PLACE_AROUND)
         return r->read[field] || neutral;
     if (field == FIELD_DIM || field == FIELD_LAYERS || field == FIELD_HIDDEN)
@@ -326,6 +451,8 @@ static clmoe_status check_field(const config_reader *r, const char *name, const 
     char what[160];
     if (known && is_settled(r, name, value, place))
         return CLMOE_SUCCESS;
+    if (known && place == PLACE_AROUND && r->read[field_of(name)])
+        return fail_around(r, name, value);
     if (other != NULL && is_neutral(r, other->neutral, value))
         return CLMOE_SUCCESS;
     if (other != NULL && other->feature != NULL) {
@@ -385,8 +512,8 @@ clmoe_status config_check_unread(const config_reader *r) {
     const config *c = r->config;
     for (size_t s = 0; s < c->num_scopes; s++)
         TRY(check_object(r, c->scopes[s], PLACE_MODEL));
-    if (c->text != c->root)
-        TRY(check_object(r, c->root, PLACE_AROUND));
+    for (size_t i = 0; i < c->num_around; i++)
+        TRY(check_object(r, c->around[i], PLACE_AROUND));
 done:
     return status;
 }
@@ -402,6 +529,7 @@ static void list_scopes(config *c) {
         if (!json_is_object(inner))
             continue;
         c->text = inner;
+        c->text_name = text_paths[i][inner != outer];
         c->around[c->num_around++] = c->root;
         if (inner != outer)
             c->around[c->num_around++] = outer;
@@ -410,6 +538,19 @@ static void list_scopes(config *c) {
     if (json_is_object(ffn))
         c->scopes[c->num_scopes++] = ffn;
     c->scopes[c->num_scopes++] = c->text;
+}
+
+/* CLMOE_UNSUPPORTED for a file with two objects of a text model that differ. */
+static clmoe_status check_one_text(const config *c) {
+    for (size_t i = 0; i < COUNT(text_paths); i++) {
+        const json_t *other = json_object_get(c->root, text_paths[i][0]);
+        if (text_paths[i][1] != NULL)
+            other = json_object_get(other, text_paths[i][1]);
+        if (json_is_object(other) && !json_equal(other, c->text))
+            return fail(CLMOE_UNSUPPORTED, "%s: has both %s and %s; which of them is the model?",
+                        c->path, c->text_name, text_paths[i][0]);
+    }
+    return CLMOE_SUCCESS;
 }
 
 /* CLMOE_UNSUPPORTED for a model whose weights are coded. */
@@ -464,6 +605,7 @@ clmoe_status config_open(const char *path, config **out) {
     list_scopes(c);
     TRY(check_repeated(c));
     TRY(check_types(c));
+    TRY(check_one_text(c));
     TRY(check_quantization(c));
     *out = c;
     c = NULL;

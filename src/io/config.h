@@ -32,11 +32,19 @@ clmoe_status config_missing(const config *c, config_field field);
 
 /* ---- Reading the fields of one layer -------------------------------------------------------- */
 
+/* What a field came to: the file's value, or the reader's own where the file has none. */
+typedef struct config_value {
+    enum { VALUE_NONE, VALUE_NUMBER, VALUE_FLAG, VALUE_TEXT } kind;
+    double number; /* a flag is 0 or 1 */
+    const char *text;
+} config_value;
+
 /* Start from {config, layer}. */
 typedef struct config_reader {
     const config *config;
     uint32_t layer;
     bool read[FIELD_COUNT];
+    config_value taken[FIELD_COUNT]; /* of the fields that were read */
 } config_reader;
 
 /*
@@ -53,12 +61,21 @@ clmoe_status config_string(config_reader *r, config_field field, const char **va
 /* Whether one of the field's values, under any of its names, is `value`; true if it has none. */
 bool config_allows(config_reader *r, config_field field, uint64_t value);
 
-/* CLMOE_UNSUPPORTED: "FILE: NAME is VALUE, but WHAT". */
+/* A field that the file leaves out came to `number`, as other parts of the file show. */
+void config_take(config_reader *r, config_field field, uint32_t number);
+
+/*
+ * "FILE: NAME is VALUE, but WHAT", VALUE being null, or what was taken instead, where the file has
+ * none: CLMOE_UNSUPPORTED, CLMOE_BAD_FILE.
+ */
 clmoe_status config_refuse(const config_reader *r, config_field field, const char *what);
+clmoe_status config_wrong(const config_reader *r, config_field field, const char *what);
 
 /*
  * Once all is read: an error for a field that may change what the block computes and that nothing
- * read, unless its value is neutral. CLMOE_UNSUPPORTED, naming the field and its value.
+ * read, unless its value is neutral. CLMOE_UNSUPPORTED, naming the field and its value. In an
+ * object around the text model's, a field that was read must say the same: else CLMOE_BAD_FILE,
+ * naming both values.
  */
 clmoe_status config_check_unread(const config_reader *r);
 

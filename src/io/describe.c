@@ -368,6 +368,10 @@ static clmoe_status describe_mlps(block *b, clmoe_layer_desc *desc) {
         TRY(describe_mlp(&shared, &desc->shared));
         TRY(check_shared_width(b, &fields, desc));
     }
+    config_take(&b->config, FIELD_SHARED_HIDDEN, desc->shared.hidden_dim);
+    if (desc->shared.hidden_dim % desc->experts.hidden_dim == 0)
+        config_take(&b->config, FIELD_SHARED_COUNT,
+                    desc->shared.hidden_dim / desc->experts.hidden_dim);
     desc->shared_gate = block_has(b, ROLE_SHARED_GATE);
     if (b->family->shared_gate && !b->family->deduced && has_shared && !desc->shared_gate)
         TRY(fail_missing(b, ROLE_SHARED_GATE));
@@ -474,10 +478,10 @@ done:
 static clmoe_status read_score(block *b, clmoe_router_desc *router) {
     static const char *const names[] = {"softmax", "sigmoid", "sqrtsoftplus"};
     const config *c = b->checkpoint->config;
-    const char *name = NULL;
-    clmoe_status status = config_string(&b->config, FIELD_SCORE, &name);
     router->score = b->family->score;
     router->order = b->family->order;
+    const char *name = router->score < COUNT(names) ? names[router->score] : NULL;
+    clmoe_status status = config_string(&b->config, FIELD_SCORE, &name);
     if (status != CLMOE_SUCCESS || name == NULL)
         return status;
     for (int i = 0; i <= CLMOE_SCORE_SQRT_SOFTPLUS; i++)
@@ -540,9 +544,10 @@ static clmoe_status check_method(const block *b, const char *method) {
 static clmoe_status read_groups(block *b, const clmoe_layer_desc *desc, clmoe_router_desc *router) {
     clmoe_status status = CLMOE_SUCCESS;
     const config *c = b->checkpoint->config;
-    const char *method = "greedy";
+    const char *method = b->family->select_bias ? "noaux_tc" : "greedy";
     uint32_t groups = b->family->num_groups, kept = b->family->topk_groups;
     uint32_t columns = b->experts + b->identity_experts;
+    char what[128];
     TRY(config_string(&b->config, FIELD_TOPK_METHOD, &method));
     TRY(check_method(b, method));
     if (b->family->groups == GROUPS_NONE)
@@ -553,13 +558,15 @@ static clmoe_status read_groups(block *b, const clmoe_layer_desc *desc, clmoe_ro
         return CLMOE_SUCCESS;
     if (groups <= 1 && kept <= 1)
         return CLMOE_SUCCESS;
-    if (groups == 0 || columns % groups != 0)
-        TRY(fail(CLMOE_BAD_FILE, "%s: %s is %u, which does not divide the %u experts",
-                 config_path(c), config_name(c, FIELD_NUM_GROUPS), groups, columns));
-    if (kept == 0 || kept > groups || (uint64_t)kept * (columns / groups) < desc->top_k)
-        TRY(fail(CLMOE_BAD_FILE, "%s: %s is %u, but %s is %u, and at least %u experts must be left",
-                 config_path(c), config_name(c, FIELD_TOPK_GROUPS), kept,
-                 config_name(c, FIELD_NUM_GROUPS), groups, desc->top_k));
+    if (groups == 0 || columns % groups != 0) {
+        snprintf(what, sizeof what, "must divide the %u experts", columns);
+        TRY(config_wrong(&b->config, FIELD_NUM_GROUPS, what));
+    }
+    if (kept == 0 || kept > groups || (uint64_t)kept * (columns / groups) < desc->top_k) {
+        snprintf(what, sizeof what, "%s is %u, and at least %u experts must be left",
+                 config_name(c, FIELD_NUM_GROUPS), groups, desc->top_k);
+        TRY(config_wrong(&b->config, FIELD_TOPK_GROUPS, what));
+    }
     router->groups.count = groups;
     router->groups.topk = kept;
     router->groups.score = b->family->groups == GROUPS_MAX ? CLMOE_GROUP_MAX : CLMOE_GROUP_TOP2_SUM;
