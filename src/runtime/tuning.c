@@ -4,6 +4,7 @@
 #include "sources.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define BUILT_IN "src/runtime/tuned.json"
@@ -60,28 +61,72 @@ static const char *type_of(const device_info *device) {
                                                : "other";
 }
 
+/* "FILE: tuning[N].FIELD is VALUE, but WHAT". */
+static clmoe_status fail_field(const place *at, const char *field, const json_t *value,
+                               const char *what) {
+    char *text = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    fail(CLMOE_BAD_FILE, "%s: tuning[%zu].%.64s is %.60s, but %s", at->file, at->entry, field,
+         text ? text : "missing", what);
+    free(text);
+    return CLMOE_BAD_FILE;
+}
+
 static clmoe_status read_text(const json_t *entry, const place *at, const char *field,
                               const char **text) {
-    *text = json_string_value(json_object_get(entry, field));
-    if (*text)
-        return CLMOE_SUCCESS;
-    return fail(CLMOE_BAD_FILE, "%s: tuning[%zu].%s is not a text", at->file, at->entry, field);
+    const json_t *value = json_object_get(entry, field);
+    *text = json_string_value(value);
+    return *text ? CLMOE_SUCCESS : fail_field(at, field, value, "must be a text");
 }
 
 static clmoe_status read_size(const json_t *entry, const place *at, const char *engine,
                               const size_choice *choice, tile_sizes *sizes) {
     const json_t *number = json_object_get(entry, choice->field);
-    char list[64] = "";
-    for (size_t i = 0, used = 0; i < MAX_CHOICES && choice->values[i]; i++) {
+    char what[128];
+    size_t used = (size_t)snprintf(what, sizeof what, "engine %s can have: ", engine);
+    for (size_t i = 0; i < MAX_CHOICES && choice->values[i]; i++) {
         if (json_is_integer(number) && json_integer_value(number) == choice->values[i]) {
             memcpy((char *)sizes + choice->offset, &choice->values[i], sizeof(uint32_t));
             return CLMOE_SUCCESS;
         }
-        used += (size_t)snprintf(list + used, sizeof list - used, "%s%u", i ? ", " : "",
+        used += (size_t)snprintf(what + used, sizeof what - used, "%s%u", i ? ", " : "",
                                  choice->values[i]);
     }
-    return fail(CLMOE_BAD_FILE, "%s: tuning[%zu].%s is not what engine %s can have: %s", at->file,
-                at->entry, choice->field, engine, list);
+    return fail_field(at, choice->field, number, what);
+}
+
+/* Whether an entry of the engine may have the field; the last three are for people. */
+static bool is_known(size_t engine, const char *field) {
+    static const char *const names[] = {"device", "type", "engine", "driver", "measured", "date"};
+    bool known = false;
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        known = known || strcmp(names[i], field) == 0;
+    for (size_t i = 0; i < 3 && engines[engine].choices[i].field; i++)
+        known = known || strcmp(engines[engine].choices[i].field, field) == 0;
+    return known;
+}
+
+/* CLMOE_BAD_FILE for a field that is there twice, see json.h, or that the engine has not. */
+static clmoe_status check_fields(const json_t *entry, const place *at, size_t engine) {
+    const char *field;
+    json_t *value;
+    json_object_foreach((json_t *)entry, field, value) {
+        char base[64];
+        const size_t mark = json_is_repeated(field) ? strlen(JSON_REPEATED) : 0;
+        snprintf(base, sizeof base, "%.*s", (int)(strlen(field) - mark), field);
+        if (mark > 0)
+            return fail_field(at, base, value, "the file has it twice");
+        if (!is_known(engine, field))
+            return fail_field(at, field, value, "an entry of its engine has no such field");
+    }
+    return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_type(const json_t *entry, const place *at, const char *type) {
+    static const char *const types[] = {"cpu", "gpu", "other"};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        if (strcmp(types[i], type) == 0)
+            return CLMOE_SUCCESS;
+    return fail_field(at, "type", json_object_get(entry, "type"), "must be cpu, gpu or other");
 }
 
 static clmoe_status read_entry(const device_info *device, const json_t *entry, const place *at,
@@ -92,12 +137,13 @@ static clmoe_status read_entry(const device_info *device, const json_t *entry, c
     tile_sizes sizes = {0};
     TRY(read_text(entry, at, "device", &name));
     TRY(read_text(entry, at, "type", &type));
+    TRY(check_type(entry, at, type));
     TRY(read_text(entry, at, "engine", &engine));
     while (which < TUNED_ENGINES && strcmp(engines[which].name, engine) != 0)
         which++;
     if (which == TUNED_ENGINES)
-        return fail(CLMOE_BAD_FILE, "%s: tuning[%zu].engine is \"%.64s\", which has no sizes",
-                    at->file, at->entry, engine);
+        return fail_field(at, "engine", json_object_get(entry, "engine"), "has no sizes");
+    TRY(check_fields(entry, at, which));
     for (size_t i = 0; i < 3 && engines[which].choices[i].field; i++)
         TRY(read_size(entry, at, engine, &engines[which].choices[i], &sizes));
     const fit now = strcmp(name, device->name) == 0      ? FITS_NAME
@@ -116,8 +162,14 @@ static clmoe_status read_table(const device_info *device, const json_t *root, co
     clmoe_status status = CLMOE_SUCCESS;
     const json_t *entries = json_object_get(root, "tuning");
     fit best[TUNED_ENGINES] = {FITS_NOT};
+    const char *name;
+    json_t *value;
     if (!json_is_array(entries))
         return fail(CLMOE_BAD_FILE, "%s: tuning is not an array", file);
+    json_object_foreach((json_t *)root, name, value) {
+        if (strcmp(name, "tuning") != 0)
+            return fail(CLMOE_BAD_FILE, "%s: has \"%.64s\" beside \"tuning\"", file, name);
+    }
     for (size_t i = 0; i < json_array_size(entries); i++)
         TRY(read_entry(device, json_array_get(entries, i), &(place){file, i}, best, out));
 done:

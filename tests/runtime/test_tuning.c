@@ -91,9 +91,10 @@ static void every_size(void **state) {
         test_case("engine %s, %s", cases[i].engine, cases[i].sizes);
         if (!runs_here(cases[i].engine))
             continue;
-        snprintf(text, sizeof text,
-                 "{\"tuning\": [{\"device\": \"%s\", \"type\": \"?\", \"engine\": \"%s\", %s}]}",
-                 device_name, cases[i].engine, cases[i].sizes);
+        snprintf(
+            text, sizeof text,
+            "{\"tuning\": [{\"device\": \"%s\", \"type\": \"other\", \"engine\": \"%s\", %s}]}",
+            device_name, cases[i].engine, cases[i].sizes);
         clmoe_layer *layer = layer_of(context_of(text), cases[i].engine, &b);
         const uint32_t got = row_tile_of(layer);
         /* Devices with less get a smaller tile. */
@@ -114,7 +115,7 @@ static void which_entry(void **state) {
         const char *entries;
         uint32_t row_tile;
     } cases[] = {
-        {ENTRY("%s", "?", "80"), 80},
+        {ENTRY("%s", "other", "80"), 80},
         {ENTRY("other", "cpu", "80"), 80},
         {ENTRY("other", "gpu", "80") ", " ENTRY("%s", "cpu", "40"), 40},
         {ENTRY("%s", "cpu", "40") ", " ENTRY("other", "cpu", "80"), 40},
@@ -141,17 +142,25 @@ static void bad_files(void **state) {
         {"[]", "is not a JSON object"},
         {"{}", "tuning is not an array"},
         {"{\"tuning\": 3}", "tuning is not an array"},
-        {ONE("3"), "tuning[0].device is not a text"},
-        {ONE("{\"device\": \"x\"}"), "tuning[0].type is not a text"},
+        {ONE("3"), "tuning[0].device is missing, but must be a text"},
+        {ONE("{\"device\": \"x\"}"), "tuning[0].type is missing, but must be a text"},
         {ONE("{\"device\": \"x\", \"type\": \"cpu\", \"engine\": 7}"),
-         "tuning[0].engine is not a text"},
+         "tuning[0].engine is 7, but must be a text"},
         {ONE("{\"device\": \"x\", \"type\": \"cpu\", \"engine\": \"ref\"}"),
-         "tuning[0].engine is \"ref\""},
+         "tuning[0].engine is \"ref\", but has no sizes"},
         {ONE("{\"device\": \"x\", \"type\": \"cpu\", \"engine\": \"cpu\"}"),
-         "tuning[0].rows is not"},
-        {ONE(ENTRY("x", "cpu", "41")), "can have: 40, 80, 160, 320"},
-        {ONE(ENTRY("x", "cpu", "80.0")), "tuning[0].rows is not"},
-        {ONE(ENTRY("x", "cpu", "80") ", " ENTRY("x", "cpu", "-80")), "tuning[1].rows is not"},
+         "tuning[0].rows is missing, but engine cpu can have: 40, 80, 160, 320"},
+        {ONE(ENTRY("x", "cpu", "41")), "rows is 41, but engine cpu can have: 40, 80, 160, 320"},
+        {ONE(ENTRY("x", "cpu", "80.0")), "tuning[0].rows is 80.0, but"},
+        {ONE(ENTRY("x", "cpu", "80") ", " ENTRY("x", "cpu", "-80")), "tuning[1].rows is -80, but"},
+        {ONE(ENTRY("x", "toaster", "80")), "tuning[0].type is \"toaster\", but must be cpu, gpu"},
+        {ONE(ENTRY("x", "cpu", "80, \"rows\": 40")), "tuning[0].rows is 40, but the file has it"},
+        {ONE(ENTRY("x\", \"device\": \"y", "cpu", "80")), "device is \"y\", but the file has it"},
+        {ONE(ENTRY("x", "cpu", "80, \"foo\": 1")),
+         "tuning[0].foo is 1, but an entry of its engine"},
+        {ONE(ENTRY("x", "cpu", "80, \"columns\": 32")), "tuning[0].columns is 32, but an entry of"},
+        {"{\"tuning\": [], \"tuning\": 3}", "\"tuning (repeated)\" beside"},
+        {"{\"tuning\": [], \"tunings\": 3}", "has \"tunings\" beside"},
     };
     (void)state;
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
