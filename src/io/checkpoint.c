@@ -197,6 +197,8 @@ clmoe_status clmoe_checkpoint_open(const char *directory, const clmoe_checkpoint
     if (directory == NULL || out == NULL)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", directory ? "out" : "directory");
     *out = NULL;
+    if (directory[0] == '\0')
+        return fail(CLMOE_INVALID_ARGUMENT, "directory is '', which names none");
     clmoe_checkpoint_options_init(&own);
     if (options != NULL)
         TRY(struct_take(CLMOE_INVALID_ARGUMENT, "options", options, &own, sizeof own));

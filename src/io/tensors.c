@@ -8,6 +8,8 @@ clmoe_status clmoe_tensors_open(const char *path, clmoe_tensors **out) {
         *out = NULL;
     if (!path || !out)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", path ? "out" : "path");
+    if (path[0] == '\0')
+        return fail(CLMOE_INVALID_ARGUMENT, "path is '', which names no file");
     return safetensors_open(path, out);
 }
 

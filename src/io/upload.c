@@ -197,19 +197,58 @@ done:
     return status;
 }
 
-/* CLMOE_INVALID_ARGUMENT if the caller's descriptor is of another layer than the file's. */
+/* ---- The caller's descriptor ------------------------------------------------------------------
+ */
+
+/* CLMOE_INVALID_DESC for types that weights are not stored in, and for what only newer ones have.
+ */
+static clmoe_status check_stored(const clmoe_layer_desc *desc) {
+#define ROOM(part)                                                                                 \
+    { #part, desc->part.reserved, sizeof desc->part.reserved / sizeof(uint32_t) }
+    const struct {
+        const char *part;
+        const uint32_t *words;
+        size_t count;
+    } rooms[] = {
+        ROOM(router),          ROOM(router.groups), ROOM(router.renorm),  ROOM(router.sinkhorn),
+        ROOM(router.soft_moe), ROOM(router.noise),  ROOM(router.dropout), ROOM(router.rebalance),
+        ROOM(capacity),        ROOM(experts),       ROOM(shared),         ROOM(balance),
+    };
+#undef ROOM
+    for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
+        const size_t used = struct_used_word(rooms[i].words, rooms[i].count);
+        if (used < rooms[i].count)
+            return fail(CLMOE_INVALID_DESC, "desc.%s.reserved[%zu] is %u, but must be 0",
+                        rooms[i].part, used, rooms[i].words[used]);
+    }
+    if (desc->weight_type > CLMOE_BF16)
+        return fail(CLMOE_INVALID_DESC, "desc.weight_type is %u, which is no clmoe_type",
+                    desc->weight_type);
+    if (desc->router.weight_type > CLMOE_BF16)
+        return fail(CLMOE_INVALID_DESC, "desc.router.weight_type is %u, which is no clmoe_type",
+                    desc->router.weight_type);
+    return CLMOE_SUCCESS;
+}
+
+/*
+ * CLMOE_INVALID_ARGUMENT if the caller's descriptor is of other buffers than the file's. A
+ * router.select_bias may be the state's, and is not compared.
+ */
 static clmoe_status check_desc(const clmoe_layer_desc *given, const clmoe_layer_desc *file) {
+#define SAME(field)                                                                                \
+    { #field, given->field, file->field }
+#define SAME_MLP(mlp)                                                                              \
+    SAME(mlp.hidden_dim), SAME(mlp.gate_layout), SAME(mlp.gate_up_transposed),                     \
+        SAME(mlp.down_transposed), SAME(mlp.gate_up_bias), SAME(mlp.down_bias)
     const struct {
         const char *field;
         uint32_t given, file;
     } same[] = {
-        {"dim", given->dim, file->dim},
-        {"num_experts", given->num_experts, file->num_experts},
-        {"num_identity_experts", given->num_identity_experts, file->num_identity_experts},
-        {"experts.hidden_dim", given->experts.hidden_dim, file->experts.hidden_dim},
-        {"experts.gate_layout", given->experts.gate_layout, file->experts.gate_layout},
-        {"shared.hidden_dim", given->shared.hidden_dim, file->shared.hidden_dim},
+        SAME(dim),         SAME(num_experts), SAME(num_identity_experts), SAME(router.bias),
+        SAME_MLP(experts), SAME_MLP(shared),  SAME(shared_gate),          SAME(output_bias),
     };
+#undef SAME_MLP
+#undef SAME
     for (size_t i = 0; i < sizeof same / sizeof same[0]; i++)
         if (same[i].given != same[i].file)
             return fail(CLMOE_INVALID_ARGUMENT,
@@ -232,6 +271,7 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
     memset(weights, 0, sizeof *weights);
     clmoe_layer_desc_init(&own);
     TRY(struct_take(CLMOE_INVALID_DESC, "desc", desc, &own, sizeof own));
+    TRY(check_stored(&own));
     TRY(check_queue(&u));
     TRY(checkpoint_describe(checkpoint, layer, &file_desc, &b));
     TRY(check_desc(&own, &file_desc));

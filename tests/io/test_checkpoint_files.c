@@ -230,6 +230,8 @@ static void test_bad_directories(void **state) {
     assert_int_equal(mkfifo(temp_path("bare2/config.json"), 0666), 0);
     REFUSED(clmoe_checkpoint_open(temp_path("bare2"), NULL, &checkpoint), CLMOE_IO, "config.json",
             "not a regular file");
+    REFUSED(clmoe_checkpoint_open("", NULL, &checkpoint), CLMOE_INVALID_ARGUMENT,
+            "directory is ''");
     REFUSED(clmoe_checkpoint_open(NULL, NULL, &checkpoint), CLMOE_INVALID_ARGUMENT, "directory");
     REFUSED(clmoe_checkpoint_open(directory, NULL, NULL), CLMOE_INVALID_ARGUMENT, "out");
     REFUSED(clmoe_checkpoint_layer(NULL, 0, &desc), CLMOE_INVALID_ARGUMENT, "checkpoint");
@@ -562,6 +564,64 @@ static void test_foreign_queue(void **state) {
     clReleaseContext(other);
 }
 
+/* Each field that decides a buffer, with another value than the file's. */
+static void test_other_descs(void **state) {
+    (void)state;
+#define FIELD(name, value)                                                                         \
+    { "desc." #name " is", offsetof(clmoe_layer_desc, name), value }
+    static const struct {
+        const char *says;
+        size_t offset;
+        uint32_t value;
+    } cases[] = {
+        FIELD(weight_type, 9),
+        FIELD(router.weight_type, 7),
+        FIELD(router.reserved[3], 1),
+        FIELD(router.groups.reserved[0], 1),
+        FIELD(capacity.reserved[7], 1),
+        FIELD(experts.reserved[2], 1),
+        FIELD(balance.reserved[0], 1),
+        FIELD(dim, 5),
+        FIELD(num_experts, 3),
+        FIELD(num_identity_experts, 1),
+        FIELD(router.bias, 1),
+        FIELD(shared_gate, 1),
+        FIELD(output_bias, 1),
+        FIELD(experts.hidden_dim, 4),
+        FIELD(experts.gate_layout, CLMOE_GATE_SEPARATE),
+        FIELD(experts.gate_up_transposed, 1),
+        FIELD(experts.down_transposed, 1),
+        FIELD(experts.gate_up_bias, 1),
+        FIELD(experts.down_bias, 1),
+        FIELD(shared.hidden_dim, 0),
+        FIELD(shared.gate_layout, CLMOE_GATE_INTERLEAVED),
+        FIELD(shared.gate_up_transposed, 1),
+        FIELD(shared.down_transposed, 1),
+        FIELD(shared.gate_up_bias, 1),
+        FIELD(shared.down_bias, 1),
+    };
+#undef FIELD
+    clmoe_checkpoint *checkpoint;
+    clmoe_layer_desc desc, other;
+    clmoe_weights weights;
+    char *config = replaced(CONFIG, "qwen3_moe", "flint");
+    OK(clmoe_checkpoint_open(write_checkpoint("other", config, TENSORS SHARED), NULL, &checkpoint));
+    OK(clmoe_checkpoint_layer(checkpoint, 0, &desc));
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        test_case("%s %u", cases[i].says, cases[i].value);
+        other = desc;
+        memcpy((char *)&other + cases[i].offset, &cases[i].value, sizeof cases[i].value);
+        REFUSED(clmoe_checkpoint_upload(checkpoint, 0, &other, test.context, test.queue, &weights),
+                i < 7 ? CLMOE_INVALID_DESC : CLMOE_INVALID_ARGUMENT, cases[i].says);
+    }
+    other = desc;
+    other.router.select_bias = 1; /* may be the state's */
+    OK(clmoe_checkpoint_upload(checkpoint, 0, &other, test.context, test.queue, &weights));
+    clmoe_weights_release(&weights);
+    clmoe_checkpoint_close(checkpoint);
+    free(config);
+}
+
 static void test_bad_uploads(void **state) {
     (void)state;
     const char *directory = write_checkpoint("upload", CONFIG, TENSORS);
@@ -604,7 +664,7 @@ int main(void) {
         TEST(test_bad_indexes), TEST(test_indexes),        TEST(test_two_models),
         TEST(test_many_shards), TEST(test_lfs_pointers),   TEST(test_layouts),
         TEST(test_places),      TEST(test_layout_uploads), TEST(test_norms),
-        TEST(test_bad_uploads), TEST(test_foreign_queue),
+        TEST(test_bad_uploads), TEST(test_foreign_queue),  TEST(test_other_descs),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
