@@ -2,6 +2,7 @@
 #include "cli.h"
 #include "input.h"
 #include "interrupt.h"
+#include "model_files.h"
 #include "output.h"
 #include "report.h"
 #include "session.h"
@@ -32,7 +33,7 @@ static const char usage[] =
     "  --steps N            batches (default 100)\n"
     "  --csv FILE           writes a line per step to a file; - is standard output, instead of the\n"
     "                       report\n"
-    "  --force              overwrites the file of --csv if there is one\n"
+    "  --force              overwrites the file of --csv if there is one; never the model's\n"
     "  --json               prints one JSON object instead of the report\n"
     "  --device D           the device: its number in clmoe devices, or part of its name or its\n"
     "                       platform's (default: the first GPU, else 0)\n"
@@ -203,7 +204,9 @@ static clmoe_buf place(const balance_session *s, buffer_id id) {
 
 static clmoe_status read_files(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
+    problem why;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
+    TRY(checked(model_is_spared(o->model, &o->csv, "--csv", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
     TRY(input_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->tokens, &s->x));

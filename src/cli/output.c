@@ -105,7 +105,7 @@ static bool check_existing(output *o, const char *what, bool force, problem *why
     o->direct = !S_ISREG(mode);
     if (o->direct)
         return check_permission(what, o->path, why);
-    o->exists = true;
+    o->exists = o->identified = true;
     if (realpath(o->path, o->target) == NULL)
         return problem_set(why, "%s: %s", what, strerror(errno));
     if (!check_permission(what, o->target, why))
@@ -122,8 +122,10 @@ bool output_check(output *o, const char *option, const char *path, bool force, p
     if (path[0] == '\0')
         return problem_set(why, "%s names no file", what);
     o->to_stdout = is_stdout(path);
-    if (o->to_stdout)
+    if (o->to_stdout) {
+        o->identified = fstat(STDOUT_FILENO, &o->replaced) == 0 && S_ISREG(o->replaced.st_mode);
         return true;
+    }
     if (stat(path, &o->replaced) == 0)
         return check_existing(o, what, force, why);
     if (errno != ENOENT)
@@ -133,10 +135,30 @@ bool output_check(output *o, const char *option, const char *path, bool force, p
     return check_folder(what, o, why);
 }
 
+/* Whether a file that is not there yet, at o->target, would have the name `path`. */
+static bool is_same_name(const output *o, const char *path) {
+    char own[PATH_MAX], other[PATH_MAX];
+    struct stat a, b;
+    if (o->target[0] == '\0' || strlen(path) >= sizeof other)
+        return false;
+    strcpy(own, o->target);
+    strcpy(other, path);
+    const char *own_name = strrchr(o->target, '/'), *other_name = strrchr(path, '/');
+    own_name = own_name ? own_name + 1 : o->target;
+    other_name = other_name ? other_name + 1 : path;
+    return strcmp(own_name, other_name) == 0 && stat(folder_of(own), &a) == 0 &&
+           stat(folder_of(other), &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 bool output_is_file(const output *o, const char *path) {
     struct stat file;
-    return o->path != NULL && o->exists && stat(path, &file) == 0 &&
-           file.st_dev == o->replaced.st_dev && file.st_ino == o->replaced.st_ino;
+    if (o->path == NULL || o->direct)
+        return false;
+    const bool standard = strcmp(path, "-") == 0;
+    const bool there = standard ? fstat(STDIN_FILENO, &file) == 0 : stat(path, &file) == 0;
+    if (o->identified)
+        return there && file.st_dev == o->replaced.st_dev && file.st_ino == o->replaced.st_ino;
+    return !there && !standard && is_same_name(o, path);
 }
 
 /* ---- Writing --------------------------------------------------------------------------------- */

@@ -20,6 +20,7 @@ typedef struct output {
     bool to_stdout;
     bool direct;           /* not a regular file */
     bool exists;           /* a regular file, to be replaced */
+    bool identified;       /* `replaced` is of a regular file, standard output's too */
     struct stat replaced;  /* of it */
     char target[PATH_MAX]; /* a regular file: what links lead to */
     char temporary[PATH_MAX];
@@ -35,7 +36,10 @@ void output_guard_streams(void);
  */
 bool output_check(output *o, const char *option, const char *path, bool force, problem *why);
 
-/* Whether that is the file `path`, by whatever name. */
+/*
+ * Whether that is the file `path`, by whatever name, or would become it; "-" is standard input.
+ * Only after output_check().
+ */
 bool output_is_file(const output *o, const char *path);
 
 /* The stream to write to, or NULL. */

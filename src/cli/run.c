@@ -3,6 +3,7 @@
 #include "cli.h"
 #include "input.h"
 #include "interrupt.h"
+#include "model_files.h"
 #include "output.h"
 #include "report.h"
 #include "session.h"
@@ -27,7 +28,7 @@ static const char usage[] =
     "                       follows, or pattern: what the names of its tensors point to\n"
     "  --output FILE        writes the result to a safetensors file as tensor y [T,D]; - is\n"
     "                       standard output, instead of the report\n"
-    "  --force              overwrites the file of --output if there is one\n"
+    "  --force              overwrites the file of --output if there is one; never the model's\n"
     "  --expect NAME        compares the result with this tensor of the input file\n"
     "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5; f16 2e-3,\n"
     "                       bf16 2e-2)\n"
@@ -228,7 +229,9 @@ done:
 static clmoe_status read_files(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     uint32_t expected = 0;
+    problem why;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
+    TRY(checked(model_is_spared(o->model, &o->output, "--output", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
     s->desc.engine = o->engine;
     s->desc.balance.enabled = 1;

@@ -74,6 +74,46 @@ for command in run "balance --steps 3"; do
     refused "same file as --input" --force $to "$work/input"
     [ -z "$(find "$work" -name '.clmoe-*')" ] || complain "$command: a temporary file is left"
 done
+
+# No output is a file of the model, by any name, nor would become one.
+model=$work/model
+cp -r "$DATA/qwen3_moe" "$model"
+chmod -R u+w "$model"
+mkdir "$model/parts"
+mv "$model/model.safetensors" "$model/parts/one"
+grep -ao '"model\.[a-z0-9_.]*"' "$model/parts/one" | sort -u | sed 's/$/: "parts\/one"/' | paste -sd, |
+    sed 's/^/{"weight_map": {/; s/$/}}/' >"$model/model.safetensors.index.json"
+ln -s model/config.json "$work/symbolic"
+ln "$model/parts/one" "$work/hard"
+ln -s model "$work/folder"
+input=$recorded
+for command in run "balance --steps 3"; do
+    to=--output block="$model --layer 0 --tensor model.layers.0.mlp.x"
+    [ "$command" = run ] || to=--csv
+    sum=$(cd "$model" && find . -type f | sort | xargs cksum)
+    for place in model/config.json model/parts/one model/model.safetensors.index.json symbolic hard folder/parts/one; do
+        refused "$to $work/$place is a file of the model" --force $to "$work/$place"
+    done
+    refused "is a file of the model" $to "$work/folder/model.safetensors"
+    tool 0 $to "$model/other"
+    tool 0 --force $to "$model/other"
+    rm "$model/other"
+    [ "$sum" = "$(cd "$model" && find . -type f | sort | xargs cksum)" ] || complain "$command: the model changed"
+    # What is appended to the model by the shell would end it, too.
+    cp "$model/config.json" "$work/kept"
+    code=0
+    # shellcheck disable=SC2086
+    "$CLMOE" $command $block --input "$input" $device $to - >>"$model/config.json" 2>"$tmp/err" || code=$?
+    [ $code = 2 ] || complain "exit $code: appended to the model"
+    cmp -s "$model/config.json" "$work/kept" || complain "$command: appended to the model"
+    cp "$input" "$work/input"
+    code=0
+    # shellcheck disable=SC2086,SC2094 # that is the mistake
+    "$CLMOE" $command $block --input - $device $to "$work/input" --force <"$work/input" 2>"$tmp/err" || code=$?
+    [ $code = 2 ] || complain "exit $code: standard input is the output"
+    cmp -s "$input" "$work/input" || complain "$command: standard input is overwritten"
+done
+block="$DATA/qwen3_moe --layer 0 --tensor model.layers.0.mlp.x"
 command=run input=$recorded
 refused "both write to standard output" --output - --stats
 
