@@ -50,6 +50,8 @@ done:
 
 clmoe_status input_open(const char *path, clmoe_tensors **out) {
     struct stat info;
+    if (path[0] == '\0')
+        return cli_fail(CLMOE_INVALID_ARGUMENT, "--input is '', which names no file");
     if (strcmp(path, "-") == 0)
         return open_stream(STDIN_FILENO, "standard input", out);
     if (stat(path, &info) != 0 || !S_ISFIFO(info.st_mode))

@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include <errno.h>
 #include <float.h>
 #include <getopt.h>
 #include <math.h>
@@ -174,15 +175,21 @@ bool cli_u32(const char *option, const char *text, uint32_t min, uint32_t max, u
     return true;
 }
 
-bool cli_real(const char *option, const char *text, double *value, problem *why) {
+bool cli_is_real(const char *text, double *value) {
     const size_t length = strlen(text);
     char *end = NULL;
+    errno = 0;
     const double number = strtod(text, &end);
     const bool whole =
         length > 0 && strspn(text, "0123456789.+-eE") == length && end == text + length;
-    if (!whole || !(number <= (double)FLT_MAX) || signbit(number))
-        return problem_set(why, "%s is '%s', which is not a number from 0 to %.1e", option, text,
-                           (double)FLT_MAX);
+    const bool is_float = number == 0 || (number >= (double)FLT_MIN && number <= (double)FLT_MAX);
+    if (!whole || !is_float || errno == ERANGE || signbit(number))
+        return false;
     *value = number;
     return true;
+}
+
+bool cli_real(const char *option, const char *text, double *value, problem *why) {
+    return cli_is_real(text, value) ||
+           problem_set(why, "%s is '%s', which is not " CLI_REALS, option, text);
 }

@@ -50,7 +50,9 @@ const char *cli_nearest(const char *word, const char *const *names, size_t strid
 bool cli_u32(const char *option, const char *text, uint32_t min, uint32_t max, uint32_t *value,
              problem *why);
 
-/* A number that is not negative and that an f32 can hold. */
+/* Whether a text is such a number, as an f32 can hold it: not one that it rounds to 0. */
+#define CLI_REALS "0 or a number from 1.2e-38 to 3.4e+38"
+bool cli_is_real(const char *text, double *value);
 bool cli_real(const char *option, const char *text, double *value, problem *why);
 
 #endif

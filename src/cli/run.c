@@ -136,8 +136,8 @@ static bool parse_loss(run_options *o, const char *text, problem *why) {
         const char *name = clmoe_loss_name(kind);
         if (strlen(name) != length || strncmp(name, text, length) != 0)
             continue;
-        if (colon && !cli_real("--loss", colon + 1, &weight, why))
-            return false;
+        if (colon && !cli_is_real(colon + 1, &weight))
+            return problem_set(why, "--loss is '%s', whose weight is not " CLI_REALS, text);
         o->losses[o->num_losses++] = (clmoe_loss_desc){.kind = kind, .weight = (float)weight};
         return true;
     }

@@ -113,8 +113,8 @@ refused() {
 }
 refused "'swich'" --loss swich
 refused "'switc'" --loss switc
-refused "'x'" --loss switch:x
-refused "''" --loss switch:
+refused "'switch:x'" --loss switch:x
+refused "'switch:'" --loss switch:
 refused communication --loss communication
 refused "no capacity" --loss overflow
 refused smooth_load --loss z --loss smooth_load

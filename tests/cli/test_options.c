@@ -112,8 +112,8 @@ static void numbers(void **state) {
     (void)state;
     const char *const bad[] = {"",   "-1",  "+1", "1x",          "x",       " 1", "1 ",
                                "1.", "1e3", "0x", "99999999999", "1000001", "0"};
-    const char *const bad_reals[] = {"",      "-1",     "-0",  "nan", "inf", "1e",
-                                     "1e999", "3.5e38", "0x1", "1,5", " 1"};
+    const char *const bad_reals[] = {"",       "-1",    "-0",    "nan",    "inf", "1e",  "1e999",
+                                     "3.5e38", "1e-50", "1e-40", "1e-400", "0x1", "1,5", " 1"};
     uint32_t u32 = 0;
     double real = 0;
     problem why;

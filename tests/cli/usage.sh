@@ -103,7 +103,11 @@ for columns in 40 60 100 200; do
     [ "$widest" = $columns ] || complain "COLUMNS $columns: the widest bar ends at $widest"
 done
 good "warp" --engine warp
-good "loss is '1e39'" --loss z:1e39
+for loss in z:1e39 z:1e-50 switch:0x1 switch:; do
+    good "loss is '$loss', whose weight is not 0 or a number" --loss "$loss"
+done
+good "capacity-factor is '1e-50'" --capacity-factor 1e-50
+expect_error "input is ''" run "$model" --layer 0 --input "" --tensor $x
 expect_error "MODEL_DIR is ''" run "" --layer 0 --input "$file" --tensor $x
 good "needs --expect" --tolerance 1
 good "no tensor 'z'; it has model.layers.0.mlp" --expect z
