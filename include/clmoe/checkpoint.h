@@ -18,7 +18,8 @@ extern "C" {
  * shards. The index alone says which tensors there are, and where; a model.safetensors beside
  * an index that does not name it is an error. Nothing is guessed silently: a tensor under the
  * block, or a field of config.json that may be of it, that nothing consumed is an error that names
- * it, and a model_type that clmoe has no rules for needs the caller's assumption.
+ * it, and so are a field that the file has twice, and one beside the text model's object that says
+ * something else; a model_type that clmoe has no rules for needs the caller's assumption.
  */
 typedef struct clmoe_checkpoint clmoe_checkpoint;
 
@@ -41,7 +42,8 @@ static inline void clmoe_checkpoint_options_init(clmoe_checkpoint_options *optio
  * Opens a directory; reads config.json and all headers, no tensor data. `options` may be NULL.
  * Errors: CLMOE_IO, CLMOE_BAD_FILE, with a sentence that names the file and the field;
  * CLMOE_UNSUPPORTED for a model_type that is not known, or a quantised model;
- * CLMOE_INVALID_ARGUMENT for an assumption that names no family, or another than a known one.
+ * CLMOE_INVALID_ARGUMENT for an assumption that names no family, or another than a known one, and
+ * for a directory of no name.
  */
 CLMOE_API clmoe_status clmoe_checkpoint_open(const char *directory,
                                              const clmoe_checkpoint_options *options,
@@ -82,12 +84,12 @@ static inline clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkp
  * The buffers are yours: release them with clmoe_weights_release(). On error nothing is left
  * allocated.
  *
- * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes, and for a queue of another context than
- * `context`; those of clmoe_checkpoint_layer(); CLMOE_IO; and, before any buffer is made,
- * CLMOE_UNSUPPORTED with weight, size and limit where one is more than the queue's device allows
- * per buffer (CL_DEVICE_MAX_MEM_ALLOC_SIZE), or all of them more than it has. A field of
- * clmoe_weights is one buffer, with the matrices of all experts; several buffers for one field are
- * not supported yet.
+ * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes, layouts or biases, and for a queue of
+ * another context than `context`; CLMOE_INVALID_DESC for types that do not exist; those of
+ * clmoe_checkpoint_layer(); CLMOE_IO; and, before any buffer is made, CLMOE_UNSUPPORTED with
+ * weight, size and limit where one is more than the queue's device allows per buffer
+ * (CL_DEVICE_MAX_MEM_ALLOC_SIZE), or all of them more than it has. A field of clmoe_weights is one
+ * buffer, with the matrices of all experts; several buffers for one field are not supported yet.
  */
 CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_t layer,
                                                const clmoe_layer_desc *desc, cl_context context,

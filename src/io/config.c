@@ -481,8 +481,9 @@ static clmoe_status check_object(const config_reader *r, const json_t *object, f
         if (place == PLACE_BLOCK && number && strtoul(name, NULL, 10) != r->layer)
             continue;
         TRY(check_field(r, name, value, place));
-        if (place != PLACE_AROUND && value != r->config->scopes[0])
-            TRY(check_inside(r, value, field_place_inside(name, place)));
+        field_place inside = field_place_inside(name, place);
+        if ((place != PLACE_AROUND || inside == PLACE_BLOCK) && value != r->config->scopes[0])
+            TRY(check_inside(r, value, inside));
     }
 done:
     return status;

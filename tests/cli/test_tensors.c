@@ -70,6 +70,9 @@ static void missing_arguments(void **state) {
     refused(clmoe_tensors_open(NULL, &file), CLMOE_INVALID_ARGUMENT, clmoe_last_error(),
             "path is NULL");
     assert_null(file);
+    refused(clmoe_tensors_open("", &file), CLMOE_INVALID_ARGUMENT, clmoe_last_error(),
+            "path is ''");
+    assert_null(file);
     refused(clmoe_tensors_open("x", NULL), CLMOE_INVALID_ARGUMENT, clmoe_last_error(),
             "out is NULL");
     refused(clmoe_tensors_shape(NULL, "x", &rank, dims), CLMOE_INVALID_ARGUMENT, clmoe_last_error(),

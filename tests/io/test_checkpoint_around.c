@@ -65,6 +65,10 @@ static const around_case cases[] = {
     {"\"zero_expert_num\": 0", "\"x\": 0", NULL},
     {"\"zero_expert_num\": 2", "\"x\": 0", "zero_expert_num is 2"},
     {"\"router_gain\": 2", "\"x\": 0", "router_gain is 2"},
+    {"\"ffn_config\": {\"moe_top_k\": 1}", "\"x\": 0", NULL},
+    {"\"ffn_config\": {\"moe_top_k\": 2}", "\"x\": 0", "moe_top_k is 2"},
+    {"\"per_layer_config\": {\"0\": {\"router_gain\": 2}}", "\"x\": 0", "router_gain is 2"},
+    {"\"per_layer_config\": {\"1\": {\"router_gain\": 2}}", "\"x\": 0", NULL},
     {"\"projector_hidden_act\": \"gelu\", \"vision_config\": {\"hidden_act\": \"gelu\"}",
      "\"x\": 0", NULL},
 };

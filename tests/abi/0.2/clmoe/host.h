@@ -32,7 +32,10 @@ CLMOE_API void clmoe_type_decode(clmoe_type type, const void *elements, size_t n
  */
 typedef struct clmoe_tensors clmoe_tensors;
 
-/* Opens and checks the header. Errors: CLMOE_IO, CLMOE_BAD_FILE, naming file and tensor. */
+/*
+ * Opens and checks the header. Errors: CLMOE_IO, CLMOE_BAD_FILE, naming file and tensor;
+ * CLMOE_INVALID_ARGUMENT for a path of no name.
+ */
 CLMOE_API clmoe_status clmoe_tensors_open(const char *path, clmoe_tensors **out);
 
 /* NULL is allowed. */
