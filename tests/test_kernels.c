@@ -191,16 +191,40 @@ static const clmoe_loss_desc losses[] = {
     {.kind = CLMOE_LOSS_SMOOTH_LOAD, .weight = 1.0f},
 };
 
-/* With a state and learned noise, or without both and by a biased choice. */
-static void run_losses(uint32_t form, bool noise) {
+static void biased_choice(clmoe_layer_desc *d) {
+    d->router.select_bias = 1;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+}
+
+static void learned_noise(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.noise.kind = CLMOE_NOISE_LEARNED;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+}
+
+static const layer_variant loss_variants[] = {
+    {"losses", biased_choice},
+    {"losses with noise and a state", learned_noise},
+    {"losses of two levels", two_level},
+};
+
+/* The losses that a layer has; those with a state are the last ones. */
+static uint32_t losses_of(const clmoe_layer_desc *desc, clmoe_loss_desc *list) {
+    const size_t all = COUNT_OF(losses) - (desc->router.noise.kind == CLMOE_NOISE_NONE ? 3 : 0);
+    uint32_t count = 0;
+    for (size_t i = 0; i < all; i++)
+        if (losses[i].p_source != CLMOE_P_WEIGHTS || !desc->router.groups.two_level)
+            list[count++] = losses[i];
+    return count;
+}
+
+static void run_losses(uint32_t form, const layer_variant *variant) {
     batch b;
     device_batch d;
-    size_t bytes = 0, count = noise ? COUNT_OF(losses) : COUNT_OF(losses) - 3;
+    size_t bytes = 0;
+    clmoe_loss_desc list[COUNT_OF(losses)];
     clmoe_layer_desc desc = desc_of(&small);
-    desc.router.score = noise ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
-    desc.router.select_bias = !noise;
-    desc.router.noise.kind = noise ? CLMOE_NOISE_LEARNED : CLMOE_NOISE_NONE;
-    desc.router.renorm.kind = CLMOE_RENORM_SUM;
+    variant->set(&desc);
     desc.capacity.rows = 2;
     desc.capacity.tokens_per_sequence = 4;
     desc.balance.device_groups = 6;
@@ -210,21 +234,23 @@ static void run_losses(uint32_t form, bool noise) {
     batch_upload(layer, &b, &d);
     d.weights.noise_router = d.weights.router;
     OK(clmoe_state_size(layer, &bytes));
-    if (noise) {
+    const uint32_t count = losses_of(&desc, list);
+    if (desc.router.noise.kind != CLMOE_NOISE_NONE) {
         d.args.state = buf_new(bytes);
         OK(clmoe_state_init(layer, test.queue, d.args.state, 5, 0, NULL, NULL));
     }
     bytes = (size_t)small.tokens * ref_columns(&desc) * sizeof(float);
-    d.args.losses = losses;
-    d.args.num_losses = (uint32_t)count;
+    d.args.losses = list;
+    d.args.num_losses = count;
     d.args.loss_values = buf_new(count * sizeof(float));
     d.args.dlogits = buf_of(HOST(char, bytes), bytes);
     d.args.dnoise = buf_of(HOST(char, bytes), bytes);
+    d.args.dgroup_logits = buf_of(HOST(char, bytes), bytes);
     OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
     const float *values = buf_get(d.args.loss_values), *slopes = buf_get(d.args.dlogits);
     for (size_t i = 0; i < count; i++)
-        CHECK(isfinite(values[i]), "%s\n", clmoe_loss_name(losses[i].kind));
+        CHECK(isfinite(values[i]), "%s\n", clmoe_loss_name(list[i].kind));
     for (size_t i = 0; i < bytes / sizeof(float); i++)
         CHECK(isfinite(slopes[i]), "dlogits[%zu]\n", i);
 }
@@ -278,10 +304,10 @@ static void kernels_with_a_state(void **state) {
     for (size_t form = 0; form < COUNT_OF(forms); form++) {
         test_case("state, groups of %u", forms[form]);
         run_state(forms[form]);
-        test_case("losses, groups of %u", forms[form]);
-        run_losses(forms[form], false);
-        test_case("losses with noise, groups of %u", forms[form]);
-        run_losses(forms[form], true);
+        for (size_t i = 0; i < COUNT_OF(loss_variants); i++) {
+            test_case("%s, groups of %u", loss_variants[i].name, forms[form]);
+            run_losses(forms[form], &loss_variants[i]);
+        }
     }
 }
 
