@@ -556,7 +556,8 @@ static clmoe_status read_groups(block *b, const clmoe_layer_desc *desc, clmoe_ro
     TRY(config_uint(&b->config, FIELD_TOPK_GROUPS, 0, &kept));
     if (b->family->groups == GROUPS_MAX && strcmp(method, "greedy") == 0)
         return CLMOE_SUCCESS;
-    if (groups <= 1 && kept <= 1)
+    const bool none_left = groups == 1 && kept == 0 && config_has(c, FIELD_TOPK_GROUPS);
+    if (groups <= 1 && kept <= 1 && !none_left)
         return CLMOE_SUCCESS;
     if (groups == 0 || columns % groups != 0) {
         snprintf(what, sizeof what, "must divide the %u experts", columns);

@@ -25,7 +25,7 @@ static const family families[] = {
     {"minimax", SOFTMAX(RENORM_ALWAYS), .top_k = 2},
     {"qwen2_moe", SOFTMAX(RENORM_DEFAULT_OFF), .shared = true, .shared_gate = true, .top_k = 4},
     {"flint", .score = CLMOE_SCORE_SIGMOID, .renorm = RENORM_DEFAULT_ON, .shared = true,
-     .top_k = 8},
+     .top_k = 6},
     {"mellum", SOFTMAX(RENORM_BY_FLAG), .top_k = 8},
     {"lara_mini", SOFTMAX(RENORM_BY_FLAG), .shared = true},
     {"qwen3_moe", SOFTMAX(RENORM_DEFAULT_OFF), .top_k = 8},

@@ -117,6 +117,10 @@ static const config_case config_cases[] = {
      CLMOE_BAD_FILE,
      {"topk_group is 0", "config.json"}},
     {"qwen3_moe",
+     "mistral4\", \"n_group\": 1, \"topk_group\": 0, \"x\": \"",
+     CLMOE_BAD_FILE,
+     {"topk_group is 0, but n_group is 1", "config.json"}},
+    {"qwen3_moe",
      "mistral4\", \"n_group\": null, \"topk_group\": 4, \"x\": \"",
      CLMOE_BAD_FILE,
      {"n_group is null, but must divide the 2 experts", "config.json"}},
@@ -442,6 +446,19 @@ static void test_default_activation(void **state) {
     free(mystery);
 }
 
+/* Flint's own number of experts, more than this block has. */
+static void test_default_top_k(void **state) {
+    (void)state;
+    clmoe_layer_desc desc;
+    char *flint = replaced(CONFIG, "qwen3_moe", "flint");
+    char *silent = replaced(flint, "\"num_experts_per_tok\": 1", "\"x\": 0");
+    const char *directory = write_checkpoint("top_k", silent, TENSORS);
+    REFUSED(describe(directory, 0, &desc), CLMOE_BAD_FILE, "num_experts_per_tok is 6",
+            "num_experts is 2");
+    free(flint);
+    free(silent);
+}
+
 /* ---- Objects in the config ------------------------------------------------------------------ */
 
 /* A field of CONFIG, and what a refusal must say; NULL: the descriptor stays as it is. */
@@ -531,12 +548,12 @@ static void test_deep_config(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_bad_configs), TEST(test_unknown_model_type),
-        TEST(test_assumptions), TEST(test_other_versions),
-        TEST(test_python_json), TEST(test_rules),
-        TEST(test_locale),      TEST(test_deep_config),
-        TEST(test_objects),     TEST(test_default_activation),
-        TEST(test_repeated),
+        TEST(test_bad_configs),   TEST(test_unknown_model_type),
+        TEST(test_assumptions),   TEST(test_other_versions),
+        TEST(test_python_json),   TEST(test_rules),
+        TEST(test_locale),        TEST(test_deep_config),
+        TEST(test_objects),       TEST(test_default_activation),
+        TEST(test_default_top_k), TEST(test_repeated),
     };
     return cmocka_run_group_tests(tests, files_setup, files_teardown);
 }
