@@ -484,6 +484,8 @@ static clmoe_status read_score(block *b, clmoe_router_desc *router) {
     clmoe_status status = config_string(&b->config, FIELD_SCORE, &name);
     if (status != CLMOE_SUCCESS || name == NULL)
         return status;
+    if (strcmp(name, "noaux_tc") == 0) /* dots1's files name the method of its sigmoid */
+        name = names[CLMOE_SCORE_SIGMOID];
     for (int i = 0; i <= CLMOE_SCORE_SQRT_SOFTPLUS; i++)
         if (strcmp(names[i], name) == 0 && (b->family->score_by_field || (int)router->score == i)) {
             router->score = (clmoe_score_function)i;
@@ -581,6 +583,8 @@ static clmoe_status read_scales(block *b, clmoe_router_desc *router) {
     double scale = b->family->scale, softcap = 0, eps = router->sparsemixer_eps;
     if (scale > 0) {
         TRY(config_number(&b->config, FIELD_SCALE, &scale));
+        if (b->family->null_scale && !config_has_name(c, config_name(c, FIELD_SCALE)))
+            scale = (double)b->family->scale;
         if (scale == 0 && config_has(c, FIELD_SCALE))
             TRY(config_refuse(&b->config, FIELD_SCALE, "must be positive"));
         router->scale = (float)scale;

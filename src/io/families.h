@@ -35,7 +35,8 @@ typedef struct family {
     clmoe_order order;
     renorm_rule renorm;
     float renorm_eps;
-    float scale; /* default of the file's scale; 0: the family has none */
+    float scale;     /* default of the file's scale; 0: the family has none */
+    bool null_scale; /* its files may have null, and mean the default */
     group_rule groups;
     uint32_t num_groups, topk_groups; /* defaults; 0: no groups */
     /* Tensors that the family has, or may have; others' are an error. */

@@ -18,7 +18,7 @@ static const struct {
     [FIELD_IDENTITY_EXPERTS] = {{"zero_expert_num"}, "0"},
     [FIELD_TOP_K] = {{"num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k",
                       "moe_k", "num_selected_experts", "top_k_experts", "num_experts_per_topk",
-                      "top_k"},
+                      "experts_per_token", "top_k"},
                      NULL},
     [FIELD_HIDDEN] = {{"moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size",
                        "moe_ffn_hidden_size", "expert_hidden_size", "intermediate_size"},
@@ -82,6 +82,8 @@ static const other_field others[] = {
     {"expert_layer_period", NULL, WHICH_LAYERS},
     {"expert_layer_offset", NULL, WHICH_LAYERS},
     {"enable_moe_block", NULL, WHICH_LAYERS},
+    {"is_moe_layer", NULL, WHICH_LAYERS},
+    {"moe_layer_num_skipped", NULL, WHICH_LAYERS},
 
     {"output_router_logits", NULL, TRAINING},
     {"router_aux_loss_coef", NULL, TRAINING},
@@ -94,6 +96,12 @@ static const other_field others[] = {
     {"moe_jitter_eps", NULL, TRAINING},
     {"input_jitter_noise", NULL, TRAINING},
     {"moe_token_dropout", NULL, TRAINING},
+    {"moe_dropout_prob", NULL, TRAINING},
+    {"moe_aux_loss_lambda", NULL, TRAINING},
+    {"load_balance_coeff", NULL, TRAINING},
+    {"moe_capacity", "ernie4_5_moe", TRAINING},
+    {"capacity_factor", "hunyuan_v1_moe", TRAINING},
+    {"moe_random_routing_dropped_token", NULL, TRAINING},
     {"activation_dropout", NULL, TRAINING},
     {"gradient_clipping", NULL, TRAINING},
 
@@ -101,6 +109,9 @@ static const other_field others[] = {
     {"experts_implementation", NULL, EXECUTION},
     {"_experts_implementation", NULL, EXECUTION},
     {"moe_implementation", NULL, EXECUTION},
+    {"_moe_implementation", NULL, EXECUTION},
+    {"use_grouped_mm", NULL, EXECUTION},
+    {"moe_group", NULL, EXECUTION},
     {"moe_shared_expert_overlap", NULL, EXECUTION},
     {"enable_moe_fp32_combine", NULL, EXECUTION},
     {"router_dtype", NULL, "\"float32\" \"fp32\"", NULL},
@@ -113,12 +124,39 @@ static const other_field others[] = {
     {"floor_scale", NULL, ELSEWHERE}, /* of the temperature of attention */
     {"attn_scale", NULL, ELSEWHERE},
     {"clip_qkv", NULL, ELSEWHERE},
+    {"normalization_function", NULL, ELSEWHERE},
+    {"cla_share_factor", NULL, ELSEWHERE}, /* of attention's keys */
     {"gating", "laguna", ELSEWHERE},       /* of attention's output */
     {"n_groups", "nemotron_h", ELSEWHERE}, /* of Mamba */
     {"o_groups", NULL, ELSEWHERE},         /* of attention's output */
     {"mamba_n_groups", NULL, ELSEWHERE},
     {"mlp_alpha_factor", "minimax", ELSEWHERE}, /* of the sum behind the block */
     {"mlp_beta_factor", "minimax", ELSEWHERE},
+    {"layernorm_mlp_alpha", "minimax", ELSEWHERE},
+    {"layernorm_mlp_beta", NULL, ELSEWHERE},
+    {"block_ff_dim", "lfm2_moe", ELSEWHERE}, /* of dense layers */
+    {"block_ffn_dim_multiplier", "lfm2_moe", ELSEWHERE},
+    {"block_norm_eps", "lfm2_moe", ELSEWHERE},
+    {"block_use_swiglu", "lfm2_moe", ELSEWHERE},
+    {"block_mlp_init_scale", "lfm2_moe", ELSEWHERE},
+    {"block_out_init_scale", "lfm2_moe", ELSEWHERE},
+    {"shared_moe_mode", "minimax", ELSEWHERE}, /* of a shared expert that there is not */
+    {"shared_moe_mode", "minimax_m2", ELSEWHERE},
+
+    /* What a family always is. */
+    {"use_mixed_mlp_moe", "hunyuan_v1_moe", "true", "a block without a shared expert"},
+    {"moe_drop_tokens", NULL, "false", "a capacity that a config gives"},
+    {"group_limited_greedy", NULL, "false", "groups of another rule"},
+    {"moe_gate", "ernie4_5_moe", "\"topk\"", "another rule of choice"},
+    {"moe_use_aux_free", "ernie4_5_moe", "true", "a choice without a selection bias"},
+    {"router_bias", "longcat_flash", "false", "a bias of the router"},
+    {"use_grouped_topk", "kimi_linear", "true", "a choice without groups"},
+    {"use_routing_bias", "minimax_m2", "true", "a choice without a selection bias"},
+    {"moe_router_use_sigmoid", "hy_v3", "true", "another score"},
+    {"moe_router_use_sigmoid", "laguna", "true", "another score"},
+    {"use_gated_activation", "cohere2_moe", "true", "experts without a gate"},
+    {"use_moe", NULL, "true", "layers without experts"},
+    {"uniform_expert_assignment", NULL, "false", "a choice that is not the router's"},
 
     {"moe_latent_size", NULL, "", "experts behind a latent projection"},
     {"moe_apply_router_weight_on_input", NULL, "false", "weights on the experts' input"},
