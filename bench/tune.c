@@ -14,7 +14,7 @@ enum { MAX_SIZES = 3, MAX_VALUES = 4 };
 /* A challenger must be this much faster in most rounds, so that noise does not choose. */
 #define BETTER 0.97
 
-/* An engine and what it can be given, see clmoe.h; the first value is where the search begins. */
+/* An engine and what it can be given, see context.h; the first value is where the search begins. */
 typedef struct tunable {
     bench_engine engine;
     struct {

@@ -13,7 +13,7 @@
  *          below it, both by vectors.
  * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; COLUMNS
  *          a multiple of 16, R <= COLUMNS; GROUPS is the number of groups, 0 without group limits.
- *          Local memory: see topk_bytes() in layer.c.
+ *          Local memory: see topk_bytes() in topk.c.
  * Repeatability: integer keys; weights are summed in the order of choice by one work-item.
  */
 #ifdef BITONIC

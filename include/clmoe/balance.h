@@ -170,22 +170,23 @@ enum {
      * CV^2 of Load_e = sum_t Phi((l_te - thr_te) / sigma_te): Shazeer et al. 2017, V-MoE. l the
      * clean logits, sigma the deviation of the noise, thr = the (K+1)-th largest noisy logit if e
      * is chosen, else the K-th, held fixed. Through l and, with learned noise, sigma. An expert
-     * that dropout masked is left out of Load. Needs gaussian or learned noise, a state, K < E,
-     * and no groups or selection bias.
+     * that dropout masked is left out of Load. Needs token choice, gaussian or learned noise, a
+     * state, K < E, and no groups or selection bias.
      */
     CLMOE_LOSS_SMOOTH_LOAD = 9,
     /*
      * sum_d f_d P_d, f_d = D / (M T) * distinct tokens sent to device group d; g = f of e's group.
      * M is how many device groups a token can reach: groups.topk if the router's groups
      * are the device groups (groups.count = device_groups, no identity experts), else D.
-     * DeepSeek-V2, arXiv 2405.04434.
+     * DeepSeek-V2, arXiv 2405.04434. Needs device_groups, and f_source assigned.
      */
     CLMOE_LOSS_COMMUNICATION = 10,
     /*
      * sum over the E experts of max(c_e - C, 0) / (T K), C the state's C_eff: the share of the
      * pairs that C has no place for. With tokens_per_sequence, c_e is that of one sequence, over
      * the batch the sum is over all sequences too, and T is the batch's: 0 where nothing drops.
-     * g = 1 for the tokens of a sequence with c_e > C.
+     * g = 1 for the tokens of a sequence with c_e > C. Needs a capacity, and an f_source that
+     * counts the batch: not ema, not supplied.
      */
     CLMOE_LOSS_OVERFLOW = 11,
     /* mean logsumexp(l)^2 over R, l the noisy logits before softcap: ST-MoE, arXiv 2202.08906 */
@@ -198,9 +199,14 @@ enum {
 typedef uint32_t clmoe_p_source;
 enum {
     CLMOE_P_NORMALISED = 0, /* s(l) over its row's sum */
-    CLMOE_P_RAW = 1, /* s(l) itself: dlogits += weight * s'(l_j) g_j / T. For score softmax, l */
+    /* s(l) itself: dlogits += weight * s'(l_j) g_j / T. For score softmax, l. No token entropy. */
+    CLMOE_P_RAW = 1,
     CLMOE_P_SOFTMAX = 2, /* softmax of l after softcap and temperature, whatever the score: HF */
-    CLMOE_P_WEIGHTS = 3, /* the combine weights of the chosen; importance kinds only */
+    /*
+     * The combine weights of the chosen; importance kinds only. CLMOE_UNSUPPORTED with sparsemixer,
+     * two levels and rebalancing.
+     */
+    CLMOE_P_WEIGHTS = 3,
 };
 
 /* What F counts. */
@@ -237,7 +243,8 @@ typedef struct clmoe_loss_desc {
      * gradient being the mean over the sequences that have an unmasked token (DeepSeek-V3).
      */
     uint32_t per_sequence;
-    uint32_t per_device; /* 1: over the balance.device_groups (DeepSeek-V2) */
+    /* 1: over the balance.device_groups (DeepSeek-V2); not overflow, z and token entropy. */
+    uint32_t per_device;
     uint32_t controlled; /* 1: weight is multiplied by the state's loss_weight */
     float beta;          /* of minimax */
 } clmoe_loss_desc;
@@ -404,7 +411,8 @@ CLMOE_API clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue 
  * Enqueues the end of a step: select_bias, ema, previous, idle_tokens, the scales, then step + 1
  * (schedules are evaluated at the new step). A batch without load leaves all but idle_tokens, step
  * and the schedules alone. The identity experts' bias does not move. With external ids the layer
- * needs no state. On an error midway the state is undefined: keep a copy if that matters.
+ * needs no state, but for keep rule random. On an error midway the state is undefined: keep a copy
+ * if that matters.
  */
 CLMOE_API clmoe_status clmoe_balance_update(clmoe_layer *layer, cl_command_queue queue,
                                             const clmoe_balance_args *args, cl_uint num_wait,

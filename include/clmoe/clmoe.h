@@ -31,8 +31,7 @@
  *   loss      logits, plan            -> values of balancing losses, dlogits [T,R]
  *
  * checkpoint.h reads model directories. balance.h has statistics, losses, the state and the
- * controllers; docs/balancing.md tells which
- * model or paper uses what.
+ * controllers; docs/balancing.md tells which model or paper uses what.
  *
  * Promises.
  *   - Nothing blocks and nothing is read back: a call enqueues work on your queue and returns. It
@@ -47,10 +46,10 @@
  *   - A context is thread-safe; a layer is used by one thread at a time.
  *   - Programs run with later libraries of the same ABI, and with earlier ones if they use nothing
  *     newer. A struct that begins with struct_size grows at its end: what an older one lacks has
- *     its default, and what only a newer one has must be 0. In all other structs `reserved` is room
- * for later fields and must be 0, as {0} or a designated initialiser makes it; clmoe_buf and
- *     clmoe_profile_step never change. Named numbers are stored as uint32_t, as the size of an enum
- *     is up to the compiler.
+ *     its default, and what only a newer one has must be 0. clmoe_loss_desc grows by loss_size. In
+ *     all other structs `reserved` is room for later fields and must be 0, as {0} makes it;
+ *     clmoe_buf and clmoe_profile_step never change. Named numbers are stored as uint32_t, as the
+ *     size of an enum is up to the compiler.
  *   - Nothing is printed, nothing exits, no environment variable changes what is computed.
  *
  * Limits. 1 <= E, E + Z <= 4096, 1 <= K <= min(E + Z, 256) (all experts: K = E + Z), T*K <= 2^30.
@@ -316,7 +315,8 @@ typedef struct clmoe_dropout_desc {
  * mu/2 |W' - W|^2, L'_e = sum_t W'_te, L* = (sum of W) / E, rows of W' non-negative with the sum
  * they had, by projected gradient with the step 1 / (mu + max_e pairs of e). Dropped pairs are not
  * known yet and take part. Pairs of identity experts and tokens whose weights do not have a
- * positive sum keep their weights and are not in L. Not with renorm.after_drop or overflow reroute.
+ * positive sum keep their weights and are not in L. Not with renorm.after_drop, overflow reroute or
+ * policy all experts.
  */
 typedef struct clmoe_rebalance_desc {
     uint32_t iterations; /* 0 (default) to 1000 */
@@ -383,8 +383,9 @@ enum {
 
 /*
  * Capacity C: rows per expert. `rows` if given; else round(T * K * factor / E) in double; then at
- * least min_rows and at least 1, up to a multiple of `multiple`, at most T. rows = 0 and factor = 0
- * (defaults): dropless, every pair has a place. A dropped pair contributes zero to y.
+ * least min_rows and at least 1, up to a multiple of `multiple`, at most T. Give one of rows and
+ * factor; with none (default) the layer is dropless, every pair has a place. A dropped pair
+ * contributes zero to y.
  */
 typedef struct clmoe_capacity_desc {
     uint32_t rows;
@@ -393,11 +394,15 @@ typedef struct clmoe_capacity_desc {
     uint32_t min_rows;
     uint32_t multiple; /* 0 and 1: any */
     clmoe_keep keep;
-    clmoe_overflow overflow; /* reroute: token choice without identity experts only */
+    /*
+     * Reroute: token choice with a capacity, without two levels, identity experts and
+     * tokens_per_sequence.
+     */
+    clmoe_overflow overflow;
     /*
      * 0 (default): the batch is one. Else the batch is sequences of that many tokens, the last one
      * may be shorter; C is computed with T = tokens_per_sequence, and each sequence has its own C
-     * places at each expert. Losses of scope sequence use it too.
+     * places at each expert. Losses per_sequence use it too.
      */
     uint32_t tokens_per_sequence;
     uint32_t reserved[8];
@@ -585,9 +590,10 @@ typedef struct clmoe_forward_args {
     /* Another router's logits instead of x Wr^T + bias: optional [T,R] f32. */
     clmoe_buf logits_in;
     /*
-     * Another router's choice instead of all of the above: optional [T,K] i32 and [T,K] f32, both
-     * or neither. Weights are used as they are, without renorm and scale. An id out of range has no
-     * place and contributes nothing.
+     * Another router's choice instead of logits, scores and top-k: optional [T,K] i32 and [T,K]
+     * f32, both or neither. Weights are used as they are, without renorm and scale. An id out of
+     * range has no place and contributes nothing. Losses and the output `logits` then cannot be
+     * asked for.
      */
     clmoe_buf ids_in, pair_weights_in;
     clmoe_buf state;       /* optional, see clmoe_state in balance.h; read only */

@@ -4,8 +4,8 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * Packing: weights that change rarely, in the order in which the layer's engine reads them fastest.
- * Today the engine "cpu" has such a form. It pays where many tokens share weights that never
- * change, and when few tokens do: memory is then read in one stream. Raw weights that change every
+ * Today the engine "cpu" has such a form. It pays for weights that do not change, with many
+ * tokens and with few: memory is then read in one stream. Raw weights that change every
  * step are better used as they are.
  *
  *   clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes);

@@ -42,8 +42,8 @@ static clmoe_status check_sizes(const clmoe_layer_desc *desc) {
     TRY(in_range("top_k", desc->top_k, 1,
                  desc->router.policy == CLMOE_POLICY_ALL_EXPERTS ? MAX_COLUMNS : MAX_TOP_K));
     if (desc->top_k > experts + identity)
-        return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts is %u", desc->top_k,
-                    experts + identity);
+        return fail(CLMOE_INVALID_DESC, "top_k is %u, but num_experts%s is %u", desc->top_k,
+                    identity > 0 ? " + num_identity_experts" : "", experts + identity);
     TRY(in_range("type", desc->type, 0, CLMOE_BF16));
     TRY(in_range("weight_type", desc->weight_type, 0, CLMOE_BF16));
     TRY(is_flag("training", desc->training));

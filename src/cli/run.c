@@ -38,7 +38,8 @@ static const char usage[] =
     "  --engine E           the engine of the experts (default: by device)\n"
     "  --capacity-factor F  rows per expert are T*K*F/E rounded up; 0 drops nothing\n"
     "  --stats              prints all statistics too\n"
-    "  --loss NAME[:W]      prints the value of a balancing loss; repeatable\n"
+    "  --loss NAME[:W]      prints the value of a balancing loss; repeatable; ?\n"
+    "                       lists the names\n"
     "  --repeat R           times are medians of R runs (default 1)\n"
     "  --no-cache           compiles anew: no program is read from or written to the user's cache\n"
     "  --json               prints one JSON object instead of the report\n"
@@ -141,7 +142,12 @@ static bool parse_loss(run_options *o, const char *text, problem *why) {
         o->losses[o->num_losses++] = (clmoe_loss_desc){.kind = kind, .weight = (float)weight};
         return true;
     }
-    return problem_set(why, "--loss is '%s', which names no loss", text);
+    char names[320] = "";
+    size_t used = 0;
+    for (clmoe_loss_kind kind = 0; clmoe_loss_name(kind) && used < sizeof names; kind++)
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", kind ? ", " : "",
+                                 clmoe_loss_name(kind));
+    return problem_set(why, "--loss is '%.40s', which names no loss: %s", text, names);
 }
 
 /* What rounding x and the weights costs, with room. */

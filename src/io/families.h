@@ -2,7 +2,8 @@
  * What is known of model families, as tables: how a family routes, and how tensors are named.
  *
  * To add a family whose tensor names are known: one row of `families`. For new names: rows of
- * `patterns`. Nothing else in src/io knows a family by name.
+ * `patterns`. fields.c has the fields that only some families
+ * have; nothing else in src/io knows a family by name.
  */
 #ifndef CLMOE_FAMILIES_H
 #define CLMOE_FAMILIES_H

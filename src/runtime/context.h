@@ -11,7 +11,7 @@
 
 typedef struct program_entry program_entry; /* program.c */
 
-/* What gemm/nv_probe.c found out. */
+/* What experts/gemm/nv_probe.c found out. */
 typedef enum nv_probe_result { NV_PROBE_NONE, NV_PROBE_PASSED, NV_PROBE_FAILED } nv_probe_result;
 
 /* Whether the compiler of an Intel GPU takes the option for buffers above 4 GiB. */

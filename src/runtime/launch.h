@@ -1,4 +1,5 @@
-/* The only place that enqueues: a chain of commands on the caller's queue, in order on any queue.
+/* The only place that enqueues kernels: a chain of commands on the caller's queue, in order on any
+ * queue.
  */
 #ifndef CLMOE_LAUNCH_H
 #define CLMOE_LAUNCH_H

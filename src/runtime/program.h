@@ -8,11 +8,11 @@
 #include "context.h"
 
 /*
- * Creates kernel `name` of cl/STEP.cl ("topk") built with `options` ("-DGATED=1 -DROWS=4"; NULL:
- * none). The source list is types.clh, group.clh, then the step with #line "cl/step.cl". A step
- * includes further headers of cl/ by a line `#include "experts/gemm/act.clh"`, resolved from the
- * embedded sources. Thread-safe; the kernel is the caller's alone. Errors: CLMOE_UNSUPPORTED if the
- * device cannot run a group of the kernel's size: a smaller one may do.
+ * Creates kernel `name` of cl/STEP.cl ("routing/topk") built with `options` ("-DGATED=1 -DROWS=4";
+ * NULL: none). The source list is runtime/types.clh, runtime/group.clh, then the step with #line
+ * "cl/step.cl". A step includes further headers of cl/ by a line `#include "experts/gemm/act.clh"`,
+ * resolved from the embedded sources. Thread-safe; the kernel is the caller's alone. Errors:
+ * CLMOE_UNSUPPORTED if the device cannot run a group of the kernel's size: a smaller one may do.
  */
 clmoe_status program_kernel(clmoe_context *context, const char *step, const char *options,
                             const char *name, cl_kernel *kernel);

@@ -37,7 +37,7 @@ typedef struct size_choice {
         }                                                                                          \
     }
 
-/* docs in clmoe.h; bench/tune.c tries these. */
+/* docs in context.h; bench/tune.c tries these. */
 static const struct {
     const char *name;
     size_choice choices[3];

@@ -106,6 +106,7 @@ good "warp" --engine warp
 for loss in z:1e39 z:1e-50 switch:0x1 switch:; do
     good "loss is '$loss', whose weight is not 0 or a number" --loss "$loss"
 done
+good "loss is 'nope', which names no loss: switch, squared, entropy" --loss nope
 good "capacity-factor is '1e-50'" --capacity-factor 1e-50
 expect_error "input is ''" run "$model" --layer 0 --input "" --tensor $x
 expect_error "MODEL_DIR is ''" run "" --layer 0 --input "$file" --tensor $x

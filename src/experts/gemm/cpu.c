@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Without a measurement; what the sizes are is in clmoe.h. */
+/* Without a measurement; what the sizes are is in context.h. */
 enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8 };
 
 /* How a kernel reads W: WEIGHTS of cl/experts/gemm/cpu.cl. */

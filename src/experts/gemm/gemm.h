@@ -8,7 +8,8 @@
  * for the rows s of expert e's bucket, [offsets[e], offsets[e] + kept[e]). Rows of padding may be
  * written with anything finite or not at all; nothing outside [0, slots) is touched.
  *
- * To add an engine: one file here, one kernel file in cl/experts/gemm/, one line in gemm.c's table.
+ * To add an engine: one file here, one kernel file in cl/experts/gemm/, a declaration
+ * here and a line in gemm.c's table.
  */
 #ifndef CLMOE_GEMM_H
 #define CLMOE_GEMM_H
@@ -77,11 +78,11 @@ typedef struct gemm_engine {
     bool gathers; /* reads A through token_of itself; else the caller dispatches first */
     bool blocks;  /* reads sizes back to the host */
     /*
-     * 0 with a sentence (fail()) if the engine cannot run on this device. May compile, run and wait
-     * for a probe, whose answer the context keeps.
+     * An error with a sentence (fail()) if the engine cannot run on this device. May compile, run
+     * and wait for a probe, whose answer the context keeps.
      */
     clmoe_status (*supports)(clmoe_context *context);
-    /* 0 with a sentence if it has no kernels for `shape`; NULL: it has for all. */
+    /* An error with a sentence if it has no kernels for `shape`; NULL: it has for all. */
     clmoe_status (*takes)(const gemm_shape *shape);
     /* Compiles what `shape` needs; *state goes to the calls below. */
     clmoe_status (*create)(clmoe_context *context, const gemm_shape *shape, void **state);
@@ -94,8 +95,8 @@ typedef struct gemm_engine {
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
     /*
-     * 0 with a sentence if the engine cannot address `problem`; asked before anything of its batch
-     * is enqueued. NULL: it can address all.
+     * An error with a sentence if the engine cannot address `problem`; asked before anything of its
+     * batch is enqueued. NULL: it can address all.
      */
     clmoe_status (*check)(const void *state, const gemm_problem *problem);
     clmoe_status (*run)(void *state, launch *chain, const gemm_problem *problem);
