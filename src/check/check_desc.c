@@ -244,32 +244,9 @@ done:
     return status;
 }
 
-/* Room of later headers. */
-static clmoe_status check_reserved(const clmoe_layer_desc *desc) {
-#define ROOM(part)                                                                                 \
-    { #part, desc->part.reserved, sizeof desc->part.reserved / sizeof(uint32_t) }
-    const struct {
-        const char *part;
-        const uint32_t *words;
-        size_t count;
-    } rooms[] = {
-        ROOM(router),          ROOM(router.groups), ROOM(router.renorm),  ROOM(router.sinkhorn),
-        ROOM(router.soft_moe), ROOM(router.noise),  ROOM(router.dropout), ROOM(router.rebalance),
-        ROOM(capacity),        ROOM(experts),       ROOM(shared),         ROOM(balance),
-    };
-#undef ROOM
-    for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
-        const size_t used = struct_used_word(rooms[i].words, rooms[i].count);
-        if (used < rooms[i].count)
-            return fail(CLMOE_INVALID_DESC, "%s.reserved[%zu] is %u, but must be 0", rooms[i].part,
-                        used, rooms[i].words[used]);
-    }
-    return CLMOE_SUCCESS;
-}
-
 clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(check_reserved(desc));
+    TRY(struct_desc_unused(desc, ""));
     TRY(check_sizes(desc));
     TRY(check_router(desc));
     TRY(check_capacity(desc));

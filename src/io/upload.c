@@ -197,30 +197,10 @@ done:
     return status;
 }
 
-/* ---- The caller's descriptor ------------------------------------------------------------------
- */
+/* ---- The caller's descriptor ----------------------------------------------------------------- */
 
-/* CLMOE_INVALID_DESC for types that weights are not stored in, and for what only newer ones have.
- */
-static clmoe_status check_stored(const clmoe_layer_desc *desc) {
-#define ROOM(part)                                                                                 \
-    { #part, desc->part.reserved, sizeof desc->part.reserved / sizeof(uint32_t) }
-    const struct {
-        const char *part;
-        const uint32_t *words;
-        size_t count;
-    } rooms[] = {
-        ROOM(router),          ROOM(router.groups), ROOM(router.renorm),  ROOM(router.sinkhorn),
-        ROOM(router.soft_moe), ROOM(router.noise),  ROOM(router.dropout), ROOM(router.rebalance),
-        ROOM(capacity),        ROOM(experts),       ROOM(shared),         ROOM(balance),
-    };
-#undef ROOM
-    for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
-        const size_t used = struct_used_word(rooms[i].words, rooms[i].count);
-        if (used < rooms[i].count)
-            return fail(CLMOE_INVALID_DESC, "desc.%s.reserved[%zu] is %u, but must be 0",
-                        rooms[i].part, used, rooms[i].words[used]);
-    }
+/* CLMOE_INVALID_DESC for types that weights are not stored in. */
+static clmoe_status check_types(const clmoe_layer_desc *desc) {
     if (desc->weight_type > CLMOE_BF16)
         return fail(CLMOE_INVALID_DESC, "desc.weight_type is %u, which is no clmoe_type",
                     desc->weight_type);
@@ -271,7 +251,8 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
     memset(weights, 0, sizeof *weights);
     clmoe_layer_desc_init(&own);
     TRY(struct_take(CLMOE_INVALID_DESC, "desc", desc, &own, sizeof own));
-    TRY(check_stored(&own));
+    TRY(struct_desc_unused(&own, "desc."));
+    TRY(check_types(&own));
     TRY(check_queue(&u));
     TRY(checkpoint_describe(checkpoint, layer, &file_desc, &b));
     TRY(check_desc(&own, &file_desc));

@@ -44,3 +44,25 @@ void struct_give(const void *own, size_t size, void *theirs, size_t given) {
     memcpy(theirs, own, given < size ? given : size);
     memcpy(theirs, &given, sizeof given);
 }
+
+clmoe_status struct_desc_unused(const clmoe_layer_desc *desc, const char *prefix) {
+#define ROOM(part)                                                                                 \
+    { #part, desc->part.reserved, sizeof desc->part.reserved / sizeof(uint32_t) }
+    const struct {
+        const char *part;
+        const uint32_t *words;
+        size_t count;
+    } rooms[] = {
+        ROOM(router),          ROOM(router.groups), ROOM(router.renorm),  ROOM(router.sinkhorn),
+        ROOM(router.soft_moe), ROOM(router.noise),  ROOM(router.dropout), ROOM(router.rebalance),
+        ROOM(capacity),        ROOM(experts),       ROOM(shared),         ROOM(balance),
+    };
+#undef ROOM
+    for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
+        const size_t used = struct_used_word(rooms[i].words, rooms[i].count);
+        if (used < rooms[i].count)
+            return fail(CLMOE_INVALID_DESC, "%s%s.reserved[%zu] is %u, but must be 0", prefix,
+                        rooms[i].part, used, rooms[i].words[used]);
+    }
+    return CLMOE_SUCCESS;
+}

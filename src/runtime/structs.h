@@ -23,6 +23,12 @@ size_t struct_used_word(const uint32_t *words, size_t count);
 /* Whether all bytes from `begin` to `end` are 0. */
 bool struct_is_zero(const void *bytes, size_t begin, size_t end);
 
+/*
+ * CLMOE_INVALID_DESC for what only a later header has, in any part of the descriptor; `prefix`
+ * stands before its name in the sentence.
+ */
+clmoe_status struct_desc_unused(const clmoe_layer_desc *desc, const char *prefix);
+
 #define STRUCT_TAKE_ARGS(args, own)                                                                \
     struct_take(CLMOE_INVALID_ARGUMENT, "args", (args), (own), sizeof *(own))
 
