@@ -10,6 +10,7 @@
  *   3. clmoe_layer_create()    checks the descriptor, picks an engine, compiles the kernels.
  *   4. clmoe_layer_memory()    tells how much device memory a batch of T tokens needs.
  *   5. clmoe_forward()         enqueues the whole layer on your queue and gives you an event.
+ *   6. clmoe_backward()        in training, the gradients of x and of all weights: backward.h.
  *
  * examples/00_forward.c is that program in full, and more stand beside it. From a model directory,
  * clmoe_checkpoint_open() and clmoe_checkpoint_layer() do step 2, and clmoe_checkpoint_upload()
@@ -461,6 +462,13 @@ typedef struct clmoe_mlp_desc {
     uint32_t reserved[8];
 } clmoe_mlp_desc;
 
+/* Element type of the gradients of matrices and their biases; sums are f32 either way. */
+typedef uint32_t clmoe_gradient_type;
+enum {
+    CLMOE_GRADIENT_F32 = 0,
+    CLMOE_GRADIENT_OF_WEIGHT = 1, /* the type of the weight itself */
+};
+
 typedef struct clmoe_layer_desc {
     size_t struct_size; /* set by clmoe_layer_desc_init() */
     uint32_t dim;       /* D, 1 to 2^24 */
@@ -469,8 +477,7 @@ typedef struct clmoe_layer_desc {
     uint32_t top_k;                /* K */
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
-    /* 1: what a backward pass will read is kept in `saved`; there is no backward call yet. */
-    uint32_t training;
+    uint32_t training; /* 1: clmoe_backward() can follow; `saved` keeps what it reads */
     const char *engine; /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
@@ -480,6 +487,9 @@ typedef struct clmoe_layer_desc {
     uint32_t shared_gate; /* 1: its output is multiplied by sigmoid(x . weights.shared_gate) */
     uint32_t output_bias; /* 1: weights.output_bias [D] is added to y (JetMoE) */
     clmoe_balance_desc balance;
+    clmoe_gradient_type gradient_type; /* of the weights' gradients, with training */
+    /* 1: `saved` is without z, the largest part; backward computes it again from x. */
+    uint32_t recompute;
 } clmoe_layer_desc;
 
 /* The same for a struct of `struct_size` bytes, from another language or another version. */
@@ -530,8 +540,8 @@ CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
                                         uint32_t *supported);
 
 /*
- * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what a
- * backward pass will read (0 unless desc.training), `scratch` is free again after the event. A
+ * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what
+ * clmoe_backward() reads (0 unless desc.training), `scratch` is free again after the event. A
  * buffer of size 0 need not be given. Either pointer may be NULL. Each is one buffer: if one is
  * larger than the device allows (CL_DEVICE_MAX_MEM_ALLOC_SIZE), the sizes are written and the
  * status is CLMOE_UNSUPPORTED.
@@ -637,6 +647,7 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 }
 #endif
 
+#include "backward.h"
 #include "balance.h"
 #include "checkpoint.h"
 #include "context.h"

@@ -19,14 +19,10 @@ void act_rows(GEMM_PARAMETERS) {
         return;
 
     __global const STORAGE(A) *sums = row_of_a(&p, r.first) + column * p.w_row;
-    float gate_sum = 0.0f, up_sum = LOAD(A, sums), gate_bias_value = 0.0f;
+    float gate_sum = 0.0f, up_sum = LOAD(A, sums);
 #if GATED
-    gate_sum = LOAD(A, sums);
+    gate_sum = up_sum;
     up_sum = LOAD(A, sums + (p.w_row == 2 ? 1 : n));
-    gate_bias_value = bias_at(&p, p.gate_bias, r.expert, column);
 #endif
-    const float y =
-        gemm_output(&p, gate_sum, gate_bias_value, up_sum, bias_at(&p, p.up_bias, r.expert, column),
-                    row_weight_of(&p, r.first));
-    STORE(C, y, p.c + (ulong)r.first * n + column);
+    gemm_store(&p, r.expert, r.first, column, gate_sum, up_sum);
 }

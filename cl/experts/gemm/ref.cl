@@ -26,14 +26,10 @@ void gemm_ref(GEMM_PARAMETERS) {
         return;
 
     __global const STORAGE(A) *row = row_of_a(&p, r.first);
-    float gate_sum = 0.0f, gate_bias_value = 0.0f;
+    float gate_sum = 0.0f;
 #if GATED
     gate_sum = dot_product(&p, row, weight_at(&p, p.gate, r.expert, column));
-    gate_bias_value = bias_at(&p, p.gate_bias, r.expert, column);
 #endif
     const float up_sum = dot_product(&p, row, weight_at(&p, p.up, r.expert, column));
-    const float y =
-        gemm_output(&p, gate_sum, gate_bias_value, up_sum, bias_at(&p, p.up_bias, r.expert, column),
-                    row_weight_of(&p, r.first));
-    STORE(C, y, p.c + (ulong)r.first * n + column);
+    gemm_store(&p, r.expert, r.first, column, gate_sum, up_sum);
 }

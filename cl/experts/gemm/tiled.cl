@@ -123,14 +123,10 @@ static inline void read_total(__local const float4 *total, float4 *sum) {
 static inline void store(const problem *p, int expert, uint slot, uint column, float4 gate_sums,
                          float4 up_sums) {
     float gate[TILED_ITEM], up[TILED_ITEM];
-    const float weight = row_weight_of(p, slot);
     vstore4(gate_sums, 0, gate);
     vstore4(up_sums, 0, up);
     for (uint i = 0; i < TILED_ITEM && column + i < p->n; ++i)
-        STORE(C,
-              gemm_output(p, gate[i], bias_at(p, p->gate_bias, expert, column + i), up[i],
-                          bias_at(p, p->up_bias, expert, column + i), weight),
-              p->c + (ulong)slot * p->n + column + i);
+        gemm_store(p, expert, slot, column + i, gate[i], up[i]);
 }
 
 KERNEL(ITEMS_X, ITEMS_Y, 1)

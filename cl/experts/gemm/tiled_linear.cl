@@ -71,10 +71,7 @@ static inline void add_products(__local const float4 *a, __local const float4 *w
 
 static inline void store(const problem *p, uint slot, uint column, float sum) {
     if (slot < p->slots && column < p->n)
-        STORE(C,
-              gemm_output(p, 0.0f, 0.0f, sum, bias_at(p, p->up_bias, 0, column),
-                          row_weight_of(p, slot)),
-              p->c + (ulong)slot * p->n + column);
+        gemm_store(p, 0, slot, column, 0.0f, sum);
 }
 
 KERNEL(ITEMS, LINEAR_SLICES, 1)

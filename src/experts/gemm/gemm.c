@@ -71,6 +71,28 @@ clmoe_status gemm_engine_create(clmoe_context *context, const char *name, const 
     return try_engine(found, context, shape, engine, state);
 }
 
+clmoe_status gemm_gradient_create(clmoe_context *context, const char *name,
+                                  const gemm_gradient_shape *shape,
+                                  const gemm_gradient_engine **engine, void **state) {
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    const error_sentence kept = error_keep();
+    *engine = NULL;
+    for (size_t i = 0; status == CLMOE_UNSUPPORTED && gemm_engines[i]; i++) {
+        const gemm_gradient_engine *next = gemm_engines[i]->gradient;
+        if (!next || (name && strcmp(name, gemm_engines[i]->name) != 0) ||
+            gemm_engines[i]->supports(context) != CLMOE_SUCCESS)
+            continue;
+        status = next->create(context, shape, state);
+        if (status == CLMOE_SUCCESS)
+            *engine = next;
+    }
+    if (status == CLMOE_UNSUPPORTED && name)
+        status = gemm_gradient_create(context, NULL, shape, engine, state);
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
+    return status;
+}
+
 static clmoe_buf buf_at(clmoe_buf buf, clmoe_type type, uint64_t element) {
     return (clmoe_buf){buf.mem, buf.mem ? buf.offset + (size_t)element * type_bytes(type) : 0};
 }

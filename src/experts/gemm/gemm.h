@@ -8,6 +8,11 @@
  * for the rows s of expert e's bucket, [offsets[e], offsets[e] + kept[e]). Rows of padding may be
  * written with anything finite or not at all; nothing outside [0, slots) is touched.
  *
+ * In training the gated and plain forms also keep z, the linear outputs before the activation, and
+ * linear problems come with W of both orders: dX = dY W is C = A W'^T of the W' that W is along its
+ * other dimension. The third form, gradients of weights, is a gemm_gradient:
+ *   C_e[m, n] = sum over the rows s of expert e's bucket of P[s, m] * Q[s, n], s ascending
+ *
  * To add an engine: one file here, one kernel file in cl/experts/gemm/, a declaration
  * here and a line in gemm.c's table.
  */
@@ -33,6 +38,15 @@ typedef enum gemm_row_weight {
     GEMM_ROW_WEIGHT_INPUT,  /* the sum over k, before the bias: same as scaling A's row */
     GEMM_ROW_WEIGHT_OUTPUT, /* C's row, after the activation */
 } gemm_row_weight;
+
+/*
+ * Where z lies, in elements of c_type: gate of column j in element j * step of a row, up in up +
+ * j * step; the order of the weights' rows. Rows are those of slots, or of pairs: without padding.
+ */
+typedef struct gemm_z {
+    uint32_t row, up, step; /* row: elements of one, H or 2H */
+    bool by_pair;
+} gemm_z;
 
 typedef struct gemm_problem {
     clmoe_type a_type, w_type, bias_type, c_type; /* of A, weights, biases, C; as in the shape */
@@ -60,7 +74,10 @@ typedef struct gemm_problem {
     clmoe_buf pair_of;      /* [slots] i32 */
     clmoe_buf pair_weights; /* [pairs] f32 */
     clmoe_buf c;            /* [slots, n] */
-    clmoe_buf scratch;      /* engine->scratch() bytes */
+    bool accumulate;        /* form LINEAR: added to C */
+    clmoe_buf z;            /* form GATED or PLAIN, of a shape in training: optional */
+    gemm_z z_at;
+    clmoe_buf scratch; /* engine->scratch() bytes */
 } gemm_problem;
 
 /* What a layer will ask of an engine, known when the layer is created. */
@@ -69,7 +86,50 @@ typedef struct gemm_shape {
     gemm_form form;                               /* of the first GEMM */
     clmoe_type a_type, w_type, bias_type, c_type; /* of A, of weights, of biases, of C */
     bool gate_up_transposed, down_transposed, interleaved;
+    bool training; /* z is kept, and LINEAR problems have W of either order */
 } gemm_shape;
+
+/* Rows of an operand of a weight gradient. */
+typedef struct gemm_rows {
+    clmoe_buf buf;
+    uint32_t row;  /* elements between rows */
+    bool gathered; /* the row of slot s is row token_of[s]; else row s itself */
+} gemm_rows;
+
+/* The storage types of a weight gradient, known when the layer is created. */
+typedef struct gemm_gradient_shape {
+    clmoe_type p_type, q_type, c_type;
+} gemm_gradient_shape;
+
+typedef struct gemm_gradient {
+    gemm_gradient_shape types; /* as in the use */
+    /* Buckets; of a dense problem, of one expert, offsets.mem is NULL and rows = slots. */
+    clmoe_buf offsets, kept;
+    clmoe_buf token_of; /* [slots] i32; where an operand is gathered */
+    uint32_t slots, experts;
+    gemm_rows p, q;
+    uint32_t m, n; /* columns of P and of Q */
+    clmoe_buf c;   /* C_e[m, n] is element e * expert + m * row + n */
+    uint64_t expert, row;
+    bool accumulate;   /* added to C; else an expert without rows gets 0 */
+    clmoe_buf scratch; /* engine->scratch() bytes */
+} gemm_gradient;
+
+/* How an engine makes gradients of weights. */
+typedef struct gemm_gradient_engine {
+    bool gathers;
+    bool blocks;
+    /* Compiles; an error with a sentence if it has no kernels for these types or on this device. */
+    clmoe_status (*create)(clmoe_context *context, const gemm_gradient_shape *shape, void **state);
+    void (*destroy)(void *state); /* NULL allowed */
+    /*
+     * Bytes of scratch for matrices of up to m x n of that many experts, from up to that many slots
+     * together.
+     */
+    size_t (*scratch)(const void *state, uint32_t experts, size_t slots, uint32_t m, uint32_t n);
+    /* The bits of an expert's gradient depend on its rows alone, not on slots or other experts. */
+    clmoe_status (*run)(void *state, launch *chain, const gemm_gradient *problem);
+} gemm_gradient_engine;
 
 enum { GEMM_MAX_ROW_TILE = 320 };
 
@@ -108,6 +168,7 @@ typedef struct gemm_engine {
     size_t (*packed_elements)(const void *state, const gemm_problem *problem);
     uint32_t (*packed_layout)(const void *state);
     clmoe_status (*pack)(void *state, launch *chain, const gemm_problem *problem, clmoe_buf packed);
+    const gemm_gradient_engine *gradient;
 } gemm_engine;
 
 /* The table, ended by NULL, in order of preference where several would do. */
@@ -119,6 +180,14 @@ extern const gemm_engine *const gemm_engines[];
  */
 clmoe_status gemm_engine_create(clmoe_context *context, const char *name, const gemm_shape *shape,
                                 const gemm_engine **engine, void **state);
+
+/*
+ * The same for gradients of weights: the named engine's own kernels, or where it has none for
+ * `shape`, those of the first engine of the table that has some.
+ */
+clmoe_status gemm_gradient_create(clmoe_context *context, const char *name,
+                                  const gemm_gradient_shape *shape,
+                                  const gemm_gradient_engine **engine, void **state);
 
 extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma;
 #ifdef CLMOE_WITH_CLBLAST

@@ -18,8 +18,9 @@ enum { MAX_COLUMN_GROUP = 64 };
 
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel) {
-    char all[160];
-    snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
+    char all[192];
+    snprintf(all, sizeof all, "%s -DKEEP_Z=%d -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
+             shape->training && shape->form != GEMM_LINEAR,
              type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
              type_name(shape->c_type));
     return program_kernel(context, step, all, name, kernel);
@@ -66,6 +67,8 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
 
     if (gate->row != up->row || gate->col != up->col || gate->expert != up->expert)
         return fail(CLMOE_UNSUPPORTED, "gate and up have different strides");
+    const z_place z_at = {problem->z_at.row, problem->z_at.up, problem->z_at.step,
+                          problem->z_at.by_pair};
     return KERNEL_SET(
         kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets), ARG_F32(problem->kept),
         ARG_UINT(problem->slots), ARG_UINT(row_tile), ARG_TYPE(problem->a, problem->a_type),
@@ -77,7 +80,41 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
         ARG_UINT(problem->k), ARG_UINT((uint32_t)activation), ARG_FLOAT(problem->limit),
         ARG_FLOAT(problem->alpha), ARG_FLOAT(problem->up_shift),
         ARG_UINT((uint32_t)problem->row_weight), ARG_F32(problem->pair_of),
-        ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type));
+        ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type),
+        ARG_UINT(problem->accumulate), ARG_TYPE(problem->z, problem->c_type), ARG_STRUCT(z_at));
+}
+
+clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,
+                                  const char *step, const char *options, const char *name,
+                                  cl_kernel *kernel) {
+    char all[192];
+    snprintf(all, sizeof all, "%s -DP=%s -DQ=%s -DC=%s", options, type_name(shape->p_type),
+             type_name(shape->q_type), type_name(shape->c_type));
+    return program_kernel(context, step, all, name, kernel);
+}
+
+clmoe_status gemm_gradient_set(cl_kernel kernel, const gemm_gradient *problem) {
+    const gemm_gradient_shape *types = &problem->types;
+    const gemm_rows *p = &problem->p, *q = &problem->q;
+    return KERNEL_SET(kernel, ARG_F32(problem->offsets), ARG_F32(problem->kept),
+                      ARG_F32(problem->token_of), ARG_UINT(problem->slots),
+                      ARG_AS(p, ARG_TYPE(p->buf, types->p_type)),
+                      ARG_AS(q, ARG_TYPE(q->buf, types->q_type)), ARG_AS(p_row, ARG_UINT(p->row)),
+                      ARG_AS(q_row, ARG_UINT(q->row)), ARG_AS(p_gathered, ARG_UINT(p->gathered)),
+                      ARG_AS(q_gathered, ARG_UINT(q->gathered)), ARG_UINT(problem->m),
+                      ARG_UINT(problem->n), ARG_TYPE(problem->c, types->c_type),
+                      ARG_AS(c_expert, ARG_ULONG(problem->expert)),
+                      ARG_AS(c_row, ARG_ULONG(problem->row)), ARG_UINT(problem->accumulate));
+}
+
+size_t gemm_gradient_no_scratch(const void *state, uint32_t experts, size_t slots, uint32_t m,
+                                uint32_t n) {
+    (void)state;
+    (void)experts;
+    (void)slots;
+    (void)m;
+    (void)n;
+    return 0;
 }
 
 size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {

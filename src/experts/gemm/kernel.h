@@ -37,6 +37,14 @@ static inline size_t gemm_tiles(size_t count, size_t tile) {
     return count / tile + (count % tile != 0);
 }
 
+/* The same for gradients of weights: cl/experts/gemm/gradient.clh. */
+clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,
+                                  const char *step, const char *options, const char *name,
+                                  cl_kernel *kernel);
+clmoe_status gemm_gradient_set(cl_kernel kernel, const gemm_gradient *problem);
+size_t gemm_gradient_no_scratch(const void *state, uint32_t experts, size_t slots, uint32_t m,
+                                uint32_t n);
+
 /* gemm_engine.scratch of an engine that needs none. */
 size_t gemm_no_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
 

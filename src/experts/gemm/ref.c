@@ -2,7 +2,10 @@
 #include "kernel.h"
 #include "runtime/program.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+
+enum { GRADIENT_GROUP = 64 };
 
 typedef struct ref_state {
     size_t group; /* work-items per group, columns of C */
@@ -55,6 +58,73 @@ done:
     return status;
 }
 
+typedef struct ref_gradient {
+    size_t group;
+    cl_kernel kernel;
+} ref_gradient;
+
+static void gradient_destroy(void *opaque) {
+    ref_gradient *state = opaque;
+    if (!state)
+        return;
+    kernel_release(&state->kernel);
+    free(state);
+}
+
+static clmoe_status gradient_compile(clmoe_context *context, const gemm_gradient_shape *shape,
+                                     ref_gradient *state) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    for (state->group = GRADIENT_GROUP; status == CLMOE_UNSUPPORTED && state->group > 0;
+         state->group /= 2) {
+        char options[32];
+        if (!device_takes_group(&context->info, 1, state->group))
+            continue;
+        snprintf(options, sizeof options, "-DGROUP=%zu", state->group);
+        status = gemm_gradient_kernel(context, shape, "experts/gemm/ref_gradient", options,
+                                      "gradient_ref", &state->kernel);
+        if (status != CLMOE_UNSUPPORTED)
+            break;
+    }
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
+    return status;
+}
+
+static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_shape *shape,
+                                    void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    ref_gradient *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the ref engine");
+    TRY(gradient_compile(context, shape, state));
+    *out = state;
+    state = NULL;
+done:
+    gradient_destroy(state);
+    return status;
+}
+
+static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradient *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const ref_gradient *state = opaque;
+    const size_t groups[] = {problem->m, gemm_tiles(problem->n, state->group), problem->experts};
+    const size_t local[] = {1, state->group, 1};
+    TRY(gemm_gradient_set(state->kernel, problem));
+    TRY(launch_bounded(chain, state->kernel, 3, groups, local,
+                       (uint64_t)problem->slots * state->group));
+done:
+    return status;
+}
+
+static const gemm_gradient_engine ref_gradient_engine = {
+    .gathers = true,
+    .create = gradient_create,
+    .destroy = gradient_destroy,
+    .scratch = gemm_gradient_no_scratch,
+    .run = gradient_run,
+};
+
 const gemm_engine gemm_ref = {
     .name = "ref",
     .gathers = true,
@@ -64,4 +134,5 @@ const gemm_engine gemm_ref = {
     .row_tile = ref_row_tile,
     .scratch = gemm_no_scratch,
     .run = ref_run,
+    .gradient = &ref_gradient_engine,
 };
