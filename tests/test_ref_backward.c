@@ -59,7 +59,7 @@ static void make_inputs(rig *r, source from, bool mask) {
     batch *b = &r->b;
     size_t T = b->in.tokens, R = ref_columns(&b->desc), pairs = ref_pairs(&b->desc, b->in.tokens);
     b->in.x = on_grid(random_floats(T * b->desc.dim, 1.0), T * b->desc.dim);
-    b->weights.router = random_floats(ref_gradient_count(&b->desc, 0), 0.4);
+    b->weights.router = random_floats(ref_gradient_count(&b->desc, REF_ROUTER), 0.4);
     for (size_t i = 0; i < REF_GRADIENT_FIELDS; i++) {
         const size_t n = ref_gradient_count(&b->desc, i);
         const float *values = n > 0 ? on_grid(ref_weights_field(&b->weights, i), n) : NULL;

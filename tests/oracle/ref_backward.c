@@ -17,31 +17,9 @@ static void *make(size_t count, size_t size) {
 
 /* ---- Fields ---------------------------------------------------------------------------------- */
 
-#define FIELD(name)                                                                                \
-    { #name, offsetof(ref_weights, name), offsetof(ref_gradients, name) }
+#define FIELD(name) {#name, offsetof(ref_weights, name), offsetof(ref_gradients, name)},
 
-enum { OF_EXPERTS = 3, OF_SHARED = 9 };
-
-const ref_gradient_field ref_gradient_fields[REF_GRADIENT_FIELDS] = {
-    FIELD(router),
-    FIELD(router_bias),
-    FIELD(expert_scale),
-    FIELD(experts.gate),
-    FIELD(experts.up),
-    FIELD(experts.down),
-    FIELD(experts.gate_bias),
-    FIELD(experts.up_bias),
-    FIELD(experts.down_bias),
-    FIELD(shared.gate),
-    FIELD(shared.up),
-    FIELD(shared.down),
-    FIELD(shared.gate_bias),
-    FIELD(shared.up_bias),
-    FIELD(shared.down_bias),
-    FIELD(shared_gate),
-    FIELD(output_bias),
-    FIELD(group_router),
-};
+const ref_gradient_field ref_gradient_fields[REF_GRADIENT_FIELDS] = {REF_GRADIENT_LIST(FIELD)};
 
 /* Elements of array 0 to 5 of an MLP. */
 static size_t mlp_count(const clmoe_mlp_desc *mlp, size_t experts, size_t dim, size_t array) {
@@ -63,17 +41,17 @@ static size_t mlp_count(const clmoe_mlp_desc *mlp, size_t experts, size_t dim, s
 size_t ref_gradient_count(const clmoe_layer_desc *desc, size_t field) {
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc), D = desc->dim;
-    if (field >= OF_EXPERTS && field < OF_SHARED)
-        return mlp_count(&desc->experts, desc->num_experts, D, field - OF_EXPERTS);
-    if (field >= OF_SHARED && field < OF_SHARED + 6)
-        return mlp_count(&desc->shared, 1, D, field - OF_SHARED);
-    const size_t counts[REF_GRADIENT_FIELDS] = {
-        [0] = ref_router_rows(desc) * D,
-        [1] = router->bias ? R : 0,
-        [2] = router->expert_scale ? R : 0,
-        [15] = desc->shared_gate ? D : 0,
-        [16] = desc->output_bias ? D : 0,
-        [17] = router->groups.two_level ? router->groups.count * D : 0};
+    if (field >= REF_SHARED)
+        return mlp_count(&desc->shared, 1, D, field - REF_SHARED);
+    if (field >= REF_EXPERTS)
+        return mlp_count(&desc->experts, desc->num_experts, D, field - REF_EXPERTS);
+    const size_t counts[] = {[REF_ROUTER] = ref_router_rows(desc) * D,
+                             [REF_ROUTER_BIAS] = router->bias ? R : 0,
+                             [REF_EXPERT_SCALE] = router->expert_scale ? R : 0,
+                             [REF_SHARED_GATE] = desc->shared_gate ? D : 0,
+                             [REF_OUTPUT_BIAS] = desc->output_bias ? D : 0,
+                             [REF_GROUP_ROUTER] =
+                                 router->groups.two_level ? router->groups.count * D : 0};
     return counts[field];
 }
 
@@ -135,7 +113,7 @@ static void pairs_backward(const ref_backward_layer *layer, const ref_backward_i
             x[d] = (double)in->forward->x[t * D + d];
             dy[d] = (double)in->dy[t * D + d];
         }
-        for (size_t p = first; p < end && !is_masked(in->forward, t); p++)
+        for (size_t p = first; p < end; p++)
             pair_backward(layer, in, p, x, dy, r, r->dx + t * D);
     }
     free(x);

@@ -20,13 +20,45 @@ typedef struct ref_gradients {
     double *group_router;
 } ref_gradients;
 
-/* One array of weights and its gradient; the offsets are those in the two structs. */
+/* Every array of weights that has a gradient. */
+#define REF_GRADIENT_LIST(X)                                                                       \
+    X(router)                                                                                      \
+    X(router_bias)                                                                                 \
+    X(expert_scale)                                                                                \
+    X(shared_gate)                                                                                 \
+    X(output_bias)                                                                                 \
+    X(group_router)                                                                                \
+    X(experts.gate)                                                                                \
+    X(experts.up)                                                                                  \
+    X(experts.down)                                                                                \
+    X(experts.gate_bias)                                                                           \
+    X(experts.up_bias)                                                                             \
+    X(experts.down_bias)                                                                           \
+    X(shared.gate)                                                                                 \
+    X(shared.up)                                                                                   \
+    X(shared.down)                                                                                 \
+    X(shared.gate_bias)                                                                            \
+    X(shared.up_bias)                                                                              \
+    X(shared.down_bias)
+
+enum {
+    REF_ROUTER,
+    REF_ROUTER_BIAS,
+    REF_EXPERT_SCALE,
+    REF_SHARED_GATE,
+    REF_OUTPUT_BIAS,
+    REF_GROUP_ROUTER,
+    REF_EXPERTS, /* the first of its six */
+    REF_SHARED = REF_EXPERTS + 6,
+    REF_GRADIENT_FIELDS = REF_SHARED + 6
+};
+
+/* Where a field is in the two structs. */
 typedef struct ref_gradient_field {
     const char *name;
     size_t weights, gradient;
 } ref_gradient_field;
 
-enum { REF_GRADIENT_FIELDS = 18 };
 extern const ref_gradient_field ref_gradient_fields[REF_GRADIENT_FIELDS];
 
 /* Elements of a field; 0 where the layer has none. */

@@ -127,17 +127,18 @@ static void project_backward(const fixed *f, const double *next, double *d, doub
     }
 }
 
-/* One step that gave `next`, backwards: d [T,K] in place, dbefore [T,K] is added. */
+/*
+ * One step that gave `next`, backwards: d [T,K] in place, dbefore [T,K] is added. Through L*, which
+ * moves a whole row, nothing passes: the projection takes it back.
+ */
 static void step_backward(const fixed *f, const double *next, double *d, double *dbefore) {
-    double *column = make(f->E, sizeof *column), total = 0.0;
+    double *column = make(f->E, sizeof *column);
     project_backward(f, next, d, dbefore);
     column_sums(f, d, column);
-    for (size_t e = 0; e < f->E; e++)
-        total += column[e];
     for (size_t p = 0; p < f->tokens * f->K; p++) {
         if (f->part[p] < 0)
             continue;
-        dbefore[p] += f->step * (f->mu * d[p] + total / (double)f->E);
+        dbefore[p] += f->step * f->mu * d[p];
         d[p] -= f->step * (column[f->part[p]] + f->mu * d[p]);
     }
     free(column);
