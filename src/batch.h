@@ -41,10 +41,23 @@ typedef struct batch {
     clmoe_loss_desc losses[MAX_LOSSES];
     uint32_t num_losses;
     clmoe_buf loss_values, dlogits, dnoise, dgroup_logits;
+
+    /* Training: z of forward. */
+    clmoe_buf z, shared_z;
+    /* Backward alone; dlogits, dnoise and dgroup_logits are then what losses left. */
+    clmoe_buf dy, dye, dx;
+    clmoe_buf dpair_weights, dlogits_out, dnoise_out;
+    clmoe_buf router_dx; /* [T,D]: the routers' part of dx; none before there is one */
+    clmoe_weights raw; /* *weights, of backward: without packed ones */
+    clmoe_gradients gradients;
+    bool accumulate;
 } batch;
 
 /* What the caller gave, and for the rest the regions of workspace.c. */
 clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forward_args *args);
+
+/* The same of a backward pass. */
+clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backward_args *args);
 
 /* The losses of a call, `loss_size` bytes apart. */
 void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses);

@@ -71,6 +71,71 @@ clmoe_status step_normalize(const batch *b, launch *chain);
 /* experts_x -> shared_y, and shared_gate [T] if the layer has one. */
 clmoe_status step_shared(const batch *b, launch *chain);
 
+/* ---- backward -------------------------------------------------------------------------------- */
+
+/* dy -> dh, dz, dots of the experts' slots, then dxe. */
+clmoe_status step_experts_backward(const batch *b, launch *chain);
+/* dy, x, and what step_experts_backward() left -> the gradients of the experts' weights. */
+clmoe_status step_experts_gradients(const batch *b, launch *chain);
+/* The same of the shared expert and its gate: shared_dx, and the gradients. */
+clmoe_status step_shared_backward(const batch *b, launch *chain);
+clmoe_status step_shared_gradients(const batch *b, launch *chain);
+/* dy, dots -> dpair_weights. */
+clmoe_status step_combine_backward(const batch *b, launch *chain);
+clmoe_status step_output_bias_gradient(const batch *b, launch *chain);
+/* dpair_weights, dlogits -> dlogits_out, dnoise_out; of the choices that were made, by whom ever.
+ */
+clmoe_status step_topk_backward(const batch *b, launch *chain);
+clmoe_status step_expert_scale_gradient(const batch *b, launch *chain);
+/* dlogits_out -> router_dx; and the gradients of the router. */
+clmoe_status step_score_backward(batch *b, launch *chain);
+clmoe_status step_score_gradients(const batch *b, launch *chain);
+/* dxe, shared_dx, router_dx -> dx. */
+clmoe_status step_dispatch_backward(const batch *b, launch *chain);
+
+/* With a mask: the list of tokens that are not masked. */
+clmoe_status step_unmasked(const batch *b, launch *chain);
+/* All tokens of the batch, or those of that list, as the bucket of one expert. */
+gemm_gradient batch_rows(const batch *b);
+
+/* to [m,n] = sum over these tokens of p [T,m] f32 times q [T,n] X; nothing where `to` is none. */
+typedef struct dense_gradient {
+    uint32_t m, n;
+    clmoe_buf p, q, to;
+} dense_gradient;
+
+clmoe_status step_dense_gradient(const batch *b, launch *chain, const dense_gradient *map);
+
+/* x -> rows of slots. */
+clmoe_status step_dispatch_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf xe);
+/* x -> rows of slots times the weights of their pairs. */
+clmoe_status step_weighted_rows(const batch *b, launch *chain, clmoe_buf xe);
+
+/* Rows that go back through an activation, and what else goes in and out: activation.cl. */
+typedef struct activation_rows {
+    clmoe_buf z, dh, dz, dots;
+    gemm_z z_at, dz_at;
+    clmoe_buf pair_of, pair_weights, token_mask;
+} activation_rows;
+
+clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp which,
+                                      const activation_rows *rows);
+
+/* to [experts,n] = sum of rows of an expert's bucket, times weights if given. */
+typedef struct bias_call {
+    clmoe_buf offsets, kept, token_of; /* not given: one expert, all rows */
+    uint32_t slots, experts, n;
+    gemm_rows rows;
+    clmoe_buf pair_of, pair_weights, token_mask;
+    clmoe_buf to;
+} bias_call;
+
+clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id,
+                                const bias_call *call);
+/* Those of an MLP, from rows dz, and from rows dy as `down` has them. */
+clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp which,
+                                     const bias_call *down, clmoe_buf dz);
+
 /* ---- balance --------------------------------------------------------------------------------- */
 
 /*

@@ -57,8 +57,7 @@ clmoe_status check_state(call_check *call, const clmoe_buf *state) {
     return check_buffer(call, &need);
 }
 
-/* The state of a step that gives places to pairs. */
-static clmoe_status check_plan_state(call_check *call, const clmoe_buf *state) {
+clmoe_status check_plan_state(call_check *call, const clmoe_buf *state) {
     const clmoe_layer *layer = call->layer;
     if (layer_keep(layer) == CLMOE_KEEP_RANDOM && !state->mem)
         return fail(CLMOE_INVALID_ARGUMENT, "state is not given, but capacity.keep is random");
@@ -127,12 +126,7 @@ static const mlp_names weights_names[] = {MLP_NAMES("weights.experts"),
                                           MLP_NAMES("weights.shared")}; /* by clmoe_mlp */
 static const mlp_names raw_names = MLP_NAMES("raw");
 
-/* Rows of the stored matrices gate and up, of all experts; one buffer may hold both. */
-typedef struct mlp_rows {
-    size_t gate, up;
-} mlp_rows;
-
-static mlp_rows rows_of(const clmoe_mlp_desc *mlp, size_t experts) {
+mlp_rows check_mlp_rows(const clmoe_mlp_desc *mlp, size_t experts) {
     size_t rows = experts * mlp->hidden_dim;
     switch (mlp->gate_layout) {
     case CLMOE_GATE_CONCAT:
@@ -152,7 +146,7 @@ static clmoe_status check_matrices(call_check *call, clmoe_mlp which,
     const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
     size_t experts = layer_mlp_use(layer, which)->shape.experts, dim = layer->desc.dim;
     size_t element = type_bytes(layer->desc.weight_type);
-    mlp_rows rows = rows_of(mlp, experts);
+    mlp_rows rows = check_mlp_rows(mlp, experts);
     const buffer_need needs[] = {
         READS(names->gate, &weights->gate, bytes_of(rows.gate, dim, element), element, true),
         READS(names->up, &weights->up, bytes_of(rows.up, dim, element), element, true),
@@ -181,7 +175,7 @@ static clmoe_status check_mlp(call_check *call, clmoe_mlp which, const clmoe_mlp
     const mlp_names *names = &weights_names[which];
     size_t experts = layer_mlp_use(layer, which)->shape.experts;
     size_t element = type_bytes(layer->desc.weight_type);
-    mlp_rows rows = rows_of(mlp, experts);
+    mlp_rows rows = check_mlp_rows(mlp, experts);
     const buffer_need biases[] = {
         READS(names->gate_bias, &weights->gate_bias, mlp->gate_up_bias ? rows.gate * element : 0,
               element, true),
@@ -230,7 +224,7 @@ done:
     return status;
 }
 
-static clmoe_status check_forward_weights(call_check *call, const clmoe_forward_args *args) {
+clmoe_status check_forward_weights(call_check *call, const clmoe_forward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(check_weights_given(args->weights));
     if (!args->ids_in.mem) {

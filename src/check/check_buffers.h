@@ -38,7 +38,7 @@ typedef struct used_range {
     bool written;
 } used_range;
 
-enum { MAX_CALL_BUFFERS = 64 };
+enum { MAX_CALL_BUFFERS = 128 };
 
 /* One call under check. The first check of a buffer that fails ends it. */
 typedef struct call_check {
@@ -81,6 +81,19 @@ clmoe_status check_expert_scale(call_check *call, const clmoe_weights *weights);
 
 /* The size of a state, where one is given. */
 clmoe_status check_state(call_check *call, const clmoe_buf *state);
+
+/* The same of a call that gives places to pairs. */
+clmoe_status check_plan_state(call_check *call, const clmoe_buf *state);
+
+/* Rows of the stored matrices gate and up, of all experts; one buffer may hold both. */
+typedef struct mlp_rows {
+    size_t gate, up;
+} mlp_rows;
+
+mlp_rows check_mlp_rows(const clmoe_mlp_desc *mlp, size_t experts);
+
+/* All weights that a forward reads. */
+clmoe_status check_forward_weights(call_check *call, const clmoe_forward_args *args);
 
 /* The losses of a forward: the descriptors, what they need, and their outputs. */
 clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *args);

@@ -1,4 +1,4 @@
-/* Rows of the buckets -> expert outputs; and the shared expert, the same over all tokens. */
+/* Rows of the buckets -> expert outputs, and backward. The shared expert is in shared.c. */
 #include "steps.h"
 
 static gemm_row_weight row_weight(const clmoe_layer *layer) {
@@ -13,33 +13,44 @@ static gemm_row_weight row_weight(const clmoe_layer *layer) {
     return GEMM_ROW_WEIGHT_NONE;
 }
 
+/* The buckets, with rows of x: gathered, unless they are rows of slots. */
+static gemm_problem expert_rows(const batch *b, clmoe_buf rows, bool gather) {
+    const clmoe_plan_layout *plan = &b->ws.plan;
+    const clmoe_buf none = {0};
+    return (gemm_problem){.tile_expert = PLAN_ARRAY(b, tile_expert),
+                          .offsets = PLAN_ARRAY(b, offsets),
+                          .kept = PLAN_ARRAY(b, kept),
+                          .slots = plan->slots,
+                          .row_tile = plan->row_tile,
+                          .experts = b->layer->desc.num_experts,
+                          .a = rows,
+                          .token_of = gather ? PLAN_ARRAY(b, token_of) : none,
+                          .row_weight = row_weight(b->layer),
+                          .pair_of = PLAN_ARRAY(b, pair_of),
+                          .pair_weights = b->pair_weights};
+}
+
+static mlp_call experts_call(const batch *b, clmoe_buf rows, bool gather) {
+    const clmoe_layer *layer = b->layer;
+    return (mlp_call){.use = &layer->experts,
+                      .mlp = &layer->desc.experts,
+                      .weights = &b->weights->experts,
+                      .dim = layer->desc.dim,
+                      .rows = expert_rows(b, rows, gather),
+                      .hidden = region(b, REGION_HIDDEN),
+                      .engine = region(b, REGION_ENGINE),
+                      .z = b->z,
+                      .z_rows = layer_z_rows(layer, &b->ws.plan),
+                      .z_by_pair = layer_z_by_pair(layer, &b->ws.plan),
+                      .out = b->ye};
+}
+
 clmoe_status step_experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const clmoe_plan_layout *plan = &b->ws.plan;
-    const clmoe_buf none = {0};
     const bool gather = b->xe.mem == NULL;
-    const mlp_call call = {
-        .use = &layer->experts,
-        .mlp = &layer->desc.experts,
-        .weights = &b->weights->experts,
-        .dim = layer->desc.dim,
-        .rows = {.tile_expert = PLAN_ARRAY(b, tile_expert),
-                 .offsets = PLAN_ARRAY(b, offsets),
-                 .kept = PLAN_ARRAY(b, kept),
-                 .slots = plan->slots,
-                 .row_tile = plan->row_tile,
-                 .experts = layer->desc.num_experts,
-                 .a = gather ? b->experts_x : b->xe,
-                 .token_of = gather ? PLAN_ARRAY(b, token_of) : none,
-                 .row_weight = row_weight(layer),
-                 .pair_of = PLAN_ARRAY(b, pair_of),
-                 .pair_weights = b->pair_weights},
-        .hidden = region(b, REGION_HIDDEN),
-        .engine = region(b, REGION_ENGINE),
-        .out = b->ye,
-    };
-    if (plan->slots == 0)
+    const mlp_call call = experts_call(b, gather ? b->experts_x : b->xe, gather);
+    if (b->ws.plan.slots == 0)
         return CLMOE_SUCCESS;
     TRY(gemm_mlp(&call, chain));
     if (layer->desc.normalize_experts)
@@ -48,30 +59,108 @@ done:
     return status;
 }
 
-clmoe_status step_shared(const batch *b, launch *chain) {
+/* z as forward made it, for a layer that did not keep it. */
+static clmoe_status z_again(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool gather = b->layer->experts.engine->gathers;
+    const clmoe_buf rows = region(b, REGION_X_ROWS);
+    mlp_call call = experts_call(b, gather ? b->experts_x : rows, gather);
+    call.hidden = region(b, REGION_DH);
+    if (!gather)
+        TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
+    TRY(gemm_mlp_z(&call, chain));
+done:
+    return status;
+}
+
+static activation_rows experts_activation(const batch *b) {
+    const clmoe_layer *layer = b->layer;
+    const clmoe_mlp_desc *mlp = &layer->desc.experts;
+    const clmoe_plan_layout *plan = &b->ws.plan;
+    const clmoe_buf none = {0};
+    const bool at_input = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT;
+    return (activation_rows){
+        .z = b->z,
+        .dh = region(b, REGION_DH),
+        .dz = region(b, REGION_DZ),
+        .dots = region(b, REGION_DOTS),
+        .z_at = mlp_z(mlp, layer_z_rows(layer, plan), layer_z_by_pair(layer, plan)),
+        .dz_at = mlp_z(mlp, plan->slots, false),
+        .pair_of = PLAN_ARRAY(b, pair_of),
+        .pair_weights = at_input ? none : b->pair_weights};
+}
+
+clmoe_status step_experts_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const mlp_call call = {
-        .use = &layer->shared,
-        .mlp = &layer->desc.shared,
-        .weights = &b->weights->shared,
-        .dim = layer->desc.dim,
-        .rows = {.slots = b->tokens, .row_tile = 1, .experts = 1, .a = b->experts_x},
-        .hidden = region(b, REGION_SHARED_HIDDEN),
-        .engine = region(b, REGION_ENGINE),
-        .out = b->shared_y,
-    };
-    const dense_map gate = {.rows = b->tokens,
-                            .n = 1,
-                            .k = layer->desc.dim,
-                            .a = b->experts_x,
-                            .weight = b->weights->shared_gate,
-                            .out = b->shared_gate};
-    if (b->tokens == 0)
+    const bool gather = layer->experts.engine->gathers;
+    const clmoe_buf dy_rows = region(b, REGION_DY_ROWS);
+    const activation_rows activation = experts_activation(b);
+    mlp_call call = experts_call(b, gather ? b->dy : dy_rows, gather);
+    call.hidden = activation.dh;
+    call.out = region(b, REGION_DXE);
+    if (b->ws.plan.slots == 0)
         return CLMOE_SUCCESS;
-    TRY(gemm_mlp(&call, chain));
-    if (layer->desc.shared_gate)
-        TRY(gemm_dense(&layer->dense, chain, &gate));
+    if (layer->desc.recompute)
+        TRY(z_again(b, chain));
+    if (dy_rows.mem)
+        TRY(step_dispatch_rows(b, chain, b->dy, dy_rows));
+    TRY(gemm_mlp_back_down(&call, chain));
+    TRY(step_activation_backward(b, chain, CLMOE_MLP_EXPERTS, &activation));
+    TRY(gemm_mlp_back_up(&call, chain, activation.dz));
+done:
+    return status;
+}
+
+/* x as the gradient of gate and up sees it: rows of slots with weights, or where the engine does
+ * not gather; else the tokens'.
+ */
+static clmoe_status gradient_x(const batch *b, launch *chain, gemm_rows *x) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    const clmoe_buf rows = region(b, REGION_X_ROWS);
+    *x = (gemm_rows){rows.mem ? rows : b->experts_x, layer->desc.dim, rows.mem == NULL};
+    if (layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT)
+        TRY(step_weighted_rows(b, chain, rows));
+    else if (rows.mem)
+        TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
+done:
+    return status;
+}
+
+clmoe_status step_experts_gradients(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    const clmoe_buf dy_rows = region(b, REGION_DY_ROWS), none = {0};
+    const bool at_output = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT;
+    mlp_gradient_call call = {
+        .use = &layer->mlp_gradient,
+        .mlp = &layer->desc.experts,
+        .gradients = &b->gradients.experts,
+        .dim = layer->desc.dim,
+        .rows = {.offsets = PLAN_ARRAY(b, offsets),
+                 .kept = PLAN_ARRAY(b, kept),
+                 .token_of = PLAN_ARRAY(b, token_of),
+                 .slots = b->ws.plan.slots,
+                 .experts = layer->desc.num_experts,
+                 .accumulate = b->accumulate,
+                 .scratch = region(b, REGION_GRADIENT)},
+        .dy = {dy_rows.mem ? dy_rows : b->dy, layer->desc.dim, dy_rows.mem == NULL},
+        .dz = region(b, REGION_DZ),
+        .hidden = region(b, REGION_DH)};
+    const bias_call biases = {.offsets = call.rows.offsets,
+                              .kept = call.rows.kept,
+                              .token_of = call.rows.token_of,
+                              .slots = call.rows.slots,
+                              .experts = call.rows.experts,
+                              .n = layer->desc.dim,
+                              .rows = call.dy,
+                              .pair_of = PLAN_ARRAY(b, pair_of),
+                              .pair_weights = at_output ? b->pair_weights : none,
+                              .to = b->gradients.experts.down_bias};
+    TRY(gradient_x(b, chain, &call.x));
+    TRY(gemm_mlp_gradients(&call, chain));
+    TRY(step_mlp_bias_gradients(b, chain, CLMOE_MLP_EXPERTS, &biases, call.dz));
 done:
     return status;
 }

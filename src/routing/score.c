@@ -1,4 +1,4 @@
-/* x -> logits -> noisy logits -> scores. */
+/* x -> logits -> noisy logits -> scores; and from the gradient on logits back to x. */
 #include "runtime/program.h"
 #include "steps.h"
 
@@ -69,6 +69,65 @@ clmoe_status step_score(const batch *b, launch *chain) {
     TRY(step_score_rows(b, chain, noisy, b->scores));
     if (b->layer->desc.router.groups.two_level)
         TRY(step_two_level_scores(b, chain));
+done:
+    return status;
+}
+
+/* Rows dlogits [T,n] through weights [n,D]: added to router_dx, whose first part is written. */
+static clmoe_status add_router_dx(batch *b, launch *chain, clmoe_buf dlogits, uint32_t n,
+                                  clmoe_buf weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const dense_map map = {.rows = b->tokens,
+                           .n = b->layer->desc.dim,
+                           .k = n,
+                           .a = dlogits,
+                           .weight = weights,
+                           .out = region(b, REGION_ROUTER_DX),
+                           .accumulate = b->router_dx.mem != NULL};
+    TRY(gemm_dense(&b->layer->dense_back, chain, &map));
+    b->router_dx = map.out;
+done:
+    return status;
+}
+
+/* Whether x Wn^T had a part in the logits. */
+static bool noise_is_learned(const batch *b) {
+    return b->state.mem && b->layer->desc.router.noise.kind == CLMOE_NOISE_LEARNED;
+}
+
+clmoe_status step_score_backward(batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t columns = b->layer->columns;
+    if (b->tokens == 0)
+        return CLMOE_SUCCESS;
+    if (!b->logits_given)
+        TRY(add_router_dx(b, chain, b->dlogits_out, columns, b->weights->router));
+    if (noise_is_learned(b))
+        TRY(add_router_dx(b, chain, b->dnoise_out, columns, b->weights->noise_router));
+done:
+    return status;
+}
+
+clmoe_status step_score_gradients(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    const uint32_t R = layer->columns, D = layer->desc.dim;
+    const bool jittered = b->state.mem && layer->desc.router.noise.jitter > 0;
+    const clmoe_buf x = jittered ? b->jittered : b->x;
+    const dense_gradient router = {R, D, b->dlogits_out, x, b->gradients.router};
+    const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
+    const bias_call bias = {.slots = b->tokens,
+                            .experts = 1,
+                            .n = R,
+                            .rows = {b->dlogits_out, R, false},
+                            .token_mask = b->token_mask,
+                            .to = b->gradients.router_bias};
+    if (!b->logits_given)
+        TRY(step_dense_gradient(b, chain, &router));
+    if (!b->logits_given && layer->desc.router.bias)
+        TRY(step_bias_gradient(b, chain, KERNEL_ROUTER_BIAS_GRADIENT, &bias));
+    if (noise_is_learned(b))
+        TRY(step_dense_gradient(b, chain, &noise));
 done:
     return status;
 }
