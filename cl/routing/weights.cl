@@ -90,9 +90,14 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
         row.dlogits[e] = dlogits && !masked ? AT(dlogits)[at + e] : 0.0f;
         if (row.dnoise)
             row.dnoise[e] = dnoise && !masked ? AT(dnoise)[at + e] : 0.0f;
-        const float l = columns > 0 ? prepared_logit(&r, row.temperature, row.logits[e]) : -INFINITY;
-        if (l > -INFINITY)
-            add_to_row(&r, &row, e, -dot * exp(l - v.best) / total);
+        if (columns > 0)
+            add_to_row(&r, &row, e, row_gradient(&r, &v, total, dot, e));
+    }
+    for (uint k = 0; k < v.count && r.score == SCORE_SPARSEMIXER; k++) {
+        const float w = sparsemixer_weight(&r, &v, k);
+        const float d = plain_gradient(&r, &v, &sums, total, k) * w * w;
+        for (uint e = get_local_id(0); e < R; e += GROUP)
+            add_to_row(&r, &row, e, -d * sparsemixer_term(&r, &v, k, e));
     }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint k = 0; k < v.count && get_local_id(0) == 0; k++)
