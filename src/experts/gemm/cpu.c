@@ -65,7 +65,7 @@ static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) 
         return shape->form != GEMM_LINEAR && (first || variant == GEMM_UNGATED);
     if (variant == GEMM_GATE_AND_UP)
         return first && (any_order || by_column == shape->gate_up_transposed);
-    return !by_column || any_order || shape->down_transposed ||
+    return !by_column || any_order || shape->training || shape->down_transposed ||
            (first && shape->gate_up_transposed);
 }
 
