@@ -16,9 +16,7 @@
  *
  * WIDTH floats per vector: 4, 8 or 16.
  */
-#define VEC          JOIN(float, WIDTH)
-#define VLOAD(p)     JOIN(vload, WIDTH)(0, p)
-#define VSTORE(v, p) JOIN(vstore, WIDTH)(v, 0, p)
+#include "experts/gemm/cpu_vectors.clh"
 
 #define ACT_T VEC
 #include "experts/gemm/act.clh"
@@ -34,29 +32,6 @@
  */
 #define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
 #define SIDE_STEP (GATED ? 0 : WIDTH)
-
-/* The compiler keeps an array in registers only where all loops over it are unrolled. */
-/* Brings memory closer before it is read or written. OpenCL's prefetch() does nothing in PoCL. */
-#ifdef POCL_DEVICE_ADDRESS_BITS
-#define FETCH(p)        __builtin_prefetch((const void *)(size_t)(p), 0, 2)
-#define FETCH_OUTPUT(p) __builtin_prefetch((const void *)(size_t)(p), 1, 2)
-#else
-#define FETCH(p) prefetch(p, WIDTH)
-#define FETCH_OUTPUT(p)
-#endif
-
-/* The first `count` < WIDTH elements, then zeros: nothing behind them is read. */
-#define LOAD_PART(type, p, count) JOIN(load_part_, type)(p, count)
-#define DEFINE_LOAD_PART(type)                                                                     \
-    static inline VEC load_part_##type(__global const STORAGE(type) *p, uint count) {              \
-        float part[WIDTH];                                                                         \
-        for (uint i = 0; i < WIDTH; ++i)                                                           \
-            part[i] = i < count ? LOAD(type, p + i) : 0.0f;                                        \
-        return VLOAD(part);                                                                        \
-    }
-DEFINE_LOAD_PART(f32)
-DEFINE_LOAD_PART(f16)
-DEFINE_LOAD_PART(bf16)
 
 /* The matrix of a side: gate and up, or up twice. */
 static inline __global const STORAGE(W) *matrix_of(const problem *p, uint side) {
@@ -76,21 +51,6 @@ static inline void fetch_outputs(const problem *p, uint row, uint count, uint fi
 #else
 #include "experts/gemm/cpu_panels.clh"
 #endif
-
-/* The first `count` <= WIDTH elements, `step` apart. */
-static inline void store_part(VEC v, uint count, uint step, __global STORAGE(C) *to) {
-    float part[WIDTH];
-    VSTORE(v, part);
-    for (uint i = 0; i < count; ++i)
-        STORE(C, part[i], to + i * step);
-}
-
-static inline void store_vector(VEC v, uint count, __global STORAGE(C) *to) {
-    if (count == WIDTH)
-        STOREN(C, WIDTH, v, to);
-    else
-        store_part(v, count, 1, to);
-}
 
 #if KEEP_Z
 /* z of `count` columns, whose first is at `z`. */
