@@ -31,6 +31,7 @@ void loss_weights(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(
                      row.logits,
                      0,
                      0,
+                     0,
                      false,
                      pairs.end - pairs.begin,
                      R,
@@ -50,10 +51,8 @@ void loss_weights(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(
 
     float dot = weights_dot(&r, &v, &sums, t.total);
     for (uint e = get_local_id(0); e < R && over_row && v.count > 0; e += GROUP)
-        if (isfinite(row.logits[e])) {
-            float l = prepared_logit(&r, v.temperature, row.logits[e]);
-            add_one(&row, &r, v.temperature, e, -dot * exp(l - t.best) / t.total);
-        }
+        if (isfinite(row.logits[e]))
+            add_one(&row, &r, v.temperature, e, row_gradient(&r, &v, t.total, dot, e));
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint k = 0; k < v.count && get_local_id(0) == 0; k++)
         if (prepared_choice(&r, &v, k) > -INFINITY)

@@ -18,27 +18,6 @@
 #include "dispatch/pairs.clh"
 #include "routing/weights.clh"
 
-/* One token's row, and where its gradient goes. */
-typedef struct weights_row {
-    __global const float *logits, *clean, *noise_raw;
-    __global float *dlogits, *dnoise;
-    float temperature;
-} weights_row;
-
-/* d on l' of column e; added to what lies there already. */
-static inline void add_to_row(const router_switches *r, const weights_row *row, uint e, float d) {
-    const float noisy = row->logits[e];
-    d = isfinite(noisy) ? d * prepared_logit_slope(r, row->temperature, noisy) : 0.0f;
-    row->dlogits[e] += d;
-    if (row->dnoise) {
-        const float raw = row->noise_raw[e];
-        const float slope = (noisy - row->clean[e]) / NOISE_DEVIATION(raw);
-        row->dnoise[e] += isfinite(raw) && isfinite(noisy)
-                              ? d * slope * NOISE_DEVIATION_SLOPE(raw)
-                              : 0.0f;
-    }
-}
-
 KERNEL(GROUP, 1, 1)
 void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
                       IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
@@ -63,6 +42,7 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                      r.renorm_late ? AT(slot_of) + range.begin : 0,
                      row.logits,
                      GIVEN(expert_scale),
+                     0,
                      AT(dpair_weights) + range.begin,
                      true,
                      range.end - range.begin,
@@ -90,9 +70,14 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
         row.dlogits[e] = dlogits && !masked ? AT(dlogits)[at + e] : 0.0f;
         if (row.dnoise)
             row.dnoise[e] = dnoise && !masked ? AT(dnoise)[at + e] : 0.0f;
-        const float l = columns > 0 ? prepared_logit(&r, row.temperature, row.logits[e]) : -INFINITY;
-        if (l > -INFINITY)
-            add_to_row(&r, &row, e, -dot * exp(l - v.best) / total);
+        if (columns > 0)
+            add_to_row(&r, &row, e, row_gradient(&r, &v, total, dot, e));
+    }
+    for (uint k = 0; k < v.count && r.score == SCORE_SPARSEMIXER; k++) {
+        const float w = sparsemixer_weight(&r, &v, k);
+        const float d = plain_gradient(&r, &v, &sums, total, k) * w * w;
+        for (uint e = get_local_id(0); e < R; e += GROUP)
+            add_to_row(&r, &row, e, -d * sparsemixer_term(&r, &v, k, e));
     }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint k = 0; k < v.count && get_local_id(0) == 0; k++)

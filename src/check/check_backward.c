@@ -9,15 +9,14 @@ static clmoe_status check_switches(const clmoe_layer *layer, const clmoe_backwar
     if (!layer->desc.training)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "the layer was made with training 0, and has no backward pass");
-    if (layer->desc.router.score == CLMOE_SCORE_SPARSEMIXER)
-        return fail(CLMOE_UNSUPPORTED,
-                    "router.score is sparsemixer, whose gradient is an estimator of its own");
     if (args->parts > CLMOE_BACKWARD_WEIGHTS)
         return fail(CLMOE_INVALID_ARGUMENT, "parts is %u, but must be from 0 to %d", args->parts,
                     CLMOE_BACKWARD_WEIGHTS);
     if (args->accumulate > 1)
         return fail(CLMOE_INVALID_ARGUMENT, "accumulate is %u, but must be 0 or 1",
                     args->accumulate);
+    if (args->dye.mem && !layer->desc.dye)
+        return fail(CLMOE_INVALID_ARGUMENT, "dye is given, but the layer was made with dye 0");
     TRY(check_unused(args->reserved));
 done:
     return status;
