@@ -498,8 +498,9 @@ static clmoe_status place_region(const batch *b, const workspace_layout *layout,
 }
 
 /*
- * `saved` by itself. In `scratch` what both passes use comes first, then forward's regions and
- * backward's in the same place, as forward's are free when backward begins.
+ * `saved` by itself. In `scratch` what both passes use comes first, with what single steps of both
+ * make there; then forward's regions and backward's in the same place, as forward's are free when
+ * backward begins.
  */
 static clmoe_status place_regions(const batch *b, workspace_layout *layout) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -509,11 +510,12 @@ static clmoe_status place_regions(const batch *b, workspace_layout *layout) {
             TRY(place_region(b, layout, id, &layout->offset[id], &layout->saved_bytes));
         else if (region_is_of_both((region_id)id))
             TRY(place_region(b, layout, id, &layout->offset[id], &layout->scratch_bytes));
-    forward = back = layout->scratch_bytes;
     for (int id = 0; id < REGION_COUNT; id++)
         if (layout->saved[id] && region_is_of_steps((region_id)id))
-            TRY(place_region(b, layout, id, &layout->scratch_offset[id], &forward));
-        else if (!layout->saved[id] && !region_is_of_both((region_id)id))
+            TRY(place_region(b, layout, id, &layout->scratch_offset[id], &layout->scratch_bytes));
+    forward = back = layout->scratch_bytes;
+    for (int id = 0; id < REGION_COUNT; id++)
+        if (!layout->saved[id] && !region_is_of_both((region_id)id))
             TRY(place_region(b, layout, id, &layout->offset[id],
                              region_is_back((region_id)id) ? &back : &forward));
     layout->scratch_bytes = larger(forward, back);
