@@ -107,6 +107,11 @@ clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backw
     b->dpair_weights = either(args->dpair_weights, region(b, REGION_DPAIR_WEIGHTS));
     b->dlogits_out = either(args->dlogits_out, region(b, REGION_DLOGITS));
     b->dnoise_out = region(b, REGION_DNOISE);
+    b->dgroup_out = region(b, REGION_DGROUP_LOGITS);
+    b->dxe = region(b, REGION_DXE);
+    b->dots = region(b, REGION_DOTS);
+    b->shared_dx = region(b, REGION_SHARED_DX);
+    b->router_dx = region(b, REGION_ROUTER_DX);
     if (args->gradients)
         b->gradients = *args->gradients;
 done:

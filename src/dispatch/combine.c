@@ -77,8 +77,8 @@ clmoe_status step_combine_backward(const batch *b, launch *chain) {
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE_BACKWARD];
     TRY(KERNEL_SET(
         kernel, ARG_TYPE(b->dy, type), ARG_AS(x, ARG_TYPE(b->experts_x, type)),
-        ARG_AS(dxe, ARG_TYPE(at == CLMOE_WEIGHT_AT_INPUT ? region(b, REGION_DXE) : none, type)),
-        ARG_F32(region(b, REGION_DOTS)),
+        ARG_AS(dxe, ARG_TYPE(at == CLMOE_WEIGHT_AT_INPUT ? b->dxe : none, type)),
+        ARG_F32(b->dots),
         ARG_AS(down_bias,
                ARG_TYPE(biased ? b->weights->experts.down_bias : none, desc->weight_type)),
         ARG_F32(b->ids), ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_U8(b->token_mask),
@@ -104,10 +104,11 @@ clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &b->layer->desc;
-    const combine_rows of = {.rows = region(b, REGION_DXE),
+    const clmoe_buf none = {0};
+    const combine_rows of = {.rows = b->dxe,
                              .x = b->dy,
-                             .shared = region(b, REGION_SHARED_DX),
-                             .residual = b->router_dx,
+                             .shared = b->shared_dx,
+                             .residual = b->router_dx_begun ? b->router_dx : none,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
     TRY(combine(b, chain, &of));

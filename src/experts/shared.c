@@ -99,7 +99,7 @@ clmoe_status step_shared_backward(const batch *b, launch *chain) {
     if (layer->desc.recompute)
         TRY(gemm_mlp_first(&call, chain));
     call.rows.a = b->dy;
-    call.out = region(b, REGION_SHARED_DX);
+    call.out = b->shared_dx;
     TRY(gemm_mlp_back_down(&call, chain));
     TRY(step_activation_backward(b, chain, CLMOE_MLP_SHARED, &activation));
     TRY(gemm_mlp_back_up(&call, chain, activation.dz));

@@ -75,7 +75,7 @@ static clmoe_status backward(const batch *b, launch *chain) {
                    ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
                    ARG_F32(b->dpair_weights), ARG_F32(b->dlogits), ARG_F32(of.dnoise),
                    ARG_F32(b->dgroup_logits), ARG_F32(b->dlogits_out), ARG_F32(of.dnoise_out),
-                   ARG_AS(dgroup_out, ARG_F32(region(b, REGION_DGROUP_LOGITS))),
+                   ARG_F32(b->dgroup_out),
                    ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
                    ARG_AS(raw, ARG_F32(region(b, REGION_RAW_WEIGHTS))),
                    ARG_AS(d, ARG_F32(region(b, REGION_DJOINT))), ARG_UINT(b->tokens),
