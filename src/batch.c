@@ -79,6 +79,7 @@ static void bind_saved(batch *b, const clmoe_backward_args *args) {
     b->shared_gate = region(b, REGION_SHARED_GATE);
     b->z = region(b, REGION_Z);
     b->shared_z = region(b, REGION_SHARED_Z);
+    b->z_again = layer->desc.recompute != 0;
     b->jittered = region(b, REGION_JITTERED);
     b->experts_x = batch_jitters_experts(b) ? b->jittered : args->x;
 }

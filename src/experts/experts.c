@@ -91,9 +91,9 @@ static clmoe_status forward_again(const batch *b, launch *chain) {
     mlp_call call = experts_call(b, gather ? b->experts_x : rows, gather);
     call.hidden = region(b, REGION_DH);
     call.out = b->dxe;
-    if (!outputs && !b->layer->desc.recompute)
+    if (!outputs && !b->z_again)
         return CLMOE_SUCCESS;
-    if (!b->layer->desc.recompute)
+    if (!b->z_again)
         call.z = (clmoe_buf){0};
     if (!gather)
         TRY(step_dispatch_rows(b, chain, b->experts_x, rows));

@@ -106,8 +106,7 @@ clmoe_status step_score_backward(batch *b, launch *chain) {
     if (noise_is_learned(b))
         TRY(add_router_dx(b, chain, b->dnoise_out, columns, b->weights->noise_router));
     if (router->groups.two_level)
-        TRY(add_router_dx(b, chain, b->dgroup_out, router->groups.count,
-                          b->weights->group_router));
+        TRY(add_router_dx(b, chain, b->dgroup_out, router->groups.count, b->weights->group_router));
     if (b->router_dx_begun && b->state.mem && router->noise.jitter > 0 && !batch_jitters_experts(b))
         TRY(step_jitter_rows(b, chain, b->router_dx, b->router_dx));
 done:
@@ -122,8 +121,8 @@ clmoe_status step_score_gradients(const batch *b, launch *chain) {
     const clmoe_buf x = jittered ? b->jittered : b->x;
     const dense_gradient router = {R, D, b->dlogits_out, x, b->gradients.router};
     const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
-    const dense_gradient groups = {layer->desc.router.groups.count, D,
-                                   b->dgroup_out, x, b->gradients.group_router};
+    const dense_gradient groups = {layer->desc.router.groups.count, D, b->dgroup_out, x,
+                                   b->gradients.group_router};
     const bias_call bias = {.slots = b->tokens,
                             .experts = 1,
                             .n = R,
