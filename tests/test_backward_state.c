@@ -182,6 +182,19 @@ static void routers_backward(rig *r) {
     }
 }
 
+/* Data, then weights, from the same state: the bits of both at once. */
+static void check_parts(training_batch *t) {
+    const training_outputs both = training_read(t);
+    training_new_outputs(t);
+    buf_poison(t->args.scratch);
+    t->args.parts = CLMOE_BACKWARD_DATA;
+    training_backward(t);
+    t->args.parts = CLMOE_BACKWARD_WEIGHTS;
+    training_backward(t);
+    const training_outputs got = training_read(t);
+    compare_outputs(&got, &both);
+}
+
 static void check_state(const char *engine, const layer_variant *variant) {
     clmoe_layer_desc desc = desc_of(&small);
     variant->set(&desc);
@@ -204,6 +217,7 @@ static void check_state(const char *engine, const layer_variant *variant) {
     if (t->noise_router)
         compare_floats("noise_router", buf_get(t->gradients.noise_router), r->dnoise_router, n,
                        TOLERANCE);
+    check_parts(t);
 }
 
 /* ---- Tests
