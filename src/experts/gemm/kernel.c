@@ -20,9 +20,8 @@ clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape,
                                 const char *options, const char *name, cl_kernel *kernel) {
     char all[192];
     snprintf(all, sizeof all, "%s -DKEEP_Z=%d -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
-             shape->training && shape->form != GEMM_LINEAR,
-             type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
-             type_name(shape->c_type));
+             shape->training && shape->form != GEMM_LINEAR, type_name(shape->a_type),
+             type_name(shape->w_type), type_name(shape->bias_type), type_name(shape->c_type));
     return program_kernel(context, step, all, name, kernel);
 }
 
@@ -93,18 +92,35 @@ clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_sh
     return program_kernel(context, step, all, name, kernel);
 }
 
+clmoe_status gemm_gradient_by_column(clmoe_context *context, const gemm_gradient_shape *shape,
+                                     const char *step, const char *name, cl_kernel *kernel,
+                                     size_t *group) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    for (size_t most = MAX_COLUMN_GROUP; status == CLMOE_UNSUPPORTED && most > 0; most /= 2) {
+        char options[32];
+        if (!device_takes_group(&context->info, 1, most))
+            continue;
+        *group = most;
+        snprintf(options, sizeof options, "-DGROUP=%zu", most);
+        status = gemm_gradient_kernel(context, shape, step, options, name, kernel);
+    }
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
+    return status;
+}
+
 clmoe_status gemm_gradient_set(cl_kernel kernel, const gemm_gradient *problem) {
     const gemm_gradient_shape *types = &problem->types;
     const gemm_rows *p = &problem->p, *q = &problem->q;
-    return KERNEL_SET(kernel, ARG_F32(problem->offsets), ARG_F32(problem->kept),
-                      ARG_F32(problem->token_of), ARG_UINT(problem->slots),
-                      ARG_AS(p, ARG_TYPE(p->buf, types->p_type)),
-                      ARG_AS(q, ARG_TYPE(q->buf, types->q_type)), ARG_AS(p_row, ARG_UINT(p->row)),
-                      ARG_AS(q_row, ARG_UINT(q->row)), ARG_AS(p_gathered, ARG_UINT(p->gathered)),
-                      ARG_AS(q_gathered, ARG_UINT(q->gathered)), ARG_UINT(problem->m),
-                      ARG_UINT(problem->n), ARG_TYPE(problem->c, types->c_type),
-                      ARG_AS(c_expert, ARG_ULONG(problem->expert)),
-                      ARG_AS(c_row, ARG_ULONG(problem->row)), ARG_UINT(problem->accumulate));
+    return KERNEL_SET(
+        kernel, ARG_F32(problem->offsets), ARG_F32(problem->kept), ARG_F32(problem->token_of),
+        ARG_UINT(problem->slots), ARG_AS(p, ARG_TYPE(p->buf, types->p_type)),
+        ARG_AS(q, ARG_TYPE(q->buf, types->q_type)), ARG_AS(p_row, ARG_UINT(p->row)),
+        ARG_AS(q_row, ARG_UINT(q->row)), ARG_AS(p_gathered, ARG_UINT(p->gathered)),
+        ARG_AS(q_gathered, ARG_UINT(q->gathered)), ARG_UINT(problem->m), ARG_UINT(problem->n),
+        ARG_TYPE(problem->c, types->c_type), ARG_AS(c_expert, ARG_ULONG(problem->expert)),
+        ARG_AS(c_row, ARG_ULONG(problem->row)), ARG_UINT(problem->accumulate));
 }
 
 size_t gemm_gradient_no_scratch(const void *state, uint32_t experts, size_t slots, uint32_t m,
