@@ -148,8 +148,7 @@ typedef struct bias_call {
     clmoe_buf to;
 } bias_call;
 
-clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id,
-                                const bias_call *call);
+clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id, const bias_call *call);
 /* Those of an MLP, from rows dz, and from rows dy as `down` has them. */
 clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp which,
                                      const bias_call *down, clmoe_buf dz);

@@ -399,7 +399,8 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     const bool two_level = desc->router.groups.two_level, rows = layer_has_output_rows(layer);
     const gemm_gradient_engine *engine = layer->mlp_gradient.engine;
     const size_t pairs = rows_if(desc->training, b->pairs);
-    const size_t z = mlp_z(&desc->experts, 0, false).row, shared_z = mlp_z(&desc->shared, 0, false).row;
+    const size_t z = mlp_z(&desc->experts, 0, false).row,
+                 shared_z = mlp_z(&desc->shared, 0, false).row;
     const size_t z_row = x * (desc->experts.gate_layout == CLMOE_GATE_SEPARATE ? 2 : 1);
     const size_t shared_z_row = x * (desc->shared.gate_layout == CLMOE_GATE_SEPARATE ? 2 : 1);
     if (!desc->training)

@@ -89,7 +89,8 @@ typedef struct workspace_layout {
     size_t offset[REGION_COUNT];
     size_t bytes[REGION_COUNT];
     bool saved[REGION_COUNT];
-    size_t scratch_offset[REGION_COUNT]; /* of a saved one, for single steps, which have no `saved` */
+    size_t
+        scratch_offset[REGION_COUNT]; /* of a saved one, for single steps, which have no `saved` */
     size_t saved_bytes, scratch_bytes;
     clmoe_plan_layout plan;
 } workspace_layout;
