@@ -1,0 +1,60 @@
+/* Batches that go forward and backward: host arrays, device buffers, the oracle's gradients. */
+#ifndef SUPPORT_BACKWARD_H
+#define SUPPORT_BACKWARD_H
+
+#include "ref_backward.h"
+#include "support.h"
+
+/* What a batch has besides x and dy. */
+enum {
+    WITH_MASK = 1,
+    WITH_LOGITS_IN = 2,
+    WITH_IDS_IN = 4,   /* repeated ones, and some out of range */
+    WITH_DLOGITS = 8,  /* and dgroup_logits with two levels */
+    WITH_DYE = 16,     /* not with Soft MoE */
+    WITH_NAN_ROWS = 32 /* x and dy of masked tokens */
+};
+
+typedef struct training_batch {
+    batch b;
+    device_batch d;
+    const ref_result *forward;
+    float *dy, *dlogits, *dgroup_logits, *dye;
+    ref_backward_result want;
+    clmoe_layer *layer;
+    clmoe_gradients gradients;
+    clmoe_backward_args args;
+} training_batch;
+
+/* Every array that clmoe_backward() wrote. */
+enum { TRAINING_OUTPUTS = 3 + REF_GRADIENT_FIELDS };
+typedef struct training_outputs {
+    const char *name[TRAINING_OUTPUTS];
+    void *data[TRAINING_OUTPUTS]; /* NULL where there is none */
+    size_t bytes[TRAINING_OUTPUTS];
+} training_outputs;
+
+/* False: clmoe_backward() refuses the layer, or it needs a state. */
+bool is_trainable(const clmoe_layer_desc *desc);
+
+/* Random arrays, by a seed whose choices do not hang on last bits, and the oracle's gradients. */
+training_batch *training_make(const clmoe_layer_desc *desc, uint32_t tokens, uint32_t inputs);
+/* Another router's logits in the place of what the batch had. */
+void training_set_logits(training_batch *t, const float *logits);
+/* The layer, and the forward; then arguments of a backward with every output, all poisoned. */
+void training_forward(training_batch *t, uint32_t group_size);
+/* clmoe_backward() on the in-order queue; waits. */
+void training_backward(training_batch *t);
+/* New poisoned outputs. */
+void training_new_outputs(training_batch *t);
+
+/* Compares all outputs with the oracle; worst errors are noted by `name`, if it is not NULL. */
+void training_compare(const training_batch *t, const char *name);
+training_outputs training_read(const training_batch *t);
+void compare_outputs(const training_outputs *got, const training_outputs *want);
+
+/* Of one field: its buffer, and the type of its elements. */
+clmoe_buf *gradients_field(clmoe_gradients *gradients, size_t field);
+clmoe_type gradient_type_of(const clmoe_layer_desc *desc, size_t field);
+
+#endif

@@ -1,0 +1,176 @@
+/* clmoe_backward(): every layer of the table, on every engine, against the oracle. */
+#include "support.h"
+#include "support_backward.h"
+#include "support_variants.h"
+
+#include <math.h>
+#include <string.h>
+
+static const shape small = {33, 21, 12, 0, 3, 19};
+
+static const struct {
+    const layer_variant *variants;
+    const size_t *count;
+} tables[] = {{layer_variants, &num_layer_variants},
+              {routing_variants, &num_routing_variants},
+              {backward_variants, &num_backward_variants}};
+
+typedef struct input_set {
+    const char *name;
+    uint32_t inputs;
+} input_set;
+
+static const input_set input_sets[] = {
+    {"from x", 0},
+    {"a mask over NaN", WITH_MASK | WITH_NAN_ROWS},
+    {"losses", WITH_DLOGITS | WITH_DYE},
+    {"a mask, losses", WITH_MASK | WITH_DLOGITS | WITH_DYE},
+    {"logits_in", WITH_LOGITS_IN | WITH_DLOGITS},
+    {"logits_in, a mask over NaN", WITH_LOGITS_IN | WITH_MASK | WITH_NAN_ROWS},
+    {"ids_in", WITH_IDS_IN},
+    {"ids_in, a mask over NaN", WITH_IDS_IN | WITH_MASK | WITH_NAN_ROWS},
+};
+
+/* Whether the layer takes these inputs. */
+static bool takes(const clmoe_layer_desc *desc, uint32_t inputs) {
+    if (desc->router.policy == CLMOE_POLICY_SOFT_MOE)
+        return (inputs & (WITH_LOGITS_IN | WITH_IDS_IN)) == 0;
+    return desc->router.policy != CLMOE_POLICY_EXPERT_CHOICE || !(inputs & WITH_IDS_IN);
+}
+
+static void check_backward(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
+                           uint32_t inputs, const char *name) {
+    training_batch *t = training_make(desc, tokens, inputs);
+    training_forward(t, group_size);
+    training_backward(t);
+    training_compare(t, name);
+}
+
+/* ---- Tests ------------------------------------------------------------------------------------
+ */
+
+static void check_engine(const char *engine, const layer_variant *variant, const input_set *set,
+                         uint32_t group_size) {
+    clmoe_layer_desc desc = desc_of(&small);
+    variant->set(&desc);
+    desc.engine = engine;
+    if (!is_trainable(&desc) || !takes(&desc, set->inputs))
+        return;
+    test_case("engine %s, group size %u, %s, %s", engine, group_size, variant->name, set->name);
+    check_backward(group_size, &desc, small.tokens, set->inputs, variant->name);
+}
+
+/* With two of the inputs in turn, one of them from x. */
+static void every_switch_and_engine(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t table = 0; table < COUNT_OF(tables); table++)
+            for (size_t i = 0; i < *tables[table].count; i++) {
+                check_engine(engines[n], &tables[table].variants[i], &input_sets[0], 0);
+                check_engine(engines[n], &tables[table].variants[i], &input_sets[1 + (n + i) % 3],
+                             0);
+            }
+}
+
+/* One engine is enough, with the group sizes in turn. */
+static void every_switch_and_input(void **state) {
+    (void)state;
+    for (size_t table = 0; table < COUNT_OF(tables); table++)
+        for (size_t i = 0; i < *tables[table].count; i++)
+            for (size_t s = 0; s < COUNT_OF(input_sets); s++)
+                check_engine("ref", &tables[table].variants[i], &input_sets[s],
+                             group_sizes[(i + s) % COUNT_OF(group_sizes)]);
+}
+
+static void every_number_of_tokens(void **state) {
+    (void)state;
+    static const uint32_t counts[] = {0, 1, 7, 64};
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(counts); i++) {
+            clmoe_layer_desc desc = desc_of(&small);
+            desc.engine = engines[n];
+            desc.experts.gate_up_bias = desc.experts.down_bias = desc.output_bias = 1;
+            desc.shared.hidden_dim = 5;
+            desc.router.bias = 1;
+            test_case("engine %s, T %u", engines[n], counts[i]);
+            check_backward(0, &desc, counts[i], WITH_DLOGITS, NULL);
+        }
+}
+
+static void every_shape_and_engine(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(layer_shapes); i++) {
+            clmoe_layer_desc desc = desc_of(&layer_shapes[i]);
+            desc.engine = engines[n];
+            desc.capacity.factor = layer_factors[i];
+            desc.experts.gate_up_bias = desc.experts.down_bias = 1;
+            test_case("engine %s, T %u, D %u, E %u, K %u, H %u, capacity factor %g", engines[n],
+                      layer_shapes[i].tokens, desc.dim, desc.num_experts, desc.top_k,
+                      desc.experts.hidden_dim, desc.capacity.factor);
+            check_backward(0, &desc, layer_shapes[i].tokens, WITH_MASK, NULL);
+        }
+}
+
+/* Loads of every kind, through external logits; non-finite ones among them. */
+static void every_pattern(void **state) {
+    (void)state;
+    const char *const *engines = test_engines();
+    const shape s = {200, 11, 16, 0, 4, 7};
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
+            clmoe_layer_desc desc = desc_of(&s);
+            desc.engine = engines[n];
+            desc.router.renorm.kind = CLMOE_RENORM_SUM;
+            desc.capacity.factor = kind % 2 ? 1.0 : 0.0;
+            test_case("engine %s, %s", engines[n], pattern_name(kind));
+            training_batch *t = training_make(&desc, s.tokens, 0);
+            training_set_logits(t, pattern_logits(kind, s.tokens, s.experts));
+            training_forward(t, 0);
+            training_backward(t);
+            training_compare(t, NULL);
+        }
+}
+
+static const struct {
+    clmoe_type type, weight_type, router_type;
+    const char *name;
+} types[] = {
+    {CLMOE_F32, CLMOE_BF16, CLMOE_F32, "f32 over bf16"},
+    {CLMOE_F32, CLMOE_F16, CLMOE_F32, "f32 over f16"},
+    {CLMOE_BF16, CLMOE_BF16, CLMOE_BF16, "bf16"},
+    {CLMOE_F16, CLMOE_F16, CLMOE_F32, "f16"},
+};
+
+static void every_type(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        const char *const *engines = test_engines_of(types[i].type, types[i].weight_type);
+        for (size_t n = 0; engines[n] != NULL; n++)
+            for (clmoe_gradient_type g = 0; g <= CLMOE_GRADIENT_OF_WEIGHT; g++) {
+                clmoe_layer_desc desc = desc_of(&small);
+                desc.engine = engines[n];
+                desc.type = types[i].type;
+                desc.weight_type = types[i].weight_type;
+                desc.router.weight_type = types[i].router_type;
+                desc.gradient_type = g;
+                desc.experts.gate_up_bias = desc.experts.down_bias = desc.output_bias = 1;
+                desc.shared.hidden_dim = 9;
+                desc.shared_gate = desc.router.bias = desc.router.expert_scale = 1;
+                test_case("engine %s, %s, gradients of %s", engines[n], types[i].name,
+                          g ? "their weights' type" : "f32");
+                check_backward(0, &desc, small.tokens, 0, types[i].name);
+            }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(every_switch_and_engine), TEST(every_switch_and_input), TEST(every_number_of_tokens),
+        TEST(every_shape_and_engine),  TEST(every_pattern),          TEST(every_type),
+    };
+    return RUN(tests);
+}
