@@ -46,6 +46,7 @@ typedef enum kernel_id {
     KERNEL_DISPATCH,
     KERNEL_WEIGHTED_ROWS,
     KERNEL_NORMALIZE,
+    KERNEL_OUTPUT_BACKWARD,
     KERNEL_ACTIVATION_BACKWARD,
     KERNEL_SHARED_ACTIVATION_BACKWARD,
     KERNEL_SHARED_GATE_BACKWARD,
@@ -87,6 +88,8 @@ typedef struct routing_policy {
     step_constructor *create;
     /* scores -> ids, pair_weights, live; none of Soft MoE, which does not choose. */
     clmoe_status (*step)(const struct batch *b, launch *chain);
+    /* dpair_weights -> dlogits_out; NULL: weights are of scores over the row or the chosen. */
+    clmoe_status (*backward)(const struct batch *b, launch *chain);
     bool by_logit;   /* scores are l, after softcap and temperature: it makes its own of them */
     bool best_first; /* the pairs of a token */
 } routing_policy;
@@ -267,6 +270,11 @@ static inline bool layer_z_by_pair(const clmoe_layer *layer, const clmoe_plan_la
 
 static inline size_t layer_z_rows(const clmoe_layer *layer, const clmoe_plan_layout *plan) {
     return layer_z_by_pair(layer, plan) ? plan->pairs : plan->slots;
+}
+
+/* Whether backward may need rows of the gradient on the experts' outputs. */
+static inline bool layer_has_output_rows(const clmoe_layer *layer) {
+    return layer->desc.training && (layer->desc.normalize_experts || layer->desc.dye);
 }
 
 /* Rows of weights.router. */

@@ -19,6 +19,8 @@ clmoe_status router_input(const batch *b, launch *chain, clmoe_buf *x);
 
 /* x -> jittered, for layers with jitter, with a state. */
 clmoe_status step_jitter(const batch *b, launch *chain);
+/* Rows x [T,D] -> out, which may be x, by the same factors: backward, gradients. */
+clmoe_status step_jitter_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf out);
 /*
  * For noisy layers (layer_is_noisy()), with a state: leaves the noisy logits [T,R] in REGION_NOISY,
  * -infinity where dropout masked one, and with learned noise x Wn^T [T,R] in REGION_NOISE_RAW.
@@ -86,6 +88,14 @@ clmoe_status step_output_bias_gradient(const batch *b, launch *chain);
 /* dpair_weights, dlogits -> dlogits_out, dnoise_out; of the choices that were made, by whom ever.
  */
 clmoe_status step_topk_backward(const batch *b, launch *chain);
+/* The logits the choice was made of, and with learned noise the ones before, x Wn^T and its
+ * gradient, given and made.
+ */
+typedef struct chosen_logits {
+    clmoe_buf noisy, clean, noise_raw, dnoise, dnoise_out;
+} chosen_logits;
+
+chosen_logits chosen_logits_of(const batch *b);
 clmoe_status step_expert_scale_gradient(const batch *b, launch *chain);
 /* dlogits_out -> router_dx; and the gradients of the router. */
 clmoe_status step_score_backward(batch *b, launch *chain);
@@ -110,6 +120,12 @@ clmoe_status step_dense_gradient(const batch *b, launch *chain, const dense_grad
 clmoe_status step_dispatch_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf xe);
 /* x -> rows of slots times the weights of their pairs. */
 clmoe_status step_weighted_rows(const batch *b, launch *chain, clmoe_buf xe);
+
+/*
+ * dy, dye, and ye as down gave it -> the gradient on ye, rows of slots, and dots: with
+ * normalize_experts, or dye.
+ */
+clmoe_status step_output_backward(const batch *b, launch *chain, clmoe_buf ye, clmoe_buf rows);
 
 /* Rows that go back through an activation, and what else goes in and out: activation.cl. */
 typedef struct activation_rows {

@@ -361,6 +361,7 @@ static bool region_is_saved(const clmoe_layer *layer, region_id id) {
     case REGION_LOGITS:
     case REGION_NOISY:
     case REGION_NOISE_RAW:
+    case REGION_GROUP_LOGITS:
     case REGION_IDS:
     case REGION_WEIGHTS:
     case REGION_LIVE:
@@ -395,6 +396,7 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     const size_t shared = rows_if(desc->shared.hidden_dim > 0, T);
     const bool weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT;
     const bool learned = desc->router.noise.kind == CLMOE_NOISE_LEARNED;
+    const bool two_level = desc->router.groups.two_level, rows = layer_has_output_rows(layer);
     const gemm_gradient_engine *engine = layer->mlp_gradient.engine;
     const size_t pairs = rows_if(desc->training, b->pairs);
     const size_t z = mlp_z(&desc->experts, 0, false).row, shared_z = mlp_z(&desc->shared, 0, false).row;
@@ -406,7 +408,7 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SHARED_Z] = elements(shared, shared_z, shared_z_row);
     shapes[REGION_X_ROWS] = elements(rows_if(weighted || !engine->gathers, S), D, x);
     shapes[REGION_DY_ROWS] =
-        elements(rows_if(!layer->experts.engine->gathers || !engine->gathers, S), D, x);
+        elements(rows_if(rows || !layer->experts.engine->gathers || !engine->gathers, S), D, x);
     shapes[REGION_DH] = elements(S, desc->experts.hidden_dim, x);
     shapes[REGION_DZ] = elements(S, z, z_row);
     shapes[REGION_DOTS] = words(S, 1);
@@ -419,6 +421,9 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_DSCALE] = words(rows_if(desc->router.expert_scale, pairs), 1);
     shapes[REGION_DLOGITS] = words(T, layer_router_rows(layer));
     shapes[REGION_DNOISE] = words(rows_if(learned, T), R);
+    shapes[REGION_DGROUP_LOGITS] = words(rows_if(two_level, T), desc->router.groups.count);
+    shapes[REGION_RAW_WEIGHTS] = words(rows_if(two_level, pairs), 1);
+    shapes[REGION_DJOINT] = words(rows_if(two_level, T), R);
     shapes[REGION_ROUTER_DX] = elements(T, D, x);
     shapes[REGION_UNMASKED] = words(T + 3, 1);
     shapes[REGION_GRADIENT] = elements(1, gradient_bytes(b), 1);

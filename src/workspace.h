@@ -75,6 +75,9 @@ typedef enum region_id {
     REGION_DSCALE,        /* [pairs] f32, with expert_scale */
     REGION_DLOGITS,       /* [T,R] f32 */
     REGION_DNOISE,        /* [T,R] f32, with learned noise */
+    REGION_DGROUP_LOGITS, /* [T,groups.count] f32, with two levels; as the next two */
+    REGION_RAW_WEIGHTS,   /* [pairs] f32 */
+    REGION_DJOINT,        /* [T,R] f32 */
     REGION_ROUTER_DX,     /* [T,D] X */
     REGION_UNMASKED,      /* [T+3] i32: see unmasked.c */
     REGION_GRADIENT,      /* the gradient engines' own */

@@ -23,8 +23,8 @@ typedef struct input_set {
 static const input_set input_sets[] = {
     {"from x", 0},
     {"a mask over NaN", WITH_MASK | WITH_NAN_ROWS},
-    {"losses", WITH_DLOGITS | WITH_DYE},
-    {"a mask, losses", WITH_MASK | WITH_DLOGITS | WITH_DYE},
+    {"losses", WITH_DLOGITS},
+    {"a mask, more gradient on ye", WITH_MASK | WITH_DLOGITS | WITH_DYE},
     {"logits_in", WITH_LOGITS_IN | WITH_DLOGITS},
     {"logits_in, a mask over NaN", WITH_LOGITS_IN | WITH_MASK | WITH_NAN_ROWS},
     {"ids_in", WITH_IDS_IN},
@@ -54,7 +54,7 @@ static void check_engine(const char *engine, const layer_variant *variant, const
     clmoe_layer_desc desc = desc_of(&small);
     variant->set(&desc);
     desc.engine = engine;
-    if (!is_trainable(&desc) || !takes(&desc, set->inputs))
+    if (needs_a_state(&desc) || !takes(&desc, set->inputs))
         return;
     test_case("engine %s, group size %u, %s, %s", engine, group_size, variant->name, set->name);
     check_backward(group_size, &desc, small.tokens, set->inputs, variant->name);
@@ -128,11 +128,50 @@ static void every_pattern(void **state) {
             desc.capacity.factor = kind % 2 ? 1.0 : 0.0;
             test_case("engine %s, %s", engines[n], pattern_name(kind));
             training_batch *t = training_make(&desc, s.tokens, 0);
-            training_set_logits(t, pattern_logits(kind, s.tokens, s.experts));
+            t->b.in.logits_in = pattern_logits(kind, s.tokens, s.experts);
+            training_update(t);
             training_forward(t, 0);
             training_backward(t);
             training_compare(t, NULL);
         }
+}
+
+/* Gate and up of one expert are the two values of x. */
+static training_batch *kink_batch(const clmoe_layer_desc *desc, const float *x, uint32_t tokens) {
+    static const float one[] = {1.0f, 0.0f, 0.0f, 1.0f}, down[] = {1.0f, 1.0f};
+    training_batch *t = training_make(desc, tokens, 0);
+    const bool gated = desc->experts.gate_layout != CLMOE_GATE_NONE;
+    t->b.in.x = x;
+    t->b.weights.router = HOST(float, 2);
+    t->b.weights.experts =
+        (ref_mlp_weights){.gate = gated ? one : NULL, .up = gated ? NULL : one, .down = down};
+    training_update(t);
+    return t;
+}
+
+/* Values at, beside and beyond the limit of the clamps, and at 0. */
+static void kinks(void **state) {
+    (void)state;
+    static const float x[] = {2.0f,  1.0f,  2.5f, 1.0f, 1.0f, 2.0f, 1.0f, -2.0f, 1.0f, 2.5f, 1.0f,
+                              -2.5f, -2.0f, 1.0f, 0.0f, 1.0f, 1.0f, 0.0f, -0.0f, 2.0f, 0.0f, 0.0f};
+    static const clmoe_activation activations[] = {CLMOE_ACT_SILU, CLMOE_ACT_RELU, CLMOE_ACT_RELU2};
+    const char *const *engines = test_engines();
+    for (size_t n = 0; engines[n] != NULL; n++)
+        for (size_t i = 0; i < COUNT_OF(activations); i++)
+            for (uint32_t plain = 0; plain < 2; plain++) {
+                clmoe_layer_desc desc = desc_of(&(shape){11, 2, 1, 0, 1, 1});
+                desc.engine = engines[n];
+                desc.experts.activation = activations[i];
+                desc.experts.limit = plain ? 0.0f : 2.0f;
+                desc.experts.up_shift = plain ? 0.0f : 3.0f;
+                desc.experts.gate_layout = plain ? CLMOE_GATE_NONE : CLMOE_GATE_CONCAT;
+                desc.experts.hidden_dim = plain ? 2 : 1;
+                test_case("engine %s, activation %u, plain %u", engines[n], activations[i], plain);
+                training_batch *t = kink_batch(&desc, x, COUNT_OF(x) / 2);
+                training_forward(t, 0);
+                training_backward(t);
+                training_compare(t, NULL);
+            }
 }
 
 static const struct {
@@ -169,8 +208,13 @@ static void every_type(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_switch_and_engine), TEST(every_switch_and_input), TEST(every_number_of_tokens),
-        TEST(every_shape_and_engine),  TEST(every_pattern),          TEST(every_type),
+        TEST(every_switch_and_engine),
+        TEST(every_switch_and_input),
+        TEST(every_number_of_tokens),
+        TEST(every_shape_and_engine),
+        TEST(every_pattern),
+        TEST(kinks),
+        TEST(every_type),
     };
     return RUN(tests);
 }

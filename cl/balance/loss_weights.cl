@@ -31,6 +31,7 @@ void loss_weights(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(
                      row.logits,
                      0,
                      0,
+                     0,
                      false,
                      pairs.end - pairs.begin,
                      R,

@@ -18,27 +18,6 @@
 #include "dispatch/pairs.clh"
 #include "routing/weights.clh"
 
-/* One token's row, and where its gradient goes. */
-typedef struct weights_row {
-    __global const float *logits, *clean, *noise_raw;
-    __global float *dlogits, *dnoise;
-    float temperature;
-} weights_row;
-
-/* d on l' of column e; added to what lies there already. */
-static inline void add_to_row(const router_switches *r, const weights_row *row, uint e, float d) {
-    const float noisy = row->logits[e];
-    d = isfinite(noisy) ? d * prepared_logit_slope(r, row->temperature, noisy) : 0.0f;
-    row->dlogits[e] += d;
-    if (row->dnoise) {
-        const float raw = row->noise_raw[e];
-        const float slope = (noisy - row->clean[e]) / NOISE_DEVIATION(raw);
-        row->dnoise[e] += isfinite(raw) && isfinite(noisy)
-                              ? d * slope * NOISE_DEVIATION_SLOPE(raw)
-                              : 0.0f;
-    }
-}
-
 KERNEL(GROUP, 1, 1)
 void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
                       IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
@@ -63,6 +42,7 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                      r.renorm_late ? AT(slot_of) + range.begin : 0,
                      row.logits,
                      GIVEN(expert_scale),
+                     0,
                      AT(dpair_weights) + range.begin,
                      true,
                      range.end - range.begin,

@@ -98,7 +98,11 @@ typedef struct clmoe_backward_args {
      * routers' gradients.
      */
     clmoe_buf dlogits, dnoise, dgroup_logits;
-    clmoe_buf dye; /* optional [S,D] of the layer's type: more gradient, on ye of clmoe_experts() */
+    /*
+     * Optional [S,D] of the layer's type, with desc.dye: more gradient, on ye as clmoe_experts()
+     * gives it; rows of padding are not read.
+     */
+    clmoe_buf dye;
     /* Outputs. */
     clmoe_buf dx;            /* optional [T,D] of the layer's type */
     clmoe_buf dlogits_out;   /* optional [T,R] f32: on the logits, may be dlogits */

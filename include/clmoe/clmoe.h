@@ -490,6 +490,8 @@ typedef struct clmoe_layer_desc {
     clmoe_gradient_type gradient_type; /* of the weights' gradients, with training */
     /* 1: `saved` is without z, the largest part; backward computes it again from x. */
     uint32_t recompute;
+    uint32_t dye;      /* 1: clmoe_backward() may be given dye, for which it needs more scratch */
+    uint32_t reserved; /* 0 */
 } clmoe_layer_desc;
 
 /* The same for a struct of `struct_size` bytes, from another language or another version. */

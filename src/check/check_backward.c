@@ -14,6 +14,8 @@ static clmoe_status check_switches(const clmoe_layer *layer, const clmoe_backwar
     if (args->accumulate > 1)
         return fail(CLMOE_INVALID_ARGUMENT, "accumulate is %u, but must be 0 or 1",
                     args->accumulate);
+    if (args->dye.mem && !layer->desc.dye)
+        return fail(CLMOE_INVALID_ARGUMENT, "dye is given, but the layer was made with dye 0");
     TRY(check_unused(args->reserved));
 done:
     return status;

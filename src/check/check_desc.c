@@ -244,6 +244,16 @@ done:
     return status;
 }
 
+/* What is said of the backward pass. */
+static clmoe_status check_training(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(in_range("gradient_type", desc->gradient_type, 0, CLMOE_GRADIENT_OF_WEIGHT));
+    TRY(is_flag("recompute", desc->recompute));
+    TRY(is_flag("dye", desc->dye));
+done:
+    return status;
+}
+
 clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(struct_desc_unused(desc, ""));
@@ -252,6 +262,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     TRY(check_capacity(desc));
     TRY(check_balance_desc(desc));
     TRY(check_policy(desc));
+    TRY(check_training(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));
     if (desc->shared.hidden_dim)
         TRY(check_mlp(&desc->shared, &shared_fields));

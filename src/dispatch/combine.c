@@ -72,7 +72,8 @@ clmoe_status step_combine_backward(const batch *b, launch *chain) {
     const clmoe_type type = desc->type;
     const clmoe_buf none = {0};
     const clmoe_weight_at at = desc->router.weight_at;
-    const bool biased = desc->experts.down_bias && at == CLMOE_WEIGHT_AT_OUTPUT;
+    const bool biased = desc->experts.down_bias && at == CLMOE_WEIGHT_AT_OUTPUT &&
+                        !desc->normalize_experts && !b->dye.mem;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE_BACKWARD];
     TRY(KERNEL_SET(
         kernel, ARG_TYPE(b->dy, type), ARG_AS(x, ARG_TYPE(b->experts_x, type)),
@@ -101,6 +102,7 @@ clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
 }
 
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &b->layer->desc;
     const combine_rows of = {.rows = region(b, REGION_DXE),
                              .x = b->dy,
@@ -108,5 +110,9 @@ clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
                              .residual = b->router_dx,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
-    return combine(b, chain, &of);
+    TRY(combine(b, chain, &of));
+    if (batch_jitters_experts(b))
+        TRY(step_jitter_rows(b, chain, b->dx, b->dx));
+done:
+    return status;
 }

@@ -59,18 +59,46 @@ done:
     return status;
 }
 
-/* z as forward made it, for a layer that did not keep it. */
-static clmoe_status z_again(const batch *b, launch *chain) {
+/*
+ * Whether the gradient on the experts' outputs is more than a row of dy times a weight: then its
+ * rows are made of the outputs, which are computed again.
+ */
+static bool has_output_rows(const batch *b) {
+    return b->layer->desc.normalize_experts || b->dye.mem;
+}
+
+/* Rows of slots of dy, or of the gradient on the outputs; none where dy is gathered. */
+static clmoe_buf dy_rows_of(const batch *b) {
+    const clmoe_layer *layer = b->layer;
+    const bool gather = layer->experts.engine->gathers && layer->mlp_gradient.engine->gathers;
+    return gather && !has_output_rows(b) ? (clmoe_buf){0} : region(b, REGION_DY_ROWS);
+}
+
+/* z as forward made it, where it was not kept; then ye, as down gives it, where it is asked for. */
+static clmoe_status forward_again(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool gather = b->layer->experts.engine->gathers;
+    const bool gather = b->layer->experts.engine->gathers, outputs = has_output_rows(b);
     const clmoe_buf rows = region(b, REGION_X_ROWS);
     mlp_call call = experts_call(b, gather ? b->experts_x : rows, gather);
     call.hidden = region(b, REGION_DH);
+    call.out = region(b, REGION_DXE);
+    if (!outputs && !b->layer->desc.recompute)
+        return CLMOE_SUCCESS;
+    if (!b->layer->desc.recompute)
+        call.z = (clmoe_buf){0};
     if (!gather)
         TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
-    TRY(gemm_mlp_z(&call, chain));
+    TRY(outputs ? gemm_mlp(&call, chain) : gemm_mlp_z(&call, chain));
 done:
     return status;
+}
+
+/* The gradient on the experts' outputs as rows of slots, where it cannot be gathered from dy. */
+static clmoe_status output_rows(const batch *b, launch *chain) {
+    const clmoe_buf rows = dy_rows_of(b);
+    if (has_output_rows(b))
+        return step_output_backward(b, chain, region(b, REGION_DXE), rows);
+    return rows.mem ? step_dispatch_rows(b, chain, b->dy, rows) : CLMOE_SUCCESS;
 }
 
 static activation_rows experts_activation(const batch *b) {
@@ -78,33 +106,31 @@ static activation_rows experts_activation(const batch *b) {
     const clmoe_mlp_desc *mlp = &layer->desc.experts;
     const clmoe_plan_layout *plan = &b->ws.plan;
     const clmoe_buf none = {0};
-    const bool at_input = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT;
+    const clmoe_weight_at at = layer->desc.router.weight_at;
+    /* Weights that are in the rows already, and their gradients from there. */
+    const bool done = at == CLMOE_WEIGHT_AT_OUTPUT && has_output_rows(b);
     return (activation_rows){
         .z = b->z,
         .dh = region(b, REGION_DH),
         .dz = region(b, REGION_DZ),
-        .dots = region(b, REGION_DOTS),
+        .dots = done ? none : region(b, REGION_DOTS),
         .z_at = mlp_z(mlp, layer_z_rows(layer, plan), layer_z_by_pair(layer, plan)),
         .dz_at = mlp_z(mlp, plan->slots, false),
         .pair_of = PLAN_ARRAY(b, pair_of),
-        .pair_weights = at_input ? none : b->pair_weights};
+        .pair_weights = done || at == CLMOE_WEIGHT_AT_INPUT ? none : b->pair_weights};
 }
 
 clmoe_status step_experts_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer *layer = b->layer;
-    const bool gather = layer->experts.engine->gathers;
-    const clmoe_buf dy_rows = region(b, REGION_DY_ROWS);
+    const clmoe_buf rows = dy_rows_of(b);
     const activation_rows activation = experts_activation(b);
-    mlp_call call = experts_call(b, gather ? b->dy : dy_rows, gather);
+    mlp_call call = experts_call(b, rows.mem ? rows : b->dy, !rows.mem);
     call.hidden = activation.dh;
     call.out = region(b, REGION_DXE);
     if (b->ws.plan.slots == 0)
         return CLMOE_SUCCESS;
-    if (layer->desc.recompute)
-        TRY(z_again(b, chain));
-    if (dy_rows.mem)
-        TRY(step_dispatch_rows(b, chain, b->dy, dy_rows));
+    TRY(forward_again(b, chain));
+    TRY(output_rows(b, chain));
     TRY(gemm_mlp_back_down(&call, chain));
     TRY(step_activation_backward(b, chain, CLMOE_MLP_EXPERTS, &activation));
     TRY(gemm_mlp_back_up(&call, chain, activation.dz));
@@ -131,8 +157,9 @@ done:
 clmoe_status step_experts_gradients(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const clmoe_buf dy_rows = region(b, REGION_DY_ROWS), none = {0};
-    const bool at_output = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT;
+    const clmoe_buf dy_rows = dy_rows_of(b), none = {0};
+    const bool at_output =
+        layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT && !has_output_rows(b);
     mlp_gradient_call call = {
         .use = &layer->mlp_gradient,
         .mlp = &layer->desc.experts,

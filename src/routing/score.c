@@ -97,6 +97,7 @@ static bool noise_is_learned(const batch *b) {
 
 clmoe_status step_score_backward(batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &b->layer->desc.router;
     const uint32_t columns = b->layer->columns;
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
@@ -104,6 +105,11 @@ clmoe_status step_score_backward(batch *b, launch *chain) {
         TRY(add_router_dx(b, chain, b->dlogits_out, columns, b->weights->router));
     if (noise_is_learned(b))
         TRY(add_router_dx(b, chain, b->dnoise_out, columns, b->weights->noise_router));
+    if (router->groups.two_level)
+        TRY(add_router_dx(b, chain, region(b, REGION_DGROUP_LOGITS), router->groups.count,
+                          b->weights->group_router));
+    if (b->router_dx.mem && b->state.mem && router->noise.jitter > 0 && !batch_jitters_experts(b))
+        TRY(step_jitter_rows(b, chain, b->router_dx, b->router_dx));
 done:
     return status;
 }
@@ -116,6 +122,8 @@ clmoe_status step_score_gradients(const batch *b, launch *chain) {
     const clmoe_buf x = jittered ? b->jittered : b->x;
     const dense_gradient router = {R, D, b->dlogits_out, x, b->gradients.router};
     const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
+    const dense_gradient groups = {layer->desc.router.groups.count, D,
+                                   region(b, REGION_DGROUP_LOGITS), x, b->gradients.group_router};
     const bias_call bias = {.slots = b->tokens,
                             .experts = 1,
                             .n = R,
@@ -128,6 +136,8 @@ clmoe_status step_score_gradients(const batch *b, launch *chain) {
         TRY(step_bias_gradient(b, chain, KERNEL_ROUTER_BIAS_GRADIENT, &bias));
     if (noise_is_learned(b))
         TRY(step_dense_gradient(b, chain, &noise));
+    if (layer->desc.router.groups.two_level)
+        TRY(step_dense_gradient(b, chain, &groups));
 done:
     return status;
 }

@@ -9,41 +9,41 @@ clmoe_status weights_create(clmoe_layer *layer) {
     return GROUP_KERNELS(layer, "routing/weights", kernels);
 }
 
-/* The logits the choice was made of, and with learned noise the ones before and x Wn^T. */
-typedef struct chosen_logits {
-    clmoe_buf noisy, clean, noise_raw;
-} chosen_logits;
-
-static chosen_logits logits_of(const batch *b) {
+chosen_logits chosen_logits_of(const batch *b) {
     chosen_logits of = {.noisy = b->logits, .clean = b->logits};
-    if (b->state.mem && layer_is_noisy(b->layer)) {
-        of.noisy = region(b, REGION_NOISY);
-        of.noise_raw = region(b, REGION_NOISE_RAW);
+    if (!b->state.mem || !layer_is_noisy(b->layer))
+        return of;
+    of.noisy = region(b, REGION_NOISY);
+    of.noise_raw = region(b, REGION_NOISE_RAW);
+    if (of.noise_raw.mem) {
+        of.dnoise = b->dnoise;
+        of.dnoise_out = b->dnoise_out;
     }
     return of;
 }
 
-clmoe_status step_topk_backward(const batch *b, launch *chain) {
+static clmoe_status weights_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_WEIGHTS_BACKWARD];
-    const chosen_logits of = logits_of(b);
-    const clmoe_buf none = {0};
-    const bool learned = of.noise_raw.mem != NULL;
-    const router_switches r = layer->router;
+    const chosen_logits of = chosen_logits_of(b);
     TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(of.noisy)), ARG_F32(of.clean),
                    ARG_F32(of.noise_raw), ARG_F32(b->state), ARG_F32(b->ids), ARG_F32(b->live),
                    ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
                    ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
-                   ARG_F32(b->dpair_weights), ARG_F32(b->dlogits),
-                   ARG_AS(dnoise, ARG_F32(learned ? b->dnoise : none)), ARG_F32(b->dlogits_out),
-                   ARG_AS(dnoise_out, ARG_F32(learned ? b->dnoise_out : none)),
+                   ARG_F32(b->dpair_weights), ARG_F32(b->dlogits), ARG_F32(of.dnoise),
+                   ARG_F32(b->dlogits_out), ARG_F32(of.dnoise_out),
                    ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
                    ARG_UINT(b->ws.plan.pairs), ARG_AS(most, ARG_UINT(layer_token_pairs(layer))),
-                   ARG_STRUCT(r)));
+                   ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->group));
 done:
     return status;
+}
+
+clmoe_status step_topk_backward(const batch *b, launch *chain) {
+    const routing_policy *policy = b->layer->policy;
+    return policy->backward ? policy->backward(b, chain) : weights_backward(b, chain);
 }
 
 clmoe_status step_expert_scale_gradient(const batch *b, launch *chain) {

@@ -83,6 +83,8 @@ static void make_floats(const gemm_case *c, gemm_data *d) {
                 for (uint32_t i = 0; i < c->k; i++)
                     d->a[(size_t)s * c->k + i] = NAN;
     d->pair_weights = random_values(c, d->pairs, 1.0);
+    if (c->accumulate)
+        d->c = random_elements(c, (size_t)d->slots * c->n, 1.0);
     for (int m = gated(c) ? 0 : 1; m < 2; m++) {
         d->matrices[m] = random_elements(c, together(c) ? 2 * matrix : matrix, deviation);
         d->biases[m] = random_elements(c, together(c) ? 2 * bias : bias, deviation);
@@ -128,13 +130,17 @@ static double activated(const gemm_case *c, double v) {
     return ref_activate(&mlp, v);
 }
 
+static double weight_of(const gemm_case *c, const gemm_data *d, uint32_t s) {
+    return c->row_weight ? (double)d->pair_weights[d->pair_of[s]] : 1.0;
+}
+
 static double expected(const gemm_case *c, const gemm_data *d, size_t expert, uint32_t s,
                        size_t n) {
-    const double weight = c->row_weight ? (double)d->pair_weights[d->pair_of[s]] : 1.0;
+    const double weight = weight_of(c, d, s);
     const double at_output = c->row_weight == GEMM_ROW_WEIGHT_OUTPUT ? weight : 1.0;
     double up = linear(c, d, 1, expert, s, n, weight);
     if (c->store->down)
-        return up * at_output;
+        return up * at_output + (d->c ? (double)d->c[(size_t)s * c->n + n] : 0.0);
     if (!gated(c))
         return activated(c, up) * at_output;
     double gate = linear(c, d, 0, expert, s, n, weight);
@@ -145,12 +151,23 @@ static double expected(const gemm_case *c, const gemm_data *d, size_t expert, ui
     return activated(c, gate) * (up + (double)c->up_shift) * at_output;
 }
 
+/* z's rows are in the order of the weights'. */
+static gemm_z place_of_z(const gemm_case *c) {
+    const bool interleaved = c->store->layout == CLMOE_GATE_INTERLEAVED;
+    return (gemm_z){.row = gated(c) ? 2 * c->n : c->n,
+                    .up = !gated(c)     ? 0
+                          : interleaved ? 1
+                                        : c->n,
+                    .step = interleaved ? 2 : 1,
+                    .by_pair = c->z == Z_BY_PAIR};
+}
+
 /* ---- Running ------------------------------------------------------------------------------- */
 
 /* As a layer has it for its router: one matrix, without a plan. */
 static bool like_router(const gemm_case *c) {
     return c->store->down && !c->store->transposed && c->spread == SPREAD_DENSE && !c->gather &&
-           !c->packed;
+           !c->packed && !c->for_gradient;
 }
 
 static clmoe_type bias_type(const gemm_case *c) {
@@ -184,8 +201,16 @@ static void set_weights(const gemm_case *c, const gemm_data *d, gemm_problem *p)
                      down ? &p->up : &unused);
 }
 
+/* The form of the layer's first GEMM; of a router, also where its gradient passes through. */
+static gemm_form form_of_layer(const gemm_case *c) {
+    if (like_router(c) || (c->for_gradient && c->spread == SPREAD_DENSE))
+        return GEMM_LINEAR;
+    return gated(c) ? GEMM_GATED : GEMM_PLAIN;
+}
+
 static gemm_shape shape_of(const gemm_case *c) {
     const bool down = c->store->down && !like_router(c);
+    const bool transposed = c->store->transposed != c->for_gradient;
     return (gemm_shape){
         .a_type = c->type,
         .w_type = c->type,
@@ -194,12 +219,11 @@ static gemm_shape shape_of(const gemm_case *c) {
         .experts = c->experts,
         .dim = down ? c->n : c->k,
         .hidden_dim = down ? c->k : c->n,
-        .form = like_router(c) ? GEMM_LINEAR
-                : gated(c)     ? GEMM_GATED
-                               : GEMM_PLAIN,
-        .gate_up_transposed = c->store->transposed && !down,
-        .down_transposed = c->store->transposed && down,
+        .form = form_of_layer(c),
+        .gate_up_transposed = transposed && (!down || c->for_gradient),
+        .down_transposed = transposed && (down || c->for_gradient),
         .interleaved = c->store->layout == CLMOE_GATE_INTERLEAVED,
+        .training = c->training,
     };
 }
 
@@ -244,7 +268,15 @@ void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
         .pair_of = buf_of(d->pair_of, 4 * (size_t)d->slots),
         .pair_weights = buf_of(d->pair_weights, 4 * (size_t)d->pairs),
         .c = buf_new(type_size(c->type) * d->slots * c->n),
+        .accumulate = c->accumulate,
+        .z_at = place_of_z(c),
     };
+    const size_t z_rows = c->z == Z_BY_PAIR ? d->pairs : d->slots;
+    run->before = (clmoe_buf){0};
+    if (c->accumulate)
+        run->before = buf_of_type(c->type, d->c, (size_t)d->slots * c->n);
+    if (c->z != Z_NOT_KEPT)
+        p->z = buf_new(type_size(c->type) * z_rows * p->z_at.row);
     if (c->gather)
         p->token_of = buf_of(d->token_of, 4 * (size_t)d->slots);
     if (c->spread != SPREAD_DENSE) {
@@ -264,6 +296,11 @@ float *gemm_run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue) {
     launch chain;
     cl_event event = NULL;
     buf_poison(run->problem.c);
+    if (run->before.mem)
+        buf_write(run->problem.c, buf_get(run->before),
+                  type_size(c->type) * run->problem.slots * c->n);
+    if (run->problem.z.mem)
+        buf_poison(run->problem.z);
     OK(launch_begin(&chain, test_context(0), queue, 0, NULL));
     clmoe_status status = c->engine->run(run->state, &chain, &run->problem);
     OK(launch_end(&chain, status, &event));
@@ -313,18 +350,46 @@ static void check_output(const gemm_case *c, const gemm_data *d, const float *go
     check_padding(c, d, got);
 }
 
+/* The linear outputs where they are to lie; as wanted: those of a square. */
+static void check_z(const gemm_case *c, const gemm_data *d, const gemm_run *run) {
+    const gemm_z at = run->problem.z_at;
+    const size_t sides = gated(c) ? 2 : 1, size = (size_t)d->pairs * c->n * sides;
+    float *got = HOST(float, size);
+    double *want = HOST(double, size);
+    const size_t rows = c->z == Z_BY_PAIR ? d->pairs : d->slots;
+    const float *z = buf_get_type(run->problem.z, c->type, rows * at.row);
+    size_t i = 0;
+    for (uint32_t e = 0; e < c->experts; e++)
+        for (uint32_t s = d->offsets[e]; s < d->offsets[e] + d->kept[e]; s++)
+            for (size_t n = 0; n < c->n * sides; n++, i++) {
+                const size_t column = n / sides;
+                const int m = gated(c) ? (int)(n % sides) : 1;
+                const size_t row = at.by_pair ? (size_t)d->pair_of[s] : s;
+                got[i] = z[row * at.row + column * at.step + (m ? at.up : 0)];
+                want[i] = linear(c, d, m, e, s, column, weight_of(c, d, s));
+                CHECK(!c->exact || got[i] == type_round(c->type, (float)want[i]),
+                      "z of row %u, column %zu, matrix %d is %g, not %g\n", s, column, m,
+                      (double)got[i], want[i]);
+            }
+    compare_floats("z", got, want, size,
+                   c->type == CLMOE_F32 ? TOLERANCE : type_tolerance(c->type));
+}
+
 void gemm_check_case(const gemm_case *c, uint64_t seed) {
     gemm_data d;
     gemm_run run;
     test_case(
         "%s: %s, %u experts, %u rows, n %u, k %u, type %d, spread %d, activation %d, bias %d, "
-        "gather %d, row weight %d, packed %d",
+        "gather %d, row weight %d, packed %d, training %d, z %d, accumulate %d, for gradient %d",
         c->engine->name, c->store->name, c->experts, c->rows, c->n, c->k, c->type, c->spread,
-        c->activation, c->bias, c->gather, c->row_weight, c->packed);
+        c->activation, c->bias, c->gather, c->row_weight, c->packed, c->training, c->z,
+        c->accumulate, c->for_gradient);
     seed_set(seed);
     support_aligned = seed % 2;
     gemm_make_data(c, &d);
     gemm_prepare(c, &d, &run);
     check_output(c, &d, gemm_run_on(c, &run, seed % 4 < 2 ? test.queue : test.out_of_order));
+    if (c->z != Z_NOT_KEPT)
+        check_z(c, &d, &run);
     support_aligned = false;
 }

@@ -16,6 +16,9 @@ typedef struct storage {
 /* How rows are spread over the experts. */
 typedef enum spread { SPREAD_RANDOM, SPREAD_ONE_EXPERT, SPREAD_NONE, SPREAD_DENSE } spread;
 
+/* Whether and where the linear outputs are kept, of a shape in training. */
+typedef enum z_kept { Z_NOT_KEPT, Z_BY_SLOT, Z_BY_PAIR } z_kept;
+
 typedef struct gemm_case {
     const gemm_engine *engine;
     const storage *store;
@@ -26,6 +29,10 @@ typedef struct gemm_case {
     float limit, alpha, up_shift;
     bool bias, gather, exact, packed;
     gemm_row_weight row_weight;
+    bool training;
+    z_kept z;
+    bool accumulate;   /* down alone */
+    bool for_gradient; /* down alone: the layer's matrices have the other order */
 } gemm_case;
 
 /* The host's side of a case. Arrays of slots as in clmoe_plan_layout. */
@@ -34,12 +41,14 @@ typedef struct gemm_data {
     uint32_t *offsets, *kept;
     int32_t *tile_expert, *token_of, *pair_of;
     float *a, *pair_weights;
+    float *c;                       /* before the run, where the case accumulates */
     float *matrices[2], *biases[2]; /* gate (or both) and up, or down in [1] */
 } gemm_data;
 
 typedef struct gemm_run {
     void *state;
     gemm_problem problem;
+    clmoe_buf before; /* C, where the case accumulates */
 } gemm_run;
 
 /* Random data for a case, from the current seed. */
@@ -48,7 +57,7 @@ void gemm_make_data(const gemm_case *c, gemm_data *d);
 /* The problem on the device, and the engine's state for it. */
 void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run);
 
-/* Runs it; C as floats. */
+/* Runs it; C as floats. z is poisoned before. */
 float *gemm_run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue);
 
 /* All of it: C against sums in double, and the padding. */

@@ -98,6 +98,42 @@ static void every_storage_small(void **state) {
     random_cases(8, 20);
 }
 
+/* ---- Training ------------------------------------------------------------------------------ */
+
+/*
+ * Keeping z changes nothing of C; without a z a shape in training keeps none. Of a linear problem
+ * C may grow, and the weights may lie in the order that the layer's own do not have.
+ */
+static gemm_case training_case(const gemm_engine *engine, const storage *store, uint64_t n) {
+    gemm_case c = random_case(engine, store, 1000);
+    c.training = true;
+    if (store->down) {
+        c.accumulate = n % 2;
+        c.for_gradient = n / 2 % 2;
+        c.packed = c.packed && !c.for_gradient; /* a router has none */
+    } else {
+        c.z = (z_kept)(n % 3);
+    }
+    return c;
+}
+
+static void check_training(const gemm_engine *engine, const storage *store) {
+    for (uint64_t n = 0; n < 20; n++) {
+        seed_set(n * 777 + (uint64_t)(store - storages));
+        const gemm_case c = training_case(engine, store, n);
+        gemm_check_case(&c, n);
+    }
+}
+
+static void training(void **state) {
+    (void)state;
+    for (size_t i = 0; gemm_engines[i]; i++)
+        for (size_t s = 0; s < COUNT_OF(storages) && runs_here(gemm_engines[i]); s++)
+            check_training(gemm_engines[i], &storages[s]);
+}
+
+/* ---- Bits ---------------------------------------------------------------------------------- */
+
 /* Integers in, exact sums out: linear, and relu of gate times up. */
 static void exact_values(void **state) {
     (void)state;
@@ -113,6 +149,10 @@ static void exact_values(void **state) {
                            .activation = CLMOE_ACT_RELU,
                            .bias = true,
                            .exact = true};
+            gemm_check_case(&c, s);
+            c.training = true;
+            c.accumulate = storages[s].down;
+            c.z = storages[s].down ? Z_NOT_KEPT : Z_BY_SLOT;
             gemm_check_case(&c, s);
             c.packed = c.engine->pack;
             if (c.packed)
@@ -456,6 +496,7 @@ int main(int argc, char **argv) {
     };
     const struct CMUnitTest tests[] = {
         TEST(every_storage),
+        TEST(training),
         TEST(exact_values),
         TEST(repeatable),
         TEST(rows_are_independent),

@@ -92,7 +92,7 @@ void ref_backward_free(ref_backward_result *result);
 
 /* ---- Its parts ------------------------------------------------------------------------------ */
 
-/* The derivative of ref_activate(); 0 at a kink. */
+/* The derivative of ref_activate(); of relu at 0 it is 0. */
 double ref_activate_slope(const clmoe_mlp_desc *desc, double v);
 
 /* A layer's MLPs, and where their gradients are added. */

@@ -130,9 +130,9 @@ static hidden hidden_of(const clmoe_mlp_desc *desc, double gate, double up) {
     double low = fmin(gate, limit), shifted = fmin(fmax(up, -limit), limit);
     shifted += (double)desc->up_shift;
     hidden value = {ref_activate(desc, low) * shifted, 0.0, 0.0};
-    if (gate < limit)
+    if (gate <= limit)
         value.by_gate = ref_activate_slope(desc, low) * shifted;
-    if (fabs(up) < limit)
+    if (fabs(up) <= limit)
         value.by_up = ref_activate(desc, low);
     return value;
 }

@@ -64,11 +64,41 @@ static double prepared(const clmoe_router_desc *router, double logit, double *sl
     return fmin(fmax(l, -FLT_MAX), FLT_MAX);
 }
 
+/* Sparsemixer: p [R], the share of each logit that counts for choice k; its weight is p of it. */
+static void sparsemixer_shares(const token *of, size_t k, double *p) {
+    size_t R = ref_columns(of->desc);
+    const double *row = of->in->result->scores + of->t * R;
+    double limit = 2.0 * (double)of->desc->router.sparsemixer_eps, m = row[column_of(of, k)];
+    double sum = 0.0;
+    for (size_t e = 0; e < R; e++) {
+        bool counts = isfinite(row[e]) && m - row[e] <= limit * fmax(fabs(row[e]), m);
+        for (size_t before = 0; before < k; before++)
+            counts = counts && column_of(of, before) != e;
+        p[e] = counts ? exp(row[e] - m) : 0.0;
+        sum += p[e];
+    }
+    for (size_t e = 0; e < R; e++)
+        p[e] /= sum;
+}
+
+static void sparsemixer_weights(const token *of, double *raw) {
+    double *p = make(ref_columns(of->desc), sizeof *p);
+    for (size_t k = 0; k < of->n; k++) {
+        sparsemixer_shares(of, k, p);
+        raw[k] = p[column_of(of, k)];
+    }
+    free(p);
+}
+
 /* raw [n]: the weights before renorm and scale. */
 static void raw_weights(const token *of, double *raw) {
     const clmoe_router_desc *router = &of->desc->router;
     const double *row = of->in->result->scores + of->t * ref_columns(of->desc);
     double best = -INFINITY, sum = 0.0, slope;
+    if (router->score == CLMOE_SCORE_SPARSEMIXER) {
+        sparsemixer_weights(of, raw);
+        return;
+    }
     for (size_t k = 0; k < of->n; k++) {
         raw[k] = row[column_of(of, k)];
         best = fmax(best, raw[k]);
@@ -185,6 +215,22 @@ static void two_level_backward(const token *of, const double *l, double *d, doub
 }
 
 /* d [R], of the raw weights by column -> of l, in place. */
+static void sparsemixer_backward(const token *of, double *d) {
+    size_t R = ref_columns(of->desc);
+    double *p = make(R, sizeof *p), *sum = make(R, sizeof *sum);
+    for (size_t k = 0; k < of->n; k++) {
+        size_t chosen = column_of(of, k);
+        sparsemixer_shares(of, k, p);
+        for (size_t e = 0; e < R; e++)
+            sum[e] += d[chosen] * p[chosen] * ((e == chosen ? 1.0 : 0.0) - p[e]);
+    }
+    for (size_t e = 0; e < R; e++)
+        d[e] = sum[e];
+    free(p);
+    free(sum);
+}
+
+/* The same of the other score functions; raw [n] are the weights. */
 static void score_backward(const token *of, const double *raw, const double *l, double *d) {
     const clmoe_router_desc *router = &of->desc->router;
     size_t R = ref_columns(of->desc);
@@ -220,6 +266,8 @@ static void token_backward(const token *of, double *dw, ref_backward_result *r) 
         l[e] = isfinite(logits[e]) ? prepared(router, logits[e], &slope[e]) : -INFINITY;
     if (router->groups.two_level)
         two_level_backward(of, l, d, r->dgroup_logits + of->t * router->groups.count);
+    else if (router->score == CLMOE_SCORE_SPARSEMIXER)
+        sparsemixer_backward(of, d);
     else
         score_backward(of, raw, l, d);
     for (size_t e = 0; e < R; e++)

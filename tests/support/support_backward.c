@@ -13,9 +13,8 @@
 /* Relative norm allowed for gradients of f32 layers. */
 #define BACKWARD_TOLERANCE 1e-5
 
-bool is_trainable(const clmoe_layer_desc *desc) {
-    return desc->router.score != CLMOE_SCORE_SPARSEMIXER &&
-           desc->capacity.keep != CLMOE_KEEP_RANDOM;
+bool needs_a_state(const clmoe_layer_desc *desc) {
+    return desc->capacity.keep == CLMOE_KEEP_RANDOM;
 }
 
 static bool is_soft(const clmoe_layer_desc *desc) {
@@ -109,8 +108,7 @@ training_batch *training_make(const clmoe_layer_desc *desc, uint32_t tokens, uin
     return t;
 }
 
-void training_set_logits(training_batch *t, const float *logits) {
-    t->b.in.logits_in = logits;
+void training_update(training_batch *t) {
     t->forward = batch_reference(&t->b);
     make_want(t);
 }

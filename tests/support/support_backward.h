@@ -34,13 +34,12 @@ typedef struct training_outputs {
     size_t bytes[TRAINING_OUTPUTS];
 } training_outputs;
 
-/* False: clmoe_backward() refuses the layer, or it needs a state. */
-bool is_trainable(const clmoe_layer_desc *desc);
+bool needs_a_state(const clmoe_layer_desc *desc);
 
 /* Random arrays, by a seed whose choices do not hang on last bits, and the oracle's gradients. */
 training_batch *training_make(const clmoe_layer_desc *desc, uint32_t tokens, uint32_t inputs);
-/* Another router's logits in the place of what the batch had. */
-void training_set_logits(training_batch *t, const float *logits);
+/* Computes the oracle's results again, after the batch's inputs were changed. */
+void training_update(training_batch *t);
 /* The layer, and the forward; then arguments of a backward with every output, all poisoned. */
 void training_forward(training_batch *t, uint32_t group_size);
 /* clmoe_backward() on the in-order queue; waits. */

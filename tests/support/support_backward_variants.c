@@ -87,6 +87,17 @@ static void topk_after_drop(clmoe_layer_desc *d) {
     d->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
 }
 
+static void sparsemixer_renorm(clmoe_layer_desc *d) {
+    d->router.score = CLMOE_SCORE_SPARSEMIXER;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.sparsemixer_eps = 0.3217f;
+    d->router.temperature = 0.7f;
+    d->router.softcap = 5.0f;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.eps = 0.2f;
+    d->router.expert_scale = 1;
+}
+
 static void separate_gelu_transposed(clmoe_layer_desc *d) {
     d->experts.gate_layout = CLMOE_GATE_SEPARATE;
     d->experts.activation = CLMOE_ACT_GELU_ERF;
@@ -124,6 +135,7 @@ const layer_variant backward_variants[] = {
     {"expert choice, weight at input", expert_choice_at_input},
     {"Sinkhorn, renorm after drop", sinkhorn_after_drop},
     {"top-k then softmax, renorm after drop", topk_after_drop},
+    {"sparsemixer, renorm", sparsemixer_renorm},
     {"separate gelu, transposed", separate_gelu_transposed},
     {"plain gelu, transposed", plain_gelu_transposed},
     {"concat relu, limit", concat_relu},

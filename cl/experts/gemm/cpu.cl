@@ -16,9 +16,7 @@
  *
  * WIDTH floats per vector: 4, 8 or 16.
  */
-#define VEC          JOIN(float, WIDTH)
-#define VLOAD(p)     JOIN(vload, WIDTH)(0, p)
-#define VSTORE(v, p) JOIN(vstore, WIDTH)(v, 0, p)
+#include "experts/gemm/cpu_vectors.clh"
 
 #define ACT_T VEC
 #include "experts/gemm/act.clh"
@@ -34,29 +32,6 @@
  */
 #define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
 #define SIDE_STEP (GATED ? 0 : WIDTH)
-
-/* The compiler keeps an array in registers only where all loops over it are unrolled. */
-/* Brings memory closer before it is read or written. OpenCL's prefetch() does nothing in PoCL. */
-#ifdef POCL_DEVICE_ADDRESS_BITS
-#define FETCH(p)        __builtin_prefetch((const void *)(size_t)(p), 0, 2)
-#define FETCH_OUTPUT(p) __builtin_prefetch((const void *)(size_t)(p), 1, 2)
-#else
-#define FETCH(p) prefetch(p, WIDTH)
-#define FETCH_OUTPUT(p)
-#endif
-
-/* The first `count` < WIDTH elements, then zeros: nothing behind them is read. */
-#define LOAD_PART(type, p, count) JOIN(load_part_, type)(p, count)
-#define DEFINE_LOAD_PART(type)                                                                     \
-    static inline VEC load_part_##type(__global const STORAGE(type) *p, uint count) {              \
-        float part[WIDTH];                                                                         \
-        for (uint i = 0; i < WIDTH; ++i)                                                           \
-            part[i] = i < count ? LOAD(type, p + i) : 0.0f;                                        \
-        return VLOAD(part);                                                                        \
-    }
-DEFINE_LOAD_PART(f32)
-DEFINE_LOAD_PART(f16)
-DEFINE_LOAD_PART(bf16)
 
 /* The matrix of a side: gate and up, or up twice. */
 static inline __global const STORAGE(W) *matrix_of(const problem *p, uint side) {
@@ -77,22 +52,54 @@ static inline void fetch_outputs(const problem *p, uint row, uint count, uint fi
 #include "experts/gemm/cpu_panels.clh"
 #endif
 
-/* The end of a row: WIDTH columns at a time, the last ones through `part`. */
+#if KEEP_Z
+/* z of `count` columns, whose first is at `z`. */
+static inline void store_z(const problem *p, VEC gate, VEC up, uint count, __global STORAGE(C) *z) {
+    const uint step = p->z_at.step;
+#if GATED
+    if (step == 2 && p->z_at.up == 1 && count == WIDTH) {
+        VEC left, right;
+        left.even = gate.lo;
+        left.odd = up.lo;
+        right.even = gate.hi;
+        right.odd = up.hi;
+        STOREN(C, WIDTH, left, z);
+        STOREN(C, WIDTH, right, z + WIDTH);
+        return;
+    }
+    if (step == 1)
+        store_vector(gate, count, z);
+    else
+        store_part(gate, count, step, z);
+#endif
+    if (step == 1)
+        store_vector(up, count, z + p->z_at.up);
+    else
+        store_part(up, count, step, z + p->z_at.up);
+}
+#endif
+
+/* The end of the columns [first, first + columns) of a row, WIDTH at a time. */
 static inline void store_row(const problem *p, const VEC *sums, const float *gate_bias,
-                             const float *up_bias, float weight, uint columns,
-                             __global STORAGE(C) *c) {
+                             const float *up_bias, uint row, uint first, uint columns) {
+    const float weight = row_weight_of(p, row);
+    __global STORAGE(C) *const c = p->c + (ulong)row * p->n + first;
     for (uint column = 0; column < columns; column += WIDTH) {
-        const VEC gate_sum = sums[0], up_sum = sums[GATED || column > 0];
-        const VEC y = gemm_output(p, gate_sum, VLOAD(gate_bias + column), up_sum,
-                                  VLOAD(up_bias + column), weight);
-        if (column + WIDTH <= columns) {
-            STOREN(C, WIDTH, y, c + column);
-        } else {
-            float part[WIDTH];
-            VSTORE(y, part);
-            for (uint i = 0; column + i < columns; ++i)
-                STORE(C, part[i], c + column + i);
-        }
+        const uint count = min(columns - column, (uint)WIDTH);
+        const VEC up = gemm_linear_output(p, sums[GATED || column > 0], VLOAD(up_bias + column),
+                                          weight);
+        VEC gate = 0.0f, y;
+#if GATED
+        gate = gemm_linear_output(p, sums[0], VLOAD(gate_bias + column), weight);
+#endif
+#if KEEP_Z
+        if (p->z)
+            store_z(p, gate, up, count, row_of_z(p, row) + (first + column) * p->z_at.step);
+#endif
+        y = gemm_activation(p, gate, up, weight);
+        if (!GATED && p->accumulate)
+            y += count == WIDTH ? LOADN(C, WIDTH, c + column) : LOAD_PART(C, c + column, count);
+        store_vector(y, count, c + column);
     }
 }
 
@@ -115,6 +122,5 @@ void gemm_cpu(GEMM_PARAMETERS) {
     VEC sums[MAX_ROWS][2];
     sum_tile(&p, &tile, first, sums);
     for (uint row = tile.first; row < tile.end; ++row)
-        store_row(&p, sums[row - tile.first], gate_biases, up_biases, row_weight_of(&p, row),
-                  columns, p.c + (ulong)row * n + first);
+        store_row(&p, sums[row - tile.first], gate_biases, up_biases, row, first, columns);
 }

@@ -10,7 +10,6 @@
 #include "experts/gemm/nv_mma.clh"
 
 #define SIDE       16
-#define CHUNK      16 /* bytes */
 #define TILE_BYTES (SIDE * SIDE * 2)
 #define B          TILE_BYTES
 #define BT         (2 * TILE_BYTES)
@@ -18,7 +17,7 @@
 /* Every work-item carries half a row. */
 static inline void carry(__local uchar *tiles, uint tile, __global const ushort *from, uint bytes) {
     const uint lane = (uint)get_local_id(0);
-    copy_start(tiles, tile + lane * CHUNK, from + lane * CHUNK / 2, bytes);
+    copy_start(tiles, tile + lane * CHUNK_BYTES, from + lane * CHUNK_BYTES / 2, bytes);
 }
 
 /* Columns 0-7 from b [0], b [1], columns 8-15 from b [2], b [3]. */
@@ -38,16 +37,16 @@ void nv_mma_probe(IN(ushort, a), IN(ushort, b), IN(ushort, bt), OUT(ushort, c)) 
     __local uchar tiles[3 * TILE_BYTES] __attribute__((aligned(128)));
     const uint lane = (uint)get_local_id(0);
     uint part[3][4];
-    carry(tiles, 0, AT(a), lane == 31 ? 0 : CHUNK);
-    carry(tiles, B, AT(b), CHUNK);
-    carry(tiles, BT, AT(bt), CHUNK);
+    carry(tiles, 0, AT(a), lane == 31 ? 0 : CHUNK_BYTES);
+    carry(tiles, B, AT(b), CHUNK_BYTES);
+    carry(tiles, BT, AT(bt), CHUNK_BYTES);
     copy_batch();
     COPY_WAIT(0);
     barrier(CLK_LOCAL_MEM_FENCE);
     const uint row = lane % 16, side = lane / 16;
-    load_matrices(tiles, (row * 2 + side) * CHUNK, part[0]);
-    load_matrices(tiles, B + ((side * 8 + lane % 8) * 2 + lane / 8 % 2) * CHUNK, part[1]);
-    load_transposed(tiles, BT + (row * 2 + side) * CHUNK, part[2]);
+    load_matrices(tiles, (row * 2 + side) * CHUNK_BYTES, part[0]);
+    load_matrices(tiles, B + ((side * 8 + lane % 8) * 2 + lane / 8 % 2) * CHUNK_BYTES, part[1]);
+    load_transposed(tiles, BT + (row * 2 + side) * CHUNK_BYTES, part[2]);
     write_product(AT(c), part[0], part[1]);
     write_product(AT(c) + SIDE * SIDE, part[0], part[2]);
 }

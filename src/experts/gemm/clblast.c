@@ -61,20 +61,22 @@ typedef struct matrix {
     size_t offset, ld;
 } matrix;
 
-/* C[m,n] = A[m,k] W^T, W as it lies. */
+/* C[m,n] = A[m,k] W^T, each of A and W as it lies, or that added to C. */
 typedef struct product {
     size_t m, n, k;
     matrix a, w, c;
-    bool w_along_k;
+    bool a_along_m, w_along_k;
+    bool accumulate;
 } product;
 
 static clmoe_status sgemm(cl_command_queue queue, const product *p) {
+    const CLBlastTranspose a_as = p->a_along_m ? CLBlastTransposeYes : CLBlastTransposeNo;
     const CLBlastTranspose w_as = p->w_along_k ? CLBlastTransposeYes : CLBlastTransposeNo;
     pthread_mutex_lock(&one_call);
     const CLBlastStatusCode code =
-        CLBlastSgemm(CLBlastLayoutRowMajor, CLBlastTransposeNo, w_as, p->m, p->n, p->k, 1.0f,
-                     p->a.mem, p->a.offset, p->a.ld, p->w.mem, p->w.offset, p->w.ld, 0.0f, p->c.mem,
-                     p->c.offset, p->c.ld, &queue, NULL);
+        CLBlastSgemm(CLBlastLayoutRowMajor, a_as, w_as, p->m, p->n, p->k, 1.0f, p->a.mem,
+                     p->a.offset, p->a.ld, p->w.mem, p->w.offset, p->w.ld,
+                     p->accumulate ? 1.0f : 0.0f, p->c.mem, p->c.offset, p->c.ld, &queue, NULL);
     pthread_mutex_unlock(&one_call);
     if (code == CLBlastSuccess)
         return CLMOE_SUCCESS;
@@ -168,13 +170,16 @@ static uint32_t clblast_row_tile(const clmoe_context *context, uint32_t rows_per
     return 1;
 }
 
-/* The sums of gate and up, [slots, 2n]; those of one matrix are made in C. */
+/*
+ * The sums of gate and up, [slots, 2n]; those of one matrix are made in C, unless C holds what a
+ * bias or row weight must not touch.
+ */
 static size_t clblast_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
     size_t bytes = 0;
-    (void)shape;
-    if (form != GEMM_GATED)
+    if (form == GEMM_PLAIN || (form == GEMM_LINEAR && !shape->training))
         return 0;
-    if (!size_mul(slots, 2 * sizeof(float), &bytes) || !size_mul(bytes, n, &bytes))
+    if (!size_mul(slots, (form == GEMM_GATED ? 2 : 1) * sizeof(float), &bytes) ||
+        !size_mul(bytes, n, &bytes))
         return SIZE_MAX;
     return bytes;
 }
@@ -187,6 +192,15 @@ static gate_place place_of_gate(const gemm_problem *problem) {
     if (2 * distance == gate->row)
         return GATE_TAKES_TURNS;
     return distance == problem->n * gate->row ? GATE_FIRST : GATE_APART;
+}
+
+/* Whether the sums are not C yet. */
+static bool must_finish(const gemm_problem *problem) {
+    return problem->form != GEMM_LINEAR || problem->up.bias.mem || problem->row_weight;
+}
+
+static bool sums_in_scratch(const gemm_problem *problem) {
+    return problem->form == GEMM_GATED || (problem->accumulate && must_finish(problem));
 }
 
 /* The rows of one expert, and where its sums go. */
@@ -213,6 +227,7 @@ static clmoe_status run_matrix(const bucket *b, const gemm_weight *w, uint32_t n
               along_k ? w->row : w->col},
         .c = {b->sums.mem, b->sums.offset + b->first * b->sums.ld + column, b->sums.ld},
         .w_along_k = along_k,
+        .accumulate = problem->accumulate && !must_finish(problem),
     };
     return sgemm(b->queue, &p);
 }
@@ -237,7 +252,7 @@ done:
 /* Where the sums of gate and up, or of the one matrix, are made. */
 static matrix sums_of(const gemm_problem *problem) {
     const bool gated = problem->form == GEMM_GATED;
-    const clmoe_buf buf = gated ? problem->scratch : problem->c;
+    const clmoe_buf buf = sums_in_scratch(problem) ? problem->scratch : problem->c;
     return (matrix){buf.mem, buf.offset / sizeof(float),
                     gated ? 2 * (size_t)problem->n : problem->n};
 }
@@ -316,12 +331,12 @@ static clmoe_status clblast_run(void *opaque, launch *chain, const gemm_problem 
     clblast_state *state = opaque;
     const bool gated = problem->form == GEMM_GATED;
     const gate_place place = gated ? place_of_gate(problem) : GATE_APART;
-    const clmoe_buf buf = gated ? problem->scratch : problem->c;
+    const clmoe_buf buf = sums_in_scratch(problem) ? problem->scratch : problem->c;
     const matrix sums = sums_of(problem);
     if (problem->slots == 0)
         return CLMOE_SUCCESS;
     TRY(run_experts(state, chain, problem, place, sums));
-    if (problem->form != GEMM_LINEAR || problem->up.bias.mem || problem->row_weight)
+    if (must_finish(problem))
         TRY(finish(state, chain, problem, place, buf, sums.ld));
 done:
     return status;

@@ -65,7 +65,7 @@ static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) 
         return shape->form != GEMM_LINEAR && (first || variant == GEMM_UNGATED);
     if (variant == GEMM_GATE_AND_UP)
         return first && (any_order || by_column == shape->gate_up_transposed);
-    return !by_column || any_order || shape->down_transposed ||
+    return !by_column || any_order || shape->training || shape->down_transposed ||
            (first && shape->gate_up_transposed);
 }
 
@@ -191,6 +191,65 @@ done:
     return status;
 }
 
+/* ---- Gradients of weights ------------------------------------------------------------------ */
+
+/* See cl/experts/gemm/cpu_gradient.cl: what a core's caches hold. */
+enum { GRADIENT_PANELS = 2, GRADIENT_ROWS = 128, GRADIENT_DEPTH = 128 };
+
+typedef struct cpu_gradient {
+    unsigned width; /* floats per vector */
+    cl_kernel kernel;
+} cpu_gradient;
+
+static void gradient_destroy(void *opaque) {
+    cpu_gradient *state = opaque;
+    if (!state)
+        return;
+    kernel_release(&state->kernel);
+    free(state);
+}
+
+static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_shape *shape,
+                                    void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char options[64];
+    cpu_gradient *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the cpu engine");
+    state->width = vector_width(context);
+    snprintf(options, sizeof options, "-DWIDTH=%u -DPANELS=%d -DMAX_ROWS=%d -DDEPTH=%d",
+             state->width, GRADIENT_PANELS, GRADIENT_ROWS, GRADIENT_DEPTH);
+    TRY(gemm_gradient_kernel(context, shape, "experts/gemm/cpu_gradient", options, "gradient_cpu",
+                             &state->kernel));
+    *out = state;
+    state = NULL;
+done:
+    gradient_destroy(state);
+    return status;
+}
+
+static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradient *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const cpu_gradient *state = opaque;
+    const size_t columns = (size_t)GRADIENT_PANELS * 2 * state->width;
+    const size_t groups[] = {gemm_tiles(problem->n, columns), gemm_tiles(problem->m, GRADIENT_ROWS),
+                             problem->experts};
+    const size_t local[] = {1, 1, 1};
+    const uint64_t rows = problem->m < GRADIENT_ROWS ? problem->m : GRADIENT_ROWS;
+    TRY(gemm_gradient_set(state->kernel, problem));
+    TRY(launch_bounded(chain, state->kernel, 3, groups, local, problem->slots * rows * columns));
+done:
+    return status;
+}
+
+static const gemm_gradient_engine cpu_gradient_engine = {
+    .gathers = true,
+    .create = gradient_create,
+    .destroy = gradient_destroy,
+    .scratch = gemm_gradient_no_scratch,
+    .run = gradient_run,
+};
+
 const gemm_engine gemm_cpu = {
     .name = "cpu",
     .gathers = true,
@@ -203,4 +262,5 @@ const gemm_engine gemm_cpu = {
     .packed_elements = cpu_packed_elements,
     .packed_layout = cpu_packed_layout,
     .pack = cpu_pack,
+    .gradient = &cpu_gradient_engine,
 };
