@@ -40,7 +40,8 @@ typedef enum region_id {
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
-    REGION_REBALANCE,      /* see rebalance.c, with weight rebalancing */
+    REGION_REBALANCE,      /* see rebalance.c, with weight rebalancing; as the next */
+    REGION_BEFORE,         /* [pairs] f32: the weights before */
     REGION_REROUTE,        /* [REROUTE_WORDS,T] i32, with overflow reroute */
     REGION_REROUTE_COUNT,  /* [1] u32, likewise */
     REGION_XE,             /* [S,D] X, for engines that do not gather */
@@ -78,6 +79,12 @@ typedef enum region_id {
     REGION_DGROUP_LOGITS, /* [T,groups.count] f32, with two levels; as the next two */
     REGION_RAW_WEIGHTS,   /* [pairs] f32 */
     REGION_DJOINT,        /* [T,R] f32 */
+    REGION_REBALANCE_BACK, /* see rebalance.c, with weight rebalancing */
+    REGION_SOFT_MOE_DY,    /* [T,D] X, with Soft MoE; as the next four */
+    REGION_DCOMBINE,       /* [T,S] f32 */
+    REGION_DDISPATCH,      /* [T,S] f32 */
+    REGION_SOFT_MOE_ALONG, /* [T] f32 */
+    REGION_SOFT_MOE_SUMS,  /* [N] f32 */
     REGION_ROUTER_DX,     /* [T,D] X */
     REGION_UNMASKED,      /* [T+3] i32: see unmasked.c */
     REGION_GRADIENT,      /* the gradient engines' own */

@@ -42,6 +42,27 @@ static clmoe_status check_choice_given(const clmoe_backward_args *args) {
     return CLMOE_SUCCESS;
 }
 
+/* Which of the batch's arrays go with the layer's policy. */
+static clmoe_status check_backward_policy(const clmoe_layer *layer,
+                                          const clmoe_backward_args *args) {
+    const struct {
+        const char *name;
+        cl_mem mem;
+    } unused[] = {
+        {"logits_in", args->logits_in.mem},
+        {"ids_in", args->ids_in.mem},
+        {"pair_weights_in", args->pair_weights_in.mem},
+        {"dlogits", args->dlogits.mem},
+        {"dlogits_out", args->dlogits_out.mem},
+        {"dpair_weights", args->dpair_weights.mem},
+    };
+    for (size_t i = 0; layer_is_soft_moe(layer) && i < sizeof unused / sizeof unused[0]; i++)
+        if (unused[i].mem)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but the policy is Soft MoE",
+                        unused[i].name);
+    return CLMOE_SUCCESS;
+}
+
 /* A gradient that the call writes, or adds to. */
 static buffer_need gradient_need(const clmoe_backward_args *args, const char *name,
                                  const clmoe_buf *buf, size_t elements, size_t element) {
@@ -155,6 +176,7 @@ clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args 
     workspace_layout ws;
     TRY(check_head(layer, args->tokens, &ws));
     TRY(check_switches(layer, args));
+    TRY(check_backward_policy(layer, args));
     TRY(check_choice_given(args));
     const clmoe_router_desc *router = &layer->desc.router;
     const size_t element = type_bytes(layer->desc.type), tokens = args->tokens;

@@ -104,10 +104,12 @@ clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &b->layer->desc;
-    const combine_rows of = {.rows = region(b, REGION_DXE),
+    const bool soft_moe = layer_is_soft_moe(b->layer);
+    const clmoe_buf none = {0};
+    const combine_rows of = {.rows = soft_moe ? b->router_dx : region(b, REGION_DXE),
                              .x = b->dy,
                              .shared = region(b, REGION_SHARED_DX),
-                             .residual = b->router_dx,
+                             .residual = soft_moe ? none : b->router_dx,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
     TRY(combine(b, chain, &of));
