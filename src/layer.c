@@ -235,7 +235,7 @@ static void release_kernels(clmoe_layer *layer) {
 static step_constructor *const constructors[] = {
     score_create, noise_create,   rebalance_create, sort_create,
     plan_create,  reroute_create, dispatch_create,  normalize_create,
-    pack_create,  combine_create, state_create};
+    pack_create,  combine_create, state_create,     dropout_create};
 
 /* ... of layers that go backward. */
 static step_constructor *const training[] = {weights_create, activation_create, bias_create,

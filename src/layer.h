@@ -49,8 +49,11 @@ typedef enum kernel_id {
     KERNEL_WEIGHTED_ROWS,
     KERNEL_NORMALIZE,
     KERNEL_OUTPUT_BACKWARD,
+    KERNEL_HIDDEN_DROPOUT,
     KERNEL_ACTIVATION_BACKWARD,
+    KERNEL_DROPOUT_ACTIVATION_BACKWARD,
     KERNEL_SHARED_ACTIVATION_BACKWARD,
+    KERNEL_SHARED_DROPOUT_ACTIVATION_BACKWARD,
     KERNEL_SHARED_GATE_BACKWARD,
     KERNEL_UNMASKED,
     KERNEL_BIAS_GRADIENT, /* of rows of X; as the next two */
@@ -81,7 +84,7 @@ typedef enum kernel_id {
 typedef clmoe_status step_constructor(clmoe_layer *layer);
 step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
     plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
-    weights_create, activation_create, bias_create, shared_create, unmasked_create, sums_create, stats_create, loss_create, joint_create, state_create, control_create;
+    dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create, sums_create, stats_create, loss_create, joint_create, state_create, control_create;
 
 struct batch; /* batch.h */
 

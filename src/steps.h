@@ -79,6 +79,8 @@ clmoe_status step_combine(const batch *b, launch *chain);
 
 /* xe, or experts_x gathered through the plan -> ye. */
 clmoe_status step_experts(const batch *b, launch *chain);
+/* Activations in place, where the MLP has dropout and there is a state. */
+clmoe_status step_hidden_dropout(const batch *b, launch *chain, clmoe_mlp which, clmoe_buf hidden);
 /* ye [S,D] in place; rows of padding are left alone. */
 clmoe_status step_normalize(const batch *b, launch *chain, clmoe_buf ye);
 /* experts_x -> shared_y, and shared_gate [T] if the layer has one. */

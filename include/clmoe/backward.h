@@ -60,6 +60,17 @@ typedef struct clmoe_gradients {
     clmoe_buf reserved[7];
 } clmoe_gradients;
 
+/*
+ * Creates a buffer for the gradient of every weight that the layer has, in the layer's OpenCL
+ * context; the contents are undefined. The buffers are yours: release them with
+ * clmoe_gradients_release(). On error nothing is left allocated. Errors: CLMOE_INVALID_ARGUMENT for
+ * a layer with training 0; OpenCL's, with the name of the gradient and its size.
+ */
+CLMOE_API clmoe_status clmoe_gradients_create(const clmoe_layer *layer, clmoe_gradients *gradients);
+
+/* Releases every buffer of `gradients` and clears it. NULL is allowed. */
+CLMOE_API void clmoe_gradients_release(clmoe_gradients *gradients);
+
 /* Which gradients a call computes. */
 typedef uint32_t clmoe_backward_parts;
 enum {

@@ -459,7 +459,12 @@ typedef struct clmoe_mlp_desc {
     float limit;              /* clamp of gate (above) and up (both sides), 0 (default): none */
     float alpha;              /* of silu; default 1; gpt-oss 1.702 */
     float up_shift;           /* default 0; gpt-oss 1 */
-    uint32_t reserved[8];
+    /*
+     * Probability, 0 (default) to less than 1, that an element of h becomes 0; the others are
+     * divided by 1 - hidden_dropout. Acts when a state is given.
+     */
+    float hidden_dropout;
+    uint32_t reserved[7];
 } clmoe_mlp_desc;
 
 /* Element type of the gradients of matrices and their biases; sums are f32 either way. */

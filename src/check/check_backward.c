@@ -1,5 +1,6 @@
 /* Arguments of clmoe_backward(). */
 #include "check_buffers.h"
+#include "gradient_fields.h"
 #include "runtime/structs.h"
 
 /* What of the descriptor and the arguments does not go together. */
@@ -31,15 +32,41 @@ static clmoe_status check_choice_given(const clmoe_backward_args *args) {
         const char *name;
         cl_mem mem;
     } others[] = {
-        {"logits_in", args->logits_in.mem},       {"dlogits", args->dlogits.mem},
-        {"dnoise", args->dnoise.mem},             {"dgroup_logits", args->dgroup_logits.mem},
+        {"logits_in", args->logits_in.mem},     {"dlogits", args->dlogits.mem},
+        {"dnoise", args->dnoise.mem},           {"dgroup_logits", args->dgroup_logits.mem},
         {"dlogits_out", args->dlogits_out.mem},
     };
     for (size_t i = 0; args->ids_in.mem && i < sizeof others / sizeof others[0]; i++)
         if (others[i].mem)
-            return fail(CLMOE_INVALID_ARGUMENT, "%s is given together with ids_in",
-                        others[i].name);
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given together with ids_in", others[i].name);
     return CLMOE_SUCCESS;
+}
+
+static clmoe_status check_gradients(call_check *call, const clmoe_backward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_gradients *to = args->gradients;
+    gradient_field fields[GRADIENT_FIELDS];
+    if (!to)
+        return CLMOE_SUCCESS;
+    if (!struct_is_zero(to->reserved, 0, sizeof to->reserved))
+        return fail(CLMOE_INVALID_ARGUMENT, "gradients.reserved is not 0");
+    if (!struct_is_zero(to->experts.reserved, 0, sizeof to->experts.reserved))
+        return fail(CLMOE_INVALID_ARGUMENT, "gradients.experts.reserved is not 0");
+    if (!struct_is_zero(to->shared.reserved, 0, sizeof to->shared.reserved))
+        return fail(CLMOE_INVALID_ARGUMENT, "gradients.shared.reserved is not 0");
+    const size_t count = gradient_fields(call->layer, fields);
+    for (size_t i = 0; i < count; i++) {
+        const gradient_field *f = &fields[i];
+        const buffer_need need = {
+            .name = f->name,
+            .buf = (const clmoe_buf *)(const void *)((const char *)to + f->offset),
+            .bytes = bytes_of(f->elements, 1, f->element),
+            .element = f->element,
+            .use = args->accumulate ? BUFFER_UPDATE : BUFFER_WRITE};
+        TRY(check_buffer(call, &need));
+    }
+done:
+    return status;
 }
 
 /* Which of the batch's arrays go with the layer's policy. */
@@ -61,96 +88,6 @@ static clmoe_status check_backward_policy(const clmoe_layer *layer,
             return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but the policy is Soft MoE",
                         unused[i].name);
     return CLMOE_SUCCESS;
-}
-
-/* A gradient that the call writes, or adds to. */
-static buffer_need gradient_need(const clmoe_backward_args *args, const char *name,
-                                 const clmoe_buf *buf, size_t elements, size_t element) {
-    return (buffer_need){name,
-                         buf,
-                         bytes_of(elements, 1, element),
-                         element,
-                         false,
-                         args->accumulate ? BUFFER_UPDATE : BUFFER_WRITE};
-}
-
-/* Names of the gradients of an MLP in messages. */
-typedef struct gradient_names {
-    const char *gate, *up, *down, *gate_bias, *up_bias, *down_bias, *reserved;
-} gradient_names;
-
-#define GRADIENT_NAMES(of)                                                                         \
-    {                                                                                              \
-        of ".gate", of ".up", of ".down", of ".gate_bias", of ".up_bias", of ".down_bias",         \
-            of ".reserved"                                                                         \
-    }
-
-static const gradient_names names[] = {GRADIENT_NAMES("gradients.experts"),
-                                       GRADIENT_NAMES("gradients.shared")}; /* by clmoe_mlp */
-
-static clmoe_status check_mlp(call_check *call, clmoe_mlp which, const clmoe_backward_args *args) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer *layer = call->layer;
-    const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
-    const gradient_names *name = &names[which];
-    const clmoe_mlp_gradients *to =
-        which == CLMOE_MLP_SHARED ? &args->gradients->shared : &args->gradients->experts;
-    const size_t experts = which == CLMOE_MLP_SHARED ? 1 : layer->desc.num_experts;
-    const size_t dim = layer->desc.dim, element =
-        type_bytes(layer_gradient_type(layer, layer->desc.weight_type));
-    const mlp_rows rows = check_mlp_rows(mlp, experts);
-    const size_t biases = mlp->gate_up_bias ? 1 : 0;
-    if (!struct_is_zero(to->reserved, 0, sizeof to->reserved))
-        return fail(CLMOE_INVALID_ARGUMENT, "%s is not 0", name->reserved);
-    const buffer_need needs[] = {
-        gradient_need(args, name->gate, &to->gate, rows.gate * dim, element),
-        gradient_need(args, name->up, &to->up, rows.up * dim, element),
-        gradient_need(args, name->down, &to->down, experts * mlp->hidden_dim * dim, element),
-        gradient_need(args, name->gate_bias, &to->gate_bias, biases * rows.gate, element),
-        gradient_need(args, name->up_bias, &to->up_bias, biases * rows.up, element),
-        gradient_need(args, name->down_bias, &to->down_bias, mlp->down_bias ? experts * dim : 0,
-                      element),
-    };
-    TRY(CHECK_BUFFERS(call, needs));
-done:
-    return status;
-}
-
-static clmoe_status check_gradients(call_check *call, const clmoe_backward_args *args) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer *layer = call->layer;
-    const clmoe_layer_desc *desc = &layer->desc;
-    const clmoe_gradients *to = args->gradients;
-    if (!to)
-        return CLMOE_SUCCESS;
-    const size_t dim = desc->dim, R = layer->columns;
-    const size_t router = type_bytes(layer_gradient_type(layer, desc->router.weight_type));
-    const size_t weight = type_bytes(layer_gradient_type(layer, desc->weight_type));
-    const bool learned = desc->router.noise.kind == CLMOE_NOISE_LEARNED;
-    const size_t groups = desc->router.groups.two_level ? desc->router.groups.count : 0;
-    if (!struct_is_zero(to->reserved, 0, sizeof to->reserved))
-        return fail(CLMOE_INVALID_ARGUMENT, "gradients.reserved is not 0");
-    const buffer_need needs[] = {
-        gradient_need(args, "gradients.router", &to->router, layer_router_rows(layer) * dim,
-                      router),
-        gradient_need(args, "gradients.router_bias", &to->router_bias,
-                      desc->router.bias ? R : 0, 4),
-        gradient_need(args, "gradients.expert_scale", &to->expert_scale,
-                      desc->router.expert_scale ? R : 0, 4),
-        gradient_need(args, "gradients.shared_gate", &to->shared_gate,
-                      desc->shared_gate ? dim : 0, router),
-        gradient_need(args, "gradients.output_bias", &to->output_bias,
-                      desc->output_bias ? dim : 0, weight),
-        gradient_need(args, "gradients.group_router", &to->group_router, groups * dim, router),
-        gradient_need(args, "gradients.noise_router", &to->noise_router, learned ? R * dim : 0,
-                      router),
-    };
-    TRY(CHECK_BUFFERS(call, needs));
-    TRY(check_mlp(call, CLMOE_MLP_EXPERTS, args));
-    if (desc->shared.hidden_dim)
-        TRY(check_mlp(call, CLMOE_MLP_SHARED, args));
-done:
-    return status;
 }
 
 /* Weights as forward reads them, but not packed: both GEMMs go through them the other way. */
@@ -197,8 +134,7 @@ clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args 
         READS("dlogits", &args->dlogits, columns, 4, false),
         READS("dnoise", &args->dnoise, learned ? columns : 0, 4, false),
         READS("dgroup_logits", &args->dgroup_logits, bytes_of(tokens, groups, 4), 4, false),
-        READS("dye", &args->dye, bytes_of(ws.plan.slots, layer->desc.dim, element), element,
-              false),
+        READS("dye", &args->dye, bytes_of(ws.plan.slots, layer->desc.dim, element), element, false),
         WRITES("dx", &args->dx, rows, element, false),
         UPDATES("dlogits_out", &args->dlogits_out, columns, 4, false),
         UPDATES("dpair_weights", &args->dpair_weights, pairs, 4, false),

@@ -211,14 +211,14 @@ done:
 /* Names of an MLP's fields in messages. */
 typedef struct mlp_fields {
     const char *hidden_dim, *activation, *gate_layout, *gate_up_transposed, *down_transposed;
-    const char *gate_up_bias, *down_bias, *limit, *alpha, *up_shift;
+    const char *gate_up_bias, *down_bias, *limit, *alpha, *up_shift, *hidden_dropout;
 } mlp_fields;
 
 #define MLP_FIELDS(of)                                                                             \
     {                                                                                              \
         of ".hidden_dim", of ".activation", of ".gate_layout", of ".gate_up_transposed",           \
             of ".down_transposed", of ".gate_up_bias", of ".down_bias", of ".limit", of ".alpha",  \
-            of ".up_shift"                                                                         \
+            of ".up_shift", of ".hidden_dropout"                                                   \
     }
 
 static const mlp_fields experts_fields = MLP_FIELDS("experts");
@@ -240,6 +240,7 @@ static clmoe_status check_mlp(const clmoe_mlp_desc *mlp, const mlp_fields *field
     if (!isfinite(mlp->up_shift))
         return fail(CLMOE_INVALID_DESC, "%s is %g, but must be finite", fields->up_shift,
                     (double)mlp->up_shift);
+    TRY(is_below_one(fields->hidden_dropout, mlp->hidden_dropout));
 done:
     return status;
 }

@@ -1,22 +1,42 @@
-/* Back through the activation of the experts and of the shared expert. */
-#include "runtime/program.h"
+/* Back through the activation of the experts and of the shared expert; and its dropout. */
 #include "experts/gemm/kernel.h"
+#include "runtime/program.h"
+#include "runtime/random.clh"
 #include "steps.h"
 
 #include <stdio.h>
 
-static clmoe_status create(clmoe_layer *layer, kernel_id id, const clmoe_mlp_desc *mlp,
-                           bool gates) {
-    char options[160];
+/* With a state that makes it random. */
+static bool drops_out(const batch *b, const clmoe_mlp_desc *mlp) {
+    return b->state.mem && mlp->hidden_dropout > 0;
+}
+
+static uint32_t random_use(clmoe_mlp which) {
+    return which == CLMOE_MLP_SHARED ? RANDOM_SHARED_HIDDEN : RANDOM_HIDDEN;
+}
+
+/* Two kernels: without dropout, and with it. */
+static clmoe_status create_one(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp, bool gates,
+                               bool dropout) {
+    char options[192];
     const char *type = type_name(layer->desc.type);
     const uint32_t width = layer->group == 1 ? 16 : 4;
     snprintf(options, sizeof options,
-             "-DGROUP=%u -DV=%u -DGATED=%d -DINTERLEAVED=%d -DGATES=%d -DX=%s -DA=%s -DW=%s "
-             "-DBIAS=%s -DC=%s",
+             "-DGROUP=%u -DV=%u -DGATED=%d -DINTERLEAVED=%d -DGATES=%d -DDROPOUT=%d -DX=%s -DA=%s "
+             "-DW=%s -DBIAS=%s -DC=%s",
              layer->group, width, mlp->gate_layout != CLMOE_GATE_NONE,
-             mlp->gate_layout == CLMOE_GATE_INTERLEAVED, gates, type, type, type, type, type);
+             mlp->gate_layout == CLMOE_GATE_INTERLEAVED, gates, dropout, type, type, type, type, type);
     return program_kernel(layer->context, "experts/activation", options, "activation_backward",
                           &layer->kernels[id]);
+}
+
+static clmoe_status create(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp, bool gates) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(create_one(layer, id, mlp, gates, false));
+    if (mlp->hidden_dropout > 0)
+        TRY(create_one(layer, id + 1, mlp, gates, true));
+done:
+    return status;
 }
 
 clmoe_status activation_create(clmoe_layer *layer) {
@@ -30,16 +50,20 @@ done:
 }
 
 /* What is the same for both. */
-static clmoe_status set(cl_kernel kernel, const clmoe_layer *layer, const clmoe_mlp_desc *mlp,
+static clmoe_status set(const batch *b, cl_kernel kernel, clmoe_mlp which,
                         const activation_rows *rows) {
+    const clmoe_layer *layer = b->layer;
+    const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
     const clmoe_type type = layer->desc.type;
     const z_place z_at = gemm_z_place(&rows->z_at), dz_at = gemm_z_place(&rows->dz_at);
     return KERNEL_SET(kernel, ARG_TYPE(rows->z, type), ARG_TYPE(rows->dh, type),
                       ARG_F32(rows->pair_of), ARG_F32(rows->pair_weights),
                       ARG_U8(rows->token_mask), ARG_TYPE(rows->dz, type), ARG_F32(rows->dots),
-                      ARG_STRUCT(z_at), ARG_STRUCT(dz_at), ARG_UINT(mlp->hidden_dim),
+                      ARG_F32(b->state), ARG_STRUCT(z_at), ARG_STRUCT(dz_at), ARG_UINT(mlp->hidden_dim),
                       ARG_UINT((uint32_t)mlp->activation), ARG_FLOAT(mlp->limit),
-                      ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift));
+                      ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift),
+                      ARG_AS(use, ARG_UINT(random_use(which))),
+                      ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout)));
 }
 
 clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp which,
@@ -47,9 +71,34 @@ clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp w
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const bool shared = which == CLMOE_MLP_SHARED;
-    cl_kernel kernel = layer->kernels[shared ? KERNEL_SHARED_ACTIVATION_BACKWARD
-                                             : KERNEL_ACTIVATION_BACKWARD];
-    TRY(set(kernel, layer, layer_mlp(layer, which), rows));
+    const int id = shared ? KERNEL_SHARED_ACTIVATION_BACKWARD : KERNEL_ACTIVATION_BACKWARD;
+    cl_kernel kernel = layer->kernels[id + drops_out(b, layer_mlp(layer, which))];
+    TRY(set(b, kernel, which, rows));
+    TRY(launch_1d(chain, kernel, shared ? b->tokens : b->ws.plan.slots, layer->group));
+done:
+    return status;
+}
+
+clmoe_status dropout_create(clmoe_layer *layer) {
+    if (layer->desc.experts.hidden_dropout == 0 && layer->desc.shared.hidden_dropout == 0)
+        return CLMOE_SUCCESS;
+    return layer_kernel(layer, KERNEL_HIDDEN_DROPOUT, "experts/dropout", "hidden_dropout");
+}
+
+clmoe_status step_hidden_dropout(const batch *b, launch *chain, clmoe_mlp which, clmoe_buf hidden) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
+    const clmoe_buf none = {0};
+    const bool shared = which == CLMOE_MLP_SHARED;
+    cl_kernel kernel = layer->kernels[KERNEL_HIDDEN_DROPOUT];
+    if (!drops_out(b, mlp))
+        return CLMOE_SUCCESS;
+    TRY(KERNEL_SET(kernel, ARG_TYPE(hidden, layer->desc.type),
+                   ARG_AS(pair_of, ARG_F32(shared ? none : PLAN_ARRAY(b, pair_of))),
+                   ARG_F32(b->state), ARG_UINT(mlp->hidden_dim),
+                   ARG_AS(use, ARG_UINT(random_use(which))),
+                   ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout))));
     TRY(launch_1d(chain, kernel, shared ? b->tokens : b->ws.plan.slots, layer->group));
 done:
     return status;

@@ -45,6 +45,15 @@ static mlp_call experts_call(const batch *b, clmoe_buf rows, bool gather) {
                       .out = b->ye};
 }
 
+static clmoe_status run_mlp(const batch *b, launch *chain, const mlp_call *call) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(gemm_mlp_first(call, chain));
+    TRY(step_hidden_dropout(b, chain, CLMOE_MLP_EXPERTS, call->hidden));
+    TRY(gemm_mlp_second(call, chain));
+done:
+    return status;
+}
+
 clmoe_status step_experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
@@ -52,7 +61,7 @@ clmoe_status step_experts(const batch *b, launch *chain) {
     const mlp_call call = experts_call(b, gather ? b->experts_x : b->xe, gather);
     if (b->ws.plan.slots == 0)
         return CLMOE_SUCCESS;
-    TRY(gemm_mlp(&call, chain));
+    TRY(run_mlp(b, chain, &call));
     if (layer->desc.normalize_experts)
         TRY(step_normalize(b, chain, b->ye));
 done:
@@ -95,7 +104,7 @@ static clmoe_status forward_again(const batch *b, launch *chain) {
         call.z = (clmoe_buf){0};
     if (!gather)
         TRY(x_rows(b, chain, rows));
-    TRY(outputs ? gemm_mlp(&call, chain) : gemm_mlp_z(&call, chain));
+    TRY(outputs ? run_mlp(b, chain, &call) : gemm_mlp_first(&call, chain));
 done:
     return status;
 }

@@ -40,7 +40,9 @@ clmoe_status step_shared(const batch *b, launch *chain) {
                             .out = b->shared_gate};
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
-    TRY(gemm_mlp(&call, chain));
+    TRY(gemm_mlp_first(&call, chain));
+    TRY(step_hidden_dropout(b, chain, CLMOE_MLP_SHARED, call.hidden));
+    TRY(gemm_mlp_second(&call, chain));
     if (layer->desc.shared_gate)
         TRY(gemm_dense(&layer->dense, chain, &gate));
 done:
@@ -95,7 +97,7 @@ clmoe_status step_shared_backward(const batch *b, launch *chain) {
         return CLMOE_SUCCESS;
     call.hidden = activation.dh;
     if (layer->desc.recompute)
-        TRY(gemm_mlp_z(&call, chain));
+        TRY(gemm_mlp_first(&call, chain));
     call.rows.a = b->dy;
     call.out = region(b, REGION_SHARED_DX);
     TRY(gemm_mlp_back_down(&call, chain));

@@ -97,6 +97,7 @@ training_batch *training_make(const clmoe_layer_desc *desc, uint32_t tokens, uin
     training_batch *t = HOST(training_batch, 1);
     clmoe_layer_desc training = *desc;
     training.training = 1;
+    training.dye = (inputs & WITH_DYE) != 0;
     for (uint64_t seed = 1; seed < 200 && t->forward == NULL; seed++) {
         seed_set(seed);
         batch_make(&t->b, &training, tokens);
@@ -182,9 +183,9 @@ void training_new_outputs(training_batch *t) {
     }
     for (size_t i = 0; i < REF_GRADIENT_FIELDS; i++) {
         const size_t n = ref_gradient_count(desc, i);
-        const bool of_router = i <= REF_EXPERT_SCALE;
+        const bool of_router = i <= REF_EXPERT_SCALE || i == REF_GROUP_ROUTER;
         if (n > 0 && !(of_router && t->b.in.ids_in) &&
-            !(t->b.in.logits_in && of_router && i != REF_EXPERT_SCALE))
+            !(t->b.in.logits_in && i <= REF_ROUTER_BIAS))
             *gradients_field(&t->gradients, i) = buf_new_type(gradient_type_of(desc, i), n);
     }
 }

@@ -294,7 +294,7 @@ static inline void store_z(const problem *p, uint slot, uint column, float8 gate
     }
     store_columns(z, gate, count);
 #endif
-    store_columns(z + p->z_at.up, up, count);
+    store_columns(z + z_up(&p->z_at), up, count);
 }
 #endif
 

@@ -129,11 +129,6 @@ gemm_z mlp_z(const clmoe_mlp_desc *mlp, size_t rows, bool by_pair) {
     return z;
 }
 
-clmoe_status gemm_mlp_z(const mlp_call *call, launch *chain) {
-    const mlp_problems p = bound_problems(call);
-    return call->use->engine->run(call->use->state, chain, &p.first);
-}
-
 /* A linear problem over the same buckets: c = a w^T, `n` columns from `k`. */
 static gemm_problem back_problem(const mlp_call *call, const gemm_weight *w, uint32_t n,
                                  uint32_t k) {
@@ -235,14 +230,14 @@ done:
     return status;
 }
 
-clmoe_status gemm_mlp(const mlp_call *call, launch *chain) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const gemm_use *use = call->use;
+clmoe_status gemm_mlp_first(const mlp_call *call, launch *chain) {
     const mlp_problems p = bound_problems(call);
-    TRY(use->engine->run(use->state, chain, &p.first));
-    TRY(use->engine->run(use->state, chain, &p.second));
-done:
-    return status;
+    return call->use->engine->run(call->use->state, chain, &p.first);
+}
+
+clmoe_status gemm_mlp_second(const mlp_call *call, launch *chain) {
+    const mlp_problems p = bound_problems(call);
+    return call->use->engine->run(call->use->state, chain, &p.second);
 }
 
 clmoe_status gemm_mlp_check(const mlp_call *call) {

@@ -47,10 +47,9 @@ typedef struct mlp_call {
 /* How z of an MLP lies in `rows` rows: as its weights; gate and up apart where those are. */
 gemm_z mlp_z(const clmoe_mlp_desc *mlp, size_t rows, bool by_pair);
 
-clmoe_status gemm_mlp(const mlp_call *call, launch *chain);
-
-/* Gate and up alone: z, and the activation in `hidden`. */
-clmoe_status gemm_mlp_z(const mlp_call *call, launch *chain);
+/* Its halves: call->hidden, and z where it is given; and from there call->out. */
+clmoe_status gemm_mlp_first(const mlp_call *call, launch *chain);
+clmoe_status gemm_mlp_second(const mlp_call *call, launch *chain);
 
 /* Back through down: rows of dy, which are call->rows.a, -> those on what goes in: call->hidden. */
 clmoe_status gemm_mlp_back_down(const mlp_call *call, launch *chain);
@@ -72,7 +71,7 @@ typedef struct mlp_gradient_call {
 
 clmoe_status gemm_mlp_gradients(const mlp_gradient_call *call, launch *chain);
 
-/* Whether the engine can address gemm_mlp()'s problems; to be asked before anything is enqueued. */
+/* Whether the engine can address the problems of both; to be asked before anything is enqueued. */
 clmoe_status gemm_mlp_check(const mlp_call *call);
 
 /* Size of an MLP's weights in the engine's packed form, the header included. Errors:
@@ -80,7 +79,7 @@ clmoe_status gemm_mlp_check(const mlp_call *call);
 clmoe_status gemm_mlp_packed_bytes(const gemm_use *use, const clmoe_mlp_desc *mlp, uint32_t dim,
                                    size_t *bytes);
 
-/* Packs raw weights into a buffer of that size, behind the header; weights.packed of gemm_mlp(). */
+/* Packs raw weights into a buffer of that size, behind the header; weights.packed of a call. */
 clmoe_status gemm_mlp_pack(const gemm_use *use, launch *chain, const clmoe_mlp_desc *mlp,
                            const clmoe_mlp_weights *raw, uint32_t dim, clmoe_buf packed);
 
