@@ -79,6 +79,7 @@ static void bind_saved(batch *b, const clmoe_backward_args *args) {
     b->shared_gate = region(b, REGION_SHARED_GATE);
     b->z = region(b, REGION_Z);
     b->shared_z = region(b, REGION_SHARED_Z);
+    b->z_again = layer->desc.recompute != 0;
     b->jittered = region(b, REGION_JITTERED);
     b->experts_x = batch_jitters_experts(b) ? b->jittered : args->x;
 }
@@ -107,6 +108,11 @@ clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backw
     b->dpair_weights = either(args->dpair_weights, region(b, REGION_DPAIR_WEIGHTS));
     b->dlogits_out = either(args->dlogits_out, region(b, REGION_DLOGITS));
     b->dnoise_out = region(b, REGION_DNOISE);
+    b->dgroup_out = region(b, REGION_DGROUP_LOGITS);
+    b->dxe = region(b, REGION_DXE);
+    b->dots = region(b, REGION_DOTS);
+    b->shared_dx = region(b, REGION_SHARED_DX);
+    b->router_dx = region(b, REGION_ROUTER_DX);
     if (args->gradients)
         b->gradients = *args->gradients;
 done:

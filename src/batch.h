@@ -44,10 +44,14 @@ typedef struct batch {
 
     /* Training: z of forward. */
     clmoe_buf z, shared_z;
+    bool z_again; /* backward: it was not kept, and is made again there */
     /* Backward alone; dlogits, dnoise and dgroup_logits are then what losses left. */
     clmoe_buf dy, dye, dx;
-    clmoe_buf dpair_weights, dlogits_out, dnoise_out;
-    clmoe_buf router_dx; /* [T,D]: the routers' part of dx; none before there is one */
+    clmoe_buf dxe, dots;                              /* [S,D], [S] f32 */
+    clmoe_buf dpair_weights, dlogits_out, dnoise_out; /* [pairs], [T,R], [T,R] f32 */
+    clmoe_buf dgroup_out;                             /* [T,groups.count] f32 */
+    clmoe_buf shared_dx, router_dx;                   /* [T,D]: the parts of dx */
+    bool router_dx_begun;                             /* something lies in router_dx */
     clmoe_weights raw; /* *weights, of backward: without packed ones */
     clmoe_gradients gradients;
     bool accumulate;

@@ -173,9 +173,8 @@ static clmoe_status create_back_engines(clmoe_layer *layer, const char *name) {
     const gemm_gradient_shape mlp = {.p_type = desc->type,
                                      .q_type = desc->type,
                                      .c_type = layer_gradient_type(layer, desc->weight_type)};
-    const gemm_gradient_shape dense = {.p_type = CLMOE_F32,
-                                       .q_type = desc->type,
-                                       .c_type = layer_gradient_type(layer, router)};
+    const gemm_gradient_shape dense = {
+        .p_type = CLMOE_F32, .q_type = desc->type, .c_type = layer_gradient_type(layer, router)};
     const gemm_shape back = {.a_type = CLMOE_F32,
                              .w_type = router,
                              .c_type = desc->type,
@@ -239,7 +238,7 @@ static step_constructor *const constructors[] = {
 
 /* ... of layers that go backward. */
 static step_constructor *const training[] = {weights_create, activation_create, bias_create,
-                                              shared_create, unmasked_create};
+                                             shared_create, unmasked_create};
 
 /* ... of layers that measure. */
 static step_constructor *const measuring[] = {sums_create, stats_create, loss_create, joint_create,

@@ -84,7 +84,8 @@ typedef enum kernel_id {
 typedef clmoe_status step_constructor(clmoe_layer *layer);
 step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
     plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
-    dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create, sums_create, stats_create, loss_create, joint_create, state_create, control_create;
+    dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create,
+    sums_create, stats_create, loss_create, joint_create, state_create, control_create;
 
 struct batch; /* batch.h */
 
@@ -130,7 +131,7 @@ struct clmoe_layer {
     gemm_gradient_use shared_gradient; /* of the shared expert's; gathers */
     gemm_gradient_use dense_gradient; /* of routers and of shared_gate, from rows of f32 and of X */
     gemm_use dense_back;              /* rows of f32 times those -> rows of X */
-    gemm_use products; /* of Soft MoE: rows of X times rows of X -> f32 */
+    gemm_use products;               /* of Soft MoE: rows of X times rows of X -> f32 */
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 

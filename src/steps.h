@@ -56,7 +56,7 @@ clmoe_status step_soft_moe_rows(const batch *b, launch *chain, clmoe_buf xe);
 clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain, clmoe_buf ye,
                                             clmoe_buf rows);
 /* dxe, and that gradient -> dlogits, and in router_dx all of dx but the shared expert's part. */
-clmoe_status step_soft_moe_dispatch_backward(batch *b, launch *chain);
+clmoe_status step_soft_moe_dispatch_backward(const batch *b, launch *chain);
 clmoe_status step_soft_moe_gradients(const batch *b, launch *chain);
 
 /* ---- dispatch -------------------------------------------------------------------------------- */
@@ -159,8 +159,7 @@ typedef struct bias_call {
     clmoe_buf to;
 } bias_call;
 
-clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id,
-                                const bias_call *call);
+clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id, const bias_call *call);
 /* Those of an MLP, from rows dz, and from rows dy as `down` has them. */
 clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp which,
                                      const bias_call *down, clmoe_buf dz);

@@ -233,16 +233,16 @@ static size_t engine_bytes(const gemm_use *use, size_t rows) {
                   use->engine->scratch(shape, rows, shape->dim, GEMM_LINEAR));
 }
 
-/* Two arrays per block and column, one per column, one per token, two numbers. */
+/* Two arrays per block and column, one per column, one per pair and per token, two numbers. */
 static size_t rebalance_bytes(const batch *b) {
     size_t columns = matrix(2 * b->balance_blocks + 1, b->layer->desc.num_experts);
-    size_t rows = matrix(b->tokens + 2, 1), bytes;
+    size_t rows = matrix(b->pairs + b->tokens + 2, 1), bytes;
     return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
 }
 
-/* Words of a pair: two numbers, and a bit per iteration. */
+/* Words of a pair: a number, and a bit per iteration. */
 static size_t rebalance_back_words(const clmoe_layer *layer) {
-    return 2 + (size_t)divide_up(layer->desc.router.rebalance.iterations, 32);
+    return 1 + (size_t)divide_up(layer->desc.router.rebalance.iterations, 32);
 }
 
 /* Words of a record of sums.cl. */
@@ -324,7 +324,6 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SORT_KEYS] = shapes[REGION_SORT_KEYS_2] = sort;
     shapes[REGION_SORT_ORDER] = shapes[REGION_SORT_ORDER_2] = sort;
     shapes[REGION_REBALANCE] = elements(rows_if(layer_rebalances(layer), 1), rebalance_bytes(b), 1);
-    shapes[REGION_BEFORE] = words(rows_if(layer_rebalances(layer), b->pairs), 1);
     shapes[REGION_REROUTE] = words(rows_if(layer_reroutes(layer), T), REROUTE_WORDS);
     shapes[REGION_REROUTE_COUNT] = words(rows_if(layer_reroutes(layer), 1), 1);
 }
@@ -373,7 +372,6 @@ static bool region_is_saved(const clmoe_layer *layer, region_id id) {
     case REGION_LIVE:
     case REGION_TOKEN_OFFSETS:
     case REGION_PLAN:
-    case REGION_BEFORE:
     case REGION_SOFT_MOE_COLUMNS:
     case REGION_SHARED_GATE:
         return true;
@@ -438,7 +436,8 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     const bool rows = layer_has_output_rows(layer) || soft_moe;
     const gemm_gradient_engine *engine = layer->mlp_gradient.engine;
     const size_t pairs = rows_if(desc->training, b->pairs);
-    const size_t z = mlp_z(&desc->experts, 0, false).row, shared_z = mlp_z(&desc->shared, 0, false).row;
+    const size_t z = mlp_z(&desc->experts, 0, false).row,
+                 shared_z = mlp_z(&desc->shared, 0, false).row;
     const size_t z_row = x * (desc->experts.gate_layout == CLMOE_GATE_SEPARATE ? 2 : 1);
     const size_t shared_z_row = x * (desc->shared.gate_layout == CLMOE_GATE_SEPARATE ? 2 : 1);
     if (!desc->training)
@@ -525,7 +524,6 @@ static bool region_is_of_steps(region_id id) {
     case REGION_NOISY:
     case REGION_NOISE_RAW:
     case REGION_GROUP_LOGITS:
-    case REGION_BEFORE:
     case REGION_TOPS:
     case REGION_SOFT_MOE_COLUMNS:
         return true;

@@ -40,8 +40,7 @@ typedef enum region_id {
     REGION_SORT_KEYS_2,
     REGION_SORT_ORDER,
     REGION_SORT_ORDER_2,
-    REGION_REBALANCE,      /* see rebalance.c, with weight rebalancing; as the next */
-    REGION_BEFORE,         /* [pairs] f32: the weights before */
+    REGION_REBALANCE,      /* see rebalance.c, with weight rebalancing */
     REGION_REROUTE,        /* [REROUTE_WORDS,T] i32, with overflow reroute */
     REGION_REROUTE_COUNT,  /* [1] u32, likewise */
     REGION_XE,             /* [S,D] X, for engines that do not gather */
@@ -96,7 +95,8 @@ typedef struct workspace_layout {
     size_t offset[REGION_COUNT];
     size_t bytes[REGION_COUNT];
     bool saved[REGION_COUNT];
-    size_t scratch_offset[REGION_COUNT]; /* of a saved one, for single steps, which have no `saved` */
+    size_t
+        scratch_offset[REGION_COUNT]; /* of a saved one, for single steps, which have no `saved` */
     size_t saved_bytes, scratch_bytes;
     clmoe_plan_layout plan;
 } workspace_layout;

@@ -482,8 +482,8 @@ typedef struct clmoe_layer_desc {
     uint32_t top_k;                /* K */
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
-    uint32_t training; /* 1: clmoe_backward() can follow; `saved` keeps what it reads */
-    const char *engine; /* NULL: by device and types; or a name of clmoe_engine_name() */
+    uint32_t training;             /* 1: clmoe_backward() can follow; `saved` keeps what it reads */
+    const char *engine;            /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
     clmoe_mlp_desc experts;

@@ -3,23 +3,26 @@
 #include "gradient_fields.h"
 #include "runtime/structs.h"
 
-/* What of the descriptor and the arguments does not go together. */
-static clmoe_status check_switches(const clmoe_layer *layer, const clmoe_backward_args *args) {
-    clmoe_status status = CLMOE_SUCCESS;
-    if (!layer->desc.training)
-        return fail(CLMOE_INVALID_ARGUMENT,
-                    "the layer was made with training 0, and has no backward pass");
-    if (args->parts > CLMOE_BACKWARD_WEIGHTS)
-        return fail(CLMOE_INVALID_ARGUMENT, "parts is %u, but must be from 0 to %d", args->parts,
+clmoe_status check_training_layer(const clmoe_layer *layer) {
+    if (layer->desc.training)
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_INVALID_ARGUMENT,
+                "the layer was made with training 0, and has no backward pass");
+}
+
+clmoe_status check_parts(clmoe_backward_parts parts, uint32_t accumulate) {
+    if (parts > CLMOE_BACKWARD_WEIGHTS)
+        return fail(CLMOE_INVALID_ARGUMENT, "parts is %u, but must be from 0 to %d", parts,
                     CLMOE_BACKWARD_WEIGHTS);
-    if (args->accumulate > 1)
-        return fail(CLMOE_INVALID_ARGUMENT, "accumulate is %u, but must be 0 or 1",
-                    args->accumulate);
-    if (args->dye.mem && !layer->desc.dye)
+    if (accumulate > 1)
+        return fail(CLMOE_INVALID_ARGUMENT, "accumulate is %u, but must be 0 or 1", accumulate);
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status check_dye(const clmoe_layer *layer, clmoe_buf dye) {
+    if (dye.mem && !layer->desc.dye)
         return fail(CLMOE_INVALID_ARGUMENT, "dye is given, but the layer was made with dye 0");
-    TRY(check_unused(args->reserved));
-done:
-    return status;
+    return CLMOE_SUCCESS;
 }
 
 /* What goes with ids of another router: no logits, and nothing of this layer's router. */
@@ -42,9 +45,8 @@ static clmoe_status check_choice_given(const clmoe_backward_args *args) {
     return CLMOE_SUCCESS;
 }
 
-static clmoe_status check_gradients(call_check *call, const clmoe_backward_args *args) {
+clmoe_status check_gradients(call_check *call, const clmoe_gradients *to, uint32_t accumulate) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_gradients *to = args->gradients;
     gradient_field fields[GRADIENT_FIELDS];
     if (!to)
         return CLMOE_SUCCESS;
@@ -62,7 +64,7 @@ static clmoe_status check_gradients(call_check *call, const clmoe_backward_args 
             .buf = (const clmoe_buf *)(const void *)((const char *)to + f->offset),
             .bytes = bytes_of(f->elements, 1, f->element),
             .element = f->element,
-            .use = args->accumulate ? BUFFER_UPDATE : BUFFER_WRITE};
+            .use = accumulate ? BUFFER_UPDATE : BUFFER_WRITE};
         TRY(check_buffer(call, &need));
     }
 done:
@@ -93,14 +95,13 @@ static clmoe_status check_backward_policy(const clmoe_layer *layer,
 /* Weights as forward reads them, but not packed: both GEMMs go through them the other way. */
 static clmoe_status check_weights(call_check *call, const clmoe_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_weights weights;
-    const clmoe_forward_args forward = {.weights = args->weights ? &weights : NULL,
+    const clmoe_forward_args forward = {.weights = args->weights ? &call->raw : NULL,
                                         .logits_in = args->logits_in,
                                         .ids_in = args->ids_in,
                                         .state = args->state};
     if (args->weights) {
-        weights = *args->weights;
-        weights.experts.packed = weights.shared.packed = (clmoe_buf){0};
+        call->raw = *args->weights;
+        call->raw.experts.packed = call->raw.shared.packed = (clmoe_buf){0};
     }
     TRY(check_forward_weights(call, &forward));
 done:
@@ -112,7 +113,10 @@ clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args 
     clmoe_status status = CLMOE_SUCCESS;
     workspace_layout ws;
     TRY(check_head(layer, args->tokens, &ws));
-    TRY(check_switches(layer, args));
+    TRY(check_training_layer(layer));
+    TRY(check_parts(args->parts, args->accumulate));
+    TRY(check_dye(layer, args->dye));
+    TRY(check_unused(args->reserved));
     TRY(check_backward_policy(layer, args));
     TRY(check_choice_given(args));
     const clmoe_router_desc *router = &layer->desc.router;
@@ -142,7 +146,7 @@ clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args 
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_plan_state(&call, &args->state));
     TRY(check_weights(&call, args));
-    TRY(check_gradients(&call, args));
+    TRY(check_gradients(&call, args->gradients, args->accumulate));
     if (layer->experts.engine->blocks)
         TRY(check_host_reads("saved", &args->saved));
     TRY(check_overlaps(&call));

@@ -36,14 +36,13 @@ static clmoe_status combine(const batch *b, launch *chain, const combine_rows *o
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE];
     clmoe_type type = layer->desc.type;
-    TRY(KERNEL_SET(
-        kernel, ARG_AS(ye, ARG_TYPE(of->rows, type)), ARG_F32(b->pair_weights),
-        ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_TYPE(of->x, type), ARG_U8(b->token_mask),
-        ARG_F32(b->token_offsets), ARG_TYPE(of->shared, type), ARG_F32(of->shared_gate),
-        ARG_TYPE(of->output_bias, layer->desc.weight_type), ARG_TYPE(of->residual, type),
-        ARG_TYPE(of->y, type), ARG_UINT(layer->desc.dim), ARG_UINT(layer->desc.top_k),
-        ARG_UINT(b->ws.plan.pairs), ARG_AS(most, ARG_UINT(layer_token_pairs(layer))),
-        ARG_AS(weight_in_expert, ARG_UINT(!of->weighted))));
+    TRY(KERNEL_SET(kernel, ARG_AS(ye, ARG_TYPE(of->rows, type)), ARG_F32(b->pair_weights),
+                   ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_TYPE(of->x, type), ARG_U8(b->token_mask),
+                   ARG_F32(b->token_offsets), ARG_TYPE(of->shared, type), ARG_F32(of->shared_gate),
+                   ARG_TYPE(of->output_bias, layer->desc.weight_type), ARG_TYPE(of->residual, type),
+                   ARG_TYPE(of->y, type), ARG_UINT(layer->desc.dim), ARG_UINT(layer->desc.top_k),
+                   ARG_UINT(b->ws.plan.pairs), ARG_AS(most, ARG_UINT(layer_token_pairs(layer))),
+                   ARG_AS(weight_in_expert, ARG_UINT(!of->weighted))));
     uint32_t segment = layer->combine_segment, dim = layer->desc.dim;
     size_t groups[] = {divide_up(dim, segment), b->tokens};
     TRY(launch_kernel(chain, kernel, 2, groups, (size_t[]){layer->group, 1}));
@@ -75,16 +74,15 @@ clmoe_status step_combine_backward(const batch *b, launch *chain) {
     const bool biased = desc->experts.down_bias && at == CLMOE_WEIGHT_AT_OUTPUT &&
                         !desc->normalize_experts && !b->dye.mem;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE_BACKWARD];
-    TRY(KERNEL_SET(
-        kernel, ARG_TYPE(b->dy, type), ARG_AS(x, ARG_TYPE(b->experts_x, type)),
-        ARG_AS(dxe, ARG_TYPE(at == CLMOE_WEIGHT_AT_INPUT ? region(b, REGION_DXE) : none, type)),
-        ARG_F32(region(b, REGION_DOTS)),
-        ARG_AS(down_bias,
-               ARG_TYPE(biased ? b->weights->experts.down_bias : none, desc->weight_type)),
-        ARG_F32(b->ids), ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_U8(b->token_mask),
-        ARG_F32(b->token_offsets), ARG_F32(b->dpair_weights), ARG_UINT(desc->dim),
-        ARG_UINT(b->tokens), ARG_UINT(desc->top_k), ARG_UINT(b->ws.plan.pairs),
-        ARG_AS(most, ARG_UINT(layer_token_pairs(layer)))));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(b->dy, type), ARG_AS(x, ARG_TYPE(b->experts_x, type)),
+                   ARG_AS(dxe, ARG_TYPE(at == CLMOE_WEIGHT_AT_INPUT ? b->dxe : none, type)),
+                   ARG_F32(b->dots),
+                   ARG_AS(down_bias, ARG_TYPE(biased ? b->weights->experts.down_bias : none,
+                                              desc->weight_type)),
+                   ARG_F32(b->ids), ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_U8(b->token_mask),
+                   ARG_F32(b->token_offsets), ARG_F32(b->dpair_weights), ARG_UINT(desc->dim),
+                   ARG_UINT(b->tokens), ARG_UINT(desc->top_k), ARG_UINT(b->ws.plan.pairs),
+                   ARG_AS(most, ARG_UINT(layer_token_pairs(layer)))));
     TRY(launch_1d(chain, kernel, (size_t)b->tokens + 1, layer->group));
 done:
     return status;
@@ -106,10 +104,10 @@ clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
     const clmoe_layer_desc *desc = &b->layer->desc;
     const bool soft_moe = layer_is_soft_moe(b->layer);
     const clmoe_buf none = {0};
-    const combine_rows of = {.rows = soft_moe ? b->router_dx : region(b, REGION_DXE),
+    const combine_rows of = {.rows = soft_moe ? b->router_dx : b->dxe,
                              .x = b->dy,
-                             .shared = region(b, REGION_SHARED_DX),
-                             .residual = soft_moe ? none : b->router_dx,
+                             .shared = b->shared_dx,
+                             .residual = b->router_dx_begun && !soft_moe ? b->router_dx : none,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
     TRY(combine(b, chain, &of));

@@ -25,7 +25,8 @@ static clmoe_status create_one(clmoe_layer *layer, int id, const clmoe_mlp_desc 
              "-DGROUP=%u -DV=%u -DGATED=%d -DINTERLEAVED=%d -DGATES=%d -DDROPOUT=%d -DX=%s -DA=%s "
              "-DW=%s -DBIAS=%s -DC=%s",
              layer->group, width, mlp->gate_layout != CLMOE_GATE_NONE,
-             mlp->gate_layout == CLMOE_GATE_INTERLEAVED, gates, dropout, type, type, type, type, type);
+             mlp->gate_layout == CLMOE_GATE_INTERLEAVED, gates, dropout, type, type, type, type,
+             type);
     return program_kernel(layer->context, "experts/activation", options, "activation_backward",
                           &layer->kernels[id]);
 }
@@ -56,14 +57,13 @@ static clmoe_status set(const batch *b, cl_kernel kernel, clmoe_mlp which,
     const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
     const clmoe_type type = layer->desc.type;
     const z_place z_at = gemm_z_place(&rows->z_at), dz_at = gemm_z_place(&rows->dz_at);
-    return KERNEL_SET(kernel, ARG_TYPE(rows->z, type), ARG_TYPE(rows->dh, type),
-                      ARG_F32(rows->pair_of), ARG_F32(rows->pair_weights),
-                      ARG_U8(rows->token_mask), ARG_TYPE(rows->dz, type), ARG_F32(rows->dots),
-                      ARG_F32(b->state), ARG_STRUCT(z_at), ARG_STRUCT(dz_at), ARG_UINT(mlp->hidden_dim),
-                      ARG_UINT((uint32_t)mlp->activation), ARG_FLOAT(mlp->limit),
-                      ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift),
-                      ARG_AS(use, ARG_UINT(random_use(which))),
-                      ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout)));
+    return KERNEL_SET(
+        kernel, ARG_TYPE(rows->z, type), ARG_TYPE(rows->dh, type), ARG_F32(rows->pair_of),
+        ARG_F32(rows->pair_weights), ARG_U8(rows->token_mask), ARG_TYPE(rows->dz, type),
+        ARG_F32(rows->dots), ARG_F32(b->state), ARG_STRUCT(z_at), ARG_STRUCT(dz_at),
+        ARG_UINT(mlp->hidden_dim), ARG_UINT((uint32_t)mlp->activation), ARG_FLOAT(mlp->limit),
+        ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift), ARG_AS(use, ARG_UINT(random_use(which))),
+        ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout)));
 }
 
 clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp which,

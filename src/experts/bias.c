@@ -75,10 +75,10 @@ clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp wh
     if (mlp->gate_up_bias && (!gated || mlp->gate_layout == CLMOE_GATE_SEPARATE))
         TRY(step_bias_gradient(b, chain, KERNEL_BIAS_GRADIENT, &up));
     if (mlp->down_bias)
-        TRY(step_bias_gradient(
-            b, chain,
-            shared && layer->desc.shared_gate ? KERNEL_GATED_BIAS_GRADIENT : KERNEL_BIAS_GRADIENT,
-            down));
+        TRY(step_bias_gradient(b, chain,
+                               shared && layer->desc.shared_gate ? KERNEL_GATED_BIAS_GRADIENT
+                                                                 : KERNEL_BIAS_GRADIENT,
+                               down));
 done:
     return status;
 }

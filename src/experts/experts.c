@@ -97,10 +97,10 @@ static clmoe_status forward_again(const batch *b, launch *chain) {
     const clmoe_buf rows = region(b, REGION_X_ROWS);
     mlp_call call = experts_call(b, gather ? b->experts_x : rows, gather);
     call.hidden = region(b, REGION_DH);
-    call.out = region(b, REGION_DXE);
-    if (!outputs && !b->layer->desc.recompute)
+    call.out = b->dxe;
+    if (!outputs && !b->z_again)
         return CLMOE_SUCCESS;
-    if (!b->layer->desc.recompute)
+    if (!b->z_again)
         call.z = (clmoe_buf){0};
     if (!gather)
         TRY(x_rows(b, chain, rows));
@@ -113,9 +113,9 @@ done:
 static clmoe_status output_rows(const batch *b, launch *chain) {
     const clmoe_buf rows = dy_rows_of(b);
     if (layer_is_soft_moe(b->layer))
-        return step_soft_moe_combine_backward(b, chain, region(b, REGION_DXE), rows);
+        return step_soft_moe_combine_backward(b, chain, b->dxe, rows);
     if (has_output_rows(b))
-        return step_output_backward(b, chain, region(b, REGION_DXE), rows);
+        return step_output_backward(b, chain, b->dxe, rows);
     return rows.mem ? step_dispatch_rows(b, chain, b->dy, rows) : CLMOE_SUCCESS;
 }
 
@@ -131,7 +131,7 @@ static activation_rows experts_activation(const batch *b) {
         .z = b->z,
         .dh = region(b, REGION_DH),
         .dz = region(b, REGION_DZ),
-        .dots = done ? none : region(b, REGION_DOTS),
+        .dots = done ? none : b->dots,
         .z_at = mlp_z(mlp, layer_z_rows(layer, plan), layer_z_by_pair(layer, plan)),
         .dz_at = mlp_z(mlp, plan->slots, false),
         .pair_of = PLAN_ARRAY(b, pair_of),
@@ -144,7 +144,7 @@ clmoe_status step_experts_backward(const batch *b, launch *chain) {
     const activation_rows activation = experts_activation(b);
     mlp_call call = experts_call(b, rows.mem ? rows : b->dy, !rows.mem);
     call.hidden = activation.dh;
-    call.out = region(b, REGION_DXE);
+    call.out = b->dxe;
     if (b->ws.plan.slots == 0 || b->tokens == 0)
         return CLMOE_SUCCESS;
     TRY(forward_again(b, chain));

@@ -76,12 +76,12 @@ static clmoe_status gate_backward(const batch *b, launch *chain, clmoe_buf share
                             .weight = b->weights->shared_gate,
                             .out = shared_dx,
                             .accumulate = true};
-    TRY(KERNEL_SET(kernel, ARG_TYPE(b->dy, desc->type),
-                   ARG_AS(down_bias, ARG_TYPE(desc->shared.down_bias ? b->weights->shared.down_bias
-                                                                     : none,
-                                              desc->weight_type)),
-                   ARG_F32(b->shared_gate), ARG_AS(dots, ARG_F32(region(b, REGION_SHARED_DOTS))),
-                   ARG_U8(b->token_mask), ARG_F32(dgate), ARG_UINT(desc->dim)));
+    TRY(KERNEL_SET(
+        kernel, ARG_TYPE(b->dy, desc->type),
+        ARG_AS(down_bias, ARG_TYPE(desc->shared.down_bias ? b->weights->shared.down_bias : none,
+                                   desc->weight_type)),
+        ARG_F32(b->shared_gate), ARG_AS(dots, ARG_F32(region(b, REGION_SHARED_DOTS))),
+        ARG_U8(b->token_mask), ARG_F32(dgate), ARG_UINT(desc->dim)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->group));
     TRY(gemm_dense(&layer->dense_back, chain, &to_x));
 done:
@@ -96,10 +96,10 @@ clmoe_status step_shared_backward(const batch *b, launch *chain) {
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
     call.hidden = activation.dh;
-    if (layer->desc.recompute)
+    if (b->z_again)
         TRY(gemm_mlp_first(&call, chain));
     call.rows.a = b->dy;
-    call.out = region(b, REGION_SHARED_DX);
+    call.out = b->shared_dx;
     TRY(gemm_mlp_back_down(&call, chain));
     TRY(step_activation_backward(b, chain, CLMOE_MLP_SHARED, &activation));
     TRY(gemm_mlp_back_up(&call, chain, activation.dz));

@@ -28,9 +28,8 @@ clmoe_status step_jitter_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_JITTER];
     clmoe_type type = layer->desc.type;
-    TRY(KERNEL_SET(kernel, ARG_TYPE(x, type), ARG_TYPE(out, type),
-                   ARG_F32(b->state), ARG_UINT(layer->desc.dim),
-                   ARG_FLOAT(layer->desc.router.noise.jitter)));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(x, type), ARG_TYPE(out, type), ARG_F32(b->state),
+                   ARG_UINT(layer->desc.dim), ARG_FLOAT(layer->desc.router.noise.jitter)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;

@@ -82,10 +82,10 @@ static clmoe_status add_router_dx(batch *b, launch *chain, clmoe_buf dlogits, ui
                            .k = n,
                            .a = dlogits,
                            .weight = weights,
-                           .out = region(b, REGION_ROUTER_DX),
-                           .accumulate = b->router_dx.mem != NULL};
+                           .out = b->router_dx,
+                           .accumulate = b->router_dx_begun};
     TRY(gemm_dense(&b->layer->dense_back, chain, &map));
-    b->router_dx = map.out;
+    b->router_dx_begun = true;
 done:
     return status;
 }
@@ -106,9 +106,8 @@ clmoe_status step_score_backward(batch *b, launch *chain) {
     if (noise_is_learned(b))
         TRY(add_router_dx(b, chain, b->dnoise_out, columns, b->weights->noise_router));
     if (router->groups.two_level)
-        TRY(add_router_dx(b, chain, region(b, REGION_DGROUP_LOGITS), router->groups.count,
-                          b->weights->group_router));
-    if (b->router_dx.mem && b->state.mem && router->noise.jitter > 0 && !batch_jitters_experts(b))
+        TRY(add_router_dx(b, chain, b->dgroup_out, router->groups.count, b->weights->group_router));
+    if (b->router_dx_begun && b->state.mem && router->noise.jitter > 0 && !batch_jitters_experts(b))
         TRY(step_jitter_rows(b, chain, b->router_dx, b->router_dx));
 done:
     return status;
@@ -122,8 +121,8 @@ clmoe_status step_score_gradients(const batch *b, launch *chain) {
     const clmoe_buf x = jittered ? b->jittered : b->x;
     const dense_gradient router = {R, D, b->dlogits_out, x, b->gradients.router};
     const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
-    const dense_gradient groups = {layer->desc.router.groups.count, D,
-                                   region(b, REGION_DGROUP_LOGITS), x, b->gradients.group_router};
+    const dense_gradient groups = {layer->desc.router.groups.count, D, b->dgroup_out, x,
+                                   b->gradients.group_router};
     const bias_call bias = {.slots = b->tokens,
                             .experts = 1,
                             .n = R,

@@ -348,7 +348,7 @@ static clmoe_status set_dx(const batch *b, launch *chain, clmoe_buf dispatch, cl
                                .n = D,
                                .k = b->ws.plan.slots,
                                .a = dispatch,
-                               .weight = region(b, REGION_DXE),
+                               .weight = b->dxe,
                                .out = dx,
                                .accumulate = true};
     TRY(gemm_dense(&layer->dense_back, chain, &by_logits));
@@ -362,17 +362,17 @@ done:
     return status;
 }
 
-clmoe_status step_soft_moe_dispatch_backward(batch *b, launch *chain) {
+clmoe_status step_soft_moe_dispatch_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_buf dxe = region(b, REGION_DXE), dispatch = region(b, REGION_SOFT_MOE_COMBINE);
+    const clmoe_buf dxe = b->dxe, dispatch = region(b, REGION_SOFT_MOE_COMBINE);
     if (b->tokens == 0)
         return CLMOE_SUCCESS;
     TRY(clear_padding(b, chain, dxe));
     TRY(set_token_weights(b, chain, false, dispatch));
     TRY(set_products(b, chain, region(b, REGION_SOFT_MOE_X), dxe, region(b, REGION_DDISPATCH)));
     TRY(set_dlogits(b, chain, dispatch));
-    b->router_dx = region(b, REGION_ROUTER_DX);
-    TRY(set_dx(b, chain, dispatch, b->router_dx));
+    if (b->dx.mem)
+        TRY(set_dx(b, chain, dispatch, b->router_dx));
 done:
     return status;
 }

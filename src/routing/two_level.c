@@ -70,13 +70,12 @@ static clmoe_status backward(const batch *b, launch *chain) {
     const chosen_logits of = chosen_logits_of(b);
     TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(of.noisy)), ARG_F32(of.clean),
                    ARG_F32(of.noise_raw),
-                   ARG_AS(group_logits, ARG_F32(region(b, REGION_GROUP_LOGITS))),
-                   ARG_F32(b->state), ARG_F32(b->ids), ARG_F32(b->live), ARG_U8(b->token_mask),
+                   ARG_AS(group_logits, ARG_F32(region(b, REGION_GROUP_LOGITS))), ARG_F32(b->state),
+                   ARG_F32(b->ids), ARG_F32(b->live), ARG_U8(b->token_mask),
                    ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
                    ARG_F32(b->dpair_weights), ARG_F32(b->dlogits), ARG_F32(of.dnoise),
                    ARG_F32(b->dgroup_logits), ARG_F32(b->dlogits_out), ARG_F32(of.dnoise_out),
-                   ARG_AS(dgroup_out, ARG_F32(region(b, REGION_DGROUP_LOGITS))),
-                   ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
+                   ARG_F32(b->dgroup_out), ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
                    ARG_AS(raw, ARG_F32(region(b, REGION_RAW_WEIGHTS))),
                    ARG_AS(d, ARG_F32(region(b, REGION_DJOINT))), ARG_UINT(b->tokens),
                    ARG_UINT(groups), ARG_STRUCT(layer->router)));

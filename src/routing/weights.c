@@ -33,9 +33,8 @@ static clmoe_status weights_backward(const batch *b, launch *chain) {
                    ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
                    ARG_F32(b->dpair_weights), ARG_F32(b->dlogits), ARG_F32(of.dnoise),
                    ARG_F32(b->dlogits_out), ARG_F32(of.dnoise_out),
-                   ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
-                   ARG_UINT(b->ws.plan.pairs), ARG_AS(most, ARG_UINT(layer_token_pairs(layer))),
-                   ARG_STRUCT(layer->router)));
+                   ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))), ARG_UINT(b->ws.plan.pairs),
+                   ARG_AS(most, ARG_UINT(layer_token_pairs(layer))), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->group));
 done:
     return status;

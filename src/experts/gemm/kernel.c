@@ -19,9 +19,8 @@ clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape,
                                 const char *options, const char *name, cl_kernel *kernel) {
     char all[192];
     snprintf(all, sizeof all, "%s -DKEEP_Z=%d -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
-             shape->training && shape->form != GEMM_LINEAR,
-             type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
-             type_name(shape->c_type));
+             shape->training && shape->form != GEMM_LINEAR, type_name(shape->a_type),
+             type_name(shape->w_type), type_name(shape->bias_type), type_name(shape->c_type));
     return program_kernel(context, step, all, name, kernel);
 }
 
@@ -102,15 +101,14 @@ clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_sh
 clmoe_status gemm_gradient_set(cl_kernel kernel, const gemm_gradient *problem) {
     const gemm_gradient_shape *types = &problem->types;
     const gemm_rows *p = &problem->p, *q = &problem->q;
-    return KERNEL_SET(kernel, ARG_F32(problem->offsets), ARG_F32(problem->kept),
-                      ARG_F32(problem->token_of), ARG_UINT(problem->slots),
-                      ARG_AS(p, ARG_TYPE(p->buf, types->p_type)),
-                      ARG_AS(q, ARG_TYPE(q->buf, types->q_type)), ARG_AS(p_row, ARG_UINT(p->row)),
-                      ARG_AS(q_row, ARG_UINT(q->row)), ARG_AS(p_gathered, ARG_UINT(p->gathered)),
-                      ARG_AS(q_gathered, ARG_UINT(q->gathered)), ARG_UINT(problem->m),
-                      ARG_UINT(problem->n), ARG_TYPE(problem->c, types->c_type),
-                      ARG_AS(c_expert, ARG_ULONG(problem->expert)),
-                      ARG_AS(c_row, ARG_ULONG(problem->row)), ARG_UINT(problem->accumulate));
+    return KERNEL_SET(
+        kernel, ARG_F32(problem->offsets), ARG_F32(problem->kept), ARG_F32(problem->token_of),
+        ARG_UINT(problem->slots), ARG_AS(p, ARG_TYPE(p->buf, types->p_type)),
+        ARG_AS(q, ARG_TYPE(q->buf, types->q_type)), ARG_AS(p_row, ARG_UINT(p->row)),
+        ARG_AS(q_row, ARG_UINT(q->row)), ARG_AS(p_gathered, ARG_UINT(p->gathered)),
+        ARG_AS(q_gathered, ARG_UINT(q->gathered)), ARG_UINT(problem->m), ARG_UINT(problem->n),
+        ARG_TYPE(problem->c, types->c_type), ARG_AS(c_expert, ARG_ULONG(problem->expert)),
+        ARG_AS(c_row, ARG_ULONG(problem->row)), ARG_UINT(problem->accumulate));
 }
 
 size_t gemm_gradient_no_scratch(const void *state, uint32_t experts, size_t slots, uint32_t m,
