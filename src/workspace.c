@@ -393,6 +393,7 @@ static bool region_is_back(region_id id) {
 /* Whether both passes write it. */
 static bool region_is_of_both(region_id id) {
     switch (id) {
+    case REGION_DROPOUT:
     case REGION_JITTERED:
     case REGION_ENGINE:
     case REGION_Z:
