@@ -17,6 +17,8 @@ enum {
 
 typedef struct training_batch {
     batch b;
+    const clmoe_state *state;  /* optional, with its arrays */
+    const float *noise_router; /* [R,D], with learned noise */
     device_batch d;
     const ref_result *forward;
     float *dy, *dlogits, *dgroup_logits, *dye;
