@@ -4,12 +4,14 @@
  *          here, whatever policy chose.
  * Formula: see weights.clh; added to the gradient that losses left on the logits. With learned noise
  *          that on x Wn^T too. dscale: on the weight over expert_scale, of a pair;
- *          expert_scale_backward sums it over the pairs of an expert.
+ *          expert_scale_backward sums it over the pairs of an expert. chosen_weights: the combine
+ *          weights again, before they were rebalanced.
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] or NULL, state or NULL, ids [pairs],
  *          live, token_mask, token_offsets, slot_of [pairs], expert_scale [R] or NULL, dpair_weights
  *          [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out [T,R] with
  *          noise_raw, dscale [pairs] or NULL. dscale -> scale_gradient [R], written or added to.
- * NDRange: weights_backward: one group per token; its lanes stride over the columns.
+ *          chosen [pairs], 0 for surplus pairs.
+ * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the columns.
  *          expert_scale_backward: one group per column; its lanes stride over the pairs.
  * Limits: GROUP a power of two.
  * Repeatability: each number has one owner, the choices of a token come in order; sums over pairs
@@ -17,6 +19,20 @@
  */
 #include "dispatch/pairs.clh"
 #include "routing/weights.clh"
+
+/* Of softmax over the row: the sum; v->best is set. Columns are 0 where there is none. */
+float row_softmax(const router_switches *r, weight_view *v, uint columns, __local float *tmp) {
+    float highest = -INFINITY, total = 0.0f;
+    for (uint e = get_local_id(0); e < columns; e += GROUP)
+        highest = fmax(highest, prepared_logit(r, v->temperature, v->logits[e]));
+    const float best = group_max(highest, tmp);
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        const float l = prepared_logit(r, v->temperature, v->logits[e]);
+        total += l > -INFINITY ? exp(l - best) : 0.0f;
+    }
+    v->best = best;
+    return group_sum(total, tmp);
+}
 
 KERNEL(GROUP, 1, 1)
 void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
@@ -51,16 +67,8 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                      -INFINITY,
                      0.0f,
                      0.0f};
-    float highest = -INFINITY, total = 0.0f;
     const uint columns = over_row && v.count > 0 ? R : 0;
-    for (uint e = get_local_id(0); e < columns; e += GROUP)
-        highest = fmax(highest, prepared_logit(&r, row.temperature, row.logits[e]));
-    v.best = group_max(highest, tmp);
-    for (uint e = get_local_id(0); e < columns; e += GROUP) {
-        const float l = prepared_logit(&r, row.temperature, row.logits[e]);
-        total += l > -INFINITY ? exp(l - v.best) : 0.0f;
-    }
-    total = group_sum(total, tmp);
+    const float total = row_softmax(&r, &v, columns, tmp);
     chosen_softmax(&r, &v);
     renorm_sums sums;
     renorm_back(&r, &v, total, &sums);
@@ -89,6 +97,39 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                                                   renormed_weight(&r, &v, &sums, total,
                                                                   pair - range.begin)
                                             : 0.0f;
+}
+
+KERNEL(GROUP, 1, 1)
+void chosen_weights(IN(float, logits), IN(uint, state), IN(int, ids), IN(int, live),
+                    IN(uchar, token_mask), IN(int, token_offsets), IN(float, expert_scale),
+                    OUT(float, chosen), int pairs, int most, router_switches r) {
+    __local float tmp[GROUP];
+    token_owner owner = OWNER_INIT(r.top_k, pairs, most);
+    const uint token = get_group_id(0), R = (uint)r.columns;
+    const pair_range range = owned_pairs(&owner, token);
+    const uint2 all = token_pairs(&owner, token);
+    weight_view v = {AT(ids) + range.begin,
+                     0,
+                     AT(logits) + (ulong)token * R,
+                     GIVEN(expert_scale),
+                     0,
+                     0,
+                     true,
+                     range.end - range.begin,
+                     R,
+                     temperature_of(&r, STATE_OF(state)),
+                     -INFINITY,
+                     0.0f,
+                     0.0f};
+    const bool over_row = r.score == SCORE_SOFTMAX && !r.topk_first;
+    const float total = row_softmax(&r, &v, over_row && v.count > 0 ? R : 0, tmp);
+    renorm_sums sums;
+    chosen_softmax(&r, &v);
+    renorm_back(&r, &v, total, &sums);
+    for (uint pair = all.x + get_local_id(0); pair < all.y; pair += GROUP)
+        AT(chosen)[pair] = pair < range.end
+                               ? chosen_weight(&r, &v, &sums, total, pair - range.begin)
+                               : 0.0f;
 }
 
 KERNEL(GROUP, 1, 1)
