@@ -11,12 +11,14 @@ enum {
     WITH_LOGITS_IN = 2,
     WITH_IDS_IN = 4,   /* repeated ones, and some out of range */
     WITH_DLOGITS = 8,  /* and dgroup_logits with two levels */
-    WITH_DYE = 16,     /* not with Soft MoE */
+    WITH_DYE = 16,
     WITH_NAN_ROWS = 32 /* x and dy of masked tokens */
 };
 
 typedef struct training_batch {
     batch b;
+    const clmoe_state *state;  /* optional, with its arrays */
+    const float *noise_router; /* [R,D], with learned noise */
     device_batch d;
     const ref_result *forward;
     float *dy, *dlogits, *dgroup_logits, *dye;
