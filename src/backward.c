@@ -21,7 +21,8 @@ static clmoe_status experts(const batch *b, launch *chain) {
     launch_step(chain, "experts");
     TRY(step_experts_backward(b, chain));
     launch_step(chain, "combine");
-    TRY(step_combine_backward(b, chain));
+    if (!layer_is_soft_moe(b->layer))
+        TRY(step_combine_backward(b, chain));
     launch_step(chain, "shared");
     if (b->layer->desc.shared.hidden_dim)
         TRY(step_shared_backward(b, chain));
@@ -34,6 +35,10 @@ static clmoe_status route(batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     if (!b->routed)
         return CLMOE_SUCCESS;
+    if (layer_is_soft_moe(b->layer)) {
+        launch_step(chain, "score");
+        return step_soft_moe_dispatch_backward(b, chain);
+    }
     launch_step(chain, "topk");
     TRY(step_topk_backward(b, chain));
     launch_step(chain, "score");
@@ -63,7 +68,9 @@ static clmoe_status weights(const batch *b, launch *chain) {
     launch_step(chain, "other gradients");
     if (b->layer->desc.output_bias)
         TRY(step_output_bias_gradient(b, chain));
-    if (b->routed)
+    if (layer_is_soft_moe(b->layer))
+        TRY(step_soft_moe_gradients(b, chain));
+    else if (b->routed)
         TRY(step_score_gradients(b, chain));
     if (b->routed && b->layer->desc.router.expert_scale)
         TRY(step_expert_scale_gradient(b, chain));

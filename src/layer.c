@@ -183,11 +183,20 @@ static clmoe_status create_back_engines(clmoe_layer *layer, const char *name) {
                              .hidden_dim = desc->dim,
                              .form = GEMM_LINEAR,
                              .gate_up_transposed = true};
+    /* Its n is not known before the batch is. */
+    const gemm_shape products = {.a_type = desc->type,
+                                 .w_type = desc->type,
+                                 .c_type = CLMOE_F32,
+                                 .experts = 1,
+                                 .dim = desc->dim,
+                                 .form = GEMM_LINEAR};
     TRY(use_gradient(layer, name, mlp, &layer->mlp_gradient));
     TRY(use_gradient(layer, layer->mlp_gradient.engine->gathers ? name : NULL, mlp,
                      &layer->shared_gradient));
     TRY(use_gradient(layer, NULL, dense, &layer->dense_gradient));
     TRY(use_engine(layer->context, NULL, back, &layer->dense_back));
+    if (layer_is_soft_moe(layer))
+        TRY(use_engine(layer->context, NULL, products, &layer->products));
 done:
     return status;
 }
@@ -315,6 +324,7 @@ void clmoe_layer_destroy(clmoe_layer *layer) {
     release_use(&layer->dense);
     release_use(&layer->mix);
     release_use(&layer->dense_back);
+    release_use(&layer->products);
     release_gradient(&layer->mlp_gradient);
     release_gradient(&layer->shared_gradient);
     release_gradient(&layer->dense_gradient);

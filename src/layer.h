@@ -20,7 +20,7 @@ typedef enum kernel_id {
     KERNEL_NOISE,
     KERNEL_TOPK,
     KERNEL_POLICY, /* those of the layer's policy, named in its file */
-    KERNEL_POLICY_LAST = KERNEL_POLICY + 8,
+    KERNEL_POLICY_LAST = KERNEL_POLICY + 14,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,
@@ -36,6 +36,8 @@ typedef enum kernel_id {
     KERNEL_REBALANCE_COLUMNS,
     KERNEL_REBALANCE_TARGET,
     KERNEL_REBALANCE_ROWS,
+    KERNEL_REBALANCE_BACK_ROWS,
+    KERNEL_REBALANCE_BACK_END,
     KERNEL_REROUTE_BEGIN,
     KERNEL_REROUTE_ASK,
     KERNEL_REROUTE_ACCEPT,
@@ -129,7 +131,8 @@ struct clmoe_layer {
     gemm_gradient_use shared_gradient; /* of the shared expert's; gathers */
     gemm_gradient_use dense_gradient; /* of routers and of shared_gate, from rows of f32 and of X */
     gemm_use dense_back;              /* rows of f32 times those -> rows of X */
-    cl_kernel kernels[KERNEL_COUNT];  /* NULL where the switches do not need one */
+    gemm_use products;               /* of Soft MoE: rows of X times rows of X -> f32 */
+    cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
 /* A kernel's place and its name. */

@@ -47,6 +47,17 @@ clmoe_status step_two_level_scores(const batch *b, launch *chain);
 clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain);
 /* ye -> mixed: what step_combine() takes as one pair per token, of weight 1. */
 clmoe_status step_soft_moe_combine(const batch *b, launch *chain);
+/* Backward. x -> xe again, without the logits, which are saved. */
+clmoe_status step_soft_moe_rows(const batch *b, launch *chain, clmoe_buf xe);
+/*
+ * dy, and ye as down gave it -> rows of the gradient on what down gave, and the gradient on the
+ * combine weights. ye is normalized in place.
+ */
+clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain, clmoe_buf ye,
+                                            clmoe_buf rows);
+/* dxe, and that gradient -> dlogits, and in router_dx all of dx but the shared expert's part. */
+clmoe_status step_soft_moe_dispatch_backward(const batch *b, launch *chain);
+clmoe_status step_soft_moe_gradients(const batch *b, launch *chain);
 
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
@@ -71,7 +82,7 @@ clmoe_status step_experts(const batch *b, launch *chain);
 /* Activations in place, where the MLP has dropout and there is a state. */
 clmoe_status step_hidden_dropout(const batch *b, launch *chain, clmoe_mlp which, clmoe_buf hidden);
 /* ye [S,D] in place; rows of padding are left alone. */
-clmoe_status step_normalize(const batch *b, launch *chain);
+clmoe_status step_normalize(const batch *b, launch *chain, clmoe_buf ye);
 /* experts_x -> shared_y, and shared_gate [T] if the layer has one. */
 clmoe_status step_shared(const batch *b, launch *chain);
 

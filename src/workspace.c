@@ -240,6 +240,11 @@ static size_t rebalance_bytes(const batch *b) {
     return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
 }
 
+/* Words of a pair: a number, and a bit per iteration. */
+static size_t rebalance_back_words(const clmoe_layer *layer) {
+    return 1 + (size_t)divide_up(layer->desc.router.rebalance.iterations, 32);
+}
+
 /* Words of a record of sums.cl. */
 static size_t record_words(const clmoe_layer *layer) {
     return (size_t)(SUM_SOURCES + COUNT_SOURCES) * layer->columns +
@@ -367,8 +372,11 @@ static bool region_is_saved(const clmoe_layer *layer, region_id id) {
     case REGION_LIVE:
     case REGION_TOKEN_OFFSETS:
     case REGION_PLAN:
+    case REGION_SOFT_MOE_COLUMNS:
     case REGION_SHARED_GATE:
         return true;
+    case REGION_TOPS:
+        return layer_is_soft_moe(layer);
     case REGION_Z:
     case REGION_SHARED_Z:
         return !layer->desc.recompute;
@@ -384,7 +392,35 @@ static bool region_is_back(region_id id) {
 
 /* Whether both passes write it. */
 static bool region_is_of_both(region_id id) {
-    return id == REGION_JITTERED || id == REGION_ENGINE || id == REGION_Z || id == REGION_SHARED_Z;
+    switch (id) {
+    case REGION_JITTERED:
+    case REGION_ENGINE:
+    case REGION_Z:
+    case REGION_SHARED_Z:
+    case REGION_REBALANCE:
+    case REGION_SOFT_MOE_X:
+    case REGION_TOKEN_NORMS:
+    case REGION_SLOT_NORMS:
+    case REGION_SOFT_MOE_PARTIALS:
+    case REGION_SOFT_MOE_DISPATCH:
+    case REGION_SOFT_MOE_COMBINE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The regions of the backward pass of Soft MoE, and of weight rebalancing. */
+static void policy_back_shapes(const batch *b, region_shape *shapes) {
+    const clmoe_layer *layer = b->layer;
+    const bool soft_moe = layer_is_soft_moe(layer), rebalances = layer_rebalances(layer);
+    const size_t T = rows_if(soft_moe, b->tokens), D = layer->desc.dim;
+    shapes[REGION_REBALANCE_BACK] =
+        words(rows_if(rebalances, b->pairs), rebalance_back_words(layer));
+    shapes[REGION_SOFT_MOE_DY] = elements(T, D, type_bytes(layer->desc.type));
+    shapes[REGION_DCOMBINE] = shapes[REGION_DDISPATCH] = words(T, b->slots);
+    shapes[REGION_SOFT_MOE_ALONG] = words(T, 1);
+    shapes[REGION_SOFT_MOE_SUMS] = words(rows_if(soft_moe, layer_router_rows(layer)), 1);
 }
 
 /* The regions of the backward pass. */
@@ -396,7 +432,8 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     const size_t shared = rows_if(desc->shared.hidden_dim > 0, T);
     const bool weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT;
     const bool learned = desc->router.noise.kind == CLMOE_NOISE_LEARNED;
-    const bool two_level = desc->router.groups.two_level, rows = layer_has_output_rows(layer);
+    const bool two_level = desc->router.groups.two_level, soft_moe = layer_is_soft_moe(layer);
+    const bool rows = layer_has_output_rows(layer) || soft_moe;
     const gemm_gradient_engine *engine = layer->mlp_gradient.engine;
     const size_t pairs = rows_if(desc->training, b->pairs);
     const size_t z = mlp_z(&desc->experts, 0, false).row,
@@ -407,7 +444,7 @@ static void back_shapes(const batch *b, region_shape *shapes) {
         return;
     shapes[REGION_Z] = elements(b->z_rows, z, z_row);
     shapes[REGION_SHARED_Z] = elements(shared, shared_z, shared_z_row);
-    shapes[REGION_X_ROWS] = elements(rows_if(weighted || !engine->gathers, S), D, x);
+    shapes[REGION_X_ROWS] = elements(rows_if(weighted || soft_moe || !engine->gathers, S), D, x);
     shapes[REGION_DY_ROWS] =
         elements(rows_if(rows || !layer->experts.engine->gathers || !engine->gathers, S), D, x);
     shapes[REGION_DH] = elements(S, desc->experts.hidden_dim, x);
@@ -428,6 +465,7 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_ROUTER_DX] = elements(T, D, x);
     shapes[REGION_UNMASKED] = words(T + 3, 1);
     shapes[REGION_GRADIENT] = elements(1, gradient_bytes(b), 1);
+    policy_back_shapes(b, shapes);
 }
 
 static batch exact_batch(const clmoe_layer *layer, uint32_t tokens, const clmoe_plan_layout *plan) {
@@ -481,8 +519,17 @@ static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
 
 /* Whether single steps, which have no `saved`, make it in scratch. */
 static bool region_is_of_steps(region_id id) {
-    return id == REGION_LOGITS || id == REGION_NOISY || id == REGION_NOISE_RAW ||
-           id == REGION_GROUP_LOGITS;
+    switch (id) {
+    case REGION_LOGITS:
+    case REGION_NOISY:
+    case REGION_NOISE_RAW:
+    case REGION_GROUP_LOGITS:
+    case REGION_TOPS:
+    case REGION_SOFT_MOE_COLUMNS:
+        return true;
+    default:
+        return false;
+    }
 }
 
 /* One region behind the `total` bytes of others. */

@@ -78,6 +78,12 @@ typedef enum region_id {
     REGION_DGROUP_LOGITS, /* [T,groups.count] f32, with two levels; as the next two */
     REGION_RAW_WEIGHTS,   /* [pairs] f32 */
     REGION_DJOINT,        /* [T,R] f32 */
+    REGION_REBALANCE_BACK, /* see rebalance.c, with weight rebalancing */
+    REGION_SOFT_MOE_DY,    /* [T,D] X, with Soft MoE; as the next four */
+    REGION_DCOMBINE,       /* [T,S] f32 */
+    REGION_DDISPATCH,      /* [T,S] f32 */
+    REGION_SOFT_MOE_ALONG, /* [T] f32 */
+    REGION_SOFT_MOE_SUMS,  /* [N] f32 */
     REGION_ROUTER_DX,     /* [T,D] X */
     REGION_UNMASKED,      /* [T+3] i32: see unmasked.c */
     REGION_GRADIENT,      /* the gradient engines' own */

@@ -71,6 +71,27 @@ done:
     return status;
 }
 
+/* Which of the batch's arrays go with the layer's policy. */
+static clmoe_status check_backward_policy(const clmoe_layer *layer,
+                                          const clmoe_backward_args *args) {
+    const struct {
+        const char *name;
+        cl_mem mem;
+    } unused[] = {
+        {"logits_in", args->logits_in.mem},
+        {"ids_in", args->ids_in.mem},
+        {"pair_weights_in", args->pair_weights_in.mem},
+        {"dlogits", args->dlogits.mem},
+        {"dlogits_out", args->dlogits_out.mem},
+        {"dpair_weights", args->dpair_weights.mem},
+    };
+    for (size_t i = 0; layer_is_soft_moe(layer) && i < sizeof unused / sizeof unused[0]; i++)
+        if (unused[i].mem)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but the policy is Soft MoE",
+                        unused[i].name);
+    return CLMOE_SUCCESS;
+}
+
 /* Weights as forward reads them, but not packed: both GEMMs go through them the other way. */
 static clmoe_status check_weights(call_check *call, const clmoe_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -96,6 +117,7 @@ clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args 
     TRY(check_parts(args->parts, args->accumulate));
     TRY(check_dye(layer, args->dye));
     TRY(check_unused(args->reserved));
+    TRY(check_backward_policy(layer, args));
     TRY(check_choice_given(args));
     const clmoe_router_desc *router = &layer->desc.router;
     const size_t element = type_bytes(layer->desc.type), tokens = args->tokens;

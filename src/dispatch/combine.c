@@ -102,11 +102,12 @@ clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &b->layer->desc;
+    const bool soft_moe = layer_is_soft_moe(b->layer);
     const clmoe_buf none = {0};
-    const combine_rows of = {.rows = b->dxe,
+    const combine_rows of = {.rows = soft_moe ? b->router_dx : b->dxe,
                              .x = b->dy,
                              .shared = b->shared_dx,
-                             .residual = b->router_dx_begun ? b->router_dx : none,
+                             .residual = b->router_dx_begun && !soft_moe ? b->router_dx : none,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
     TRY(combine(b, chain, &of));

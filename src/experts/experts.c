@@ -63,7 +63,7 @@ clmoe_status step_experts(const batch *b, launch *chain) {
         return CLMOE_SUCCESS;
     TRY(run_mlp(b, chain, &call));
     if (layer->desc.normalize_experts)
-        TRY(step_normalize(b, chain));
+        TRY(step_normalize(b, chain, b->ye));
 done:
     return status;
 }
@@ -73,7 +73,14 @@ done:
  * rows are made of the outputs, which are computed again.
  */
 static bool has_output_rows(const batch *b) {
-    return b->layer->desc.normalize_experts || b->dye.mem;
+    return b->layer->desc.normalize_experts || b->dye.mem || layer_is_soft_moe(b->layer);
+}
+
+/* Rows of slots of x. */
+static clmoe_status x_rows(const batch *b, launch *chain, clmoe_buf rows) {
+    if (layer_is_soft_moe(b->layer))
+        return step_soft_moe_rows(b, chain, rows);
+    return step_dispatch_rows(b, chain, b->experts_x, rows);
 }
 
 /* Rows of slots of dy, or of the gradient on the outputs; none where dy is gathered. */
@@ -86,7 +93,7 @@ static clmoe_buf dy_rows_of(const batch *b) {
 /* z as forward made it, where it was not kept; then ye, as down gives it, where it is asked for. */
 static clmoe_status forward_again(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool gather = b->layer->experts.engine->gathers, outputs = has_output_rows(b);
+    const bool gather = !layer_dispatches(b->layer), outputs = has_output_rows(b);
     const clmoe_buf rows = region(b, REGION_X_ROWS);
     mlp_call call = experts_call(b, gather ? b->experts_x : rows, gather);
     call.hidden = region(b, REGION_DH);
@@ -96,7 +103,7 @@ static clmoe_status forward_again(const batch *b, launch *chain) {
     if (!b->z_again)
         call.z = (clmoe_buf){0};
     if (!gather)
-        TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
+        TRY(x_rows(b, chain, rows));
     TRY(outputs ? run_mlp(b, chain, &call) : gemm_mlp_first(&call, chain));
 done:
     return status;
@@ -105,6 +112,8 @@ done:
 /* The gradient on the experts' outputs as rows of slots, where it cannot be gathered from dy. */
 static clmoe_status output_rows(const batch *b, launch *chain) {
     const clmoe_buf rows = dy_rows_of(b);
+    if (layer_is_soft_moe(b->layer))
+        return step_soft_moe_combine_backward(b, chain, b->dxe, rows);
     if (has_output_rows(b))
         return step_output_backward(b, chain, b->dxe, rows);
     return rows.mem ? step_dispatch_rows(b, chain, b->dy, rows) : CLMOE_SUCCESS;
@@ -136,7 +145,7 @@ clmoe_status step_experts_backward(const batch *b, launch *chain) {
     mlp_call call = experts_call(b, rows.mem ? rows : b->dy, !rows.mem);
     call.hidden = activation.dh;
     call.out = b->dxe;
-    if (b->ws.plan.slots == 0)
+    if (b->ws.plan.slots == 0 || b->tokens == 0)
         return CLMOE_SUCCESS;
     TRY(forward_again(b, chain));
     TRY(output_rows(b, chain));
@@ -157,7 +166,7 @@ static clmoe_status gradient_x(const batch *b, launch *chain, gemm_rows *x) {
     *x = (gemm_rows){rows.mem ? rows : b->experts_x, layer->desc.dim, rows.mem == NULL};
     if (layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT)
         TRY(step_weighted_rows(b, chain, rows));
-    else if (rows.mem)
+    else if (rows.mem && !layer_is_soft_moe(layer)) /* whose rows are made */
         TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
 done:
     return status;

@@ -11,11 +11,11 @@ done:
     return status;
 }
 
-clmoe_status step_normalize(const batch *b, launch *chain) {
+clmoe_status step_normalize(const batch *b, launch *chain, clmoe_buf ye) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_NORMALIZE];
-    TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_TYPE(b->ye, layer->desc.type),
+    TRY(KERNEL_SET(kernel, ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_TYPE(ye, layer->desc.type),
                    ARG_UINT(layer->desc.dim)));
     TRY(launch_1d(chain, kernel, b->ws.plan.slots, layer->group));
 done:
@@ -27,9 +27,11 @@ clmoe_status step_output_backward(const batch *b, launch *chain, clmoe_buf ye, c
     const clmoe_layer *layer = b->layer;
     const clmoe_type type = layer->desc.type;
     const clmoe_buf none = {0};
-    const bool at_output = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT;
+    const bool soft_moe = layer_is_soft_moe(layer);
+    const bool at_output = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT && !soft_moe;
+    const clmoe_buf dy = soft_moe ? rows : b->dy; /* of slots, in place */
     cl_kernel kernel = layer->kernels[KERNEL_OUTPUT_BACKWARD];
-    TRY(KERNEL_SET(kernel, ARG_TYPE(b->dy, type), ARG_F32(PLAN_ARRAY(b, token_of)),
+    TRY(KERNEL_SET(kernel, ARG_TYPE(dy, type), ARG_F32(PLAN_ARRAY(b, token_of)),
                    ARG_F32(PLAN_ARRAY(b, pair_of)),
                    ARG_AS(pair_weights, ARG_F32(at_output ? b->pair_weights : none)),
                    ARG_TYPE(b->dye, type), ARG_TYPE(ye, type), ARG_TYPE(rows, type),

@@ -267,6 +267,49 @@ static void variants_of_other_devices(void **state) {
     *info = real;
 }
 
+#ifdef CLMOE_WITH_CLBLAST
+static void check_refused(void *engine, const gemm_gradient *problem, const char *says) {
+    launch chain;
+    OK(launch_begin(&chain, test_context(0), test.queue, 0, NULL));
+    clmoe_status status = gemm_clblast.gradient->run(engine, &chain, problem);
+    assert_int_equal(launch_end(&chain, status, NULL), CLMOE_UNSUPPORTED);
+    CHECK(strstr(clmoe_last_error(), says), "it says: %s\n", clmoe_last_error());
+}
+
+/* CLBlast's offsets are ints, it knows one type, and gathers nothing. */
+static void limits_of_clblast(void **state) {
+    (void)state;
+    void *engine = NULL;
+    const size_t far = (size_t)INT32_MAX * 4;
+    test_case("too large for clblast");
+    assert_int_equal(gemm_clblast.gradient->create(test_context(0), &type_mixes[1], &engine),
+                     CLMOE_UNSUPPORTED);
+    assert_non_null(strstr(clmoe_last_error(), "bf16"));
+    assert_null(engine);
+    OK(gemm_clblast.gradient->create(test_context(0), &type_mixes[0], &engine));
+    clean_later(gemm_clblast.gradient->destroy, engine);
+    gemm_gradient problem = {.slots = 1000,
+                             .experts = 2,
+                             .p = {.row = 64},
+                             .q = {.row = 32},
+                             .m = 64,
+                             .n = 32,
+                             .expert = 64 * 32,
+                             .row = 32};
+    problem.p.buf.offset = far;
+    check_refused(engine, &problem, "cannot address the rows of P: 1000 x 64");
+    problem.p.buf.offset = 0;
+    problem.q.buf.offset = far;
+    check_refused(engine, &problem, "cannot address the rows of Q: 1000 x 32");
+    problem.q.buf.offset = 0;
+    problem.c.offset = far;
+    check_refused(engine, &problem, "cannot address the gradients: 2 x 2048");
+    problem.c.offset = 0;
+    problem.q.gathered = true;
+    check_refused(engine, &problem, "gather");
+}
+#endif
+
 /* CLBlast's caches live until exit, where some OpenCL drivers are gone already. */
 static int teardown(void **state) {
 #ifdef CLMOE_WITH_CLBLAST
@@ -277,10 +320,13 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(random_cases),     TEST(exact_values),
-        TEST(many_rows),        TEST(no_rows),
-        TEST(repeatable),       TEST(experts_are_independent),
-        TEST(bounded_launches), TEST(variants_of_other_devices),
+        TEST(random_cases),      TEST(exact_values),
+        TEST(many_rows),         TEST(no_rows),
+        TEST(repeatable),        TEST(experts_are_independent),
+        TEST(bounded_launches),  TEST(variants_of_other_devices),
+#ifdef CLMOE_WITH_CLBLAST
+        TEST(limits_of_clblast),
+#endif
     };
     support_filter();
     return cmocka_run_group_tests(tests, support_setup, teardown);

@@ -17,7 +17,7 @@ static float *read_floats(cl_command_queue queue, cl_mem buffer, size_t *bytes) 
     return NULL;
 }
 
-/* Row-major C = A B or A B^T, which is all the engine asks for. */
+/* Row-major C = A B, or that added to C; A or B may be transposed. */
 CLBlastStatusCode CLBlastSgemm(const CLBlastLayout layout, const CLBlastTranspose a_transpose,
                                const CLBlastTranspose b_transpose, const size_t m, const size_t n,
                                const size_t k, const float alpha, const cl_mem a_buffer,
@@ -28,22 +28,23 @@ CLBlastStatusCode CLBlastSgemm(const CLBlastLayout layout, const CLBlastTranspos
     CLBlastStatusCode code = CLBlastOpenCLOutOfResources;
     size_t bytes = 0;
     (void)event;
-    if (layout != CLBlastLayoutRowMajor || a_transpose != CLBlastTransposeNo || alpha != 1.0f ||
-        beta != 0.0f)
+    if (layout != CLBlastLayoutRowMajor || alpha != 1.0f || (beta != 0.0f && beta != 1.0f))
         return CLBlastNotImplemented;
     /* Where no kernel runs, the sizes that were read back mean nothing. */
     if (!getenv("CLMOE_NATIVE_RUN"))
         return clFlush(*queue) == CL_SUCCESS ? CLBlastSuccess : CLBlastOpenCLOutOfResources;
     float *a = read_floats(*queue, a_buffer, &bytes), *b = read_floats(*queue, b_buffer, &bytes);
     float *c = read_floats(*queue, c_buffer, &bytes);
+    const size_t a_row = a_transpose == CLBlastTransposeNo ? a_ld : 1;
+    const size_t a_column = a_transpose == CLBlastTransposeNo ? 1 : a_ld;
     const size_t row = b_transpose == CLBlastTransposeNo ? 1 : b_ld;
     const size_t column = b_transpose == CLBlastTransposeNo ? b_ld : 1;
     for (size_t i = 0; a && b && c && i < m; i++)
         for (size_t j = 0; j < n; j++) {
-            float sum = 0.0f;
+            float sum = 0.0f, *to = &c[c_offset + i * c_ld + j];
             for (size_t p = 0; p < k; p++)
-                sum += a[a_offset + i * a_ld + p] * b[b_offset + j * row + p * column];
-            c[c_offset + i * c_ld + j] = sum;
+                sum += a[a_offset + i * a_row + p * a_column] * b[b_offset + j * row + p * column];
+            *to = beta != 0.0f ? *to + sum : sum;
         }
     if (a && b && c &&
         clEnqueueWriteBuffer(*queue, c_buffer, CL_TRUE, 0, bytes, c, 0, NULL, NULL) == CL_SUCCESS)

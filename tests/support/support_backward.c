@@ -48,6 +48,11 @@ static void make_router_inputs(batch *b, uint32_t inputs) {
     b->in.pair_weights_in = random_floats(pairs, 1.0);
 }
 
+/* As ref_backward_in has them. */
+static size_t dye_rows(const clmoe_layer_desc *desc, uint32_t tokens) {
+    return is_soft(desc) ? ref_router_rows(desc) : ref_pairs(desc, tokens);
+}
+
 static void make_gradients(training_batch *t, uint32_t inputs) {
     const clmoe_layer_desc *desc = &t->b.desc;
     size_t T = t->b.in.tokens, R = ref_columns(desc), D = desc->dim, G = desc->router.groups.count;
@@ -56,8 +61,8 @@ static void make_gradients(training_batch *t, uint32_t inputs) {
         t->dlogits = random_floats(T * R, 0.1);
     if ((inputs & WITH_DLOGITS) && desc->router.groups.two_level)
         t->dgroup_logits = random_floats(T * G, 0.1);
-    if ((inputs & WITH_DYE) && !is_soft(desc))
-        t->dye = random_of_type(desc->type, ref_pairs(desc, t->b.in.tokens) * D, 0.5);
+    if (inputs & WITH_DYE)
+        t->dye = random_of_type(desc->type, dye_rows(desc, t->b.in.tokens) * D, 0.5);
     /* Losses give a masked token no gradient. */
     for (size_t i = 0; i < T * R && t->dlogits; i++)
         t->dlogits[i] *= is_masked(t, i / R) ? 0.0f : 1.0f;
@@ -134,6 +139,14 @@ clmoe_type gradient_type_of(const clmoe_layer_desc *desc, size_t field) {
     return of_router ? desc->router.weight_type : desc->weight_type;
 }
 
+/* Soft MoE: the first rows of each expert's bucket. */
+static void place_soft_dye(const training_batch *t, uint32_t slots, float *rows) {
+    const clmoe_layer_desc *desc = &t->b.desc;
+    const size_t p = desc->router.soft_moe.slots, E = desc->num_experts, D = desc->dim;
+    for (size_t e = 0; e < E; e++)
+        memcpy(rows + e * (slots / E) * D, t->dye + e * p * D, p * D * F32);
+}
+
 /* Slots of the layer's buckets, whose sizes are multiples of a tile; the oracle's have no padding.
  */
 static clmoe_buf upload_dye(const training_batch *t) {
@@ -145,7 +158,9 @@ static clmoe_buf upload_dye(const training_batch *t) {
     float *rows = HOST(float, layout.slots *D);
     for (size_t i = 0; i < layout.slots * D; i++)
         rows[i] = NAN;
-    for (uint32_t e = 0; e < desc->num_experts; e++) {
+    if (is_soft(desc))
+        place_soft_dye(t, layout.slots, rows);
+    for (uint32_t e = 0; e < desc->num_experts && !is_soft(desc); e++) {
         const size_t n = plan->offsets[e + 1] - plan->offsets[e];
         for (size_t s = 0; s < n; s++) {
             const int32_t pair = plan->pair_of[plan->offsets[e] + s];

@@ -11,7 +11,7 @@ enum {
     WITH_LOGITS_IN = 2,
     WITH_IDS_IN = 4,   /* repeated ones, and some out of range */
     WITH_DLOGITS = 8,  /* and dgroup_logits with two levels */
-    WITH_DYE = 16,     /* not with Soft MoE */
+    WITH_DYE = 16,
     WITH_NAN_ROWS = 32 /* x and dy of masked tokens */
 };
 

@@ -27,68 +27,61 @@
 #define WALK          16 /* tiles of rows whose groups run side by side, to share Q in the cache */
 
 /*
- * A stage in local memory: a row per slot of P with ROWS elements, then one of Q with COLUMNS
- * elements. They are moved in chunks of 16 bytes; per stage a work-item carries the same chunk of
- * every P_STEP-th row of P, and of every Q_STEP-th of Q.
+ * A stage in local memory: a row per slot of P with ROWS elements, then one of Q with as many. They
+ * are moved in chunks of 16 bytes; per stage a work-item carries the same chunk of every STEP-th row
+ * of both. It has as many of them as its warp has blocks down.
  */
 #define CHUNK       8 /* elements */
-#define P_CHUNKS    (ROWS / CHUNK)
-#define P_STEP      (ITEMS / P_CHUNKS)
-#define P_LOADS     (DEPTH / P_STEP)
-#define Q_CHUNKS    (COLUMNS / CHUNK)
-#define Q_STEP      (ITEMS / Q_CHUNKS)
-#define Q_LOADS     (DEPTH / Q_STEP)
-#define P_BYTES     (DEPTH * P_CHUNKS * CHUNK_BYTES)
-#define STAGE_BYTES (P_BYTES + DEPTH * Q_CHUNKS * CHUNK_BYTES)
-
-/* The sums go to local memory in passes of so many blocks of 16 rows per warp. */
-#define PASS_BLOCKS 2
-#define PASS_ROWS   (PASS_BLOCKS * 16)
-#define SUM_STRIDE  (COLUMNS + 8) /* floats; the padding is against bank conflicts */
+#define CHUNKS      (ROWS / CHUNK)
+#define STEP        (ITEMS / CHUNKS)
+#define LOADS       (DEPTH / STEP)
+#define SIDE_BYTES  (DEPTH * CHUNKS * CHUNK_BYTES)
+#define STAGE_BYTES (2 * SIDE_BYTES)
 
 #define NOUNROLL _Pragma("unroll 1")
 
+/* In an expert, groups walk down WALK tiles of rows, then one tile of columns across. */
+static inline uint2 place_of_tile(const gradient *g, uint tile) {
+    const uint down = divide_up(g->m, ROWS), across = divide_up(g->n, COLUMNS);
+    const uint top = tile / (WALK * across) * WALK, within = tile % (WALK * across);
+    const uint high = min(down - top, (uint)WALK);
+    return (uint2)((top + within % high) * ROWS, within / high * COLUMNS);
+}
+
 /* What a work-item carries. */
 typedef struct carrier {
-    bool whole;           /* all chunks are aligned */
-    uint end;             /* of the expert's slots */
-    uint p_first, q_first;        /* its first slots in a stage */
-    uint p_to, q_to;              /* places in a stage of its first chunks */
+    bool whole;                   /* all chunks are aligned, and none is in use in part */
+    uint slot, end;               /* its first slot of the next stage, the end of the expert's */
+    uint to;                      /* place in a stage of its first chunk of P */
     int p_left, q_left;           /* elements in use from its chunk's first one on */
     __global const ushort *p, *q; /* its chunk of row 0 */
-    uint p_rows[P_LOADS], q_rows[Q_LOADS]; /* rows that it carries into the next stage */
+    uint rows[LOADS];             /* gathered rows of the next stage */
 } carrier;
 
-/* Rows that hold `slot`; where none does, row 0, of which nothing is carried. */
-static inline uint row_of(const gradient *g, uint gathered, uint slot, uint end) {
-    const uint known = slot < end ? slot : 0;
-    return gathered && slot < end ? (uint)g->token_of[slot] : known;
+/* The gathered rows of the next stage; past the end again the last one. */
+static inline void find_rows(const gradient *g, carrier *c) {
+    if (g->p_gathered | g->q_gathered) {
+        UNROLL for (uint i = 0; i < LOADS; ++i)
+            c->rows[i] = (uint)g->token_of[min(c->slot + i * STEP, c->end - 1)];
+    }
 }
 
-/* The rows of the stage that begins at `slot`. */
-static inline void find_rows(const gradient *g, carrier *c, uint slot) {
-    UNROLL for (uint i = 0; i < P_LOADS; ++i)
-        c->p_rows[i] = row_of(g, g->p_gathered, slot + c->p_first + i * P_STEP, c->end);
-    UNROLL for (uint i = 0; i < Q_LOADS; ++i)
-        c->q_rows[i] = row_of(g, g->q_gathered, slot + c->q_first + i * Q_STEP, c->end);
-}
-
-static inline carrier carrier_of(const gradient *g, uint2 slots, uint row, uint column, uint item) {
+static inline carrier carrier_of(const gradient *g, uint2 slots, uint2 tile, uint item) {
     carrier c;
-    const uint p_column = row + item % P_CHUNKS * CHUNK;
-    const uint q_column = column + item % Q_CHUNKS * CHUNK;
     const ulong places = (ulong)g->p | (ulong)g->q;
-    c.whole = places % CHUNK_BYTES == 0 && (g->p_row | g->q_row) % CHUNK == 0;
+    const uint2 column = tile + item % CHUNKS * CHUNK;
+    c.whole = places % CHUNK_BYTES == 0 && (g->p_row | g->q_row | g->m | g->n) % CHUNK == 0;
+    c.slot = slots.x + item / CHUNKS;
     c.end = slots.y;
-    c.p_first = item / P_CHUNKS;
-    c.q_first = item / Q_CHUNKS;
-    c.p_to = place(c.p_first, item % P_CHUNKS, P_CHUNKS);
-    c.q_to = P_BYTES + place(c.q_first, item % Q_CHUNKS, Q_CHUNKS);
-    c.p_left = clamp((int)g->m - (int)p_column, 0, CHUNK);
-    c.q_left = clamp((int)g->n - (int)q_column, 0, CHUNK);
-    c.p = fixed(g->p + p_column);
-    c.q = fixed(g->q + q_column);
-    find_rows(g, &c, slots.x);
+    c.to = place(item / CHUNKS, item % CHUNKS, CHUNKS);
+    c.p_left = (int)g->m - (int)column.x;
+    c.q_left = (int)g->n - (int)column.y;
+    c.p = fixed(g->p + column.x);
+    c.q = fixed(g->q + column.y);
+    UNROLL for (uint i = 0; i < LOADS; ++i)
+        c.rows[i] = 0;
+    if (slots.x < slots.y)
+        find_rows(g, &c);
     return c;
 }
 
@@ -96,7 +89,7 @@ static inline carrier carrier_of(const gradient *g, uint2 slots, uint row, uint 
 static inline void carry(__local uchar *tiles, bool whole, uint to, __global const ushort *from,
                          int left) {
     if (whole) {
-        copy_start(tiles, to, from, (uint)left * 2);
+        copy_start(tiles, to, from, left > 0 ? CHUNK_BYTES : 0);
     } else {
         ushort elements[CHUNK];
         UNROLL for (int i = 0; i < CHUNK; ++i)
@@ -105,45 +98,74 @@ static inline void carry(__local uchar *tiles, bool whole, uint to, __global con
     }
 }
 
-static inline void load_chunks(const gradient *g, const carrier *c, __local uchar *tiles,
-                               uint stage, bool whole, uint slot) {
-    UNROLL for (uint i = 0; i < P_LOADS; ++i)
-        carry(tiles, whole, stage + c->p_to + i * P_STEP * P_CHUNKS * CHUNK_BYTES,
-              c->p + (ulong)c->p_rows[i] * g->p_row,
-              slot + c->p_first + i * P_STEP < c->end ? c->p_left : 0);
-    UNROLL for (uint i = 0; i < Q_LOADS; ++i)
-        carry(tiles, whole, stage + c->q_to + i * Q_STEP * Q_CHUNKS * CHUNK_BYTES,
-              c->q + (ulong)c->q_rows[i] * g->q_row,
-              slot + c->q_first + i * Q_STEP < c->end ? c->q_left : 0);
+/* Where the chunks of a stage are, and how many of their elements are in use. */
+typedef struct sources {
+    __global const ushort *p[LOADS], *q[LOADS];
+    int p_left[LOADS], q_left[LOADS];
+} sources;
+
+/* Row `row` of `bytes` each, in one instruction. */
+static inline __global const ushort *row_from(__global const ushort *first, uint row, uint bytes) {
+    return (__global const ushort *)((__global const uchar *)first + (ulong)row * bytes);
 }
 
-/* Fills a stage from `slot` on, one batch of copies, empty past the end; then finds the next's. */
-static inline void load_stage(const gradient *g, carrier *c, __local uchar *tiles, uint stage,
-                              uint slot) {
-    if (slot < c->end) {
-        if (c->whole)
-            load_chunks(g, c, tiles, stage, true, slot);
-        else
-            load_chunks(g, c, tiles, stage, false, slot);
+/* Those of the next stage, which then is the one after it. */
+static inline sources next_sources(const gradient *g, carrier *c) {
+    sources s;
+    UNROLL for (uint i = 0; i < LOADS; ++i) {
+        const uint slot = c->slot + i * STEP;
+        s.p[i] = row_from(c->p, g->p_gathered ? c->rows[i] : slot, 2 * g->p_row);
+        s.q[i] = row_from(c->q, g->q_gathered ? c->rows[i] : slot, 2 * g->q_row);
+        s.p_left[i] = slot < c->end ? c->p_left : 0;
+        s.q_left[i] = slot < c->end ? c->q_left : 0;
+    }
+    c->slot += DEPTH;
+    find_rows(g, c);
+    return s;
+}
+
+/* The i-th chunks of P and of Q. */
+static inline void load_chunks(const sources *s, uint i, __local uchar *tiles, uint to,
+                               bool whole) {
+    carry(tiles, whole, to + i * STEP * CHUNKS * CHUNK_BYTES, s->p[i], s->p_left[i]);
+    carry(tiles, whole, to + i * STEP * CHUNKS * CHUNK_BYTES + SIDE_BYTES, s->q[i], s->q_left[i]);
+}
+
+/* Fills a stage, with zeros past the end: one batch of copies. */
+static inline void load_stage(const carrier *c, const sources *s, __local uchar *tiles,
+                              uint stage) {
+    if (c->whole) {
+        UNROLL for (uint i = 0; i < LOADS; ++i)
+            load_chunks(s, i, tiles, stage + c->to, true);
+    } else {
+        UNROLL for (uint i = 0; i < LOADS; ++i)
+            load_chunks(s, i, tiles, stage + c->to, false);
     }
     copy_batch();
-    find_rows(g, c, slot + DEPTH);
+}
+
+/* Fills the first stages; all their rows are found before. */
+static inline void load_first(const gradient *g, carrier *c, __local uchar *tiles) {
+    sources s[STAGES];
+    UNROLL for (uint i = 0; i < STAGES; ++i)
+        s[i] = next_sources(g, c);
+    UNROLL for (uint i = 0; i < STAGES; ++i)
+        load_stage(c, &s[i], tiles, i * STAGE_BYTES);
 }
 
 /* A warp's part of the tile: its first row and column, and where its matrices are in a stage. */
 typedef struct warp_part {
-    uint lane, down, column, p_from, q_from;
+    uint lane, row, column, p_from, q_from;
 } warp_part;
 
 static inline warp_part warp_part_of(uint item) {
     warp_part at;
     const uint warp = item / WARP, lane = item % WARP;
     at.lane = lane;
-    at.down = warp % WARPS_DOWN;
+    at.row = warp % WARPS_DOWN * WARP_ROWS;
     at.column = warp / WARPS_DOWN * WARP_COLUMNS;
-    at.p_from = place(lane / 16 * 8 + lane % 8, at.down * WARP_ROWS / CHUNK + lane / 8 % 2,
-                      P_CHUNKS);
-    at.q_from = P_BYTES + place(lane % 16, at.column / CHUNK + lane / 16, Q_CHUNKS);
+    at.p_from = place(lane / 16 * 8 + lane % 8, at.row / CHUNK + lane / 8 % 2, CHUNKS);
+    at.q_from = SIDE_BYTES + place(lane % 16, at.column / CHUNK + lane / 16, CHUNKS);
     return at;
 }
 
@@ -154,89 +176,191 @@ typedef struct factors {
 
 static inline void load_factors(__local const uchar *tiles, uint stage, uint k, const warp_part *at,
                                 factors *f) {
+    const uint from = stage + k * 16 * CHUNKS * CHUNK_BYTES;
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
-        load_transposed(
-            tiles, stage + (at->p_from ^ (i * 2 * CHUNK_BYTES)) + k * 16 * P_CHUNKS * CHUNK_BYTES,
-            f->p[i]);
+        load_transposed(tiles, from + (at->p_from ^ (i * 2 * CHUNK_BYTES)), f->p[i]);
     UNROLL for (uint j = 0; j < BLOCKS_ACROSS; j += 2)
-        load_transposed(
-            tiles, stage + (at->q_from ^ (j * CHUNK_BYTES)) + k * 16 * Q_CHUNKS * CHUNK_BYTES,
-            f->q[j]);
+        load_transposed(tiles, from + (at->q_from ^ (j * CHUNK_BYTES)), f->q[j]);
 }
 
-static inline void multiply(const factors *f, float (*sums)[BLOCKS_ACROSS][4]) {
+/* A block of rows. */
+static inline void multiply(const factors *f, uint i, float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
+        multiply_add(sums[i][j], f->p[i], f->q[j]);
+}
+
+static inline void multiply_all(const factors *f, float (*sums)[BLOCKS_ACROSS][4]) {
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
-        UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
-            multiply_add(sums[i][j], f->p[i], f->q[j]);
+        multiply(f, i, sums);
 }
 
-/* Sums of a pass of all warps -> local memory [WARPS_DOWN * PASS_ROWS, SUM_STRIDE]. */
-static inline void keep_sums(__local float *kept, const warp_part *at,
-                             float (*sums)[BLOCKS_ACROSS][4]) {
-    const uint row = at->down * PASS_ROWS + at->lane / 4, column = at->column + at->lane % 4 * 2;
-    UNROLL for (uint i = 0; i < PASS_BLOCKS; ++i)
-        UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j) {
-            __local float *to = kept + (row + i * 16) * SUM_STRIDE + column + j * 8;
-            *(__local float2 *)to = (float2)(sums[i][j][0], sums[i][j][1]);
-            *(__local float2 *)(to + 8 * SUM_STRIDE) = (float2)(sums[i][j][2], sums[i][j][3]);
+/*
+ * Products of 16 slots, while the sources of the next stage are found, or while chunks of it are
+ * loaded: what stands between products costs no time of its own.
+ */
+static inline sources multiply_and_find(const factors *f, const gradient *g, carrier *c,
+                                        float (*sums)[BLOCKS_ACROSS][4]) {
+    multiply(f, 0, sums);
+    const sources s = next_sources(g, c);
+    UNROLL for (uint i = 1; i < BLOCKS_DOWN; ++i)
+        multiply(f, i, sums);
+    return s;
+}
+
+static inline void multiply_and_load(const factors *f, const sources *s, __local uchar *tiles,
+                                     uint to, float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i) {
+        multiply(f, i, sums);
+        load_chunks(s, i, tiles, to, true);
+    }
+    copy_batch();
+}
+
+/*
+ * How a lane's sums become 16 bytes of a row of C: those of TOGETHER blocks of 8 columns, of which
+ * four lanes hold two columns each, are exchanged among the four.
+ */
+#define WORDS    4
+#define TOGETHER (OUTPUTS / 2)
+
+/* Exchanges *low of the lanes with `bit` for *high of those without. */
+static inline void exchange(uint *low, uint *high, uint lane, uint bit) {
+    const bool with = (lane & bit) != 0;
+    const uint got = of_other_lane(with ? *low : *high, bit);
+    *low = with ? got : *low;
+    *high = with ? *high : got;
+}
+
+/* Its own inverse. Words of f32 are two per block, and of a block a lane gets half. */
+static inline void exchange_all(uint *words, uint lane) {
+#if OUTPUTS == 4
+    exchange(words, words + 2, lane, 1);
+    exchange(words + 1, words + 3, lane, 1);
+#else
+    exchange(words, words + 1, lane, 1);
+    exchange(words + 2, words + 3, lane, 1);
+    exchange(words, words + 2, lane, 2);
+    exchange(words + 1, words + 3, lane, 2);
+#endif
+}
+
+/* The column that a lane's 16 bytes begin with. */
+static inline uint column_of_lane(uint lane) {
+    return OUTPUTS == 4 ? lane % 2 * 8 + lane % 4 / 2 * 4 : lane % 4 * 8;
+}
+
+/* Adds the words of TOGETHER blocks to the sums of row l / 4, or with `low` 2 of row l / 4 + 8. */
+static inline void add_words(const uint *words, float (*sums)[4], uint low) {
+    UNROLL for (uint b = 0; b < TOGETHER; ++b) {
+#if OUTPUTS == 4
+        const float2 v = (float2)(as_float(words[2 * b]), as_float(words[2 * b + 1]));
+#else
+        const float2 v = unpack(words[b]);
+#endif
+        sums[b][low] += v.x;
+        sums[b][low + 1] += v.y;
+    }
+}
+
+static inline void words_of(float (*sums)[4], uint low, uint *words) {
+    UNROLL for (uint b = 0; b < TOGETHER; ++b) {
+#if OUTPUTS == 4
+        words[2 * b] = as_uint(sums[b][low]);
+        words[2 * b + 1] = as_uint(sums[b][low + 1]);
+#else
+        words[b] = pack(sums[b][low], sums[b][low + 1]);
+#endif
+    }
+}
+
+/* Adds to a block of rows what C, from a lane's first place on, holds. */
+static inline void add_old(const gradient *g, __global const STORAGE(C) *c, uint lane,
+                           float (*sums)[4]) {
+    uint4 old[2][BLOCKS_ACROSS / TOGETHER];
+    UNROLL for (uint side = 0; side < 2; ++side)
+        UNROLL for (uint j = 0; j < BLOCKS_ACROSS / TOGETHER; ++j)
+            old[side][j] =
+                *(__global const uint4 *)(c + side * 8 * g->c_row + j * TOGETHER * 8);
+    UNROLL for (uint side = 0; side < 2; ++side)
+        UNROLL for (uint j = 0; j < BLOCKS_ACROSS / TOGETHER; ++j) {
+            const uint4 v = old[side][j];
+            uint words[WORDS] = {v.x, v.y, v.z, v.w};
+            exchange_all(words, lane);
+            add_words(words, sums + j * TOGETHER, 2 * side);
         }
 }
 
-/* OUTPUTS sums -> C, of which `count` are in use. */
-static inline void store_outputs(const gradient *g, __global STORAGE(C) *to,
-                                 __local const float *sums, uint count) {
-    if ((ulong)to % CHUNK_BYTES == 0 && count >= OUTPUTS) {
-#if OUTPUTS == 4
-        float4 v = *(__local const float4 *)sums;
+/* A warp's part that is aligned and all in use. */
+static inline void store_whole(const gradient *g, __global STORAGE(C) *c, uint lane,
+                               float (*sums)[BLOCKS_ACROSS][4]) {
+    c += lane / 4 * g->c_row + column_of_lane(lane);
+    UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i) {
+        __global STORAGE(C) *const block = c + i * 16 * g->c_row;
         if (g->accumulate)
-            v += *(__global const float4 *)to;
-        *(__global float4 *)to = v;
-#else
-        const float4 low = ((__local const float4 *)sums)[0];
-        const float4 high = ((__local const float4 *)sums)[1];
-        float8 v = (float8)(low, high);
-        if (g->accumulate)
-            v += LOADN(C, 8, to);
-        *(__global uint4 *)to =
-            (uint4)(pack(v.s0, v.s1), pack(v.s2, v.s3), pack(v.s4, v.s5), pack(v.s6, v.s7));
-#endif
-    } else {
-        NOUNROLL for (uint i = 0; i < min(count, (uint)OUTPUTS); ++i)
-            STORE(C, g->accumulate ? LOAD(C, to + i) + sums[i] : sums[i], to + i);
+            add_old(g, block, lane, sums[i]);
+        UNROLL for (uint side = 0; side < 2; ++side)
+            UNROLL for (uint j = 0; j < BLOCKS_ACROSS / TOGETHER; ++j) {
+                uint words[WORDS];
+                words_of(sums[i] + j * TOGETHER, 2 * side, words);
+                exchange_all(words, lane);
+                *(__global uint4 *)(block + side * 8 * g->c_row + j * TOGETHER * 8) =
+                    (uint4)(words[0], words[1], words[2], words[3]);
+            }
     }
 }
 
-#define OUTPUT_CHUNKS (COLUMNS / OUTPUTS)
+/* Two neighbouring elements, the second only if it is in use. */
+static inline void store_pair(const gradient *g, __global STORAGE(C) *c, float2 v, bool both) {
+#if OUTPUTS == 4
+    if (g->accumulate)
+        v += (float2)(c[0], both ? c[1] : 0.0f);
+    c[0] = v.x;
+    if (both)
+        c[1] = v.y;
+#else
+    if (g->accumulate)
+        v += unpack((uint)c[0] | (both ? (uint)c[1] << 16 : 0u));
+    const uint packed = pack(v.x, v.y);
+    c[0] = (ushort)packed;
+    if (both)
+        c[1] = (ushort)(packed >> 16);
+#endif
+}
 
-/* Stores a pass that begins at row `from` of each warp's part. */
-static inline void store_pass(const gradient *g, uint expert, uint first_row, uint first_column,
-                              uint from, __local const float *kept) {
-    const uint item = (uint)get_local_id(0);
-    const uint within = item % OUTPUT_CHUNKS * OUTPUTS, column = first_column + within;
-    NOUNROLL for (uint row = item / OUTPUT_CHUNKS; row < WARPS_DOWN * PASS_ROWS;
-                  row += ITEMS / OUTPUT_CHUNKS) {
-        const uint to = first_row + row / PASS_ROWS * WARP_ROWS + from + row % PASS_ROWS;
-        if (to < g->m && column < g->n)
-            store_outputs(g, g->c + expert * g->c_expert + to * g->c_row + column,
-                          kept + row * SUM_STRIDE + within, g->n - column);
-    }
+/* Any part: `row` and `column` are those of the lane's first sum. */
+static inline void store_pairs(const gradient *g, __global STORAGE(C) *c, uint row, uint column,
+                               float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint i = 0; i < 2 * BLOCKS_DOWN; ++i)
+        UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
+            if (row + i * 8 < g->m && column + j * 8 < g->n) {
+                const float *v = sums[i / 2][j] + i % 2 * 2;
+                store_pair(g, c + i * 8 * g->c_row + j * 8, (float2)(v[0], v[1]),
+                           column + j * 8 + 1 < g->n);
+            }
+}
+
+static inline void store_part(const gradient *g, uint expert, uint2 tile, const warp_part *at,
+                              float (*sums)[BLOCKS_ACROSS][4]) {
+    const uint row = tile.x + at->row, column = tile.y + at->column, lane = at->lane;
+    __global STORAGE(C) *const c = g->c + expert * g->c_expert + row * g->c_row + column;
+    if ((ulong)c % CHUNK_BYTES == 0 && g->c_row % OUTPUTS == 0 && row + WARP_ROWS <= g->m &&
+        column + WARP_COLUMNS <= g->n)
+        store_whole(g, c, lane, sums);
+    else
+        store_pairs(g, c + lane / 4 * g->c_row + lane % 4 * 2, row + lane / 4,
+                    column + lane % 4 * 2, sums);
 }
 
 KERNEL(ITEMS, 1, 1)
 void gradient_nv_mma(GRADIENT_PARAMETERS) {
     __local uchar tiles[STAGES * STAGE_BYTES] __attribute__((aligned(128)));
     const gradient g = GRADIENT_PROBLEM;
-    /* In an expert, groups walk down WALK tiles of rows, then one tile of columns across. */
-    const uint down = divide_up(m, ROWS), across = divide_up(n, COLUMNS);
-    const uint group = (uint)(get_global_id(0) / ITEMS);
-    const uint expert = group / (down * across), tile = group % (down * across);
-    const uint top = tile / (WALK * across) * WALK, within = tile % (WALK * across);
-    const uint high = min(down - top, (uint)WALK);
-    const uint row = (top + within % high) * ROWS, column = within / high * COLUMNS;
-    const uint2 slots_in_use = slots_of(&g, expert);
-    const uint item = (uint)get_local_id(0);
+    const uint count = divide_up(m, ROWS) * divide_up(n, COLUMNS);
+    const uint group = (uint)(get_global_id(0) / ITEMS), expert = group / count;
+    const uint2 tile = place_of_tile(&g, group % count), slots_in_use = slots_of(&g, expert);
+    const uint item = (uint)get_local_id(0), begin = slots_in_use.x, end = slots_in_use.y;
     const warp_part at = warp_part_of(item);
-    carrier mine = carrier_of(&g, slots_in_use, row, column, item);
+    carrier mine = carrier_of(&g, slots_in_use, tile, item);
     float sums[BLOCKS_DOWN][BLOCKS_ACROSS][4];
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
         UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
@@ -245,37 +369,38 @@ void gradient_nv_mma(GRADIENT_PARAMETERS) {
 
     /*
      * While the products of 16 slots are under way, the factors of the next are read. Past the
-     * barrier nobody reads this stage again: it is filled anew.
+     * barrier nobody reads this stage again: it is filled anew. The loop of whole chunks has no
+     * branches. An expert without slots passes by both.
      */
     factors f[2];
-    NOUNROLL for (uint i = 0; i < STAGES; ++i)
-        load_stage(&g, &mine, tiles, i * STAGE_BYTES, slots_in_use.x + i * DEPTH);
+    if (begin < end)
+        load_first(&g, &mine, tiles);
     COPY_WAIT(STAGES - 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     load_factors(tiles, 0, 0, &at, &f[0]);
-    uint stage = 0;
-    NOUNROLL for (uint slot = slots_in_use.x; slot < slots_in_use.y; slot += DEPTH) {
+    uint stage = 0, slot = begin;
+    NOUNROLL for (const uint whole = mine.whole ? end : begin; slot < whole; slot += DEPTH) {
         const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
         load_factors(tiles, stage, 1, &at, &f[1]);
-        multiply(&f[0], sums);
+        const sources from = multiply_and_find(&f[0], &g, &mine, sums);
         COPY_WAIT(STAGES - 2);
         barrier(CLK_LOCAL_MEM_FENCE);
         load_factors(tiles, next, 0, &at, &f[0]);
-        multiply(&f[1], sums);
-        load_stage(&g, &mine, tiles, stage, slot + STAGES * DEPTH);
+        multiply_and_load(&f[1], &from, tiles, stage + mine.to, sums);
+        stage = next;
+    }
+    NOUNROLL for (; slot < end; slot += DEPTH) {
+        const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
+        load_factors(tiles, stage, 1, &at, &f[1]);
+        const sources from = multiply_and_find(&f[0], &g, &mine, sums);
+        COPY_WAIT(STAGES - 2);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        load_factors(tiles, next, 0, &at, &f[0]);
+        multiply_all(&f[1], sums);
+        load_stage(&mine, &from, tiles, stage);
         stage = next;
     }
     COPY_WAIT(0);
-    __local float *shared = (__local float *)tiles;
-    const bool nothing_to_add = accumulate && slots_in_use.x >= slots_in_use.y;
-    const uint end_row = nothing_to_add ? 0 : WARP_ROWS;
-    NOUNROLL for (uint from = 0; from < end_row; from += PASS_ROWS) {
-        barrier(CLK_LOCAL_MEM_FENCE);
-        if (from == 0)
-            keep_sums(shared, &at, sums);
-        else
-            keep_sums(shared, &at, sums + BLOCKS_DOWN - PASS_BLOCKS);
-        barrier(CLK_LOCAL_MEM_FENCE);
-        store_pass(&g, expert, row, column, from, shared);
-    }
+    if (!accumulate || begin < end)
+        store_part(&g, expert, tile, &at, sums);
 }

@@ -1,7 +1,7 @@
 /*
  * The engine that calls CLBlast, once or twice per expert with rows. It must know the rows on the
  * host, so it reads them back; biases, activation and row weights follow in
- * cl/experts/gemm/clblast.cl.
+ * cl/experts/gemm/clblast.cl. For gradients of weights it calls it once per expert with rows.
  */
 #include "kernel.h"
 #include "runtime/program.h"
@@ -10,12 +10,17 @@
 #include <limits.h>
 #include <stdlib.h>
 
+/* Buckets on the host, as read back. */
+typedef struct host_rows {
+    uint32_t experts;         /* at most */
+    uint32_t *kept, *offsets; /* [E], [E+1] */
+} host_rows;
+
 typedef struct clblast_state {
-    size_t group; /* work-items per group of cl/experts/gemm/clblast.cl */
-    uint32_t experts;
+    size_t group;           /* work-items per group of cl/experts/gemm/clblast.cl */
     cl_command_queue queue; /* in order: CLBlast chains its kernels by nothing else */
     cl_kernel kernels[GEMM_VARIANTS];
-    uint32_t *kept, *offsets; /* [E], [E+1], as read back */
+    host_rows rows;
 } clblast_state;
 
 /* How gate and up lie: two matrices, or as the rows of one matrix of 2n. */
@@ -107,6 +112,47 @@ done:
     return status;
 }
 
+/* Creates the engine's own queue and makes CLBlast ready for the context. */
+static clmoe_status open_queue(clmoe_context *context, cl_command_queue *queue) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_int code = CL_SUCCESS;
+    *queue = clCreateCommandQueue(context->cl, context->device, 0, &code);
+    TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
+    remember_context(context);
+    TRY(warm_up(context, *queue));
+done:
+    return status;
+}
+
+static void rows_release(host_rows *rows) {
+    free(rows->kept);
+    free(rows->offsets);
+    *rows = (host_rows){0};
+}
+
+/* Room for the rows of `experts`. */
+static clmoe_status rows_reserve(host_rows *rows, uint32_t experts) {
+    if (experts <= rows->experts)
+        return CLMOE_SUCCESS;
+    rows_release(rows);
+    rows->kept = calloc(experts, sizeof *rows->kept);
+    rows->offsets = calloc((size_t)experts + 1, sizeof *rows->offsets);
+    if (!rows->kept || !rows->offsets)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
+    rows->experts = experts;
+    return CLMOE_SUCCESS;
+}
+
+/* Waits for the chain. */
+static clmoe_status rows_read(host_rows *rows, launch *chain, clmoe_buf offsets, clmoe_buf kept,
+                              uint32_t experts) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(launch_read(chain, kept, experts * sizeof(uint32_t), rows->kept));
+    TRY(launch_read(chain, offsets, (experts + 1) * sizeof(uint32_t), rows->offsets));
+done:
+    return status;
+}
+
 static void clblast_destroy(void *opaque) {
     clblast_state *state = opaque;
     if (!state)
@@ -115,8 +161,7 @@ static void clblast_destroy(void *opaque) {
         kernel_release(&state->kernels[i]);
     if (state->queue)
         clReleaseCommandQueue(state->queue);
-    free(state->kept);
-    free(state->offsets);
+    rows_release(&state->rows);
     free(state);
 }
 
@@ -134,7 +179,6 @@ static clmoe_status check_extent(const char *what, uint64_t first, uint64_t rows
 
 static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *shape, void **out) {
     clmoe_status status = CLMOE_SUCCESS;
-    cl_int code = CL_SUCCESS;
     if (shape->a_type != CLMOE_F32 || shape->w_type != CLMOE_F32)
         return fail(CLMOE_UNSUPPORTED,
                     "engine clblast computes in f32, but type is %s and weight_type %s",
@@ -144,19 +188,10 @@ static clmoe_status clblast_create(clmoe_context *context, const gemm_shape *sha
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
     TRY(check_extent("a matrix of all experts", 0, shape->experts,
                      (uint64_t)shape->dim * shape->hidden_dim));
-    state->experts = shape->experts;
-    state->kept = calloc(shape->experts, sizeof *state->kept);
-    state->offsets = calloc((size_t)shape->experts + 1, sizeof *state->offsets);
-    if (!state->kept || !state->offsets) {
-        status = fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
-        goto done;
-    }
+    TRY(rows_reserve(&state->rows, shape->experts));
     TRY(gemm_kernels_by_column(context, shape, "experts/gemm/clblast", "act_rows", state->kernels,
                                &state->group));
-    state->queue = clCreateCommandQueue(context->cl, context->device, 0, &code);
-    TRY(clmoe_cl_check(code, "clCreateCommandQueue"));
-    remember_context(context);
-    TRY(warm_up(context, state->queue));
+    TRY(open_queue(context, &state->queue));
     *out = state;
     state = NULL;
 done:
@@ -264,9 +299,9 @@ static clmoe_status clblast_check(const void *opaque, const gemm_problem *proble
     const matrix sums = sums_of(problem);
     if (problem->token_of.mem)
         return fail(CLMOE_UNSUPPORTED, "engine clblast does not gather rows");
-    if (problem->experts > state->experts)
+    if (problem->experts > state->rows.experts)
         return fail(CLMOE_INVALID_ARGUMENT, "engine clblast was created for %u experts, not %u",
-                    state->experts, problem->experts);
+                    state->rows.experts, problem->experts);
     TRY(check_extent("the rows", problem->a.offset / sizeof(float), problem->slots, problem->k));
     TRY(check_extent("the sums", sums.offset, problem->slots, sums.ld));
     TRY(check_extent("the weights", up->buf.offset / sizeof(float), problem->experts, up->expert));
@@ -283,11 +318,8 @@ static clmoe_status run_experts(clblast_state *state, launch *chain, const gemm_
     cl_command_queue queue = chain->out_of_order ? state->queue : chain->queue;
     bool left = false;
     const bool dense = !problem->tile_expert.mem;
-    if (!dense) {
-        TRY(launch_read(chain, problem->kept, problem->experts * sizeof(uint32_t), state->kept));
-        TRY(launch_read(chain, problem->offsets, (problem->experts + 1) * sizeof(uint32_t),
-                        state->offsets));
-    }
+    if (!dense)
+        TRY(rows_read(&state->rows, chain, problem->offsets, problem->kept, problem->experts));
     TRY(launch_leave(chain, queue));
     left = true;
     for (uint32_t expert = 0; expert < problem->experts; expert++) {
@@ -296,8 +328,8 @@ static clmoe_status run_experts(clblast_state *state, launch *chain, const gemm_
                           .place = place,
                           .sums = sums,
                           .expert = expert,
-                          .first = dense ? 0 : state->offsets[expert],
-                          .rows = dense ? problem->slots : state->kept[expert]};
+                          .first = dense ? 0 : state->rows.offsets[expert],
+                          .rows = dense ? problem->slots : state->rows.kept[expert]};
         if (b.rows > 0)
             TRY(run_expert(&b));
     }
@@ -342,6 +374,125 @@ done:
     return status;
 }
 
+/* ---- Gradients of weights ------------------------------------------------------------------ */
+
+typedef struct clblast_gradient {
+    size_t group; /* work-items per group of cl/experts/gemm/clblast_gradient.cl */
+    cl_command_queue queue;
+    cl_kernel zeros;
+    host_rows rows;
+} clblast_gradient;
+
+static void gradient_destroy(void *opaque) {
+    clblast_gradient *state = opaque;
+    if (!state)
+        return;
+    kernel_release(&state->zeros);
+    if (state->queue)
+        clReleaseCommandQueue(state->queue);
+    rows_release(&state->rows);
+    free(state);
+}
+
+static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_shape *shape,
+                                    void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (shape->p_type != CLMOE_F32 || shape->q_type != CLMOE_F32 || shape->c_type != CLMOE_F32)
+        return fail(CLMOE_UNSUPPORTED,
+                    "engine clblast makes gradients of %s from %s, not of %s from %s and %s",
+                    type_name(CLMOE_F32), type_name(CLMOE_F32), type_name(shape->c_type),
+                    type_name(shape->p_type), type_name(shape->q_type));
+    clblast_gradient *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
+    TRY(gemm_gradient_by_column(context, shape, "experts/gemm/clblast_gradient", "gradient_zeros",
+                                &state->zeros, &state->group));
+    TRY(open_queue(context, &state->queue));
+    *out = state;
+    state = NULL;
+done:
+    gradient_destroy(state);
+    return status;
+}
+
+static clmoe_status gradient_check(const gemm_gradient *g) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint64_t elements = (uint64_t)g->m * g->row;
+    if (g->p.gathered || g->q.gathered)
+        return fail(CLMOE_UNSUPPORTED, "engine clblast does not gather rows");
+    TRY(check_extent("the rows of P", g->p.buf.offset / sizeof(float), g->slots, g->p.row));
+    TRY(check_extent("the rows of Q", g->q.buf.offset / sizeof(float), g->slots, g->q.row));
+    TRY(check_extent("the gradients", g->c.offset / sizeof(float), g->experts,
+                     g->expert > elements ? g->expert : elements));
+done:
+    return status;
+}
+
+/* The gradient of an expert whose rows are slots [first, first + rows). */
+static clmoe_status gradient_of_expert(cl_command_queue queue, const gemm_gradient *g,
+                                       uint32_t expert, size_t first, size_t rows) {
+    const gemm_rows *p = &g->p, *q = &g->q;
+    const product one = {
+        .m = g->m,
+        .n = g->n,
+        .k = rows,
+        .a = {p->buf.mem, p->buf.offset / sizeof(float) + first * p->row, p->row},
+        .w = {q->buf.mem, q->buf.offset / sizeof(float) + first * q->row, q->row},
+        .c = {g->c.mem, g->c.offset / sizeof(float) + expert * g->expert, g->row},
+        .a_along_m = true,
+        .accumulate = g->accumulate,
+    };
+    return sgemm(queue, &one);
+}
+
+/* CLBlast refuses sums of nothing: zeros for the experts without rows. */
+static clmoe_status fill_zeros(const clblast_gradient *state, launch *chain,
+                               const gemm_gradient *g) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t groups[] = {g->m, gemm_tiles(g->n, state->group), g->experts};
+    const size_t local[] = {1, state->group, 1};
+    TRY(gemm_gradient_set(state->zeros, g));
+    TRY(launch_kernel(chain, state->zeros, 3, groups, local));
+done:
+    return status;
+}
+
+static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradient *g) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clblast_gradient *state = opaque;
+    cl_command_queue queue = chain->out_of_order ? state->queue : chain->queue;
+    const bool dense = !g->offsets.mem;
+    bool left = false;
+    TRY(gradient_check(g));
+    TRY(rows_reserve(&state->rows, g->experts));
+    if (!g->accumulate)
+        TRY(fill_zeros(state, chain, g));
+    if (!dense)
+        TRY(rows_read(&state->rows, chain, g->offsets, g->kept, g->experts));
+    TRY(launch_leave(chain, queue));
+    left = true;
+    for (uint32_t expert = 0; expert < g->experts; expert++) {
+        const size_t first = dense ? 0 : state->rows.offsets[expert];
+        const size_t rows = dense ? g->slots : state->rows.kept[expert];
+        if (rows > 0)
+            TRY(gradient_of_expert(queue, g, expert, first, rows));
+    }
+    TRY(launch_return(chain, queue));
+done:
+    /* As in run_experts(). */
+    if (left && status != CLMOE_SUCCESS && queue == state->queue)
+        clFinish(queue);
+    return status;
+}
+
+static const gemm_gradient_engine clblast_gradient_engine = {
+    .blocks = true,
+    .create = gradient_create,
+    .destroy = gradient_destroy,
+    .scratch = gemm_gradient_no_scratch,
+    .run = gradient_run,
+};
+
 const gemm_engine gemm_clblast = {
     .name = "clblast",
     .blocks = true,
@@ -352,4 +503,5 @@ const gemm_engine gemm_clblast = {
     .scratch = clblast_scratch,
     .check = clblast_check,
     .run = clblast_run,
+    .gradient = &clblast_gradient_engine,
 };

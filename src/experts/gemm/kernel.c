@@ -98,6 +98,24 @@ clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_sh
     return program_kernel(context, step, all, name, kernel);
 }
 
+clmoe_status gemm_gradient_by_column(clmoe_context *context, const gemm_gradient_shape *shape,
+                                     const char *step, const char *name, cl_kernel *kernel,
+                                     size_t *group) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    for (size_t most = MAX_COLUMN_GROUP; status == CLMOE_UNSUPPORTED && most > 0; most /= 2) {
+        char options[32];
+        if (!device_takes_group(&context->info, 1, most))
+            continue;
+        *group = most;
+        snprintf(options, sizeof options, "-DGROUP=%zu", most);
+        status = gemm_gradient_kernel(context, shape, step, options, name, kernel);
+    }
+    if (status == CLMOE_SUCCESS)
+        error_put_back(&kept);
+    return status;
+}
+
 clmoe_status gemm_gradient_set(cl_kernel kernel, const gemm_gradient *problem) {
     const gemm_gradient_shape *types = &problem->types;
     const gemm_rows *p = &problem->p, *q = &problem->q;

@@ -45,6 +45,9 @@ static inline size_t gemm_tiles(size_t count, size_t tile) {
 clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,
                                   const char *step, const char *options, const char *name,
                                   cl_kernel *kernel);
+clmoe_status gemm_gradient_by_column(clmoe_context *context, const gemm_gradient_shape *shape,
+                                     const char *step, const char *name, cl_kernel *kernel,
+                                     size_t *group);
 clmoe_status gemm_gradient_set(cl_kernel kernel, const gemm_gradient *problem);
 size_t gemm_gradient_no_scratch(const void *state, uint32_t experts, size_t slots, uint32_t m,
                                 uint32_t n);

@@ -2,10 +2,7 @@
 #include "kernel.h"
 #include "runtime/program.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-
-enum { GRADIENT_GROUP = 64 };
 
 typedef struct ref_state {
     size_t group; /* work-items per group, columns of C */
@@ -71,33 +68,14 @@ static void gradient_destroy(void *opaque) {
     free(state);
 }
 
-static clmoe_status gradient_compile(clmoe_context *context, const gemm_gradient_shape *shape,
-                                     ref_gradient *state) {
-    const error_sentence kept = error_keep();
-    clmoe_status status = CLMOE_UNSUPPORTED;
-    for (state->group = GRADIENT_GROUP; status == CLMOE_UNSUPPORTED && state->group > 0;
-         state->group /= 2) {
-        char options[32];
-        if (!device_takes_group(&context->info, 1, state->group))
-            continue;
-        snprintf(options, sizeof options, "-DGROUP=%zu", state->group);
-        status = gemm_gradient_kernel(context, shape, "experts/gemm/ref_gradient", options,
-                                      "gradient_ref", &state->kernel);
-        if (status != CLMOE_UNSUPPORTED)
-            break;
-    }
-    if (status == CLMOE_SUCCESS)
-        error_put_back(&kept);
-    return status;
-}
-
 static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_shape *shape,
                                     void **out) {
     clmoe_status status = CLMOE_SUCCESS;
     ref_gradient *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the ref engine");
-    TRY(gradient_compile(context, shape, state));
+    TRY(gemm_gradient_by_column(context, shape, "experts/gemm/ref_gradient", "gradient_ref",
+                                &state->kernel, &state->group));
     *out = state;
     state = NULL;
 done:

@@ -263,6 +263,131 @@ done:
     return status;
 }
 
+/* ---- Gradients of weights ------------------------------------------------------------------ */
+
+/* In tiles, or, dense ones of few elements, in tiles of slices that are then added. */
+typedef struct tiled_gradient {
+    uint32_t rows; /* of a tile; its columns are those of `usual` */
+    cl_kernel tiles, slices, add;
+    size_t group; /* work-items per group of add */
+} tiled_gradient;
+
+static void gradient_destroy(void *opaque) {
+    tiled_gradient *state = opaque;
+    if (!state)
+        return;
+    kernel_release(&state->tiles);
+    kernel_release(&state->slices);
+    kernel_release(&state->add);
+    free(state);
+}
+
+/* Both kernels, for tiles of `rows`. */
+static clmoe_status compile_gradients(clmoe_context *context, const gemm_gradient_shape *shape,
+                                      tiled_gradient *state, uint32_t rows) {
+    clmoe_status status = CLMOE_SUCCESS;
+    gemm_gradient_shape partial = *shape;
+    char options[96];
+    partial.c_type = CLMOE_F32;
+    state->rows = rows;
+    kernel_release(&state->tiles);
+    snprintf(options, sizeof options, "-DSPLIT=0 -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u", rows,
+             usual.columns, usual.depth);
+    TRY(gemm_gradient_kernel(context, shape, "experts/gemm/tiled_gradient", options,
+                             "gradient_tiled", &state->tiles));
+    snprintf(options, sizeof options, "-DSPLIT=1 -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u", rows,
+             usual.columns, usual.depth);
+    TRY(gemm_gradient_kernel(context, &partial, "experts/gemm/tiled_gradient", options,
+                             "gradient_tiled", &state->slices));
+done:
+    return status;
+}
+
+static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_shape *shape,
+                                    void **out) {
+    const error_sentence kept = error_keep();
+    clmoe_status status = CLMOE_UNSUPPORTED;
+    tiled_gradient *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the tiled engine");
+    for (uint32_t rows = usual.rows; status == CLMOE_UNSUPPORTED && rows >= FEW_ROWS; rows /= 2)
+        if (fits(&context->info, &usual, rows))
+            status = compile_gradients(context, shape, state, rows);
+    TRY(status);
+    TRY(gemm_gradient_by_column(context, shape, "experts/gemm/tiled_slices", "add_slices",
+                                &state->add, &state->group));
+    error_put_back(&kept);
+    *out = state;
+    state = NULL;
+done:
+    gradient_destroy(state);
+    return status;
+}
+
+static bool can_split(uint64_t m, uint64_t n, size_t slots) {
+    return m * n <= GRADIENT_MAX_SPLIT && slots > GRADIENT_MIN_SLICE;
+}
+
+/* Of dense problems: the partial sums, [slices, m, n]. */
+static size_t gradient_scratch(const void *opaque, uint32_t experts, size_t slots, uint32_t m,
+                               uint32_t n) {
+    (void)opaque;
+    const uint64_t elements = (uint64_t)m * n;
+    if (experts > 1 || slots <= GRADIENT_MIN_SLICE)
+        return 0;
+    return sizeof(float) * GRADIENT_SLICES *
+           (size_t)(elements < GRADIENT_MAX_SPLIT ? elements : GRADIENT_MAX_SPLIT);
+}
+
+static clmoe_status run_gradient_tiles(const tiled_gradient *state, launch *chain, cl_kernel kernel,
+                                       const gemm_gradient *g) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t columns = 2 * (size_t)usual.columns;
+    const size_t groups[] = {gemm_tiles(g->n, columns), gemm_tiles(g->m, state->rows), g->experts};
+    const size_t local[] = {usual.columns / TILED_ITEM, state->rows / TILED_ITEM, 1};
+    TRY(gemm_gradient_set(kernel, g));
+    TRY(launch_bounded(chain, kernel, 3, groups, local,
+                       (uint64_t)g->slots * state->rows * columns));
+done:
+    return status;
+}
+
+static clmoe_status run_slices(const tiled_gradient *state, launch *chain, const gemm_gradient *g) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t groups[] = {g->m, gemm_tiles(g->n, state->group)};
+    const size_t local[] = {1, state->group};
+    const uint32_t slice = gradient_slice(g->slots);
+    gemm_gradient partial = *g;
+    partial.experts = (uint32_t)gemm_tiles(g->slots, slice);
+    partial.c = g->scratch;
+    partial.types.c_type = CLMOE_F32;
+    partial.expert = (uint64_t)g->m * g->n;
+    partial.row = g->n;
+    partial.accumulate = false;
+    TRY(run_gradient_tiles(state, chain, state->slices, &partial));
+    TRY(KERNEL_SET(state->add, ARG_AS(partials, ARG_F32(g->scratch)), ARG_UINT(g->slots),
+                   ARG_UINT(g->m), ARG_UINT(g->n), ARG_TYPE(g->c, g->types.c_type),
+                   ARG_AS(c_row, ARG_ULONG(g->row)), ARG_UINT(g->accumulate)));
+    TRY(launch_kernel(chain, state->add, 2, groups, local));
+done:
+    return status;
+}
+
+static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradient *g) {
+    const tiled_gradient *state = opaque;
+    if (!g->offsets.mem && can_split(g->m, g->n, g->slots))
+        return run_slices(state, chain, g);
+    return run_gradient_tiles(state, chain, state->tiles, g);
+}
+
+static const gemm_gradient_engine tiled_gradient_engine = {
+    .gathers = true,
+    .create = gradient_create,
+    .destroy = gradient_destroy,
+    .scratch = gradient_scratch,
+    .run = gradient_run,
+};
+
 const gemm_engine gemm_tiled = {
     .name = "tiled",
     .gathers = true,
@@ -272,4 +397,5 @@ const gemm_engine gemm_tiled = {
     .row_tile = tiled_row_tile,
     .scratch = gemm_no_scratch,
     .run = tiled_run,
+    .gradient = &tiled_gradient_engine,
 };
