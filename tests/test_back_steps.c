@@ -16,7 +16,6 @@ typedef struct rig {
     training_batch *whole, steps;
     const clmoe_layer_desc *desc;
     clmoe_plan_layout layout;
-    clmoe_buf noise_gradients[2]; /* of the two, with learned noise */
     /* What the steps of the forward leave. */
     clmoe_buf logits, scores, ids, pair_weights, live, token_offsets, plan;
     clmoe_buf x; /* as the experts see it */
@@ -150,6 +149,8 @@ static void route_back(rig *r) {
          .token_mask = a->token_mask, .state = a->state, .dlogits = r->dlogits, .dnoise = r->dnoise,
          .dgroup_logits = r->dgroup_logits, .scratch = a->scratch, .router_dx = r->router_dx,
          .gradients = &r->steps.gradients, .logits_given = a->logits_in.mem != NULL);
+    if (a->logits_in.mem && !r->dnoise.mem && !r->dgroup_logits.mem)
+        r->router_dx = none; /* nothing goes through a router */
 }
 
 static void run_steps(rig *r) {
@@ -182,14 +183,12 @@ static void add_state(training_batch *t) {
 
 /* Outputs of their own for the two. */
 static void add_noise_gradients(rig *r) {
-    const size_t R = ref_columns(r->desc), D = r->desc->dim;
-    for (size_t i = 0; i < 2 && r->whole->noise_router; i++)
-        r->noise_gradients[i] = buf_new(R * D * 4);
-    r->whole->gradients.noise_router = r->noise_gradients[0];
-    r->steps.gradients.noise_router = r->noise_gradients[1];
-    if (r->whole->noise_router)
-        r->whole->args.dnoise =
-            buf_of(random_floats(r->whole->args.tokens * R, 0.1), r->whole->args.tokens * R * 4);
+    const size_t R = ref_columns(r->desc), D = r->desc->dim, T = r->whole->args.tokens;
+    if (!r->whole->noise_router || r->whole->b.in.ids_in)
+        return;
+    r->whole->gradients.noise_router = buf_new(R * D * 4);
+    r->steps.gradients.noise_router = buf_new(R * D * 4);
+    r->whole->args.dnoise = buf_of(random_floats(T * R, 0.1), T * R * 4);
 }
 
 static void check_steps(const clmoe_layer_desc *desc, uint32_t inputs, bool has_state) {
@@ -208,9 +207,9 @@ static void check_steps(const clmoe_layer_desc *desc, uint32_t inputs, bool has_
     run_steps(r);
     const training_outputs whole = training_read(t), steps = training_read(&r->steps);
     compare_outputs(&steps, &whole);
-    if (t->noise_router)
-        compare_bits("noise_router", buf_get(r->noise_gradients[1]), buf_get(r->noise_gradients[0]),
-                     (size_t)ref_columns(desc) * desc->dim * 4);
+    if (t->gradients.noise_router.mem)
+        compare_bits("noise_router", buf_get(r->steps.gradients.noise_router),
+                     buf_get(t->gradients.noise_router), (size_t)ref_columns(desc) * desc->dim * 4);
 }
 
 /* ---- Tests -------------------------------------------------------------------------------------
