@@ -436,7 +436,7 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_DLOGITS] = words(T, layer_router_rows(layer));
     shapes[REGION_DNOISE] = words(rows_if(learned, T), R);
     shapes[REGION_DGROUP_LOGITS] = words(rows_if(two_level, T), desc->router.groups.count);
-    shapes[REGION_RAW_WEIGHTS] = words(rows_if(two_level, pairs), 1);
+    shapes[REGION_RAW_WEIGHTS] = words(pairs, 1);
     shapes[REGION_DJOINT] = words(rows_if(two_level, T), R);
     shapes[REGION_ROUTER_DX] = elements(T, D, x);
     shapes[REGION_UNMASKED] = words(T + 3, 1);
