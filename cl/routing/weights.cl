@@ -9,13 +9,13 @@
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] or NULL, state or NULL, ids [pairs],
  *          live, token_mask, token_offsets, slot_of [pairs], expert_scale [R] or NULL, dpair_weights
  *          [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out [T,R] with
- *          noise_raw, dscale [pairs] or NULL. dscale -> scale_gradient [R], written or added to.
+ *          noise_raw, dscale [pairs] or NULL; scratch raw [pairs]. dscale -> scale_gradient [R], written or added to.
  *          chosen [pairs], 0 for surplus pairs.
  * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the columns.
  *          expert_scale_backward: one group per column; its lanes stride over the pairs.
  * Limits: GROUP a power of two.
- * Repeatability: each number has one owner, the choices of a token come in order; sums over pairs
- *          are in lane order, then a tree.
+ * Repeatability: each number has one owner, as the ids of a token differ; sums over pairs are in
+ *          lane order, then a tree.
  */
 #include "dispatch/pairs.clh"
 #include "routing/weights.clh"
@@ -39,8 +39,8 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                       IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
                       IN(int, slot_of), IN(float, expert_scale), IN(float, dpair_weights),
                       IN(float, dlogits), IN(float, dnoise), OUT(float, dlogits_out),
-                      OUT(float, dnoise_out), OUT(float, dscale), int pairs, int most,
-                      router_switches r) {
+                      OUT(float, dnoise_out), OUT(float, dscale), OUT(float, raw), int pairs,
+                      int most, router_switches r) {
     __local float tmp[GROUP];
     token_owner owner = OWNER_INIT(r.top_k, pairs, most);
     const uint token = get_group_id(0), R = (uint)r.columns;
@@ -69,7 +69,13 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                      0.0f};
     const uint columns = over_row && v.count > 0 ? R : 0;
     const float total = row_softmax(&r, &v, columns, tmp);
-    chosen_softmax(&r, &v);
+    if (r.score == SCORE_SOFTMAX && r.topk_first)
+        chosen_softmax(&r, &v);
+    raw = AT(raw) + range.begin;
+    for (uint k = get_local_id(0); k < v.count; k += GROUP)
+        raw[k] = plain_weight(&r, &v, total, k);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    v.raw = raw;
     renorm_sums sums;
     renorm_back(&r, &v, total, &sums);
     const float dot = weights_dot(&r, &v, &sums, total);
@@ -82,13 +88,13 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
             add_to_row(&r, &row, e, row_gradient(&r, &v, total, dot, e));
     }
     for (uint k = 0; k < v.count && r.score == SCORE_SPARSEMIXER; k++) {
-        const float w = sparsemixer_weight(&r, &v, k);
+        const float w = v.raw[k];
         const float d = plain_gradient(&r, &v, &sums, total, k) * w * w;
         for (uint e = get_local_id(0); e < R; e += GROUP)
             add_to_row(&r, &row, e, -d * sparsemixer_term(&r, &v, k, e));
     }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
-    for (uint k = 0; k < v.count && get_local_id(0) == 0; k++)
+    for (uint k = get_local_id(0); k < v.count; k += GROUP)
         if (prepared_choice(&r, &v, k) > -INFINITY)
             add_to_row(&r, &row, (uint)v.ids[k],
                        choice_gradient(&r, &v, &sums, total, dot, k));
