@@ -201,11 +201,11 @@ done:
     return status;
 }
 
-clmoe_status step_soft_moe_rows(const batch *b, launch *chain, clmoe_buf xe) {
+clmoe_status step_soft_moe_dispatch_again(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(set_norms(b, chain));
     TRY(set_slot_weights(b, chain, false));
-    TRY(mix_into_slots(b, chain, region(b, REGION_SOFT_MOE_X), xe));
+    TRY(mix_into_slots(b, chain, region(b, REGION_SOFT_MOE_X), region(b, REGION_X_ROWS)));
 done:
     return status;
 }
@@ -266,21 +266,18 @@ done:
     return status;
 }
 
-clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain, clmoe_buf ye,
-                                            clmoe_buf rows) {
+clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool normalizes = b->layer->desc.normalize_experts != 0;
     const clmoe_buf dy = region(b, REGION_SOFT_MOE_DY);
     TRY(clean_dy(b, chain, dy));
     TRY(set_slot_weights(b, chain, true));
-    TRY(mix_into_slots(b, chain, dy, rows));
-    if (normalizes || b->dye.mem)
-        TRY(step_output_backward(b, chain, ye, rows));
-    if (normalizes)
-        TRY(step_normalize(b, chain, ye));
-    TRY(set_products(b, chain, dy, ye, region(b, REGION_DCOMBINE)));
+    TRY(mix_into_slots(b, chain, dy, region(b, REGION_DY_ROWS)));
 done:
     return status;
+}
+
+clmoe_status step_soft_moe_weights_backward(const batch *b, launch *chain, clmoe_buf ye) {
+    return set_products(b, chain, region(b, REGION_SOFT_MOE_DY), ye, region(b, REGION_DCOMBINE));
 }
 
 /* Sums over tokens of the values [T,S], times the shares [T,S] if given. */

@@ -418,7 +418,7 @@ done:
 static clmoe_status gradient_check(const gemm_gradient *g) {
     clmoe_status status = CLMOE_SUCCESS;
     const uint64_t elements = (uint64_t)g->m * g->row;
-    if (g->slots > 0 && (g->p.gathered || g->q.gathered))
+    if (g->p.gathered || g->q.gathered)
         return fail(CLMOE_UNSUPPORTED, "engine clblast does not gather rows");
     TRY(check_extent("the rows of P", g->p.buf.offset / sizeof(float), g->slots, g->p.row));
     TRY(check_extent("the rows of Q", g->q.buf.offset / sizeof(float), g->slots, g->q.row));
