@@ -15,14 +15,41 @@ done:
     return status;
 }
 
-/* dy -> dxe, shared_dx and the gradient on the weights of the pairs. */
+/* Soft MoE: dy -> dxe, and the gradient on the combine weights, which needs ye. */
+static clmoe_status soft_moe_experts(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool normalizes = b->layer->desc.normalize_experts != 0;
+    const clmoe_buf ye = b->dxe; /* its place, until dxe is made */
+    if (b->tokens == 0)
+        return CLMOE_SUCCESS;
+    TRY(step_soft_moe_dispatch_again(b, chain));
+    TRY(step_soft_moe_combine_backward(b, chain));
+    TRY(step_experts_again(b, chain));
+    if (normalizes || b->dye.mem)
+        TRY(step_output_backward(b, chain, ye, region(b, REGION_DY_ROWS)));
+    if (normalizes)
+        TRY(step_normalize(b, chain, ye));
+    TRY(step_soft_moe_weights_backward(b, chain, ye));
+    TRY(step_experts_rows_backward(b, chain));
+done:
+    return status;
+}
+
+/* dy -> dxe and the gradient on the weights of the pairs. */
+static clmoe_status routed_experts(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(step_experts_backward(b, chain));
+    launch_step(chain, "combine");
+    TRY(step_combine_backward(b, chain));
+done:
+    return status;
+}
+
+/* The same, and shared_dx. */
 static clmoe_status experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     launch_step(chain, "experts");
-    TRY(step_experts_backward(b, chain));
-    launch_step(chain, "combine");
-    if (!layer_is_soft_moe(b->layer))
-        TRY(step_combine_backward(b, chain));
+    TRY(layer_is_soft_moe(b->layer) ? soft_moe_experts(b, chain) : routed_experts(b, chain));
     launch_step(chain, "shared");
     if (b->layer->desc.shared.hidden_dim)
         TRY(step_shared_backward(b, chain));

@@ -47,14 +47,12 @@ clmoe_status step_two_level_scores(const batch *b, launch *chain);
 clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain);
 /* ye -> mixed: what step_combine() takes as one pair per token, of weight 1. */
 clmoe_status step_soft_moe_combine(const batch *b, launch *chain);
-/* Backward. x -> xe again, without the logits, which are saved. */
-clmoe_status step_soft_moe_rows(const batch *b, launch *chain, clmoe_buf xe);
-/*
- * dy, and ye as down gave it -> rows of the gradient on what down gave, and the gradient on the
- * combine weights. ye is normalized in place.
- */
-clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain, clmoe_buf ye,
-                                            clmoe_buf rows);
+/* Backward. x -> rows of slots again, without the logits, which are saved. */
+clmoe_status step_soft_moe_dispatch_again(const batch *b, launch *chain);
+/* dy -> rows of slots: the gradient on ye. */
+clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain);
+/* dy, ye -> the gradient on the combine weights. */
+clmoe_status step_soft_moe_weights_backward(const batch *b, launch *chain, clmoe_buf ye);
 /* dxe, and that gradient -> dlogits, and in router_dx all of dx but the shared expert's part. */
 clmoe_status step_soft_moe_dispatch_backward(const batch *b, launch *chain);
 clmoe_status step_soft_moe_gradients(const batch *b, launch *chain);
@@ -90,6 +88,9 @@ clmoe_status step_shared(const batch *b, launch *chain);
 
 /* dy -> dh, dz, dots of the experts' slots, then dxe. */
 clmoe_status step_experts_backward(const batch *b, launch *chain);
+/* Two of its parts: z and, where they are asked for, ye in the place of dxe; and rows -> dxe. */
+clmoe_status step_experts_again(const batch *b, launch *chain);
+clmoe_status step_experts_rows_backward(const batch *b, launch *chain);
 /* dy, x, and what step_experts_backward() left -> the gradients of the experts' weights. */
 clmoe_status step_experts_gradients(const batch *b, launch *chain);
 /* The same of the shared expert and its gate: shared_dx, and the gradients. */

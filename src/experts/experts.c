@@ -76,13 +76,6 @@ static bool has_output_rows(const batch *b) {
     return b->layer->desc.normalize_experts || b->dye.mem || layer_is_soft_moe(b->layer);
 }
 
-/* Rows of slots of x. */
-static clmoe_status x_rows(const batch *b, launch *chain, clmoe_buf rows) {
-    if (layer_is_soft_moe(b->layer))
-        return step_soft_moe_rows(b, chain, rows);
-    return step_dispatch_rows(b, chain, b->experts_x, rows);
-}
-
 /* Rows of dy, gathered; or of slots, where an engine does not gather, or of the outputs' gradient.
  */
 static gemm_rows dy_rows_of(const batch *b) {
@@ -93,7 +86,7 @@ static gemm_rows dy_rows_of(const batch *b) {
 }
 
 /* z as forward made it, where it was not kept; then ye, as down gives it, where it is asked for. */
-static clmoe_status forward_again(const batch *b, launch *chain) {
+clmoe_status step_experts_again(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool gather = !layer_dispatches(b->layer), outputs = has_output_rows(b);
     const clmoe_buf rows = region(b, REGION_X_ROWS);
@@ -104,8 +97,8 @@ static clmoe_status forward_again(const batch *b, launch *chain) {
         return CLMOE_SUCCESS;
     if (!b->z_again)
         call.z = (clmoe_buf){0};
-    if (!gather)
-        TRY(x_rows(b, chain, rows));
+    if (!gather && !layer_is_soft_moe(b->layer)) /* whose rows are made */
+        TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
     TRY(outputs ? run_mlp(b, chain, &call) : gemm_mlp_first(&call, chain));
 done:
     return status;
@@ -114,8 +107,6 @@ done:
 /* The gradient on the experts' outputs as rows of slots, where it cannot be gathered from dy. */
 static clmoe_status output_rows(const batch *b, launch *chain) {
     const gemm_rows rows = dy_rows_of(b);
-    if (layer_is_soft_moe(b->layer))
-        return step_soft_moe_combine_backward(b, chain, b->dxe, rows.buf);
     if (has_output_rows(b))
         return step_output_backward(b, chain, b->dxe, rows.buf);
     return rows.gathered ? CLMOE_SUCCESS : step_dispatch_rows(b, chain, b->dy, rows.buf);
@@ -140,20 +131,27 @@ static activation_rows experts_activation(const batch *b) {
         .pair_weights = done || at == CLMOE_WEIGHT_AT_INPUT ? none : b->pair_weights};
 }
 
-clmoe_status step_experts_backward(const batch *b, launch *chain) {
+clmoe_status step_experts_rows_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const gemm_rows rows = dy_rows_of(b);
     const activation_rows activation = experts_activation(b);
     mlp_call call = experts_call(b, rows.buf, rows.gathered);
     call.hidden = activation.dh;
     call.out = b->dxe;
-    if (b->ws.plan.slots == 0 || b->tokens == 0)
-        return CLMOE_SUCCESS;
-    TRY(forward_again(b, chain));
-    TRY(output_rows(b, chain));
     TRY(gemm_mlp_back_down(&call, chain));
     TRY(step_activation_backward(b, chain, CLMOE_MLP_EXPERTS, &activation));
     TRY(gemm_mlp_back_up(&call, chain, activation.dz));
+done:
+    return status;
+}
+
+clmoe_status step_experts_backward(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (b->ws.plan.slots == 0)
+        return CLMOE_SUCCESS;
+    TRY(step_experts_again(b, chain));
+    TRY(output_rows(b, chain));
+    TRY(step_experts_rows_backward(b, chain));
 done:
     return status;
 }
