@@ -1,0 +1,126 @@
+/* The same tokens backward: dx and dlogits. */
+#include "reference.h"
+
+#include "ref_backward.h"
+
+#include <stdlib.h>
+
+/* The oracle's arrays, one expert at a time. */
+typedef struct workbench {
+    clmoe_layer_desc desc;
+    float *row;                  /* [D] */
+    double *x, *dy;              /* [N,D] */
+    double *dout;                /* [D] */
+    float *gate, *down;          /* [2H,D], [D,H] of one expert */
+    ref_mlp_gradients gradients; /* of these; not looked at */
+} workbench;
+
+static void workbench_free(workbench *w) {
+    free(w->row);
+    free(w->x);
+    free(w->dy);
+    free(w->dout);
+    free(w->gate);
+    free(w->down);
+    free(w->gradients.gate);
+    free(w->gradients.down);
+}
+
+static clmoe_status workbench_make(const inputs *in, const reference *ref, workbench *w) {
+    const size_t dim = in->of.dim, matrix = in->of.hidden_dim * dim, rows = ref->count * dim;
+    *w = (workbench){.desc = inputs_desc(in, NULL),
+                     .row = malloc(dim * sizeof *w->row),
+                     .x = malloc(rows * sizeof *w->x),
+                     .dy = malloc(rows * sizeof *w->dy),
+                     .dout = malloc(dim * sizeof *w->dout),
+                     .gate = malloc(2 * matrix * sizeof *w->gate),
+                     .down = malloc(matrix * sizeof *w->down),
+                     .gradients = {.gate = calloc(2 * matrix, sizeof(double)),
+                                   .down = calloc(matrix, sizeof(double))}};
+    const bool ready = w->row && w->x && w->dy && w->dout && w->gate && w->down &&
+                       w->gradients.gate && w->gradients.down;
+    return ready ? CLMOE_SUCCESS : bench_no_memory("the reference");
+}
+
+/* The tokens' rows of x or dy. */
+static void fill_rows(const inputs *in, const values *v, const reference *ref, workbench *w,
+                      double *to) {
+    const size_t dim = in->of.dim;
+    for (uint32_t n = 0; n < ref->count; n++) {
+        values_fill(v, (uint64_t)ref->token[n] * dim, dim, w->row);
+        for (size_t d = 0; d < dim; d++)
+            to[n * dim + d] = (double)w->row[d];
+    }
+}
+
+/* The pairs of one expert: what they add to dx. */
+static void run_expert(const inputs *in, workbench *w, uint32_t expert, reference *ref) {
+    const bench_case *c = &in->of;
+    const size_t dim = c->dim, matrix = (size_t)c->hidden_dim * dim;
+    const ref_weights weights = {.experts = {.gate = w->gate, .down = w->down}};
+    ref_gradients gradients = {.experts = w->gradients};
+    const ref_backward_layer layer = {&w->desc, &weights, &gradients};
+    bool filled = false;
+    for (size_t p = 0; p < (size_t)ref->count * c->top_k; p++) {
+        const size_t n = p / c->top_k;
+        if (ref->ids[p] != (int32_t)expert)
+            continue;
+        if (!filled) {
+            values_fill(&in->gate, 2 * matrix * expert, 2 * matrix, w->gate);
+            values_fill(&in->down, matrix * expert, matrix, w->down);
+            filled = true;
+        }
+        for (size_t d = 0; d < dim; d++)
+            w->dout[d] = ref->weights[p] * w->dy[n * dim + d];
+        ref_expert_backward(&layer, 0, w->x + n * dim, 1, w->dout, ref->experts_dx + n * dim);
+    }
+}
+
+/*
+ * Weights that are softmax, renormalised, are softmax over the chosen: dl = w (dw - sum of w dw),
+ * where dw = <dy, output of the expert>.
+ */
+static void run_router(const inputs *in, const workbench *w, uint32_t n, reference *ref) {
+    const bench_case *c = &in->of;
+    const size_t dim = c->dim, first = (size_t)n * c->top_k;
+    double *dlogits = ref->dlogits + (size_t)n * c->experts, mean = 0;
+    for (size_t p = first; p < first + c->top_k; p++) {
+        double *dweight = &dlogits[ref->ids[p]];
+        for (size_t d = 0; d < dim; d++)
+            *dweight += w->dy[n * dim + d] * ref->experts[p * dim + d];
+        mean += ref->weights[p] * *dweight;
+    }
+    for (size_t p = first; p < first + c->top_k; p++)
+        dlogits[ref->ids[p]] = ref->weights[p] * (dlogits[ref->ids[p]] - mean);
+    for (size_t d = 0; d < dim; d++) {
+        double *dx = &ref->dx[n * dim + d];
+        *dx = ref->experts_dx[n * dim + d];
+        for (size_t p = first; p < first + c->top_k; p++) {
+            const uint64_t expert = (uint64_t)ref->ids[p];
+            *dx += dlogits[expert] * (double)value_at(&in->router, expert * dim + d);
+        }
+    }
+}
+
+clmoe_status reference_backward(const inputs *in, reference *ref) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t rows = (size_t)ref->count * in->of.dim;
+    workbench w = {.row = NULL};
+    if (ref->dx || in->of.routing_only)
+        return CLMOE_SUCCESS;
+    ref->experts_dx = calloc(rows, sizeof *ref->experts_dx);
+    ref->dx = calloc(rows, sizeof *ref->dx);
+    ref->dlogits = calloc((size_t)ref->count * in->of.experts, sizeof *ref->dlogits);
+    if (!ref->experts_dx || !ref->dx || !ref->dlogits)
+        TRY(bench_no_memory("the reference"));
+    TRY(workbench_make(in, ref, &w));
+    fill_rows(in, &in->x, ref, &w, w.x);
+    fill_rows(in, &in->dy, ref, &w, w.dy);
+    for (uint32_t e = 0; e < in->of.experts; e++)
+        run_expert(in, &w, e, ref);
+    for (uint32_t n = 0; n < ref->count; n++)
+        run_router(in, &w, n, ref);
+done:
+    workbench_free(&w);
+    return status;
+}
