@@ -157,8 +157,8 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     const double plan = 3 * pairs * word;                      /* slot, pair and token of each */
     const double weights = case_weight_bytes(c, sizes->weight) / c->experts * sizes->touched;
     const double layer = rows + router + weights + rows;
-    const double stats = 8.0 * c->experts * word;      /* its arrays */
-    const double z = pairs * 2 * c->hidden_dim * word; /* what the forward saved */
+    const double stats = 8.0 * c->experts * word;                        /* its arrays */
+    const double z = pairs * 2 * c->hidden_dim * (double)sizes->element; /* what was saved */
     const double gradients = case_weight_bytes(c, sizeof(float)) + router;
     switch (step) {
     case STEP_LAYER:

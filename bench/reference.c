@@ -160,5 +160,6 @@ void reference_free(reference *ref) {
     free(ref->experts_dx);
     free(ref->dx);
     free(ref->dlogits);
+    free(ref->dlogits_blur);
     *ref = (reference){0};
 }

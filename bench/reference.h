@@ -20,7 +20,10 @@ typedef struct reference {
     double *experts_dx; /* [N,D]: dx without what comes through the router */
     double *dx;         /* [N,D] */
     double *dlogits;    /* [N,E] */
-    double tolerance;   /* of ||got - want|| / ||want|| */
+    /* [N]: the size of w dw, as it is or would be on average, over |dlogits|: they are small sums
+     */
+    double *dlogits_blur;
+    double tolerance; /* of ||got - want|| / ||want|| */
 } reference;
 
 /* Looks at tokens whose choice rounding cannot change. */

@@ -3,6 +3,7 @@
 
 #include "ref_backward.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 /* The oracle's arrays, one expert at a time. */
@@ -76,6 +77,18 @@ static void run_expert(const inputs *in, workbench *w, uint32_t expert, referenc
     }
 }
 
+/* <a, b>, and its square as it would be on average, were the directions random. */
+static double dot(const double *a, const double *b, size_t n, double *square) {
+    double sum = 0, of_a = 0, of_b = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += a[i] * b[i];
+        of_a += a[i] * a[i];
+        of_b += b[i] * b[i];
+    }
+    *square = of_a * of_b / (double)n;
+    return sum;
+}
+
 /*
  * Weights that are softmax, renormalised, are softmax over the chosen: dl = w (dw - sum of w dw),
  * where dw = <dy, output of the expert>.
@@ -83,20 +96,32 @@ static void run_expert(const inputs *in, workbench *w, uint32_t expert, referenc
 static void run_router(const inputs *in, const workbench *w, uint32_t n, reference *ref) {
     const bench_case *c = &in->of;
     const size_t dim = c->dim, first = (size_t)n * c->top_k;
-    double *dlogits = ref->dlogits + (size_t)n * c->experts, mean = 0;
-    for (size_t p = first; p < first + c->top_k; p++) {
-        double *dweight = &dlogits[ref->ids[p]];
-        for (size_t d = 0; d < dim; d++)
-            *dweight += w->dy[n * dim + d] * ref->experts[p * dim + d];
-        mean += ref->weights[p] * *dweight;
+    const double *weights = ref->weights + first;
+    const int32_t *ids = ref->ids + first;
+    double *dlogits = ref->dlogits + (size_t)n * c->experts, mean = 0, terms = 0, size = 0;
+    for (uint32_t k = 0; k < c->top_k; k++) {
+        double square;
+        dlogits[ids[k]] = dot(w->dy + n * dim, ref->experts + (first + k) * dim, dim, &square);
+        mean += weights[k] * dlogits[ids[k]];
+        terms += weights[k] * weights[k] * fmax(square, dlogits[ids[k]] * dlogits[ids[k]]);
     }
-    for (size_t p = first; p < first + c->top_k; p++)
-        dlogits[ref->ids[p]] = ref->weights[p] * (dlogits[ref->ids[p]] - mean);
+    for (uint32_t k = 0; k < c->top_k; k++) {
+        dlogits[ids[k]] = weights[k] * (dlogits[ids[k]] - mean);
+        size += dlogits[ids[k]] * dlogits[ids[k]];
+    }
+    ref->dlogits_blur[n] = size > 0 ? fmax(1, sqrt(terms / size)) : 1;
+}
+
+/* What comes through the experts and through the router. */
+static void sum_dx(const inputs *in, uint32_t n, reference *ref) {
+    const bench_case *c = &in->of;
+    const size_t dim = c->dim;
+    const double *dlogits = ref->dlogits + (size_t)n * c->experts;
     for (size_t d = 0; d < dim; d++) {
         double *dx = &ref->dx[n * dim + d];
         *dx = ref->experts_dx[n * dim + d];
-        for (size_t p = first; p < first + c->top_k; p++) {
-            const uint64_t expert = (uint64_t)ref->ids[p];
+        for (uint32_t k = 0; k < c->top_k; k++) {
+            const uint64_t expert = (uint64_t)ref->ids[n * c->top_k + k];
             *dx += dlogits[expert] * (double)value_at(&in->router, expert * dim + d);
         }
     }
@@ -111,7 +136,8 @@ clmoe_status reference_backward(const inputs *in, reference *ref) {
     ref->experts_dx = calloc(rows, sizeof *ref->experts_dx);
     ref->dx = calloc(rows, sizeof *ref->dx);
     ref->dlogits = calloc((size_t)ref->count * in->of.experts, sizeof *ref->dlogits);
-    if (!ref->experts_dx || !ref->dx || !ref->dlogits)
+    ref->dlogits_blur = calloc(ref->count, sizeof *ref->dlogits_blur);
+    if (!ref->experts_dx || !ref->dx || !ref->dlogits || !ref->dlogits_blur)
         TRY(bench_no_memory("the reference"));
     TRY(workbench_make(in, ref, &w));
     fill_rows(in, &in->x, ref, &w, w.x);
@@ -120,6 +146,8 @@ clmoe_status reference_backward(const inputs *in, reference *ref) {
         run_expert(in, &w, e, ref);
     for (uint32_t n = 0; n < ref->count; n++)
         run_router(in, &w, n, ref);
+    for (uint32_t n = 0; n < ref->count; n++)
+        sum_dx(in, n, ref);
 done:
     workbench_free(&w);
     return status;

@@ -69,6 +69,18 @@ static void add_pairs(const inputs *in, uint32_t expert, const int32_t *ids, con
     }
 }
 
+/* Half of the least f16 over the mean weight of the expert's pairs, as rows of dy are about 1. */
+static double blur_of(const inputs *in, uint32_t expert, const int32_t *ids, const float *weights) {
+    const size_t pairs = (size_t)in->of.tokens * in->of.top_k;
+    double sum = 0, count = 0;
+    for (size_t p = 0; p < pairs; p++)
+        if (ids[p] == (int32_t)expert) {
+            sum += (double)weights[p];
+            count++;
+        }
+    return in->type == CLMOE_F16 && sum > 0 ? 0x1p-25 * count / sum : 0;
+}
+
 /* Which units are looked at. */
 static clmoe_status choose(const inputs *in, const int32_t *ids, gradient_samples *s) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -111,6 +123,7 @@ clmoe_status gradient_samples_make(const inputs *in, const int32_t *ids, const f
         u.gradients =
             (ref_mlp_gradients){.gate = s->gate_up + i * 2 * dim, .down = s->down + i * dim};
         fill_unit(in, s->expert[i], s->unit[i], &u);
+        s->blur[i] = blur_of(in, s->expert[i], ids, weights);
         add_pairs(in, s->expert[i], ids, weights, &u);
     }
     s->made = true;

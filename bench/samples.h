@@ -14,6 +14,8 @@ enum { GRADIENT_SAMPLES = 3 };
 typedef struct gradient_samples {
     bool made;
     uint32_t expert[GRADIENT_SAMPLES], unit[GRADIENT_SAMPLES];
+    /* What may be lost besides: f16 has no weighted rows of dy that are smaller than 2^-24. */
+    double blur[GRADIENT_SAMPLES];
     double *gate_up; /* [samples,2,D] */
     double *down;    /* [samples,D] */
 } gradient_samples;
