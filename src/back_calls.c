@@ -44,6 +44,7 @@ static clmoe_status experts_backward(batch *b, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->experts_x = args->x;
     b->pair_weights = args->pair_weights;
     b->plan = args->plan;
@@ -91,6 +92,7 @@ static clmoe_status shared_expert_backward(batch *b, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->experts_x = args->x;
     b->token_mask = args->token_mask;
     b->shared_gate = args->shared_gate;
@@ -127,6 +129,7 @@ static clmoe_status topk_backward(batch *b, launch *chain, const clmoe_topk_back
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->x = args->x;
     b->jittered = region(b, REGION_JITTERED);
     b->logits = args->logits;
@@ -155,6 +158,7 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->x = args->x;
     b->token_mask = args->token_mask;
     b->state = args->state;

@@ -45,6 +45,7 @@ typedef enum kernel_id {
     KERNEL_REROUTE_WEIGHTS,
     KERNEL_WEIGHTS_BACKWARD,
     KERNEL_EXPERT_SCALE_BACKWARD,
+    KERNEL_CHOSEN_WEIGHTS,
     KERNEL_DISPATCH,
     KERNEL_WEIGHTED_ROWS,
     KERNEL_NORMALIZE,
@@ -96,6 +97,8 @@ typedef struct routing_policy {
     clmoe_status (*step)(const struct batch *b, launch *chain);
     /* dpair_weights -> dlogits_out; NULL: weights are of scores over the row or the chosen. */
     clmoe_status (*backward)(const struct batch *b, launch *chain);
+    /* The weights of the choice again, before they were rebalanced; NULL likewise. */
+    clmoe_status (*weights)(const struct batch *b, launch *chain, clmoe_buf to);
     bool by_logit;   /* scores are l, after softcap and temperature: it makes its own of them */
     bool best_first; /* the pairs of a token */
 } routing_policy;

@@ -100,7 +100,11 @@ clmoe_status step_combine_backward(const batch *b, launch *chain);
 clmoe_status step_output_bias_gradient(const batch *b, launch *chain);
 /* dpair_weights, dlogits -> dlogits_out, dnoise_out; of the choices that were made, by whom ever.
  */
-clmoe_status step_topk_backward(const batch *b, launch *chain);
+clmoe_status step_topk_backward(batch *b, launch *chain);
+/* The weights [pairs] f32 of those choices before they were rebalanced, from the logits. */
+clmoe_status step_chosen_weights(const batch *b, launch *chain, clmoe_buf to);
+/* dpair_weights, whose place is in scratch afterwards: on the weights before. */
+clmoe_status step_rebalance_backward(batch *b, launch *chain);
 /* The logits the choice was made of, and with learned noise the ones before, x Wn^T and its
  * gradient, given and made.
  */

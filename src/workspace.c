@@ -1,10 +1,11 @@
 /* Sizes of all memory regions, their places, and which of them live until the backward pass. */
 #include "workspace.h"
+#include "lifetimes.h"
 
 #include <math.h>
 #include <stdint.h>
 
-enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
+enum { MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
 enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
 enum { MAX_STEPS = 1 << 16 }; /* of most_slots() */
@@ -385,31 +386,6 @@ static bool region_is_saved(const clmoe_layer *layer, region_id id) {
     }
 }
 
-/* Whose scratch a region is of: forward's is free again when backward begins. */
-static bool region_is_back(region_id id) {
-    return id >= REGION_X_ROWS;
-}
-
-/* Whether both passes write it. */
-static bool region_is_of_both(region_id id) {
-    switch (id) {
-    case REGION_JITTERED:
-    case REGION_ENGINE:
-    case REGION_Z:
-    case REGION_SHARED_Z:
-    case REGION_REBALANCE:
-    case REGION_SOFT_MOE_X:
-    case REGION_TOKEN_NORMS:
-    case REGION_SLOT_NORMS:
-    case REGION_SOFT_MOE_PARTIALS:
-    case REGION_SOFT_MOE_DISPATCH:
-    case REGION_SOFT_MOE_COMBINE:
-        return true;
-    default:
-        return false;
-    }
-}
-
 /* The regions of the backward pass of Soft MoE, and of weight rebalancing. */
 static void policy_back_shapes(const batch *b, region_shape *shapes) {
     const clmoe_layer *layer = b->layer;
@@ -460,7 +436,7 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_DLOGITS] = words(T, layer_router_rows(layer));
     shapes[REGION_DNOISE] = words(rows_if(learned, T), R);
     shapes[REGION_DGROUP_LOGITS] = words(rows_if(two_level, T), desc->router.groups.count);
-    shapes[REGION_RAW_WEIGHTS] = words(rows_if(two_level, pairs), 1);
+    shapes[REGION_RAW_WEIGHTS] = words(pairs, 1);
     shapes[REGION_DJOINT] = words(rows_if(two_level, T), R);
     shapes[REGION_ROUTER_DX] = elements(T, D, x);
     shapes[REGION_UNMASKED] = words(T + 3, 1);
@@ -517,58 +493,23 @@ static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
     };
 }
 
-/* Whether single steps, which have no `saved`, make it in scratch. */
-static bool region_is_of_steps(region_id id) {
-    switch (id) {
-    case REGION_LOGITS:
-    case REGION_NOISY:
-    case REGION_NOISE_RAW:
-    case REGION_GROUP_LOGITS:
-    case REGION_TOPS:
-    case REGION_SOFT_MOE_COLUMNS:
-        return true;
-    default:
-        return false;
-    }
-}
-
-/* One region behind the `total` bytes of others. */
-static clmoe_status place_region(const batch *b, const workspace_layout *layout, int id,
-                                 size_t *offset, size_t *total) {
-    const size_t bytes = layout->bytes[id];
-    *offset = *total;
-    if (bytes > SIZE_MAX - REGION_ALIGNMENT ||
-        !size_add(*total, round_up(bytes, REGION_ALIGNMENT), total))
-        return fail(CLMOE_UNSUPPORTED, "tokens is %zu: the memory for it exceeds size_t",
-                    b->tokens);
-    return CLMOE_SUCCESS;
-}
-
-/*
- * `saved` by itself. In `scratch` what both passes use comes first, then forward's regions and
- * backward's in the same place, as forward's are free when backward begins.
- */
+/* The regions of `saved` one after another; those of scratch where their lifetimes let them. */
 static clmoe_status place_regions(const batch *b, workspace_layout *layout) {
-    clmoe_status status = CLMOE_SUCCESS;
-    size_t forward, back;
-    for (int id = 0; id < REGION_COUNT; id++)
-        if (layout->saved[id])
-            TRY(place_region(b, layout, id, &layout->offset[id], &layout->saved_bytes));
-        else if (region_is_of_both((region_id)id))
-            TRY(place_region(b, layout, id, &layout->offset[id], &layout->scratch_bytes));
-    forward = back = layout->scratch_bytes;
-    for (int id = 0; id < REGION_COUNT; id++)
-        if (layout->saved[id] && region_is_of_steps((region_id)id))
-            TRY(place_region(b, layout, id, &layout->scratch_offset[id], &forward));
-        else if (!layout->saved[id] && !region_is_of_both((region_id)id))
-            TRY(place_region(b, layout, id, &layout->offset[id],
-                             region_is_back((region_id)id) ? &back : &forward));
-    layout->scratch_bytes = larger(forward, back);
-done:
-    return status;
+    bool fits = true;
+    for (int id = 0; id < REGION_COUNT && fits; id++) {
+        if (!layout->saved[id])
+            continue;
+        layout->offset[id] = layout->saved_bytes;
+        fits = layout->bytes[id] <= SIZE_MAX - REGION_ALIGNMENT &&
+               size_add(layout->saved_bytes, round_up(layout->bytes[id], REGION_ALIGNMENT),
+                        &layout->saved_bytes);
+    }
+    if (fits && lifetimes_place(layout))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED, "tokens is %zu: the memory for it exceeds size_t", b->tokens);
 }
 
-/* The plan, and all regions one after another. */
+/* The plan, and all regions. */
 static clmoe_status lay_out(const batch *b, workspace_layout *layout) {
     place_arrays(b, &layout->plan);
     region_shape shapes[REGION_COUNT] = {[REGION_PLAN] = {1, layout->plan.bytes, 1}};

@@ -75,9 +75,9 @@ typedef enum region_id {
     REGION_DSCALE,        /* [pairs] f32, with expert_scale */
     REGION_DLOGITS,       /* [T,R] f32 */
     REGION_DNOISE,        /* [T,R] f32, with learned noise */
-    REGION_DGROUP_LOGITS, /* [T,groups.count] f32, with two levels; as the next two */
+    REGION_DGROUP_LOGITS, /* [T,groups.count] f32, with two levels */
     REGION_RAW_WEIGHTS,   /* [pairs] f32 */
-    REGION_DJOINT,        /* [T,R] f32 */
+    REGION_DJOINT,        /* [T,R] f32, with two levels */
     REGION_REBALANCE_BACK, /* see rebalance.c, with weight rebalancing */
     REGION_SOFT_MOE_DY,    /* [T,D] X, with Soft MoE; as the next four */
     REGION_DCOMBINE,       /* [T,S] f32 */

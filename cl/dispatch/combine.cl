@@ -116,13 +116,14 @@ float group_dot_bias(__global const STORAGE(X) *a, __global const STORAGE(W) *b,
 /*
  * The gradient of the combine weights: of an expert's pair dots[slot], the gradient without the
  * bias of down, plus <dy, down_bias>; with a weight at the input <x, dxe[slot]>; of an identity
- * expert's <dy, x>; else 0. One group per token, the last one for the pairs that no token has.
+ * expert's <dy, x>; else 0. `products`: there are others than dots. One group per token, the last
+ * one for the pairs that no token has.
  */
 KERNEL(GROUP, 1, 1)
 void combine_backward(IN(STORAGE(X), dy), IN(STORAGE(X), x), IN(STORAGE(X), dxe), IN(float, dots),
                       IN(STORAGE(W), down_bias), IN(int, ids), IN(int, slot_of),
                       IN(uchar, token_mask), IN(int, token_offsets), OUT(float, dpair_weights),
-                      uint dim, uint tokens, int top_k, int pairs, int most) {
+                      uint dim, uint tokens, int top_k, int pairs, int most, uint products) {
     __local float tmp[GROUP];
     __global const int *live = 0;
     const ulong live_off = 0;
@@ -136,20 +137,24 @@ void combine_backward(IN(STORAGE(X), dy), IN(STORAGE(X), x), IN(STORAGE(X), dxe)
     } else if (token_offsets && tokens > 0) {
         all.x = min((uint)max(AT(token_offsets)[tokens], 0), (uint)pairs);
     }
+    for (uint pair = all.x + get_local_id(0); pair < all.y; pair += GROUP) {
+        const int slot = pair < range.end ? AT(slot_of)[pair] : SLOT_NONE;
+        AT(dpair_weights)[pair] = slot >= 0 && !dxe ? AT(dots)[slot] : 0.0f;
+    }
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     dy = AT(dy) + (ulong)token * dim;
     x = AT(x) + (ulong)token * dim;
-    for (uint pair = all.x; pair < all.y; pair++) {
-        const int slot = pair < range.end ? AT(slot_of)[pair] : SLOT_NONE;
+    for (uint pair = all.x; pair < (products ? range.end : all.x); pair++) {
+        const int slot = AT(slot_of)[pair];
         const bool placed = slot >= 0;
         const uint through_x = (placed && dxe) || slot == SLOT_IDENTITY ? dim : 0;
         const uint through_bias = placed && down_bias ? dim : 0;
         __global const STORAGE(X) *row = placed && dxe ? AT(dxe) + (ulong)slot * dim : dy;
         __global const STORAGE(W) *bias =
             through_bias ? AT(down_bias) + (ulong)AT(ids)[pair] * dim : 0;
-        float sum = placed && !dxe ? AT(dots)[slot] : 0.0f;
-        sum += group_dot(row, x, through_x, tmp);
-        sum += group_dot_bias(dy, bias, through_bias, tmp);
+        const float sum = group_dot(row, x, through_x, tmp);
+        const float of_bias = group_dot_bias(dy, bias, through_bias, tmp);
         if (get_local_id(0) == 0)
-            AT(dpair_weights)[pair] = sum;
+            AT(dpair_weights)[pair] += sum + of_bias;
     }
 }

@@ -7,6 +7,7 @@
  *          Backward: with D on log w of a choice (its gradient times w), D_g = sum of D over group g,
  *          q and G the softmaxes within the group and over groups: dl_e = D_e - q_e D_g,
  *          du_g = D_g - G_g sum D; through renormalisation as weights.clh has it.
+ *          two_level_weights -> chosen [T,K], 0 for surplus pairs.
  * Arrays: group_logits [T,groups], scores [T,R] in place: l, -infinity where not finite. Then
  *          scores, select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], pair_weights
  *          [T,K], live [T]: group by group in ascending order, the best of a group first; the pairs
@@ -217,4 +218,40 @@ void two_level_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw
                                                   renormed_weight(&r, &v, &sums, 0.0f,
                                                                   pair - range.begin)
                                             : 0.0f;
+}
+
+/* The combine weights again, before they were rebalanced. */
+KERNEL(GROUP, 1, 1)
+void two_level_weights(IN(float, logits), IN(float, group_logits), IN(uint, state), IN(int, ids),
+                       IN(int, live), IN(uchar, token_mask), IN(float, expert_scale),
+                       OUT(float, chosen), uint tokens, int groups, router_switches r) {
+    __global const int *token_offsets = 0;
+    const ulong token_offsets_off = 0;
+    token_owner owner = OWNER_INIT(r.top_k, tokens * (uint)r.top_k, r.top_k);
+    const uint token = get_global_id(0), R = (uint)r.columns;
+    if (token >= tokens)
+        return;
+    const pair_range range = owned_pairs(&owner, token);
+    const uint2 all = token_pairs(&owner, token);
+    weight_view v = {AT(ids) + range.begin,
+                     0,
+                     AT(logits) + (ulong)token * R,
+                     GIVEN(expert_scale),
+                     AT(chosen) + range.begin,
+                     0,
+                     true,
+                     range.end - range.begin,
+                     R,
+                     temperature_of(&r, STATE_OF(state)),
+                     0.0f,
+                     0.0f,
+                     0.0f};
+    renorm_sums sums;
+    raw_weights(&r, &v, AT(group_logits) + (ulong)token * groups, groups,
+                AT(chosen) + range.begin);
+    renorm_back(&r, &v, 0.0f, &sums);
+    for (uint pair = all.x; pair < all.y; pair++)
+        AT(chosen)[pair] = pair < range.end
+                               ? chosen_weight(&r, &v, &sums, 0.0f, pair - range.begin)
+                               : 0.0f;
 }

@@ -4,27 +4,43 @@
  *          here, whatever policy chose.
  * Formula: see weights.clh; added to the gradient that losses left on the logits. With learned noise
  *          that on x Wn^T too. dscale: on the weight over expert_scale, of a pair;
- *          expert_scale_backward sums it over the pairs of an expert.
+ *          expert_scale_backward sums it over the pairs of an expert. chosen_weights: the combine
+ *          weights again, before they were rebalanced.
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] or NULL, state or NULL, ids [pairs],
  *          live, token_mask, token_offsets, slot_of [pairs], expert_scale [R] or NULL, dpair_weights
  *          [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out [T,R] with
- *          noise_raw, dscale [pairs] or NULL. dscale -> scale_gradient [R], written or added to.
- * NDRange: weights_backward: one group per token; its lanes stride over the columns.
+ *          noise_raw, dscale [pairs] or NULL; scratch raw [pairs]. dscale -> scale_gradient [R], written or added to.
+ *          chosen [pairs], 0 for surplus pairs.
+ * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the columns.
  *          expert_scale_backward: one group per column; its lanes stride over the pairs.
  * Limits: GROUP a power of two.
- * Repeatability: each number has one owner, the choices of a token come in order; sums over pairs
- *          are in lane order, then a tree.
+ * Repeatability: each number has one owner, as the ids of a token differ; sums over pairs are in
+ *          lane order, then a tree.
  */
 #include "dispatch/pairs.clh"
 #include "routing/weights.clh"
+
+/* Of softmax over the row: the sum; v->best is set. Columns are 0 where there is none. */
+float row_softmax(const router_switches *r, weight_view *v, uint columns, __local float *tmp) {
+    float highest = -INFINITY, total = 0.0f;
+    for (uint e = get_local_id(0); e < columns; e += GROUP)
+        highest = fmax(highest, prepared_logit(r, v->temperature, v->logits[e]));
+    const float best = group_max(highest, tmp);
+    for (uint e = get_local_id(0); e < columns; e += GROUP) {
+        const float l = prepared_logit(r, v->temperature, v->logits[e]);
+        total += l > -INFINITY ? exp(l - best) : 0.0f;
+    }
+    v->best = best;
+    return group_sum(total, tmp);
+}
 
 KERNEL(GROUP, 1, 1)
 void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(uint, state),
                       IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
                       IN(int, slot_of), IN(float, expert_scale), IN(float, dpair_weights),
                       IN(float, dlogits), IN(float, dnoise), OUT(float, dlogits_out),
-                      OUT(float, dnoise_out), OUT(float, dscale), int pairs, int most,
-                      router_switches r) {
+                      OUT(float, dnoise_out), OUT(float, dscale), OUT(float, raw), int pairs,
+                      int most, router_switches r) {
     __local float tmp[GROUP];
     token_owner owner = OWNER_INIT(r.top_k, pairs, most);
     const uint token = get_group_id(0), R = (uint)r.columns;
@@ -51,17 +67,15 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                      -INFINITY,
                      0.0f,
                      0.0f};
-    float highest = -INFINITY, total = 0.0f;
     const uint columns = over_row && v.count > 0 ? R : 0;
-    for (uint e = get_local_id(0); e < columns; e += GROUP)
-        highest = fmax(highest, prepared_logit(&r, row.temperature, row.logits[e]));
-    v.best = group_max(highest, tmp);
-    for (uint e = get_local_id(0); e < columns; e += GROUP) {
-        const float l = prepared_logit(&r, row.temperature, row.logits[e]);
-        total += l > -INFINITY ? exp(l - v.best) : 0.0f;
-    }
-    total = group_sum(total, tmp);
-    chosen_softmax(&r, &v);
+    const float total = row_softmax(&r, &v, columns, tmp);
+    if (r.score == SCORE_SOFTMAX && r.topk_first)
+        chosen_softmax(&r, &v);
+    raw = AT(raw) + range.begin;
+    for (uint k = get_local_id(0); k < v.count; k += GROUP)
+        raw[k] = plain_weight(&r, &v, total, k);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    v.raw = raw;
     renorm_sums sums;
     renorm_back(&r, &v, total, &sums);
     const float dot = weights_dot(&r, &v, &sums, total);
@@ -74,13 +88,13 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
             add_to_row(&r, &row, e, row_gradient(&r, &v, total, dot, e));
     }
     for (uint k = 0; k < v.count && r.score == SCORE_SPARSEMIXER; k++) {
-        const float w = sparsemixer_weight(&r, &v, k);
+        const float w = v.raw[k];
         const float d = plain_gradient(&r, &v, &sums, total, k) * w * w;
         for (uint e = get_local_id(0); e < R; e += GROUP)
             add_to_row(&r, &row, e, -d * sparsemixer_term(&r, &v, k, e));
     }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
-    for (uint k = 0; k < v.count && get_local_id(0) == 0; k++)
+    for (uint k = get_local_id(0); k < v.count; k += GROUP)
         if (prepared_choice(&r, &v, k) > -INFINITY)
             add_to_row(&r, &row, (uint)v.ids[k],
                        choice_gradient(&r, &v, &sums, total, dot, k));
@@ -89,6 +103,39 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
                                                   renormed_weight(&r, &v, &sums, total,
                                                                   pair - range.begin)
                                             : 0.0f;
+}
+
+KERNEL(GROUP, 1, 1)
+void chosen_weights(IN(float, logits), IN(uint, state), IN(int, ids), IN(int, live),
+                    IN(uchar, token_mask), IN(int, token_offsets), IN(float, expert_scale),
+                    OUT(float, chosen), int pairs, int most, router_switches r) {
+    __local float tmp[GROUP];
+    token_owner owner = OWNER_INIT(r.top_k, pairs, most);
+    const uint token = get_group_id(0), R = (uint)r.columns;
+    const pair_range range = owned_pairs(&owner, token);
+    const uint2 all = token_pairs(&owner, token);
+    weight_view v = {AT(ids) + range.begin,
+                     0,
+                     AT(logits) + (ulong)token * R,
+                     GIVEN(expert_scale),
+                     0,
+                     0,
+                     true,
+                     range.end - range.begin,
+                     R,
+                     temperature_of(&r, STATE_OF(state)),
+                     -INFINITY,
+                     0.0f,
+                     0.0f};
+    const bool over_row = r.score == SCORE_SOFTMAX && !r.topk_first;
+    const float total = row_softmax(&r, &v, over_row && v.count > 0 ? R : 0, tmp);
+    renorm_sums sums;
+    chosen_softmax(&r, &v);
+    renorm_back(&r, &v, total, &sums);
+    for (uint pair = all.x + get_local_id(0); pair < all.y; pair += GROUP)
+        AT(chosen)[pair] = pair < range.end
+                               ? chosen_weight(&r, &v, &sums, total, pair - range.begin)
+                               : 0.0f;
 }
 
 KERNEL(GROUP, 1, 1)

@@ -73,6 +73,8 @@ clmoe_status step_combine_backward(const batch *b, launch *chain) {
     const clmoe_weight_at at = desc->router.weight_at;
     const bool biased = desc->experts.down_bias && at == CLMOE_WEIGHT_AT_OUTPUT &&
                         !desc->normalize_experts && !b->dye.mem;
+    const bool products =
+        biased || at == CLMOE_WEIGHT_AT_INPUT || desc->num_identity_experts > 0;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE_BACKWARD];
     TRY(KERNEL_SET(kernel, ARG_TYPE(b->dy, type), ARG_AS(x, ARG_TYPE(b->experts_x, type)),
                    ARG_AS(dxe, ARG_TYPE(at == CLMOE_WEIGHT_AT_INPUT ? b->dxe : none, type)),
@@ -82,7 +84,7 @@ clmoe_status step_combine_backward(const batch *b, launch *chain) {
                    ARG_F32(b->ids), ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_U8(b->token_mask),
                    ARG_F32(b->token_offsets), ARG_F32(b->dpair_weights), ARG_UINT(desc->dim),
                    ARG_UINT(b->tokens), ARG_UINT(desc->top_k), ARG_UINT(b->ws.plan.pairs),
-                   ARG_AS(most, ARG_UINT(layer_token_pairs(layer)))));
+                   ARG_AS(most, ARG_UINT(layer_token_pairs(layer))), ARG_UINT(products)));
     TRY(launch_1d(chain, kernel, (size_t)b->tokens + 1, layer->group));
 done:
     return status;

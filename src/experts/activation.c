@@ -15,16 +15,28 @@ static uint32_t random_use(clmoe_mlp which) {
     return which == CLMOE_MLP_SHARED ? RANDOM_SHARED_HIDDEN : RANDOM_HIDDEN;
 }
 
+enum { MOST_ITEMS = 128 };
+
+/* Columns that a work-item takes at a time: 16 bytes, or a vector where it walks a row alone. */
+static uint32_t width_of(const clmoe_layer *layer) {
+    return layer->group == 1 ? 16 : 16 / (uint32_t)type_bytes(layer->desc.type);
+}
+
+/* Work-items per row: short rows do not keep many busy. */
+static uint32_t items_of(const clmoe_layer *layer, const clmoe_mlp_desc *mlp) {
+    const uint32_t most = layer->group < MOST_ITEMS ? layer->group : MOST_ITEMS;
+    return power_of_two(divide_up(mlp->hidden_dim, width_of(layer)), most);
+}
+
 /* Two kernels: without dropout, and with it. */
 static clmoe_status create_one(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp, bool gates,
                                bool dropout) {
     char options[192];
     const char *type = type_name(layer->desc.type);
-    const uint32_t width = layer->group == 1 ? 16 : 4;
     snprintf(options, sizeof options,
              "-DGROUP=%u -DV=%u -DGATED=%d -DINTERLEAVED=%d -DGATES=%d -DDROPOUT=%d -DX=%s -DA=%s "
              "-DW=%s -DBIAS=%s -DC=%s",
-             layer->group, width, mlp->gate_layout != CLMOE_GATE_NONE,
+             items_of(layer, mlp), width_of(layer), mlp->gate_layout != CLMOE_GATE_NONE,
              mlp->gate_layout == CLMOE_GATE_INTERLEAVED, gates, dropout, type, type, type, type,
              type);
     return program_kernel(layer->context, "experts/activation", options, "activation_backward",
@@ -74,7 +86,8 @@ clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp w
     const int id = shared ? KERNEL_SHARED_ACTIVATION_BACKWARD : KERNEL_ACTIVATION_BACKWARD;
     cl_kernel kernel = layer->kernels[id + drops_out(b, layer_mlp(layer, which))];
     TRY(set(b, kernel, which, rows));
-    TRY(launch_1d(chain, kernel, shared ? b->tokens : b->ws.plan.slots, layer->group));
+    TRY(launch_1d(chain, kernel, shared ? b->tokens : b->ws.plan.slots,
+                  items_of(layer, layer_mlp(layer, which))));
 done:
     return status;
 }

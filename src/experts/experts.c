@@ -83,11 +83,13 @@ static clmoe_status x_rows(const batch *b, launch *chain, clmoe_buf rows) {
     return step_dispatch_rows(b, chain, b->experts_x, rows);
 }
 
-/* Rows of slots of dy, or of the gradient on the outputs; none where dy is gathered. */
-static clmoe_buf dy_rows_of(const batch *b) {
+/* Rows of dy, gathered; or of slots, where an engine does not gather, or of the outputs' gradient.
+ */
+static gemm_rows dy_rows_of(const batch *b) {
     const clmoe_layer *layer = b->layer;
-    const bool gather = layer->experts.engine->gathers && layer->mlp_gradient.engine->gathers;
-    return gather && !has_output_rows(b) ? (clmoe_buf){0} : region(b, REGION_DY_ROWS);
+    const bool gathered = layer->experts.engine->gathers && layer->mlp_gradient.engine->gathers &&
+                          !has_output_rows(b);
+    return (gemm_rows){gathered ? b->dy : region(b, REGION_DY_ROWS), layer->desc.dim, gathered};
 }
 
 /* z as forward made it, where it was not kept; then ye, as down gives it, where it is asked for. */
@@ -111,12 +113,12 @@ done:
 
 /* The gradient on the experts' outputs as rows of slots, where it cannot be gathered from dy. */
 static clmoe_status output_rows(const batch *b, launch *chain) {
-    const clmoe_buf rows = dy_rows_of(b);
+    const gemm_rows rows = dy_rows_of(b);
     if (layer_is_soft_moe(b->layer))
-        return step_soft_moe_combine_backward(b, chain, b->dxe, rows);
+        return step_soft_moe_combine_backward(b, chain, b->dxe, rows.buf);
     if (has_output_rows(b))
-        return step_output_backward(b, chain, b->dxe, rows);
-    return rows.mem ? step_dispatch_rows(b, chain, b->dy, rows) : CLMOE_SUCCESS;
+        return step_output_backward(b, chain, b->dxe, rows.buf);
+    return rows.gathered ? CLMOE_SUCCESS : step_dispatch_rows(b, chain, b->dy, rows.buf);
 }
 
 static activation_rows experts_activation(const batch *b) {
@@ -140,9 +142,9 @@ static activation_rows experts_activation(const batch *b) {
 
 clmoe_status step_experts_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_buf rows = dy_rows_of(b);
+    const gemm_rows rows = dy_rows_of(b);
     const activation_rows activation = experts_activation(b);
-    mlp_call call = experts_call(b, rows.mem ? rows : b->dy, !rows.mem);
+    mlp_call call = experts_call(b, rows.buf, rows.gathered);
     call.hidden = activation.dh;
     call.out = b->dxe;
     if (b->ws.plan.slots == 0 || b->tokens == 0)
@@ -163,10 +165,15 @@ static clmoe_status gradient_x(const batch *b, launch *chain, gemm_rows *x) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_buf rows = region(b, REGION_X_ROWS);
-    *x = (gemm_rows){rows.mem ? rows : b->experts_x, layer->desc.dim, rows.mem == NULL};
-    if (layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT)
+    const bool weighted = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT;
+    const bool gathered =
+        layer->mlp_gradient.engine->gathers && !weighted && !layer_is_soft_moe(layer);
+    *x = (gemm_rows){gathered ? b->experts_x : rows, layer->desc.dim, gathered};
+    if (b->ws.plan.slots == 0)
+        return CLMOE_SUCCESS;
+    if (weighted)
         TRY(step_weighted_rows(b, chain, rows));
-    else if (rows.mem && !layer_is_soft_moe(layer)) /* whose rows are made */
+    else if (!gathered && !layer_is_soft_moe(layer)) /* whose rows are made */
         TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
 done:
     return status;
@@ -175,7 +182,7 @@ done:
 clmoe_status step_experts_gradients(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const clmoe_buf dy_rows = dy_rows_of(b), none = {0};
+    const clmoe_buf none = {0};
     const bool at_output =
         layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT && !has_output_rows(b);
     mlp_gradient_call call = {
@@ -190,7 +197,7 @@ clmoe_status step_experts_gradients(const batch *b, launch *chain) {
                  .experts = layer->desc.num_experts,
                  .accumulate = b->accumulate,
                  .scratch = region(b, REGION_GRADIENT)},
-        .dy = {dy_rows.mem ? dy_rows : b->dy, layer->desc.dim, dy_rows.mem == NULL},
+        .dy = dy_rows_of(b),
         .dz = region(b, REGION_DZ),
         .hidden = region(b, REGION_DH)};
     const bias_call biases = {.offsets = call.rows.offsets,

@@ -1,7 +1,7 @@
 /* Groups first, experts within them then: logits -> scores -> ids, weights. */
 #include "steps.h"
 
-enum { KERNEL_SCORES = KERNEL_POLICY, KERNEL_CHOICE, KERNEL_BACKWARD };
+enum { KERNEL_SCORES = KERNEL_POLICY, KERNEL_CHOICE, KERNEL_BACKWARD, KERNEL_WEIGHTS };
 
 static clmoe_status create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -9,7 +9,10 @@ static clmoe_status create(clmoe_layer *layer) {
         {KERNEL_SCORES, "two_level_scores"},
         {KERNEL_CHOICE, "two_level_topk"},
     };
-    static const kernel_entry backward[] = {{KERNEL_BACKWARD, "two_level_backward"}};
+    static const kernel_entry backward[] = {
+        {KERNEL_BACKWARD, "two_level_backward"},
+        {KERNEL_WEIGHTS, "two_level_weights"},
+    };
     TRY(GROUP_KERNELS(layer, "routing/two_level", kernels));
     if (layer->desc.training)
         TRY(GROUP_KERNELS(layer, "routing/two_level", backward));
@@ -84,5 +87,23 @@ done:
     return status;
 }
 
-const routing_policy two_level_policy = {
-    .create = create, .step = choose, .backward = backward, .by_logit = true};
+static clmoe_status weights(const batch *b, launch *chain, clmoe_buf to) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    cl_kernel kernel = layer->kernels[KERNEL_WEIGHTS];
+    const uint32_t group = layer->group, groups = layer->desc.router.groups.count;
+    TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(chosen_logits_of(b).noisy)),
+                   ARG_AS(group_logits, ARG_F32(region(b, REGION_GROUP_LOGITS))), ARG_F32(b->state),
+                   ARG_F32(b->ids), ARG_F32(b->live), ARG_U8(b->token_mask),
+                   ARG_F32(expert_scale_of(b)), ARG_AS(chosen, ARG_F32(to)), ARG_UINT(b->tokens),
+                   ARG_UINT(groups), ARG_STRUCT(layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
+done:
+    return status;
+}
+
+const routing_policy two_level_policy = {.create = create,
+                                         .step = choose,
+                                         .backward = backward,
+                                         .weights = weights,
+                                         .by_logit = true};

@@ -133,20 +133,25 @@ static inline void carry(__local uchar *tiles, bool whole, uint to, __global con
     }
 }
 
-static inline void load_chunks(const problem *p, const carrier *c, __local uchar *tiles, uint stage,
-                               bool whole, uint k) {
-    UNROLL for (uint i = 0; i < A_LOADS; ++i)
+/* The i-th chunks of A and of W; of A there may be fewer. */
+static inline void load_chunk(const problem *p, const carrier *c, __local uchar *tiles, uint stage,
+                              bool whole, uint k, uint i) {
+    const uint to = stage + c->w_to + i * W_STEP * W_CHUNKS * CHUNK_BYTES;
+    if (i < A_LOADS)
         carry(tiles, whole, stage + c->a_to + i * A_STEP * A_CHUNKS * CHUNK_BYTES, c->a[i] + k,
               (int)p->k - (int)(k + c->a_chunk * CHUNK));
-    UNROLL for (uint i = 0; i < W_LOADS; ++i) {
-        const uint to = stage + c->w_to + i * W_STEP * W_CHUNKS * CHUNK_BYTES;
 #if TRANSPOSED
-        carry(tiles, whole, to, c->w[i] + k * p->w_col,
-              k + c->w_row + i * W_STEP < p->k ? c->w_left : 0);
+    carry(tiles, whole, to, c->w[i] + k * p->w_col,
+          k + c->w_row + i * W_STEP < p->k ? c->w_left : 0);
 #else
-        carry(tiles, whole, to, c->w[i] + k, (int)p->k - (int)(k + c->w_chunk * CHUNK));
+    carry(tiles, whole, to, c->w[i] + k, (int)p->k - (int)(k + c->w_chunk * CHUNK));
 #endif
-    }
+}
+
+static inline void load_chunks(const problem *p, const carrier *c, __local uchar *tiles, uint stage,
+                               bool whole, uint k) {
+    UNROLL for (uint i = 0; i < W_LOADS; ++i)
+        load_chunk(p, c, tiles, stage, whole, k, i);
 }
 
 /* Fills a stage with k from `k` on: one batch of copies, empty past the end. */
@@ -204,10 +209,28 @@ static inline void load_factors(__local const uchar *tiles, uint stage, uint k, 
 #endif
 }
 
+/* A block of rows. */
+static inline void multiply_block(const factors *f, uint i, float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
+        multiply_add(sums[i][j], f->a[i], f->w[j]);
+}
+
 static inline void multiply(const factors *f, float (*sums)[BLOCKS_ACROSS][4]) {
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
-        UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
-            multiply_add(sums[i][j], f->a[i], f->w[j]);
+        multiply_block(f, i, sums);
+}
+
+/* The same while a stage is filled with whole chunks: what stands between products costs no time
+ * of its own. */
+static inline void multiply_and_load(const factors *f, const problem *p, const carrier *c,
+                                     __local uchar *tiles, uint stage, uint k,
+                                     float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint i = 0; i < W_LOADS; ++i) {
+        if (i < BLOCKS_DOWN)
+            multiply_block(f, i, sums);
+        load_chunk(p, c, tiles, stage, true, k, i);
+    }
+    copy_batch();
 }
 
 /* Sums of a pass of all warps -> local memory [WARPS_DOWN * PASS_ROWS, SUM_STRIDE]. */
@@ -363,7 +386,8 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
 
     /*
      * While the products of one 16 of k are under way, the factors of the next are read. Past the
-     * barrier nobody reads this stage again: it is filled anew.
+     * barrier nobody reads this stage again: it is filled anew. Many rows of whole chunks take a
+     * loop without branches, which past the end fills stages with zeros.
      */
     factors f[2];
     NOUNROLL for (uint i = 0; i < STAGES; ++i)
@@ -371,8 +395,21 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
     COPY_WAIT(STAGES - 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     load_factors(tiles, 0, 0, &at, &f[0]);
-    uint stage = 0;
-    NOUNROLL for (uint done = begin; done < k; done += DEPTH) {
+    uint stage = 0, done = begin;
+    const uint whole = ROWS == 128 && mine.whole ? k : begin;
+    NOUNROLL for (; done < whole; done += DEPTH) {
+        const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
+        UNROLL for (uint i = 0; i < DEPTH / 16 - 1; ++i) {
+            load_factors(tiles, stage, i + 1, &at, &f[(i + 1) % 2]);
+            multiply(&f[i % 2], sums);
+        }
+        COPY_WAIT(STAGES - 2);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        load_factors(tiles, next, 0, &at, &f[0]);
+        multiply_and_load(&f[1], &p, &mine, tiles, stage, done + STAGES * DEPTH, sums);
+        stage = next;
+    }
+    NOUNROLL for (; done < k; done += DEPTH) {
         const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
         UNROLL for (uint i = 0; i < DEPTH / 16 - 1; ++i) {
             load_factors(tiles, stage, i + 1, &at, &f[(i + 1) % 2]);

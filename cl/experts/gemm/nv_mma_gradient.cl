@@ -28,8 +28,8 @@
 
 /*
  * A stage in local memory: a row per slot of P with ROWS elements, then one of Q with as many. They
- * are moved in chunks of 16 bytes; per stage a work-item carries the same chunk of every STEP-th row
- * of both. It has as many of them as its warp has blocks down.
+ * are moved in chunks of 16 bytes; per stage a work-item carries the same chunk of every STEP-th
+ * row of both, which are as many as its warp has blocks of rows of C.
  */
 #define CHUNK       8 /* elements */
 #define CHUNKS      (ROWS / CHUNK)
@@ -144,15 +144,6 @@ static inline void load_stage(const carrier *c, const sources *s, __local uchar 
     copy_batch();
 }
 
-/* Fills the first stages; all their rows are found before. */
-static inline void load_first(const gradient *g, carrier *c, __local uchar *tiles) {
-    sources s[STAGES];
-    UNROLL for (uint i = 0; i < STAGES; ++i)
-        s[i] = next_sources(g, c);
-    UNROLL for (uint i = 0; i < STAGES; ++i)
-        load_stage(c, &s[i], tiles, i * STAGE_BYTES);
-}
-
 /* A warp's part of the tile: its first row and column, and where its matrices are in a stage. */
 typedef struct warp_part {
     uint lane, row, column, p_from, q_from;
@@ -249,7 +240,7 @@ static inline uint column_of_lane(uint lane) {
     return OUTPUTS == 4 ? lane % 2 * 8 + lane % 4 / 2 * 4 : lane % 4 * 8;
 }
 
-/* Adds the words of TOGETHER blocks to the sums of row l / 4, or with `low` 2 of row l / 4 + 8. */
+/* Words of TOGETHER blocks, of the lane's upper row with `low` 0, of the lower one with 2. */
 static inline void add_words(const uint *words, float (*sums)[4], uint low) {
     UNROLL for (uint b = 0; b < TOGETHER; ++b) {
 #if OUTPUTS == 4
@@ -373,8 +364,10 @@ void gradient_nv_mma(GRADIENT_PARAMETERS) {
      * branches. An expert without slots passes by both.
      */
     factors f[2];
-    if (begin < end)
-        load_first(&g, &mine, tiles);
+    NOUNROLL for (uint i = 0; i < (begin < end ? STAGES : 0); ++i) {
+        const sources from = next_sources(&g, &mine);
+        load_stage(&mine, &from, tiles, i * STAGE_BYTES);
+    }
     COPY_WAIT(STAGES - 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     load_factors(tiles, 0, 0, &at, &f[0]);

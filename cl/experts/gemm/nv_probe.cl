@@ -20,15 +20,25 @@ static inline void carry(__local uchar *tiles, uint tile, __global const ushort 
     copy_start(tiles, tile + lane * CHUNK_BYTES, from + lane * CHUNK_BYTES / 2, bytes);
 }
 
-/* Columns 0-7 from b [0], b [1], columns 8-15 from b [2], b [3]. */
+/* Rounded, as floats again, and what those round to. */
+static inline uint rounded_twice(float low, float high) {
+    const float2 v = unpack(pack(low, high));
+    return pack(v.x, v.y);
+}
+
+/*
+ * Columns 0-7 from b [0], b [1], columns 8-15 from b [2], b [3]. A lane writes its neighbour's part
+ * of the upper rows.
+ */
 static inline void write_product(__global ushort *c, const uint *a, const uint *b) {
-    const uint lane = (uint)get_local_id(0), row = lane / 4, column = lane % 4 * 2;
+    const uint lane = (uint)get_local_id(0), row = lane / 4;
     for (uint side = 0; side < 2; ++side) {
         float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         multiply_add(sums, a, b + side * 2);
-        __global uint *to = (__global uint *)(c + row * SIDE + column + side * 8);
-        to[0] = pack(sums[0], sums[1]);
-        to[8 * SIDE / 2] = pack(sums[2], sums[3]);
+        const uint upper = of_other_lane(rounded_twice(sums[0], sums[1]), 1);
+        __global uint *to = (__global uint *)(c + row * SIDE + side * 8);
+        to[(lane ^ 1) % 4] = upper;
+        to[8 * SIDE / 2 + lane % 4] = rounded_twice(sums[2], sums[3]);
     }
 }
 
