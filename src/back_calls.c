@@ -1,7 +1,7 @@
 /* The steps of the backward pass as public calls; calls.c has those of forward. */
+#include "back.h"
 #include "check/check.h"
 #include "runtime/structs.h"
-#include "steps.h"
 
 /* What calls with gradients have in common. */
 #define BIND_GRADIENTS(b, args)                                                                    \
@@ -58,9 +58,9 @@ static clmoe_status experts_backward(batch *b, launch *chain,
     if (b->z_again)
         b->z = region(b, REGION_Z);
     if (has_data(args->parts))
-        TRY(step_experts_backward(b, chain));
+        TRY(back_experts(b, chain));
     if (has_weights(args->parts, args->gradients))
-        TRY(step_experts_gradients(b, chain));
+        TRY(back_experts_gradients(b, chain));
 done:
     return status;
 }
@@ -172,7 +172,7 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     if (has_data(args->parts))
         TRY(step_score_backward(b, chain));
     if (has_weights(args->parts, args->gradients))
-        TRY(step_score_gradients(b, chain));
+        TRY(back_routers_gradients(b, chain));
 done:
     return status;
 }
@@ -190,7 +190,7 @@ static clmoe_status dispatch_backward(batch *b, launch *chain,
     b->router_dx = args->router_dx;
     b->router_dx_begun = args->router_dx.mem != NULL;
     b->dx = args->dx;
-    return step_dispatch_backward(b, chain);
+    return back_dispatch(b, chain);
 }
 
 #define DEFINE_CALL(name)                                                                          \

@@ -134,8 +134,8 @@ struct clmoe_layer {
     gemm_gradient_use shared_gradient; /* of the shared expert's; gathers */
     gemm_gradient_use dense_gradient; /* of routers and of shared_gate, from rows of f32 and of X */
     gemm_use dense_back;              /* rows of f32 times those -> rows of X */
-    gemm_use products;               /* of Soft MoE: rows of X times rows of X -> f32 */
-    cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
+    gemm_use products;                /* of Soft MoE: rows of X times rows of X -> f32 */
+    cl_kernel kernels[KERNEL_COUNT];  /* NULL where the switches do not need one */
 };
 
 /* A kernel's place and its name. */

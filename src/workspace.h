@@ -84,9 +84,9 @@ typedef enum region_id {
     REGION_DDISPATCH,      /* [T,S] f32 */
     REGION_SOFT_MOE_ALONG, /* [T] f32 */
     REGION_SOFT_MOE_SUMS,  /* [N] f32 */
-    REGION_ROUTER_DX,     /* [T,D] X */
-    REGION_UNMASKED,      /* [T+3] i32: see unmasked.c */
-    REGION_GRADIENT,      /* the gradient engines' own */
+    REGION_ROUTER_DX,      /* [T,D] X */
+    REGION_UNMASKED,       /* [T+3] i32: see unmasked.c */
+    REGION_GRADIENT,       /* the gradient engines' own */
     REGION_COUNT
 } region_id;
 

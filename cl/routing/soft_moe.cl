@@ -6,20 +6,20 @@
  *          Masked tokens and rows with a value that is not finite take no part: their weights are
  *          0.
  *          Backward, of dD and dC on dispatch D and combine C: dl = D (dD - sum_t D dD) + C (dC -
- *          sum_s C dC); of x, with n = |x|: dx = (g r - (sum_s dl l) x/n) / n, the same of r; g =
- *          scale dl / (|x| |r|), 0 where a norm is 0.
+ *          sum_s C dC); with g = scale dl / (|x| |r|), 0 where a norm is 0, dx = sum_s g r - (sum_s
+ *          dl l) / |x| x/|x|, and the same of r.
  * Arrays: rows [n,D] X, token_mask [n] or NULL -> norms [n], -1 for no part; clean [n,D] X or NULL,
  *          such rows as 0. logits [T,N] x . r in place, N = E p; tops [T,2] largest l and sum of
  *          exp of a row; partials [blocks,N,2] and columns [N,2] the same of columns. dispatch
  *          [S,T], combine [T,S]: slot e * stride + i is column e * p + i, those with i >= p are
  *          padding and 0; each also takes the sums of the other, as sums, and then has the other's
- *          weights in its own layout. All f32 but X and C. The plan: buckets of p rows that never change; slot_of [T]
- *          and pair_weights [T] say that a token's output is one row, with weight 1; without tokens
- *          p is 0.
+ *          weights in its own layout. All f32 but X and C. The plan: buckets of p rows that never
+ *          change; slot_of [T] and pair_weights [T] say that a token's output is one row, with
+ *          weight 1; without tokens p is 0.
  *          Backward: values [T,S], shares [T,S] or NULL (1) -> partials [blocks,N] and column_sums
  *          [N] of their products. dcombine, ddispatch [T,S], dispatch [T,S] -> dlogits [T,N]: g;
  *          dl l in the place of ddispatch, its sums along [T]. gradient [n,D] C in place: without
- *          along/n rows/n; n of `norms`.
+ *          along/norm rows/norm, by norms [n].
  * NDRange: soft_moe_norms: a group per row. soft_moe_logits: a group per token. soft_moe_partials:
  *          a group per block of block_size tokens. soft_moe_columns: a work-item per column.
  *          soft_moe_dispatch: (stride, E) groups. soft_moe_combine: a group per token.

@@ -11,7 +11,8 @@
  *          [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out [T,R] with
  *          noise_raw, dscale [pairs] or NULL; scratch raw [pairs]. dscale -> scale_gradient [R], written or added to.
  *          chosen [pairs], 0 for surplus pairs.
- * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the columns.
+ * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the
+ *          columns.
  *          expert_scale_backward: one group per column; its lanes stride over the pairs.
  * Limits: GROUP a power of two.
  * Repeatability: each number has one owner, as the ids of a token differ; sums over pairs are in

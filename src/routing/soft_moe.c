@@ -26,8 +26,8 @@ enum {
 static clmoe_status create_kernel(clmoe_layer *layer, int id, const clmoe_type types[2],
                                   const char *name) {
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s -DC=%s", layer->group,
-             type_name(types[0]), type_name(types[1]));
+    snprintf(options, sizeof options, "-DGROUP=%u -DX=%s -DC=%s", layer->group, type_name(types[0]),
+             type_name(types[1]));
     return program_kernel(layer->context, "routing/soft_moe", options, name, &layer->kernels[id]);
 }
 
@@ -80,8 +80,7 @@ static clmoe_status set_plan(const batch *b, launch *chain) {
                    ARG_F32(PLAN_ARRAY(b, offsets)), ARG_F32(PLAN_ARRAY(b, slot_of)),
                    ARG_F32(PLAN_ARRAY(b, pair_of)), ARG_F32(PLAN_ARRAY(b, token_of)),
                    ARG_F32(PLAN_ARRAY(b, tile_expert)), ARG_F32(b->pair_weights),
-                   ARG_UINT(b->tokens), ARG_UINT(experts),
-                   ARG_UINT(per_expert),
+                   ARG_UINT(b->tokens), ARG_UINT(experts), ARG_UINT(per_expert),
                    ARG_AS(stride, ARG_UINT(plan->slots / experts)), ARG_UINT(plan->row_tile)));
     TRY(launch_1d(chain, kernel, divide_up(count, group), group));
 done:
@@ -168,9 +167,9 @@ static clmoe_status set_token_weights(const batch *b, launch *chain, bool over_s
     const uint32_t experts = layer->desc.num_experts;
     const clmoe_buf all = region(b, over_slots ? REGION_TOPS : REGION_SOFT_MOE_COLUMNS);
     cl_kernel kernel = layer->kernels[KERNEL_UNMIX];
-    TRY(KERNEL_SET(kernel, ARG_F32(b->logits), ARG_AS(sums, ARG_F32(all)), ARG_AS(combine, ARG_F32(to)),
-                   ARG_AS(count, ARG_UINT(layer_router_rows(layer))), ARG_UINT(experts),
-                   ARG_AS(per_expert, ARG_UINT(b->ws.plan.capacity)),
+    TRY(KERNEL_SET(kernel, ARG_F32(b->logits), ARG_AS(sums, ARG_F32(all)),
+                   ARG_AS(combine, ARG_F32(to)), ARG_AS(count, ARG_UINT(layer_router_rows(layer))),
+                   ARG_UINT(experts), ARG_AS(per_expert, ARG_UINT(b->ws.plan.capacity)),
                    ARG_AS(stride, ARG_UINT(b->ws.plan.slots / experts)),
                    ARG_AS(by_slot, ARG_UINT(!over_slots))));
     TRY(launch_1d(chain, kernel, b->tokens, layer->group));
@@ -202,11 +201,11 @@ done:
     return status;
 }
 
-clmoe_status step_soft_moe_rows(const batch *b, launch *chain, clmoe_buf xe) {
+clmoe_status step_soft_moe_dispatch_again(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(set_norms(b, chain));
     TRY(set_slot_weights(b, chain, false));
-    TRY(mix_into_slots(b, chain, region(b, REGION_SOFT_MOE_X), xe));
+    TRY(mix_into_slots(b, chain, region(b, REGION_SOFT_MOE_X), region(b, REGION_X_ROWS)));
 done:
     return status;
 }
@@ -267,21 +266,18 @@ done:
     return status;
 }
 
-clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain, clmoe_buf ye,
-                                            clmoe_buf rows) {
+clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool normalizes = b->layer->desc.normalize_experts != 0;
     const clmoe_buf dy = region(b, REGION_SOFT_MOE_DY);
     TRY(clean_dy(b, chain, dy));
     TRY(set_slot_weights(b, chain, true));
-    TRY(mix_into_slots(b, chain, dy, rows));
-    if (normalizes || b->dye.mem)
-        TRY(step_output_backward(b, chain, ye, rows));
-    if (normalizes)
-        TRY(step_normalize(b, chain, ye));
-    TRY(set_products(b, chain, dy, ye, region(b, REGION_DCOMBINE)));
+    TRY(mix_into_slots(b, chain, dy, region(b, REGION_DY_ROWS)));
 done:
     return status;
+}
+
+clmoe_status step_soft_moe_weights_backward(const batch *b, launch *chain, clmoe_buf ye) {
+    return set_products(b, chain, region(b, REGION_SOFT_MOE_DY), ye, region(b, REGION_DCOMBINE));
 }
 
 /* Sums over tokens of the values [T,S], times the shares [T,S] if given. */
@@ -294,9 +290,8 @@ static clmoe_status set_column_sums(const batch *b, launch *chain, clmoe_buf sha
     const uint32_t group = layer->group, count = layer_router_rows(layer);
     const block_split blocks = workspace_token_blocks(group, b->tokens);
     const clmoe_buf partials = region(b, REGION_SOFT_MOE_PARTIALS);
-    TRY(KERNEL_SET(first, ARG_F32(shares),
-                   ARG_AS(values, ARG_F32(region(b, REGION_DDISPATCH))), ARG_F32(partials),
-                   ARG_UINT(b->tokens), ARG_UINT(plan->slots), ARG_UINT(count),
+    TRY(KERNEL_SET(first, ARG_F32(shares), ARG_AS(values, ARG_F32(region(b, REGION_DDISPATCH))),
+                   ARG_F32(partials), ARG_UINT(b->tokens), ARG_UINT(plan->slots), ARG_UINT(count),
                    ARG_AS(per_expert, ARG_UINT(plan->capacity)),
                    ARG_AS(stride, ARG_UINT(plan->slots / layer->desc.num_experts)),
                    ARG_AS(block_size, ARG_UINT(blocks.size))));
@@ -386,7 +381,8 @@ clmoe_status step_soft_moe_gradients(const batch *b, launch *chain) {
     cl_kernel norms = layer->kernels[KERNEL_SLOT_NORMS_BACKWARD];
     const dense_gradient router = {count, layer->desc.dim, region(b, REGION_DLOGITS),
                                    region(b, REGION_SOFT_MOE_X), gradient};
-    TRY(step_dense_gradient(b, chain, &router));
+    const gemm_gradient rows = batch_rows(b);
+    TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &router));
     if (!gradient.mem || b->tokens == 0)
         return CLMOE_SUCCESS;
     TRY(set_column_sums(b, chain, none));

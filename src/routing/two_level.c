@@ -102,8 +102,5 @@ done:
     return status;
 }
 
-const routing_policy two_level_policy = {.create = create,
-                                         .step = choose,
-                                         .backward = backward,
-                                         .weights = weights,
-                                         .by_logit = true};
+const routing_policy two_level_policy = {
+    .create = create, .step = choose, .backward = backward, .weights = weights, .by_logit = true};

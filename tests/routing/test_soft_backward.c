@@ -86,11 +86,13 @@ static void every_type(void **state) {
         desc.gradient_type = cases[i].gradient;
         test_case("type %u, router %u, gradients %u", desc.type, desc.router.weight_type,
                   desc.gradient_type);
-        training_compare(run(&desc, shapes[1].tokens, 0, 0), desc.type == CLMOE_F16 ? "f16" : "bf16");
+        training_compare(run(&desc, shapes[1].tokens, 0, 0),
+                         desc.type == CLMOE_F16 ? "f16" : "bf16");
     }
 }
 
-/* ---- Odd values ------------------------------------------------------------------------------- */
+/* ---- Odd values -------------------------------------------------------------------------------
+ */
 
 /* Rows of x and of the router that are 0, whose logits are 0, and tokens that are not finite. */
 static void odd_rows(void **state) {
@@ -99,7 +101,7 @@ static void odd_rows(void **state) {
     const clmoe_layer_desc desc = soft_desc(s, 2);
     test_case("zeros and infinities");
     training_batch *t = training_make(&desc, s->tokens, 0);
-    float *x = HOST(float, (size_t)s->tokens *s->dim);
+    float *x = HOST(float, (size_t)s->tokens * s->dim);
     float *router = HOST(float, (size_t)ref_router_rows(&desc) * s->dim);
     memcpy(x, t->b.in.x, (size_t)s->tokens * s->dim * sizeof *x);
     memcpy(router, t->b.weights.router, (size_t)ref_router_rows(&desc) * s->dim * sizeof *router);
@@ -140,7 +142,8 @@ static void rows_of_any_length(void **state) {
     }
 }
 
-/* ---- Calls ------------------------------------------------------------------------------------ */
+/* ---- Calls ------------------------------------------------------------------------------------
+ */
 
 static void more_gradient_on_ye(void **state) {
     (void)state;
@@ -188,9 +191,12 @@ static void refused(void **state) {
         const char *name;
         clmoe_buf *buf;
     } fields[] = {
-        {"logits_in", &t->args.logits_in},         {"ids_in", &t->args.ids_in},
-        {"pair_weights_in", &t->args.pair_weights_in}, {"dlogits", &t->args.dlogits},
-        {"dlogits_out", &t->args.dlogits_out},     {"dpair_weights", &t->args.dpair_weights},
+        {"logits_in", &t->args.logits_in},
+        {"ids_in", &t->args.ids_in},
+        {"pair_weights_in", &t->args.pair_weights_in},
+        {"dlogits", &t->args.dlogits},
+        {"dlogits_out", &t->args.dlogits_out},
+        {"dpair_weights", &t->args.dpair_weights},
     };
     for (size_t i = 0; i < COUNT_OF(fields); i++) {
         *fields[i].buf = buf_new(1 << 14);
@@ -202,9 +208,15 @@ static void refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(every_engine_and_size), TEST(every_group_size),    TEST(few_tokens),
-        TEST(every_type),            TEST(odd_rows),            TEST(rows_of_any_length),
-        TEST(more_gradient_on_ye),   TEST(parts_and_sums),      TEST(refused),
+        TEST(every_engine_and_size),
+        TEST(every_group_size),
+        TEST(few_tokens),
+        TEST(every_type),
+        TEST(odd_rows),
+        TEST(rows_of_any_length),
+        TEST(more_gradient_on_ye),
+        TEST(parts_and_sums),
+        TEST(refused),
     };
     return RUN(tests);
 }
