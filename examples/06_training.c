@@ -69,6 +69,20 @@ static double loss_of(const gpu *g, clmoe_buf dy) {
     return sum * TOKENS / 2;
 }
 
+static clmoe_backward_args backward_of(const clmoe_forward_args *forward, clmoe_buf dy,
+                                       const clmoe_gradients *gradients) {
+    clmoe_backward_args backward;
+    clmoe_backward_args_init(&backward);
+    backward.tokens = forward->tokens;
+    backward.weights = forward->weights;
+    backward.x = forward->x;
+    backward.saved = forward->saved;
+    backward.scratch = forward->scratch; /* forward's is free again */
+    backward.dy = dy;
+    backward.gradients = gradients; /* dx would go to the layer before */
+    return backward;
+}
+
 int main(void) {
     gpu g = gpu_open(0); /* in order: each command waits for the one before */
     cl_program program = build(&g);
@@ -101,15 +115,7 @@ int main(void) {
     forward.weights = &weights;
     make_batch(&g, &forward.x, &target);
     batch_buffers(&g, layer, &forward, X * sizeof(float));
-    clmoe_backward_args backward;
-    clmoe_backward_args_init(&backward);
-    backward.tokens = TOKENS;
-    backward.weights = &weights;
-    backward.x = forward.x;
-    backward.saved = forward.saved;
-    backward.scratch = forward.scratch; /* forward's is free again */
-    backward.dy = dy;
-    backward.gradients = &gradients; /* dx would go to the layer before */
+    const clmoe_backward_args backward = backward_of(&forward, dy, &gradients);
 
     double first = 0, last = 0;
     for (int step = 0; step <= STEPS; step++) {
