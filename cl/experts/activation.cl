@@ -109,20 +109,22 @@ void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of
         const uint count = min((uint)V, columns - j);
         const FLOATV d = load_some(dh + j, count);
         FLOATV factors = (FLOATV)(1.0f);
-        FLOATV gate = none, up, d_gate = none, d_up, h;
+        FLOATV up, d_up, h;
 #if DROPOUT
         factors = factors_of(STATE_OF(state), (uint)pair, j, use, p);
 #endif
 #if GATED
+        FLOATV gate, d_gate;
 #if INTERLEAVED
         gate = load_turns(z + 2 * j, count, &up);
 #else
         gate = load_some(z + j, count);
         up = load_some(z + z_up(&z_at) + j, count);
 #endif
-        h = act_gated(activation, gate, up, limit, alpha, up_shift);
-        d_gate = act_gated_slope(activation, gate, up, limit, alpha, up_shift, &d_up);
+        d_gate = act_gated_slope(activation, gate, up, limit, alpha, up_shift, &h);
         d_gate = masked ? none : weight * d * factors * d_gate;
+        d_up = act_up_slope(h, up, limit);
+        h *= clamp_up(up, limit) + up_shift;
 #else
         up = load_some(z + j, count);
         h = act(activation, up, alpha);

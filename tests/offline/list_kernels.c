@@ -41,11 +41,46 @@ static void weights_alone(clmoe_layer_desc *d, uint32_t i) {
     d->weight_type = i ? CLMOE_BF16 : CLMOE_F16;
 }
 
+/* Of every layout and of every storage type. */
+static void training(clmoe_layer_desc *d, uint32_t i) {
+    static const clmoe_type types[] = {CLMOE_F32, CLMOE_F16, CLMOE_BF16, CLMOE_F32};
+    static const clmoe_gate_layout gates[] = {CLMOE_GATE_CONCAT, CLMOE_GATE_INTERLEAVED,
+                                              CLMOE_GATE_SEPARATE, CLMOE_GATE_NONE};
+    d->training = d->dye = 1;
+    d->gradient_type = i % 2;
+    d->type = d->weight_type = types[i];
+    d->experts.gate_layout = gates[i];
+    d->experts.hidden_dropout = 0.1f;
+    d->experts.gate_up_bias = d->experts.down_bias = 1;
+    d->shared = d->experts;
+    d->shared.hidden_dim = 32;
+    d->shared_gate = d->output_bias = 1;
+    d->router.expert_scale = 1;
+    d->router.noise.kind = CLMOE_NOISE_LEARNED;
+    d->router.noise.jitter = 0.1f;
+}
+
+static void training_policies(clmoe_layer_desc *d, uint32_t i) {
+    d->training = 1;
+    d->num_identity_experts = 0;
+    if (i == 0)
+        d->router.rebalance.iterations = 3;
+    if (i == 1) {
+        d->router.groups.two_level = 1;
+        d->router.groups.count = 4;
+        d->router.groups.topk = 2;
+    }
+    if (i == 2) {
+        d->router.policy = CLMOE_POLICY_SOFT_MOE;
+        d->top_k = 1;
+    }
+}
+
 static const struct {
     void (*set)(clmoe_layer_desc *desc, uint32_t i);
     uint32_t count;
-} variants[] = {{keep_rules, 4}, {groups, 2}, {sizes, 5},
-                {layouts, 4},    {types, 4},  {weights_alone, 2}};
+} variants[] = {{keep_rules, 4}, {groups, 2},        {sizes, 5},    {layouts, 4},
+                {types, 4},      {weights_alone, 2}, {training, 4}, {training_policies, 3}};
 
 static void every_kernel(void **state) {
     (void)state;
