@@ -41,13 +41,42 @@ typedef struct batch {
     clmoe_loss_desc losses[MAX_LOSSES];
     uint32_t num_losses;
     clmoe_buf loss_values, dlogits, dnoise, dgroup_logits;
+
+    /* Training: z of forward. */
+    clmoe_buf z, shared_z;
+    bool z_again; /* backward: it was not kept, and is made again there */
+    /* Backward alone; dlogits, dnoise and dgroup_logits are then what losses left. */
+    clmoe_buf dy, dye, dx;
+    clmoe_buf dxe, dots;                              /* [S,D], [S] f32 */
+    clmoe_buf dpair_weights, dlogits_out, dnoise_out; /* [pairs], [T,R], [T,R] f32 */
+    clmoe_buf dgroup_out;                             /* [T,groups.count] f32 */
+    clmoe_buf shared_dx, router_dx;                   /* [T,D]: the parts of dx */
+    bool router_dx_begun;                             /* something lies in router_dx */
+    clmoe_weights raw; /* *weights, of backward: without packed ones */
+    clmoe_gradients gradients;
+    bool accumulate;
 } batch;
 
 /* What the caller gave, and for the rest the regions of workspace.c. */
 clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forward_args *args);
 
+/* The same of a backward pass. */
+clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backward_args *args);
+
 /* The losses of a call, `loss_size` bytes apart. */
 void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses);
+
+/* Where the parts of REGION_UNMASKED lie: see dispatch/unmasked.c. */
+typedef enum unmasked_part {
+    UNMASKED_LIST,    /* [T] i32 */
+    UNMASKED_OFFSETS, /* [2] u32 */
+    UNMASKED_KEPT,    /* [1] u32 */
+} unmasked_part;
+
+clmoe_buf unmasked_at(const batch *b, unmasked_part part);
+
+/* All tokens of the batch, or with a mask those that are not masked, as one expert's bucket. */
+gemm_gradient batch_rows(const batch *b);
 
 /* Whether the experts see the jittered x. */
 static inline bool batch_jitters_experts(const batch *b) {

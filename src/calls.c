@@ -86,6 +86,8 @@ static void bind_experts(batch *b, const clmoe_experts_args *args) {
     b->plan = args->plan;
     b->scratch = args->scratch;
     b->ye = args->ye;
+    b->z = args->z;
+    b->state = args->state;
 }
 
 static void bind_shared_expert(batch *b, const clmoe_shared_expert_args *args) {
@@ -94,6 +96,8 @@ static void bind_shared_expert(batch *b, const clmoe_shared_expert_args *args) {
     b->scratch = args->scratch;
     b->shared_y = args->shared;
     b->shared_gate = args->shared_gate;
+    b->shared_z = args->z;
+    b->state = args->state;
 }
 
 static void bind_combine(batch *b, const clmoe_combine_args *args) {

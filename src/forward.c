@@ -45,10 +45,12 @@ done:
  */
 static clmoe_status run_soft_moe(batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (b->tokens == 0)
+    if (b->tokens == 0 && !b->layer->desc.training) /* backward reads the plan */
         return CLMOE_SUCCESS;
     launch_step(chain, "dispatch");
     TRY(step_soft_moe_dispatch(b, chain));
+    if (b->tokens == 0)
+        return CLMOE_SUCCESS;
     launch_step(chain, "experts");
     TRY(step_experts(b, chain));
     launch_step(chain, "mix");

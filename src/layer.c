@@ -118,6 +118,7 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
         .gate_up_transposed = mlp->gate_up_transposed != 0,
         .down_transposed = mlp->down_transposed != 0,
         .interleaved = mlp->gate_layout == CLMOE_GATE_INTERLEAVED,
+        .training = desc->training != 0,
     };
 }
 
@@ -158,6 +159,48 @@ done:
     return status;
 }
 
+static clmoe_status use_gradient(clmoe_layer *layer, const char *name, gemm_gradient_shape shape,
+                                 gemm_gradient_use *use) {
+    use->shape = shape;
+    return gemm_gradient_create(layer->context, name, &shape, &use->engine, &use->state);
+}
+
+/* The routers' gradients are by device, as the routers are. */
+static clmoe_status create_back_engines(clmoe_layer *layer, const char *name) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer_desc *desc = &layer->desc;
+    const clmoe_type router = desc->router.weight_type;
+    const gemm_gradient_shape mlp = {.p_type = desc->type,
+                                     .q_type = desc->type,
+                                     .c_type = layer_gradient_type(layer, desc->weight_type)};
+    const gemm_gradient_shape dense = {
+        .p_type = CLMOE_F32, .q_type = desc->type, .c_type = layer_gradient_type(layer, router)};
+    const gemm_shape back = {.a_type = CLMOE_F32,
+                             .w_type = router,
+                             .c_type = desc->type,
+                             .experts = 1,
+                             .dim = layer_router_rows(layer),
+                             .hidden_dim = desc->dim,
+                             .form = GEMM_LINEAR,
+                             .gate_up_transposed = true};
+    /* Its n is not known before the batch is. */
+    const gemm_shape products = {.a_type = desc->type,
+                                 .w_type = desc->type,
+                                 .c_type = CLMOE_F32,
+                                 .experts = 1,
+                                 .dim = desc->dim,
+                                 .form = GEMM_LINEAR};
+    TRY(use_gradient(layer, name, mlp, &layer->mlp_gradient));
+    TRY(use_gradient(layer, layer->mlp_gradient.engine->gathers ? name : NULL, mlp,
+                     &layer->shared_gradient));
+    TRY(use_gradient(layer, NULL, dense, &layer->dense_gradient));
+    TRY(use_engine(layer->context, NULL, back, &layer->dense_back));
+    if (layer_is_soft_moe(layer))
+        TRY(use_engine(layer->context, NULL, products, &layer->products));
+done:
+    return status;
+}
+
 clmoe_status layer_kernels(clmoe_layer *layer, const char *step, const char *options,
                            const kernel_entry *kernels, size_t count) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -191,7 +234,11 @@ static void release_kernels(clmoe_layer *layer) {
 static step_constructor *const constructors[] = {
     score_create, noise_create,   rebalance_create, sort_create,
     plan_create,  reroute_create, dispatch_create,  normalize_create,
-    pack_create,  combine_create, state_create};
+    pack_create,  combine_create, state_create,     dropout_create};
+
+/* ... of layers that go backward. */
+static step_constructor *const training[] = {weights_create, activation_create, bias_create,
+                                             shared_create, unmasked_create};
 
 /* ... of layers that measure. */
 static step_constructor *const measuring[] = {sums_create, stats_create, loss_create, joint_create,
@@ -202,6 +249,8 @@ static clmoe_status create_kernels_of_group(clmoe_layer *layer) {
     TRY(layer->policy->create(layer));
     for (size_t i = 0; i < sizeof constructors / sizeof constructors[0]; i++)
         TRY(constructors[i](layer));
+    for (size_t i = 0; layer->desc.training && i < sizeof training / sizeof training[0]; i++)
+        TRY(training[i](layer));
     for (size_t i = 0; layer_measures(layer) && i < sizeof measuring / sizeof measuring[0]; i++)
         TRY(measuring[i](layer));
 done:
@@ -246,6 +295,8 @@ clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *
     layer->policy = policy_of(&own.router);
     layer->router = switches_of(&own);
     TRY(create_engines(layer, own.engine));
+    if (own.training)
+        TRY(create_back_engines(layer, own.engine));
     TRY(create_kernels(layer));
     *out = layer;
 done:
@@ -259,6 +310,11 @@ static void release_use(gemm_use *use) {
         use->engine->destroy(use->state);
 }
 
+static void release_gradient(gemm_gradient_use *use) {
+    if (use->engine)
+        use->engine->destroy(use->state);
+}
+
 void clmoe_layer_destroy(clmoe_layer *layer) {
     if (!layer)
         return;
@@ -267,6 +323,11 @@ void clmoe_layer_destroy(clmoe_layer *layer) {
     release_use(&layer->shared);
     release_use(&layer->dense);
     release_use(&layer->mix);
+    release_use(&layer->dense_back);
+    release_use(&layer->products);
+    release_gradient(&layer->mlp_gradient);
+    release_gradient(&layer->shared_gradient);
+    release_gradient(&layer->dense_gradient);
     free(layer);
 }
 

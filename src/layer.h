@@ -20,7 +20,7 @@ typedef enum kernel_id {
     KERNEL_NOISE,
     KERNEL_TOPK,
     KERNEL_POLICY, /* those of the layer's policy, named in its file */
-    KERNEL_POLICY_LAST = KERNEL_POLICY + 8,
+    KERNEL_POLICY_LAST = KERNEL_POLICY + 14,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,
@@ -36,15 +36,33 @@ typedef enum kernel_id {
     KERNEL_REBALANCE_COLUMNS,
     KERNEL_REBALANCE_TARGET,
     KERNEL_REBALANCE_ROWS,
+    KERNEL_REBALANCE_BACK_ROWS,
+    KERNEL_REBALANCE_BACK_END,
     KERNEL_REROUTE_BEGIN,
     KERNEL_REROUTE_ASK,
     KERNEL_REROUTE_ACCEPT,
     KERNEL_REROUTE_FINISH,
     KERNEL_REROUTE_WEIGHTS,
+    KERNEL_WEIGHTS_BACKWARD,
+    KERNEL_EXPERT_SCALE_BACKWARD,
+    KERNEL_CHOSEN_WEIGHTS,
     KERNEL_DISPATCH,
+    KERNEL_WEIGHTED_ROWS,
     KERNEL_NORMALIZE,
+    KERNEL_OUTPUT_BACKWARD,
+    KERNEL_HIDDEN_DROPOUT,
+    KERNEL_ACTIVATION_BACKWARD,
+    KERNEL_DROPOUT_ACTIVATION_BACKWARD,
+    KERNEL_SHARED_ACTIVATION_BACKWARD,
+    KERNEL_SHARED_DROPOUT_ACTIVATION_BACKWARD,
+    KERNEL_SHARED_GATE_BACKWARD,
+    KERNEL_UNMASKED,
+    KERNEL_BIAS_GRADIENT, /* of rows of X; as the next two */
+    KERNEL_GATED_BIAS_GRADIENT,
+    KERNEL_ROUTER_BIAS_GRADIENT, /* of rows of f32 */
     KERNEL_PACK_HEADER,
     KERNEL_COMBINE,
+    KERNEL_COMBINE_BACKWARD,
     KERNEL_SUMS_ROWS,
     KERNEL_SUMS_COLUMNS,
     KERNEL_SUMS_PAIRS,
@@ -67,6 +85,7 @@ typedef enum kernel_id {
 typedef clmoe_status step_constructor(clmoe_layer *layer);
 step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
     plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
+    dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create,
     sums_create, stats_create, loss_create, joint_create, state_create, control_create;
 
 struct batch; /* batch.h */
@@ -76,6 +95,10 @@ typedef struct routing_policy {
     step_constructor *create;
     /* scores -> ids, pair_weights, live; none of Soft MoE, which does not choose. */
     clmoe_status (*step)(const struct batch *b, launch *chain);
+    /* dpair_weights -> dlogits_out; NULL: weights are of scores over the row or the chosen. */
+    clmoe_status (*backward)(const struct batch *b, launch *chain);
+    /* The weights of the choice again, before they were rebalanced; NULL likewise. */
+    clmoe_status (*weights)(const struct batch *b, launch *chain, clmoe_buf to);
     bool by_logit;   /* scores are l, after softcap and temperature: it makes its own of them */
     bool best_first; /* the pairs of a token */
 } routing_policy;
@@ -106,7 +129,13 @@ struct clmoe_layer {
     gemm_use experts, shared;
     gemm_use dense; /* router and shared gate: by device, so that ids do not depend on the engine */
     gemm_use mix;   /* of Soft MoE: f32 weights times rows of x or ye, by device */
-    cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
+    /* In training, by device too but for the first: */
+    gemm_gradient_use mlp_gradient;    /* of the experts' matrices */
+    gemm_gradient_use shared_gradient; /* of the shared expert's; gathers */
+    gemm_gradient_use dense_gradient; /* of routers and of shared_gate, from rows of f32 and of X */
+    gemm_use dense_back;              /* rows of f32 times those -> rows of X */
+    gemm_use products;                /* of Soft MoE: rows of X times rows of X -> f32 */
+    cl_kernel kernels[KERNEL_COUNT];  /* NULL where the switches do not need one */
 };
 
 /* A kernel's place and its name. */
@@ -198,6 +227,11 @@ static inline bool layer_is_noisy(const clmoe_layer *layer) {
            router->dropout.logits > 0;
 }
 
+/* Storage type of the gradient of a weight of `type`. */
+static inline clmoe_type layer_gradient_type(const clmoe_layer *layer, clmoe_type type) {
+    return layer->desc.gradient_type == CLMOE_GRADIENT_OF_WEIGHT ? type : CLMOE_F32;
+}
+
 /* Whether there are statistics, losses and controllers. */
 static inline bool layer_measures(const clmoe_layer *layer) {
     return layer->desc.training || layer->desc.balance.enabled;
@@ -235,6 +269,22 @@ static inline bool layer_is_soft_moe(const clmoe_layer *layer) {
 /* Whether xe is a region of its own: the engine does not gather, or the rows are mixed. */
 static inline bool layer_dispatches(const clmoe_layer *layer) {
     return !layer->experts.engine->gathers || layer_is_soft_moe(layer);
+}
+
+/*
+ * Rows of z: of slots, or of pairs where they are fewer, as buckets have rows of padding.
+ */
+static inline bool layer_z_by_pair(const clmoe_layer *layer, const clmoe_plan_layout *plan) {
+    return !layer_is_soft_moe(layer) && plan->pairs < plan->slots;
+}
+
+static inline size_t layer_z_rows(const clmoe_layer *layer, const clmoe_plan_layout *plan) {
+    return layer_z_by_pair(layer, plan) ? plan->pairs : plan->slots;
+}
+
+/* Whether backward may need rows of the gradient on the experts' outputs. */
+static inline bool layer_has_output_rows(const clmoe_layer *layer) {
+    return layer->desc.training && (layer->desc.normalize_experts || layer->desc.dye);
 }
 
 /* Rows of weights.router. */

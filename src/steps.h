@@ -19,6 +19,8 @@ clmoe_status router_input(const batch *b, launch *chain, clmoe_buf *x);
 
 /* x -> jittered, for layers with jitter, with a state. */
 clmoe_status step_jitter(const batch *b, launch *chain);
+/* Rows x [T,D] -> out, which may be x, by the same factors: backward, gradients. */
+clmoe_status step_jitter_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf out);
 /*
  * For noisy layers (layer_is_noisy()), with a state: leaves the noisy logits [T,R] in REGION_NOISY,
  * -infinity where dropout masked one, and with learned noise x Wn^T [T,R] in REGION_NOISE_RAW.
@@ -45,6 +47,15 @@ clmoe_status step_two_level_scores(const batch *b, launch *chain);
 clmoe_status step_soft_moe_dispatch(const batch *b, launch *chain);
 /* ye -> mixed: what step_combine() takes as one pair per token, of weight 1. */
 clmoe_status step_soft_moe_combine(const batch *b, launch *chain);
+/* Backward. x -> rows of slots again, without the logits, which are saved. */
+clmoe_status step_soft_moe_dispatch_again(const batch *b, launch *chain);
+/* dy -> rows of slots: the gradient on ye. */
+clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain);
+/* dy, ye -> the gradient on the combine weights. */
+clmoe_status step_soft_moe_weights_backward(const batch *b, launch *chain, clmoe_buf ye);
+/* dxe, and that gradient -> dlogits, and in router_dx all of dx but the shared expert's part. */
+clmoe_status step_soft_moe_dispatch_backward(const batch *b, launch *chain);
+clmoe_status step_soft_moe_gradients(const batch *b, launch *chain);
 
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
@@ -66,10 +77,103 @@ clmoe_status step_combine(const batch *b, launch *chain);
 
 /* xe, or experts_x gathered through the plan -> ye. */
 clmoe_status step_experts(const batch *b, launch *chain);
+/* Whether the activations of an MLP are dropped out: with a state; and its random stream. */
+bool mlp_drops_out(const batch *b, clmoe_mlp which);
+uint32_t dropout_use(clmoe_mlp which);
+/* Activations in place, where they are. */
+clmoe_status step_hidden_dropout(const batch *b, launch *chain, clmoe_mlp which, clmoe_buf hidden);
 /* ye [S,D] in place; rows of padding are left alone. */
-clmoe_status step_normalize(const batch *b, launch *chain);
+clmoe_status step_normalize(const batch *b, launch *chain, clmoe_buf ye);
 /* experts_x -> shared_y, and shared_gate [T] if the layer has one. */
 clmoe_status step_shared(const batch *b, launch *chain);
+
+/* ---- backward -------------------------------------------------------------------------------- */
+
+/*
+ * Whether the gradient on the experts' outputs is more than a row of dy times a weight: then its
+ * rows are made of the outputs, which are computed again.
+ */
+bool experts_have_output_rows(const batch *b);
+/* dy, gathered; or rows of slots, where an engine does not gather, or of the outputs' gradient. */
+gemm_rows experts_dy_rows(const batch *b);
+/* x as the gradient of gate and up takes it: gathered, or rows of slots. */
+gemm_rows experts_x_rows(const batch *b);
+/*
+ * x, or its rows of slots where the engine does not gather -> z, where it was not kept, and ye, as
+ * down gives it, in the place of dxe, where there are output rows.
+ */
+clmoe_status step_experts_again(const batch *b, launch *chain);
+/* dy, or its rows -> dh, dz, dots of the experts' slots, then dxe. */
+clmoe_status step_experts_backward(const batch *b, launch *chain);
+/* dy, x, and what step_experts_backward() left -> the gradients of the experts' weights. */
+clmoe_status step_experts_gradients(const batch *b, launch *chain);
+/* The same of the shared expert and its gate: shared_dx, and the gradients. */
+clmoe_status step_shared_backward(const batch *b, launch *chain);
+clmoe_status step_shared_gradients(const batch *b, launch *chain);
+/* dy, dots -> dpair_weights. */
+clmoe_status step_combine_backward(const batch *b, launch *chain);
+/* dpair_weights, dlogits -> dlogits_out, dnoise_out; of the choices that were made, by whom ever.
+ */
+clmoe_status step_topk_backward(batch *b, launch *chain);
+/* The weights [pairs] f32 of those choices before they were rebalanced, from the logits. */
+clmoe_status step_chosen_weights(const batch *b, launch *chain, clmoe_buf to);
+/* dpair_weights, whose place is in scratch afterwards: on the weights before. */
+clmoe_status step_rebalance_backward(batch *b, launch *chain);
+/* The logits the choice was made of, and with learned noise the ones before, x Wn^T and its
+ * gradient, given and made.
+ */
+typedef struct chosen_logits {
+    clmoe_buf noisy, clean, noise_raw, dnoise, dnoise_out;
+} chosen_logits;
+
+chosen_logits chosen_logits_of(const batch *b);
+clmoe_status step_expert_scale_gradient(const batch *b, launch *chain);
+/* dlogits_out -> router_dx; and the gradients of the router. */
+clmoe_status step_score_backward(batch *b, launch *chain);
+clmoe_status step_score_gradients(const batch *b, launch *chain);
+/* dxe, shared_dx, router_dx -> dx. */
+clmoe_status step_dispatch_backward(const batch *b, launch *chain);
+
+/* With a mask: the list of tokens that are not masked. */
+clmoe_status step_unmasked(const batch *b, launch *chain);
+/* x -> rows of slots. */
+clmoe_status step_dispatch_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf xe);
+/* x -> rows of slots times the weights of their pairs. */
+clmoe_status step_weighted_rows(const batch *b, launch *chain, clmoe_buf xe);
+
+/*
+ * dy, dye, and ye as down gave it -> the gradient on ye, rows of slots, and dots: with
+ * normalize_experts, or dye.
+ */
+clmoe_status step_output_backward(const batch *b, launch *chain, clmoe_buf ye, clmoe_buf rows);
+
+/* Rows that go back through an activation, and what else goes in and out: activation.cl. */
+typedef struct activation_rows {
+    clmoe_buf z, dh, dz, dots;
+    gemm_z z_at, dz_at;
+    clmoe_buf pair_of, pair_weights, token_mask;
+} activation_rows;
+
+clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp which,
+                                      const activation_rows *rows);
+
+/* to [experts,n] = sum of rows of an expert's bucket, times weights if given. */
+typedef struct bias_call {
+    clmoe_buf offsets, kept, token_of; /* not given: one expert, all rows */
+    uint32_t slots, experts, n;
+    gemm_rows rows;
+    clmoe_buf pair_of, pair_weights, token_mask;
+    clmoe_buf to;
+} bias_call;
+
+clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id, const bias_call *call);
+/* Those of an MLP, from rows dz, and from rows dy as `down` has them. */
+clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp which,
+                                     const bias_call *down, clmoe_buf dz);
+
+/* The gradients of output_bias, from dy, and of router_bias, from dlogits_out. */
+clmoe_status step_output_bias_gradient(const batch *b, launch *chain);
+clmoe_status step_router_bias_gradient(const batch *b, launch *chain);
 
 /* ---- balance --------------------------------------------------------------------------------- */
 

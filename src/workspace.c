@@ -1,10 +1,11 @@
 /* Sizes of all memory regions, their places, and which of them live until the backward pass. */
 #include "workspace.h"
+#include "lifetimes.h"
 
 #include <math.h>
 #include <stdint.h>
 
-enum { REGION_ALIGNMENT = 256, MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
+enum { MAX_BLOCKS = 256, SERIAL_BLOCK = 1024, SORT_BINS = 256 };
 enum { MIN_SUM_BLOCK = 16, SUM_BLOCKS = 128 };
 
 enum { MAX_STEPS = 1 << 16 }; /* of most_slots() */
@@ -21,6 +22,7 @@ enum { SERIAL_ROWS = 256, ROWS = 32 };
 typedef struct batch {
     const clmoe_layer *layer;
     size_t tokens, pairs, slots, row_tiles;
+    size_t z_rows;                       /* of z */
     size_t walk_blocks, sort_blocks;     /* of the plan */
     size_t token_blocks, balance_blocks; /* of Sinkhorn and Soft MoE; of rebalancing */
     size_t sequences, sum_blocks;        /* of the balance pass */
@@ -239,6 +241,11 @@ static size_t rebalance_bytes(const batch *b) {
     return size_add(columns, rows, &bytes) ? bytes : SIZE_MAX;
 }
 
+/* Words of a pair: a number, and a bit per iteration. */
+static size_t rebalance_back_words(const clmoe_layer *layer) {
+    return 1 + (size_t)divide_up(layer->desc.router.rebalance.iterations, 32);
+}
+
 /* Words of a record of sums.cl. */
 static size_t record_words(const clmoe_layer *layer) {
     return (size_t)(SUM_SOURCES + COUNT_SOURCES) * layer->columns +
@@ -260,6 +267,21 @@ static region_shape words(size_t rows, size_t columns) {
 
 static size_t rows_if(bool needed, size_t rows) {
     return needed ? rows : 0;
+}
+
+/* Of the largest matrices that a gradient engine is asked for. */
+static size_t gradient_bytes(const batch *b) {
+    const clmoe_layer *layer = b->layer;
+    const clmoe_layer_desc *desc = &layer->desc;
+    const gemm_gradient_use *mlp = &layer->mlp_gradient, *dense = &layer->dense_gradient;
+    const uint32_t hidden = 2 * desc->experts.hidden_dim, shared = 2 * desc->shared.hidden_dim;
+    const uint32_t experts = desc->num_experts, D = desc->dim;
+    const size_t of_experts = mlp->engine->scratch(mlp->state, experts, b->slots, hidden, D);
+    const gemm_gradient_use *of_one = &layer->shared_gradient;
+    const size_t of_shared = of_one->engine->scratch(of_one->state, 1, b->tokens, shared, D);
+    const size_t of_router =
+        dense->engine->scratch(dense->state, 1, b->tokens, layer_router_rows(layer), D);
+    return larger(of_experts, larger(of_shared, of_router));
 }
 
 /* The regions of score, top-k and plan. */
@@ -340,9 +362,86 @@ static void balance_shapes(const batch *b, region_shape *shapes) {
 }
 
 /* What a backward pass reads again; the rest is computed anew or not needed. */
-static bool region_is_saved(region_id id) {
-    return id == REGION_SCORES || id == REGION_IDS || id == REGION_WEIGHTS || id == REGION_LIVE ||
-           id == REGION_TOKEN_OFFSETS || id == REGION_PLAN || id == REGION_YE;
+static bool region_is_saved(const clmoe_layer *layer, region_id id) {
+    switch (id) {
+    case REGION_LOGITS:
+    case REGION_NOISY:
+    case REGION_NOISE_RAW:
+    case REGION_GROUP_LOGITS:
+    case REGION_IDS:
+    case REGION_WEIGHTS:
+    case REGION_LIVE:
+    case REGION_TOKEN_OFFSETS:
+    case REGION_PLAN:
+    case REGION_SOFT_MOE_COLUMNS:
+    case REGION_SHARED_GATE:
+        return true;
+    case REGION_TOPS:
+        return layer_is_soft_moe(layer);
+    case REGION_Z:
+    case REGION_SHARED_Z:
+        return !layer->desc.recompute;
+    default:
+        return false;
+    }
+}
+
+/* The regions of the backward pass of Soft MoE, and of weight rebalancing. */
+static void policy_back_shapes(const batch *b, region_shape *shapes) {
+    const clmoe_layer *layer = b->layer;
+    const bool soft_moe = layer_is_soft_moe(layer), rebalances = layer_rebalances(layer);
+    const size_t T = rows_if(soft_moe, b->tokens), D = layer->desc.dim;
+    shapes[REGION_REBALANCE_BACK] =
+        words(rows_if(rebalances, b->pairs), rebalance_back_words(layer));
+    shapes[REGION_SOFT_MOE_DY] = elements(T, D, type_bytes(layer->desc.type));
+    shapes[REGION_DCOMBINE] = shapes[REGION_DDISPATCH] = words(T, b->slots);
+    shapes[REGION_SOFT_MOE_ALONG] = words(T, 1);
+    shapes[REGION_SOFT_MOE_SUMS] = words(rows_if(soft_moe, layer_router_rows(layer)), 1);
+}
+
+/* The regions of the backward pass. */
+static void back_shapes(const batch *b, region_shape *shapes) {
+    const clmoe_layer *layer = b->layer;
+    const clmoe_layer_desc *desc = &layer->desc;
+    const size_t T = rows_if(desc->training, b->tokens), S = rows_if(desc->training, b->slots);
+    const size_t D = desc->dim, R = layer->columns, x = type_bytes(desc->type);
+    const size_t shared = rows_if(desc->shared.hidden_dim > 0, T);
+    const bool weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT;
+    const bool learned = desc->router.noise.kind == CLMOE_NOISE_LEARNED;
+    const bool two_level = desc->router.groups.two_level, soft_moe = layer_is_soft_moe(layer);
+    const bool rows = layer_has_output_rows(layer) || soft_moe;
+    const gemm_gradient_engine *engine = layer->mlp_gradient.engine;
+    const size_t pairs = rows_if(desc->training, b->pairs);
+    const size_t z = mlp_z(&desc->experts, 0, false).row,
+                 shared_z = mlp_z(&desc->shared, 0, false).row;
+    const size_t z_row = x * (desc->experts.gate_layout == CLMOE_GATE_SEPARATE ? 2 : 1);
+    const size_t shared_z_row = x * (desc->shared.gate_layout == CLMOE_GATE_SEPARATE ? 2 : 1);
+    if (!desc->training)
+        return;
+    shapes[REGION_Z] = elements(b->z_rows, z, z_row);
+    shapes[REGION_SHARED_Z] = elements(shared, shared_z, shared_z_row);
+    shapes[REGION_X_ROWS] = elements(rows_if(weighted || soft_moe || !engine->gathers, S), D, x);
+    shapes[REGION_DY_ROWS] =
+        elements(rows_if(rows || !layer->experts.engine->gathers || !engine->gathers, S), D, x);
+    shapes[REGION_DH] = elements(S, desc->experts.hidden_dim, x);
+    shapes[REGION_DZ] = elements(S, z, z_row);
+    shapes[REGION_DOTS] = words(S, 1);
+    shapes[REGION_DXE] = elements(S, D, x);
+    shapes[REGION_SHARED_DH] = elements(shared, desc->shared.hidden_dim, x);
+    shapes[REGION_SHARED_DZ] = elements(shared, shared_z, shared_z_row);
+    shapes[REGION_SHARED_DOTS] = shapes[REGION_DGATE] = words(shared, 1);
+    shapes[REGION_SHARED_DX] = elements(shared, D, x);
+    shapes[REGION_DPAIR_WEIGHTS] = words(pairs, 1);
+    shapes[REGION_DSCALE] = words(rows_if(desc->router.expert_scale, pairs), 1);
+    shapes[REGION_DLOGITS] = words(T, layer_router_rows(layer));
+    shapes[REGION_DNOISE] = words(rows_if(learned, T), R);
+    shapes[REGION_DGROUP_LOGITS] = words(rows_if(two_level, T), desc->router.groups.count);
+    shapes[REGION_RAW_WEIGHTS] = words(pairs, 1);
+    shapes[REGION_DJOINT] = words(rows_if(two_level, T), R);
+    shapes[REGION_ROUTER_DX] = elements(T, D, x);
+    shapes[REGION_UNMASKED] = words(T + 3, 1);
+    shapes[REGION_GRADIENT] = elements(1, gradient_bytes(b), 1);
+    policy_back_shapes(b, shapes);
 }
 
 static batch exact_batch(const clmoe_layer *layer, uint32_t tokens, const clmoe_plan_layout *plan) {
@@ -352,6 +451,7 @@ static batch exact_batch(const clmoe_layer *layer, uint32_t tokens, const clmoe_
         .tokens = tokens,
         .pairs = plan->pairs,
         .slots = plan->slots,
+        .z_rows = layer_z_rows(layer, plan),
         .row_tiles = plan->slots / plan->row_tile,
         .walk_blocks = workspace_walk(layer, tokens).blocks.count,
         .sort_blocks = workspace_blocks(layer->group, plan->pairs).count,
@@ -381,6 +481,7 @@ static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
         .tokens = tokens,
         .pairs = plan->pairs,
         .slots = slots,
+        .z_rows = layer_is_soft_moe(layer) || slots < plan->pairs ? slots : plan->pairs,
         .row_tiles = slots / layer->experts.engine->row_tile(layer->context, 0),
         .walk_blocks = most_blocks(walk, 1, larger(sequences, MAX_BLOCKS)),
         .sort_blocks = most_blocks(plan->pairs, unit, MAX_BLOCKS),
@@ -392,26 +493,35 @@ static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
     };
 }
 
-/* The plan, and all regions one after another. */
+/* The regions of `saved` one after another; those of scratch where their lifetimes let them. */
+static clmoe_status place_regions(const batch *b, workspace_layout *layout) {
+    bool fits = true;
+    for (int id = 0; id < REGION_COUNT && fits; id++) {
+        if (!layout->saved[id])
+            continue;
+        layout->offset[id] = layout->saved_bytes;
+        fits = layout->bytes[id] <= SIZE_MAX - REGION_ALIGNMENT &&
+               size_add(layout->saved_bytes, round_up(layout->bytes[id], REGION_ALIGNMENT),
+                        &layout->saved_bytes);
+    }
+    if (fits && lifetimes_place(layout))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED, "tokens is %zu: the memory for it exceeds size_t", b->tokens);
+}
+
+/* The plan, and all regions. */
 static clmoe_status lay_out(const batch *b, workspace_layout *layout) {
     place_arrays(b, &layout->plan);
     region_shape shapes[REGION_COUNT] = {[REGION_PLAN] = {1, layout->plan.bytes, 1}};
     routing_shapes(b, shapes);
     expert_shapes(b, shapes);
     balance_shapes(b, shapes);
+    back_shapes(b, shapes);
     for (int id = 0; id < REGION_COUNT; id++) {
-        bool saved = b->layer->desc.training && region_is_saved((region_id)id);
-        size_t *total = saved ? &layout->saved_bytes : &layout->scratch_bytes;
-        size_t bytes = matrix_of(shapes[id].rows, shapes[id].columns, shapes[id].element);
-        layout->saved[id] = saved;
-        layout->bytes[id] = bytes;
-        layout->offset[id] = *total;
-        if (bytes > SIZE_MAX - REGION_ALIGNMENT ||
-            !size_add(*total, round_up(bytes, REGION_ALIGNMENT), total))
-            return fail(CLMOE_UNSUPPORTED, "tokens is %zu: the memory for it exceeds size_t",
-                        b->tokens);
+        layout->saved[id] = b->layer->desc.training && region_is_saved(b->layer, (region_id)id);
+        layout->bytes[id] = matrix_of(shapes[id].rows, shapes[id].columns, shapes[id].element);
     }
-    return CLMOE_SUCCESS;
+    return place_regions(b, layout);
 }
 
 clmoe_status workspace_layout_get(const clmoe_layer *layer, uint32_t tokens,
@@ -441,5 +551,7 @@ clmoe_buf workspace_region(const workspace_layout *layout, region_id id, clmoe_b
     clmoe_buf base = layout->saved[id] ? saved : scratch;
     if (layout->bytes[id] == 0)
         return (clmoe_buf){0};
+    if (layout->saved[id] && !saved.mem)
+        return (clmoe_buf){scratch.mem, scratch.offset + layout->scratch_offset[id]};
     return (clmoe_buf){base.mem, base.offset + layout->offset[id]};
 }

@@ -45,9 +45,11 @@ typedef enum region_id {
     REGION_REROUTE_COUNT,  /* [1] u32, likewise */
     REGION_XE,             /* [S,D] X, for engines that do not gather */
     REGION_HIDDEN,         /* [S,H] X */
+    REGION_Z,              /* [min(S,pairs),H or 2H] X, in training; [S,..] with Soft MoE */
     REGION_YE,             /* [S,D] X */
     REGION_ENGINE,         /* the engine's own */
     REGION_SHARED_HIDDEN,  /* [T,Hs] X */
+    REGION_SHARED_Z,       /* [T,Hs or 2Hs] X, in training */
     REGION_SHARED_Y,       /* [T,D] X */
     REGION_SHARED_GATE,    /* [T] f32 */
     REGION_SUMS_ROWS,      /* [T] token_row of balance.clh; this and the next, of sums.cl */
@@ -57,6 +59,34 @@ typedef enum region_id {
     REGION_LOSS_VALUES,    /* [MAX_LOSSES, Q] f32 */
     REGION_JOINT,          /* [T,R] f32, with two levels; as the next */
     REGION_JOINT_GRADIENT, /* [T,R] f32 */
+    /* Of the backward pass. */
+    REGION_X_ROWS,        /* [S,D] X: x of slots, where the gradient cannot gather or has weights */
+    REGION_DY_ROWS,       /* [S,D] X: dy of slots, for engines that do not gather */
+    REGION_DH,            /* [S,H] X: the gradient on the activation, then w times the activation */
+    REGION_DZ,            /* [S,H or 2H] X */
+    REGION_DOTS,          /* [S] f32: of a row, gradient on the activation times activation */
+    REGION_DXE,           /* [S,D] X */
+    REGION_SHARED_DH,     /* [T,Hs] X; as the next three, with a shared expert */
+    REGION_SHARED_DZ,     /* [T,Hs or 2Hs] X */
+    REGION_SHARED_DOTS,   /* [T] f32 */
+    REGION_SHARED_DX,     /* [T,D] X */
+    REGION_DGATE,         /* [T] f32: on the shared gate before its sigmoid */
+    REGION_DPAIR_WEIGHTS, /* [pairs] f32 */
+    REGION_DSCALE,        /* [pairs] f32, with expert_scale */
+    REGION_DLOGITS,       /* [T,R] f32 */
+    REGION_DNOISE,        /* [T,R] f32, with learned noise */
+    REGION_DGROUP_LOGITS, /* [T,groups.count] f32, with two levels */
+    REGION_RAW_WEIGHTS,   /* [pairs] f32 */
+    REGION_DJOINT,        /* [T,R] f32, with two levels */
+    REGION_REBALANCE_BACK, /* see rebalance.c, with weight rebalancing */
+    REGION_SOFT_MOE_DY,    /* [T,D] X, with Soft MoE; as the next four */
+    REGION_DCOMBINE,       /* [T,S] f32 */
+    REGION_DDISPATCH,      /* [T,S] f32 */
+    REGION_SOFT_MOE_ALONG, /* [T] f32 */
+    REGION_SOFT_MOE_SUMS,  /* [N] f32 */
+    REGION_ROUTER_DX,      /* [T,D] X */
+    REGION_UNMASKED,       /* [T+3] i32: see unmasked.c */
+    REGION_GRADIENT,       /* the gradient engines' own */
     REGION_COUNT
 } region_id;
 
@@ -65,6 +95,8 @@ typedef struct workspace_layout {
     size_t offset[REGION_COUNT];
     size_t bytes[REGION_COUNT];
     bool saved[REGION_COUNT];
+    size_t
+        scratch_offset[REGION_COUNT]; /* of a saved one, for single steps, which have no `saved` */
     size_t saved_bytes, scratch_bytes;
     clmoe_plan_layout plan;
 } workspace_layout;

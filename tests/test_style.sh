@@ -64,7 +64,7 @@ complain "the tool and the bench include clmoe/*.h, their own headers and the or
         done
     done)"
 # shellcheck disable=SC2046 # file names have no spaces
-complain "src/io needs no device but for the upload" \
+complain "src/io needs no device but to copy" \
     "$(search '#include "(runtime/(context|program|launch)|layer|experts)' $(find src/io -name '*.[ch]'))"
 
 steps=$(find src -mindepth 2 -name '*.c' -not -path 'src/runtime/*' -not -path 'src/io/*' \
@@ -87,8 +87,8 @@ complain "the oracle shares nothing with src/" \
 # --- Who may do what ----------------------------------------------------------------------------
 # shellcheck disable=SC2046
 {
-    complain "only launch.c enqueues; and upload.c, which fills the buffers it makes" \
-        "$(search '\bclEnqueue' $(without src/runtime/launch.c src/io/upload.c))"
+    complain "only launch.c enqueues; and upload.c and download.c, which copy what files hold" \
+        "$(search '\bclEnqueue' $(without src/runtime/launch.c src/io/upload.c src/io/download.c))"
     complain "only program.c builds programs" \
         "$(search '\bcl(BuildProgram|CreateProgram|CompileProgram)' $(without src/runtime/program.c))"
 }

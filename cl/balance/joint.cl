@@ -13,27 +13,7 @@
  * Repeatability: one work-item does a token, in the order of columns.
  */
 #include "balance/gradient.clh"
-
-/* log sum exp of n values, where they are finite; -infinity if none is. */
-static inline float finite_logsumexp(__global const float *values, uint n) {
-    float best = -INFINITY, sum = 0.0f;
-    for (uint i = 0; i < n; i++)
-        best = isfinite(values[i]) ? fmax(best, values[i]) : best;
-    for (uint i = 0; i < n; i++)
-        sum += isfinite(values[i]) ? exp(values[i] - best) : 0.0f;
-    return sum > 0.0f ? best + log(sum) : -INFINITY;
-}
-
-/* The same of l', from the logits. */
-static inline float prepared_logsumexp(const router_switches *r, float temperature,
-                                       __global const float *logits, uint n) {
-    float best = -INFINITY, sum = 0.0f;
-    for (uint i = 0; i < n; i++)
-        best = fmax(best, prepared_logit(r, temperature, logits[i]));
-    for (uint i = 0; i < n && best > -INFINITY; i++)
-        sum += exp(prepared_logit(r, temperature, logits[i]) - best);
-    return sum > 0.0f ? best + log(sum) : -INFINITY;
-}
+#include "routing/two_level.clh"
 
 /* A sum of logarithms: finite unless one of them is not. */
 static inline float add_logs(float a, float b) {
@@ -63,13 +43,6 @@ void joint_rows(IN(float, logits), IN(float, group_logits), IN(uint, state), OUT
             d[e] = 0.0f;
         }
     }
-}
-
-static inline float sum_values(__global const float *values, uint n) {
-    float sum = 0.0f;
-    for (uint i = 0; i < n; i++)
-        sum += values[i];
-    return sum;
 }
 
 /* From d of one group to its logits. */

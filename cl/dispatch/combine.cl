@@ -1,5 +1,5 @@
 /*
- * Purpose: the output of each token.
+ * Purpose: the output of each token; and backward the gradient of the weights of its pairs.
  * Formula: y = residual + output_bias + sigmoid(gate) * shared + sum over the token's pairs, in the
  *          order of k, of w * ye[slot] (w = 1 when the expert applied it), or w * x for identity
  *          experts. A masked token gets its residual, or 0.
@@ -86,4 +86,75 @@ void combine_rows(IN(STORAGE(X), ye), IN(float, pair_weights), IN(int, slot_of),
         STOREN(X, V, combine_columns(&row, d), y + d);
     for (uint d = whole + get_local_id(0); d < end; d += GROUP)
         STORE(X, combine_column(&row, d), y + d);
+}
+
+/* <a, b> of two rows of X, of which `columns` are looked at; 0 of none. */
+float group_dot(__global const STORAGE(X) *a, __global const STORAGE(X) *b, uint columns,
+                __local float *tmp) {
+    FLOATV products = (FLOATV)(0.0f);
+    float lanes[V], sum = 0.0f;
+    uint whole = columns / V * V;
+    for (uint d = get_local_id(0) * V; d < whole; d += GROUP * V)
+        products += LOADN(X, V, a + d) * LOADN(X, V, b + d);
+    JOIN(vstore, V)(products, 0, lanes);
+    UNROLL for (uint i = 0; i < V; i++)
+        sum += lanes[i];
+    for (uint d = whole + get_local_id(0); d < columns; d += GROUP)
+        sum += LOAD(X, a + d) * LOAD(X, b + d);
+    return group_sum(sum, tmp);
+}
+
+/* The same with a row of W. */
+float group_dot_bias(__global const STORAGE(X) *a, __global const STORAGE(W) *b, uint columns,
+                     __local float *tmp) {
+    float sum = 0.0f;
+    for (uint d = get_local_id(0); d < columns; d += GROUP)
+        sum += LOAD(X, a + d) * LOAD(W, b + d);
+    return group_sum(sum, tmp);
+}
+
+/*
+ * The gradient of the combine weights: of an expert's pair dots[slot], the gradient without the
+ * bias of down, plus <dy, down_bias>; with a weight at the input <x, dxe[slot]>; of an identity
+ * expert's <dy, x>; else 0. `products`: there are others than dots. One group per token, the last
+ * one for the pairs that no token has.
+ */
+KERNEL(GROUP, 1, 1)
+void combine_backward(IN(STORAGE(X), dy), IN(STORAGE(X), x), IN(STORAGE(X), dxe), IN(float, dots),
+                      IN(STORAGE(W), down_bias), IN(int, ids), IN(int, slot_of),
+                      IN(uchar, token_mask), IN(int, token_offsets), OUT(float, dpair_weights),
+                      uint dim, uint tokens, int top_k, int pairs, int most, uint products) {
+    __local float tmp[GROUP];
+    __global const int *live = 0;
+    const ulong live_off = 0;
+    token_owner owner = OWNER_INIT(top_k, pairs, most);
+    const uint token = get_group_id(0);
+    pair_range range = {0, 0};
+    uint2 all = (uint2)((uint)pairs, (uint)pairs);
+    if (token < tokens) {
+        range = owned_pairs(&owner, token);
+        all = token_pairs(&owner, token);
+    } else if (token_offsets && tokens > 0) {
+        all.x = min((uint)max(AT(token_offsets)[tokens], 0), (uint)pairs);
+    }
+    for (uint pair = all.x + get_local_id(0); pair < all.y; pair += GROUP) {
+        const int slot = pair < range.end ? AT(slot_of)[pair] : SLOT_NONE;
+        AT(dpair_weights)[pair] = slot >= 0 && !dxe ? AT(dots)[slot] : 0.0f;
+    }
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    dy = AT(dy) + (ulong)token * dim;
+    x = AT(x) + (ulong)token * dim;
+    for (uint pair = all.x; pair < (products ? range.end : all.x); pair++) {
+        const int slot = AT(slot_of)[pair];
+        const bool placed = slot >= 0;
+        const uint through_x = (placed && dxe) || slot == SLOT_IDENTITY ? dim : 0;
+        const uint through_bias = placed && down_bias ? dim : 0;
+        __global const STORAGE(X) *row = placed && dxe ? AT(dxe) + (ulong)slot * dim : dy;
+        __global const STORAGE(W) *bias =
+            through_bias ? AT(down_bias) + (ulong)AT(ids)[pair] * dim : 0;
+        const float sum = group_dot(row, x, through_x, tmp);
+        const float of_bias = group_dot_bias(dy, bias, through_bias, tmp);
+        if (get_local_id(0) == 0)
+            AT(dpair_weights)[pair] += sum + of_bias;
+    }
 }

@@ -5,13 +5,20 @@
  *          by projected gradient: v = w' - step ((L'_e - L*) + mu (w' - w)), step = 1 / (mu + max_e
  *          pairs of e); a row of W' is then v's nearest point with the row's sum and no negative
  *          element: max(v - tau, 0), tau from the elements above it (Michelot).
+ *          Backward, an iteration of which a set of a row stays above 0: dv = dW' - mean of it over
+ *          that set, 0 outside of it; that mean goes to each W, as a part of the row's sum; step mu
+ *          dv goes to W; dw' = dv (1 - step mu) - step sum_t dv. Through L* nothing goes: the dv of
+ *          a row add up to 0.
  * Arrays: ids, live [T], token_mask [T] or NULL, pair_weights [T,K] in place; before [T,K] (W),
  *          sums [T], partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*,
  *          step).
+ *          stays [T,K] u32 or NULL: bit `bit` is set where an iteration leaves more than 0.
+ *          Backward, pair_weights is the gradient in place, `before` that on W, added at the end.
  *          A row's pairs are its live ones of experts with weights. Rows whose sum is not positive
  *          and finite, and masked ones, take no part: sum 0. Rows of one pair stay, but load their
  *          expert.
- * NDRange: rebalance_begin, rebalance_rows: a group per block of block_size tokens.
+ * NDRange: rebalance_begin, rebalance_rows, rebalance_back_rows, rebalance_back_end: a group per
+ *          block of block_size tokens.
  *          rebalance_columns: a work-item per expert. rebalance_target: one group.
  * Limits: none.
  * Repeatability: each column of a block is summed by one lane in token order, then block by block.
@@ -173,12 +180,88 @@ static inline void step_row(const rebalancing *r, uint token, __global const flo
     project(r, token, largest);
 }
 
+/* Bit 0 of a word starts it. */
+static inline void note_stays(const rebalancing *r, uint token, __global uint *stays, uint bit) {
+    for (int k = 0; k < r->owner.top_k; k++) {
+        ulong pair = (ulong)token * r->owner.top_k + k;
+        stays[pair] = (bit ? stays[pair] : 0) | (uint)(r->pair_weights[pair] > 0.0f) << bit;
+    }
+}
+
 KERNEL(GROUP, 1, 1)
-void rebalance_rows(REBALANCE_ARGS, IN(float, columns), IN(float, target), float mu) {
+void rebalance_rows(REBALANCE_ARGS, IN(float, columns), IN(float, target), OUT(uint, stays),
+                    uint bit, float mu) {
     rebalancing r = REBALANCE_INIT;
     float mean = AT(target)[0], step = AT(target)[1];
-    for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP)
+    for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP) {
         step_row(&r, token, AT(columns), mean, step, mu);
+        if (stays)
+            note_stays(&r, token, AT(stays), bit);
+    }
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     add_columns(&r, 0);
+}
+
+/* dv and its sums over the tokens -> the gradient on what the iteration began with. */
+static inline void pass_step(const rebalancing *r, uint token, __global const float *columns,
+                             float step, float mu) {
+    __global float *d = r->pair_weights + (ulong)token * r->owner.top_k;
+    for (int k = 0; k < r->owner.top_k; k++) {
+        int e = part_of(r, token, k);
+        if (e >= 0)
+            d[k] -= step * (columns[e] + mu * d[k]);
+    }
+}
+
+/* The gradient -> dv, and what goes to W. */
+static inline void pass_projection(const rebalancing *r, uint token, __global const uint *stays,
+                                   uint bit, float step, float mu) {
+    __global float *d = r->pair_weights + (ulong)token * r->owner.top_k;
+    __global float *dbefore = r->before + (ulong)token * r->owner.top_k;
+    float sum = 0.0f;
+    int count = 0;
+    stays += (ulong)token * r->owner.top_k;
+    for (int k = 0; k < r->owner.top_k; k++)
+        if (part_of(r, token, k) >= 0 && (stays[k] >> bit & 1)) {
+            sum += d[k];
+            count++;
+        }
+    float mean = count > 0 ? sum / (float)count : 0.0f;
+    for (int k = 0; k < r->owner.top_k; k++)
+        if (part_of(r, token, k) >= 0) {
+            d[k] = stays[k] >> bit & 1 ? d[k] - mean : 0.0f;
+            dbefore[k] += mean + step * mu * d[k];
+        }
+}
+
+KERNEL(GROUP, 1, 1)
+void rebalance_back_rows(REBALANCE_ARGS, IN(float, columns), IN(float, target), float mu,
+                         IN(uint, stays), uint bit, uint first) {
+    rebalancing r = REBALANCE_INIT;
+    float step = AT(target)[1];
+    for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP) {
+        for (int k = 0; first && k < top_k; k++)
+            r.before[(ulong)token * top_k + k] = 0.0f;
+        if (r.sums[token] == 0.0f)
+            continue;
+        if (!first)
+            pass_step(&r, token, AT(columns), step, mu);
+        pass_projection(&r, token, AT(stays), bit, step, mu);
+    }
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    add_columns(&r, 0);
+}
+
+KERNEL(GROUP, 1, 1)
+void rebalance_back_end(REBALANCE_ARGS, IN(float, columns), IN(float, target), float mu) {
+    rebalancing r = REBALANCE_INIT;
+    for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP) {
+        if (r.sums[token] == 0.0f)
+            continue;
+        pass_step(&r, token, AT(columns), AT(target)[1], mu);
+        for (int k = 0; k < top_k; k++) {
+            ulong pair = (ulong)token * top_k + k;
+            r.pair_weights[pair] += r.before[pair];
+        }
+    }
 }

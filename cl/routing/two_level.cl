@@ -4,15 +4,23 @@
  *          lower group. score = softmax of the group logits * softmax of l within the group,
  *          -infinity in the groups that were not picked. Choice: of each picked group the K /
  *          topk_groups best scores + select_bias, ties to the lower id.
+ *          Backward: with D on log w of a choice (its gradient times w), D_g = sum of D over group g,
+ *          q and G the softmaxes within the group and over groups: dl_e = D_e - q_e D_g,
+ *          du_g = D_g - G_g sum D; through renormalisation as weights.clh has it.
+ *          two_level_weights -> chosen [T,K], 0 for surplus pairs.
  * Arrays: group_logits [T,groups], scores [T,R] in place: l, -infinity where not finite. Then
  *          scores, select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], pair_weights
  *          [T,K], live [T]: group by group in ascending order, the best of a group first; the pairs
- *          past live have weight 0 and ids that the token did not choose.
+ *          past live have weight 0 and ids that the token did not choose. two_level_backward: as
+ *          weights.cl, and dgroup_logits [T,groups] or NULL -> dgroup_out; scratch raw [pairs] and
+ *          d [T,R].
  * NDRange: a work-item per token.
  * Limits: topk_groups divides K, and K / topk_groups <= R / groups.
  * Repeatability: one work-item does a token, in the order of columns.
  */
-#include "routing/router.clh"
+#include "dispatch/pairs.clh"
+#include "routing/two_level.clh"
+#include "routing/weights.clh"
 
 /* Whether group g is among the topk_groups best. */
 static inline bool group_is_picked(const router_switches *r, __global const float *logits,
@@ -117,4 +125,133 @@ void two_level_topk(IN(float, scores), IN(float, select_bias), IN(float, expert_
     if (!r.renorm_late)
         renorm_and_scale(&r, GIVEN(expert_scale), ids, pair_weights,
                          count);
+}
+
+/* Raw weights of a token's choices: the products of both gates. */
+static inline void raw_weights(const router_switches *r, const weight_view *v,
+                               __global const float *group_logits, int groups,
+                               __global float *raw) {
+    const uint size = (uint)(r->columns / groups);
+    const float all = finite_logsumexp(group_logits, (uint)groups);
+    for (uint k = 0; k < v->count; k++) {
+        const uint g = (uint)v->ids[k] / size;
+        const float l = prepared_choice(r, v, k);
+        const float within = prepared_logsumexp(r, v->temperature, v->logits + g * size, size);
+        raw[k] = l > -INFINITY ? exp(group_logits[g] - all) * exp(l - within) : 0.0f;
+    }
+}
+
+/* d of one group -> the logits of its experts. */
+static inline void back_within(const router_switches *r, const weights_row *row,
+                               __global const float *d, uint begin, uint end) {
+    const float total = sum_values(d + begin, end - begin);
+    const float within =
+        prepared_logsumexp(r, row->temperature, row->logits + begin, end - begin);
+    for (uint e = begin; e < end && total != 0.0f; e++)
+        if (isfinite(row->logits[e])) {
+            const float q = exp(prepared_logit(r, row->temperature, row->logits[e]) - within);
+            add_to_row(r, row, e, d[e] - q * total);
+        }
+}
+
+KERNEL(GROUP, 1, 1)
+void two_level_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
+                        IN(float, group_logits), IN(uint, state), IN(int, ids), IN(int, live),
+                        IN(uchar, token_mask), IN(int, slot_of), IN(float, expert_scale),
+                        IN(float, dpair_weights), IN(float, dlogits), IN(float, dnoise),
+                        IN(float, dgroup_logits), OUT(float, dlogits_out), OUT(float, dnoise_out),
+                        OUT(float, dgroup_out), OUT(float, dscale), OUT(float, raw),
+                        OUT(float, d), uint tokens, int groups, router_switches r) {
+    __global const int *token_offsets = 0;
+    const ulong token_offsets_off = 0;
+    token_owner owner = OWNER_INIT(r.top_k, tokens * (uint)r.top_k, r.top_k);
+    const uint token = get_global_id(0), R = (uint)r.columns, size = R / (uint)groups;
+    if (token >= tokens)
+        return;
+    const ulong at = (ulong)token * R;
+    const pair_range range = owned_pairs(&owner, token);
+    const uint2 all = token_pairs(&owner, token);
+    const bool masked = token_mask && !AT(token_mask)[token];
+    weights_row row = {AT(logits) + at,
+                       AT(clean) + at,
+                       noise_raw ? AT(noise_raw) + at : 0,
+                       AT(dlogits_out) + at,
+                       dnoise_out ? AT(dnoise_out) + at : 0,
+                       temperature_of(&r, STATE_OF(state))};
+    weight_view v = {AT(ids) + range.begin,
+                     r.renorm_late ? AT(slot_of) + range.begin : 0,
+                     row.logits,
+                     GIVEN(expert_scale),
+                     AT(raw) + range.begin,
+                     AT(dpair_weights) + range.begin,
+                     true,
+                     range.end - range.begin,
+                     R,
+                     row.temperature,
+                     0.0f,
+                     0.0f,
+                     0.0f};
+    renorm_sums sums;
+    group_logits = AT(group_logits) + (ulong)token * groups;
+    dgroup_out = AT(dgroup_out) + (ulong)token * groups;
+    d = AT(d) + at;
+    raw_weights(&r, &v, group_logits, groups, AT(raw) + range.begin);
+    renorm_back(&r, &v, 0.0f, &sums);
+    for (uint e = 0; e < R; e++) {
+        row.dlogits[e] = dlogits && !masked ? AT(dlogits)[at + e] : 0.0f;
+        if (row.dnoise)
+            row.dnoise[e] = dnoise && !masked ? AT(dnoise)[at + e] : 0.0f;
+        d[e] = 0.0f;
+    }
+    for (uint k = 0; k < v.count; k++)
+        d[v.ids[k]] += plain_gradient(&r, &v, &sums, 0.0f, k) * v.raw[k];
+    const float total = sum_values(d, R), group_sum_log = finite_logsumexp(group_logits, (uint)groups);
+    for (int g = 0; g < groups; g++) {
+        const float share = isfinite(group_logits[g]) ? exp(group_logits[g] - group_sum_log) : 0.0f;
+        const float given =
+            dgroup_logits && !masked ? AT(dgroup_logits)[(ulong)token * groups + g] : 0.0f;
+        dgroup_out[g] = given + sum_values(d + g * size, size) - share * total;
+        back_within(&r, &row, d, g * size, (g + 1) * size);
+    }
+    for (uint pair = all.x; pair < all.y && dscale; pair++)
+        AT(dscale)[pair] = pair < range.end ? AT(dpair_weights)[pair] * r.scale *
+                                                  renormed_weight(&r, &v, &sums, 0.0f,
+                                                                  pair - range.begin)
+                                            : 0.0f;
+}
+
+/* The combine weights again, before they were rebalanced. */
+KERNEL(GROUP, 1, 1)
+void two_level_weights(IN(float, logits), IN(float, group_logits), IN(uint, state), IN(int, ids),
+                       IN(int, live), IN(uchar, token_mask), IN(float, expert_scale),
+                       OUT(float, chosen), uint tokens, int groups, router_switches r) {
+    __global const int *token_offsets = 0;
+    const ulong token_offsets_off = 0;
+    token_owner owner = OWNER_INIT(r.top_k, tokens * (uint)r.top_k, r.top_k);
+    const uint token = get_global_id(0), R = (uint)r.columns;
+    if (token >= tokens)
+        return;
+    const pair_range range = owned_pairs(&owner, token);
+    const uint2 all = token_pairs(&owner, token);
+    weight_view v = {AT(ids) + range.begin,
+                     0,
+                     AT(logits) + (ulong)token * R,
+                     GIVEN(expert_scale),
+                     AT(chosen) + range.begin,
+                     0,
+                     true,
+                     range.end - range.begin,
+                     R,
+                     temperature_of(&r, STATE_OF(state)),
+                     0.0f,
+                     0.0f,
+                     0.0f};
+    renorm_sums sums;
+    raw_weights(&r, &v, AT(group_logits) + (ulong)token * groups, groups,
+                AT(chosen) + range.begin);
+    renorm_back(&r, &v, 0.0f, &sums);
+    for (uint pair = all.x; pair < all.y; pair++)
+        AT(chosen)[pair] = pair < range.end
+                               ? chosen_weight(&r, &v, &sums, 0.0f, pair - range.begin)
+                               : 0.0f;
 }

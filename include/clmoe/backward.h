@@ -16,12 +16,12 @@
  *
  * What is held fixed: the choice of experts and places, the largest logit and its like. Gradients
  * flow through the weights of the chosen pairs, not through the choice; a select_bias gets none.
- * At a kink (relu at 0, a clamp at its limit) the slope is that of the side that passes nothing on.
+ * At 0 relu has slope 0, at its limit a clamp slope 1, as frameworks have it.
  * Dropped, surplus and masked pairs give exactly 0. A row of dy with NaN reaches the dx of its own
  * token alone; the gradients of the weights that token used get it.
  *
- * router.score sparsemixer is refused: in training that router has an estimator of its own, which
- * is no derivative of what clmoe_forward() computes.
+ * router.score sparsemixer: the derivative of what clmoe_forward() computes, the logits that count
+ * held fixed. The paper trains with another rule, which samples and is no derivative.
  */
 #ifndef CLMOE_BACKWARD_H
 #define CLMOE_BACKWARD_H
@@ -59,6 +59,17 @@ typedef struct clmoe_gradients {
     clmoe_buf noise_router; /* [R,D] */
     clmoe_buf reserved[7];
 } clmoe_gradients;
+
+/*
+ * Creates a buffer for the gradient of every weight that the layer has, in the layer's OpenCL
+ * context; the contents are undefined. The buffers are yours: release them with
+ * clmoe_gradients_release(). On error nothing is left allocated. Errors: CLMOE_INVALID_ARGUMENT for
+ * a layer with training 0; OpenCL's, with the name of the gradient and its size.
+ */
+CLMOE_API clmoe_status clmoe_gradients_create(const clmoe_layer *layer, clmoe_gradients *gradients);
+
+/* Releases every buffer of `gradients` and clears it. NULL is allowed. */
+CLMOE_API void clmoe_gradients_release(clmoe_gradients *gradients);
 
 /* Which gradients a call computes. */
 typedef uint32_t clmoe_backward_parts;
@@ -98,7 +109,11 @@ typedef struct clmoe_backward_args {
      * routers' gradients.
      */
     clmoe_buf dlogits, dnoise, dgroup_logits;
-    clmoe_buf dye; /* optional [S,D] of the layer's type: more gradient, on ye of clmoe_experts() */
+    /*
+     * Optional [S,D] of the layer's type, with desc.dye: more gradient, on ye as clmoe_experts()
+     * gives it; rows of padding are not read.
+     */
+    clmoe_buf dye;
     /* Outputs. */
     clmoe_buf dx;            /* optional [T,D] of the layer's type */
     clmoe_buf dlogits_out;   /* optional [T,R] f32: on the logits, may be dlogits */
@@ -118,7 +133,7 @@ static inline void clmoe_backward_args_init(clmoe_backward_args *args) {
 /*
  * Enqueues the backward pass of one batch on `queue` after the `num_wait` events of `wait`. Events
  * and errors are as with clmoe_forward(). Errors besides: CLMOE_INVALID_ARGUMENT for a layer with
- * training 0; CLMOE_UNSUPPORTED for one with router.score sparsemixer.
+ * training 0.
  */
 CLMOE_API clmoe_status clmoe_backward(clmoe_layer *layer, cl_command_queue queue,
                                       const clmoe_backward_args *args, cl_uint num_wait,

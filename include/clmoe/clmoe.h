@@ -459,7 +459,12 @@ typedef struct clmoe_mlp_desc {
     float limit;              /* clamp of gate (above) and up (both sides), 0 (default): none */
     float alpha;              /* of silu; default 1; gpt-oss 1.702 */
     float up_shift;           /* default 0; gpt-oss 1 */
-    uint32_t reserved[8];
+    /*
+     * Probability, 0 (default) to less than 1, that an element of h becomes 0; the others are
+     * divided by 1 - hidden_dropout. Acts when a state is given.
+     */
+    float hidden_dropout;
+    uint32_t reserved[7];
 } clmoe_mlp_desc;
 
 /* Element type of the gradients of matrices and their biases; sums are f32 either way. */
@@ -477,8 +482,8 @@ typedef struct clmoe_layer_desc {
     uint32_t top_k;                /* K */
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
-    uint32_t training; /* 1: clmoe_backward() can follow; `saved` keeps what it reads */
-    const char *engine; /* NULL: by device and types; or a name of clmoe_engine_name() */
+    uint32_t training;             /* 1: clmoe_backward() can follow; `saved` keeps what it reads */
+    const char *engine;            /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
     clmoe_mlp_desc experts;
@@ -490,6 +495,8 @@ typedef struct clmoe_layer_desc {
     clmoe_gradient_type gradient_type; /* of the weights' gradients, with training */
     /* 1: `saved` is without z, the largest part; backward computes it again from x. */
     uint32_t recompute;
+    uint32_t dye;      /* 1: clmoe_backward() may be given dye, for which it needs more scratch */
+    uint32_t reserved; /* 0 */
 } clmoe_layer_desc;
 
 /* The same for a struct of `struct_size` bytes, from another language or another version. */

@@ -10,6 +10,17 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc);
 clmoe_status check_policy(const clmoe_layer_desc *desc);
 
 clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args);
+clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args *args);
+clmoe_status check_experts_backward(const clmoe_layer *layer,
+                                    const clmoe_experts_backward_args *args);
+clmoe_status check_combine_backward(const clmoe_layer *layer,
+                                    const clmoe_combine_backward_args *args);
+clmoe_status check_shared_expert_backward(const clmoe_layer *layer,
+                                          const clmoe_shared_expert_backward_args *args);
+clmoe_status check_topk_backward(const clmoe_layer *layer, const clmoe_topk_backward_args *args);
+clmoe_status check_score_backward(const clmoe_layer *layer, const clmoe_score_backward_args *args);
+clmoe_status check_dispatch_backward(const clmoe_layer *layer,
+                                     const clmoe_dispatch_backward_args *args);
 clmoe_status check_score(const clmoe_layer *layer, const clmoe_score_args *args);
 clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args);
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args);

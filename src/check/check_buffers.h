@@ -38,12 +38,13 @@ typedef struct used_range {
     bool written;
 } used_range;
 
-enum { MAX_CALL_BUFFERS = 64 };
+enum { MAX_CALL_BUFFERS = 128 };
 
 /* One call under check. The first check of a buffer that fails ends it. */
 typedef struct call_check {
     const clmoe_layer *layer;
     const clmoe_buf *in_place[2]; /* two that may be the same place, or NULL */
+    clmoe_weights raw;            /* those of backward, without packed ones */
     size_t count;
     used_range ranges[MAX_CALL_BUFFERS]; /* those checked so far */
 } call_check;
@@ -81,6 +82,43 @@ clmoe_status check_expert_scale(call_check *call, const clmoe_weights *weights);
 
 /* The size of a state, where one is given. */
 clmoe_status check_state(call_check *call, const clmoe_buf *state);
+
+/* The same of a call that gives places to pairs. */
+clmoe_status check_plan_state(call_check *call, const clmoe_buf *state);
+
+/* Rows of the stored matrices gate and up, of all experts; one buffer may hold both. */
+typedef struct mlp_rows {
+    size_t gate, up;
+} mlp_rows;
+
+mlp_rows check_mlp_rows(const clmoe_mlp_desc *mlp, size_t experts);
+
+/* All weights that a forward reads. */
+clmoe_status check_forward_weights(call_check *call, const clmoe_forward_args *args);
+
+clmoe_status check_noise_router(call_check *call, const clmoe_weights *weights);
+clmoe_status check_group_router(call_check *call, const clmoe_weights *weights);
+/* What a choice reads: select_bias and expert_scale. */
+clmoe_status check_choice(call_check *call, const clmoe_weights *weights, clmoe_buf state);
+clmoe_status check_experts_weights(call_check *call, const clmoe_weights *weights);
+clmoe_status check_shared_weights(call_check *call, const clmoe_weights *weights);
+clmoe_status check_output_bias(call_check *call, const clmoe_weights *weights);
+
+/* noise_router with a state, and group_router, where the layer has them. */
+clmoe_status check_other_routers(call_check *call, const clmoe_weights *weights,
+                                 const clmoe_buf *state);
+
+/* An MLP's weights, not packed, and what its step reads besides; down_bias alone. */
+clmoe_status check_raw_mlp(call_check *call, clmoe_mlp which, const clmoe_weights *weights);
+clmoe_status check_down_bias(call_check *call, const clmoe_weights *weights);
+
+/* What calls of the backward pass share. */
+clmoe_status check_training_layer(const clmoe_layer *layer);
+clmoe_status check_parts(clmoe_backward_parts parts, uint32_t accumulate);
+clmoe_status check_dye(const clmoe_layer *layer, clmoe_buf dye);
+
+/* All gradients that are given; `accumulate`: read and written. */
+clmoe_status check_gradients(call_check *call, const clmoe_gradients *to, uint32_t accumulate);
 
 /* The losses of a forward: the descriptors, what they need, and their outputs. */
 clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *args);

@@ -211,14 +211,14 @@ done:
 /* Names of an MLP's fields in messages. */
 typedef struct mlp_fields {
     const char *hidden_dim, *activation, *gate_layout, *gate_up_transposed, *down_transposed;
-    const char *gate_up_bias, *down_bias, *limit, *alpha, *up_shift;
+    const char *gate_up_bias, *down_bias, *limit, *alpha, *up_shift, *hidden_dropout;
 } mlp_fields;
 
 #define MLP_FIELDS(of)                                                                             \
     {                                                                                              \
         of ".hidden_dim", of ".activation", of ".gate_layout", of ".gate_up_transposed",           \
             of ".down_transposed", of ".gate_up_bias", of ".down_bias", of ".limit", of ".alpha",  \
-            of ".up_shift"                                                                         \
+            of ".up_shift", of ".hidden_dropout"                                                   \
     }
 
 static const mlp_fields experts_fields = MLP_FIELDS("experts");
@@ -240,6 +240,17 @@ static clmoe_status check_mlp(const clmoe_mlp_desc *mlp, const mlp_fields *field
     if (!isfinite(mlp->up_shift))
         return fail(CLMOE_INVALID_DESC, "%s is %g, but must be finite", fields->up_shift,
                     (double)mlp->up_shift);
+    TRY(is_below_one(fields->hidden_dropout, mlp->hidden_dropout));
+done:
+    return status;
+}
+
+/* What is said of the backward pass. */
+static clmoe_status check_training(const clmoe_layer_desc *desc) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(in_range("gradient_type", desc->gradient_type, 0, CLMOE_GRADIENT_OF_WEIGHT));
+    TRY(is_flag("recompute", desc->recompute));
+    TRY(is_flag("dye", desc->dye));
 done:
     return status;
 }
@@ -252,6 +263,7 @@ clmoe_status check_layer_desc(const clmoe_layer_desc *desc) {
     TRY(check_capacity(desc));
     TRY(check_balance_desc(desc));
     TRY(check_policy(desc));
+    TRY(check_training(desc));
     TRY(check_mlp(&desc->experts, &experts_fields));
     if (desc->shared.hidden_dim)
         TRY(check_mlp(&desc->shared, &shared_fields));

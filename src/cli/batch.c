@@ -1,6 +1,7 @@
 #include "batch.h"
 #include "interrupt.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,20 +16,26 @@ static void sizes_get(const batch *b, size_t sizes[BATCH_COUNT]) {
     const clmoe_layer_desc *desc = b->desc;
     sizes[BATCH_X] = sizes[BATCH_Y] = (size_t)b->tokens * desc->dim * clmoe_type_size(desc->type);
     sizes[BATCH_LOSSES] = b->num_losses * sizeof(float);
+    if (b->dy == NULL)
+        return;
+    sizes[BATCH_DY] = sizes[BATCH_DX] = sizes[BATCH_X];
+    if (b->num_losses > 0)
+        sizes[BATCH_DLOGITS] = (size_t)b->tokens * clmoe_layer_columns(b->layer) * sizeof(float);
 }
 
-/* x -> BATCH_X, rounded to the layer's type. */
-static clmoe_status write_x(batch *b, const float *x, size_t bytes) {
+/* Rows [T,D] -> a buffer, rounded to the layer's type. */
+static clmoe_status write_rows(batch *b, batch_buffer to, const float *rows) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_type type = b->desc->type;
+    const clmoe_type type = b->desc->type;
+    const size_t count = (size_t)b->tokens * b->desc->dim, bytes = count * clmoe_type_size(type);
     void *elements = NULL;
     if (bytes == 0)
         return CLMOE_SUCCESS;
     elements = malloc(bytes);
     if (elements == NULL)
         return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of input", bytes);
-    clmoe_type_encode(type, x, bytes / clmoe_type_size(type), elements);
-    TRY(CL(clEnqueueWriteBuffer(b->queue, b->buffers[BATCH_X], CL_TRUE, 0, bytes, elements, 0, NULL,
+    clmoe_type_encode(type, rows, count, elements);
+    TRY(CL(clEnqueueWriteBuffer(b->queue, b->buffers[to], CL_TRUE, 0, bytes, elements, 0, NULL,
                                 NULL)));
 done:
     free(elements);
@@ -50,7 +57,9 @@ clmoe_status batch_create(batch *b, cl_context context, const float *x) {
         b->buffers[i] = clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, NULL, &code);
         TRY(cli_cl(code, "clCreateBuffer"));
     }
-    TRY(write_x(b, x, sizes[BATCH_X]));
+    TRY(write_rows(b, BATCH_X, x));
+    if (b->dy != NULL)
+        TRY(write_rows(b, BATCH_DY, b->dy));
 done:
     if (status != CLMOE_SUCCESS)
         batch_release(b);
@@ -65,8 +74,25 @@ void batch_release(batch *b) {
     }
 }
 
+/* Whether the losses' gradient is asked for. */
+static bool has_dlogits(const batch *b) {
+    return b->dy != NULL && b->num_losses > 0 && b->tokens > 0;
+}
+
+/* The forward adds to it. */
+static clmoe_status clear_dlogits(batch *b) {
+    const float zero = 0;
+    const size_t bytes = (size_t)b->tokens * clmoe_layer_columns(b->layer) * sizeof zero;
+    if (!has_dlogits(b))
+        return CLMOE_SUCCESS;
+    return CL(clEnqueueFillBuffer(b->queue, b->buffers[BATCH_DLOGITS], &zero, sizeof zero, 0, bytes,
+                                  0, NULL, NULL));
+}
+
 static clmoe_status enqueue_forward(batch *b, clmoe_profile *profile, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
     clmoe_forward_args args;
+    TRY(clear_dlogits(b));
     clmoe_forward_args_init(&args);
     args.tokens = b->tokens;
     args.weights = b->weights;
@@ -80,12 +106,33 @@ static clmoe_status enqueue_forward(batch *b, clmoe_profile *profile, cl_event *
         args.num_losses = b->num_losses;
         args.loss_values = place(b, BATCH_LOSSES);
     }
+    if (has_dlogits(b))
+        args.dlogits = place(b, BATCH_DLOGITS);
     args.profile = profile;
-    return LIB(clmoe_forward(b->layer, b->queue, &args, 0, NULL, event));
+    TRY(LIB(clmoe_forward(b->layer, b->queue, &args, 0, NULL, event)));
+done:
+    return status;
 }
 
-/* BATCH_Y -> y as floats, after `event`. */
-static clmoe_status read_y(batch *b, cl_event event, float *y) {
+static clmoe_status enqueue_backward(batch *b, clmoe_profile *profile, cl_event *event) {
+    clmoe_backward_args args;
+    clmoe_backward_args_init(&args);
+    args.tokens = b->tokens;
+    args.weights = b->weights;
+    args.x = place(b, BATCH_X);
+    args.saved = place(b, BATCH_SAVED);
+    args.scratch = place(b, BATCH_SCRATCH);
+    args.dy = place(b, BATCH_DY);
+    args.dx = place(b, BATCH_DX);
+    if (has_dlogits(b))
+        args.dlogits = place(b, BATCH_DLOGITS);
+    args.gradients = &b->gradients;
+    args.profile = profile;
+    return LIB(clmoe_backward(b->layer, b->queue, &args, 0, NULL, event));
+}
+
+/* A buffer of rows [T,D] -> floats, after `event`. */
+static clmoe_status read_rows(batch *b, batch_buffer from, cl_event event, float *rows) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_type type = b->desc->type;
     size_t count = (size_t)b->tokens * b->desc->dim, bytes = count * clmoe_type_size(type);
@@ -95,9 +142,9 @@ static clmoe_status read_y(batch *b, cl_event event, float *y) {
     elements = malloc(bytes);
     if (elements == NULL)
         return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %zu bytes of output", bytes);
-    TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[BATCH_Y], CL_TRUE, 0, bytes, elements, 1,
-                               &event, NULL)));
-    clmoe_type_decode(type, elements, count, y);
+    TRY(CL(clEnqueueReadBuffer(b->queue, b->buffers[from], CL_TRUE, 0, bytes, elements, 1, &event,
+                               NULL)));
+    clmoe_type_decode(type, elements, count, rows);
 done:
     free(elements);
     return status;
@@ -118,7 +165,7 @@ clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats) {
     /* Bounds for readers, whatever a faulty device wrote. */
     (*stats)->columns = clmoe_layer_columns(b->layer);
     (*stats)->device_groups = b->desc->balance.device_groups;
-    TRY(read_y(b, event, y));
+    TRY(read_rows(b, BATCH_Y, event, y));
 done:
     if (event != NULL)
         clReleaseEvent(event);
@@ -132,6 +179,18 @@ clmoe_status batch_losses(batch *b, float *values) {
                                   b->num_losses * sizeof *values, values, 0, NULL, NULL));
 }
 
+clmoe_status batch_backward(batch *b, float *dx) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event event = NULL;
+    TRY(enqueue_backward(b, NULL, &event));
+    TRY(CL(clWaitForEvents(1, &event)));
+    TRY(read_rows(b, BATCH_DX, event, dx));
+done:
+    if (event != NULL)
+        clReleaseEvent(event);
+    return status;
+}
+
 static step_id step_of(const char *name) {
     int step = 0;
     while (step < STEP_COUNT && strcmp(step_names[step], name) != 0)
@@ -139,27 +198,57 @@ static step_id step_of(const char *name) {
     return (step_id)step;
 }
 
+/* A call that is timed, and what it left. */
+typedef clmoe_status (*timed_call)(batch *b, clmoe_profile *profile, cl_event *event);
+
+static clmoe_status profile_call(batch *b, timed_call call, clmoe_profile *profile,
+                                 double ms[CLMOE_PROFILE_STEPS]) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event event = NULL;
+    TRY(call(b, profile, &event));
+    TRY(CL(clWaitForEvents(1, &event)));
+    for (uint32_t i = 0; i < profile->num_steps; i++)
+        TRY(LIB(clmoe_profile_time(profile, i, &ms[i])));
+done:
+    if (event != NULL)
+        clReleaseEvent(event);
+    return status;
+}
+
 /* One run: the times of its steps, and in times[STEP_COUNT] of all of it. */
 static clmoe_status time_run(batch *b, double times[STEP_COUNT + 1]) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_profile profile = {.struct_size = sizeof profile};
-    cl_event event = NULL;
+    double ms[CLMOE_PROFILE_STEPS];
     for (int i = 0; i < STEP_COUNT; i++)
         times[i] = -1;
     times[STEP_COUNT] = 0;
-    TRY(enqueue_forward(b, &profile, &event));
-    TRY(CL(clWaitForEvents(1, &event)));
+    TRY(profile_call(b, enqueue_forward, &profile, ms));
     for (uint32_t i = 0; i < profile.num_steps; i++) {
         const step_id step = step_of(profile.steps[i].name);
-        double ms = 0;
-        TRY(LIB(clmoe_profile_time(&profile, i, &ms)));
-        times[STEP_COUNT] += ms;
+        times[STEP_COUNT] += ms[i];
         if (step < STEP_COUNT)
-            times[step] = ms;
+            times[step] = ms[i];
     }
 done:
-    if (event != NULL)
-        clReleaseEvent(event);
+    clmoe_profile_release(&profile);
+    return status;
+}
+
+/* The same of a backward pass: samples[i * stride], all of it last. */
+static clmoe_status time_backward(batch *b, double *samples, size_t stride, backward_times *times) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_profile profile = {.struct_size = sizeof profile};
+    double ms[CLMOE_PROFILE_STEPS], all = 0;
+    TRY(profile_call(b, enqueue_backward, &profile, ms));
+    times->num_steps = profile.num_steps;
+    for (uint32_t i = 0; i < profile.num_steps; i++) {
+        times->names[i] = profile.steps[i].name;
+        samples[i * stride] = ms[i];
+        all += ms[i];
+    }
+    samples[CLMOE_PROFILE_STEPS * stride] = all;
+done:
     clmoe_profile_release(&profile);
     return status;
 }
@@ -190,6 +279,24 @@ clmoe_status batch_time(batch *b, uint32_t repeat, batch_times *times) {
     for (size_t i = 0; i < STEP_COUNT; i++)
         times->steps[i] = median(samples + i * repeat, times->runs);
     times->forward = median(samples + (size_t)STEP_COUNT * repeat, times->runs);
+done:
+    free(samples);
+    return status;
+}
+
+clmoe_status batch_time_backward(batch *b, uint32_t repeat, backward_times *times) {
+    clmoe_status status = CLMOE_SUCCESS;
+    double *samples = calloc((CLMOE_PROFILE_STEPS + 1) * (size_t)repeat, sizeof *samples);
+    *times = (backward_times){0};
+    if (samples == NULL)
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %u times", (unsigned)repeat));
+    while (times->runs < repeat && (times->runs == 0 || interrupt_signal() == 0)) {
+        TRY(time_backward(b, samples + times->runs, repeat, times));
+        times->runs++;
+    }
+    for (size_t i = 0; i < times->num_steps; i++)
+        times->steps[i] = median(samples + i * repeat, times->runs);
+    times->backward = median(samples + (size_t)CLMOE_PROFILE_STEPS * repeat, times->runs);
 done:
     free(samples);
     return status;

@@ -26,6 +26,9 @@ typedef enum batch_buffer {
     BATCH_SCRATCH, /* clmoe_layer_memory() */
     BATCH_STATS,   /* clmoe_stats_size() */
     BATCH_LOSSES,  /* [num_losses] f32 */
+    BATCH_DY,      /* [T,D], of the layer's type, with `dy` */
+    BATCH_DX,      /* [T,D], of the layer's type, with `dy` */
+    BATCH_DLOGITS, /* [T,R] f32: the losses' gradient, with `dy` */
     BATCH_COUNT
 } batch_buffer;
 
@@ -38,6 +41,8 @@ typedef struct batch {
     uint32_t capacity; /* C, 0 when dropless */
     const clmoe_loss_desc *losses;
     uint32_t num_losses;
+    const float *dy;           /* [T,D]: of batch_backward(); NULL: there is none */
+    clmoe_gradients gradients; /* what it writes; not owned */
     cl_mem buffers[BATCH_COUNT];
 } batch;
 
@@ -48,7 +53,16 @@ typedef struct batch_times {
     double steps[STEP_COUNT];
 } batch_times;
 
-/* Creates the buffers and writes `x` [T,D]. On error nothing is left allocated. */
+/* The same of a backward pass: its steps as its profile names them. */
+typedef struct backward_times {
+    uint32_t runs;
+    double backward;
+    uint32_t num_steps;
+    const char *names[CLMOE_PROFILE_STEPS];
+    double steps[CLMOE_PROFILE_STEPS];
+} backward_times;
+
+/* Creates the buffers and writes `x` [T,D] and b->dy. On error nothing is left allocated. */
 clmoe_status batch_create(batch *b, cl_context context, const float *x);
 void batch_release(batch *b);
 
@@ -58,8 +72,16 @@ clmoe_status batch_forward(batch *b, float *y, clmoe_stats **stats);
 /* Reads the values [num_losses] of the last batch_forward(). */
 clmoe_status batch_losses(batch *b, float *values);
 
+/*
+ * After batch_forward(): the gradients of sum(dy * y) plus the weighted losses; reads dx [T,D].
+ */
+clmoe_status batch_backward(batch *b, float *dx);
+
 /* Medians of the layer and its steps over `repeat` runs, or as many as there were until a signal.
  */
 clmoe_status batch_time(batch *b, uint32_t repeat, batch_times *times);
+
+/* The same of batch_backward(). */
+clmoe_status batch_time_backward(batch *b, uint32_t repeat, backward_times *times);
 
 #endif

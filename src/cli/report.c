@@ -119,6 +119,31 @@ static void print_times(const run_report *r) {
     printf("  %-8s%10.3f  the whole layer\n", "forward", r->times.forward);
 }
 
+static void print_backward(const run_report *r) {
+    const backward_times *t = &r->backward_times;
+    if (!r->backward)
+        return;
+    printf("\nbackward  ms, median of %u\n", (unsigned)t->runs);
+    for (uint32_t i = 0; i < t->num_steps; i++)
+        printf("  %-18s%10.3f\n", t->names[i], t->steps[i]);
+    printf("  %-18s%10.3f  the whole layer\n", "backward", t->backward);
+}
+
+static void print_checks(const run_report *r) {
+    const gradient_errors *g = &r->gradient_errors;
+    char worst[512];
+    if (r->checked)
+        printf("\nresult    relative error %.2e, tolerance %.2e: %s\n", r->relative_error,
+               r->tolerance, r->pass ? "pass" : "FAIL");
+    if (!r->gradients_checked)
+        return;
+    clmoe_printable(g->worst, worst, sizeof worst);
+    printf("\ngradients relative error at most %.2e, tolerance %.2e: %s\n"
+           "          of %s; %zu of %zu tensors compared\n",
+           g->error, r->gradient_tolerance, r->gradients_pass ? "pass" : "FAIL", worst, g->compared,
+           g->tensors);
+}
+
 static void print_losses(const run_report *r) {
     if (r->num_losses > 0)
         printf("\nlosses    without their weights\n");
@@ -148,11 +173,10 @@ clmoe_status report_text(const run_report *r) {
     print_balance(r);
     print_losses(r);
     print_times(r);
+    print_backward(r);
     if (r->all_stats)
         TRY(print_stats(r));
-    if (r->checked)
-        printf("\nresult    relative error %.2e, tolerance %.2e: %s\n", r->relative_error,
-               r->tolerance, r->pass ? "pass" : "FAIL");
+    print_checks(r);
 done:
     return status;
 }
@@ -188,6 +212,27 @@ static json_t *json_times(const batch_times *times) {
     for (int i = 0; i < STEP_COUNT; i++)
         json_object_set_new(object, step_names[i],
                             times->steps[i] >= 0 ? json_real(times->steps[i]) : json_null());
+    return object;
+}
+
+static json_t *json_backward_times(const backward_times *times) {
+    json_t *object = json_object();
+    json_object_set_new(object, "runs", json_integer(times->runs));
+    json_object_set_new(object, "backward", json_real(times->backward));
+    for (uint32_t i = 0; i < times->num_steps; i++)
+        json_object_set_new(object, times->names[i], json_real(times->steps[i]));
+    return object;
+}
+
+static json_t *json_gradients(const run_report *r) {
+    const gradient_errors *g = &r->gradient_errors;
+    json_t *object = json_object();
+    json_object_set_new(object, "tensors", json_integer((json_int_t)g->tensors));
+    json_object_set_new(object, "compared", json_integer((json_int_t)g->compared));
+    json_object_set_new(object, "worst", json_string(g->worst));
+    json_object_set_new(object, "worst_error", json_number_or_null(g->error));
+    json_object_set_new(object, "tolerance", json_real(r->gradient_tolerance));
+    json_object_set_new(object, "pass", json_boolean(r->gradients_pass));
     return object;
 }
 
@@ -261,6 +306,11 @@ clmoe_status report_json(const run_report *r) {
     json_object_set_new(object, "pass", r->checked ? json_boolean(r->pass) : json_null());
     json_object_set_new(object, "losses", json_losses(r));
     json_object_set_new(object, "milliseconds", json_times(&r->times));
+    if (r->backward)
+        json_object_set_new(object, "backward_milliseconds",
+                            json_backward_times(&r->backward_times));
+    if (r->gradients_checked)
+        json_object_set_new(object, "gradients", json_gradients(r));
     if (r->all_stats)
         json_object_set_new(object, "statistics", stats_json(r->stats));
     int failed =

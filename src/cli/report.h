@@ -3,6 +3,7 @@
 #define CLMOE_CLI_REPORT_H
 
 #include "batch.h"
+#include "gradients.h"
 
 typedef struct run_report {
     const char *model_type;
@@ -23,6 +24,12 @@ typedef struct run_report {
     bool checked; /* there was an expected tensor; the three below hold */
     double relative_error, tolerance;
     bool pass;
+    bool backward; /* there was a backward pass */
+    backward_times backward_times;
+    bool gradients_checked; /* the three below hold */
+    gradient_errors gradient_errors;
+    double gradient_tolerance;
+    bool gradients_pass;
 } run_report;
 
 /* $COLUMNS, 40 to 240, or the columns of the terminal, 40 to 120, or 80. */

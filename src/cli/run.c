@@ -1,6 +1,7 @@
 /* clmoe run: the MoE block of a checkpoint on a tensor, checked against another and reported. */
 #include "batch.h"
 #include "cli.h"
+#include "gradients.h"
 #include "input.h"
 #include "interrupt.h"
 #include "model_files.h"
@@ -28,10 +29,20 @@ static const char usage[] =
     "                       follows, or pattern: what the names of its tensors point to\n"
     "  --output FILE        writes the result to a safetensors file as tensor y [T,D]; - is\n"
     "                       standard output, instead of the report\n"
-    "  --force              overwrites the file of --output if there is one; never the model's\n"
+    "  --force              overwrites the files of --output and --gradients if there are any;\n"
+    "                       never the model's\n"
     "  --expect NAME        compares the result with this tensor of the input file\n"
-    "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5; f16 2e-3,\n"
-    "                       bf16 2e-2)\n"
+    "  --backward           then runs the backward pass: the gradients of sum(dy * y), and of the\n"
+    "                       losses of --loss times their weights; needs --dy\n"
+    "  --dy NAME            the tensor of the input file that is dL/dy, shaped as --tensor; it is\n"
+    "                       named BLOCK.dy or dy, and dx is then BLOCK.dx or dx\n"
+    "  --gradients FILE     writes dx, and as grad.NAME the gradient of each tensor NAME of the\n"
+    "                       block, in its own shape, to a safetensors file; - is standard output\n"
+    "  --expect-gradients FILE\n"
+    "                       compares them with the tensors of those names in a safetensors file\n"
+    "  --recompute          keeps less for the backward pass, which computes it again\n"
+    "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5, for\n"
+    "                       gradients 2e-5; f16 2e-3, bf16 2e-2)\n"
     "  --dtype T            f32 (default), f16 or bf16: x and the expert weights are rounded to it\n"
     "  --device D           the device: its number in clmoe devices, or part of its name or its\n"
     "                       platform's (default: the first GPU, else 0)\n"
@@ -51,26 +62,31 @@ static const char usage[] =
 
 enum { MAX_RUN_LOSSES = 16 }; /* as many as clmoe_forward() takes */
 
+#define GRADIENT_TOLERANCE 2e-5 /* of f32 */
+
 typedef struct run_options {
     const char *model, *assume, *input, *tensor, *expect, *engine, *device;
-    output output;
+    const char *dy, *expect_gradients; /* of a backward pass, or NULL */
+    output output, gradients;
     uint32_t layer, repeat;
     clmoe_type dtype;
-    double tolerance, capacity_factor;
+    double tolerance, gradient_tolerance, capacity_factor;
     clmoe_loss_desc losses[MAX_RUN_LOSSES];
     uint32_t num_losses;
-    bool stats, capacity_given, json, no_cache;
+    bool stats, capacity_given, json, no_cache, recompute;
 } run_options;
 
 typedef struct run_session {
     clmoe_checkpoint *checkpoint;
-    clmoe_tensors *input;
+    clmoe_tensors *input, *expect_gradients;
     clmoe_layer_desc desc;
     device_session device;
     clmoe_layer *layer;
     clmoe_weights weights;
     batch batch;
-    float *x, *y, *expect; /* [T,D] */
+    float *x, *y, *expect, *dy, *dx; /* [T,D] */
+    char *dx_name;
+    gradient_list gradients;
     clmoe_stats *stats;
     float loss_values[MAX_RUN_LOSSES];
     run_report report;
@@ -84,6 +100,11 @@ enum {
     OPT_OUTPUT,
     OPT_FORCE,
     OPT_EXPECT,
+    OPT_BACKWARD,
+    OPT_DY,
+    OPT_GRADIENTS,
+    OPT_EXPECT_GRADIENTS,
+    OPT_RECOMPUTE,
     OPT_TOLERANCE,
     OPT_DTYPE,
     OPT_DEVICE,
@@ -102,9 +123,14 @@ static const cli_option table[] = {
     [OPT_INPUT] = {.name = "input", .has_value = true},
     [OPT_TENSOR] = {.name = "tensor", .has_value = true},
     [OPT_OUTPUT] = {.name = "output", .has_value = true},
-    [OPT_FORCE] = {.name = "force", .needs = "output"},
+    [OPT_FORCE] = {.name = "force", .needs = "output gradients"},
     [OPT_EXPECT] = {.name = "expect", .has_value = true},
-    [OPT_TOLERANCE] = {.name = "tolerance", .has_value = true, .needs = "expect"},
+    [OPT_BACKWARD] = {.name = "backward", .needs = "dy"},
+    [OPT_DY] = {.name = "dy", .has_value = true, .needs = "backward"},
+    [OPT_GRADIENTS] = {.name = "gradients", .has_value = true, .needs = "backward"},
+    [OPT_EXPECT_GRADIENTS] = {.name = "expect-gradients", .has_value = true, .needs = "backward"},
+    [OPT_RECOMPUTE] = {.name = "recompute", .needs = "backward"},
+    [OPT_TOLERANCE] = {.name = "tolerance", .has_value = true, .needs = "expect expect-gradients"},
     [OPT_DTYPE] = {.name = "dtype", .has_value = true},
     [OPT_DEVICE] = {.name = "device", .has_value = true},
     [OPT_ENGINE] = {.name = "engine", .has_value = true},
@@ -170,26 +196,48 @@ static bool set_value(run_options *o, int option, const char *text, problem *why
     case OPT_LOSS:
         return parse_loss(o, text, why);
     default: { /* a text */
-        const char **const texts[] = {
-            [OPT_ASSUME] = &o->assume,      [OPT_INPUT] = &o->input,   [OPT_TENSOR] = &o->tensor,
-            [OPT_OUTPUT] = &o->output.path, [OPT_EXPECT] = &o->expect, [OPT_DEVICE] = &o->device,
-            [OPT_ENGINE] = &o->engine};
+        const char **const texts[] = {[OPT_ASSUME] = &o->assume,
+                                      [OPT_INPUT] = &o->input,
+                                      [OPT_TENSOR] = &o->tensor,
+                                      [OPT_OUTPUT] = &o->output.path,
+                                      [OPT_EXPECT] = &o->expect,
+                                      [OPT_DEVICE] = &o->device,
+                                      [OPT_ENGINE] = &o->engine,
+                                      [OPT_DY] = &o->dy,
+                                      [OPT_GRADIENTS] = &o->gradients.path,
+                                      [OPT_EXPECT_GRADIENTS] = &o->expect_gradients};
         *texts[option] = text;
         return true;
     }
     }
 }
 
-static bool check_output(run_options *o, bool force, problem *why) {
-    if (o->output.path == NULL)
+/* Whether an output can be written, and takes nothing that another option names. */
+static bool check_output(const run_options *o, output *to, const char *option, bool force,
+                         problem *why) {
+    if (to->path == NULL)
         return true;
-    const bool right = output_check(&o->output, "--output", o->output.path, force, why);
-    if (output_is_file(&o->output, o->input))
-        return problem_set(why, "--output %s is the same file as --input", o->output.path);
-    if (o->output.to_stdout && (o->json || o->stats))
-        return problem_set(why, "--output %s and --%s both write to standard output",
-                           o->output.path, o->json ? "json" : "stats");
+    const bool right = output_check(to, option, to->path, force, why);
+    if (output_is_file(to, o->input))
+        return problem_set(why, "%s %s is the same file as --input", option, to->path);
+    if (o->expect_gradients != NULL && output_is_file(to, o->expect_gradients))
+        return problem_set(why, "%s %s is the same file as --expect-gradients", option, to->path);
+    if (to->to_stdout && (o->json || o->stats))
+        return problem_set(why, "%s %s and --%s both write to standard output", option, to->path,
+                           o->json ? "json" : "stats");
     return right;
+}
+
+static bool check_outputs(run_options *o, bool force, problem *why) {
+    if (!check_output(o, &o->output, "--output", force, why) ||
+        !check_output(o, &o->gradients, "--gradients", force, why))
+        return false;
+    if (o->output.to_stdout && o->gradients.to_stdout)
+        return problem_set(why, "--output %s and --gradients %s both write to standard output",
+                           o->output.path, o->gradients.path);
+    if (o->output.path != NULL && output_is_file(&o->gradients, o->output.path))
+        return problem_set(why, "--gradients %s is the same file as --output", o->gradients.path);
+    return true;
 }
 
 static bool check_options(run_options *o, const cli_parser *parser, problem *why) {
@@ -200,15 +248,20 @@ static bool check_options(run_options *o, const cli_parser *parser, problem *why
                                                       : NULL;
     if (missing != NULL)
         return problem_set(why, "%s is missing; see --help", missing);
+    if (o->expect_gradients != NULL && o->expect_gradients[0] == '\0')
+        return problem_set(why, "--expect-gradients is '', which names no file");
     if (o->model[0] == '\0')
         return problem_set(why, "MODEL_DIR is '', which names no folder");
     o->stats = parser->given[OPT_STATS] > 0;
     o->json = parser->given[OPT_JSON] > 0;
     o->no_cache = parser->given[OPT_NO_CACHE] > 0;
     o->capacity_given = parser->given[OPT_CAPACITY] > 0;
+    o->recompute = parser->given[OPT_RECOMPUTE] > 0;
     if (!parser->given[OPT_TOLERANCE])
         o->tolerance = default_tolerance(o->dtype);
-    return check_output(o, parser->given[OPT_FORCE] > 0, why);
+    o->gradient_tolerance =
+        parser->given[OPT_TOLERANCE] || o->dtype != CLMOE_F32 ? o->tolerance : GRADIENT_TOLERANCE;
+    return check_outputs(o, parser->given[OPT_FORCE] > 0, why);
 }
 
 /* *stop: after --help and --version there is nothing to run. */
@@ -232,28 +285,51 @@ done:
     return status;
 }
 
+static void set_desc(const run_options *o, clmoe_layer_desc *desc) {
+    desc->engine = o->engine;
+    desc->balance.enabled = 1;
+    desc->type = desc->weight_type = o->dtype;
+    desc->training = o->dy != NULL;
+    desc->recompute = o->recompute;
+    if (o->capacity_given) {
+        desc->capacity.rows = 0;
+        desc->capacity.factor = o->capacity_factor;
+    }
+}
+
+/* A tensor of the input file that has the rows of x. */
+static clmoe_status read_beside(const run_options *o, const run_session *s, const char *name,
+                                float **rows) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint32_t tokens = 0;
+    TRY(rows_read(s->input, name, s->desc.dim, &tokens, rows));
+    if (tokens != s->batch.tokens)
+        TRY(cli_fail(CLMOE_BAD_FILE, "%s: tensor '%s' has %u tokens, but '%s' has %u", o->input,
+                     name, (unsigned)tokens, o->tensor, (unsigned)s->batch.tokens));
+done:
+    return status;
+}
+
 static clmoe_status read_files(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    uint32_t expected = 0;
     problem why;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
     TRY(checked(model_is_spared(o->model, &o->output, "--output", &why), &why));
+    TRY(checked(model_is_spared(o->model, &o->gradients, "--gradients", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
-    s->desc.engine = o->engine;
-    s->desc.balance.enabled = 1;
-    s->desc.type = s->desc.weight_type = o->dtype;
-    if (o->capacity_given) {
-        s->desc.capacity.rows = 0;
-        s->desc.capacity.factor = o->capacity_factor;
-    }
+    set_desc(o, &s->desc);
     TRY(input_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->batch.tokens, &s->x));
-    if (o->expect != NULL) {
-        TRY(rows_read(s->input, o->expect, s->desc.dim, &expected, &s->expect));
-        if (expected != s->batch.tokens)
-            TRY(cli_fail(CLMOE_BAD_FILE, "%s: tensor '%s' has %u tokens, but '%s' has %u", o->input,
-                         o->expect, (unsigned)expected, o->tensor, (unsigned)s->batch.tokens));
+    if (o->expect != NULL)
+        TRY(read_beside(o, s, o->expect, &s->expect));
+    if (o->dy != NULL) {
+        s->dx_name = dx_name_for(o->dy);
+        if (s->dx_name == NULL)
+            TRY(cli_fail(CLMOE_INVALID_ARGUMENT, "--dy is '%s', which does not end in dy", o->dy));
+        TRY(read_beside(o, s, o->dy, &s->dy));
     }
+    if (o->expect_gradients != NULL)
+        TRY(LIB(clmoe_tensors_open(o->expect_gradients, &s->expect_gradients)));
 done:
     return status;
 }
@@ -280,15 +356,48 @@ done:
     return status;
 }
 
+/* Uninitialised rows [T,D]. */
+static float *new_rows(const run_session *s) {
+    const size_t count = (size_t)s->batch.tokens * s->desc.dim;
+    return malloc(count > 0 ? count * sizeof(float) : 1);
+}
+
+/* Runs backward, and writes and compares what it gives. */
+static clmoe_status run_backward(run_options *o, run_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    gradient_source source = {.checkpoint = s->checkpoint,
+                              .layer = o->layer,
+                              .desc = &s->desc,
+                              .queue = s->device.queue,
+                              .gradients = &s->batch.gradients,
+                              .dx_name = s->dx_name,
+                              .tokens = s->batch.tokens};
+    s->dx = new_rows(s);
+    if (s->dx == NULL)
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for dx"));
+    source.dx = s->dx;
+    TRY(batch_backward(&s->batch, s->dx));
+    TRY(gradient_list_make(&source, &s->gradients));
+    if (o->gradients.path != NULL)
+        TRY(gradients_write(&source, &s->gradients, &o->gradients));
+    if (s->expect_gradients != NULL)
+        TRY(gradients_compare(&source, &s->gradients, s->expect_gradients,
+                              &s->report.gradient_errors));
+done:
+    return status;
+}
+
 static clmoe_status run_layer(run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t count = (size_t)s->batch.tokens * s->desc.dim;
     TRY(LIB(clmoe_layer_create(s->device.context, &s->desc, &s->layer)));
     TRY(LIB(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl,
                                     s->device.queue, &s->weights)));
-    s->y = malloc(count > 0 ? count * sizeof(float) : 1);
+    if (s->dy != NULL)
+        TRY(LIB(clmoe_gradients_create(s->layer, &s->batch.gradients)));
+    s->y = new_rows(s);
     if (s->y == NULL)
         TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for the result"));
+    s->batch.dy = s->dy;
     s->batch.layer = s->layer;
     s->batch.desc = &s->desc;
     s->batch.weights = &s->weights;
@@ -299,7 +408,11 @@ static clmoe_status run_layer(run_options *o, run_session *s) {
     TRY(batch_forward(&s->batch, s->y, &s->stats));
     TRY(LIB(clmoe_stats_size(s->layer, &s->report.stats_bytes)));
     TRY(batch_losses(&s->batch, s->loss_values));
+    if (s->dy != NULL)
+        TRY(run_backward(o, s));
     TRY(batch_time(&s->batch, o->repeat, &s->report.times));
+    if (s->dy != NULL)
+        TRY(batch_time_backward(&s->batch, o->repeat, &s->report.backward_times));
     if (o->output.path != NULL)
         TRY(write_output(o, s));
 done:
@@ -327,7 +440,11 @@ static clmoe_status print_report(const run_options *o, run_session *s) {
             relative_error(s->y, s->expect, (size_t)s->batch.tokens * s->desc.dim);
     /* Written so that NaN does not pass. */
     report->pass = report->relative_error <= report->tolerance;
-    if (o->output.to_stdout)
+    report->backward = o->dy != NULL;
+    report->gradient_tolerance = o->gradient_tolerance;
+    report->gradients_checked = o->expect_gradients != NULL;
+    report->gradients_pass = report->gradient_errors.error <= report->gradient_tolerance;
+    if (o->output.to_stdout || o->gradients.to_stdout)
         return CLMOE_SUCCESS;
     return o->json ? report_json(report) : report_text(report);
 }
@@ -337,13 +454,19 @@ static void release(run_session *s) {
         clFinish(s->device.queue);
     batch_release(&s->batch);
     clmoe_weights_release(&s->weights);
+    clmoe_gradients_release(&s->batch.gradients);
     clmoe_layer_destroy(s->layer);
     session_close(&s->device);
     clmoe_tensors_close(s->input);
+    clmoe_tensors_close(s->expect_gradients);
     clmoe_checkpoint_close(s->checkpoint);
     free(s->x);
     free(s->y);
     free(s->expect);
+    free(s->dy);
+    free(s->dx);
+    free(s->dx_name);
+    gradient_list_free(&s->gradients);
     free(s->stats);
 }
 
@@ -353,7 +476,9 @@ static int exit_code(const run_session *s, clmoe_status status) {
         return exit_interrupted("run", code == EXIT_OK ? "the result is whole" : "no result");
     if (code != EXIT_OK)
         return code;
-    return s->report.checked && !s->report.pass ? EXIT_MISMATCH : EXIT_OK;
+    const run_report *r = &s->report;
+    const bool off = (r->checked && !r->pass) || (r->gradients_checked && !r->gradients_pass);
+    return off ? EXIT_MISMATCH : EXIT_OK;
 }
 
 int run_main(int argc, char **argv) {

@@ -18,11 +18,12 @@ const char *dtype_name(clmoe_type type) {
 
 /* ---- Reading --------------------------------------------------------------------------------- */
 
-/* What a file says of a tensor. */
-typedef struct tensor_shape {
-    uint32_t rank;
-    uint64_t dims[CLMOE_TENSOR_RANK];
-} tensor_shape;
+uint64_t shape_elements(const tensor_shape *shape) {
+    uint64_t count = 1;
+    for (uint32_t i = 0; i < shape->rank; i++)
+        count *= shape->dims[i];
+    return count;
+}
 
 /* "[2, 32, 48]" */
 static void shape_text(const tensor_shape *shape, char *text, size_t size) {
@@ -68,23 +69,71 @@ done:
     return status;
 }
 
-double relative_error(const float *y, const float *expect, size_t count) {
-    double difference = 0, size = 0;
+clmoe_status tensor_find(const clmoe_tensors *file, const char *name, const tensor_shape *shape,
+                         bool *has) {
+    tensor_shape found;
+    char is[200], should[200];
+    const clmoe_status status = clmoe_tensors_shape(file, name, &found.rank, found.dims);
+    *has = status == CLMOE_SUCCESS;
+    if (status == CLMOE_BAD_FILE)
+        return CLMOE_SUCCESS;
+    if (status != CLMOE_SUCCESS)
+        return LIB(status);
+    if (found.rank == shape->rank &&
+        memcmp(found.dims, shape->dims, found.rank * sizeof found.dims[0]) == 0)
+        return CLMOE_SUCCESS;
+    shape_text(&found, is, sizeof is);
+    shape_text(shape, should, sizeof should);
+    return cli_fail(CLMOE_BAD_FILE, "%s: tensor '%s' is %s, but must be %s",
+                    clmoe_tensors_path(file), name, is, should);
+}
+
+void error_add(error_sums *sums, const float *y, const float *expect, size_t count) {
     for (size_t i = 0; i < count; i++) {
         double d = (double)y[i] - (double)expect[i];
-        difference += d * d;
-        size += (double)expect[i] * (double)expect[i];
+        sums->difference += d * d;
+        sums->size += (double)expect[i] * (double)expect[i];
     }
-    return difference == 0 && size == 0 ? 0 : sqrt(difference / size);
+}
+
+double error_of(const error_sums *sums) {
+    if (sums->difference == 0 && sums->size == 0)
+        return 0;
+    return sqrt(sums->difference / sums->size);
+}
+
+double relative_error(const float *y, const float *expect, size_t count) {
+    error_sums sums = {0};
+    error_add(&sums, y, expect, count);
+    return error_of(&sums);
 }
 
 /* ---- Writing --------------------------------------------------------------------------------- */
 
-/* The header of one F32 tensor, padded with spaces so that the data is aligned; NULL: no memory. */
-static char *make_header(const char *name, uint64_t rows, uint64_t cols, size_t bytes) {
-    json_t *root =
-        json_pack("{s:{s:s,s:[I,I],s:[i,I]}}", name, "dtype", "F32", "shape", (json_int_t)rows,
-                  (json_int_t)cols, "data_offsets", 0, (json_int_t)bytes);
+/* The header as JSON. */
+static json_t *header_json(const tensor_entry *entries, size_t count) {
+    json_t *root = json_object();
+    uint64_t begin = 0;
+    for (size_t i = 0; i < count; i++) {
+        const tensor_shape *shape = &entries[i].shape;
+        const uint64_t end = begin + shape_elements(shape) * sizeof(float);
+        json_t *dims = json_array();
+        for (uint32_t d = 0; d < shape->rank; d++)
+            json_array_append_new(dims, json_integer((json_int_t)shape->dims[d]));
+        json_t *entry = json_pack("{s:s,s:o,s:[I,I]}", "dtype", "F32", "shape", dims,
+                                  "data_offsets", (json_int_t)begin, (json_int_t)end);
+        if (json_object_set_new(root, entries[i].name, entry) != 0) {
+            json_decref(root);
+            return NULL;
+        }
+        begin = end;
+    }
+    return root;
+}
+
+/* The header, padded with spaces so that the data is aligned; NULL: no memory. */
+static char *make_header(const tensor_entry *entries, size_t count) {
+    json_t *root = header_json(entries, count);
     char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
     json_decref(root);
     if (text == NULL)
@@ -113,14 +162,34 @@ static bool write_floats(FILE *stream, const float *values, size_t count) {
     return true;
 }
 
-static bool write_file(FILE *stream, const char *header, const float *values, size_t count) {
+static bool write_header(FILE *stream, const char *header) {
     unsigned char length[LENGTH_BYTES];
     size_t header_bytes = strlen(header);
     for (uint32_t i = 0; i < LENGTH_BYTES; i++)
         length[i] = (unsigned char)((uint64_t)header_bytes >> (8 * i) & 255);
     return fwrite(length, 1, LENGTH_BYTES, stream) == LENGTH_BYTES &&
-           fwrite(header, 1, header_bytes, stream) == header_bytes &&
-           write_floats(stream, values, count) && fflush(stream) == 0;
+           fwrite(header, 1, header_bytes, stream) == header_bytes;
+}
+
+static clmoe_status checked_write(bool written, const char *path) {
+    if (written)
+        return CLMOE_SUCCESS;
+    return cli_fail(CLMOE_IO, "%s: cannot be written: %s", path, strerror(errno));
+}
+
+clmoe_status tensors_begin(FILE *stream, const char *path, const tensor_entry *entries,
+                           size_t count) {
+    char *header = make_header(entries, count);
+    if (header == NULL)
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to write tensor '%s'", path,
+                        entries[0].name);
+    const clmoe_status status = checked_write(write_header(stream, header), path);
+    free(header);
+    return status;
+}
+
+clmoe_status tensors_append(FILE *stream, const char *path, const float *values, size_t count) {
+    return checked_write(write_floats(stream, values, count), path);
 }
 
 clmoe_status tensor_write(FILE *stream, const char *path, const char *name, uint64_t rows,
@@ -129,12 +198,10 @@ clmoe_status tensor_write(FILE *stream, const char *path, const char *name, uint
     if (cols > 0 && rows > SIZE_MAX / sizeof *values / cols)
         return cli_fail(CLMOE_INVALID_ARGUMENT,
                         "%s: [%" PRIu64 ", %" PRIu64 "] floats are too many", path, rows, cols);
-    size_t count = (size_t)(rows * cols), bytes = count * sizeof *values;
-    char *header = make_header(name, rows, cols, bytes);
-    if (header == NULL)
-        return cli_fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to write tensor '%s'", path, name);
-    if (!write_file(stream, header, values, count))
-        status = cli_fail(CLMOE_IO, "%s: cannot be written: %s", path, strerror(errno));
-    free(header);
+    const tensor_entry entry = {name, {.rank = 2, .dims = {rows, cols}}};
+    TRY(tensors_begin(stream, path, &entry, 1));
+    TRY(tensors_append(stream, path, values, (size_t)(rows * cols)));
+    TRY(checked_write(fflush(stream) == 0, path));
+done:
     return status;
 }

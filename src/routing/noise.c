@@ -23,17 +23,20 @@ done:
     return status;
 }
 
-clmoe_status step_jitter(const batch *b, launch *chain) {
+clmoe_status step_jitter_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf out) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_JITTER];
     clmoe_type type = layer->desc.type;
-    TRY(KERNEL_SET(kernel, ARG_TYPE(b->x, type), ARG_AS(out, ARG_TYPE(b->jittered, type)),
-                   ARG_F32(b->state), ARG_UINT(layer->desc.dim),
-                   ARG_FLOAT(layer->desc.router.noise.jitter)));
+    TRY(KERNEL_SET(kernel, ARG_TYPE(x, type), ARG_TYPE(out, type), ARG_F32(b->state),
+                   ARG_UINT(layer->desc.dim), ARG_FLOAT(layer->desc.router.noise.jitter)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;
+}
+
+clmoe_status step_jitter(const batch *b, launch *chain) {
+    return step_jitter_rows(b, chain, b->x, b->jittered);
 }
 
 /* x Wn^T, of the x the router sees. */

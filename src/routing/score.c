@@ -1,4 +1,4 @@
-/* x -> logits -> noisy logits -> scores. */
+/* x -> logits -> noisy logits -> scores; and from the gradient on logits back to x. */
 #include "runtime/program.h"
 #include "steps.h"
 
@@ -69,6 +69,67 @@ clmoe_status step_score(const batch *b, launch *chain) {
     TRY(step_score_rows(b, chain, noisy, b->scores));
     if (b->layer->desc.router.groups.two_level)
         TRY(step_two_level_scores(b, chain));
+done:
+    return status;
+}
+
+/* Rows dlogits [T,n] through weights [n,D]: added to router_dx, whose first part is written. */
+static clmoe_status add_router_dx(batch *b, launch *chain, clmoe_buf dlogits, uint32_t n,
+                                  clmoe_buf weights) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const dense_map map = {.rows = b->tokens,
+                           .n = b->layer->desc.dim,
+                           .k = n,
+                           .a = dlogits,
+                           .weight = weights,
+                           .out = b->router_dx,
+                           .accumulate = b->router_dx_begun};
+    TRY(gemm_dense(&b->layer->dense_back, chain, &map));
+    b->router_dx_begun = true;
+done:
+    return status;
+}
+
+/* Whether x Wn^T had a part in the logits. */
+static bool noise_is_learned(const batch *b) {
+    return b->state.mem && b->layer->desc.router.noise.kind == CLMOE_NOISE_LEARNED;
+}
+
+clmoe_status step_score_backward(batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_router_desc *router = &b->layer->desc.router;
+    const uint32_t columns = b->layer->columns;
+    if (b->tokens == 0)
+        return CLMOE_SUCCESS;
+    if (!b->logits_given)
+        TRY(add_router_dx(b, chain, b->dlogits_out, columns, b->weights->router));
+    if (noise_is_learned(b))
+        TRY(add_router_dx(b, chain, b->dnoise_out, columns, b->weights->noise_router));
+    if (router->groups.two_level)
+        TRY(add_router_dx(b, chain, b->dgroup_out, router->groups.count, b->weights->group_router));
+    if (b->router_dx_begun && b->state.mem && router->noise.jitter > 0 && !batch_jitters_experts(b))
+        TRY(step_jitter_rows(b, chain, b->router_dx, b->router_dx));
+done:
+    return status;
+}
+
+clmoe_status step_score_gradients(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    const uint32_t R = layer->columns, D = layer->desc.dim;
+    const bool jittered = b->state.mem && layer->desc.router.noise.jitter > 0;
+    const clmoe_buf x = jittered ? b->jittered : b->x;
+    const dense_gradient router = {R, D, b->dlogits_out, x, b->gradients.router};
+    const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
+    const dense_gradient groups = {layer->desc.router.groups.count, D, b->dgroup_out, x,
+                                   b->gradients.group_router};
+    const gemm_gradient rows = batch_rows(b);
+    if (!b->logits_given)
+        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &router));
+    if (noise_is_learned(b))
+        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &noise));
+    if (layer->desc.router.groups.two_level)
+        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &groups));
 done:
     return status;
 }

@@ -58,6 +58,8 @@ clmoe_status struct_desc_unused(const clmoe_layer_desc *desc, const char *prefix
         ROOM(capacity),        ROOM(experts),       ROOM(shared),         ROOM(balance),
     };
 #undef ROOM
+    if (desc->reserved != 0)
+        return fail(CLMOE_INVALID_DESC, "%sreserved is %u, but must be 0", prefix, desc->reserved);
     for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
         const size_t used = struct_used_word(rooms[i].words, rooms[i].count);
         if (used < rooms[i].count)

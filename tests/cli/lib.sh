@@ -70,6 +70,18 @@ block_args() {
     echo "$DATA/$1 --layer ${layer%%.*} --input $DATA/$1/activations.safetensors --tensor $2.x"
 }
 
+# backward_args MODEL: the options that run its block, and back, on the recorded x and dy.
+backward_args() {
+    block=$(recorded_blocks "$1")
+    file=$GRADIENTS/$1.safetensors
+    echo "$DATA/$1 --layer 0 --input $file --tensor $block.x --backward --dy $block.dy"
+}
+
+# recorded_gradients FILE: how many tensors it has of dx and the block's parameters.
+recorded_gradients() {
+    head -c 65536 "$1" | tr '{,' '\n\n' | grep -a -c '^"\(grad\.[^"]*\|model\.[^"]*\.dx\)":'
+}
+
 # number KEY: a number or word of the JSON report in $tmp/out.
 number() {
     grep -o "\"$1\":[^,}]*" "$tmp/out" | head -1 | sed 's/.*://'

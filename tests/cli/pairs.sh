@@ -15,8 +15,8 @@ with_value() {
     case $1 in
     layer | device) value=0 ;;
     tolerance | capacity-factor | repeat | gamma | steps | tokens) value=1 ;;
-    output | csv | tune) value=- ;;
-    input | tensor | expect | assume) value=some ;;
+    output | csv | tune | gradients) value=- ;;
+    input | tensor | expect | assume | dy | expect-gradients) value=some ;;
     dtype) value=f32 ;;
     engine) value=ref ;;
     loss) value=z ;;

@@ -112,6 +112,8 @@ void ref_renorm_after_drop(const clmoe_layer_desc *desc, uint32_t tokens, const 
  */
 void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
                 const float *x, double weight, double *out);
+void ref_expert_row(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
+                    const double *x, double weight, double *out);
 
 /* The activation of `desc`. */
 double ref_activate(const clmoe_mlp_desc *desc, double v);

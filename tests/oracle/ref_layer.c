@@ -104,17 +104,26 @@ static void normalize(double *v, size_t n) {
         v[i] /= sqrt(sum);
 }
 
-void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
-                const float *x, double weight, double *out) {
+void ref_expert_row(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
+                    const double *x, double weight, double *out) {
     size_t D = desc->dim;
     clmoe_weight_at at = desc->router.weight_at;
     double *in = make(D, sizeof *in);
     for (size_t d = 0; d < D; d++)
-        in[d] = (double)x[d] * (at == CLMOE_WEIGHT_AT_INPUT ? weight : 1.0);
+        in[d] = x[d] * (at == CLMOE_WEIGHT_AT_INPUT ? weight : 1.0);
     ref_mlp(&desc->experts, &weights->experts, expert, desc->dim, in,
             at == CLMOE_WEIGHT_AT_ACTIVATION ? weight : 1.0, out);
     if (desc->normalize_experts)
         normalize(out, D);
+    free(in);
+}
+
+void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
+                const float *x, double weight, double *out) {
+    double *in = make(desc->dim, sizeof *in);
+    for (size_t d = 0; d < desc->dim; d++)
+        in[d] = (double)x[d];
+    ref_expert_row(desc, weights, expert, in, weight, out);
     free(in);
 }
 
@@ -220,15 +229,18 @@ static void outputs(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_
     }
 }
 
-/* Plain token choice by the logits. */
+/* Plain token choice by the logits; the weights are of scores that are not rounded. */
 static void choose(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
-    size_t n = (size_t)in->tokens * ref_columns(desc);
+    size_t R = ref_columns(desc), K = desc->top_k, n = (size_t)in->tokens * R;
     float *f32 = make(n, sizeof *f32);
     ref_scores(desc, in->tokens, r->logits, r->scores);
     for (size_t i = 0; i < n; i++)
         f32[i] = (float)r->scores[i];
     r->live = make(in->tokens, sizeof *r->live);
     ref_topk(desc, in->tokens, f32, in->weights, r->ids, r->pair_weights, r->live);
+    for (size_t t = 0; t < in->tokens; t++)
+        ref_token_weights(desc, r->scores + t * R, r->ids + t * K, r->live[t], in->weights,
+                          r->pair_weights + t * K);
     r->choice_gap = ref_choice_gap(desc, in->tokens, r->scores, in->weights);
     free(f32);
 }
@@ -267,7 +279,7 @@ static void forward_reroute(const clmoe_layer_desc *desc, const ref_forward_in *
     r->plan.rerouted_out = make(ref_columns(desc), sizeof *r->plan.rerouted_out);
     for (size_t i = 0; i < n; i++)
         f32[i] = (float)r->scores[i];
-    ref_reroute_in args = {f32, r->live, in->token_mask, NULL, in->weights};
+    ref_reroute_in args = {f32, r->live, in->token_mask, NULL, in->weights, r->scores};
     ref_rerouted rerouted = {0, r->plan.rerouted_in, r->plan.rerouted_out};
     ref_reroute(desc, in->tokens, &args, r->ids, r->pair_weights, &r->plan, &rerouted);
     free(f32);

@@ -173,7 +173,7 @@ static void new_weights(const clmoe_layer_desc *desc, const ref_reroute_in *in, 
     double *row = make(E, sizeof *row), *w = make(K, sizeof *w);
     int32_t *of = make(K, sizeof *of);
     for (size_t e = 0; e < E; e++)
-        row[e] = (double)in->scores[t * E + e];
+        row[e] = in->exact ? in->exact[t * E + e] : (double)in->scores[t * E + e];
     for (size_t p = s.first; p < s.live; p++)
         of[p - s.first] = ids[p];
     ref_token_weights(desc, row, of, (int32_t)(s.live - s.first), in->weights, w);

@@ -16,6 +16,7 @@ typedef struct ref_reroute_in {
     const uint8_t *token_mask;
     const int32_t *token_offsets;
     const ref_weights *weights; /* expert_scale */
+    const double *exact;        /* optional [T,E]: scores that are not rounded, for the weights */
 } ref_reroute_in;
 
 /* Changes ids and pair_weights [pairs] and the plan of a layer with overflow reroute. */

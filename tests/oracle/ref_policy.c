@@ -341,20 +341,16 @@ static void slot_output(const clmoe_layer_desc *desc, const ref_forward_in *in, 
     size_t N = ref_router_rows(desc), D = desc->dim, T = in->tokens;
     double *column = make(T, sizeof *column), *share = make(T, sizeof *share);
     double *row = make(D, sizeof *row);
-    float *f32 = make(D, sizeof *f32);
     for (size_t t = 0; t < T; t++)
         column[t] = l[t * N + s];
     softmax(column, T, share);
     for (size_t t = 0; t < T; t++)
         for (size_t d = 0; d < D && share[t] > 0.0; d++)
             row[d] += share[t] * (double)in->x[t * D + d];
-    for (size_t d = 0; d < D; d++)
-        f32[d] = (float)row[d];
-    ref_expert(desc, in->weights, (uint32_t)(s / desc->router.soft_moe.slots), f32, 1.0, out);
+    ref_expert_row(desc, in->weights, (uint32_t)(s / desc->router.soft_moe.slots), row, 1.0, out);
     free(column);
     free(share);
     free(row);
-    free(f32);
 }
 
 void ref_soft_moe(const clmoe_layer_desc *desc, const ref_forward_in *in, double *mixed) {

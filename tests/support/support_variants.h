@@ -18,7 +18,11 @@ extern const size_t num_layer_variants;
 extern const layer_variant routing_variants[];
 extern const size_t num_routing_variants;
 
-/* Sets the variant of that name, of either table; a test's `own` that is not NULL instead of it. */
+/* Layers that a backward pass tells apart and a forward does not. */
+extern const layer_variant backward_variants[];
+extern const size_t num_backward_variants;
+
+/* Sets the variant of that name, of any table; a test's `own` that is not NULL instead of it. */
 void variant_set(clmoe_layer_desc *desc, const char *name, void (*own)(clmoe_layer_desc *desc));
 
 #endif

@@ -57,7 +57,7 @@ static inline void fetch_outputs(const problem *p, uint row, uint count, uint fi
 static inline void store_z(const problem *p, VEC gate, VEC up, uint count, __global STORAGE(C) *z) {
     const uint step = p->z_at.step;
 #if GATED
-    if (step == 2 && p->z_at.up == 1 && count == WIDTH) {
+    if (step == 2 && z_up(&p->z_at) == 1 && count == WIDTH) {
         VEC left = gate, right = up;
         /* Taken apart log2(WIDTH) times, the two vectors take turns. */
         UNROLL for (uint i = 1; i < WIDTH; i *= 2) {
@@ -75,9 +75,9 @@ static inline void store_z(const problem *p, VEC gate, VEC up, uint count, __glo
         store_part(gate, count, step, z);
 #endif
     if (step == 1)
-        store_vector(up, count, z + p->z_at.up);
+        store_vector(up, count, z + z_up(&p->z_at));
     else
-        store_part(up, count, step, z + p->z_at.up);
+        store_part(up, count, step, z + z_up(&p->z_at));
 }
 #endif
 

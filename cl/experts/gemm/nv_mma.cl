@@ -5,7 +5,8 @@
  * Arrays: as in gemm.clh; A, W and C are of one type, f16 or bf16.
  * NDRange: ceil(slots / ROWS) * ceil(n / OUTPUTS) groups of four warps.
  * Limits: compute capability 8.0; row_tile is a multiple of ROWS; 48 KiB of local memory.
- *          TRANSPOSED says whether w_col is not 1; then w_row is 1, or gated 1 or 2.
+ *          TRANSPOSED says whether w_col is not 1; then w_row is 1, or gated 1 or 2. ACCUMULATES:
+ *          whether C may be added to.
  * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
 #define ACT_T float8
@@ -50,7 +51,6 @@
  * chunks of 16 bytes; per stage a work-item carries a chunk of every A_STEP-th row, or W_STEP-th.
  */
 #define CHUNK       8 /* elements */
-#define CHUNK_BYTES 16
 #define A_CHUNKS    (DEPTH / CHUNK)
 #define A_STEP      (ITEMS / A_CHUNKS)
 #define A_LOADS     (ROWS / A_STEP)
@@ -77,15 +77,6 @@ typedef struct carrier {
     __global const ushort *a[A_LOADS];    /* its chunks of the first stage */
     __global const ushort *w[W_LOADS];
 } carrier;
-
-/*
- * Place of a chunk among rows of `chunks`: neighbouring rows have it in different banks. Eight rows
- * further it is as many rows further on; another chunk's place differs in the bits that differ.
- */
-static inline uint place(uint row, uint chunk, uint chunks) {
-    const uint spread = chunks < 8 ? row / (8 / chunks) % chunks : row % 8;
-    return (row * chunks + (chunk ^ spread)) * CHUNK_BYTES;
-}
 
 /* Rows and columns past the last one repeat it: what they give is not stored. A tile may have
  * none. */
@@ -142,20 +133,25 @@ static inline void carry(__local uchar *tiles, bool whole, uint to, __global con
     }
 }
 
-static inline void load_chunks(const problem *p, const carrier *c, __local uchar *tiles, uint stage,
-                               bool whole, uint k) {
-    UNROLL for (uint i = 0; i < A_LOADS; ++i)
+/* The i-th chunks of A and of W; of A there may be fewer. */
+static inline void load_chunk(const problem *p, const carrier *c, __local uchar *tiles, uint stage,
+                              bool whole, uint k, uint i) {
+    const uint to = stage + c->w_to + i * W_STEP * W_CHUNKS * CHUNK_BYTES;
+    if (i < A_LOADS)
         carry(tiles, whole, stage + c->a_to + i * A_STEP * A_CHUNKS * CHUNK_BYTES, c->a[i] + k,
               (int)p->k - (int)(k + c->a_chunk * CHUNK));
-    UNROLL for (uint i = 0; i < W_LOADS; ++i) {
-        const uint to = stage + c->w_to + i * W_STEP * W_CHUNKS * CHUNK_BYTES;
 #if TRANSPOSED
-        carry(tiles, whole, to, c->w[i] + k * p->w_col,
-              k + c->w_row + i * W_STEP < p->k ? c->w_left : 0);
+    carry(tiles, whole, to, c->w[i] + k * p->w_col,
+          k + c->w_row + i * W_STEP < p->k ? c->w_left : 0);
 #else
-        carry(tiles, whole, to, c->w[i] + k, (int)p->k - (int)(k + c->w_chunk * CHUNK));
+    carry(tiles, whole, to, c->w[i] + k, (int)p->k - (int)(k + c->w_chunk * CHUNK));
 #endif
-    }
+}
+
+static inline void load_chunks(const problem *p, const carrier *c, __local uchar *tiles, uint stage,
+                               bool whole, uint k) {
+    UNROLL for (uint i = 0; i < W_LOADS; ++i)
+        load_chunk(p, c, tiles, stage, whole, k, i);
 }
 
 /* Fills a stage with k from `k` on: one batch of copies, empty past the end. */
@@ -213,10 +209,28 @@ static inline void load_factors(__local const uchar *tiles, uint stage, uint k, 
 #endif
 }
 
+/* A block of rows. */
+static inline void multiply_block(const factors *f, uint i, float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
+        multiply_add(sums[i][j], f->a[i], f->w[j]);
+}
+
 static inline void multiply(const factors *f, float (*sums)[BLOCKS_ACROSS][4]) {
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
-        UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
-            multiply_add(sums[i][j], f->a[i], f->w[j]);
+        multiply_block(f, i, sums);
+}
+
+/* The same while a stage is filled with whole chunks: what stands between products costs no time
+ * of its own. */
+static inline void multiply_and_load(const factors *f, const problem *p, const carrier *c,
+                                     __local uchar *tiles, uint stage, uint k,
+                                     float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint i = 0; i < W_LOADS; ++i) {
+        if (i < BLOCKS_DOWN)
+            multiply_block(f, i, sums);
+        load_chunk(p, c, tiles, stage, true, k, i);
+    }
+    copy_batch();
 }
 
 /* Sums of a pass of all warps -> local memory [WARPS_DOWN * PASS_ROWS, SUM_STRIDE]. */
@@ -261,35 +275,82 @@ static inline outputs outputs_of(const problem *p, int expert, uint first, uint 
     return o;
 }
 
-/* `sums` of one row of the tile -> a chunk of C. */
-static inline void store_chunk(const problem *p, const outputs *o, uint slot, uint first,
-                               __local const float *sums) {
-    const float weight = row_weight_of(p, slot);
-#if GATED
-    /* Gate's and up's sums take turns as find_rows() has it: by element, or by chunk. */
-    __local const float4 *both = (__local const float4 *)(sums + 2 * o->column);
-    const float4 s0 = both[0], s1 = both[1], s2 = both[2], s3 = both[3];
-    const bool by_element = TRANSPOSED && p->w_row == 2;
-    const float8 gate =
-        by_element ? (float8)(s0.even, s1.even, s2.even, s3.even) : (float8)(s0, s1);
-    const float8 up = by_element ? (float8)(s0.odd, s1.odd, s2.odd, s3.odd) : (float8)(s2, s3);
-#else
-    __local const float4 *both = (__local const float4 *)(sums + o->column);
-    const float8 gate = 0.0f, up = (float8)(both[0], both[1]);
-#endif
-    const float8 y = gemm_output(p, gate, o->gate_bias, up, o->up_bias, weight);
-    const uint4 packed = (uint4)(pack(y.s0, y.s1), pack(y.s2, y.s3), pack(y.s4, y.s5),
-                                 pack(y.s6, y.s7));
-    __global ushort *to = p->c + (ulong)slot * p->n + first + o->column;
-    if ((ulong)to % CHUNK_BYTES == 0 && o->count == CHUNK) {
+/* Eight columns, of which the first `count` are in use. */
+static inline void store_columns(__global ushort *to, float8 v, uint count) {
+    const uint4 packed =
+        (uint4)(pack(v.s0, v.s1), pack(v.s2, v.s3), pack(v.s4, v.s5), pack(v.s6, v.s7));
+    if ((ulong)to % CHUNK_BYTES == 0 && count == CHUNK) {
         *(__global uint4 *)to = packed;
     } else {
         ushort elements[CHUNK];
         vstore8(as_ushort8(packed), 0, elements);
         UNROLL for (uint i = 0; i < CHUNK; ++i)
-            if (i < o->count)
+            if (i < count)
                 to[i] = elements[i];
     }
+}
+
+#if ACCUMULATES
+/* The first `count` of eight columns; the others: 0. */
+static inline float8 load_columns(__global const ushort *from, uint count) {
+    float values[CHUNK];
+    UNROLL for (uint i = 0; i < CHUNK; ++i)
+        values[i] = i < count ? LOAD(C, from + i) : 0.0f;
+    return vload8(0, values);
+}
+#endif
+
+#if KEEP_Z
+/* The linear outputs of `count` columns from `column` on, in the order of z. */
+static inline void store_z(const problem *p, uint slot, uint column, float8 gate, float8 up,
+                           uint count) {
+    __global ushort *z = row_of_z(p, slot) + column * p->z_at.step;
+#if GATED
+    if (p->z_at.step == 2) {
+        const uint low = min(count, (uint)CHUNK / 2), high = count - low;
+        store_columns(z, (float8)(gate.s0, up.s0, gate.s1, up.s1, gate.s2, up.s2, gate.s3, up.s3),
+                      2 * low);
+        store_columns(z + CHUNK,
+                      (float8)(gate.s4, up.s4, gate.s5, up.s5, gate.s6, up.s6, gate.s7, up.s7),
+                      2 * high);
+        return;
+    }
+    store_columns(z, gate, count);
+#endif
+    store_columns(z + z_up(&p->z_at), up, count);
+}
+#endif
+
+/* `sums` of one row of the tile -> a chunk of C, and of z. */
+static inline void store_chunk(const problem *p, const outputs *o, uint slot, uint first,
+                               __local const float *sums) {
+    const float weight = row_weight_of(p, slot);
+    const uint column = first + o->column;
+    __global ushort *to = p->c + (ulong)slot * p->n + column;
+#if GATED
+    /* Gate's and up's sums take turns as find_rows() has it: by element, or by chunk. */
+    __local const float4 *both = (__local const float4 *)(sums + 2 * o->column);
+    const float4 s0 = both[0], s1 = both[1], s2 = both[2], s3 = both[3];
+    const bool by_element = TRANSPOSED && p->w_row == 2;
+    const float8 gate_sum =
+        by_element ? (float8)(s0.even, s1.even, s2.even, s3.even) : (float8)(s0, s1);
+    const float8 up_sum = by_element ? (float8)(s0.odd, s1.odd, s2.odd, s3.odd) : (float8)(s2, s3);
+    const float8 gate = gemm_linear_output(p, gate_sum, o->gate_bias, weight);
+#else
+    __local const float4 *both = (__local const float4 *)(sums + o->column);
+    const float8 gate = 0.0f, up_sum = (float8)(both[0], both[1]);
+#endif
+    const float8 up = gemm_linear_output(p, up_sum, o->up_bias, weight);
+#if KEEP_Z
+    if (p->z)
+        store_z(p, slot, column, gate, up, o->count);
+#endif
+    float8 y = gemm_activation(p, gate, up, weight);
+#if ACCUMULATES
+    if (p->accumulate)
+        y += load_columns(to, o->count);
+#endif
+    store_columns(to, y, o->count);
 }
 
 /* Stores a pass that begins at row `from` of each warp's part. */
@@ -325,7 +386,8 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
 
     /*
      * While the products of one 16 of k are under way, the factors of the next are read. Past the
-     * barrier nobody reads this stage again: it is filled anew.
+     * barrier nobody reads this stage again: it is filled anew. Many rows of whole chunks take a
+     * loop without branches, which past the end fills stages with zeros.
      */
     factors f[2];
     NOUNROLL for (uint i = 0; i < STAGES; ++i)
@@ -333,8 +395,21 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
     COPY_WAIT(STAGES - 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     load_factors(tiles, 0, 0, &at, &f[0]);
-    uint stage = 0;
-    NOUNROLL for (uint done = begin; done < k; done += DEPTH) {
+    uint stage = 0, done = begin;
+    const uint whole = ROWS == 128 && mine.whole ? k : begin;
+    NOUNROLL for (; done < whole; done += DEPTH) {
+        const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
+        UNROLL for (uint i = 0; i < DEPTH / 16 - 1; ++i) {
+            load_factors(tiles, stage, i + 1, &at, &f[(i + 1) % 2]);
+            multiply(&f[i % 2], sums);
+        }
+        COPY_WAIT(STAGES - 2);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        load_factors(tiles, next, 0, &at, &f[0]);
+        multiply_and_load(&f[1], &p, &mine, tiles, stage, done + STAGES * DEPTH, sums);
+        stage = next;
+    }
+    NOUNROLL for (; done < k; done += DEPTH) {
         const uint next = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
         UNROLL for (uint i = 0; i < DEPTH / 16 - 1; ++i) {
             load_factors(tiles, stage, i + 1, &at, &f[(i + 1) % 2]);

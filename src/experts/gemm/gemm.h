@@ -40,11 +40,12 @@ typedef enum gemm_row_weight {
 } gemm_row_weight;
 
 /*
- * Where z lies, in elements of c_type: gate of column j in element j * step of a row, up in up +
- * j * step; the order of the weights' rows. Rows are those of slots, or of pairs: without padding.
+ * Where z lies, in elements of c_type: gate of row s and column j in element s * row + j * step, up
+ * `up` elements further. Rows are those of slots, or of pairs: without padding.
  */
 typedef struct gemm_z {
-    uint32_t row, up, step; /* row: elements of one, H or 2H */
+    uint64_t up;
+    uint32_t row, step;
     bool by_pair;
 } gemm_z;
 

@@ -1,7 +1,6 @@
 /* The host's side of cl/experts/gemm/gemm.clh. */
 #include "kernel.h"
 #include "experts/gemm/act.clh"
-#include "experts/gemm/gemm.clh"
 #include "runtime/program.h"
 
 #include <stdio.h>
@@ -58,6 +57,14 @@ clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *sh
     return status;
 }
 
+z_place gemm_z_place(const gemm_z *z) {
+    return (z_place){.row = z->row,
+                     .step = z->step,
+                     .by_pair = z->by_pair,
+                     .up_low = (uint32_t)z->up,
+                     .up_high = (uint32_t)(z->up >> 32)};
+}
+
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile) {
     const gemm_weight *up = &problem->up;
     const gemm_weight none = {.row = up->row, .col = up->col, .expert = up->expert};
@@ -66,8 +73,7 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
 
     if (gate->row != up->row || gate->col != up->col || gate->expert != up->expert)
         return fail(CLMOE_UNSUPPORTED, "gate and up have different strides");
-    const z_place z_at = {problem->z_at.row, problem->z_at.up, problem->z_at.step,
-                          problem->z_at.by_pair};
+    const z_place z_at = gemm_z_place(&problem->z_at);
     return KERNEL_SET(
         kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets), ARG_F32(problem->kept),
         ARG_UINT(problem->slots), ARG_UINT(row_tile), ARG_TYPE(problem->a, problem->a_type),

@@ -2,6 +2,7 @@
 #ifndef CLMOE_GEMM_KERNEL_H
 #define CLMOE_GEMM_KERNEL_H
 
+#include "experts/gemm/gemm.clh"
 #include "gemm.h"
 
 /* Kernels of one engine by form; the variants of both are compiled as the shape asks. */
@@ -22,6 +23,9 @@ clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape,
 clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *shape,
                                     const char *step, const char *name,
                                     cl_kernel kernels[GEMM_VARIANTS], size_t *group);
+
+/* As kernels take it. */
+z_place gemm_z_place(const gemm_z *z);
 
 /* Sets the parameters GEMM_PARAMETERS of cl/experts/gemm/gemm.clh, with `row_tile` as the
  * problem's. */

@@ -24,7 +24,28 @@ clmoe_status gemm_dense(const gemm_use *use, launch *chain, const dense_map *map
                .bias = map->bias,
                .bias_row = 1},
         .c = map->out,
+        .accumulate = map->accumulate,
     };
+    return use->engine->run(use->state, chain, &problem);
+}
+
+static clmoe_buf buf_at(clmoe_buf buf, clmoe_type type, uint64_t element) {
+    return (clmoe_buf){buf.mem, buf.mem ? buf.offset + (size_t)element * type_bytes(type) : 0};
+}
+
+clmoe_status gemm_dense_gradient(const gemm_gradient_use *use, launch *chain,
+                                 const gemm_gradient *rows, const dense_gradient *map) {
+    const bool listed = rows->token_of.mem != NULL;
+    gemm_gradient problem = *rows;
+    if (!map->to.mem)
+        return CLMOE_SUCCESS;
+    problem.types = use->shape;
+    problem.p = (gemm_rows){map->p, map->m, listed};
+    problem.q = (gemm_rows){map->q, map->n, listed};
+    problem.m = map->m;
+    problem.n = map->n;
+    problem.c = map->to;
+    problem.row = map->n;
     return use->engine->run(use->state, chain, &problem);
 }
 
@@ -93,6 +114,8 @@ static mlp_problems bound_problems(const mlp_call *call) {
         set_packed(call->use, &p, call->weights->packed);
     p.first.c = call->hidden;
     p.first.scratch = call->engine;
+    p.first.z = call->z;
+    p.first.z_at = mlp_z(call->mlp, call->z_rows, call->z_by_pair);
     p.second.a = call->hidden;
     p.second.token_of = (clmoe_buf){0};
     p.second.c = call->out;
@@ -100,14 +123,137 @@ static mlp_problems bound_problems(const mlp_call *call) {
     return p;
 }
 
-clmoe_status gemm_mlp(const mlp_call *call, launch *chain) {
+gemm_z mlp_z(const clmoe_mlp_desc *mlp, size_t rows, bool by_pair) {
+    const uint32_t hidden = mlp->hidden_dim;
+    gemm_z z = {.row = 2 * hidden, .up = hidden, .step = 1, .by_pair = by_pair};
+    switch (mlp->gate_layout) {
+    case CLMOE_GATE_CONCAT:
+        break;
+    case CLMOE_GATE_INTERLEAVED:
+        z.up = 1;
+        z.step = 2;
+        break;
+    case CLMOE_GATE_SEPARATE:
+        z.row = hidden;
+        z.up = (uint64_t)rows * hidden;
+        break;
+    case CLMOE_GATE_NONE:
+        z.row = hidden;
+        z.up = 0;
+        break;
+    }
+    return z;
+}
+
+/* A linear problem over the same buckets: c = a w^T, `n` columns from `k`. */
+static gemm_problem back_problem(const mlp_call *call, const gemm_weight *w, uint32_t n,
+                                 uint32_t k) {
+    mlp_problems p = bound_problems(call);
+    gemm_problem back = p.second;
+    back.up = (gemm_weight){.buf = w->buf, .expert = w->expert, .row = w->col, .col = w->row};
+    back.n = n;
+    back.k = k;
+    return back;
+}
+
+clmoe_status gemm_mlp_back_down(const mlp_call *call, launch *chain) {
+    const mlp_problems p = bound_problems(call);
+    gemm_problem back = back_problem(call, &p.second.up, call->mlp->hidden_dim, call->dim);
+    back.a = call->rows.a;
+    back.token_of = call->rows.token_of;
+    back.c = call->hidden;
+    return call->use->engine->run(call->use->state, chain, &back);
+}
+
+/* The matrices of gate and up, as problems over the rows of dz see them: one, or two. */
+static size_t back_weights(const clmoe_mlp_desc *mlp, const mlp_problems *p, gemm_weight *weights) {
+    weights[0] = p->first.gate;
+    weights[1] = p->first.up;
+    switch (mlp->gate_layout) {
+    case CLMOE_GATE_SEPARATE:
+        return 2;
+    case CLMOE_GATE_NONE:
+        weights[0] = p->first.up;
+        return 1;
+    case CLMOE_GATE_INTERLEAVED: /* rows of both take turns */
+        weights[0].row /= 2;
+        return 1;
+    case CLMOE_GATE_CONCAT:
+        break;
+    }
+    return 1;
+}
+
+clmoe_status gemm_mlp_back_up(const mlp_call *call, launch *chain, clmoe_buf dz) {
     clmoe_status status = CLMOE_SUCCESS;
     const gemm_use *use = call->use;
     const mlp_problems p = bound_problems(call);
-    TRY(use->engine->run(use->state, chain, &p.first));
-    TRY(use->engine->run(use->state, chain, &p.second));
+    const gemm_z at = mlp_z(call->mlp, call->rows.slots, false);
+    gemm_weight weights[2];
+    const size_t count = back_weights(call->mlp, &p, weights);
+    for (size_t i = 0; i < count; i++) {
+        gemm_problem back = back_problem(call, &weights[i], call->dim, at.row);
+        back.a = buf_at(dz, use->shape.c_type, i * at.up);
+        back.accumulate = i > 0;
+        TRY(use->engine->run(use->state, chain, &back));
+    }
 done:
     return status;
+}
+
+/* The gradient of a matrix of `rows` x `in` per expert; transposed, it lies as [in,rows]. */
+typedef struct gradient_place {
+    clmoe_buf buf;
+    uint32_t rows, in;
+    bool transposed;
+} gradient_place;
+
+/* dW = sum of out^T in: `out` has the columns that are rows of W. */
+static clmoe_status matrix_gradient(const mlp_gradient_call *call, launch *chain,
+                                    const gradient_place *place, gemm_rows out, gemm_rows in) {
+    gemm_gradient problem = call->rows;
+    if (!place->buf.mem)
+        return CLMOE_SUCCESS;
+    problem.types = call->use->shape;
+    problem.p = place->transposed ? in : out;
+    problem.q = place->transposed ? out : in;
+    problem.m = place->transposed ? place->in : place->rows;
+    problem.n = place->transposed ? place->rows : place->in;
+    problem.c = place->buf;
+    problem.row = problem.n;
+    problem.expert = (uint64_t)problem.m * problem.n;
+    return call->use->engine->run(call->use->state, chain, &problem);
+}
+
+clmoe_status gemm_mlp_gradients(const mlp_gradient_call *call, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_mlp_desc *mlp = call->mlp;
+    const clmoe_mlp_gradients *to = call->gradients;
+    const gemm_z at = mlp_z(mlp, call->rows.slots, false);
+    const bool transposed = mlp->gate_up_transposed != 0;
+    const gemm_rows hidden = {call->hidden, mlp->hidden_dim, call->listed};
+    const gemm_rows dz = {call->dz, at.row, call->listed};
+    const gemm_rows dup = {buf_at(call->dz, call->use->shape.p_type, at.up), at.row, call->listed};
+    const gradient_place gate = {to->gate, at.row, call->dim, transposed};
+    const gradient_place up = {to->up, at.row, call->dim, transposed};
+    const gradient_place down = {to->down, call->dim, mlp->hidden_dim, mlp->down_transposed != 0};
+    if (mlp->gate_layout != CLMOE_GATE_NONE)
+        TRY(matrix_gradient(call, chain, &gate, dz, call->x));
+    if (mlp->gate_layout == CLMOE_GATE_SEPARATE || mlp->gate_layout == CLMOE_GATE_NONE)
+        TRY(matrix_gradient(call, chain, &up, dup, call->x));
+    TRY(matrix_gradient(call, chain, &down, call->dy, hidden));
+done:
+    return status;
+}
+
+clmoe_status gemm_mlp_first(const mlp_call *call, launch *chain) {
+    const mlp_problems p = bound_problems(call);
+    return call->use->engine->run(call->use->state, chain, &p.first);
+}
+
+clmoe_status gemm_mlp_second(const mlp_call *call, launch *chain) {
+    const mlp_problems p = bound_problems(call);
+    return call->use->engine->run(call->use->state, chain, &p.second);
 }
 
 clmoe_status gemm_mlp_check(const mlp_call *call) {

@@ -14,10 +14,9 @@ static const struct { uint32_t rows, columns; } tiles[] = {{16, 64}, {64, 128}, 
 
 enum { TILES = sizeof tiles / sizeof tiles[0] };
 
-typedef enum product { PRODUCT_FIRST, PRODUCT_DOWN, PRODUCTS } product;
-
+/* By gated, by whether W lies transposed, and by tile; those that the shape asks for. */
 typedef struct nv_state {
-    cl_kernel kernels[PRODUCTS][TILES];
+    cl_kernel kernels[GEMM_VARIANTS][2][TILES];
 } nv_state;
 
 static clmoe_status nv_supports(clmoe_context *context) {
@@ -42,25 +41,38 @@ static void nv_destroy(void *opaque) {
     nv_state *state = opaque;
     if (!state)
         return;
-    for (int i = 0; i < PRODUCTS; i++)
-        for (int j = 0; j < TILES; j++)
-            kernel_release(&state->kernels[i][j]);
+    for (int i = 0; i < GEMM_VARIANTS; i++)
+        for (int j = 0; j < TILES; j++) {
+            kernel_release(&state->kernels[i][0][j]);
+            kernel_release(&state->kernels[i][1][j]);
+        }
     free(state);
 }
 
-static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, nv_state *state,
-                            product which) {
+static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, gemm_variant variant,
+                            bool transposed, cl_kernel kernels[TILES]) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool down = which == PRODUCT_DOWN;
-    const bool gated = !down && shape->form == GEMM_GATED;
-    const bool transposed = down ? shape->down_transposed : shape->gate_up_transposed;
-    for (int i = 0; i < TILES; i++) {
+    for (int i = 0; i < TILES && !kernels[i]; i++) {
         char options[64];
-        snprintf(options, sizeof options, "-DGATED=%d -DTRANSPOSED=%d -DROWS=%u", gated, transposed,
-                 tiles[i].rows);
+        snprintf(options, sizeof options, "-DGATED=%d -DTRANSPOSED=%d -DROWS=%u -DACCUMULATES=%d",
+                 variant == GEMM_GATE_AND_UP, transposed, tiles[i].rows,
+                 shape->training && variant == GEMM_UNGATED);
         TRY(gemm_kernel_create(context, shape, "experts/gemm/nv_mma", options, "gemm_nv_mma",
-                               &state->kernels[which][i]));
+                               &kernels[i]));
     }
+done:
+    return status;
+}
+
+static clmoe_status compile_all(clmoe_context *context, const gemm_shape *shape, nv_state *state) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const gemm_variant first = gemm_variant_of(shape->form);
+    const bool orders[] = {shape->gate_up_transposed, shape->down_transposed};
+    TRY(compile(context, shape, first, orders[0], state->kernels[first][orders[0]]));
+    for (int transposed = 0; transposed < 2; transposed++)
+        if (shape->training || transposed == orders[1])
+            TRY(compile(context, shape, GEMM_UNGATED, transposed != 0,
+                        state->kernels[GEMM_UNGATED][transposed]));
 done:
     return status;
 }
@@ -71,8 +83,7 @@ static clmoe_status nv_create(clmoe_context *context, const gemm_shape *shape, v
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the nv_mma engine");
     TRY(nv_takes(shape));
-    TRY(compile(context, shape, state, PRODUCT_FIRST));
-    TRY(compile(context, shape, state, PRODUCT_DOWN));
+    TRY(compile_all(context, shape, state));
     *out = state;
     state = NULL;
 done:
@@ -97,22 +108,91 @@ static clmoe_status choose_tile(const gemm_problem *problem, int *tile) {
                 rows, tiles[0].rows);
 }
 
+/* Where W has one element along a dimension, either order may be the one that was compiled. */
+static cl_kernel kernel_for(const nv_state *state, const gemm_problem *problem, int tile) {
+    const bool transposed = problem->up.col != 1;
+    const gemm_variant variant = gemm_variant_of(problem->form);
+    cl_kernel kernel = state->kernels[variant][transposed][tile];
+    return kernel ? kernel : state->kernels[variant][!transposed][tile];
+}
+
 static clmoe_status nv_run(void *opaque, launch *chain, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
-    const nv_state *state = opaque;
     int tile = 0;
     TRY(choose_tile(problem, &tile));
-    const product which = problem->form == GEMM_LINEAR ? PRODUCT_DOWN : PRODUCT_FIRST;
     const uint32_t columns = tiles[tile].columns / (problem->form == GEMM_GATED ? 2 : 1);
     const size_t groups =
         gemm_tiles(problem->slots, tiles[tile].rows) * gemm_tiles(problem->n, columns);
-    cl_kernel kernel = state->kernels[which][tile];
+    cl_kernel kernel = kernel_for(opaque, problem, tile);
     TRY(gemm_kernel_set(kernel, problem, problem->row_tile));
     TRY(launch_bounded(chain, kernel, 1, &groups, (const size_t[]){ITEMS},
                        gemm_work(problem, tiles[tile].rows, columns)));
 done:
     return status;
 }
+
+/* As in cl/experts/gemm/nv_mma_gradient.cl: a tile of a gradient. */
+enum { GRADIENT_ROWS = 128, GRADIENT_COLUMNS = 128, STORE_BYTES = 16 };
+
+typedef struct nv_gradient {
+    cl_kernel kernel;
+} nv_gradient;
+
+static clmoe_status gradient_takes(const gemm_gradient_shape *shape) {
+    if (shape->p_type != CLMOE_F32 && shape->q_type == shape->p_type &&
+        (shape->c_type == CLMOE_F32 || shape->c_type == shape->p_type))
+        return CLMOE_SUCCESS;
+    return fail(CLMOE_UNSUPPORTED,
+                "engine nv_mma needs f16 or bf16 for gradients of weights, but they are of %s, %s "
+                "and %s",
+                type_name(shape->p_type), type_name(shape->q_type), type_name(shape->c_type));
+}
+
+static void gradient_destroy(void *opaque) {
+    nv_gradient *state = opaque;
+    if (!state)
+        return;
+    kernel_release(&state->kernel);
+    free(state);
+}
+
+static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_shape *shape,
+                                    void **out) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char options[32];
+    nv_gradient *state = calloc(1, sizeof *state);
+    if (!state)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the nv_mma engine");
+    TRY(gradient_takes(shape));
+    snprintf(options, sizeof options, "-DOUTPUTS=%zu", STORE_BYTES / type_bytes(shape->c_type));
+    TRY(gemm_gradient_kernel(context, shape, "experts/gemm/nv_mma_gradient", options,
+                             "gradient_nv_mma", &state->kernel));
+    *out = state;
+    state = NULL;
+done:
+    gradient_destroy(state);
+    return status;
+}
+
+static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradient *problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const nv_gradient *state = opaque;
+    const size_t groups = gemm_tiles(problem->m, GRADIENT_ROWS) *
+                          gemm_tiles(problem->n, GRADIENT_COLUMNS) * problem->experts;
+    TRY(gemm_gradient_set(state->kernel, problem));
+    TRY(launch_bounded(chain, state->kernel, 1, &groups, (const size_t[]){ITEMS},
+                       (uint64_t)problem->slots * GRADIENT_ROWS * GRADIENT_COLUMNS));
+done:
+    return status;
+}
+
+static const gemm_gradient_engine nv_gradient_engine = {
+    .gathers = true,
+    .create = gradient_create,
+    .destroy = gradient_destroy,
+    .scratch = gemm_gradient_no_scratch,
+    .run = gradient_run,
+};
 
 const gemm_engine gemm_nv_mma = {
     .name = "nv_mma",
@@ -124,4 +204,5 @@ const gemm_engine gemm_nv_mma = {
     .row_tile = nv_row_tile,
     .scratch = gemm_no_scratch,
     .run = nv_run,
+    .gradient = &nv_gradient_engine,
 };

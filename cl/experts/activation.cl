@@ -1,0 +1,142 @@
+/*
+ * Purpose: back through the activation of an MLP: from the gradient on what goes into down to that
+ *          on gate and up, and what else needs the activation, which was not kept.
+ * Formula: with h the activation of z, see act.clh, and w the row's weight: dot = sum of dh h;
+ *          dz = w dh dh/dz; dh becomes w h, the rows that the gradient of down is made of. With
+ *          DROPOUT h is times its factors, see dropout.clh.
+ * Arrays: z (rows of slots, or of pairs), dh [S,H] in place, pair_of [S] or NULL, pair_weights
+ *          [pairs] or NULL (w = 1), token_mask [S] or NULL -> dz [S,H or 2H], dots [S] f32 or NULL.
+ *          state is read with DROPOUT. With GATES w is the sigmoid of what pair_weights has. Rows of padding, pair_of -1, are
+ *          left alone, masked ones become 0. z, dh and dz are X.
+ * NDRange: one group per slot, its work-items along H, V columns each at a time.
+ * Limits: GROUP a power of two; V is 4, 8 or 16; GATED, INTERLEAVED, GATES and DROPOUT are 0 or
+ *         1; X is a storage type.
+ * Repeatability: dots are summed in lane order, then by a tree.
+ */
+#define FLOATV JOIN(float, V)
+#define ACT_T FLOATV
+#include "experts/dropout.clh"
+#include "experts/gemm/act.clh"
+#include "experts/gemm/gemm.clh"
+
+/* Columns [0, count) of V, then zeros. */
+static inline FLOATV load_some(__global const STORAGE(X) *from, uint count) {
+    float part[V];
+    if (count >= V)
+        return LOADN(X, V, from);
+    UNROLL for (uint i = 0; i < V; ++i)
+        part[i] = i < count ? LOAD(X, from + i) : 0.0f;
+    return JOIN(vload, V)(0, part);
+}
+
+static inline void store_some(FLOATV v, __global STORAGE(X) *to, uint count) {
+    float part[V];
+    if (count >= V) {
+        STOREN(X, V, v, to);
+        return;
+    }
+    JOIN(vstore, V)(v, 0, part);
+    UNROLL for (uint i = 0; i < V; ++i)
+        if (i < count)
+            STORE(X, part[i], to + i);
+}
+
+static inline float sum_lanes(FLOATV v) {
+    float lanes[V], sum = 0.0f;
+    JOIN(vstore, V)(v, 0, lanes);
+    UNROLL for (uint i = 0; i < V; ++i)
+        sum += lanes[i];
+    return sum;
+}
+
+/* Both of V columns that take turns in memory: 2 count elements from `from` on. */
+static inline FLOATV load_turns(__global const STORAGE(X) *from, uint count, FLOATV *odd) {
+    const FLOATV a = load_some(from, 2 * count), b = load_some(from + V, 2 * count > V ? 2 * count - V : 0);
+    *odd = (FLOATV)(a.odd, b.odd);
+    return (FLOATV)(a.even, b.even);
+}
+
+static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to, uint count) {
+    float part[2 * V];
+    UNROLL for (uint i = 0; i < V; ++i) {
+        float lanes[V];
+        JOIN(vstore, V)(even, 0, lanes);
+        part[2 * i] = lanes[i];
+        JOIN(vstore, V)(odd, 0, lanes);
+        part[2 * i + 1] = lanes[i];
+    }
+    store_some(JOIN(vload, V)(0, part), to, 2 * count);
+    store_some(JOIN(vload, V)(1, part), to + V, 2 * count > V ? 2 * count - V : 0);
+}
+
+#if DROPOUT
+/* The factors of V columns from j on. */
+static inline FLOATV factors_of(__global const state_header *state, uint row, uint j, uint use,
+                                float p) {
+    float factors[V];
+    UNROLL for (uint i = 0; i < V; i += 4)
+        vstore4(dropout_factors(state, row, (j + i) / 4, use, p), 0, factors + i);
+    return JOIN(vload, V)(0, factors);
+}
+#endif
+
+KERNEL(GROUP, 1, 1)
+void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of),
+                         IN(float, pair_weights), IN(uchar, token_mask), OUT(STORAGE(X), dz),
+                         OUT(float, dots), IN(uint, state), z_place z_at, z_place dz_at,
+                         uint hidden_dim, int activation, float limit, float alpha, float up_shift,
+                         uint use, float p) {
+    __local float tmp[GROUP];
+    const ulong slot = get_group_id(0);
+    const int pair = pair_of ? AT(pair_of)[slot] : (int)slot;
+    const bool masked = token_mask && !AT(token_mask)[slot];
+    const uint columns = pair < 0 ? 0 : hidden_dim;
+    const FLOATV none = (FLOATV)(0.0f);
+    float weight = pair_weights && pair >= 0 ? AT(pair_weights)[pair] : 1.0f;
+    FLOATV products = none;
+#if GATES
+    weight = 1.0f / (1.0f + exp(-weight));
+#endif
+    z = AT(z) + (ulong)(z_at.by_pair ? (uint)max(pair, 0) : slot) * z_at.row;
+    dz = AT(dz) + slot * dz_at.row;
+    dh = AT(dh) + slot * hidden_dim;
+    for (uint j = get_local_id(0) * V; j < columns; j += GROUP * V) {
+        const uint count = min((uint)V, columns - j);
+        const FLOATV d = load_some(dh + j, count);
+        FLOATV factors = (FLOATV)(1.0f);
+        FLOATV gate = none, up, d_gate = none, d_up, h;
+#if DROPOUT
+        factors = factors_of(STATE_OF(state), (uint)pair, j, use, p);
+#endif
+#if GATED
+#if INTERLEAVED
+        gate = load_turns(z + 2 * j, count, &up);
+#else
+        gate = load_some(z + j, count);
+        up = load_some(z + z_up(&z_at) + j, count);
+#endif
+        h = act_gated(activation, gate, up, limit, alpha, up_shift);
+        d_gate = act_gated_slope(activation, gate, up, limit, alpha, up_shift, &d_up);
+        d_gate = masked ? none : weight * d * factors * d_gate;
+#else
+        up = load_some(z + j, count);
+        h = act(activation, up, alpha);
+        d_up = act_slope(activation, up, alpha);
+#endif
+        d_up = masked ? none : weight * d * factors * d_up;
+        h *= factors;
+        products += masked ? none : d * h;
+#if GATED && INTERLEAVED
+        store_turns(d_gate, d_up, dz + 2 * j, count);
+#elif GATED
+        store_some(d_gate, dz + j, count);
+        store_some(d_up, dz + z_up(&dz_at) + j, count);
+#else
+        store_some(d_up, dz + j, count);
+#endif
+        store_some(masked ? none : weight * h, dh + j, count);
+    }
+    const float dot_product = group_sum(sum_lanes(products), tmp);
+    if (get_local_id(0) == 0 && dots && columns > 0)
+        AT(dots)[slot] = dot_product;
+}
