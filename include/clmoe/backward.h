@@ -120,9 +120,8 @@ typedef struct clmoe_backward_args {
     clmoe_buf dlogits_out;   /* optional [T,R] f32: on the logits, may be dlogits */
     clmoe_buf dpair_weights; /* optional [pairs] f32: on the combine weights; 0 without a place */
     /*
-     * Optional. What the forward did not use has no gradient, and asking for it is an error: with
-     * ids_in those of routers and of expert_scale, with logits_in those of router and router_bias,
-     * without a state that of noise_router.
+     * Optional. What the forward did not use gets 0: routers and expert_scale with ids_in, router
+     * and router_bias with logits_in, noise_router without a state.
      */
     const clmoe_gradients *gradients;
     /* 0: gradients are written; 1: they are added to what is there, as over micro-batches. */

@@ -395,7 +395,7 @@ typedef struct clmoe_score_backward_args {
     clmoe_buf router_dx;              /* [T,D], read and written */
     const clmoe_gradients *gradients; /* optional: router, router_bias, and the other routers */
     uint32_t accumulate;
-    /* 1: the logits were external, and dlogits goes no further; an error with no other router. */
+    /* 1: the logits were external: nothing of dlogits reaches router_dx and gradients.router. */
     uint32_t logits_given;
 } clmoe_score_backward_args;
 
