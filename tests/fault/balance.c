@@ -110,6 +110,12 @@ static clmoe_status run_forward(rig *r) {
     return event_is_right(status, event);
 }
 
+static clmoe_status run_backward(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_status status = clmoe_backward(r->layer, r->queue, &r->back, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
 static clmoe_status run_state_init(rig *r) {
     cl_event event = (cl_event)(void *)r;
     clmoe_status status =
@@ -190,9 +196,25 @@ static void compare_next_state(rig *r) {
     reset_state(r);
 }
 
+static void poison_dx(rig *r) {
+    buf_poison(r->back.dx);
+}
+
+static void compare_dx(rig *r) {
+    const size_t bytes = (size_t)TOKENS * r->desc.dim * type_size(r->desc.type);
+    bool watched = memory_watch(false);
+    void *got = malloc(bytes);
+    assert_non_null(got);
+    buf_read(r->back.dx, got, bytes);
+    compare_bits("dx", got, r->dx, bytes);
+    free(got);
+    memory_watch(watched);
+}
+
 static const phase phases[] = {
     {"layer", 0, fresh_context, run_layer, NULL, undo_layer, NULL},
     {"forward", NO_BLOCKS, reset_outputs, run_forward, compare_outputs, NULL, reset_outputs},
+    {"backward", NO_BLOCKS, poison_dx, run_backward, compare_dx, NULL, NULL},
     {"calls", NO_BLOCKS, reset_outputs, run_calls, NULL, NULL, reset_outputs},
     {"state_init", NO_BLOCKS, NULL, run_state_init, compare_first_state, NULL, NULL},
     {"balance_update", NO_BLOCKS, reset_state, run_update, compare_next_state, NULL, reset_state},
@@ -299,11 +321,30 @@ static void run_once(rig *r) {
     for (size_t i = 0; i < OUTPUTS; i++)
         if (r->outputs[i].buf.mem)
             r->outputs[i].want = bytes_now(r, r->outputs[i].buf, r->outputs[i].bytes);
+    OK(run_backward(r));
+    r->dx = bytes_now(r, r->back.dx, (size_t)TOKENS * r->desc.dim * type_size(r->desc.type));
     if (r->args.num_losses == 0)
         return;
     OK(run_update(r));
     r->next_state = bytes_now(r, r->balance.state, r->state_bytes);
     reset_state(r);
+}
+
+/* z is made again, unlike in test_fault.c. */
+static void make_backward(rig *r) {
+    const size_t n = (size_t)TOKENS * r->desc.dim;
+    clmoe_backward_args_init(&r->back);
+    r->back.tokens = TOKENS;
+    r->back.weights = &r->weights;
+    r->back.x = r->args.x;
+    r->back.token_mask = r->args.token_mask;
+    r->back.state = r->args.state;
+    r->back.saved = r->args.saved;
+    r->back.scratch = r->args.scratch;
+    r->back.dy = buf_of_type(r->desc.type, random_floats(n, 1.0), n);
+    r->back.dx = buf_new_type(r->desc.type, n);
+    OK(clmoe_gradients_create(r->layer, &r->gradients));
+    r->back.gradients = &r->gradients;
 }
 
 static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
@@ -315,6 +356,7 @@ static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
                .desc = desc_of(&small)};
     variant_set(&r->desc, v->name, v->set);
     r->desc.engine = r->engine;
+    r->desc.training = r->desc.recompute = 1;
     seed_set(5);
     batch_make(&b, &r->desc, TOKENS);
     b.in.token_mask = random_mask(TOKENS);
@@ -327,6 +369,7 @@ static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
     r->args = d.args;
     r->args.weights = &r->weights;
     make_balance(r, v);
+    make_backward(r);
     make_outputs(r);
     if (v->num_losses > 0)
         make_calls(r);
@@ -351,6 +394,7 @@ static void sweep_variant(const variant *v, const source *from, cl_command_queue
         if (p->run == run_state_init)
             reset_state(&r);
     }
+    clmoe_gradients_release(&r.gradients);
     undo_layer(&r);
 }
 

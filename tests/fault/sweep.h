@@ -54,10 +54,22 @@ typedef struct rig {
         clmoe_plan_args plan;
         clmoe_dispatch_args dispatch;
         clmoe_experts_args experts;
+        clmoe_shared_expert_args shared;
         clmoe_combine_args combine;
         clmoe_stats_args stats;
         clmoe_loss_args loss;
     } steps;
+    clmoe_backward_args back; /* of the batch */
+    clmoe_gradients gradients;
+    struct {
+        clmoe_experts_backward_args experts;
+        clmoe_combine_backward_args combine;
+        clmoe_shared_expert_backward_args shared;
+        clmoe_topk_backward_args topk;
+        clmoe_score_backward_args score;
+        clmoe_dispatch_backward_args dispatch;
+    } back_steps;
+    void *dx, *down; /* of a backward without faults: and gradients.experts.down */
     clmoe_balance_args balance;
     void *first_state, *next_state; /* before and after an update */
     size_t state_bytes;

@@ -44,7 +44,7 @@ static clmoe_status run_describe(rig *r) {
     r->desc.capacity.factor = 1.0;
     r->desc.capacity.keep = CLMOE_KEEP_WEIGHT;
     r->desc.normalize_experts = 1;
-    r->desc.balance.enabled = 1;
+    r->desc.training = 1;
     return status;
 }
 
@@ -120,6 +120,49 @@ static clmoe_status run_profiled_forward(rig *r) {
     return event_is_right(status, event);
 }
 
+static clmoe_status run_gradients(rig *r) {
+    static const clmoe_gradients none;
+    clmoe_status status = clmoe_gradients_create(r->layer, &r->gradients);
+    CHECK(status == CLMOE_SUCCESS || memcmp(&r->gradients, &none, sizeof none) == 0,
+          "gradients of a failed create\n");
+    return status;
+}
+
+static void undo_gradients(rig *r) {
+    clmoe_gradients_release(&r->gradients);
+}
+
+static clmoe_status run_backward(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_status status = clmoe_backward(r->layer, r->queue, &r->back, 0, NULL, &event);
+    return event_is_right(status, event);
+}
+
+static clmoe_status run_profiled_backward(rig *r) {
+    cl_event event = (cl_event)(void *)r;
+    clmoe_profile profile = {.struct_size = sizeof profile};
+    r->back.profile = &profile;
+    clmoe_status status = clmoe_backward(r->layer, r->queue, &r->back, 0, NULL, &event);
+    r->back.profile = NULL;
+    CHECK((status == CLMOE_SUCCESS) == (profile.num_steps > 0),
+          "%u steps of a call that gives %s\n", profile.num_steps, clmoe_status_string(status));
+    clmoe_profile_release(&profile);
+    return event_is_right(status, event);
+}
+
+static clmoe_status run_back_steps(rig *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event last = NULL;
+    STEP(clmoe_experts_backward, &r->back_steps.experts);
+    STEP(clmoe_combine_backward, &r->back_steps.combine);
+    STEP(clmoe_shared_expert_backward, &r->back_steps.shared);
+    STEP(clmoe_topk_backward, &r->back_steps.topk);
+    STEP(clmoe_score_backward, &r->back_steps.score);
+    STEP(clmoe_dispatch_backward, &r->back_steps.dispatch);
+    clReleaseEvent(last);
+    return status;
+}
+
 static clmoe_status run_steps(rig *r) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_event last = NULL;
@@ -128,6 +171,7 @@ static clmoe_status run_steps(rig *r) {
     STEP(clmoe_plan, &r->steps.plan);
     STEP(clmoe_dispatch, &r->steps.dispatch);
     STEP(clmoe_experts, &r->steps.experts);
+    STEP(clmoe_shared_expert, &r->steps.shared);
     STEP(clmoe_combine, &r->steps.combine);
     STEP(clmoe_stats_compute, &r->steps.stats);
     clReleaseEvent(last);
@@ -171,6 +215,24 @@ static void compare_outputs(rig *r) {
     free(y);
 }
 
+static void poison_back_outputs(rig *r) {
+    buf_poison(r->back.dx);
+    buf_poison(r->back.scratch);
+}
+
+static void compare_backward(rig *r) {
+    const size_t rows = (size_t)TOKENS * r->desc.dim * 4;
+    const size_t down = (size_t)r->desc.num_experts * r->desc.dim * r->desc.experts.hidden_dim * 4;
+    void *got = malloc(rows + down);
+    assert_non_null(got);
+    buf_read(r->back.dx, got, rows);
+    compare_bits("dx", got, r->dx, rows);
+    CL_OK(clEnqueueReadBuffer(test.queue, r->gradients.experts.down.mem, CL_TRUE, 0, down, got, 0,
+                              NULL, NULL));
+    compare_bits("gradients.experts.down", got, r->down, down);
+    free(got);
+}
+
 static const phase phases[] = {
     {"open", 0, NULL, run_open, NULL, undo_open, NULL},
     {"describe", 0, NULL, run_describe, NULL, NULL, NULL},
@@ -186,6 +248,12 @@ static const phase phases[] = {
     {"forward, profile", NO_BLOCKS, poison_outputs, run_profiled_forward, compare_outputs, NULL,
      NULL},
     {"steps", NO_BLOCKS, poison_outputs, run_steps, compare_steps, NULL, NULL},
+    {"gradients", NO_BLOCKS, NULL, run_gradients, NULL, undo_gradients, NULL},
+    {"backward", NO_BLOCKS, poison_back_outputs, run_backward, compare_backward, NULL, NULL},
+    {"backward, profile", NO_BLOCKS, poison_back_outputs, run_profiled_backward, compare_backward,
+     NULL, NULL},
+    {"steps backward", NO_BLOCKS, poison_back_outputs, run_back_steps, compare_backward, NULL,
+     NULL},
     {"forward, packed", NO_BLOCKS, poison_outputs, run_packed_forward, NULL, NULL, NULL},
 };
 
@@ -198,11 +266,18 @@ static void make_arguments(rig *r) {
     r->args.x = buf_of(random_floats(T * D, 1.0), T * D * 4);
     r->args.residual = buf_of(random_floats(T * D, 1.0), T * D * 4);
     r->args.token_mask = buf_of(random_mask(TOKENS), T);
+    r->args.saved = buf_new(saved);
     r->args.scratch = buf_new(scratch);
     r->args.y = buf_new(T * D * 4);
     r->args.logits = buf_new(T * r->desc.num_experts * 4);
     r->args.ids = buf_new(T * r->desc.top_k * 4);
     r->args.stats = buf_new(stats_size(r->layer));
+}
+
+static clmoe_buf z_of(const rig *r, clmoe_mlp mlp) {
+    size_t bytes = 0;
+    OK(clmoe_z_size(r->layer, TOKENS, mlp, &bytes));
+    return buf_new(bytes);
 }
 
 /* The steps, each on what the one before made, and with its own buffers between them. */
@@ -228,26 +303,86 @@ static void make_steps(rig *r) {
                                       .plan = plan};
     r->steps.dispatch =
         (clmoe_dispatch_args){HEAD(clmoe_dispatch_args), .x = x, .plan = plan, .xe = xe};
-    r->steps.experts = (clmoe_experts_args){HEAD(clmoe_experts_args), .xe = xe,
-                                            .pair_weights = weights,  .plan = plan,
-                                            .scratch = scratch,       .ye = ye};
-    r->steps.combine = (clmoe_combine_args){HEAD(clmoe_combine_args),
-                                            .ye = ye,
-                                            .pair_weights = weights,
-                                            .plan = plan,
-                                            .shared = buf_of(random_floats(T * D, 1.0), T * D * 4),
-                                            .shared_gate = buf_of(random_floats(T, 1.0), T * 4),
-                                            .residual = r->args.residual,
-                                            .y = r->args.y};
+    r->steps.experts = (clmoe_experts_args){
+        HEAD(clmoe_experts_args), .xe = xe, .pair_weights = weights,        .plan = plan,
+        .scratch = scratch,       .ye = ye, .z = z_of(r, CLMOE_MLP_EXPERTS)};
+    r->steps.shared = (clmoe_shared_expert_args){HEAD(clmoe_shared_expert_args),
+                                                 .x = x,
+                                                 .scratch = scratch,
+                                                 .shared = buf_new(T * D * 4),
+                                                 .shared_gate = buf_new(T * 4),
+                                                 .z = z_of(r, CLMOE_MLP_SHARED)};
+    r->steps.combine = (clmoe_combine_args){
+        HEAD(clmoe_combine_args),         .ye = ye,
+        .pair_weights = weights,          .plan = plan,
+        .shared = r->steps.shared.shared, .shared_gate = r->steps.shared.shared_gate,
+        .residual = r->args.residual,     .y = r->args.y};
     r->steps.stats =
         (clmoe_stats_args){HEAD(clmoe_stats_args), .ids = ids,         .plan = plan,
                            .live = live,           .scratch = scratch, .stats = r->args.stats};
 }
 
-/* Copies of a rig have weights of their own. */
+static void make_backward(rig *r) {
+    const size_t T = TOKENS, D = r->desc.dim;
+    clmoe_backward_args_init(&r->back);
+    r->back.tokens = TOKENS;
+    r->back.x = r->args.x;
+    r->back.token_mask = r->args.token_mask;
+    r->back.saved = r->args.saved;
+    r->back.scratch = r->args.scratch;
+    r->back.dy = buf_of(random_floats(T * D, 1.0), T * D * 4);
+    r->back.dx = buf_new(T * D * 4);
+}
+
+/* The same by steps, on what the steps forward left. */
+static void make_back_steps(rig *r) {
+    const size_t T = TOKENS, D = r->desc.dim, R = r->desc.num_experts;
+    const clmoe_backward_args *a = &r->back;
+    clmoe_plan_layout layout;
+    OK(clmoe_plan_layout_get(r->layer, TOKENS, &layout));
+    const clmoe_buf dxe = buf_new(layout.slots * D * 4), dots = buf_new(layout.slots * 4);
+    const clmoe_buf weights = buf_new(layout.pairs * 4), dlogits = buf_new(T * R * 4);
+    const clmoe_buf shared_dx = buf_new(T * D * 4), router_dx = buf_new(T * D * 4);
+    const clmoe_buf ids = r->steps.topk.ids, plan = r->steps.plan.plan;
+#define BACK(type, ...) (type){HEAD(type), __VA_ARGS__}
+    r->back_steps.experts =
+        BACK(clmoe_experts_backward_args, .x = a->x, .pair_weights = r->steps.topk.pair_weights,
+             .plan = plan, .z = r->steps.experts.z, .dy = a->dy, .scratch = a->scratch, .dxe = dxe,
+             .dots = dots);
+    r->back_steps.combine =
+        BACK(clmoe_combine_backward_args, .ids = ids, .plan = plan, .token_mask = a->token_mask,
+             .dy = a->dy, .dots = dots, .dpair_weights = weights);
+    r->back_steps.shared =
+        BACK(clmoe_shared_expert_backward_args, .x = a->x, .token_mask = a->token_mask,
+             .shared_gate = r->steps.shared.shared_gate, .z = r->steps.shared.z, .dy = a->dy,
+             .scratch = a->scratch, .shared_dx = shared_dx);
+    r->back_steps.topk =
+        BACK(clmoe_topk_backward_args, .logits = r->steps.score.logits, .ids = ids,
+             .live = r->steps.topk.live, .plan = plan, .token_mask = a->token_mask,
+             .dpair_weights = weights, .scratch = a->scratch, .dlogits_out = dlogits);
+    r->back_steps.score = BACK(clmoe_score_backward_args, .x = a->x, .token_mask = a->token_mask,
+                               .dlogits = dlogits, .scratch = a->scratch, .router_dx = router_dx);
+    r->back_steps.dispatch =
+        BACK(clmoe_dispatch_backward_args, .plan = plan, .token_mask = a->token_mask, .dxe = dxe,
+             .shared_dx = shared_dx, .router_dx = router_dx, .dx = a->dx);
+}
+
+/* Copies of a rig have weights and gradients of their own. */
 static void point_at_weights(rig *r) {
     r->args.weights = r->steps.score.weights = r->steps.topk.weights = &r->weights;
-    r->steps.experts.weights = r->steps.combine.weights = &r->weights;
+    r->steps.experts.weights = r->steps.combine.weights = r->steps.shared.weights = &r->weights;
+    r->back.weights = r->back_steps.experts.weights = r->back_steps.shared.weights = &r->weights;
+    r->back_steps.topk.weights = r->back_steps.score.weights = &r->weights;
+    r->back.gradients = r->back_steps.experts.gradients = &r->gradients;
+    r->back_steps.shared.gradients = r->back_steps.score.gradients = &r->gradients;
+}
+
+static void *down_gradient(const rig *r) {
+    const size_t n = (size_t)r->desc.num_experts * r->desc.dim * r->desc.experts.hidden_dim;
+    float *values = HOST(float, n);
+    CL_OK(clEnqueueReadBuffer(test.queue, r->gradients.experts.down.mem, CL_TRUE, 0,
+                              n * sizeof *values, values, 0, NULL, NULL));
+    return values;
 }
 
 /* Does everything once without a fault, which also fills the caches of driver and CLBlast. */
@@ -263,10 +398,18 @@ static void rig_make(rig *r, const char *engine, cl_command_queue queue) {
         r->packed = buf_new(packed);
     make_arguments(r);
     make_steps(r);
+    make_backward(r);
+    make_back_steps(r);
+    OK(run_gradients(r));
     point_at_weights(r);
     OK(run_pack(r));
     OK(run_forward(r));
+    OK(run_steps(r));
+    OK(run_forward(r));
+    OK(run_backward(r));
     CL_OK(clFinish(queue));
+    r->dx = buf_get(r->back.dx);
+    r->down = down_gradient(r);
     r->y = buf_get(r->args.y);
     r->stats = buf_get(r->args.stats);
     r->ids = buf_get(r->args.ids);
@@ -274,6 +417,7 @@ static void rig_make(rig *r, const char *engine, cl_command_queue queue) {
 }
 
 static void rig_release(rig *r) {
+    undo_gradients(r);
     undo_layer(r);
     undo_upload(r);
     undo_open(r);
@@ -296,9 +440,10 @@ static void sweep_phases(rig *r, const source *from) {
         const phase *p = &phases[i];
         /* Weights, contexts and checkpoints do not depend on the engine. */
         bool packs = p->run == run_pack || p->run == run_packed_forward;
-        bool profiles = p->run == run_profiled_forward;
-        bool by_engine = packs || profiles || p->before == fresh_context || p->run == run_forward ||
-                         p->run == run_steps;
+        bool profiles = p->run == run_profiled_forward || p->run == run_profiled_backward;
+        bool back = p->run == run_backward || p->run == run_back_steps;
+        bool by_engine = packs || profiles || back || p->before == fresh_context ||
+                         p->run == run_forward || p->run == run_steps;
         if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !every_call) ||
             (!by_engine && strcmp(r->engine, "ref") != 0))
             continue;
@@ -308,6 +453,8 @@ static void sweep_phases(rig *r, const source *from) {
             own.checkpoint = NULL;
         if (p->undo == undo_upload)
             own.weights = (clmoe_weights){0};
+        if (p->undo == undo_gradients)
+            own.gradients = (clmoe_gradients){0};
         if (p->undo == undo_context || p->undo == undo_layer)
             own.context = NULL;
         if (p->undo == undo_layer)

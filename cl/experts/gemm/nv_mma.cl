@@ -383,7 +383,6 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
         UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
             UNROLL for (uint v = 0; v < 4; ++v)
                 sums[i][j][v] = 0.0f;
-
     /*
      * While products of 16 of k are under way, the factors of the next are read. Past the barrier
      * nobody reads this stage again: it is filled anew; in a loop without branches where it can be.
