@@ -61,6 +61,10 @@ const char *const step_names[STEP_COUNT] = {
     "layer:train",
     "layer:train+balance",
     "balance",
+    "backward",
+    "backward:data",
+    "backward:weights",
+    "train",
 };
 
 const char *const pattern_names[ROUTE_PATTERNS] = {"uniform", "zipf", "one-expert"};
@@ -77,14 +81,28 @@ bool case_has_step(const bench_case *c, bench_step step) {
     case STEP_COMBINE:
     case STEP_TRAIN:
     case STEP_TRAIN_BALANCE:
+    case STEP_BACKWARD:
+    case STEP_BACKWARD_DATA:
+    case STEP_BACKWARD_WEIGHTS:
+    case STEP_FORWARD_BACKWARD:
         return !c->routing_only;
     default:
         return true;
     }
 }
 
+bool step_is_backward(bench_step step) {
+    return step >= STEP_BACKWARD && step <= STEP_FORWARD_BACKWARD;
+}
+
 bool step_is_by_name(bench_step step) {
-    return step == STEP_TRAIN || step == STEP_TRAIN_BALANCE || step == STEP_BALANCE;
+    return step == STEP_TRAIN || step == STEP_TRAIN_BALANCE || step == STEP_BALANCE ||
+           step_is_backward(step);
+}
+
+bool step_runs_experts(bench_step step) {
+    return step == STEP_LAYER || step == STEP_EXPERTS || step == STEP_TRAIN ||
+           step == STEP_TRAIN_BALANCE || step_is_backward(step);
 }
 
 float pattern_bias(case_pattern pattern, uint32_t expert) {
@@ -113,6 +131,13 @@ double case_flops(const bench_case *c, bench_step step) {
         return experts;
     case STEP_COMBINE:
         return combine;
+    case STEP_BACKWARD_DATA: /* as many as forward, through the matrices the other way */
+    case STEP_BACKWARD_WEIGHTS:
+        return score + experts;
+    case STEP_BACKWARD:
+        return 2 * (score + experts);
+    case STEP_FORWARD_BACKWARD:
+        return 3 * (score + experts) + combine;
     default:
         return 0;
     }
@@ -132,7 +157,9 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     const double plan = 3 * pairs * word;                      /* slot, pair and token of each */
     const double weights = case_weight_bytes(c, sizes->weight) / c->experts * sizes->touched;
     const double layer = rows + router + weights + rows;
-    const double stats = 8.0 * c->experts * word; /* its arrays */
+    const double stats = 8.0 * c->experts * word;                        /* its arrays */
+    const double z = pairs * 2 * c->hidden_dim * (double)sizes->element; /* what was saved */
+    const double gradients = case_weight_bytes(c, sizeof(float)) + router;
     switch (step) {
     case STEP_LAYER:
     case STEP_TRAIN:
@@ -159,6 +186,14 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
         return rows + weights + pair_rows;
     case STEP_COMBINE:
         return pair_rows + pairs * word + rows;
+    case STEP_BACKWARD:
+        return rows + z + weights + router + rows + rows + gradients;
+    case STEP_BACKWARD_DATA:
+        return z + weights + router + rows + rows;
+    case STEP_BACKWARD_WEIGHTS:
+        return rows + z + rows + gradients;
+    case STEP_FORWARD_BACKWARD:
+        return layer + rows + rows + gradients;
     case STEP_STATS:
         return scores + 2 * pairs * word + stats;
     case STEP_COUNT:

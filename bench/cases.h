@@ -37,7 +37,8 @@ extern const bench_case bench_cases[];
 
 /*
  * What can be timed: the whole layer, its steps, chains of steps, the routing of other policies,
- * and the layer as it is trained (train.h) with and without everything that measures its balance.
+ * the layer as it is trained (train.h) with and without everything that measures its balance, and
+ * the backward pass.
  */
 typedef enum bench_step {
     STEP_LAYER,
@@ -56,6 +57,11 @@ typedef enum bench_step {
     STEP_TRAIN,         /* x -> y */
     STEP_TRAIN_BALANCE, /* x -> y, stats, values of all losses, dlogits */
     STEP_BALANCE,       /* logits, plan -> stats, values, dlogits */
+    /* Of backward.h: */
+    STEP_BACKWARD,         /* dy -> dx, gradients of all weights */
+    STEP_BACKWARD_DATA,    /* dy -> dx */
+    STEP_BACKWARD_WEIGHTS, /* what the step before left -> gradients of all weights */
+    STEP_FORWARD_BACKWARD, /* x, dy -> y, dx, gradients of all weights */
     STEP_COUNT
 } bench_step;
 
@@ -64,6 +70,9 @@ extern const char *const pattern_names[ROUTE_PATTERNS];
 
 /* Whether the case has the step. */
 bool case_has_step(const bench_case *c, bench_step step);
+
+/* Whether it is one of the last four. */
+bool step_is_backward(bench_step step);
 
 /* Whether the step is left out of `all`. */
 bool step_is_by_name(bench_step step);
@@ -77,6 +86,9 @@ typedef struct case_sizes {
     size_t weight;    /* bytes of an element of the expert weights */
     uint32_t touched; /* experts that got a token */
 } case_sizes;
+
+/* Whether the step reads all weights of the experts. */
+bool step_runs_experts(bench_step step);
 
 /* Multiplications and additions of a step; 0 where it only moves data. */
 double case_flops(const bench_case *c, bench_step step);

@@ -284,7 +284,7 @@ done:
     return status;
 }
 
-clmoe_status check_outputs(const subject *s, const reference *ref, bench_step step,
+clmoe_status check_outputs(subject *s, const reference *ref, bench_step step,
                            check_result *result) {
     result->wrong[0] = '\0';
     switch (step) {
@@ -313,6 +313,11 @@ clmoe_status check_outputs(const subject *s, const reference *ref, bench_step st
     case STEP_TRAIN_BALANCE:
     case STEP_BALANCE:
         return check_train(&s->train, ref, step, result);
+    case STEP_BACKWARD:
+    case STEP_BACKWARD_DATA:
+    case STEP_BACKWARD_WEIGHTS:
+    case STEP_FORWARD_BACKWARD:
+        return check_backward(s, ref, step, result);
     case STEP_STATS:
     case STEP_COUNT:
         break;
@@ -322,6 +327,9 @@ clmoe_status check_outputs(const subject *s, const reference *ref, bench_step st
 
 clmoe_status check_step(subject *s, const reference *ref, bench_step step, check_result *result) {
     clmoe_status status = CLMOE_SUCCESS;
+    if (step_is_backward(step))
+        TRY(subject_forget_gradients(s));
+    TRY(subject_prepare(s, step));
     TRY(subject_enqueue(s, step, NULL));
     TRY(CL(clFinish(s->device->queue)));
     TRY(check_outputs(s, ref, step, result));

@@ -13,13 +13,20 @@ typedef struct check_result {
 clmoe_status check_step(subject *s, const reference *ref, bench_step step, check_result *result);
 
 /* Checks what the last run of `step` wrote. */
-clmoe_status check_outputs(const subject *s, const reference *ref, bench_step step,
-                           check_result *result);
+clmoe_status check_outputs(subject *s, const reference *ref, bench_step step, check_result *result);
 
 /* Parts of check_outputs(): a policy's results, and the steps of the layer as it is trained. */
 clmoe_status check_policy(const bench_policy *p, check_result *result);
 clmoe_status check_train(const bench_train *t, const reference *ref, bench_step step,
                          check_result *result);
+
+clmoe_status check_backward(subject *s, const reference *ref, bench_step step,
+                            check_result *result);
+
+/* Rows of gate and up and the column of down of sample i, each [dim]; `what` begins the sentence.
+ */
+void check_sample(const char *what, size_t dim, const gradient_samples *samples, uint32_t i,
+                  const float *const rows[3], double tolerance, check_result *result);
 
 /* What measured the balance of a batch, and what came of it. */
 typedef struct measured {

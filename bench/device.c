@@ -135,14 +135,23 @@ clmoe_status device_buffer(const bench_device *d, size_t bytes, cl_mem *buffer) 
     return cli_cl(code, "clCreateBuffer");
 }
 
-clmoe_status device_poisoned(const bench_device *d, size_t bytes, cl_mem *buffer) {
+clmoe_status buffer_poison(const bench_device *d, cl_mem buffer) {
     clmoe_status status = CLMOE_SUCCESS;
     const cl_uint poison = UINT32_MAX;
+    size_t bytes = 0;
+    TRY(CL(clGetMemObjectInfo(buffer, CL_MEM_SIZE, sizeof bytes, &bytes, NULL)));
     const size_t whole = bytes / sizeof poison * sizeof poison;
-    TRY(device_buffer(d, bytes, buffer));
     if (whole > 0)
-        TRY(CL(clEnqueueFillBuffer(d->queue, *buffer, &poison, sizeof poison, 0, whole, 0, NULL,
+        TRY(CL(clEnqueueFillBuffer(d->queue, buffer, &poison, sizeof poison, 0, whole, 0, NULL,
                                    NULL)));
+done:
+    return status;
+}
+
+clmoe_status device_poisoned(const bench_device *d, size_t bytes, cl_mem *buffer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(device_buffer(d, bytes, buffer));
+    TRY(buffer_poison(d, *buffer));
 done:
     return status;
 }

@@ -35,6 +35,9 @@ void buffer_release(cl_mem *buffer);
 /* One full of NaN, so that nothing passes a check that was not written. */
 clmoe_status device_poisoned(const bench_device *device, size_t bytes, cl_mem *buffer);
 
+/* The same of a buffer that is there. */
+clmoe_status buffer_poison(const bench_device *device, cl_mem buffer);
+
 /* The kernel `name` of bench/FILE. */
 clmoe_status device_kernel(const bench_device *device, const char *file, const char *options,
                            const char *name, cl_kernel *kernel);

@@ -24,8 +24,13 @@ static values values_of(uint32_t stream, clmoe_type type, double deviation) {
     return v;
 }
 
-static clmoe_status fill(const bench_device *device, const values *v, cl_mem buffer,
-                         cl_ulong count) {
+void values_fill(const values *v, uint64_t first, size_t count, float *to) {
+    for (size_t i = 0; i < count; i++)
+        to[i] = value_at(v, first + i);
+}
+
+clmoe_status values_write(const bench_device *device, const values *v, cl_mem buffer,
+                          cl_ulong count) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = NULL;
     char options[64];
@@ -48,7 +53,7 @@ static clmoe_status create(const bench_device *device, const values *v, size_t c
                            clmoe_buf *buf) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(device_buffer(device, count * type_bytes(v->type), &buf->mem));
-    TRY(fill(device, v, buf->mem, count));
+    TRY(values_write(device, v, buf->mem, count));
 done:
     return status;
 }
@@ -99,6 +104,7 @@ clmoe_status inputs_set(inputs *in, const bench_device *device, const bench_case
     in->pattern = pattern;
     in->type = type;
     in->x = values_of(1, type, 1);
+    in->dy = values_of(5, type, 1);
     in->router = values_of(2, CLMOE_F32, 1 / sqrt(c->dim));
     in->gate = values_of(3, type, 1 / sqrt(c->dim));
     in->down = values_of(4, type, 1 / sqrt(c->hidden_dim));

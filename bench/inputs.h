@@ -18,6 +18,13 @@ static inline float value_at(const values *v, uint64_t index) {
     return (float)random_int(v->stream, index, v->bits) * v->scale;
 }
 
+/* Elements `first` to first + count - 1, as floats. */
+void values_fill(const values *v, uint64_t first, size_t count, float *to);
+
+/* The first `count` elements, to a buffer of their type. */
+clmoe_status values_write(const bench_device *device, const values *v, cl_mem buffer,
+                          cl_ulong count);
+
 size_t type_bytes(clmoe_type type);
 extern const char *const type_names[3];
 
@@ -27,6 +34,7 @@ typedef struct inputs {
     case_pattern pattern;
     clmoe_type type;
     values x;      /* [T,D] */
+    values dy;     /* [T,D]: dL/dy of the backward pass */
     values router; /* [E,D] f32 */
     values gate;   /* [E,2H,D]: gate rows, then up rows */
     values down;   /* [E,D,H] */

@@ -42,7 +42,8 @@ typedef struct contest {
     double *samples; /* [TOGETHER * MAX_ENGINES, repeat] */
     reference reference;
     case_sizes sizes;
-    int32_t *ids; /* [T,K] */
+    int32_t *ids;   /* [T,K] */
+    float *weights; /* [T,K] */
 } contest;
 
 static void skip(const measurement *m, const bench_case *c, const char *what) {
@@ -61,9 +62,12 @@ static clmoe_status read_choices(contest *t, const subject *s) {
     uint32_t *load = calloc(t->of->experts, sizeof *load);
     if (!t->ids)
         t->ids = malloc(pairs * sizeof *t->ids);
-    if (!load || !t->ids)
+    if (!t->weights)
+        t->weights = malloc(pairs * sizeof *t->weights);
+    if (!load || !t->ids || !t->weights)
         TRY(bench_no_memory("the choices"));
     TRY(subject_read(s, SUBJECT_IDS, 0, pairs * sizeof *t->ids, t->ids));
+    TRY(subject_read(s, SUBJECT_WEIGHTS, 0, pairs * sizeof *t->weights, t->weights));
     t->sizes = (case_sizes){.element = type_bytes(t->m->inputs.type),
                             .weight = type_bytes(t->m->inputs.type),
                             .touched = count_load(t->ids, pairs, t->of->experts, load)};
@@ -82,7 +86,7 @@ static clmoe_status enter_peer(contest *t, contender *c) {
         subject_release(&router);
         TRY(status);
     }
-    TRY(peer_create(c->engine->name, t->m->device, &t->m->inputs, t->ids, &c->peer));
+    TRY(peer_create(c->engine->name, t->m->device, &t->m->inputs, t->ids, t->weights, &c->peer));
 done:
     return status;
 }
@@ -139,6 +143,7 @@ static void leave_all(contest *t) {
     free(t->samples);
     reference_free(&t->reference);
     free(t->ids);
+    free(t->weights);
 }
 
 /* ---- Rows ------------------------------------------------------------------------------------ */
@@ -171,9 +176,7 @@ static clmoe_status add_wrong(contest *t, const contender *c, bench_step step,
 
 /* The device's roofline is of memory and of f32 multiply-adds. */
 static bool has_roofline(const bench_engine *engine, bench_step step) {
-    const bool runs_experts = step == STEP_LAYER || step == STEP_EXPERTS || step == STEP_TRAIN ||
-                              step == STEP_TRAIN_BALANCE;
-    return !runs_experts || !engine_has_matrix_units(engine);
+    return !step_runs_experts(step) || !engine_has_matrix_units(engine);
 }
 
 static clmoe_status add_timed(contest *t, turn *u) {
@@ -191,10 +194,15 @@ static clmoe_status add_timed(contest *t, turn *u) {
 
 /* ---- Steps ----------------------------------------------------------------------------------- */
 
-/* Engines that gather have no dispatch in the layer; it is timed if it was named. */
+/*
+ * Engines that gather have no dispatch in the layer; it is timed if it was named. The backward pass
+ * reads no packed weights.
+ */
 static bool has_step(const contest *t, const contender *c, bench_step step) {
     if (engine_is_peer(c->engine))
-        return step == STEP_EXPERTS;
+        return peer_has_step(c->engine->name, step);
+    if (step_is_backward(step) && c->engine->packed)
+        return false;
     return step != STEP_DISPATCH || c->subject.dispatches || !list_is_all(t->m->options->steps);
 }
 
@@ -203,8 +211,9 @@ static clmoe_status check_contender(contest *t, contender *c, bench_step step,
     clmoe_status status = CLMOE_SUCCESS;
     if (!engine_is_peer(c->engine))
         return check_step(&c->subject, &t->reference, step, result);
-    TRY(peer_run(&c->peer));
-    TRY(peer_check(&c->peer, &t->reference, result));
+    TRY(peer_prepare(&c->peer, step));
+    TRY(peer_run(&c->peer, step));
+    TRY(peer_check(&c->peer, step, &t->reference, result));
 done:
     return status;
 }
@@ -238,14 +247,15 @@ static void pause_ms(long milliseconds) {
 /* Expert weights come from memory, not from a cache that an earlier run left. */
 static clmoe_status time_once(const contest *t, contender *c, bench_step step, double *ms) {
     clmoe_status status = CLMOE_SUCCESS;
-    if (step == STEP_LAYER || step == STEP_EXPERTS || step == STEP_TRAIN ||
-        step == STEP_TRAIN_BALANCE)
+    if (!engine_is_peer(c->engine))
+        TRY(subject_prepare(&c->subject, step));
+    if (step_runs_experts(step))
         TRY(device_forget(t->m->device));
     TRY(CL(clFinish(t->m->device->queue)));
     if (!engine_is_peer(c->engine))
         return subject_time(&c->subject, step, ms);
     const double begin = host_ms();
-    TRY(peer_run(&c->peer));
+    TRY(peer_run(&c->peer, step));
     *ms = host_ms() - begin;
     if (!c->peer.is_clblast)
         pause_ms(PEER_PAUSE_MS);
@@ -315,6 +325,13 @@ size_t measure_steps(const measurement *m, const bench_case *c) {
     return steps;
 }
 
+static bool has_backward(const measurement *m, const bench_case *c) {
+    for (int step = 0; step < STEP_COUNT; step++)
+        if (step_is_backward((bench_step)step) && step_chosen(m, c, (bench_step)step))
+            return true;
+    return false;
+}
+
 /* The layer without balance and the layer with it take turns: their difference is what counts. */
 static clmoe_status measure_all(contest *t) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -351,6 +368,8 @@ clmoe_status measure_case(measurement *m, const bench_case *c) {
     if (t->count > 0) {
         progress_show(&m->progress, c->name, c->tokens, "reference");
         TRY(reference_make(&m->inputs, &t->reference));
+        if (has_backward(m, c))
+            TRY(reference_backward(&m->inputs, &t->reference));
         TRY(measure_all(t));
     }
 done:

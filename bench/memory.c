@@ -25,17 +25,20 @@ done:
 static clmoe_status print_row(const bench_device *device, const bench_case *c,
                               const bench_engine *engine, clmoe_type type) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t saved = 0, scratch = 0, training_scratch = 0;
+    size_t saved = 0, scratch = 0, training_scratch = 0, saved_less = 0, scratch_more = 0;
     const inputs in = {.of = *c, .type = type};
     const double element = (double)type_bytes(type);
     clmoe_layer_desc desc = inputs_desc(&in, engine->library);
     TRY(layer_memory(device, &desc, c->tokens, &saved, &scratch));
     desc.training = 1;
     TRY(layer_memory(device, &desc, c->tokens, &saved, &training_scratch));
-    printf("| %s | %u | %s | %s | %.1f | %.1f | %.1f | %.1f + %.1f |\n", c->name,
+    desc.recompute = 1;
+    TRY(layer_memory(device, &desc, c->tokens, &saved_less, &scratch_more));
+    printf("| %s | %u | %s | %s | %.1f | %.1f | %.1f | %.1f + %.1f | %.1f + %.1f |\n", c->name,
            (unsigned)c->tokens, engine->name, type_names[type],
            mib(case_weight_bytes(c, type_bytes(type))), mib(2 * element * c->tokens * c->dim),
-           mib((double)scratch), mib((double)saved), mib((double)training_scratch));
+           mib((double)scratch), mib((double)saved), mib((double)training_scratch),
+           mib((double)saved_less), mib((double)scratch_more));
 done:
     return status;
 }
@@ -50,7 +53,7 @@ clmoe_status memory_print(const bench_options *options) {
     printf("%s, driver %s\n\n", device.name, device.driver);
     puts(
         "| MiB | T | engine | type | experts' weights | x and y | scratch | training: saved + scratch "
-        "|\n|---|--:|---|---|--:|--:|--:|--:|");
+        "| with recompute |\n|---|--:|---|---|--:|--:|--:|--:|--:|");
     for (const bench_case *c = bench_cases; c->name; c++)
         for (size_t i = 0; i < list.count && options_choose(options, c, device.cpu); i++)
             if (!engine_is_peer(&list.engines[i]))

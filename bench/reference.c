@@ -20,12 +20,6 @@ typedef struct workbench {
     float *gate, *down;   /* [2H,D], [D,H] of one expert */
 } workbench;
 
-/* Elements `first` to first + count - 1 of an array. */
-static void fill(const values *v, uint64_t first, size_t count, float *to) {
-    for (size_t i = 0; i < count; i++)
-        to[i] = value_at(v, first + i);
-}
-
 static void workbench_free(workbench *w) {
     free(w->router);
     free(w->bias);
@@ -47,7 +41,7 @@ static clmoe_status workbench_make(const inputs *in, size_t wanted, workbench *w
                      .down = malloc(matrix * sizeof *w->down)};
     if (!w->router || !w->bias || !w->x || !w->scores || !w->gate || !w->down)
         return bench_no_memory("the reference");
-    fill(&in->router, 0, router, w->router);
+    values_fill(&in->router, 0, router, w->router);
     for (uint32_t e = 0; e < c->experts; e++)
         w->bias[e] = pattern_bias(in->pattern, e);
     return CLMOE_SUCCESS;
@@ -61,7 +55,7 @@ static bool route_token(const inputs *in, workbench *w, uint32_t n, uint32_t t, 
     double *scores = ref->scores + (size_t)n * c->experts;
     float *x = w->x + (size_t)n * c->dim;
     int32_t live = 0;
-    fill(&in->x, (uint64_t)t * c->dim, c->dim, x);
+    values_fill(&in->x, (uint64_t)t * c->dim, c->dim, x);
     ref_logits(&w->desc, 1, x, &weights, logits);
     ref_scores(&w->desc, 1, logits, scores);
     if (ref_choice_gap(&w->desc, 1, scores, &weights) < CHOICE_GAP)
@@ -98,8 +92,8 @@ static void run_expert(const inputs *in, workbench *w, uint32_t expert, referenc
         if (ref->ids[p] != (int32_t)expert)
             continue;
         if (!filled) {
-            fill(&in->gate, 2 * matrix * expert, 2 * matrix, w->gate);
-            fill(&in->down, matrix * expert, matrix, w->down);
+            values_fill(&in->gate, 2 * matrix * expert, 2 * matrix, w->gate);
+            values_fill(&in->down, matrix * expert, matrix, w->down);
             filled = true;
         }
         ref_expert(&w->desc, &weights, 0, w->x + n * c->dim, 1, out);
@@ -163,5 +157,9 @@ void reference_free(reference *ref) {
     free(ref->weights);
     free(ref->experts);
     free(ref->y);
+    free(ref->experts_dx);
+    free(ref->dx);
+    free(ref->dlogits);
+    free(ref->dlogits_blur);
     *ref = (reference){0};
 }

@@ -136,6 +136,30 @@ done:
     return status;
 }
 
+static clmoe_status need_backward(subject *s) {
+    if (s->backward.layer)
+        return CLMOE_SUCCESS;
+    return backward_create(s->device, s->in, clmoe_layer_engine(s->layer), &s->backward);
+}
+
+clmoe_status subject_prepare(subject *s, bench_step step) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!step_is_backward(step))
+        return CLMOE_SUCCESS;
+    TRY(need_backward(s));
+    TRY(backward_prepare(&s->backward, step));
+done:
+    return status;
+}
+
+clmoe_status subject_forget_gradients(subject *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(need_backward(s));
+    TRY(backward_forget(&s->backward));
+done:
+    return status;
+}
+
 clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event) {
     switch (step) {
     case STEP_LAYER:
@@ -164,6 +188,11 @@ clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event) {
     case STEP_TRAIN_BALANCE:
     case STEP_BALANCE:
         return enqueue_train(s, step, event);
+    case STEP_BACKWARD:
+    case STEP_BACKWARD_DATA:
+    case STEP_BACKWARD_WEIGHTS:
+    case STEP_FORWARD_BACKWARD:
+        return backward_enqueue(&s->backward, step, event);
     case STEP_STATS:
     case STEP_COUNT:
         break;
@@ -256,6 +285,7 @@ void subject_release(subject *s) {
     for (int kind = 0; kind < POLICY_KINDS; kind++)
         policy_release(&s->policies[kind]);
     train_release(&s->train);
+    backward_release(&s->backward);
     for (int i = 0; i < SUBJECT_COUNT; i++)
         buffer_release(&s->buffers[i]);
     clmoe_layer_destroy(s->layer);

@@ -2,6 +2,7 @@
 #ifndef BENCH_SUBJECT_H
 #define BENCH_SUBJECT_H
 
+#include "backward.h"
 #include "policy.h"
 #include "reference.h"
 #include "train.h"
@@ -40,6 +41,7 @@ typedef struct subject {
     cl_mem buffers[SUBJECT_COUNT];
     bench_policy policies[POLICY_KINDS]; /* made when one of their steps is first enqueued */
     bench_train train;
+    bench_backward backward;
     bool packed;     /* the engine reads packed weights */
     bool dispatches; /* the engine reads xe, not x through the plan */
 } subject;
@@ -52,6 +54,12 @@ void subject_release(subject *s);
 
 /* The policy of STEP_EXPERT_CHOICE, STEP_SINKHORN or STEP_REROUTE. */
 policy_kind step_policy(bench_step step);
+
+/* Before each subject_enqueue() of a step: what it reads besides, which is not timed. */
+clmoe_status subject_prepare(subject *s, bench_step step);
+
+/* Fills what the backward pass gives with NaN, so that nothing passes a check that is old. */
+clmoe_status subject_forget_gradients(subject *s);
 
 /* Enqueues a step; its inputs are what subject_create() left. */
 clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event);

@@ -1,7 +1,7 @@
 /* The steps of the backward pass as public calls; calls.c has those of forward. */
+#include "back.h"
 #include "check/check.h"
 #include "runtime/structs.h"
-#include "steps.h"
 
 /* What calls with gradients have in common. */
 #define BIND_GRADIENTS(b, args)                                                                    \
@@ -44,6 +44,7 @@ static clmoe_status experts_backward(batch *b, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->experts_x = args->x;
     b->pair_weights = args->pair_weights;
     b->plan = args->plan;
@@ -57,9 +58,9 @@ static clmoe_status experts_backward(batch *b, launch *chain,
     if (b->z_again)
         b->z = region(b, REGION_Z);
     if (has_data(args->parts))
-        TRY(step_experts_backward(b, chain));
+        TRY(back_experts(b, chain));
     if (has_weights(args->parts, args->gradients))
-        TRY(step_experts_gradients(b, chain));
+        TRY(back_experts_gradients(b, chain));
 done:
     return status;
 }
@@ -91,6 +92,7 @@ static clmoe_status shared_expert_backward(batch *b, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->experts_x = args->x;
     b->token_mask = args->token_mask;
     b->shared_gate = args->shared_gate;
@@ -127,6 +129,7 @@ static clmoe_status topk_backward(batch *b, launch *chain, const clmoe_topk_back
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->x = args->x;
     b->jittered = region(b, REGION_JITTERED);
     b->logits = args->logits;
@@ -155,6 +158,7 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
+    b->scratch = args->scratch;
     b->x = args->x;
     b->token_mask = args->token_mask;
     b->state = args->state;
@@ -168,7 +172,7 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     if (has_data(args->parts))
         TRY(step_score_backward(b, chain));
     if (has_weights(args->parts, args->gradients))
-        TRY(step_score_gradients(b, chain));
+        TRY(back_routers_gradients(b, chain));
 done:
     return status;
 }
@@ -186,7 +190,7 @@ static clmoe_status dispatch_backward(batch *b, launch *chain,
     b->router_dx = args->router_dx;
     b->router_dx_begun = args->router_dx.mem != NULL;
     b->dx = args->dx;
-    return step_dispatch_backward(b, chain);
+    return back_dispatch(b, chain);
 }
 
 #define DEFINE_CALL(name)                                                                          \

@@ -1,7 +1,7 @@
 /* The chain backwards: forward.c from its end. A step reads and writes the batch's buffers. */
+#include "back.h"
 #include "check/check.h"
 #include "runtime/structs.h"
-#include "steps.h"
 
 /* What forward made of x, of no region that is saved. */
 static clmoe_status prepare(const batch *b, launch *chain) {
@@ -30,7 +30,7 @@ static clmoe_status soft_moe_experts(const batch *b, launch *chain) {
     if (normalizes)
         TRY(step_normalize(b, chain, ye));
     TRY(step_soft_moe_weights_backward(b, chain, ye));
-    TRY(step_experts_rows_backward(b, chain));
+    TRY(step_experts_backward(b, chain));
 done:
     return status;
 }
@@ -38,7 +38,7 @@ done:
 /* dy -> dxe and the gradient on the weights of the pairs. */
 static clmoe_status routed_experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(step_experts_backward(b, chain));
+    TRY(back_experts(b, chain));
     launch_step(chain, "combine");
     TRY(step_combine_backward(b, chain));
 done:
@@ -80,7 +80,7 @@ static clmoe_status data(batch *b, launch *chain) {
     TRY(route(b, chain));
     launch_step(chain, "dispatch");
     if (b->dx.mem)
-        TRY(step_dispatch_backward(b, chain));
+        TRY(back_dispatch(b, chain));
 done:
     return status;
 }
@@ -88,7 +88,7 @@ done:
 static clmoe_status weights(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     launch_step(chain, "experts gradients");
-    TRY(step_experts_gradients(b, chain));
+    TRY(back_experts_gradients(b, chain));
     launch_step(chain, "shared gradients");
     if (b->layer->desc.shared.hidden_dim)
         TRY(step_shared_gradients(b, chain));
@@ -98,7 +98,7 @@ static clmoe_status weights(const batch *b, launch *chain) {
     if (layer_is_soft_moe(b->layer))
         TRY(step_soft_moe_gradients(b, chain));
     else if (b->routed)
-        TRY(step_score_gradients(b, chain));
+        TRY(back_routers_gradients(b, chain));
     if (b->routed && b->layer->desc.router.expert_scale)
         TRY(step_expert_scale_gradient(b, chain));
 done:

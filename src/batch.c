@@ -118,3 +118,23 @@ clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backw
 done:
     return status;
 }
+
+clmoe_buf unmasked_at(const batch *b, unmasked_part part) {
+    const size_t words[] = {[UNMASKED_LIST] = 0,
+                            [UNMASKED_OFFSETS] = b->tokens,
+                            [UNMASKED_KEPT] = (size_t)b->tokens + 2};
+    return buf_at(region(b, REGION_UNMASKED), words[part] * sizeof(cl_uint));
+}
+
+gemm_gradient batch_rows(const batch *b) {
+    gemm_gradient rows = {.slots = b->tokens,
+                          .experts = 1,
+                          .accumulate = b->accumulate,
+                          .scratch = region(b, REGION_GRADIENT)};
+    if (!b->token_mask.mem)
+        return rows;
+    rows.token_of = unmasked_at(b, UNMASKED_LIST);
+    rows.offsets = unmasked_at(b, UNMASKED_OFFSETS);
+    rows.kept = unmasked_at(b, UNMASKED_KEPT);
+    return rows;
+}

@@ -66,6 +66,18 @@ clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backw
 /* The losses of a call, `loss_size` bytes apart. */
 void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses);
 
+/* Where the parts of REGION_UNMASKED lie: see dispatch/unmasked.c. */
+typedef enum unmasked_part {
+    UNMASKED_LIST,    /* [T] i32 */
+    UNMASKED_OFFSETS, /* [2] u32 */
+    UNMASKED_KEPT,    /* [1] u32 */
+} unmasked_part;
+
+clmoe_buf unmasked_at(const batch *b, unmasked_part part);
+
+/* All tokens of the batch, or with a mask those that are not masked, as one expert's bucket. */
+gemm_gradient batch_rows(const batch *b);
+
 /* Whether the experts see the jittered x. */
 static inline bool batch_jitters_experts(const batch *b) {
     return b->state.mem && b->layer->desc.router.noise.jitter_experts;

@@ -77,7 +77,10 @@ clmoe_status step_combine(const batch *b, launch *chain);
 
 /* xe, or experts_x gathered through the plan -> ye. */
 clmoe_status step_experts(const batch *b, launch *chain);
-/* Activations in place, where the MLP has dropout and there is a state. */
+/* Whether the activations of an MLP are dropped out: with a state; and its random stream. */
+bool mlp_drops_out(const batch *b, clmoe_mlp which);
+uint32_t dropout_use(clmoe_mlp which);
+/* Activations in place, where they are. */
 clmoe_status step_hidden_dropout(const batch *b, launch *chain, clmoe_mlp which, clmoe_buf hidden);
 /* ye [S,D] in place; rows of padding are left alone. */
 clmoe_status step_normalize(const batch *b, launch *chain, clmoe_buf ye);
@@ -86,11 +89,22 @@ clmoe_status step_shared(const batch *b, launch *chain);
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-/* dy -> dh, dz, dots of the experts' slots, then dxe. */
-clmoe_status step_experts_backward(const batch *b, launch *chain);
-/* Two of its parts: z and, where they are asked for, ye in the place of dxe; and rows -> dxe. */
+/*
+ * Whether the gradient on the experts' outputs is more than a row of dy times a weight: then its
+ * rows are made of the outputs, which are computed again.
+ */
+bool experts_have_output_rows(const batch *b);
+/* dy, gathered; or rows of slots, where an engine does not gather, or of the outputs' gradient. */
+gemm_rows experts_dy_rows(const batch *b);
+/* x as the gradient of gate and up takes it: gathered, or rows of slots. */
+gemm_rows experts_x_rows(const batch *b);
+/*
+ * x, or its rows of slots where the engine does not gather -> z, where it was not kept, and ye, as
+ * down gives it, in the place of dxe, where there are output rows.
+ */
 clmoe_status step_experts_again(const batch *b, launch *chain);
-clmoe_status step_experts_rows_backward(const batch *b, launch *chain);
+/* dy, or its rows -> dh, dz, dots of the experts' slots, then dxe. */
+clmoe_status step_experts_backward(const batch *b, launch *chain);
 /* dy, x, and what step_experts_backward() left -> the gradients of the experts' weights. */
 clmoe_status step_experts_gradients(const batch *b, launch *chain);
 /* The same of the shared expert and its gate: shared_dx, and the gradients. */
@@ -98,7 +112,6 @@ clmoe_status step_shared_backward(const batch *b, launch *chain);
 clmoe_status step_shared_gradients(const batch *b, launch *chain);
 /* dy, dots -> dpair_weights. */
 clmoe_status step_combine_backward(const batch *b, launch *chain);
-clmoe_status step_output_bias_gradient(const batch *b, launch *chain);
 /* dpair_weights, dlogits -> dlogits_out, dnoise_out; of the choices that were made, by whom ever.
  */
 clmoe_status step_topk_backward(batch *b, launch *chain);
@@ -123,17 +136,6 @@ clmoe_status step_dispatch_backward(const batch *b, launch *chain);
 
 /* With a mask: the list of tokens that are not masked. */
 clmoe_status step_unmasked(const batch *b, launch *chain);
-/* All tokens of the batch, or those of that list, as the bucket of one expert. */
-gemm_gradient batch_rows(const batch *b);
-
-/* to [m,n] = sum over these tokens of p [T,m] f32 times q [T,n] X; nothing where `to` is none. */
-typedef struct dense_gradient {
-    uint32_t m, n;
-    clmoe_buf p, q, to;
-} dense_gradient;
-
-clmoe_status step_dense_gradient(const batch *b, launch *chain, const dense_gradient *map);
-
 /* x -> rows of slots. */
 clmoe_status step_dispatch_rows(const batch *b, launch *chain, clmoe_buf x, clmoe_buf xe);
 /* x -> rows of slots times the weights of their pairs. */
@@ -168,6 +170,10 @@ clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id, con
 /* Those of an MLP, from rows dz, and from rows dy as `down` has them. */
 clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp which,
                                      const bias_call *down, clmoe_buf dz);
+
+/* The gradients of output_bias, from dy, and of router_bias, from dlogits_out. */
+clmoe_status step_output_bias_gradient(const batch *b, launch *chain);
+clmoe_status step_router_bias_gradient(const batch *b, launch *chain);
 
 /* ---- balance --------------------------------------------------------------------------------- */
 

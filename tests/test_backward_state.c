@@ -32,7 +32,10 @@ typedef struct rig {
 /* ---- The batch ---------------------------------------------------------------------------------
  */
 
-static const clmoe_state *some_state(uint32_t columns) {
+/* With expert choice capacity_scale is 1: the oracle's arrays of pairs have the places of C. */
+static const clmoe_state *some_state(const clmoe_layer_desc *desc) {
+    const uint32_t columns = ref_columns(desc);
+    const bool choice = desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
     clmoe_state *s = host_alloc(sizeof *s + 16 * (size_t)columns, 1);
     *s = (clmoe_state){.version = 1,
                        .columns = columns,
@@ -41,7 +44,7 @@ static const clmoe_state *some_state(uint32_t columns) {
                        .noise_scale = 0.75f,
                        .temperature_scale = 1.25f,
                        .loss_weight = 1,
-                       .capacity_scale = 0.75f};
+                       .capacity_scale = choice ? 1.0f : 0.75f};
     return s;
 }
 
@@ -118,7 +121,7 @@ static void rig_make(rig *r, const clmoe_layer_desc *desc) {
         seed_set(seed);
         batch_make(&t->b, desc, small.tokens);
         t->b.in.token_mask = random_mask(small.tokens);
-        t->state = some_state(ref_columns(desc));
+        t->state = some_state(desc);
         if (learned)
             t->noise_router = random_floats((size_t)ref_columns(desc) * desc->dim, 0.3);
         make_jitter(r);

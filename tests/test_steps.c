@@ -1,50 +1,15 @@
 /*
- * The steps one by one give clmoe_forward()'s bits: for every layer of the table, on every engine,
- * with and without a state, and for another router's logits and ids.
+ * The steps one by one give clmoe_forward()'s bits, and in training those backward give
+ * clmoe_backward()'s: for every layer of the tables, on every engine, with and without a state, and
+ * for another router's logits and ids.
  */
-#include "workspace.h" /* before cmocka.h, which has a macro fail */
-
-#include "support.h"
+#include "step_rig.h"
 #include "support_balance.h"
 #include "support_variants.h"
 
 #include <string.h>
 
 static const shape small = {33, 21, 12, 0, 3, 19};
-
-/* Whose choice it is. */
-typedef enum source { OWN_ROUTER, LOGITS_IN, IDS_IN, SOURCES } source;
-
-enum { MAX_BATCH_LOSSES = 16 };
-
-/* A batch by clmoe_forward(), and the arguments of its steps with outputs of their own. */
-typedef struct rig {
-    const clmoe_layer_desc *desc;
-    clmoe_layer *layer;
-    workspace_layout ws;
-    batch b;
-    device_batch d; /* of the forward */
-    clmoe_loss_desc losses[MAX_BATCH_LOSSES];
-    uint32_t num_losses;
-    bool renorms, jitters, shares;
-    clmoe_score_args score;
-    clmoe_topk_args topk;
-    clmoe_plan_args plan;
-    clmoe_renorm_after_drop_args renorm;
-    clmoe_jitter_args jitter;
-    clmoe_dispatch_args dispatch;
-    clmoe_soft_dispatch_args soft_dispatch;
-    clmoe_soft_combine_args soft_combine;
-    clmoe_experts_args experts;
-    clmoe_shared_expert_args shared;
-    clmoe_combine_args combine;
-    clmoe_stats_args stats;
-    clmoe_loss_args loss;
-} rig;
-
-static bool is_soft(const clmoe_layer_desc *desc) {
-    return desc->router.policy == CLMOE_POLICY_SOFT_MOE;
-}
 
 /* ---- The batch ------------------------------------------------------------------------------- */
 
@@ -158,6 +123,15 @@ static void routing_steps(rig *r) {
     r->renorms = r->desc->router.renorm.after_drop && !chosen;
 }
 
+/* Where the way back does not make it again. */
+static clmoe_buf z_of(const rig *r, clmoe_mlp mlp) {
+    size_t bytes = 0;
+    if (!r->desc->training || r->desc->recompute || (mlp == CLMOE_MLP_SHARED && !r->shares))
+        return (clmoe_buf){NULL, 0};
+    OK(clmoe_z_size(r->layer, r->d.args.tokens, mlp, &bytes));
+    return buf_new(bytes);
+}
+
 static void expert_steps(rig *r) {
     const clmoe_forward_args *a = &r->d.args;
     const clmoe_buf none = {NULL, 0};
@@ -173,9 +147,11 @@ static void expert_steps(rig *r) {
         STEP(clmoe_dispatch_args, .x = x, .plan = r->plan.plan, .xe = buf_new_type(type, rows));
     r->experts = STEP(clmoe_experts_args, .weights = a->weights, .xe = r->dispatch.xe,
                       .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
-                      .scratch = a->scratch, .ye = buf_new_type(type, rows), .final_weights = 1);
+                      .scratch = a->scratch, .ye = buf_new_type(type, rows), .final_weights = 1,
+                      .z = z_of(r, CLMOE_MLP_EXPERTS), .state = a->state);
     r->shared = STEP(clmoe_shared_expert_args, .weights = a->weights, .x = x, .scratch = a->scratch,
-                     .shared = shared, .shared_gate = gate);
+                     .shared = shared, .shared_gate = gate, .z = z_of(r, CLMOE_MLP_SHARED),
+                     .state = a->state);
     r->combine = STEP(clmoe_combine_args, .weights = a->weights, .x = x, .ye = r->experts.ye,
                       .pair_weights = r->topk.pair_weights, .plan = r->plan.plan,
                       .token_mask = a->token_mask, .token_offsets = r->topk.token_offsets,
@@ -264,12 +240,17 @@ static void same_bits(const char *what, clmoe_buf step, clmoe_buf forward, size_
         compare_bits(what, buf_get(step), buf_get(forward), bytes);
 }
 
-/* What a training layer keeps: scores, and the arrays of the plan. */
-static void compare_saved(const rig *r) {
+/* Bytes of a region of the forward, which the steps may write over. */
+static void *forward_region(const rig *r, region_id id) {
+    const clmoe_buf saved = r->d.args.saved, scratch = r->d.args.scratch;
+    const clmoe_buf at = workspace_region(&r->ws, id, saved, scratch);
+    const clmoe_buf of = r->ws.saved[id] ? saved : scratch;
+    return at.mem ? (char *)buf_get(of) + (at.offset - of.offset) : NULL;
+}
+
+static void compare_plan(const rig *r) {
     const clmoe_plan_layout *plan = &r->ws.plan;
-    const clmoe_buf none = {NULL, 0}, saved = r->d.args.saved;
-    const clmoe_buf forward = workspace_region(&r->ws, REGION_PLAN, saved, none);
-    const size_t R = ref_columns(r->desc), T = r->d.args.tokens;
+    const size_t R = ref_columns(r->desc);
     const struct {
         const char *name;
         size_t offset, count;
@@ -284,22 +265,19 @@ static void compare_saved(const rig *r) {
         {"plan.token_of", plan->token_of, plan->slots},
         {"plan.tile_expert", plan->tile_expert, plan->slots / plan->row_tile},
     };
-    const char *got = buf_get(r->plan.plan), *all = buf_get(saved);
+    const char *got = buf_get(r->plan.plan), *want = r->forward_plan;
     for (size_t i = 0; i < COUNT_OF(arrays); i++)
-        compare_bits(arrays[i].name, got + arrays[i].offset,
-                     all + (forward.offset - saved.offset) + arrays[i].offset, arrays[i].count * 4);
-    if (r->d.args.ids_in.mem || is_soft(r->desc))
-        return;
-    const clmoe_buf scores = workspace_region(&r->ws, REGION_SCORES, saved, none);
-    compare_bits("scores", buf_get(r->score.scores), all + (scores.offset - saved.offset),
-                 T * R * 4);
+        compare_bits(arrays[i].name, got + arrays[i].offset, want + arrays[i].offset,
+                     arrays[i].count * 4);
 }
 
 static void compare_steps(const rig *r) {
     const clmoe_forward_args *a = &r->d.args;
     const size_t T = a->tokens, logits = T * ref_columns(r->desc) * 4, pairs = r->ws.plan.pairs * 4;
     const size_t y = T * r->desc->dim * type_size(r->desc->type);
-    compare_saved(r);
+    compare_plan(r);
+    if (!r->d.args.ids_in.mem && !is_soft(r->desc))
+        compare_bits("scores", buf_get(r->score.scores), r->forward_scores, logits);
     same_bits("logits", r->score.logits, a->logits, logits);
     same_bits("ids", r->topk.ids, a->ids, pairs);
     same_bits("pair_weights", r->topk.pair_weights, a->pair_weights, pairs);
@@ -345,9 +323,13 @@ static void check_steps(const clmoe_layer_desc *desc, bool has_state, source fro
     routing_steps(&r);
     expert_steps(&r);
     OK(clmoe_forward(r.layer, test.queue, &r.d.args, 0, NULL, NULL));
+    r.forward_plan = forward_region(&r, REGION_PLAN);
+    r.forward_scores = forward_region(&r, REGION_SCORES);
     run_all(&r);
     CL_OK(clFinish(test.queue));
     compare_steps(&r);
+    if (desc->training && !is_soft(desc))
+        check_back_steps(&r);
 }
 
 /* ---- Tests ----------------------------------------------------------------------------------- */
@@ -361,28 +343,56 @@ static bool allows(const clmoe_layer_desc *desc, bool has_state, source from) {
     return desc->router.policy != CLMOE_POLICY_EXPERT_CHOICE || from != IDS_IN;
 }
 
-static void check_variant(const layer_variant *variant, const char *engine, clmoe_type type) {
+typedef enum training { NONE, KEPT, COMPUTED_AGAIN, TRAININGS } training;
+
+static void set_training(clmoe_layer_desc *desc, training kind) {
+    desc->training = kind != NONE;
+    desc->recompute = desc->dye = kind == COMPUTED_AGAIN;
+    desc->gradient_type = kind == COMPUTED_AGAIN ? CLMOE_GRADIENT_OF_WEIGHT : CLMOE_GRADIENT_F32;
+}
+
+/* Every batch that the layer takes. */
+static void check_batches(const clmoe_layer_desc *desc, const char *name) {
     for (int has_state = 0; has_state < 2; has_state++)
         for (int from = OWN_ROUTER; from < SOURCES; from++) {
-            clmoe_layer_desc desc = desc_of(&small);
-            variant->set(&desc);
-            desc.engine = engine;
-            desc.type = desc.weight_type = type;
-            desc.training = 1;
-            if (!allows(&desc, has_state, (source)from))
-                continue;
-            test_case("engine %s, %s, state %d, source %d", engine, variant->name, has_state, from);
-            check_steps(&desc, has_state, (source)from);
+            test_case("engine %s, %s, training %u, recompute %u, state %d, source %d", desc->engine,
+                      name, desc->training, desc->recompute, has_state, from);
+            if (allows(desc, has_state, (source)from))
+                check_steps(desc, has_state, (source)from);
         }
 }
+
+/* Of every kind, or of 16 bits the last. */
+static void check_variants(const layer_variant *variants, size_t count, const char *engine,
+                           clmoe_type type) {
+    for (size_t i = 0; i < count; i++)
+        for (int kind = type == CLMOE_F32 ? NONE : COMPUTED_AGAIN; kind < TRAININGS; kind++) {
+            clmoe_layer_desc desc = desc_of(&small);
+            variants[i].set(&desc);
+            desc.engine = engine;
+            desc.type = desc.weight_type = type;
+            set_training(&desc, (training)kind);
+            check_batches(&desc, variants[i].name);
+        }
+}
+
+static void hidden_dropout(clmoe_layer_desc *d) {
+    d->experts.hidden_dropout = 0.25F;
+    d->shared.hidden_dim = 9;
+    d->shared.hidden_dropout = 0.5F;
+    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+}
+
+/* What the tables have not. */
+static const layer_variant own_variants[] = {{"dropout of activations", hidden_dropout}};
 
 static void check_all(clmoe_type type) {
     const char *const *engines = test_engines_of(type, type);
     for (size_t n = 0; engines[n] != NULL; n++) {
-        for (size_t i = 0; i < num_layer_variants; i++)
-            check_variant(&layer_variants[i], engines[n], type);
-        for (size_t i = 0; i < num_routing_variants; i++)
-            check_variant(&routing_variants[i], engines[n], type);
+        check_variants(layer_variants, num_layer_variants, engines[n], type);
+        check_variants(routing_variants, num_routing_variants, engines[n], type);
+        check_variants(backward_variants, num_backward_variants, engines[n], type);
+        check_variants(own_variants, COUNT_OF(own_variants), engines[n], type);
     }
 }
 

@@ -40,7 +40,7 @@ void normalize_rows(IN(int, pair_of), OUT(STORAGE(X), ye), uint dim) {
 KERNEL(GROUP, 1, 1)
 void output_backward(IN(STORAGE(X), dy), IN(int, token_of), IN(int, pair_of),
                      IN(float, pair_weights), IN(STORAGE(X), dye), IN(STORAGE(X), ye),
-                     OUT(STORAGE(X), rows), OUT(float, dots), uint dim, uint normalize) {
+                     OUT(STORAGE(X), rows), OUT(float, dots), uint dim, uint normalized) {
     __local float tmp[GROUP];
     const ulong slot = get_group_id(0);
     const int token = AT(token_of)[slot];
@@ -52,12 +52,12 @@ void output_backward(IN(STORAGE(X), dy), IN(int, token_of), IN(int, pair_of),
     rows = AT(rows) + slot * dim;
     if (dye)
         dye = AT(dye) + slot * dim;
-    for (uint d = get_local_id(0); d < (normalize ? columns : 0); d += GROUP)
+    for (uint d = get_local_id(0); d < (normalized ? columns : 0); d += GROUP)
         best = fmax(best, fabs(LOAD(X, ye + d)));
     best = group_max(best, tmp);
-    norm = row_norm(ye, normalize ? columns : 0, best, tmp);
-    const bool zero = normalize && best == 0.0f;
-    if (!normalize)
+    norm = row_norm(ye, normalized ? columns : 0, best, tmp);
+    const bool zero = normalized && best == 0.0f;
+    if (!normalized)
         best = norm = 1.0f;
     for (uint d = get_local_id(0); d < (zero ? 0 : columns); d += GROUP) {
         const float n = LOAD(X, ye + d) / best / norm, g = LOAD(X, dy + d);
@@ -69,7 +69,7 @@ void output_backward(IN(STORAGE(X), dy), IN(int, token_of), IN(int, pair_of),
     for (uint d = get_local_id(0); d < columns; d += GROUP) {
         const float n = zero ? 0.0f : LOAD(X, ye + d) / best / norm;
         float g = weight * LOAD(X, dy + d) + (dye ? LOAD(X, dye + d) : 0.0f);
-        if (normalize)
+        if (normalized)
             g = zero ? 0.0f : (g - n * along) / best / norm;
         STORE(X, g, rows + d);
     }

@@ -73,8 +73,7 @@ clmoe_status step_combine_backward(const batch *b, launch *chain) {
     const clmoe_weight_at at = desc->router.weight_at;
     const bool biased = desc->experts.down_bias && at == CLMOE_WEIGHT_AT_OUTPUT &&
                         !desc->normalize_experts && !b->dye.mem;
-    const bool products =
-        biased || at == CLMOE_WEIGHT_AT_INPUT || desc->num_identity_experts > 0;
+    const bool products = biased || at == CLMOE_WEIGHT_AT_INPUT || desc->num_identity_experts > 0;
     cl_kernel kernel = layer->kernels[KERNEL_COMBINE_BACKWARD];
     TRY(KERNEL_SET(kernel, ARG_TYPE(b->dy, type), ARG_AS(x, ARG_TYPE(b->experts_x, type)),
                    ARG_AS(dxe, ARG_TYPE(at == CLMOE_WEIGHT_AT_INPUT ? b->dxe : none, type)),
@@ -90,17 +89,6 @@ done:
     return status;
 }
 
-clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
-    const uint32_t dim = b->layer->desc.dim;
-    const bias_call call = {.slots = b->tokens,
-                            .experts = 1,
-                            .n = dim,
-                            .rows = {b->dy, dim, false},
-                            .token_mask = b->token_mask,
-                            .to = b->gradients.output_bias};
-    return step_bias_gradient(b, chain, KERNEL_BIAS_GRADIENT, &call);
-}
-
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &b->layer->desc;
@@ -112,9 +100,5 @@ clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
                              .residual = b->router_dx_begun && !soft_moe ? b->router_dx : none,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
-    TRY(combine(b, chain, &of));
-    if (batch_jitters_experts(b))
-        TRY(step_jitter_rows(b, chain, b->dx, b->dx));
-done:
-    return status;
+    return combine(b, chain, &of);
 }

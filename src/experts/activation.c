@@ -1,19 +1,9 @@
-/* Back through the activation of the experts and of the shared expert; and its dropout. */
+/* Back through the activation of the experts and of the shared expert. */
 #include "experts/gemm/kernel.h"
 #include "runtime/program.h"
-#include "runtime/random.clh"
 #include "steps.h"
 
 #include <stdio.h>
-
-/* With a state that makes it random. */
-static bool drops_out(const batch *b, const clmoe_mlp_desc *mlp) {
-    return b->state.mem && mlp->hidden_dropout > 0;
-}
-
-static uint32_t random_use(clmoe_mlp which) {
-    return which == CLMOE_MLP_SHARED ? RANDOM_SHARED_HIDDEN : RANDOM_HIDDEN;
-}
 
 enum { MOST_ITEMS = 128 };
 
@@ -74,7 +64,7 @@ static clmoe_status set(const batch *b, cl_kernel kernel, clmoe_mlp which,
         ARG_F32(rows->pair_weights), ARG_U8(rows->token_mask), ARG_TYPE(rows->dz, type),
         ARG_F32(rows->dots), ARG_F32(b->state), ARG_STRUCT(z_at), ARG_STRUCT(dz_at),
         ARG_UINT(mlp->hidden_dim), ARG_UINT((uint32_t)mlp->activation), ARG_FLOAT(mlp->limit),
-        ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift), ARG_AS(use, ARG_UINT(random_use(which))),
+        ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift), ARG_AS(use, ARG_UINT(dropout_use(which))),
         ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout)));
 }
 
@@ -84,35 +74,10 @@ clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp w
     const clmoe_layer *layer = b->layer;
     const bool shared = which == CLMOE_MLP_SHARED;
     const int id = shared ? KERNEL_SHARED_ACTIVATION_BACKWARD : KERNEL_ACTIVATION_BACKWARD;
-    cl_kernel kernel = layer->kernels[id + drops_out(b, layer_mlp(layer, which))];
+    cl_kernel kernel = layer->kernels[id + mlp_drops_out(b, which)];
     TRY(set(b, kernel, which, rows));
     TRY(launch_1d(chain, kernel, shared ? b->tokens : b->ws.plan.slots,
                   items_of(layer, layer_mlp(layer, which))));
-done:
-    return status;
-}
-
-clmoe_status dropout_create(clmoe_layer *layer) {
-    if (layer->desc.experts.hidden_dropout == 0 && layer->desc.shared.hidden_dropout == 0)
-        return CLMOE_SUCCESS;
-    return layer_kernel(layer, KERNEL_HIDDEN_DROPOUT, "experts/dropout", "hidden_dropout");
-}
-
-clmoe_status step_hidden_dropout(const batch *b, launch *chain, clmoe_mlp which, clmoe_buf hidden) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer *layer = b->layer;
-    const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
-    const clmoe_buf none = {0};
-    const bool shared = which == CLMOE_MLP_SHARED;
-    cl_kernel kernel = layer->kernels[KERNEL_HIDDEN_DROPOUT];
-    if (!drops_out(b, mlp))
-        return CLMOE_SUCCESS;
-    TRY(KERNEL_SET(kernel, ARG_TYPE(hidden, layer->desc.type),
-                   ARG_AS(pair_of, ARG_F32(shared ? none : PLAN_ARRAY(b, pair_of))),
-                   ARG_F32(b->state), ARG_UINT(mlp->hidden_dim),
-                   ARG_AS(use, ARG_UINT(random_use(which))),
-                   ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout))));
-    TRY(launch_1d(chain, kernel, shared ? b->tokens : b->ws.plan.slots, layer->group));
 done:
     return status;
 }

@@ -82,3 +82,25 @@ clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp wh
 done:
     return status;
 }
+
+clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
+    const uint32_t dim = b->layer->desc.dim;
+    const bias_call call = {.slots = b->tokens,
+                            .experts = 1,
+                            .n = dim,
+                            .rows = {b->dy, dim, false},
+                            .token_mask = b->token_mask,
+                            .to = b->gradients.output_bias};
+    return step_bias_gradient(b, chain, KERNEL_BIAS_GRADIENT, &call);
+}
+
+clmoe_status step_router_bias_gradient(const batch *b, launch *chain) {
+    const uint32_t columns = b->layer->columns;
+    const bias_call call = {.slots = b->tokens,
+                            .experts = 1,
+                            .n = columns,
+                            .rows = {b->dlogits_out, columns, false},
+                            .token_mask = b->token_mask,
+                            .to = b->gradients.router_bias};
+    return step_bias_gradient(b, chain, KERNEL_ROUTER_BIAS_GRADIENT, &call);
+}

@@ -68,48 +68,33 @@ done:
     return status;
 }
 
-/*
- * Whether the gradient on the experts' outputs is more than a row of dy times a weight: then its
- * rows are made of the outputs, which are computed again.
- */
-static bool has_output_rows(const batch *b) {
+bool experts_have_output_rows(const batch *b) {
     return b->layer->desc.normalize_experts || b->dye.mem || layer_is_soft_moe(b->layer);
 }
 
-/* Rows of dy, gathered; or of slots, where an engine does not gather, or of the outputs' gradient.
- */
-static gemm_rows dy_rows_of(const batch *b) {
+gemm_rows experts_dy_rows(const batch *b) {
     const clmoe_layer *layer = b->layer;
     const bool gathered = layer->experts.engine->gathers && layer->mlp_gradient.engine->gathers &&
-                          !has_output_rows(b);
+                          !experts_have_output_rows(b);
     return (gemm_rows){gathered ? b->dy : region(b, REGION_DY_ROWS), layer->desc.dim, gathered};
 }
 
-/* z as forward made it, where it was not kept; then ye, as down gives it, where it is asked for. */
-clmoe_status step_experts_again(const batch *b, launch *chain) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const bool gather = !layer_dispatches(b->layer), outputs = has_output_rows(b);
-    const clmoe_buf rows = region(b, REGION_X_ROWS);
-    mlp_call call = experts_call(b, gather ? b->experts_x : rows, gather);
-    call.hidden = region(b, REGION_DH);
-    call.out = b->dxe;
-    if (!outputs && !b->z_again)
-        return CLMOE_SUCCESS;
-    if (!b->z_again)
-        call.z = (clmoe_buf){0};
-    if (!gather && !layer_is_soft_moe(b->layer)) /* whose rows are made */
-        TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
-    TRY(outputs ? run_mlp(b, chain, &call) : gemm_mlp_first(&call, chain));
-done:
-    return status;
+gemm_rows experts_x_rows(const batch *b) {
+    const clmoe_layer *layer = b->layer;
+    const bool gathered = layer->mlp_gradient.engine->gathers && !layer_is_soft_moe(layer) &&
+                          layer->desc.router.weight_at != CLMOE_WEIGHT_AT_INPUT;
+    return (gemm_rows){gathered ? b->experts_x : region(b, REGION_X_ROWS), layer->desc.dim,
+                       gathered};
 }
 
-/* The gradient on the experts' outputs as rows of slots, where it cannot be gathered from dy. */
-static clmoe_status output_rows(const batch *b, launch *chain) {
-    const gemm_rows rows = dy_rows_of(b);
-    if (has_output_rows(b))
-        return step_output_backward(b, chain, b->dxe, rows.buf);
-    return rows.gathered ? CLMOE_SUCCESS : step_dispatch_rows(b, chain, b->dy, rows.buf);
+clmoe_status step_experts_again(const batch *b, launch *chain) {
+    const bool gather = !layer_dispatches(b->layer);
+    mlp_call call = experts_call(b, gather ? b->experts_x : region(b, REGION_X_ROWS), gather);
+    call.hidden = region(b, REGION_DH);
+    call.out = b->dxe;
+    if (!b->z_again)
+        call.z = (clmoe_buf){0};
+    return experts_have_output_rows(b) ? run_mlp(b, chain, &call) : gemm_mlp_first(&call, chain);
 }
 
 static activation_rows experts_activation(const batch *b) {
@@ -119,7 +104,7 @@ static activation_rows experts_activation(const batch *b) {
     const clmoe_buf none = {0};
     const clmoe_weight_at at = layer->desc.router.weight_at;
     /* Weights that are in the rows already, and their gradients from there. */
-    const bool done = at == CLMOE_WEIGHT_AT_OUTPUT && has_output_rows(b);
+    const bool done = at == CLMOE_WEIGHT_AT_OUTPUT && experts_have_output_rows(b);
     return (activation_rows){
         .z = b->z,
         .dh = region(b, REGION_DH),
@@ -131,9 +116,9 @@ static activation_rows experts_activation(const batch *b) {
         .pair_weights = done || at == CLMOE_WEIGHT_AT_INPUT ? none : b->pair_weights};
 }
 
-clmoe_status step_experts_rows_backward(const batch *b, launch *chain) {
+clmoe_status step_experts_backward(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const gemm_rows rows = dy_rows_of(b);
+    const gemm_rows rows = experts_dy_rows(b);
     const activation_rows activation = experts_activation(b);
     mlp_call call = experts_call(b, rows.buf, rows.gathered);
     call.hidden = activation.dh;
@@ -145,59 +130,27 @@ done:
     return status;
 }
 
-clmoe_status step_experts_backward(const batch *b, launch *chain) {
-    clmoe_status status = CLMOE_SUCCESS;
-    if (b->ws.plan.slots == 0)
-        return CLMOE_SUCCESS;
-    TRY(step_experts_again(b, chain));
-    TRY(output_rows(b, chain));
-    TRY(step_experts_rows_backward(b, chain));
-done:
-    return status;
-}
-
-/* x as the gradient of gate and up sees it: rows of slots with weights, or where the engine does
- * not gather; else the tokens'.
- */
-static clmoe_status gradient_x(const batch *b, launch *chain, gemm_rows *x) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer *layer = b->layer;
-    const clmoe_buf rows = region(b, REGION_X_ROWS);
-    const bool weighted = layer->desc.router.weight_at == CLMOE_WEIGHT_AT_INPUT;
-    const bool gathered =
-        layer->mlp_gradient.engine->gathers && !weighted && !layer_is_soft_moe(layer);
-    *x = (gemm_rows){gathered ? b->experts_x : rows, layer->desc.dim, gathered};
-    if (b->ws.plan.slots == 0)
-        return CLMOE_SUCCESS;
-    if (weighted)
-        TRY(step_weighted_rows(b, chain, rows));
-    else if (!gathered && !layer_is_soft_moe(layer)) /* whose rows are made */
-        TRY(step_dispatch_rows(b, chain, b->experts_x, rows));
-done:
-    return status;
-}
-
 clmoe_status step_experts_gradients(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_buf none = {0};
     const bool at_output =
-        layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT && !has_output_rows(b);
-    mlp_gradient_call call = {
-        .use = &layer->mlp_gradient,
-        .mlp = &layer->desc.experts,
-        .gradients = &b->gradients.experts,
-        .dim = layer->desc.dim,
-        .rows = {.offsets = PLAN_ARRAY(b, offsets),
-                 .kept = PLAN_ARRAY(b, kept),
-                 .token_of = PLAN_ARRAY(b, token_of),
-                 .slots = b->ws.plan.slots,
-                 .experts = layer->desc.num_experts,
-                 .accumulate = b->accumulate,
-                 .scratch = region(b, REGION_GRADIENT)},
-        .dy = dy_rows_of(b),
-        .dz = region(b, REGION_DZ),
-        .hidden = region(b, REGION_DH)};
+        layer->desc.router.weight_at == CLMOE_WEIGHT_AT_OUTPUT && !experts_have_output_rows(b);
+    const mlp_gradient_call call = {.use = &layer->mlp_gradient,
+                                    .mlp = &layer->desc.experts,
+                                    .gradients = &b->gradients.experts,
+                                    .dim = layer->desc.dim,
+                                    .rows = {.offsets = PLAN_ARRAY(b, offsets),
+                                             .kept = PLAN_ARRAY(b, kept),
+                                             .token_of = PLAN_ARRAY(b, token_of),
+                                             .slots = b->ws.plan.slots,
+                                             .experts = layer->desc.num_experts,
+                                             .accumulate = b->accumulate,
+                                             .scratch = region(b, REGION_GRADIENT)},
+                                    .x = experts_x_rows(b),
+                                    .dy = experts_dy_rows(b),
+                                    .dz = region(b, REGION_DZ),
+                                    .hidden = region(b, REGION_DH)};
     const bias_call biases = {.offsets = call.rows.offsets,
                               .kept = call.rows.kept,
                               .token_of = call.rows.token_of,
@@ -208,7 +161,6 @@ clmoe_status step_experts_gradients(const batch *b, launch *chain) {
                               .pair_of = PLAN_ARRAY(b, pair_of),
                               .pair_weights = at_output ? b->pair_weights : none,
                               .to = b->gradients.experts.down_bias};
-    TRY(gradient_x(b, chain, &call.x));
     TRY(gemm_mlp_gradients(&call, chain));
     TRY(step_mlp_bias_gradients(b, chain, CLMOE_MLP_EXPERTS, &biases, call.dz));
 done:

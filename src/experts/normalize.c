@@ -36,7 +36,7 @@ clmoe_status step_output_backward(const batch *b, launch *chain, clmoe_buf ye, c
                    ARG_AS(pair_weights, ARG_F32(at_output ? b->pair_weights : none)),
                    ARG_TYPE(b->dye, type), ARG_TYPE(ye, type), ARG_TYPE(rows, type),
                    ARG_F32(b->dots), ARG_UINT(layer->desc.dim),
-                   ARG_AS(normalize, ARG_UINT(layer->desc.normalize_experts))));
+                   ARG_AS(normalized, ARG_UINT(layer->desc.normalize_experts))));
     TRY(launch_1d(chain, kernel, b->ws.plan.slots, layer->group));
 done:
     return status;

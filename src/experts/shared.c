@@ -116,7 +116,8 @@ static clmoe_status gate_gradient(const batch *b, launch *chain) {
                                      .p = region(b, REGION_DGATE),
                                      .q = b->experts_x,
                                      .to = b->gradients.shared_gate};
-    return step_dense_gradient(b, chain, &gradient);
+    const gemm_gradient rows = batch_rows(b);
+    return gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &gradient);
 }
 
 clmoe_status step_shared_gradients(const batch *b, launch *chain) {

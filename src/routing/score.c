@@ -123,20 +123,13 @@ clmoe_status step_score_gradients(const batch *b, launch *chain) {
     const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
     const dense_gradient groups = {layer->desc.router.groups.count, D, b->dgroup_out, x,
                                    b->gradients.group_router};
-    const bias_call bias = {.slots = b->tokens,
-                            .experts = 1,
-                            .n = R,
-                            .rows = {b->dlogits_out, R, false},
-                            .token_mask = b->token_mask,
-                            .to = b->gradients.router_bias};
+    const gemm_gradient rows = batch_rows(b);
     if (!b->logits_given)
-        TRY(step_dense_gradient(b, chain, &router));
-    if (!b->logits_given && layer->desc.router.bias)
-        TRY(step_bias_gradient(b, chain, KERNEL_ROUTER_BIAS_GRADIENT, &bias));
+        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &router));
     if (noise_is_learned(b))
-        TRY(step_dense_gradient(b, chain, &noise));
+        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &noise));
     if (layer->desc.router.groups.two_level)
-        TRY(step_dense_gradient(b, chain, &groups));
+        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &groups));
 done:
     return status;
 }

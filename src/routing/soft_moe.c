@@ -381,7 +381,8 @@ clmoe_status step_soft_moe_gradients(const batch *b, launch *chain) {
     cl_kernel norms = layer->kernels[KERNEL_SLOT_NORMS_BACKWARD];
     const dense_gradient router = {count, layer->desc.dim, region(b, REGION_DLOGITS),
                                    region(b, REGION_SOFT_MOE_X), gradient};
-    TRY(step_dense_gradient(b, chain, &router));
+    const gemm_gradient rows = batch_rows(b);
+    TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &router));
     if (!gradient.mem || b->tokens == 0)
         return CLMOE_SUCCESS;
     TRY(set_column_sums(b, chain, none));

@@ -33,15 +33,14 @@ static clmoe_status weights_backward(const batch *b, launch *chain) {
     const clmoe_layer *layer = b->layer;
     cl_kernel kernel = layer->kernels[KERNEL_WEIGHTS_BACKWARD];
     const chosen_logits of = chosen_logits_of(b);
-    TRY(KERNEL_SET(kernel, ARG_AS(logits, ARG_F32(of.noisy)), ARG_F32(of.clean),
-                   ARG_F32(of.noise_raw), ARG_F32(b->state), ARG_F32(b->ids), ARG_F32(b->live),
-                   ARG_U8(b->token_mask), ARG_F32(b->token_offsets),
-                   ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
-                   ARG_F32(b->dpair_weights), ARG_F32(b->dlogits), ARG_F32(of.dnoise),
-                   ARG_F32(b->dlogits_out), ARG_F32(of.dnoise_out),
-                   ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
-                   ARG_AS(raw, ARG_F32(region(b, REGION_RAW_WEIGHTS))), ARG_UINT(b->ws.plan.pairs),
-                   ARG_AS(most, ARG_UINT(layer_token_pairs(layer))), ARG_STRUCT(layer->router)));
+    TRY(KERNEL_SET(
+        kernel, ARG_AS(logits, ARG_F32(of.noisy)), ARG_F32(of.clean), ARG_F32(of.noise_raw),
+        ARG_F32(b->state), ARG_F32(b->ids), ARG_F32(b->live), ARG_U8(b->token_mask),
+        ARG_F32(b->token_offsets), ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(expert_scale_of(b)),
+        ARG_F32(b->dpair_weights), ARG_F32(b->dlogits), ARG_F32(of.dnoise), ARG_F32(b->dlogits_out),
+        ARG_F32(of.dnoise_out), ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
+        ARG_AS(raw, ARG_F32(region(b, REGION_RAW_WEIGHTS))), ARG_UINT(b->ws.plan.pairs),
+        ARG_AS(most, ARG_UINT(layer_token_pairs(layer))), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, b->tokens, layer->score_group));
 done:
     return status;

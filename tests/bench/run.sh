@@ -56,7 +56,7 @@ grep -q "tiny-router 70 .* topk_to_plan" "$tmp/lines" || fail "tiny-router was n
 for policy in expert-choice sinkhorn reroute; do
     grep -q "tiny-router 70 .* routing:$policy\$" "$tmp/lines" || fail "no routing:$policy"
 done
-! grep -q "balance\|train" "$tmp/lines" || fail "a step that was not named was timed"
+! grep -q "balance\|train\|backward" "$tmp/lines" || fail "a step that was not named was timed"
 [ "$(sort "$tmp/lines" | uniq -d)" = "" ] || fail "rows appear twice"
 
 echo "== patterns and choices"
@@ -81,6 +81,19 @@ run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balanc
 "$rows" "$tmp/rows.json" >"$tmp/lines"
 for step in layer:train layer:train+balance balance; do expect "$tmp/lines" "tiny 37 ref $step"; done
 
+echo "== backward"
+run 0 --case tiny --engine all,ref --step backward,backward:data,backward:weights,train \
+    --repeat 1 --force --json "$tmp/rows.json"
+! grep -v "skipped .*, nv_mma: " "$tmp/err" >&2 || fail "unexpected words on standard error"
+"$rows" "$tmp/rows.json" >"$tmp/lines"
+for step in backward backward:data backward:weights train; do
+    for tokens in 1 37; do expect "$tmp/lines" "tiny $tokens ref $step"; done
+done
+! grep -q "packed\|peer:clblast" "$tmp/lines" || fail "packed weights have gradients"
+for type in f16 bf16; do
+    run 0 --case tiny --engine ref --step backward,train --dtype $type --repeat 1 --force --json "$tmp/rows.json"
+done
+
 echo "== storage types"
 for type in f16 bf16; do
     run 0 --case tiny --engine ref --dtype $type --repeat 1 --force --json "$tmp/rows.json"
@@ -94,7 +107,7 @@ for start in cold warm cached; do expect "$tmp/lines" "tiny 37 ref create_$start
 
 echo "== memory"
 run 0 --memory --case tiny --tokens 37 --engine ref
-grep -q '^| tiny | 37 | ref | f32 | 0\.[0-9] | 0\.[0-9] | [0-9.]* | [0-9.]* + [0-9.]* |$' "$tmp/out" || fail "no memory"
+grep -q '^| tiny | 37 | ref | f32 | 0\.[0-9] | 0\.[0-9] | [0-9.]* | [0-9.]* + [0-9.]* | [0-9.]* + [0-9.]* |$' "$tmp/out" || fail "no memory"
 
 echo "== tile sizes"
 run 0 --tune "$tmp/tuned.json" --case tiny --tokens 37 --engine tiled --repeat 1

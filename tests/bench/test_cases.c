@@ -84,6 +84,17 @@ static void test_costs(void **state) {
     CHECK(case_flops(c, STEP_SCORE) == 2.0 * 512 * 1024 * 64, "flops of score\n");
     CHECK(case_flops(c, STEP_LAYER) > case_flops(c, STEP_EXPERTS), "flops of the layer\n");
     CHECK(case_flops(c, STEP_PLAN) == 0, "flops of plan\n");
+    CHECK(case_flops(c, STEP_BACKWARD) == 2 * (pairs * 3 * 2 * 512 * 1024 + 2.0 * 512 * 1024 * 64),
+          "flops of backward\n");
+    CHECK(case_flops(c, STEP_BACKWARD) ==
+              case_flops(c, STEP_BACKWARD_DATA) + case_flops(c, STEP_BACKWARD_WEIGHTS),
+          "flops of its parts\n");
+    CHECK(case_flops(c, STEP_FORWARD_BACKWARD) ==
+              case_flops(c, STEP_LAYER) + case_flops(c, STEP_BACKWARD),
+          "flops of train\n");
+    CHECK(case_bytes(c, STEP_BACKWARD_WEIGHTS, &f32) ==
+              4 * (2 * rows + pairs * 2 * 512 + weights + 64 * 1024),
+          "bytes of backward:weights\n");
     CHECK(case_bytes(c, STEP_EXPERTS, &f32) == 4 * (weights + rows + pairs * 1024),
           "bytes of experts\n");
     CHECK(case_bytes(c, STEP_EXPERTS, &half) == 2 * (weights / 2 + rows + pairs * 1024),

@@ -39,6 +39,7 @@ static void set_up(fixture *f, case_pattern pattern, clmoe_type type) {
     ok(device_open(wanted_device(), &f->device));
     ok(inputs_set(&f->in, &f->device, &layer_case, pattern, type));
     ok(reference_make(&f->in, &f->ref));
+    ok(reference_backward(&f->in, &f->ref));
     ok(subject_create(&f->device, &f->in, &(bench_engine){.library = "ref"}, &f->subject));
 }
 
@@ -212,6 +213,38 @@ static void test_wrong_balance_is_found(void **state) {
     tear_down(&f);
 }
 
+/* Each output of the backward pass, in every step whose check looks at it. */
+static void test_wrong_gradients_are_found(void **state) {
+    static const bench_step steps[] = {STEP_BACKWARD, STEP_BACKWARD_DATA, STEP_BACKWARD_WEIGHTS,
+                                       STEP_FORWARD_BACKWARD};
+    fixture f;
+    (void)state;
+    set_up(&f, ROUTE_ZIPF, CLMOE_F32);
+    expect_right(&f, STEP_BACKWARD);
+    const bench_backward *b = &f.subject.backward;
+    const struct {
+        cl_mem buffer;
+        const char *name;
+        bool found[COUNT_OF(steps)];
+    } cases[] = {
+        {b->buffers[BACKWARD_Y], "y", {false, false, false, true}},
+        {b->buffers[BACKWARD_DX], "dx", {true, true, false, true}},
+        {b->buffers[BACKWARD_DLOGITS], "dlogits", {true, true, true, true}},
+        {b->gradients.router.mem, "router", {true, false, true, true}},
+        {b->gradients.router_bias.mem, "router_bias", {true, false, true, true}},
+        {b->gradients.experts.gate.mem, "experts.gate", {true, false, true, true}},
+        {b->gradients.experts.down.mem, "experts.down", {true, false, true, true}},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (size_t s = 0; s < COUNT_OF(steps); s++) {
+            expect_right(&f, steps[s]);
+            spoil(&f, cases[i].buffer);
+            if (cases[i].found[s])
+                expect_wrong(&f, steps[s], cases[i].name);
+        }
+    tear_down(&f);
+}
+
 static void test_rows(void **state) {
     const double want[] = {1, 2, 2};
     const float near[] = {1, 2, 2.00002F}, far[] = {1, 2, 2.0001F}, bad[] = {1, NAN, 2};
@@ -226,11 +259,19 @@ static void test_rows(void **state) {
     assert_string_not_equal(result.wrong, "");
 }
 
+static void expect_peer(fixture *f, const peer_openblas *peer, bench_step step, bool right) {
+    check_result result;
+    ok(peer_openblas_check(peer, step, &f->ref, &result));
+    if ((result.wrong[0] == '\0') != right)
+        print_error("%s: '%s'\n", step_names[step], result.wrong);
+    assert_true((result.wrong[0] == '\0') == right);
+}
+
 static void test_peer(void **state) {
     fixture f;
     peer_openblas peer;
-    check_result result;
     int32_t ids[21 * 3];
+    float weights[21 * 3];
     (void)state;
     set_up(&f, ROUTE_ZIPF, CLMOE_F32);
     if (!peer_openblas_built() || !f.device.cpu) {
@@ -238,13 +279,32 @@ static void test_peer(void **state) {
         skip();
     }
     ok(subject_read(&f.subject, SUBJECT_IDS, 0, sizeof ids, ids));
-    ok(peer_openblas_create(&f.device, &f.in, ids, &peer));
-    peer_openblas_run(&peer);
-    peer_openblas_check(&peer, &f.ref, &result);
-    assert_string_equal(result.wrong, "");
+    ok(subject_read(&f.subject, SUBJECT_WEIGHTS, 0, sizeof weights, weights));
+    ok(peer_openblas_create(&f.device, &f.in, ids, weights, &peer));
+    peer_openblas_run(&peer, STEP_EXPERTS);
+    expect_peer(&f, &peer, STEP_EXPERTS, true);
     memset(peer.out, 0, sizeof ids * layer_case.dim);
-    peer_openblas_check(&peer, &f.ref, &result);
-    assert_string_not_equal(result.wrong, "");
+    expect_peer(&f, &peer, STEP_EXPERTS, false);
+    for (bench_step step = STEP_BACKWARD; step <= STEP_FORWARD_BACKWARD; step++) {
+        ok(peer_openblas_prepare(&peer));
+        expect_peer(&f, &peer, step, false);
+        peer_openblas_run(&peer, step);
+        expect_peer(&f, &peer, step, true);
+    }
+    /* Each output of the training step. */
+    const struct {
+        float *values;
+        size_t count;
+    } outputs[] = {{peer.out, 21 * 3 * 40},
+                   {peer.backward.dx, 21 * 40},
+                   {peer.backward.dgate, 7 * 2 * 24 * 40},
+                   {peer.backward.ddown, 7 * 24 * 40}};
+    for (size_t i = 0; i < COUNT_OF(outputs); i++) {
+        memset(outputs[i].values, 0, outputs[i].count * sizeof(float));
+        expect_peer(&f, &peer, STEP_FORWARD_BACKWARD, false);
+        peer_openblas_run(&peer, STEP_FORWARD_BACKWARD);
+        expect_peer(&f, &peer, STEP_FORWARD_BACKWARD, true);
+    }
     peer_openblas_release(&peer);
     tear_down(&f);
 }
@@ -283,6 +343,7 @@ int main(void) {
         cmocka_unit_test(test_wrong_policies_are_found),
         cmocka_unit_test(test_dropped_next_to_room_is_found),
         cmocka_unit_test(test_wrong_balance_is_found),
+        cmocka_unit_test(test_wrong_gradients_are_found),
         cmocka_unit_test(test_peer),
         cmocka_unit_test(test_peer_clblast),
     };

@@ -19,6 +19,13 @@ typedef struct all_args {
     clmoe_combine_args combine;
     clmoe_stats_args stats;
     clmoe_loss_args loss;
+    clmoe_backward_args backward;
+    clmoe_experts_backward_args experts_back;
+    clmoe_combine_backward_args combine_back;
+    clmoe_shared_expert_backward_args shared_back;
+    clmoe_topk_backward_args topk_back;
+    clmoe_score_backward_args score_back;
+    clmoe_dispatch_backward_args dispatch_back;
     struct {
         clmoe_mlp_weights raw;
         clmoe_buf packed;
@@ -27,7 +34,8 @@ typedef struct all_args {
         clmoe_buf state;
     } first_state;
     clmoe_balance_args start, update;
-    clmoe_weights weights; /* of all calls */
+    clmoe_weights weights; /* of all calls; as the next */
+    clmoe_gradients gradients;
 } all_args;
 
 /* The calls whose args have a size and tokens. */
@@ -45,7 +53,14 @@ typedef struct all_args {
     X(shared, clmoe_shared_expert)                                                                 \
     X(combine, clmoe_combine)                                                                      \
     X(stats, clmoe_stats_compute)                                                                  \
-    X(loss, clmoe_loss)
+    X(loss, clmoe_loss)                                                                            \
+    X(backward, clmoe_backward)                                                                    \
+    X(experts_back, clmoe_experts_backward)                                                        \
+    X(combine_back, clmoe_combine_backward)                                                        \
+    X(shared_back, clmoe_shared_expert_backward)                                                   \
+    X(topk_back, clmoe_topk_backward)                                                              \
+    X(score_back, clmoe_score_backward)                                                            \
+    X(dispatch_back, clmoe_dispatch_backward)
 #define CALL_ID(id, function)   CALL_##id,
 #define CALL_NAME(id, function) #id,
 typedef enum call_id {
@@ -58,9 +73,9 @@ typedef enum call_id {
 static const char *const call_names[CALLS] = {BATCH_CALLS(CALL_NAME) "pack", "first_state", "start",
                                               "update"};
 
-/* Layers that between them read every field. */
+/* Layers that between them read every field, all in training. */
 enum {
-    USUAL = 1,     /* token choice with reroute, training */
+    USUAL = 1,     /* token choice with reroute */
     TWO_LEVEL = 2, /* with external logits */
     CHOICE = 4,    /* experts choose */
     EXTERNAL = 8,  /* external ids */
@@ -68,6 +83,7 @@ enum {
     PACKED = 32,   /* EXTERNAL, where the device has an engine that packs */
     UNPACKED = 64, /* EXTERNAL elsewhere */
     KINDS = 5,
+    AT_INPUT = CHOICE, /* weight_at input */
     ROUTED = USUAL | TWO_LEVEL | CHOICE,
     ANY = ROUTED | EXTERNAL, /* all that choose */
     EVERY = ANY | SOFT,
@@ -97,15 +113,28 @@ typedef struct field {
 /* A state has one, too. */
 #define SELECT_BIAS(call)                                                                          \
     FIELD(call, USUAL | TWO_LEVEL, READ, "weights.select_bias", NULL, weights.select_bias)
-/* Of an MLP whose layout may be separate. */
+/* Of an MLP whose layout may be separate; matrices for the way back lie beside packed ones. */
 #define PACKED_MLP(call, mlp)                                                                      \
-    FIELD(call, PACKED, READ, "weights." #mlp ".packed", "weights." #mlp ".gate",                  \
-          weights.mlp.packed)
+    FIELD(call, PACKED, READ, "weights." #mlp ".packed", NULL, weights.mlp.packed)
 #define MLP(call, mlp)                                                                             \
     WEIGHT(call, ROUTED | SOFT | UNPACKED, mlp.gate), WEIGHT(call, TWO_LEVEL | UNPACKED, mlp.up),  \
         WEIGHT(call, ROUTED | SOFT | UNPACKED, mlp.down), PACKED_MLP(call, mlp),                   \
         WEIGHT(call, EVERY, mlp.gate_bias), WEIGHT(call, TWO_LEVEL | EXTERNAL, mlp.up_bias),       \
         WEIGHT(call, EVERY, mlp.down_bias)
+
+/* Matrices as they lie in memory, whatever is packed. */
+#define RAW_MLP(call, kinds, mlp)                                                                  \
+    WEIGHT(call, kinds, mlp.gate), WEIGHT(call, (kinds) & (TWO_LEVEL | EXTERNAL), mlp.up),         \
+        WEIGHT(call, kinds, mlp.down), WEIGHT(call, kinds, mlp.gate_bias),                         \
+        WEIGHT(call, (kinds) & (TWO_LEVEL | EXTERNAL), mlp.up_bias),                               \
+        WEIGHT(call, kinds, mlp.down_bias)
+#define GRADIENT(call, kinds, field)                                                               \
+    FIELD(call, kinds, WRITE, "gradients." #field, NULL, gradients.field)
+#define MLP_GRADIENTS(call, kinds, mlp)                                                            \
+    GRADIENT(call, kinds, mlp.gate), GRADIENT(call, (kinds) & (TWO_LEVEL | EXTERNAL), mlp.up),     \
+        GRADIENT(call, kinds, mlp.down), GRADIENT(call, kinds, mlp.gate_bias),                     \
+        GRADIENT(call, (kinds) & (TWO_LEVEL | EXTERNAL), mlp.up_bias),                             \
+        GRADIENT(call, kinds, mlp.down_bias)
 
 static const field fields[] = {
     ARG(forward, EVERY, READ, x),
@@ -117,7 +146,7 @@ static const field fields[] = {
     OPTIONAL(forward, ROUTED, READ, state),
     OPTIONAL(forward, ROUTED, READ, load_target),
     OPTIONAL(forward, ROUTED, READ, load_supplied),
-    ARG(forward, USUAL, BOTH, saved),
+    ARG(forward, EVERY, BOTH, saved),
     ARG(forward, EVERY, BOTH, scratch),
     ARG(forward, EVERY, WRITE, y),
     OPTIONAL(forward, ROUTED, WRITE, logits),
@@ -206,16 +235,21 @@ static const field fields[] = {
     OPTIONAL(experts, USUAL, READ, x),
     OPTIONAL(experts, USUAL, READ, xe),
     FIELD(experts, TWO_LEVEL | CHOICE | EXTERNAL | SOFT, READ, "xe", "x", experts.xe),
-    OPTIONAL(experts, EVERY, READ, pair_weights),
+    ARG(experts, AT_INPUT, READ, pair_weights),
+    OPTIONAL(experts, EVERY & ~AT_INPUT, READ, pair_weights),
     ARG(experts, EVERY, READ, plan),
     ARG(experts, EVERY, BOTH, scratch),
     ARG(experts, EVERY, BOTH, ye),
+    OPTIONAL(experts, EVERY, WRITE, z),
+    OPTIONAL(experts, EVERY, READ, state),
     MLP(experts, experts),
 
     ARG(shared, EVERY, READ, x),
     ARG(shared, EVERY, BOTH, scratch),
     ARG(shared, EVERY, BOTH, shared),
     ARG(shared, EVERY, WRITE, shared_gate),
+    OPTIONAL(shared, EVERY, WRITE, z),
+    OPTIONAL(shared, EVERY, READ, state),
     MLP(shared, shared),
     WEIGHT(shared, EVERY, shared_gate),
 
@@ -268,6 +302,138 @@ static const field fields[] = {
     WEIGHT(loss, ROUTED, noise_router),
     WEIGHT(loss, TWO_LEVEL, group_router),
     WEIGHT(loss, USUAL | CHOICE, expert_scale),
+
+    ARG(backward, EVERY, READ, x),
+    OPTIONAL(backward, EVERY, READ, token_mask),
+    LOGITS_IN(backward, "weights.router"),
+    ARG(backward, EXTERNAL, READ, ids_in),
+    ARG(backward, EXTERNAL, READ, pair_weights_in),
+    OPTIONAL(backward, EVERY, READ, state),
+    ARG(backward, EVERY, READ, saved),
+    ARG(backward, EVERY, BOTH, scratch),
+    ARG(backward, EVERY, READ, dy),
+    OPTIONAL(backward, ROUTED, READ, dlogits),
+    OPTIONAL(backward, ROUTED, READ, dnoise),
+    OPTIONAL(backward, TWO_LEVEL, READ, dgroup_logits),
+    OPTIONAL(backward, EVERY, READ, dye),
+    OPTIONAL(backward, EVERY, WRITE, dx),
+    OPTIONAL(backward, ROUTED, BOTH, dlogits_out),
+    OPTIONAL(backward, ANY, BOTH, dpair_weights),
+    WEIGHT(backward, USUAL | CHOICE | SOFT, router),
+    WEIGHT(backward, USUAL | CHOICE, router_bias),
+    SELECT_BIAS(backward),
+    WEIGHT(backward, ROUTED, expert_scale),
+    WEIGHT(backward, ROUTED, noise_router),
+    WEIGHT(backward, TWO_LEVEL, group_router),
+    RAW_MLP(backward, EVERY, experts),
+    RAW_MLP(backward, EVERY, shared),
+    WEIGHT(backward, EVERY, shared_gate),
+    WEIGHT(backward, EVERY, output_bias),
+    GRADIENT(backward, EVERY, router),
+    GRADIENT(backward, ANY, router_bias),
+    GRADIENT(backward, ANY, expert_scale),
+    GRADIENT(backward, ROUTED, noise_router),
+    GRADIENT(backward, TWO_LEVEL, group_router),
+    MLP_GRADIENTS(backward, EVERY, experts),
+    MLP_GRADIENTS(backward, EVERY, shared),
+    GRADIENT(backward, EVERY, shared_gate),
+    GRADIENT(backward, EVERY, output_bias),
+
+    ARG(experts_back, ANY, READ, x),
+    ARG(experts_back, ANY, READ, pair_weights),
+    ARG(experts_back, ANY, READ, plan),
+    ARG(experts_back, ANY, READ, z),
+    OPTIONAL(experts_back, ANY, READ, state),
+    ARG(experts_back, ANY, READ, dy),
+    OPTIONAL(experts_back, ANY, READ, dye),
+    ARG(experts_back, ANY, BOTH, scratch),
+    ARG(experts_back, ANY, BOTH, dxe),
+    ARG(experts_back, ANY, BOTH, dots),
+    RAW_MLP(experts_back, ANY, experts),
+    MLP_GRADIENTS(experts_back, ANY, experts),
+
+    ARG(combine_back, AT_INPUT, READ, x),
+    OPTIONAL(combine_back, ANY & ~AT_INPUT, READ, x),
+    ARG(combine_back, ANY, READ, ids),
+    ARG(combine_back, ANY, READ, plan),
+    OPTIONAL(combine_back, ANY, READ, token_mask),
+    ARG(combine_back, CHOICE, READ, token_offsets),
+    OPTIONAL(combine_back, ANY & ~CHOICE, READ, token_offsets),
+    ARG(combine_back, ANY, READ, dy),
+    OPTIONAL(combine_back, ANY, READ, dye),
+    ARG(combine_back, AT_INPUT, READ, dxe),
+    OPTIONAL(combine_back, ANY & ~AT_INPUT, READ, dxe),
+    ARG(combine_back, ANY, READ, dots),
+    ARG(combine_back, ANY, WRITE, dpair_weights),
+    WEIGHT(combine_back, ANY, experts.down_bias),
+    GRADIENT(combine_back, ANY, output_bias),
+
+    ARG(shared_back, EVERY, READ, x),
+    OPTIONAL(shared_back, EVERY, READ, token_mask),
+    ARG(shared_back, EVERY, READ, shared_gate),
+    ARG(shared_back, EVERY, READ, z),
+    OPTIONAL(shared_back, EVERY, READ, state),
+    ARG(shared_back, EVERY, READ, dy),
+    ARG(shared_back, EVERY, BOTH, scratch),
+    ARG(shared_back, EVERY, BOTH, shared_dx),
+    RAW_MLP(shared_back, EVERY, shared),
+    WEIGHT(shared_back, EVERY, shared_gate),
+    MLP_GRADIENTS(shared_back, EVERY, shared),
+    GRADIENT(shared_back, EVERY, shared_gate),
+
+    ARG(topk_back, ROUTED, READ, x),
+    ARG(topk_back, ROUTED, READ, logits),
+    ARG(topk_back, ROUTED, READ, ids),
+    ARG(topk_back, USUAL | TWO_LEVEL, READ, live),
+    OPTIONAL(topk_back, CHOICE, READ, live),
+    ARG(topk_back, ROUTED, READ, plan),
+    OPTIONAL(topk_back, ROUTED, READ, token_mask),
+    ARG(topk_back, CHOICE, READ, token_offsets),
+    OPTIONAL(topk_back, USUAL | TWO_LEVEL, READ, token_offsets),
+    OPTIONAL(topk_back, ROUTED, READ, state),
+    ARG(topk_back, ROUTED, READ, dpair_weights),
+    OPTIONAL(topk_back, ROUTED, READ, dlogits),
+    OPTIONAL(topk_back, ROUTED, READ, dnoise),
+    OPTIONAL(topk_back, TWO_LEVEL, READ, dgroup_logits),
+    ARG(topk_back, ROUTED, BOTH, scratch),
+    ARG(topk_back, ROUTED, BOTH, dlogits_out),
+    ARG(topk_back, ROUTED, BOTH, dnoise_out),
+    ARG(topk_back, TWO_LEVEL, BOTH, dgroup_logits_out),
+    WEIGHT(topk_back, ROUTED, expert_scale),
+    WEIGHT(topk_back, ROUTED, noise_router),
+    WEIGHT(topk_back, TWO_LEVEL, group_router),
+    GRADIENT(topk_back, ROUTED, expert_scale),
+
+    ARG(score_back, ROUTED, READ, x),
+    OPTIONAL(score_back, ROUTED, READ, token_mask),
+    OPTIONAL(score_back, ROUTED, READ, state),
+    ARG(score_back, USUAL | CHOICE, READ, dlogits),
+    OPTIONAL(score_back, TWO_LEVEL, READ, dlogits),
+    ARG(score_back, ROUTED, READ, dnoise),
+    ARG(score_back, TWO_LEVEL, READ, dgroup_logits),
+    ARG(score_back, ROUTED, BOTH, scratch),
+    ARG(score_back, ROUTED, BOTH, router_dx),
+    WEIGHT(score_back, USUAL | CHOICE, router),
+    WEIGHT(score_back, USUAL | CHOICE, router_bias),
+    WEIGHT(score_back, ROUTED, noise_router),
+    WEIGHT(score_back, TWO_LEVEL, group_router),
+    GRADIENT(score_back, ROUTED, router),
+    GRADIENT(score_back, ROUTED, router_bias),
+    GRADIENT(score_back, ROUTED, noise_router),
+    GRADIENT(score_back, TWO_LEVEL, group_router),
+
+    ARG(dispatch_back, AT_INPUT, READ, pair_weights),
+    OPTIONAL(dispatch_back, ANY & ~AT_INPUT, READ, pair_weights),
+    ARG(dispatch_back, ANY, READ, plan),
+    OPTIONAL(dispatch_back, ANY, READ, token_mask),
+    ARG(dispatch_back, CHOICE, READ, token_offsets),
+    OPTIONAL(dispatch_back, ANY & ~CHOICE, READ, token_offsets),
+    OPTIONAL(dispatch_back, ANY, READ, state),
+    OPTIONAL(dispatch_back, ANY, READ, dy),
+    ARG(dispatch_back, ANY, READ, dxe),
+    OPTIONAL(dispatch_back, ANY, READ, shared_dx),
+    OPTIONAL(dispatch_back, ANY, READ, router_dx),
+    ARG(dispatch_back, ANY, BOTH, dx),
 
     ARG(pack, PACKED, READ, raw.gate),
     ARG(pack, PACKED, READ, raw.up),

@@ -42,7 +42,7 @@ static clmoe_layer_desc desc_of_kind(int kind) {
     d.shared_gate = d.output_bias = 1;
     lay_out(&d.experts, separate ? CLMOE_GATE_SEPARATE : CLMOE_GATE_CONCAT);
     d.shared = d.experts;
-    d.training = kind == USUAL;
+    d.training = d.dye = 1;
     d.capacity.factor = kind == USUAL || kind == CHOICE ? 1.0 : 0.0;
     d.router.noise.jitter = kind == USUAL ? 0.1f : 0.0f;
     d.router.renorm.after_drop = kind == TWO_LEVEL;
@@ -50,6 +50,8 @@ static clmoe_layer_desc desc_of_kind(int kind) {
         d.capacity.overflow = CLMOE_OVERFLOW_REROUTE;
     if (kind == CHOICE)
         d.router.policy = CLMOE_POLICY_EXPERT_CHOICE;
+    if (kind & AT_INPUT)
+        d.router.weight_at = CLMOE_WEIGHT_AT_INPUT;
     if (kind == SOFT) {
         d.router.policy = CLMOE_POLICY_SOFT_MOE;
         d.top_k = 1;
@@ -121,26 +123,34 @@ static void begin(all_args *a, int kind) {
     a->forward.weights = a->score.weights = a->topk.weights = a->plan.weights = &a->weights;
     a->experts.weights = a->combine.weights = a->stats.weights = a->loss.weights = &a->weights;
     a->renorm.weights = a->shared.weights = a->soft_dispatch.weights = &a->weights;
+    a->backward.weights = a->experts_back.weights = a->combine_back.weights = &a->weights;
+    a->shared_back.weights = a->topk_back.weights = a->score_back.weights = &a->weights;
+    a->score_back.logits_given = kind == TWO_LEVEL;
+    a->backward.gradients = a->experts_back.gradients = &a->gradients;
+    a->combine_back.gradients = a->shared_back.gradients = &a->gradients;
+    a->topk_back.gradients = a->score_back.gradients = &a->gradients;
     a->loss.losses = losses;
     a->loss.num_losses = num_losses;
     a->forward.losses = kind & ROUTED ? losses : NULL;
     a->forward.num_losses = kind & ROUTED ? num_losses : 0;
 }
 
-static void fixture_make(fixture *f, int kind, const char *engine) {
-    clmoe_layer_desc desc = desc_of_kind(kind);
-    if (engine)
-        desc.engine = engine;
-    f->layer = test_layer(0, &desc);
+static void fixture_of(fixture *f, int kind, const clmoe_layer_desc *desc) {
+    f->layer = test_layer(0, desc);
     f->kinds = kind;
     if (kind == EXTERNAL)
-        f->kinds |= strcmp(desc.engine, "cpu") == 0 ? PACKED : UNPACKED;
+        f->kinds |= strcmp(desc->engine, "cpu") == 0 ? PACKED : UNPACKED;
     f->bytes = most_bytes(f->layer, kind);
     begin(&f->args, kind);
     for (int call = 0; call < CALLS; call++)
         for (const field *at = NULL; (at = next_field(f, (call_id)call, at));)
             if (!buf_at(f, at)->mem)
                 *buf_at(f, at) = (clmoe_buf){new_mem(test.context, CL_MEM_READ_WRITE, f->bytes), 0};
+}
+
+static void fixture_make(fixture *f, int kind) {
+    const clmoe_layer_desc desc = desc_of_kind(kind);
+    fixture_of(f, kind, &desc);
 }
 
 static clmoe_status run_pack(fixture *f) {
@@ -212,7 +222,7 @@ static void every_field(const char *what, void (*check)(fixture *f, const field 
     for (int kind = 0; kind < KINDS; kind++) {
         fixture f;
         test_case("%s, %s", what, kind_names[kind]);
-        fixture_make(&f, 1 << kind, NULL);
+        fixture_make(&f, 1 << kind);
         each_field(&f, check);
     }
 }
@@ -250,7 +260,7 @@ static void too_small_or_missing(void **state) {
     for (int kind = 0; kind < KINDS; kind++) {
         fixture f;
         test_case("sizes, %s", kind_names[kind]);
-        fixture_make(&f, 1 << kind, NULL);
+        fixture_make(&f, 1 << kind);
         each_field(&f, write_poison);
         each_field(&f, check_size);
         each_field(&f, check_poison);
@@ -327,9 +337,10 @@ static void buffers_of_other_contexts(void **state) {
     clReleaseContext(context);
 }
 
-/* y may be residual. */
+/* y may be residual, and dlogits_out dlogits. */
 static bool may_be_same(const field *a, const field *b) {
-    return strcmp(a->name, "y") == 0 && strcmp(b->name, "residual") == 0;
+    return (strcmp(a->name, "y") == 0 && strcmp(b->name, "residual") == 0) ||
+           (strcmp(a->name, "dlogits_out") == 0 && strcmp(b->name, "dlogits") == 0);
 }
 
 /* `a` at the place of `b`, in one buffer. */
@@ -381,7 +392,7 @@ static void overlaps(void **state) {
         for (int call = 0; call < CALLS; call++) {
             fixture f;
             test_case("overlaps, %s, %s", kind_names[kind], call_names[call]);
-            fixture_make(&f, 1 << kind, NULL);
+            fixture_make(&f, 1 << kind);
             if (!next_field(&f, (call_id)call, NULL))
                 continue;
             move_together(&f, (call_id)call);
@@ -397,7 +408,7 @@ static void sub_buffers(void **state) {
     cl_int code = CL_SUCCESS;
     cl_mem parts[2];
     test_case("sub-buffers");
-    fixture_make(&f, USUAL, NULL);
+    fixture_make(&f, USUAL);
     const field x = ARG(forward, USUAL, READ, x), y = ARG(forward, USUAL, WRITE, y);
     const size_t part = (f.bytes + 4095) / 4096 * 4096;
     cl_mem one = new_mem(test.context, CL_MEM_READ_WRITE, 2 * part);
@@ -441,16 +452,23 @@ static void host_access(void **state) {
     const char *const *engines = test_engines();
     const field saved = ARG(forward, USUAL, BOTH, saved),
                 scratch = ARG(forward, EVERY, BOTH, scratch);
-    const field plan = ARG(experts, EVERY, READ, plan);
+    const field plan = ARG(experts, EVERY, READ, plan),
+                plan_back = ARG(experts_back, ANY, READ, plan),
+                saved_back = ARG(backward, EVERY, READ, saved);
     for (size_t n = 0; engines[n]; n++) {
         const bool reads = strcmp(engines[n], "clblast") == 0;
+        clmoe_layer_desc desc = desc_of_kind(USUAL);
         fixture f;
         test_case("engine %s", engines[n]);
-        fixture_make(&f, USUAL, engines[n]);
+        desc.engine = engines[n];
+        fixture_of(&f, USUAL, &desc);
         check_host_access(&f, &saved, reads);
         check_host_access(&f, &scratch, false);
         check_host_access(&f, &plan, reads);
-        fixture_make(&f, CHOICE, engines[n]);
+        check_host_access(&f, &plan_back, reads);
+        check_host_access(&f, &saved_back, reads);
+        desc.training = desc.dye = 0;
+        fixture_of(&f, USUAL, &desc);
         check_host_access(&f, &scratch, reads);
     }
 }

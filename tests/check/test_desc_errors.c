@@ -66,6 +66,11 @@ static const desc_error desc_errors[] = {
     {F(type, U32, 3), "3", BAD_DESC, {{0}}},
     {F(weight_type, U32, -1), "4294967295", BAD_DESC, {{0}}},
     {F(training, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(gradient_type, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(gradient_type, U32, -1), "4294967295", BAD_DESC, {{0}}},
+    {F(recompute, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(dye, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(reserved, U32, 7), "7", BAD_DESC, {{0}}},
     {F(normalize_experts, U32, 2), "2", BAD_DESC, {{0}}},
     {F(shared_gate, U32, 2), "2", BAD_DESC, {{0}}},
     {F(shared_gate, U32, 1), "1", BAD_DESC, {F(shared.hidden_dim, U32, 0)}},
@@ -158,6 +163,9 @@ static const desc_error desc_errors[] = {
     {F(experts.limit, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(experts.alpha, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(experts.up_shift, FLOAT, (double)INFINITY), "inf", BAD_DESC, {{0}}},
+    {F(experts.hidden_dropout, FLOAT, 1), "1", BAD_DESC, {{0}}},
+    {F(experts.hidden_dropout, FLOAT, -0.5), "-0.5", BAD_DESC, {{0}}},
+    {F(shared.hidden_dropout, FLOAT, (double)NAN), "nan", BAD_DESC, {{0}}},
     {F(shared.activation, U32, 5), "5", BAD_DESC, {{0}}},
     {F(shared.gate_layout, U32, 4), "4", BAD_DESC, {{0}}},
     {F(shared.gate_up_transposed, U32, 2), "2", BAD_DESC, {{0}}},
@@ -177,7 +185,7 @@ static const desc_error desc_errors[] = {
     {F(router.rebalance.reserved[1], U32, 7), "7", BAD_DESC, {{0}}},
     {F(capacity.reserved[7], U32, 7), "7", BAD_DESC, {{0}}},
     {F(experts.reserved[2], U32, 7), "7", BAD_DESC, {{0}}},
-    {F(shared.reserved[7], U32, 7), "7", BAD_DESC, {{0}}},
+    {F(shared.reserved[6], U32, 7), "7", BAD_DESC, {{0}}},
     {F(balance.reserved[0], U32, 7), "7", BAD_DESC, {{0}}},
 };
 
@@ -200,26 +208,30 @@ static void every_bad_field(void **state) {
     }
 }
 
-/* An older program's ends before `balance`; what follows it in memory is no field. */
-static void older_desc(void **state) {
-    (void)state;
-    const size_t size = offsetof(clmoe_layer_desc, balance);
+/* An older program's ends before a later field; what follows it in memory is no field. */
+static void check_older(size_t size) {
     clmoe_layer_desc desc = desc_of(&small), wild, defaults;
     clmoe_layer *layer;
     test_case("a descriptor of %zu bytes", size);
     clmoe_layer_desc_init(&defaults);
     memset(&wild, 0xa5, sizeof wild);
+    memcpy((char *)&desc + size, &wild, sizeof desc - size);
     desc.struct_size = size;
-    desc.balance = wild.balance;
     OK(clmoe_layer_create(test_context(0), &desc, &layer));
     assert_int_equal(layer->desc.struct_size, sizeof desc);
-    assert_memory_equal(&layer->desc.balance, &defaults.balance, sizeof defaults.balance);
+    assert_memory_equal((char *)&layer->desc + size, (char *)&defaults + size, sizeof desc - size);
     clmoe_layer_destroy(layer);
     desc = wild;
     clmoe_layer_desc_init_sized(&desc, size);
     assert_int_equal(desc.struct_size, size);
     assert_memory_equal(&desc.dim, &defaults.dim, size - offsetof(clmoe_layer_desc, dim));
-    assert_memory_equal(&desc.balance, &wild.balance, sizeof desc - size);
+    assert_memory_equal((char *)&desc + size, &wild, sizeof desc - size);
+}
+
+static void older_desc(void **state) {
+    (void)state;
+    check_older(offsetof(clmoe_layer_desc, balance));
+    check_older(offsetof(clmoe_layer_desc, gradient_type));
 }
 
 /* A newer program's has more, which must be 0. */

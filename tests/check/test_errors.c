@@ -1,10 +1,8 @@
 /* Bad input: its status, a sentence with the field's name and its value, and nothing enqueued. */
-#include "support.h"
+#include "call_cases.h"
 
 #include <stdio.h>
 #include <string.h>
-
-static const shape small = {6, 5, 8, 0, 2, 3};
 
 static void layer_arguments(void **state) {
     (void)state;
@@ -80,279 +78,8 @@ static void context_arguments(void **state) {
 
 /* ---- Calls --------------------------------------------------------------------------------- */
 
-/* A buffer of an argument struct. */
-typedef struct buf_field {
-    const char *name;
-    size_t offset;
-    bool required;
-    size_t element;
-} buf_field;
-
-typedef clmoe_status (*call)(clmoe_layer *layer, cl_command_queue queue, const void *args,
-                             cl_uint num_wait, const cl_event *wait, cl_event *event);
-
-/* One public call with arguments that are right, and the buffers in them. */
-typedef struct call_case {
-    const char *name;
-    call call;
-    void *args;
-    const buf_field *fields;
-    size_t num_fields;
-    const clmoe_weights **weights; /* in args */
-    const buf_field *weight_fields;
-    size_t num_weight_fields;
-} call_case;
-
-#define DEFINE_CALL(function)                                                                      \
-    static clmoe_status call_##function(clmoe_layer *layer, cl_command_queue queue,                \
-                                        const void *args, cl_uint num_wait, const cl_event *wait,  \
-                                        cl_event *event) {                                         \
-        return function(layer, queue, args, num_wait, wait, event);                                \
-    }
-
-DEFINE_CALL(clmoe_forward)
-DEFINE_CALL(clmoe_score)
-DEFINE_CALL(clmoe_topk)
-DEFINE_CALL(clmoe_plan)
-DEFINE_CALL(clmoe_renorm_after_drop)
-DEFINE_CALL(clmoe_jitter)
-DEFINE_CALL(clmoe_dispatch)
-DEFINE_CALL(clmoe_experts)
-DEFINE_CALL(clmoe_shared_expert)
-DEFINE_CALL(clmoe_combine)
-DEFINE_CALL(clmoe_stats_compute)
-
-#define B(type, field, required)                                                                   \
-    { #field, offsetof(type, field), required, 4 }
-#define M(type, field)                                                                             \
-    { #field, offsetof(type, field), false, 1 }
-
-static const buf_field forward_fields[] = {
-    B(clmoe_forward_args, x, true),
-    M(clmoe_forward_args, token_mask),
-    B(clmoe_forward_args, residual, false),
-    B(clmoe_forward_args, saved, true),
-    B(clmoe_forward_args, scratch, true),
-    B(clmoe_forward_args, y, true),
-    B(clmoe_forward_args, logits, false),
-    B(clmoe_forward_args, ids, false),
-    B(clmoe_forward_args, pair_weights, false),
-    B(clmoe_forward_args, stats, false),
-};
-static const buf_field score_fields[] = {
-    B(clmoe_score_args, x, true),
-    B(clmoe_score_args, logits, true),
-    B(clmoe_score_args, scores, true),
-};
-static const buf_field topk_fields[] = {
-    B(clmoe_topk_args, scores, true),
-    B(clmoe_topk_args, ids, true),
-    B(clmoe_topk_args, pair_weights, true),
-    B(clmoe_topk_args, live, true),
-};
-static const buf_field plan_fields[] = {
-    B(clmoe_plan_args, ids, true),   B(clmoe_plan_args, pair_weights, true),
-    B(clmoe_plan_args, live, false), M(clmoe_plan_args, token_mask),
-    B(clmoe_plan_args, plan, true),  B(clmoe_plan_args, scratch, true),
-};
-static const buf_field renorm_fields[] = {
-    B(clmoe_renorm_after_drop_args, ids, true),
-    B(clmoe_renorm_after_drop_args, pair_weights, true),
-    B(clmoe_renorm_after_drop_args, plan, true),
-};
-static const buf_field jitter_fields[] = {
-    B(clmoe_jitter_args, x, true),
-    B(clmoe_jitter_args, state, true),
-    B(clmoe_jitter_args, jittered, true),
-};
-static const buf_field dispatch_fields[] = {
-    B(clmoe_dispatch_args, x, true),
-    B(clmoe_dispatch_args, plan, true),
-    B(clmoe_dispatch_args, xe, true),
-};
-static const buf_field experts_fields[] = {
-    B(clmoe_experts_args, x, true),    B(clmoe_experts_args, pair_weights, true),
-    B(clmoe_experts_args, plan, true), B(clmoe_experts_args, scratch, true),
-    B(clmoe_experts_args, ye, true),
-};
-static const buf_field shared_fields[] = {
-    B(clmoe_shared_expert_args, x, true),
-    B(clmoe_shared_expert_args, scratch, true),
-    B(clmoe_shared_expert_args, shared, true),
-    B(clmoe_shared_expert_args, shared_gate, true),
-};
-static const buf_field combine_fields[] = {
-    B(clmoe_combine_args, x, true),
-    B(clmoe_combine_args, ye, true),
-    B(clmoe_combine_args, pair_weights, true),
-    B(clmoe_combine_args, plan, true),
-    M(clmoe_combine_args, token_mask),
-    B(clmoe_combine_args, shared, true),
-    B(clmoe_combine_args, shared_gate, true),
-    B(clmoe_combine_args, residual, false),
-    B(clmoe_combine_args, y, true),
-};
-static const buf_field stats_fields[] = {
-    B(clmoe_stats_args, logits, false),       B(clmoe_stats_args, ids, true),
-    B(clmoe_stats_args, pair_weights, false), B(clmoe_stats_args, scratch, true),
-    B(clmoe_stats_args, plan, true),          B(clmoe_stats_args, live, false),
-    M(clmoe_stats_args, token_mask),          B(clmoe_stats_args, stats, true),
-};
-/* Each call needs a run of these. */
-static const buf_field all_weights[] = {
-    B(clmoe_weights, router, true),           B(clmoe_weights, router_bias, true),
-    B(clmoe_weights, select_bias, true),      B(clmoe_weights, expert_scale, true),
-    B(clmoe_weights, experts.gate, true),     B(clmoe_weights, experts.up, true),
-    B(clmoe_weights, experts.down, true),     B(clmoe_weights, experts.gate_bias, true),
-    B(clmoe_weights, experts.up_bias, true),  B(clmoe_weights, experts.down_bias, true),
-    B(clmoe_weights, shared.gate, true),      B(clmoe_weights, shared.down, true),
-    B(clmoe_weights, shared.gate_bias, true), B(clmoe_weights, shared.down_bias, true),
-    B(clmoe_weights, shared_gate, true),      B(clmoe_weights, output_bias, true),
-};
-
-/* A layer that needs every buffer there is. */
-static clmoe_layer_desc full_desc(void) {
-    clmoe_layer_desc desc = desc_of(&small);
-    desc.num_identity_experts = 2;
-    desc.training = 1;
-    desc.router.bias = desc.router.select_bias = desc.router.expert_scale = 1;
-    desc.router.weight_at = CLMOE_WEIGHT_AT_INPUT;
-    desc.router.renorm.after_drop = 1;
-    desc.router.noise.jitter = 0.1f;
-    desc.capacity.factor = 1.0;
-    desc.capacity.keep = CLMOE_KEEP_WEIGHT;
-    desc.experts.gate_layout = CLMOE_GATE_SEPARATE;
-    desc.experts.gate_up_bias = desc.experts.down_bias = 1;
-    desc.shared.hidden_dim = 3;
-    desc.shared.gate_up_bias = desc.shared.down_bias = 1;
-    desc.shared_gate = desc.output_bias = 1;
-    return desc;
-}
-
-/* Everything the calls below share: right arguments for each. */
-typedef struct fixture {
-    clmoe_layer_desc desc;
-    clmoe_layer *layer;
-    batch b;
-    device_batch d;
-    clmoe_weights weights; /* a copy that may be spoilt */
-    clmoe_score_args score;
-    clmoe_topk_args topk;
-    clmoe_plan_args plan;
-    clmoe_renorm_after_drop_args renorm;
-    clmoe_jitter_args jitter;
-    clmoe_dispatch_args dispatch;
-    clmoe_experts_args experts;
-    clmoe_shared_expert_args shared;
-    clmoe_combine_args combine;
-    clmoe_stats_args stats;
-} fixture;
-
-static void step_arguments(fixture *f) {
-    const clmoe_forward_args *a = &f->d.args;
-    clmoe_plan_layout layout;
-    OK(clmoe_plan_layout_get(f->layer, small.tokens, &layout));
-    size_t T = small.tokens, R = ref_columns(&f->desc), D = small.dim, state = 0;
-    OK(clmoe_state_size(f->layer, &state));
-    clmoe_buf scores = buf_new(T * R * 4), live = buf_new(T * 4), plan = buf_new(layout.bytes);
-    clmoe_buf xe = buf_new(layout.slots * D * 4), ye = buf_new(layout.slots * D * 4);
-    clmoe_buf none = {NULL, 0};
-    f->score = (clmoe_score_args){.struct_size = sizeof f->score,
-                                  .tokens = small.tokens,
-                                  .weights = &f->weights,
-                                  .x = a->x,
-                                  .logits = a->logits,
-                                  .scores = scores};
-    f->topk = (clmoe_topk_args){.struct_size = sizeof f->topk,
-                                .tokens = small.tokens,
-                                .weights = &f->weights,
-                                .scores = scores,
-                                .ids = a->ids,
-                                .pair_weights = a->pair_weights,
-                                .live = live};
-    f->plan = (clmoe_plan_args){.struct_size = sizeof f->plan,
-                                .tokens = small.tokens,
-                                .ids = a->ids,
-                                .pair_weights = a->pair_weights,
-                                .live = live,
-                                .token_mask = a->token_mask,
-                                .scratch = a->scratch,
-                                .plan = plan};
-    f->renorm = (clmoe_renorm_after_drop_args){sizeof f->renorm, small.tokens,    &f->weights,
-                                               a->ids,           a->pair_weights, plan};
-    f->jitter = (clmoe_jitter_args){sizeof f->jitter, small.tokens, a->x, buf_new(state),
-                                    buf_new(T * D * 4)};
-    f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
-    f->experts = (clmoe_experts_args){
-        sizeof f->experts, small.tokens, &f->weights, a->x, none, a->pair_weights, plan,
-        a->scratch,        ye,           1,           0};
-    f->shared =
-        (clmoe_shared_expert_args){sizeof f->shared, small.tokens,       &f->weights,   a->x,
-                                   a->scratch,       buf_new(T * D * 4), buf_new(T * 4)};
-    f->combine = (clmoe_combine_args){
-        sizeof f->combine, small.tokens, &f->weights,   a->x, ye,
-        a->pair_weights,   plan,         a->token_mask, none, buf_new(T * D * 4),
-        buf_new(T * 4),    a->residual,  a->y,          1,    0};
-    f->stats = (clmoe_stats_args){.struct_size = sizeof f->stats,
-                                  .tokens = small.tokens,
-                                  .logits = a->logits,
-                                  .ids = a->ids,
-                                  .pair_weights = a->pair_weights,
-                                  .plan = plan,
-                                  .live = live,
-                                  .token_mask = a->token_mask,
-                                  .scratch = a->scratch,
-                                  .stats = a->stats};
-}
-
-static void fixture_make(fixture *f) {
-    f->desc = full_desc();
-    f->layer = test_layer(0, &f->desc);
-    seed_set(1);
-    batch_make(&f->b, &f->desc, small.tokens);
-    f->b.in.token_mask = random_mask(small.tokens);
-    f->b.in.residual = random_floats((size_t)small.tokens * small.dim, 1.0);
-    batch_upload(f->layer, &f->b, &f->d);
-    f->weights = f->d.weights;
-    f->d.args.weights = &f->weights;
-    step_arguments(f);
-}
-
-#define CASE(function, arguments, fields)                                                          \
-#function, call_##function, &(arguments), fields, COUNT_OF(fields)
-
-enum { CALLS = 11 };
-
-static void calls_of(fixture *f, call_case calls[CALLS]) {
-    const call_case all[CALLS] = {
-        {CASE(clmoe_forward, f->d.args, forward_fields), &f->d.args.weights, all_weights, 16},
-        {CASE(clmoe_score, f->score, score_fields), &f->score.weights, all_weights, 2},
-        {CASE(clmoe_topk, f->topk, topk_fields), &f->topk.weights, all_weights + 2, 2},
-        {CASE(clmoe_plan, f->plan, plan_fields), NULL, NULL, 0},
-        {CASE(clmoe_renorm_after_drop, f->renorm, renorm_fields), &f->renorm.weights,
-         all_weights + 3, 1},
-        {CASE(clmoe_jitter, f->jitter, jitter_fields), NULL, NULL, 0},
-        {CASE(clmoe_dispatch, f->dispatch, dispatch_fields), NULL, NULL, 0},
-        {CASE(clmoe_experts, f->experts, experts_fields), &f->experts.weights, all_weights + 4, 6},
-        {CASE(clmoe_shared_expert, f->shared, shared_fields), &f->shared.weights, all_weights + 10,
-         5},
-        {CASE(clmoe_combine, f->combine, combine_fields), &f->combine.weights, all_weights + 15, 1},
-        {CASE(clmoe_stats_compute, f->stats, stats_fields), NULL, NULL, 0},
-    };
-    memcpy(calls, all, sizeof all);
-}
-
-/* Calls with what is now in the arguments; expects an error, no event and no work. */
-static void expect_refusal(const fixture *f, const call_case *c, const char *field,
-                           const char *value) {
-    cl_event event = (cl_event)f;
-    clmoe_status status = c->call(f->layer, test.queue, c->args, 0, NULL, &event);
-    check_error(status, CLMOE_INVALID_ARGUMENT, field, value);
-    CHECK(event == NULL, "%s, %s: the event is not NULL\n", c->name, field);
-}
-
 /* Spoils one buffer in every way. `foreign` belongs to another OpenCL context. */
-static void spoil_buffer(const fixture *f, const call_case *c, const buf_field *field,
+static void spoil_buffer(const call_fixture *f, const call_case *c, const buf_field *field,
                          clmoe_buf *buf, cl_mem foreign) {
     const clmoe_buf right = *buf;
     char value[32];
@@ -380,7 +107,7 @@ static void spoil_buffer(const fixture *f, const call_case *c, const buf_field *
     *buf = right;
 }
 
-static void spoil_call(fixture *f, const call_case *c, cl_mem foreign) {
+static void spoil_call(call_fixture *f, const call_case *c, cl_mem foreign) {
     for (size_t i = 0; i < c->num_fields; i++)
         spoil_buffer(f, c, &c->fields[i], (clmoe_buf *)((char *)c->args + c->fields[i].offset),
                      foreign);
@@ -403,11 +130,11 @@ static void spoil_call(fixture *f, const call_case *c, cl_mem foreign) {
 
 static void every_bad_buffer(void **state) {
     (void)state;
-    fixture f;
+    call_fixture f;
     call_case calls[CALLS];
     cl_int code = CL_SUCCESS;
     test_case("every bad buffer");
-    fixture_make(&f);
+    call_fixture_make(&f);
     calls_of(&f, calls);
     cl_context other = clCreateContext(NULL, 1, &test.device, NULL, NULL, &code);
     CL_OK(code);
@@ -428,11 +155,11 @@ static void every_bad_buffer(void **state) {
 /* Layer, arguments, queue and wait list of every call. */
 static void every_bad_call(void **state) {
     (void)state;
-    fixture f;
+    call_fixture f;
     call_case calls[CALLS];
     cl_int code = CL_SUCCESS;
     test_case("every bad call");
-    fixture_make(&f);
+    call_fixture_make(&f);
     calls_of(&f, calls);
     cl_context other = clCreateContext(NULL, 1, &test.device, NULL, NULL, &code);
     CL_OK(code);
@@ -475,7 +202,7 @@ static void every_bad_call(void **state) {
 }
 
 /* The status and the sentence of a call with `args`; "" for success. */
-static clmoe_status outcome(const fixture *f, const call_case *c, const void *args,
+static clmoe_status outcome(const call_fixture *f, const call_case *c, const void *args,
                             char sentence[256]) {
     clmoe_status status = c->call(f->layer, test.queue, args, 0, NULL, NULL);
     snprintf(sentence, 256, "%s", status == CLMOE_SUCCESS ? "" : clmoe_last_error());
@@ -483,7 +210,7 @@ static clmoe_status outcome(const fixture *f, const call_case *c, const void *ar
 }
 
 /* `args` of an older program, which end after `size` bytes: as if the others were 0. */
-static void check_older(const fixture *f, const call_case *c, size_t size) {
+static void check_older(const call_fixture *f, const call_case *c, size_t size) {
     size_t whole;
     char got[256], want[256];
     memcpy(&whole, c->args, sizeof whole);
@@ -500,7 +227,7 @@ static void check_older(const fixture *f, const call_case *c, size_t size) {
 }
 
 /* `args` of a newer program, with 32 bytes more. */
-static void check_newer(const fixture *f, const call_case *c) {
+static void check_newer(const call_fixture *f, const call_case *c) {
     size_t whole;
     char sentence[256];
     memcpy(&whole, c->args, sizeof whole);
@@ -517,10 +244,10 @@ static void check_newer(const fixture *f, const call_case *c) {
 
 static void other_versions(void **state) {
     (void)state;
-    fixture f;
+    call_fixture f;
     call_case calls[CALLS];
     test_case("sizes of other versions");
-    fixture_make(&f);
+    call_fixture_make(&f);
     calls_of(&f, calls);
     for (size_t i = 0; i < CALLS; i++) {
         for (size_t field = 0; field < calls[i].num_fields; field++)
@@ -533,10 +260,10 @@ static void other_versions(void **state) {
 /* External ids and logits: what goes together and what does not. */
 static void external_routing(void **state) {
     (void)state;
-    fixture f;
+    call_fixture f;
     call_case calls[CALLS];
     test_case("external routing");
-    fixture_make(&f);
+    call_fixture_make(&f);
     calls_of(&f, calls);
     const call_case *c = &calls[0];
     clmoe_forward_args *args = &f.d.args;
@@ -553,8 +280,9 @@ static void external_routing(void **state) {
     args->logits_in = buf_of(random_floats(small.tokens * R, 1.0), small.tokens * R * 4);
     expect_refusal(&f, c, "logits_in", "ids_in");
     args->logits_in = none;
-    const buf_field more[] = {B(clmoe_forward_args, ids_in, false),
-                              B(clmoe_forward_args, pair_weights_in, false)};
+    const buf_field more[] = {
+        {"ids_in", offsetof(clmoe_forward_args, ids_in), false, 4},
+        {"pair_weights_in", offsetof(clmoe_forward_args, pair_weights_in), false, 4}};
     for (size_t i = 0; i < COUNT_OF(more); i++) {
         clmoe_buf *buf = (clmoe_buf *)((char *)args + more[i].offset), right = *buf;
         buf->offset += 4096;

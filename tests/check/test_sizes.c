@@ -146,7 +146,7 @@ static void capacities_of_31_bits(void **state) {
 }
 
 static void dropless(clmoe_layer_desc *d) {
-    d->training = 1;
+    d->router.expert_scale = 1;
 }
 static void fixed_rows(clmoe_layer_desc *d) {
     d->capacity.rows = 100;
@@ -165,7 +165,6 @@ static void by_small_factor(clmoe_layer_desc *d) {
 static void in_sequences(clmoe_layer_desc *d) {
     d->capacity.factor = 1.0;
     d->capacity.tokens_per_sequence = 37;
-    d->training = 1;
 }
 static void in_long_sequences(clmoe_layer_desc *d) {
     d->capacity.rows = 11;
@@ -177,11 +176,11 @@ static void one_expert(clmoe_layer_desc *d) {
 }
 
 static const layer_variant forms[] = {
-    {"dropless, training", dropless},
+    {"dropless", dropless},
     {"a number of rows, by priority", fixed_rows},
     {"a factor, reroute, shared", by_factor},
     {"a small factor, rebalance", by_small_factor},
-    {"sequences, training", in_sequences},
+    {"sequences", in_sequences},
     {"long sequences, device groups", in_long_sequences},
     {"expert choice", NULL},
     {"Sinkhorn", NULL},
@@ -192,13 +191,21 @@ static const layer_variant forms[] = {
 
 /* What batches of 0, 1, ... tokens need, and what is said of them. */
 typedef struct memory_walk {
-    size_t saved, scratch, plan; /* the most that a batch so far needs */
+    size_t saved, scratch, plan, z; /* the most that a batch so far needs */
     uint32_t slots;
     size_t saved_said, scratch_said, plan_said; /* of the last batch */
 } memory_walk;
 
 static size_t most(size_t a, size_t b) {
     return a > b ? a : b;
+}
+
+/* One size serves every smaller batch, too. */
+static void check_z(const clmoe_layer *layer, uint32_t tokens, size_t need) {
+    size_t z = 0;
+    OK(clmoe_z_size(layer, tokens, CLMOE_MLP_EXPERTS, &z));
+    CHECK(z >= need && z <= need + need / 4 + (1 << 20), "%u tokens: z is %zu for %zu\n", tokens, z,
+          need);
 }
 
 static void next_batch(const clmoe_layer *layer, uint32_t tokens, memory_walk *w) {
@@ -221,9 +228,28 @@ static void next_batch(const clmoe_layer *layer, uint32_t tokens, memory_walk *w
           "%u tokens: most_slots is %u, but a batch has %u\n", tokens, plan.most_slots, w->slots);
     CHECK(scratch <= w->scratch + w->scratch / 4 + (1 << 20), "%u tokens: %zu for %zu\n", tokens,
           scratch, w->scratch);
+    w->z = most(w->z, need.bytes[REGION_Z]);
+    if (layer->desc.training)
+        check_z(layer, tokens, w->z);
     w->saved_said = saved;
     w->scratch_said = scratch;
     w->plan_said = plan.bytes;
+}
+
+/* In training, kept in full or in part. */
+static void walk_form(const layer_variant *form, const char *engine, uint32_t group) {
+    for (uint32_t kind = 0; kind < 3; kind++) {
+        memory_walk walk = {0};
+        clmoe_layer_desc desc = desc_of(&small);
+        desc.engine = engine;
+        variant_set(&desc, form->name, form->set);
+        desc.training = kind > 0;
+        desc.recompute = desc.dye = kind > 1;
+        test_case("engine %s, %s, training %u, group size %u", engine, form->name, kind, group);
+        const clmoe_layer *layer = test_layer(group, &desc);
+        for (uint32_t tokens = 0; tokens <= 4096; tokens++)
+            next_batch(layer, tokens, &walk);
+    }
 }
 
 static void memory_serves_smaller_batches(void **state) {
@@ -231,35 +257,36 @@ static void memory_serves_smaller_batches(void **state) {
     const char *const *engines = test_engines();
     for (size_t n = 0; engines[n] != NULL; n++)
         for (size_t f = 0; f < COUNT_OF(forms); f++)
-            for (uint32_t group = 0; group <= (n == 0 ? 64 : 0); group += 64) {
-                memory_walk walk = {0};
-                clmoe_layer_desc desc = desc_of(&small);
-                desc.engine = engines[n];
-                variant_set(&desc, forms[f].name, forms[f].set);
-                test_case("engine %s, %s, group size %u", engines[n], forms[f].name, group);
-                const clmoe_layer *layer = test_layer(group, &desc);
-                for (uint32_t tokens = 0; tokens <= 4096; tokens++)
-                    next_batch(layer, tokens, &walk);
-            }
+            for (uint32_t group = 0; group <= (n == 0 ? 64 : 0); group += 64)
+                walk_form(&forms[f], engines[n], group);
 }
 
-/* Buffers for the largest batch, and every smaller one run in them. */
+/* Buffers for the largest batch, and every smaller one runs in them, forward and backward. */
 static void smaller_batches_run(void **state) {
     (void)state;
     enum { MOST = 132 };
     batch b;
     device_batch d;
+    clmoe_backward_args back;
     clmoe_layer_desc desc = desc_of(&small);
     const char *const *engines = test_engines();
+    desc.training = 1;
     for (size_t n = 0; engines[n] != NULL; n++) {
         test_case("engine %s", engines[n]);
         desc.engine = engines[n];
         clmoe_layer *layer = test_layer(0, &desc);
         batch_make(&b, &desc, MOST);
         batch_upload(layer, &b, &d);
+        clmoe_backward_args_init(&back);
+        back.weights = &d.weights;
+        back.x = back.dy = d.args.x;
+        back.saved = d.args.saved;
+        back.scratch = d.args.scratch;
+        back.dx = buf_new((size_t)MOST * desc.dim * sizeof(float));
         for (uint32_t tokens = MOST; tokens > 0; tokens--) {
-            d.args.tokens = tokens;
+            d.args.tokens = back.tokens = tokens;
             OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
+            OK(clmoe_backward(layer, test.queue, &back, 0, NULL, NULL));
         }
         CL_OK(clFinish(test.queue));
     }
@@ -287,12 +314,13 @@ static void memory_of_large_rows(void **state) {
         clean_later((void (*)(void *))clmoe_layer_destroy, layer);
         OK(clmoe_plan_layout_get(layer, MAX_PAIRS, &plan));
         sized(clmoe_layer_memory(layer, MAX_PAIRS, &saved, &scratch));
-        uint64_t row = (uint64_t)4 * MOST_DIM;
-        CHECK(saved >= plan.slots * row && saved < 2 * plan.slots * row, "saved is %zu\n", saved);
-        /* Hidden rows, those of the shared expert, its output, and rows of an engine that wants
-         * them gathered: at least three matrices, at most five. */
-        CHECK(scratch >= (plan.slots + 2 * (uint64_t)MAX_PAIRS) * row, "scratch is %zu\n", scratch);
-        CHECK(scratch < 6 * (uint64_t)plan.slots * row, "scratch is %zu\n", scratch);
+        const uint64_t row = (uint64_t)4 * MOST_DIM, pairs = MAX_PAIRS;
+        /* z of gate and up, by pair and by token. */
+        CHECK(saved >= 4 * pairs * row && saved < 5 * pairs * row, "saved is %zu\n", saved);
+        /* Of the experts dh, dz, dxe, and rows of x and dy where an engine wants them gathered; of
+         * the shared expert dh, dz and its part of dx; the router's part. */
+        CHECK(scratch >= (4 * (uint64_t)plan.slots + 5 * pairs) * row, "scratch is %zu\n", scratch);
+        CHECK(scratch < (7 * (uint64_t)plan.slots + 6 * pairs) * row, "scratch is %zu\n", scratch);
     }
 }
 
@@ -467,7 +495,7 @@ static void no_padding_at_the_end(void **state) {
     test_case("padding");
     ENDS_WITH(clmoe_context_options, max_launch_work);
     ENDS_WITH(clmoe_checkpoint_options, assume);
-    ENDS_WITH(clmoe_layer_desc, balance);
+    ENDS_WITH(clmoe_layer_desc, reserved);
     ENDS_WITH(clmoe_forward_args, profile);
     ENDS_WITH(clmoe_score_args, reserved);
     ENDS_WITH(clmoe_topk_args, scratch);
@@ -478,13 +506,20 @@ static void no_padding_at_the_end(void **state) {
     ENDS_WITH(clmoe_dispatch_args, xe);
     ENDS_WITH(clmoe_soft_dispatch_args, xe);
     ENDS_WITH(clmoe_soft_combine_args, mixed);
-    ENDS_WITH(clmoe_experts_args, reserved);
-    ENDS_WITH(clmoe_shared_expert_args, shared_gate);
+    ENDS_WITH(clmoe_experts_args, state);
+    ENDS_WITH(clmoe_shared_expert_args, state);
     ENDS_WITH(clmoe_combine_args, reserved);
     ENDS_WITH(clmoe_stats_args, stats);
     ENDS_WITH(clmoe_loss_args, dgroup_logits);
     ENDS_WITH(clmoe_balance_args, reserved);
     ENDS_WITH(clmoe_pack_args, packed);
+    ENDS_WITH(clmoe_backward_args, profile);
+    ENDS_WITH(clmoe_experts_backward_args, reserved);
+    ENDS_WITH(clmoe_combine_backward_args, gradients);
+    ENDS_WITH(clmoe_shared_expert_backward_args, reserved);
+    ENDS_WITH(clmoe_topk_backward_args, gradients);
+    ENDS_WITH(clmoe_score_backward_args, logits_given);
+    ENDS_WITH(clmoe_dispatch_backward_args, dx);
 }
 
 int main(void) {

@@ -222,7 +222,7 @@ void training_forward(training_batch *t, uint32_t group_size) {
     OK(clmoe_forward(t->layer, test.queue, &t->d.args, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
     make_args(t);
-    if (t->args.scratch.mem)
+    if (t->args.scratch.mem && !support_bare)
         buf_poison(t->args.scratch);
     training_new_outputs(t);
 }

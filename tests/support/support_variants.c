@@ -353,6 +353,7 @@ void variant_set(clmoe_layer_desc *desc, const char *name, void (*own)(clmoe_lay
         return;
     }
     CHECK(set_one_of(layer_variants, num_layer_variants, desc, name) ||
-              set_one_of(routing_variants, num_routing_variants, desc, name),
+              set_one_of(routing_variants, num_routing_variants, desc, name) ||
+              set_one_of(backward_variants, num_backward_variants, desc, name),
           "no variant is named %s\n", name);
 }

@@ -22,7 +22,7 @@ extern const size_t num_routing_variants;
 extern const layer_variant backward_variants[];
 extern const size_t num_backward_variants;
 
-/* Sets the variant of that name, of either table; a test's `own` that is not NULL instead of it. */
+/* Sets the variant of that name, of any table; a test's `own` that is not NULL instead of it. */
 void variant_set(clmoe_layer_desc *desc, const char *name, void (*own)(clmoe_layer_desc *desc));
 
 #endif

@@ -58,11 +58,13 @@ static inline void store_z(const problem *p, VEC gate, VEC up, uint count, __glo
     const uint step = p->z_at.step;
 #if GATED
     if (step == 2 && z_up(&p->z_at) == 1 && count == WIDTH) {
-        VEC left, right;
-        left.even = gate.lo;
-        left.odd = up.lo;
-        right.even = gate.hi;
-        right.odd = up.hi;
+        VEC left = gate, right = up;
+        /* Taken apart log2(WIDTH) times, the two vectors take turns. */
+        UNROLL for (uint i = 1; i < WIDTH; i *= 2) {
+            const VEC even = (VEC)(left.even, right.even);
+            right = (VEC)(left.odd, right.odd);
+            left = even;
+        }
         STOREN(C, WIDTH, left, z);
         STOREN(C, WIDTH, right, z + WIDTH);
         return;

@@ -125,7 +125,7 @@ void gradient_cpu(GRADIENT_PARAMETERS) {
     VEC sums[PANELS][MAX_ROWS][2];
     piece now;
     for (uint panel = 0; panel < PANELS; ++panel)
-        for (uint r = 0; r < to.rows; ++r)
+        for (uint r = 0; r < MAX_ROWS; ++r)
             sums[panel][r][0] = sums[panel][r][1] = 0.0f;
     for (uint slot = slots_in_use.x; slot < slots_in_use.y; slot += DEPTH) {
         now.depth = min((uint)DEPTH, slots_in_use.y - slot);

@@ -33,6 +33,22 @@ static clmoe_buf buf_at(clmoe_buf buf, clmoe_type type, uint64_t element) {
     return (clmoe_buf){buf.mem, buf.mem ? buf.offset + (size_t)element * type_bytes(type) : 0};
 }
 
+clmoe_status gemm_dense_gradient(const gemm_gradient_use *use, launch *chain,
+                                 const gemm_gradient *rows, const dense_gradient *map) {
+    const bool listed = rows->token_of.mem != NULL;
+    gemm_gradient problem = *rows;
+    if (!map->to.mem)
+        return CLMOE_SUCCESS;
+    problem.types = use->shape;
+    problem.p = (gemm_rows){map->p, map->m, listed};
+    problem.q = (gemm_rows){map->q, map->n, listed};
+    problem.m = map->m;
+    problem.n = map->n;
+    problem.c = map->to;
+    problem.row = map->n;
+    return use->engine->run(use->state, chain, &problem);
+}
+
 /* The two problems of an MLP: gate and up, or up alone, and down. */
 typedef struct mlp_problems {
     gemm_problem first, second;

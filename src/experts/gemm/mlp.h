@@ -30,6 +30,18 @@ typedef struct dense_map {
 
 clmoe_status gemm_dense(const gemm_use *use, launch *chain, const dense_map *map);
 
+/*
+ * to [m,n] = sum over rows of p [.,m] f32 times q [.,n]; nothing where `to` is none. `rows`: which,
+ * found through its token_of where that is given.
+ */
+typedef struct dense_gradient {
+    uint32_t m, n;
+    clmoe_buf p, q, to;
+} dense_gradient;
+
+clmoe_status gemm_dense_gradient(const gemm_gradient_use *use, launch *chain,
+                                 const gemm_gradient *rows, const dense_gradient *map);
+
 /* A whole MLP: out [slots,dim] = down(h), h [slots,H] = activation of gate and up. */
 typedef struct mlp_call {
     const gemm_use *use;
