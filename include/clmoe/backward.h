@@ -18,7 +18,11 @@
  * flow through the weights of the chosen pairs, not through the choice; a select_bias gets none.
  * At 0 relu has slope 0, at its limit a clamp slope 1, as frameworks have it.
  * Dropped, surplus and masked pairs give exactly 0. A row of dy with NaN reaches the dx of its own
- * token alone; the gradients of the weights that token used get it.
+ * token alone; the gradients of the weights that token used get it. With weight rebalancing and
+ * with Soft MoE, where tokens meet, it reaches those it met.
+ *
+ * Soft MoE takes neither logits_in, ids_in, dlogits nor what is of pairs; dye is on the slots'
+ * outputs. A token that enters no slot gets its dx from the shared expert alone.
  *
  * router.score sparsemixer: the derivative of what clmoe_forward() computes, the logits that count
  * held fixed. The paper trains with another rule, which samples and is no derivative.
