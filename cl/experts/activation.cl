@@ -6,8 +6,8 @@
  *          DROPOUT h is times its factors, see dropout.clh.
  * Arrays: z (rows of slots, or of pairs), dh [S,H] in place, pair_of [S] or NULL, pair_weights
  *          [pairs] or NULL (w = 1), token_mask [S] or NULL -> dz [S,H or 2H], dots [S] f32 or NULL.
- *          state is read with DROPOUT. With GATES w is the sigmoid of what pair_weights has. Rows of padding, pair_of -1, are
- *          left alone, masked ones become 0. z, dh and dz are X.
+ *          state is read with DROPOUT. With GATES w is the sigmoid of what pair_weights has. Rows
+ *          of padding, pair_of -1, are left alone, masked ones become 0. z, dh and dz are X.
  * NDRange: one group per slot, its work-items along H, V columns each at a time.
  * Limits: GROUP a power of two; V is 4, 8 or 16; GATED, INTERLEAVED, GATES and DROPOUT are 0 or
  *         1; X is a storage type.
@@ -51,7 +51,8 @@ static inline float sum_lanes(FLOATV v) {
 
 /* Both of V columns that take turns in memory: 2 count elements from `from` on. */
 static inline FLOATV load_turns(__global const STORAGE(X) *from, uint count, FLOATV *odd) {
-    const FLOATV a = load_some(from, 2 * count), b = load_some(from + V, 2 * count > V ? 2 * count - V : 0);
+    const uint rest = 2 * count > V ? 2 * count - V : 0;
+    const FLOATV a = load_some(from, 2 * count), b = load_some(from + V, rest);
     *odd = (FLOATV)(a.odd, b.odd);
     return (FLOATV)(a.even, b.even);
 }

@@ -4,8 +4,8 @@
  *          lower group. score = softmax of the group logits * softmax of l within the group,
  *          -infinity in the groups that were not picked. Choice: of each picked group the K /
  *          topk_groups best scores + select_bias, ties to the lower id.
- *          Backward: with D on log w of a choice (its gradient times w), D_g = sum of D over group g,
- *          q and G the softmaxes within the group and over groups: dl_e = D_e - q_e D_g,
+ *          Backward: with D on log w of a choice (its gradient times w), D_g = sum of D over group
+ *          g, q and G the softmaxes within the group and over groups: dl_e = D_e - q_e D_g,
  *          du_g = D_g - G_g sum D; through renormalisation as weights.clh has it.
  *          two_level_weights -> chosen [T,K], 0 for surplus pairs.
  * Arrays: group_logits [T,groups], scores [T,R] in place: l, -infinity where not finite. Then
@@ -205,7 +205,8 @@ void two_level_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw
     }
     for (uint k = 0; k < v.count; k++)
         d[v.ids[k]] += plain_gradient(&r, &v, &sums, 0.0f, k) * v.raw[k];
-    const float total = sum_values(d, R), group_sum_log = finite_logsumexp(group_logits, (uint)groups);
+    const float total = sum_values(d, R);
+    const float group_sum_log = finite_logsumexp(group_logits, (uint)groups);
     for (int g = 0; g < groups; g++) {
         const float share = isfinite(group_logits[g]) ? exp(group_logits[g] - group_sum_log) : 0.0f;
         const float given =

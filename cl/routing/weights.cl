@@ -2,15 +2,15 @@
  * Purpose: the backward pass of choice and score: from the gradient on the combine weights to that
  *          on the logits. One file for both steps, as weights and their softmax over the row meet
  *          here, whatever policy chose.
- * Formula: see weights.clh; added to the gradient that losses left on the logits. With learned noise
- *          that on x Wn^T too. dscale: on the weight over expert_scale, of a pair;
+ * Formula: see weights.clh; added to the gradient that losses left on the logits. With learned
+ *          noise that on x Wn^T too. dscale: on the weight over expert_scale, of a pair;
  *          expert_scale_backward sums it over the pairs of an expert. chosen_weights: the combine
  *          weights again, before they were rebalanced.
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] or NULL, state or NULL, ids [pairs],
- *          live, token_mask, token_offsets, slot_of [pairs], expert_scale [R] or NULL, dpair_weights
- *          [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out [T,R] with
- *          noise_raw, dscale [pairs] or NULL; scratch raw [pairs]. dscale -> scale_gradient [R], written or added to.
- *          chosen [pairs], 0 for surplus pairs.
+ *          live, token_mask, token_offsets, slot_of [pairs], expert_scale [R] or NULL,
+ *          dpair_weights [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out
+ *          [T,R] with noise_raw, dscale [pairs] or NULL; scratch raw [pairs]. dscale ->
+ *          scale_gradient [R], written or added to. chosen [pairs], 0 for surplus pairs.
  * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the
  *          columns.
  *          expert_scale_backward: one group per column; its lanes stride over the pairs.

@@ -188,6 +188,9 @@ clmoe_status check_score_backward(const clmoe_layer *layer, const clmoe_score_ba
                     args->logits_given);
     const sizes s = sizes_of(layer, args->tokens, &ws);
     const bool learned = args->state.mem && layer->desc.router.noise.kind == CLMOE_NOISE_LEARNED;
+    if (args->logits_given && !learned && s.groups == 0)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "logits_given is 1, and the layer has no other router: there is no way to x");
     const buffer_need needs[] = {
         READS("x", &args->x, s.rows, s.element, true),
         READS("token_mask", &args->token_mask, s.tokens, 1, false),

@@ -92,6 +92,32 @@ static clmoe_status check_backward_policy(const clmoe_layer *layer,
     return CLMOE_SUCCESS;
 }
 
+/* That no gradient is asked for of what the forward did not use. */
+static clmoe_status check_used(const clmoe_backward_args *args) {
+    const clmoe_gradients *to = args->gradients;
+    const bool ids = args->ids_in.mem != NULL, logits = ids || args->logits_in.mem != NULL;
+    if (!to)
+        return CLMOE_SUCCESS;
+    const struct {
+        const char *name;
+        cl_mem mem;
+        bool unused;
+    } routers[] = {
+        {"gradients.router", to->router.mem, logits},
+        {"gradients.router_bias", to->router_bias.mem, logits},
+        {"gradients.expert_scale", to->expert_scale.mem, ids},
+        {"gradients.group_router", to->group_router.mem, ids},
+        {"gradients.noise_router", to->noise_router.mem, ids || !args->state.mem},
+    };
+    for (size_t i = 0; i < sizeof routers / sizeof routers[0]; i++)
+        if (routers[i].mem && routers[i].unused)
+            return fail(CLMOE_INVALID_ARGUMENT, "%s is given, but %s", routers[i].name,
+                        ids               ? "the ids are of another router"
+                        : logits && i < 2 ? "the logits are of another router"
+                                          : "there is no state, and so no noise");
+    return CLMOE_SUCCESS;
+}
+
 /* Weights as forward reads them, but not packed: both GEMMs go through them the other way. */
 static clmoe_status check_weights(call_check *call, const clmoe_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -119,6 +145,7 @@ clmoe_status check_backward(const clmoe_layer *layer, const clmoe_backward_args 
     TRY(check_unused(args->reserved));
     TRY(check_backward_policy(layer, args));
     TRY(check_choice_given(args));
+    TRY(check_used(args));
     const clmoe_router_desc *router = &layer->desc.router;
     const size_t element = type_bytes(layer->desc.type), tokens = args->tokens;
     const size_t rows = bytes_of(tokens, layer->desc.dim, element);

@@ -90,7 +90,6 @@ done:
 }
 
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
-    clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &b->layer->desc;
     const bool soft_moe = layer_is_soft_moe(b->layer);
     const clmoe_buf none = {0};

@@ -9,8 +9,8 @@
 enum {
     WITH_MASK = 1,
     WITH_LOGITS_IN = 2,
-    WITH_IDS_IN = 4,   /* repeated ones, and some out of range */
-    WITH_DLOGITS = 8,  /* and dgroup_logits with two levels */
+    WITH_IDS_IN = 4,  /* repeated ones, and some out of range */
+    WITH_DLOGITS = 8, /* and dgroup_logits with two levels */
     WITH_DYE = 16,
     WITH_NAN_ROWS = 32 /* x and dy of masked tokens */
 };
