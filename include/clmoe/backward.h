@@ -21,6 +21,9 @@
  * token alone, but with Soft MoE, whose slots all tokens share, and with weight rebalancing, whose
  * loads they share; the gradients of the weights that token used get it.
  *
+ * Soft MoE takes neither logits_in, ids_in, dlogits nor what is of pairs; dye is on the slots'
+ * outputs. A token that enters no slot gets its dx from the shared expert alone.
+ *
  * router.score sparsemixer: the derivative of what clmoe_forward() computes, the logits that count
  * held fixed. The paper trains with another rule, which samples and is no derivative.
  */
