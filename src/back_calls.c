@@ -36,7 +36,7 @@ done:
 }
 
 static clmoe_status mask_list(const batch *b, launch *chain) {
-    return b->token_mask.mem && b->tokens > 0 ? step_unmasked(b, chain) : CLMOE_SUCCESS;
+    return b->token_mask.mem ? step_unmasked(b, chain) : CLMOE_SUCCESS;
 }
 
 static clmoe_status experts_backward(batch *b, launch *chain,

@@ -9,7 +9,7 @@ static clmoe_status prepare(const batch *b, launch *chain) {
     launch_step(chain, "prepare");
     if (b->state.mem && b->layer->desc.router.noise.jitter > 0)
         TRY(step_jitter(b, chain));
-    if (b->token_mask.mem && b->tokens > 0)
+    if (b->token_mask.mem)
         TRY(step_unmasked(b, chain));
 done:
     return status;

@@ -3,6 +3,7 @@
 #include "support_backward.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static const shape small = {33, 21, 12, 0, 3, 19};
@@ -155,6 +156,128 @@ static void check_out_of_order(const char *engine) {
 static void out_of_order_queue(void **state) {
     (void)state;
     on_every_engine(check_out_of_order);
+}
+
+/* ---- Events ------------------------------------------------------------------------------------
+ */
+
+static cl_int status_of(cl_event event) {
+    cl_int status = -1;
+    CL_OK(clGetEventInfo(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status, NULL));
+    return status;
+}
+
+static void check_event(training_batch *t, cl_command_queue queue) {
+    cl_event event = NULL;
+    OK(clmoe_backward(t->layer, queue, &t->args, 0, NULL, &event));
+    CHECK(event != NULL, "no event\n");
+    CL_OK(clFlush(queue));
+    CL_OK(clWaitForEvents(1, &event));
+    CHECK(status_of(event) == CL_COMPLETE, "the event's status is %d\n", status_of(event));
+    clReleaseEvent(event);
+}
+
+static void check_nothing_asked(training_batch *t) {
+    t->args.dx = t->args.dlogits_out = t->args.dpair_weights = (clmoe_buf){NULL, 0};
+    t->args.gradients = NULL;
+    check_event(t, test.out_of_order);
+}
+
+/* On both kinds of queue, also for 0 tokens, and where nothing at all is asked for. */
+static void check_events(const char *engine) {
+    static const uint32_t tokens[] = {0, 1, 33};
+    for (size_t i = 0; i < COUNT_OF(tokens); i++) {
+        clmoe_layer_desc desc = desc_with_everything(engine);
+        training_batch *t = training_make(&desc, tokens[i], WITH_MASK);
+        training_forward(t, 0);
+        check_event(t, test.queue);
+        training_compare(t, NULL);
+        training_new_outputs(t);
+        check_event(t, test.out_of_order);
+        training_compare(t, NULL);
+        check_nothing_asked(t);
+    }
+}
+
+static void events_are_valid(void **state) {
+    (void)state;
+    on_every_engine(check_events);
+}
+
+/* A call that blocked would never return, and nothing may have run when it does. */
+static void check_waits(const char *engine) {
+    cl_int code = CL_SUCCESS;
+    cl_event event = NULL;
+    if (strcmp(engine, "clblast") == 0)
+        return;
+    training_batch *t = some_batch(engine);
+    for (int q = 0; q < 2; q++) {
+        cl_command_queue queue = q ? test.out_of_order : test.queue;
+        training_new_outputs(t);
+        cl_event gate = clCreateUserEvent(test.context, &code);
+        CL_OK(code);
+        OK(clmoe_backward(t->layer, queue, &t->args, 1, &gate, &event));
+        CL_OK(clFlush(queue));
+        const cl_int status = status_of(event);
+        CL_OK(clSetUserEventStatus(gate, CL_COMPLETE));
+        CHECK(status == CL_QUEUED || status == CL_SUBMITTED,
+              "the event's status is %d before its wait list\n", status);
+        CL_OK(clWaitForEvents(1, &event));
+        clReleaseEvent(event);
+        clReleaseEvent(gate);
+        training_compare(t, NULL);
+    }
+}
+
+static void never_blocks(void **state) {
+    (void)state;
+    on_every_engine(check_waits);
+}
+
+/* "experts combine ", the steps of a profile. */
+static void check_profile(training_batch *t, cl_command_queue queue, const char *names) {
+    char got[256] = "";
+    clmoe_profile profile = {.struct_size = sizeof profile};
+    cl_event event = NULL;
+    t->args.profile = &profile;
+    OK(clmoe_backward(t->layer, queue, &t->args, 0, NULL, &event));
+    CL_OK(clWaitForEvents(1, &event));
+    for (uint32_t i = 0; i < profile.num_steps; i++) {
+        double ms = -1.0;
+        OK(clmoe_profile_time(&profile, i, &ms));
+        CHECK(ms >= 0.0, "%s takes %g ms\n", profile.steps[i].name, ms);
+        snprintf(got + strlen(got), sizeof got - strlen(got), "%s,", profile.steps[i].name);
+    }
+    CHECK(strcmp(got, names) == 0, "the steps are '%s', not '%s'\n", got, names);
+    CHECK(profile.steps[profile.num_steps - 1].last == event,
+          "the last step ends before the call\n");
+    clmoe_profile_release(&profile);
+    clReleaseEvent(event);
+}
+
+static void check_profiles(const char *engine) {
+    cl_int code = CL_SUCCESS;
+    training_batch *t = some_batch(engine);
+    for (int q = 0; q < 2; q++) {
+        cl_command_queue queue = clCreateCommandQueue(
+            test.context, test.device,
+            CL_QUEUE_PROFILING_ENABLE | (q ? CL_QUEUE_OUT_OF_ORDER_EXEC_MODE_ENABLE : 0), &code);
+        CL_OK(code);
+        t->args.parts = CLMOE_BACKWARD_BOTH;
+        check_profile(t, queue,
+                      "prepare,experts,combine,shared,topk,score,dispatch,experts gradients,"
+                      "shared gradients,other gradients,");
+        t->args.parts = CLMOE_BACKWARD_DATA;
+        check_profile(t, queue, "prepare,experts,combine,shared,topk,score,dispatch,");
+        t->args.parts = CLMOE_BACKWARD_WEIGHTS;
+        check_profile(t, queue, "prepare,experts gradients,shared gradients,other gradients,");
+        clReleaseCommandQueue(queue);
+    }
+}
+
+static void profiles(void **state) {
+    (void)state;
+    on_every_engine(check_profiles);
 }
 
 /* ---- What is asked for ------------------------------------------------------------------------
@@ -364,19 +487,14 @@ static void layer_without_training(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(same_bits_again),
-        TEST(parts),
-        TEST(recompute),
-        TEST(recompute_saves_memory),
-        TEST(saved_is_only_read),
-        TEST(out_of_order_queue),
-        TEST(each_output_alone),
-        TEST(dlogits_in_place),
-        TEST(accumulation),
-        TEST(empty_experts),
-        TEST(no_tokens),
-        TEST(nan_in_one_row),
-        TEST(layer_without_training),
+        TEST(same_bits_again),    TEST(parts),
+        TEST(recompute),          TEST(recompute_saves_memory),
+        TEST(saved_is_only_read), TEST(out_of_order_queue),
+        TEST(events_are_valid),   TEST(never_blocks),
+        TEST(profiles),           TEST(each_output_alone),
+        TEST(dlogits_in_place),   TEST(accumulation),
+        TEST(empty_experts),      TEST(no_tokens),
+        TEST(nan_in_one_row),     TEST(layer_without_training),
     };
     return RUN(tests);
 }

@@ -213,11 +213,13 @@ static void compare_dx(rig *r) {
 
 static const phase phases[] = {
     {"layer", 0, fresh_context, run_layer, NULL, undo_layer, NULL},
-    {"forward", NO_BLOCKS, reset_outputs, run_forward, compare_outputs, NULL, reset_outputs},
-    {"backward", NO_BLOCKS, poison_dx, run_backward, compare_dx, NULL, NULL},
-    {"calls", NO_BLOCKS, reset_outputs, run_calls, NULL, NULL, reset_outputs},
-    {"state_init", NO_BLOCKS, NULL, run_state_init, compare_first_state, NULL, NULL},
-    {"balance_update", NO_BLOCKS, reset_state, run_update, compare_next_state, NULL, reset_state},
+    {"forward", NO_BLOCKS | LIGHT, reset_outputs, run_forward, compare_outputs, NULL,
+     reset_outputs},
+    {"backward", NO_BLOCKS | LIGHT, poison_dx, run_backward, compare_dx, NULL, NULL},
+    {"calls", NO_BLOCKS | LIGHT, reset_outputs, run_calls, NULL, NULL, reset_outputs},
+    {"state_init", NO_BLOCKS | LIGHT, NULL, run_state_init, compare_first_state, NULL, NULL},
+    {"balance_update", NO_BLOCKS | LIGHT, reset_state, run_update, compare_next_state, NULL,
+     reset_state},
 };
 
 /* ---- A rig ---------------------------------------------------------------------------------- */

@@ -17,12 +17,30 @@ static atomic_int failing_code;
 static atomic_bool lasting;
 static atomic_long live;
 static _Atomic(const char *) failed = "";
+static atomic_uint heavy_calls;
+static _Atomic(const char *) heavy = "";
 
 /* ---- Faults --------------------------------------------------------------------------------- */
+
+/* What a call that only enqueues kernels does not make. */
+static bool is_heavy(const char *name) {
+    static const char *const others[] = {"clBuildProgram", "clFinish", "clWaitForEvents",
+                                         "clEnqueueReadBuffer", "clEnqueueWriteBuffer"};
+    if (strncmp(name, "clCreate", strlen("clCreate")) == 0)
+        return true;
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        if (strcmp(name, others[i]) == 0)
+            return true;
+    return false;
+}
 
 /* The code this call is to return instead of being made; CL_SUCCESS: none. */
 static cl_int fault(const char *name) {
     unsigned call = atomic_fetch_add(&calls, 1) + 1, nth = atomic_load(&failing_call);
+    if (is_heavy(name)) {
+        atomic_fetch_add(&heavy_calls, 1);
+        atomic_store(&heavy, name);
+    }
     if (nth == 0 || call < nth || (call > nth && !atomic_load(&lasting)))
         return CL_SUCCESS;
     if (call == nth)
@@ -294,6 +312,7 @@ static void arm(unsigned nth, cl_int code, bool lasts) {
     atomic_store(&failing_code, code);
     atomic_store(&lasting, lasts);
     atomic_store(&calls, 0);
+    atomic_store(&heavy_calls, 0);
     atomic_store(&failed, "");
 }
 
@@ -305,6 +324,14 @@ static const char *failed_call(void) {
     return atomic_load(&failed);
 }
 
+static unsigned count_heavy(void) {
+    return atomic_load(&heavy_calls);
+}
+
+static const char *last_heavy(void) {
+    return atomic_load(&heavy);
+}
+
 static long live_objects(void) {
     return atomic_load(&live);
 }
@@ -313,5 +340,5 @@ static bool is_loaded(void) {
     return next != NULL;
 }
 
-CL_API_ENTRY const fault_layer clmoe_fault_layer = {arm, count_calls, failed_call, live_objects,
-                                                    is_loaded};
+CL_API_ENTRY const fault_layer clmoe_fault_layer = {
+    arm, count_calls, failed_call, count_heavy, last_heavy, live_objects, is_loaded};

@@ -19,6 +19,9 @@ typedef struct fault_layer {
     unsigned (*calls)(void);
     /* The first call that was made to fail since arm(), "" if none was. */
     const char *(*failed)(void);
+    /* Calls since arm() that make objects, compile, copy or wait, and the last of them. */
+    unsigned (*heavy_calls)(void);
+    const char *(*heavy)(void);
     /* References to OpenCL objects that the program holds. */
     long (*live)(void);
     /* Whether the loader has put the layer in. */

@@ -201,9 +201,12 @@ static void fail_call(rig *r, const phase *p, const source *from, unsigned nth, 
 static unsigned calls_of(rig *r, const phase *p, const source *from) {
     if (p->before)
         p->before(r);
+    opencl->arm(0, CL_SUCCESS, false);
     from->arm(0, CL_SUCCESS, false);
     OK(p->run(r));
     unsigned calls = from->calls();
+    CHECK(!(p->traits & LIGHT) || opencl->heavy_calls() == 0 || strcmp(r->engine, "clblast") == 0,
+          "%s makes %u calls like %s\n", p->name, opencl->heavy_calls(), opencl->heavy());
     /* What comes next writes the same buffers, perhaps through another queue. */
     CL_OK(clFinish(r->queue));
     if (p->undo)

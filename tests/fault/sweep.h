@@ -103,8 +103,11 @@ clmoe_status event_is_right(clmoe_status status, cl_event event);
             return status;                                                                         \
     } while (0)
 
-/* May succeed: trouble with the cache is no error. No blocks: asks for no host memory. */
-enum { MAY_SUCCEED = 1, NO_BLOCKS = 2 };
+/*
+ * May succeed: trouble with the cache is no error. No blocks: asks for no host memory. Light: makes
+ * no object, compiles, copies and waits for nothing.
+ */
+enum { MAY_SUCCEED = 1, NO_BLOCKS = 2, LIGHT = 4 };
 
 typedef struct phase {
     const char *name;
