@@ -69,23 +69,7 @@ static double loss_of(const gpu *g, clmoe_buf dy) {
     return sum * TOKENS / 2;
 }
 
-static clmoe_backward_args backward_of(const clmoe_forward_args *forward, clmoe_buf dy,
-                                       const clmoe_gradients *gradients) {
-    clmoe_backward_args backward;
-    clmoe_backward_args_init(&backward);
-    backward.tokens = forward->tokens;
-    backward.weights = forward->weights;
-    backward.x = forward->x;
-    backward.saved = forward->saved;
-    backward.scratch = forward->scratch; /* forward's is free again */
-    backward.dy = dy;
-    backward.gradients = gradients; /* dx would go to the layer before */
-    return backward;
-}
-
-int main(void) {
-    gpu g = gpu_open(0); /* in order: each command waits for the one before */
-    cl_program program = build(&g);
+static clmoe_layer *create_layer(const gpu *g) {
     clmoe_layer *layer;
     clmoe_layer_desc desc;
     clmoe_layer_desc_init(&desc);
@@ -95,10 +79,16 @@ int main(void) {
     desc.router.renorm.kind = CLMOE_RENORM_SUM;
     desc.experts.hidden_dim = HIDDEN;
     desc.training = 1;
-    check(clmoe_layer_create(g.context, &desc, &layer));
+    check(clmoe_layer_create(g->context, &desc, &layer));
+    return layer;
+}
 
-    const size_t counts[WEIGHTS] = {EXPERTS * DIM, EXPERTS * 2 * HIDDEN * DIM,
-                                    EXPERTS * DIM * HIDDEN};
+int main(void) {
+    static const size_t counts[WEIGHTS] = {EXPERTS * DIM, EXPERTS * 2 * HIDDEN * DIM,
+                                           EXPERTS * DIM * HIDDEN};
+    gpu g = gpu_open(0); /* in order: each command waits for the one before */
+    cl_program program = build(&g);
+    clmoe_layer *layer = create_layer(&g);
     clmoe_weights weights = {.router = random_buffer(&g, counts[0], 0.2f),
                              .experts.gate = random_buffer(&g, counts[1], 1.0f),
                              .experts.down = random_buffer(&g, counts[2], 0.5f)};
@@ -115,7 +105,15 @@ int main(void) {
     forward.weights = &weights;
     make_batch(&g, &forward.x, &target);
     batch_buffers(&g, layer, &forward, X * sizeof(float));
-    const clmoe_backward_args backward = backward_of(&forward, dy, &gradients);
+    clmoe_backward_args backward;
+    clmoe_backward_args_init(&backward);
+    backward.tokens = TOKENS;
+    backward.weights = &weights;
+    backward.x = forward.x;
+    backward.saved = forward.saved;
+    backward.scratch = forward.scratch; /* forward's is free again */
+    backward.dy = dy;
+    backward.gradients = &gradients; /* dx would go to the layer before */
 
     double first = 0, last = 0;
     for (int step = 0; step <= STEPS; step++) {

@@ -53,7 +53,7 @@ done:
 clmoe_status back_routers_gradients(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(step_score_gradients(b, chain));
-    if (!b->logits_given && b->layer->desc.router.bias)
+    if (b->layer->desc.router.bias)
         TRY(step_router_bias_gradient(b, chain));
 done:
     return status;

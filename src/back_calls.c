@@ -138,6 +138,7 @@ static clmoe_status topk_backward(batch *b, launch *chain, const clmoe_topk_back
     b->plan = args->plan;
     b->token_mask = args->token_mask;
     b->token_offsets = args->token_offsets;
+    b->routed = true;
     b->state = args->state;
     b->dpair_weights = args->dpair_weights;
     b->dlogits = args->dlogits;
@@ -154,6 +155,11 @@ done:
     return status;
 }
 
+/* Of [T,D]. */
+static size_t rows_bytes(const batch *b) {
+    return (size_t)b->tokens * b->layer->desc.dim * type_bytes(b->layer->desc.type);
+}
+
 static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     bind_weights(b, args->weights);
@@ -162,6 +168,7 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     b->x = args->x;
     b->token_mask = args->token_mask;
     b->state = args->state;
+    b->routed = true;
     b->logits_given = args->logits_given != 0;
     b->dlogits_out = args->dlogits;
     b->dnoise_out = args->dnoise;
@@ -171,6 +178,8 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     TRY(mask_list(b, chain));
     if (has_data(args->parts))
         TRY(step_score_backward(b, chain));
+    if (has_data(args->parts) && !b->router_dx_begun)
+        TRY(launch_zero(chain, b->router_dx, rows_bytes(b)));
     if (has_weights(args->parts, args->gradients))
         TRY(back_routers_gradients(b, chain));
 done:

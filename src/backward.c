@@ -97,9 +97,9 @@ static clmoe_status weights(const batch *b, launch *chain) {
         TRY(step_output_bias_gradient(b, chain));
     if (layer_is_soft_moe(b->layer))
         TRY(step_soft_moe_gradients(b, chain));
-    else if (b->routed)
+    else
         TRY(back_routers_gradients(b, chain));
-    if (b->routed && b->layer->desc.router.expert_scale)
+    if (b->layer->desc.router.expert_scale)
         TRY(step_expert_scale_gradient(b, chain));
 done:
     return status;

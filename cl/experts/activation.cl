@@ -49,14 +49,10 @@ static inline float sum_lanes(FLOATV v) {
     return sum;
 }
 
-/* Of 2 count columns, how many lie behind the first V. */
-static inline uint behind(uint count) {
-    return (uint)max(2 * (int)count - V, 0);
-}
-
 /* Both of V columns that take turns in memory: 2 count elements from `from` on. */
 static inline FLOATV load_turns(__global const STORAGE(X) *from, uint count, FLOATV *odd) {
-    const FLOATV a = load_some(from, 2 * count), b = load_some(from + V, behind(count));
+    const uint rest = 2 * count > V ? 2 * count - V : 0;
+    const FLOATV a = load_some(from, 2 * count), b = load_some(from + V, rest);
     *odd = (FLOATV)(a.odd, b.odd);
     return (FLOATV)(a.even, b.even);
 }
@@ -71,7 +67,7 @@ static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to,
         part[2 * i + 1] = lanes[i];
     }
     store_some(JOIN(vload, V)(0, part), to, 2 * count);
-    store_some(JOIN(vload, V)(1, part), to + V, behind(count));
+    store_some(JOIN(vload, V)(1, part), to + V, 2 * count > V ? 2 * count - V : 0);
 }
 
 #if DROPOUT

@@ -8,10 +8,9 @@
  *          weights again, before they were rebalanced.
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] or NULL, state or NULL, ids [pairs],
  *          live, token_mask, token_offsets, slot_of [pairs], expert_scale [R] or NULL,
- *          dpair_weights [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R],
- *          dnoise_out [T,R] with noise_raw, dscale [pairs] or NULL; scratch raw [pairs].
- *          dscale -> scale_gradient [R], written or added to.
- *          chosen [pairs], 0 for surplus pairs.
+ *          dpair_weights [pairs], dlogits, dnoise [T,R] or NULL -> dlogits_out [T,R], dnoise_out
+ *          [T,R] with noise_raw, dscale [pairs] or NULL; scratch raw [pairs]. dscale ->
+ *          scale_gradient [R], written or added to. chosen [pairs], 0 for surplus pairs.
  * NDRange: weights_backward, chosen_weights: one group per token; its lanes stride over the
  *          columns.
  *          expert_scale_backward: one group per column; its lanes stride over the pairs.

@@ -18,7 +18,11 @@
  * flow through the weights of the chosen pairs, not through the choice; a select_bias gets none.
  * At 0 relu has slope 0, at its limit a clamp slope 1, as frameworks have it.
  * Dropped, surplus and masked pairs give exactly 0. A row of dy with NaN reaches the dx of its own
- * token alone; the gradients of the weights that token used get it.
+ * token alone, but with Soft MoE, whose slots all tokens share, and with weight rebalancing, whose
+ * loads they share; the gradients of the weights that token used get it.
+ *
+ * Soft MoE takes neither logits_in, ids_in, dlogits nor what is of pairs; dye is on the slots'
+ * outputs. A token that enters no slot gets its dx from the shared expert alone.
  *
  * router.score sparsemixer: the derivative of what clmoe_forward() computes, the logits that count
  * held fixed. The paper trains with another rule, which samples and is no derivative.
@@ -118,7 +122,11 @@ typedef struct clmoe_backward_args {
     clmoe_buf dx;            /* optional [T,D] of the layer's type */
     clmoe_buf dlogits_out;   /* optional [T,R] f32: on the logits, may be dlogits */
     clmoe_buf dpair_weights; /* optional [pairs] f32: on the combine weights; 0 without a place */
-    const clmoe_gradients *gradients; /* optional */
+    /*
+     * Optional. What the forward did not use gets 0: routers and expert_scale with ids_in, router
+     * and router_bias with logits_in, noise_router without a state.
+     */
+    const clmoe_gradients *gradients;
     /* 0: gradients are written; 1: they are added to what is there, as over micro-batches. */
     uint32_t accumulate;
     uint32_t reserved;             /* 0 */

@@ -225,7 +225,7 @@ enum {
      * nothing from one. Of the outputs of clmoe_forward() there is only y, and it has single steps
      * of its own, see steps.h. Scores are softmax; not with what weighs or places pairs: biases,
      * renorm, scales, noise, capacity, identity experts. N = E*p is at most 2^20, and needs scratch
-     * for two [T,N] matrices more.
+     * for two [T,N] matrices more, in training for five.
      */
     CLMOE_POLICY_SOFT_MOE = 4,
 };

@@ -395,7 +395,8 @@ typedef struct clmoe_score_backward_args {
     clmoe_buf router_dx;              /* [T,D], read and written */
     const clmoe_gradients *gradients; /* optional: router, router_bias, and the other routers */
     uint32_t accumulate;
-    uint32_t logits_given; /* 1: the logits were external, and dlogits goes no further */
+    /* 1: the logits were external: nothing of dlogits reaches router_dx and gradients.router. */
+    uint32_t logits_given;
 } clmoe_score_backward_args;
 
 typedef struct clmoe_dispatch_backward_args {

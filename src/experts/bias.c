@@ -96,7 +96,8 @@ clmoe_status step_output_bias_gradient(const batch *b, launch *chain) {
 
 clmoe_status step_router_bias_gradient(const batch *b, launch *chain) {
     const uint32_t columns = b->layer->columns;
-    const bias_call call = {.slots = b->tokens,
+    const bool used = b->routed && !b->logits_given; /* else no rows: 0 */
+    const bias_call call = {.slots = used ? b->tokens : 0,
                             .experts = 1,
                             .n = columns,
                             .rows = {b->dlogits_out, columns, false},

@@ -113,23 +113,31 @@ done:
     return status;
 }
 
+/* Of a router that had no part in the choice: 0. */
+static clmoe_status router_gradient(const batch *b, launch *chain, bool used,
+                                    const dense_gradient *map) {
+    const gemm_gradient_use *use = &b->layer->dense_gradient;
+    const gemm_gradient rows = batch_rows(b);
+    const size_t bytes = (size_t)map->m * map->n * type_bytes(use->shape.c_type);
+    if (used)
+        return gemm_dense_gradient(use, chain, &rows, map);
+    return map->to.mem && !b->accumulate ? launch_zero(chain, map->to, bytes) : CLMOE_SUCCESS;
+}
+
 clmoe_status step_score_gradients(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_layer *layer = b->layer;
-    const uint32_t R = layer->columns, D = layer->desc.dim;
-    const bool jittered = b->state.mem && layer->desc.router.noise.jitter > 0;
-    const clmoe_buf x = jittered ? b->jittered : b->x;
-    const dense_gradient router = {R, D, b->dlogits_out, x, b->gradients.router};
+    const clmoe_router_desc *router = &b->layer->desc.router;
+    const uint32_t R = b->layer->columns, D = b->layer->desc.dim;
+    const clmoe_buf x = b->state.mem && router->noise.jitter > 0 ? b->jittered : b->x;
+    const dense_gradient clean = {R, D, b->dlogits_out, x, b->gradients.router};
     const dense_gradient noise = {R, D, b->dnoise_out, x, b->gradients.noise_router};
-    const dense_gradient groups = {layer->desc.router.groups.count, D, b->dgroup_out, x,
+    const dense_gradient groups = {router->groups.count, D, b->dgroup_out, x,
                                    b->gradients.group_router};
-    const gemm_gradient rows = batch_rows(b);
-    if (!b->logits_given)
-        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &router));
-    if (noise_is_learned(b))
-        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &noise));
-    if (layer->desc.router.groups.two_level)
-        TRY(gemm_dense_gradient(&b->layer->dense_gradient, chain, &rows, &groups));
+    TRY(router_gradient(b, chain, b->routed && !b->logits_given, &clean));
+    if (router->noise.kind == CLMOE_NOISE_LEARNED)
+        TRY(router_gradient(b, chain, b->routed && noise_is_learned(b), &noise));
+    if (router->groups.two_level)
+        TRY(router_gradient(b, chain, b->routed, &groups));
 done:
     return status;
 }

@@ -83,7 +83,8 @@ clmoe_status step_expert_scale_gradient(const batch *b, launch *chain) {
         return CLMOE_SUCCESS;
     TRY(KERNEL_SET(kernel, ARG_F32(b->ids), ARG_AS(dscale, ARG_F32(region(b, REGION_DSCALE))),
                    ARG_AS(scale_gradient, ARG_F32(b->gradients.expert_scale)),
-                   ARG_UINT(b->ws.plan.pairs), ARG_UINT(b->accumulate)));
+                   ARG_AS(pairs, ARG_UINT(b->routed ? b->ws.plan.pairs : 0)),
+                   ARG_UINT(b->accumulate)));
     TRY(launch_1d(chain, kernel, layer->columns, layer->score_group));
 done:
     return status;

@@ -231,6 +231,19 @@ done:
     return status;
 }
 
+clmoe_status launch_zero(launch *chain, clmoe_buf to, size_t bytes) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const unsigned char zero = 0;
+    cl_event event = NULL;
+    if (bytes == 0)
+        return CLMOE_SUCCESS;
+    TRY(CL(clEnqueueFillBuffer(chain->queue, to.mem, &zero, sizeof zero, to.offset, bytes,
+                               wait_count(chain), wait_list(chain), &event)));
+    advance(chain, event);
+done:
+    return status;
+}
+
 clmoe_status launch_read(launch *chain, clmoe_buf from, size_t bytes, void *to) {
     return CL(clEnqueueReadBuffer(chain->queue, from.mem, CL_TRUE, from.offset, bytes, to,
                                   wait_count(chain), wait_list(chain), NULL));

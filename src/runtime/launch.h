@@ -111,6 +111,9 @@ clmoe_status launch_1d(launch *chain, cl_kernel kernel, size_t groups, size_t lo
 /* Copies `bytes`; without a destination, or with nothing to copy, it does nothing. */
 clmoe_status launch_copy(launch *chain, clmoe_buf from, clmoe_buf to, size_t bytes);
 
+/* Zeroes `bytes`. */
+clmoe_status launch_zero(launch *chain, clmoe_buf to, size_t bytes);
+
 /* Waits on the host for the chain so far, then reads `bytes`: for the clblast engine only. */
 clmoe_status launch_read(launch *chain, clmoe_buf from, size_t bytes, void *to);
 

@@ -104,6 +104,16 @@ static void expected_row(const gradient_case *c, const gradient_data *d, size_t 
     }
 }
 
+/*
+ * Matrix units cut bits off where they add a step of rows to a sum, always downwards in magnitude:
+ * that error grows with the rows, where those of roundings largely cancel.
+ */
+static double tolerance(const gradient_case *c) {
+    if (c->types.c_type != CLMOE_F32)
+        return type_tolerance(c->types.c_type);
+    return c->engine == &gemm_nv_mma && c->rows > 512 ? TOLERANCE * c->rows / 512 : TOLERANCE;
+}
+
 static void check_gradient(const gradient_case *c, const gradient_data *d, const float *got) {
     const size_t size = (size_t)c->experts * c->m * c->n;
     float *elements = HOST(float, size);
@@ -116,8 +126,7 @@ static void check_gradient(const gradient_case *c, const gradient_data *d, const
     for (size_t i = 0; c->exact && i < size; i++)
         CHECK(elements[i] == type_round(c->types.c_type, (float)want[i]),
               "element %zu is %g, not %g\n", i, (double)elements[i], want[i]);
-    compare_floats("C", elements, want, size,
-                   c->types.c_type == CLMOE_F32 ? TOLERANCE : type_tolerance(c->types.c_type));
+    compare_floats("C", elements, want, size, tolerance(c));
 }
 
 /* Elements between C's rows and experts have the bits that they had. */

@@ -148,8 +148,9 @@ static void check_small(const gemm_engine *engine, const gemm_gradient_shape *ty
                        .gather_p = engine->gradient->gathers,
                        .gather_q = engine->gradient->gathers,
                        .accumulate = true};
-    if (engine->gradient->blocks) /* CLBlast's own kernels are not ours to check */
+    if (engine->gradient->blocks && support_bare) /* CLBlast's own kernels are not ours to check */
         return;
+    c.spread = SPREAD_ONE_EXPERT;
     gradient_check_case(&c, 1);
     c.gather_p = c.gather_q = c.accumulate = false;
     c.parts = true;

@@ -234,6 +234,45 @@ static void creation_refused(void **state) {
     end(&f);
 }
 
+/* Whether buffer i of clmoe_gradients is room for later fields. */
+static bool is_reserved(size_t i) {
+    static const clmoe_gradients *const g = NULL;
+    const size_t at = i * sizeof(clmoe_buf);
+    return at >= offsetof(clmoe_gradients, reserved) ||
+           (at - offsetof(clmoe_gradients, experts.reserved)) < sizeof g->experts.reserved ||
+           (at - offsetof(clmoe_gradients, shared.reserved)) < sizeof g->shared.reserved;
+}
+
+/* Every buffer there is a field for is released, and the struct is cleared. */
+static void release_all(void **state) {
+    (void)state;
+    enum { FIELDS = sizeof(clmoe_gradients) / sizeof(clmoe_buf) };
+    _Static_assert(sizeof(clmoe_gradients) == FIELDS * sizeof(clmoe_buf), "not of buffers alone");
+    clmoe_buf bufs[FIELDS] = {{NULL, 0}};
+    clmoe_gradients gradients;
+    const clmoe_gradients none = {.router = {NULL, 0}};
+    cl_int code = CL_SUCCESS;
+    /* Not buf_new(), whose command may hold a reference a little longer. */
+    for (size_t i = 0; i < FIELDS; i++) {
+        if (is_reserved(i))
+            continue;
+        bufs[i] = (clmoe_buf){clCreateBuffer(test.context, CL_MEM_READ_WRITE, 4, NULL, &code), 0};
+        CL_OK(code);
+        CL_OK(clRetainMemObject(bufs[i].mem));
+    }
+    memcpy(&gradients, bufs, sizeof gradients);
+    clmoe_gradients_release(&gradients);
+    for (size_t i = 0; i < FIELDS; i++) {
+        cl_uint count = 0;
+        if (is_reserved(i))
+            continue;
+        CL_OK(clGetMemObjectInfo(bufs[i].mem, CL_MEM_REFERENCE_COUNT, sizeof count, &count, NULL));
+        CHECK(count == 1, "buffer %zu has %u references\n", i, count);
+        clReleaseMemObject(bufs[i].mem);
+    }
+    CHECK(memcmp(&gradients, &none, sizeof none) == 0, "the gradients are not cleared\n");
+}
+
 static int setup(void **state) {
     return files_setup(state) || support_setup(state);
 }
@@ -244,6 +283,6 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(every_family), TEST(parts), TEST(refusals),
-                                       TEST(creation_refused)};
+                                       TEST(creation_refused), TEST(release_all)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

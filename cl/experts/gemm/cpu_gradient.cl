@@ -26,8 +26,8 @@
 
 /*
  * The elements of up to DEPTH slots that a work-item needs, by block and by panel: their rows in P
- * and Q lie far apart, and every block meets every panel. A cache line between blocks keeps a
- * slot's elements from falling into one set of the cache.
+ * and Q lie far apart, and every block meets every panel. A cache line between blocks keeps the
+ * elements of a slot from falling into one set of the cache.
  */
 typedef struct piece {
     uint depth;

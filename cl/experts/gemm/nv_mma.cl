@@ -384,9 +384,8 @@ void gemm_nv_mma(GEMM_PARAMETERS) {
             UNROLL for (uint v = 0; v < 4; ++v)
                 sums[i][j][v] = 0.0f;
     /*
-     * While the products of one 16 of k are under way, the factors of the next are read. Past the
-     * barrier nobody reads this stage again: it is filled anew. Many rows of whole chunks take a
-     * loop without branches, which past the end fills stages with zeros.
+     * While products of 16 of k are under way, the factors of the next are read. Past the barrier
+     * nobody reads this stage again: it is filled anew; in a loop without branches where it can be.
      */
     factors f[2];
     NOUNROLL for (uint i = 0; i < STAGES; ++i)
