@@ -76,6 +76,19 @@ static void topk_sqrt_softplus(clmoe_layer_desc *d) {
     d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
 }
 
+static void rebalanced_groups(clmoe_layer_desc *d) {
+    d->top_k = 4;
+    d->router.groups.two_level = 1;
+    d->router.groups.count = 4;
+    d->router.groups.topk = 2;
+    d->router.rebalance.iterations = 2;
+}
+
+static void rebalanced_softmax(clmoe_layer_desc *d) {
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.rebalance.iterations = 2;
+}
+
 typedef struct kernel_case {
     const char *name;
     void (*set)(clmoe_layer_desc *desc); /* NULL: the shared one of that name */
@@ -103,6 +116,8 @@ static const kernel_case cases[] = {
     {"reroute, renorm after drop", NULL, 0, true},
     {"rebalance, identity experts", NULL, WITH_MASK, true},
     {"rebalance to zero", NULL, 0, true},
+    {"rebalance of two levels", rebalanced_groups, 0, true},
+    {"rebalance of a softmax", rebalanced_softmax, 0, true},
 };
 
 /* The parts one after another, and then added to what they left. */
