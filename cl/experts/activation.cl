@@ -123,8 +123,7 @@ void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of
         h *= clamp_up(up, limit) + up_shift;
 #else
         up = load_some(z + j, count);
-        h = act(activation, up, alpha);
-        d_up = act_slope(activation, up, alpha);
+        h = act_with_slope(activation, up, alpha, &d_up);
 #endif
         d_up = masked ? none : weight * d * factors * d_up;
         h *= factors;
