@@ -1,6 +1,7 @@
 /*
  * clmoe_backward() with a state: what it makes random is a constant. The oracle is that of the same
- * batch with the noisy logits as another router's, whose gradient then goes on to x.
+ * batch with the noisy logits as another router's, whose gradient then goes on to x. Dropout of
+ * activations is the oracle's own.
  */
 #include "ref_random.h"
 #include "support.h"
@@ -91,6 +92,7 @@ static void make_plain(rig *r) {
     r->plain.in.logits_in = noisy_logits(r);
     if (router->noise.jitter_experts)
         r->plain.in.x = r->x;
+    r->plain.in.state = state;
     router->temperature *= state->temperature_scale;
     router->noise = (clmoe_noise_desc){.scale = 1.0f};
     router->dropout = (clmoe_dropout_desc){0};
@@ -250,12 +252,14 @@ static void jitter_at_input(clmoe_layer_desc *d) {
     d->num_identity_experts = 2;
     d->shared.hidden_dim = 5;
     d->shared_gate = 1;
+    d->experts.hidden_dropout = 0.25f;
+    d->shared.hidden_dropout = 0.5f;
 }
 
 static const layer_variant state_variants[] = {
     {"learned noise, sigmoid", learned_noise},
     {"expert choice, gaussian noise", gaussian_noise},
-    {"jitter, weight at input", jitter_at_input},
+    {"jitter, dropout of activations", jitter_at_input},
 };
 
 static bool has_noise(const clmoe_layer_desc *desc) {

@@ -3,6 +3,7 @@
  * in double precision: every element of every input of every layer of the table.
  */
 #include "ref_backward.h"
+#include "ref_random.h"
 #include "support.h"
 #include "support_backward.h"
 #include "support_balance.h"
@@ -67,6 +68,7 @@ static void make_inputs(rig *r, source from, bool mask) {
         memcpy((char *)&b->weights + ref_gradient_fields[i].weights, &values, sizeof values);
     }
     b->in.token_mask = mask ? random_mask(b->in.tokens) : NULL;
+    b->in.state = drops_out(&b->desc) ? random_state_of(&b->desc) : NULL;
     if (from == LOGITS_IN)
         b->in.logits_in = on_grid(random_floats(T * R, 2.0), T * R);
     if (from != IDS_IN)
@@ -133,8 +135,8 @@ static double rows_loss(const rig *r, const ref_result *now, size_t t) {
     for (size_t p = first; p < end; p++) {
         if (now->plan.slot_of[p] < 0)
             continue;
-        ref_expert(desc, in->weights, (uint32_t)now->ids[p], in->x + t * D, now->pair_weights[p],
-                   row);
+        const ref_scale scale = {now->pair_weights[p], in->state, REF_HIDDEN, (uint32_t)p};
+        ref_expert(desc, in->weights, (uint32_t)now->ids[p], in->x + t * D, &scale, row);
         for (size_t d = 0; d < D; d++)
             loss += row[d] * (double)r->dye[p * D + d];
     }
@@ -298,7 +300,7 @@ static void clamps(void **state) {
         const ref_backward_layer layer = {&desc, &weights, &gradients};
         const double x[] = {(double)rows[i][0], (double)rows[i][1]}, dout[] = {1.0, 0.5};
         test_case("gate %g, up %g", x[0], x[1]);
-        ref_expert_backward(&layer, 0, x, 1.0, dout, dx);
+        ref_expert_backward(&layer, 0, x, &(ref_scale){.weight = 1.0}, dout, dx);
         for (size_t d = 0; d < 2; d++)
             CHECK((dx[d] != 0.0) == passes[i][d], "dx[%zu] is %g\n", d, dx[d]);
     }

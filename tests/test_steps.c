@@ -376,23 +376,12 @@ static void check_variants(const layer_variant *variants, size_t count, const ch
         }
 }
 
-static void hidden_dropout(clmoe_layer_desc *d) {
-    d->experts.hidden_dropout = 0.25F;
-    d->shared.hidden_dim = 9;
-    d->shared.hidden_dropout = 0.5F;
-    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
-}
-
-/* What the tables have not. */
-static const layer_variant own_variants[] = {{"dropout of activations", hidden_dropout}};
-
 static void check_all(clmoe_type type) {
     const char *const *engines = test_engines_of(type, type);
     for (size_t n = 0; engines[n] != NULL; n++) {
         check_variants(layer_variants, num_layer_variants, engines[n], type);
         check_variants(routing_variants, num_routing_variants, engines[n], type);
         check_variants(backward_variants, num_backward_variants, engines[n], type);
-        check_variants(own_variants, COUNT_OF(own_variants), engines[n], type);
     }
 }
 

@@ -14,8 +14,8 @@
  *          [S,T], combine [T,S]: slot e * stride + i is column e * p + i, those with i >= p are
  *          padding and 0; each also takes the sums of the other, as sums, and then has the other's
  *          weights in its own layout. All f32 but X and C. The plan: buckets of p rows that never
- *          change; slot_of [T] and pair_weights [T] say that a token's output is one row, with
- *          weight 1; without tokens p is 0.
+ *          change; pair_of [S] has the columns of the slots; slot_of [T] and pair_weights [T] say
+ *          that a token's output is one row, with weight 1; without tokens p is 0.
  *          Backward: values [T,S], shares [T,S] or NULL (1) -> partials [blocks,N] and column_sums
  *          [N] of their products. dcombine, ddispatch [T,S], dispatch [T,S] -> dlogits [T,N]: g;
  *          dl l in the place of ddispatch, its sums along [T]. gradient [n,D] C in place: without
@@ -261,9 +261,9 @@ void soft_moe_plan(OUT(uint, load), OUT(uint, kept), OUT(uint, offsets), OUT(int
         AT(offsets)[i] = i * stride;
     if (i < experts * stride) {
         uint expert = i / stride;
-        int row = i - expert * stride < per_expert ? (int)i : -1;
-        AT(pair_of)[i] = row;
-        AT(token_of)[i] = row;
+        bool used = i - expert * stride < per_expert;
+        AT(pair_of)[i] = used ? (int)(i - expert * (stride - per_expert)) : -1;
+        AT(token_of)[i] = used ? (int)i : -1;
     }
     if (i < experts * tiles) {
         uint expert = i / tiles;

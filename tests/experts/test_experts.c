@@ -69,9 +69,9 @@ static void compare_rows(const experts_case *c, const ref_plan_in *in, const flo
         if (plan->pair_of[s] < 0)
             continue;
         uint32_t expert = (uint32_t)in->ids[plan->pair_of[s]];
-        double weight = (double)in->pair_weights[plan->pair_of[s]];
+        const ref_scale scale = {.weight = (double)in->pair_weights[plan->pair_of[s]]};
         memcpy(got + n, ye + s * D, D * sizeof *got);
-        ref_expert(&c->desc, &c->w, expert, c->x + (size_t)plan->token_of[s] * D, weight, want + n);
+        ref_expert(&c->desc, &c->w, expert, c->x + (size_t)plan->token_of[s] * D, &scale, want + n);
         n += D;
     }
     for (size_t i = 0; i < n && exact; i++)

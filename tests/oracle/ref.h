@@ -106,21 +106,28 @@ void ref_renorm_after_drop(const clmoe_layer_desc *desc, uint32_t tokens, const 
                            const int32_t *slot_of, const ref_weights *weights,
                            double *pair_weights);
 
+/* What a row of an MLP is multiplied by. Without a state there is no dropout. */
+typedef struct ref_scale {
+    double weight;
+    const clmoe_state *state;
+    uint32_t use, row; /* of the random numbers of dropout */
+} ref_scale;
+
 /*
- * Expert `expert` of the routed experts on the row x [D]: out [D], with normalize_experts and, for
- * weight_at input and activation, with `weight`.
+ * Expert `expert` of the routed experts on the row x [D]: out [D], with normalize_experts, with
+ * dropout and, for weight_at input and activation, with the weight.
  */
 void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
-                const float *x, double weight, double *out);
+                const float *x, const ref_scale *scale, double *out);
 void ref_expert_row(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
-                    const double *x, double weight, double *out);
+                    const double *x, const ref_scale *scale, double *out);
 
 /* The activation of `desc`. */
 double ref_activate(const clmoe_mlp_desc *desc, double v);
 
-/* An MLP of `desc` on the row x [dim]: out [dim]. */
+/* An MLP of `desc` on the row x [dim], its hidden values scaled: out [dim]. */
 void ref_mlp(const clmoe_mlp_desc *desc, const ref_mlp_weights *weights, uint32_t expert,
-             uint32_t dim, const double *x, double activation_weight, double *out);
+             uint32_t dim, const double *x, const ref_scale *scale, double *out);
 
 /* plan, live and mask -> the header of the statistics. */
 void ref_stats(const clmoe_layer_desc *desc, uint32_t tokens, const ref_plan *plan,
@@ -135,6 +142,7 @@ typedef struct ref_forward_in {
     const float *residual, *logits_in;
     const int32_t *ids_in;
     const float *pair_weights_in;
+    const clmoe_state *state; /* optional; of all that is random only dropout of activations */
 } ref_forward_in;
 
 /* Everything a batch yields, allocated by ref_forward(). */

@@ -1,5 +1,6 @@
 /* The backward pass of a whole batch; its parts are in ref_backward_*.c. */
 #include "ref_backward.h"
+#include "ref_random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -90,13 +91,14 @@ static void pair_backward(const ref_backward_layer *layer, const ref_backward_in
     uint32_t expert = (uint32_t)in->result->ids[p];
     bool at_output = layer->desc->router.weight_at == CLMOE_WEIGHT_AT_OUTPUT;
     double *out = make(D, sizeof *out), *dout = make(D, sizeof *dout);
-    ref_expert_row(layer->desc, layer->weights, expert, x, w, out);
+    const ref_scale scale = {w, in->forward->state, REF_HIDDEN, (uint32_t)p};
+    ref_expert_row(layer->desc, layer->weights, expert, x, &scale, out);
     for (size_t d = 0; d < D; d++) {
         dw += at_output ? dy[d] * out[d] : 0.0;
         dout[d] = (at_output ? w : 1.0) * dy[d];
         dout[d] += in->dye ? (double)in->dye[p * D + d] : 0.0;
     }
-    r->dpair_weights[p] = dw + ref_expert_backward(layer, expert, x, w, dout, dx);
+    r->dpair_weights[p] = dw + ref_expert_backward(layer, expert, x, &scale, dout, dx);
     free(out);
     free(dout);
 }
@@ -165,15 +167,15 @@ static void routers_backward(const clmoe_layer_desc *desc, const ref_backward_in
 /* ---- What every token passes ----------------------------------------------------------------- */
 
 /* The shared expert on the token's row x [D]. */
-static void shared_backward(const ref_backward_layer *layer, const double *x, const double *dy,
-                            double *dx) {
+static void shared_backward(const ref_backward_layer *layer, const double *x,
+                            const ref_scale *scale, const double *dy, double *dx) {
     const clmoe_layer_desc *desc = layer->desc;
     size_t D = desc->dim;
     double *out = make(D, sizeof *out), *dout = make(D, sizeof *dout), gate = 0.0, dgate = 0.0;
     for (size_t d = 0; d < D; d++)
         gate += desc->shared_gate ? x[d] * (double)layer->weights->shared_gate[d] : 0.0;
     double share = desc->shared_gate ? ref_sigmoid(gate) : 1.0;
-    ref_mlp(&desc->shared, &layer->weights->shared, 0, desc->dim, x, 1.0, out);
+    ref_mlp(&desc->shared, &layer->weights->shared, 0, desc->dim, x, scale, out);
     for (size_t d = 0; d < D; d++) {
         dout[d] = share * dy[d];
         dgate += dy[d] * out[d] * share * (1.0 - share);
@@ -182,7 +184,7 @@ static void shared_backward(const ref_backward_layer *layer, const double *x, co
         dx[d] += dgate * (double)layer->weights->shared_gate[d];
         layer->gradients->shared_gate[d] += dgate * x[d];
     }
-    ref_shared_backward(layer, x, dout, dx);
+    ref_shared_backward(layer, x, scale, dout, dx);
     free(out);
     free(dout);
 }
@@ -200,8 +202,9 @@ static void rest_backward(const ref_backward_layer *layer, const ref_backward_in
             if (layer->desc->output_bias)
                 r->gradients.output_bias[d] += dy[d];
         }
+        const ref_scale scale = {1.0, in->forward->state, REF_SHARED_HIDDEN, (uint32_t)t};
         if (layer->desc->shared.hidden_dim)
-            shared_backward(layer, x, dy, r->dx + t * D);
+            shared_backward(layer, x, &scale, dy, r->dx + t * D);
     }
     free(x);
     free(dy);

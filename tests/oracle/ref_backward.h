@@ -104,14 +104,14 @@ typedef struct ref_backward_layer {
 
 /*
  * ref_expert_row() backwards: from dout [D], the gradient of the expert's output, adds to dx [D]
- * and the gradients of its weights, and returns the gradient of `weight`, 0 with weight_at output.
+ * and the gradients of its weights, and returns that of the weight, 0 with weight_at output.
  */
 double ref_expert_backward(const ref_backward_layer *layer, uint32_t expert, const double *x,
-                           double weight, const double *dout, double *dx);
+                           const ref_scale *scale, const double *dout, double *dx);
 
 /* The shared expert's MLP backwards, without its gate. */
-void ref_shared_backward(const ref_backward_layer *layer, const double *x, const double *dout,
-                         double *dx);
+void ref_shared_backward(const ref_backward_layer *layer, const double *x, const ref_scale *scale,
+                         const double *dout, double *dx);
 
 /* dpair_weights -> dlogits, dgroup_logits and the gradient of expert_scale, which are added. */
 void ref_backward_weights(const clmoe_layer_desc *desc, const ref_backward_in *in,

@@ -1,5 +1,6 @@
 /* The MLPs of the oracle backwards, one row at a time. */
 #include "ref_backward.h"
+#include "ref_random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -137,8 +138,8 @@ static hidden hidden_of(const clmoe_mlp_desc *desc, double gate, double up) {
     return value;
 }
 
-/* ref_mlp() backwards: adds to dx [dim]; returns the gradient of activation_weight. */
-static double mlp_backward(const mlp *m, const double *x, double activation_weight,
+/* ref_mlp() backwards: adds to dx [dim]; returns the gradient of the weight. */
+static double mlp_backward(const mlp *m, const double *x, const ref_scale *scale,
                            const double *dout, double *dx) {
     size_t H = m->desc->hidden_dim;
     bool gated = m->desc->gate_layout != CLMOE_GATE_NONE;
@@ -150,7 +151,7 @@ static double mlp_backward(const mlp *m, const double *x, double activation_weig
         if (gated)
             gate = hidden_line(m, j, false);
         values[j] = hidden_of(m->desc, line_dot(&gate, x), line_dot(&up, x));
-        weighted[j] = values[j].h * activation_weight;
+        weighted[j] = values[j].h * scale->weight * ref_dropout_factor(m->desc, scale, j);
     }
     for (size_t d = 0; d < m->dim; d++) {
         line down = down_line(m, d);
@@ -158,12 +159,14 @@ static double mlp_backward(const mlp *m, const double *x, double activation_weig
     }
     for (size_t j = 0; j < H; j++) {
         line up = hidden_line(m, j, true);
-        dweight += dweighted[j] * values[j].h;
-        line_backward(&up, x, dweighted[j] * activation_weight * values[j].by_up, dx);
+        double factor = ref_dropout_factor(m->desc, scale, j);
+        double dh = dweighted[j] * factor * scale->weight;
+        dweight += dweighted[j] * factor * values[j].h;
+        line_backward(&up, x, dh * values[j].by_up, dx);
         if (!gated)
             continue;
         line gate = hidden_line(m, j, false);
-        line_backward(&gate, x, dweighted[j] * activation_weight * values[j].by_gate, dx);
+        line_backward(&gate, x, dh * values[j].by_gate, dx);
     }
     free(values);
     free(weighted);
@@ -183,24 +186,27 @@ static void normalize_backward(const double *v, size_t n, double *d) {
 }
 
 double ref_expert_backward(const ref_backward_layer *layer, uint32_t expert, const double *x,
-                           double weight, const double *dout, double *dx) {
+                           const ref_scale *scale, const double *dout, double *dx) {
     const clmoe_layer_desc *desc = layer->desc;
     size_t D = desc->dim;
     bool at_input = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT;
     bool at_activation = desc->router.weight_at == CLMOE_WEIGHT_AT_ACTIVATION;
     double *in = make(D, sizeof *in), *din = make(D, sizeof *din);
     double *dv = make(D, sizeof *dv), *v = make(D, sizeof *v), dweight = 0.0;
+    double weight = scale->weight;
+    ref_scale of_hidden = *scale;
+    if (!at_activation)
+        of_hidden.weight = 1.0;
     for (size_t d = 0; d < D; d++) {
         in[d] = x[d] * (at_input ? weight : 1.0);
         dv[d] = dout[d];
     }
     if (desc->normalize_experts) {
-        ref_mlp(&desc->experts, &layer->weights->experts, expert, desc->dim, in,
-                at_activation ? weight : 1.0, v);
+        ref_mlp(&desc->experts, &layer->weights->experts, expert, desc->dim, in, &of_hidden, v);
         normalize_backward(v, D, dv);
     }
     mlp m = {&desc->experts, &layer->weights->experts, &layer->gradients->experts, expert, D};
-    double dactivation = mlp_backward(&m, in, at_activation ? weight : 1.0, dv, din);
+    double dactivation = mlp_backward(&m, in, &of_hidden, dv, din);
     for (size_t d = 0; d < D; d++) {
         dx[d] += din[d] * (at_input ? weight : 1.0);
         dweight += at_input ? din[d] * x[d] : 0.0;
@@ -212,9 +218,9 @@ double ref_expert_backward(const ref_backward_layer *layer, uint32_t expert, con
     return at_activation ? dactivation : dweight;
 }
 
-void ref_shared_backward(const ref_backward_layer *layer, const double *x, const double *dout,
-                         double *dx) {
+void ref_shared_backward(const ref_backward_layer *layer, const double *x, const ref_scale *scale,
+                         const double *dout, double *dx) {
     mlp m = {&layer->desc->shared, &layer->weights->shared, &layer->gradients->shared, 0,
              layer->desc->dim};
-    mlp_backward(&m, x, 1.0, dout, dx);
+    mlp_backward(&m, x, scale, dout, dx);
 }

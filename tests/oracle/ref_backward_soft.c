@@ -1,5 +1,6 @@
 /* Soft MoE backwards: through both softmaxes, the experts, and both norms. */
 #include "ref_backward.h"
+#include "ref_random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -104,7 +105,8 @@ static void soft_rows(const clmoe_layer_desc *desc, const ref_forward_in *in, so
         for (size_t t = 0; t < s->T; t++)
             for (size_t d = 0; d < s->D && s->is_in[t]; d++)
                 row[d] += s->to_slot[t * s->N + n] * s->x[t * s->D + d];
-        ref_expert_row(desc, in->weights, (uint32_t)(n / desc->router.soft_moe.slots), row, 1.0,
+        const ref_scale scale = {1.0, in->state, REF_HIDDEN, (uint32_t)n};
+        ref_expert_row(desc, in->weights, (uint32_t)(n / desc->router.soft_moe.slots), row, &scale,
                        s->outs + n * s->D);
     }
 }
@@ -172,9 +174,11 @@ void ref_backward_soft_moe(const clmoe_layer_desc *desc, const ref_backward_in *
     soft_shares(&s);
     soft_rows(desc, in->forward, &s);
     mix_backward(in, &s);
-    for (size_t n = 0; n < s.N; n++)
+    for (size_t n = 0; n < s.N; n++) {
+        const ref_scale scale = {1.0, in->forward->state, REF_HIDDEN, (uint32_t)n};
         ref_expert_backward(&layer, (uint32_t)(n / desc->router.soft_moe.slots), s.rows + n * s.D,
-                            1.0, s.douts + n * s.D, s.drows + n * s.D);
+                            &scale, s.douts + n * s.D, s.drows + n * s.D);
+    }
     rows_backward(&s, result->dx);
     shares_backward(&s);
     logits_backward(desc, &s, result->dx, result->gradients.router);

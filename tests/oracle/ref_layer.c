@@ -1,6 +1,7 @@
 /* The oracle's experts, combine, statistics and the whole layer; routing is in ref.c. */
 #include "ref_places.h"
 #include "ref_policy.h"
+#include "ref_random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -79,13 +80,13 @@ static double hidden(const clmoe_mlp_desc *desc, double gate, double up) {
 }
 
 void ref_mlp(const clmoe_mlp_desc *desc, const ref_mlp_weights *weights, uint32_t expert,
-             uint32_t dim, const double *x, double activation_weight, double *out) {
+             uint32_t dim, const double *x, const ref_scale *scale, double *out) {
     size_t H = desc->hidden_dim;
     double *h = make(H, sizeof *h);
     for (size_t j = 0; j < H; j++) {
         double gate, up;
         gate_and_up(desc, weights, expert, dim, x, j, &gate, &up);
-        h[j] = hidden(desc, gate, up) * activation_weight;
+        h[j] = hidden(desc, gate, up) * scale->weight * ref_dropout_factor(desc, scale, j);
     }
     for (size_t d = 0; d < dim; d++) {
         out[d] = row_dot(weights->down, expert, dim, H, desc->down_transposed, d, h);
@@ -105,25 +106,27 @@ static void normalize(double *v, size_t n) {
 }
 
 void ref_expert_row(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
-                    const double *x, double weight, double *out) {
+                    const double *x, const ref_scale *scale, double *out) {
     size_t D = desc->dim;
     clmoe_weight_at at = desc->router.weight_at;
     double *in = make(D, sizeof *in);
+    ref_scale of_hidden = *scale;
     for (size_t d = 0; d < D; d++)
-        in[d] = x[d] * (at == CLMOE_WEIGHT_AT_INPUT ? weight : 1.0);
-    ref_mlp(&desc->experts, &weights->experts, expert, desc->dim, in,
-            at == CLMOE_WEIGHT_AT_ACTIVATION ? weight : 1.0, out);
+        in[d] = x[d] * (at == CLMOE_WEIGHT_AT_INPUT ? scale->weight : 1.0);
+    if (at != CLMOE_WEIGHT_AT_ACTIVATION)
+        of_hidden.weight = 1.0;
+    ref_mlp(&desc->experts, &weights->experts, expert, desc->dim, in, &of_hidden, out);
     if (desc->normalize_experts)
         normalize(out, D);
     free(in);
 }
 
 void ref_expert(const clmoe_layer_desc *desc, const ref_weights *weights, uint32_t expert,
-                const float *x, double weight, double *out) {
+                const float *x, const ref_scale *scale, double *out) {
     double *in = make(desc->dim, sizeof *in);
     for (size_t d = 0; d < desc->dim; d++)
         in[d] = (double)x[d];
-    ref_expert_row(desc, weights, expert, in, weight, out);
+    ref_expert_row(desc, weights, expert, in, scale, out);
     free(in);
 }
 
@@ -171,16 +174,19 @@ void ref_stats(const clmoe_layer_desc *desc, uint32_t tokens, const ref_plan *pl
 
 /* ---- forward ------------------------------------------------------------------------------- */
 
-/* Adds the shared expert's output for token row x to y. */
-static void add_shared(const clmoe_layer_desc *desc, const ref_weights *weights, const float *x,
+/* Adds the shared expert's output for token t to y. */
+static void add_shared(const clmoe_layer_desc *desc, const ref_forward_in *forward, size_t t,
                        double *y) {
     size_t D = desc->dim;
+    const ref_weights *weights = forward->weights;
+    const float *x = forward->x + t * D;
+    const ref_scale scale = {1.0, forward->state, REF_SHARED_HIDDEN, (uint32_t)t};
     double *in = make(D, sizeof *in), *out = make(D, sizeof *out), gate = 0.0;
     for (size_t d = 0; d < D; d++) {
         in[d] = (double)x[d];
         gate += desc->shared_gate ? in[d] * (double)weights->shared_gate[d] : 0.0;
     }
-    ref_mlp(&desc->shared, &weights->shared, 0, desc->dim, in, 1.0, out);
+    ref_mlp(&desc->shared, &weights->shared, 0, desc->dim, in, &scale, out);
     for (size_t d = 0; d < D; d++)
         y[d] += desc->shared_gate ? out[d] / (1.0 + exp(-gate)) : out[d];
     free(in);
@@ -201,11 +207,12 @@ static void add_routed(const clmoe_layer_desc *desc, const ref_forward_in *in, s
     size_t end = r->token_offsets ? (size_t)r->token_offsets[t + 1] : t * K + K;
     for (size_t p = first; p < end; p++) {
         double w = r->pair_weights[p];
+        const ref_scale scaling = {w, in->state, REF_HIDDEN, (uint32_t)p};
         if (r->plan.slot_of[p] == -1)
             continue;
         bool identity = r->plan.slot_of[p] == -2;
         if (!identity)
-            ref_expert(desc, in->weights, (uint32_t)r->ids[p], x, w, out);
+            ref_expert(desc, in->weights, (uint32_t)r->ids[p], x, &scaling, out);
         bool scale = identity || desc->router.weight_at == CLMOE_WEIGHT_AT_OUTPUT;
         for (size_t d = 0; d < D; d++)
             y[d] += (scale ? w : 1.0) * (identity ? (double)x[d] : out[d]);
@@ -225,7 +232,7 @@ static void outputs(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_
             y[d] += (double)in->weights->output_bias[d];
         add_routed(desc, in, t, r, y);
         if (desc->shared.hidden_dim)
-            add_shared(desc, in->weights, in->x + t * D, y);
+            add_shared(desc, in, t, y);
     }
 }
 

@@ -1,5 +1,6 @@
 /* Expert choice, Sinkhorn, all experts and two-level routing in double precision. */
 #include "ref_policy.h"
+#include "ref_random.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -347,7 +348,9 @@ static void slot_output(const clmoe_layer_desc *desc, const ref_forward_in *in, 
     for (size_t t = 0; t < T; t++)
         for (size_t d = 0; d < D && share[t] > 0.0; d++)
             row[d] += share[t] * (double)in->x[t * D + d];
-    ref_expert_row(desc, in->weights, (uint32_t)(s / desc->router.soft_moe.slots), row, 1.0, out);
+    const ref_scale scale = {1.0, in->state, REF_HIDDEN, (uint32_t)s};
+    ref_expert_row(desc, in->weights, (uint32_t)(s / desc->router.soft_moe.slots), row, &scale,
+                   out);
     free(column);
     free(share);
     free(row);

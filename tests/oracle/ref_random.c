@@ -101,6 +101,16 @@ double ref_jitter(const clmoe_layer_desc *desc, const clmoe_state *state, uint32
     return 1.0 - width + 2.0 * width * draw(state, t, d, REF_JITTER);
 }
 
+double ref_dropout_factor(const clmoe_mlp_desc *desc, const ref_scale *scale, size_t j) {
+    double p = (double)desc->hidden_dropout;
+    if (scale->state == NULL)
+        return 1.0;
+    const uint32_t counter[4] = {scale->row, (uint32_t)(j / 4), scale->state->step, scale->use};
+    uint32_t words[4];
+    ref_philox(counter, scale->state->seed, words);
+    return ref_uniform(words[j % 4]) < p ? 0.0 : 1.0 / (1.0 - p);
+}
+
 uint32_t ref_effective_capacity(const clmoe_state *state, uint32_t capacity) {
     float rows = ceilf(state->capacity_scale * (float)capacity);
     return rows < 1.0f ? 1 : rows < (float)capacity ? (uint32_t)rows : capacity;

@@ -5,7 +5,7 @@
 #ifndef REF_RANDOM_H
 #define REF_RANDOM_H
 
-#include "clmoe/clmoe.h"
+#include "ref.h"
 
 #include <stdbool.h>
 
@@ -13,7 +13,15 @@
 void ref_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
 /* The streams, as the fourth word of the counter. */
-enum { REF_NOISE = 1, REF_LOGIT_DROPOUT, REF_EXPERT_DROPOUT, REF_KEEP, REF_JITTER };
+enum {
+    REF_NOISE = 1,
+    REF_LOGIT_DROPOUT,
+    REF_EXPERT_DROPOUT,
+    REF_KEEP,
+    REF_JITTER,
+    REF_HIDDEN,
+    REF_SHARED_HIDDEN
+};
 
 /* The first two words for {token, column, state->step, use}. */
 void ref_random_bits(const clmoe_state *state, uint32_t token, uint32_t column, uint32_t use,
@@ -31,6 +39,9 @@ void ref_noisy(const clmoe_layer_desc *desc, const clmoe_state *state, uint32_t 
 
 /* The factor of element d of token t's x. */
 double ref_jitter(const clmoe_layer_desc *desc, const clmoe_state *state, uint32_t t, uint32_t d);
+
+/* What dropout multiplies hidden value j of an MLP by; 1 without a state. */
+double ref_dropout_factor(const clmoe_mlp_desc *desc, const ref_scale *scale, size_t j);
 
 /* C_eff. */
 uint32_t ref_effective_capacity(const clmoe_state *state, uint32_t capacity);

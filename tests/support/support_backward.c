@@ -17,6 +17,10 @@ bool needs_a_state(const clmoe_layer_desc *desc) {
     return desc->capacity.keep == CLMOE_KEEP_RANDOM;
 }
 
+bool drops_out(const clmoe_layer_desc *desc) {
+    return desc->experts.hidden_dropout > 0.0f || desc->shared.hidden_dropout > 0.0f;
+}
+
 static bool is_soft(const clmoe_layer_desc *desc) {
     return desc->router.policy == CLMOE_POLICY_SOFT_MOE;
 }

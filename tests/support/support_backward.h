@@ -37,6 +37,8 @@ typedef struct training_outputs {
 } training_outputs;
 
 bool needs_a_state(const clmoe_layer_desc *desc);
+/* Whether a state masks activations. */
+bool drops_out(const clmoe_layer_desc *desc);
 
 /* Random arrays, by a seed whose choices do not hang on last bits, and the oracle's gradients. */
 training_batch *training_make(const clmoe_layer_desc *desc, uint32_t tokens, uint32_t inputs);

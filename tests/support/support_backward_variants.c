@@ -126,6 +126,37 @@ static void concat_relu(clmoe_layer_desc *d) {
     d->shared.down_transposed = 1;
 }
 
+static void dropout(clmoe_layer_desc *d) {
+    d->experts.hidden_dropout = 0.25f;
+    d->shared.hidden_dim = 9;
+    d->shared.hidden_dropout = 0.5f;
+    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+}
+
+static void dropout_normalized(clmoe_layer_desc *d) {
+    d->experts.hidden_dropout = 0.3f;
+    d->experts.gate_layout = CLMOE_GATE_INTERLEAVED;
+    d->experts.gate_up_bias = d->experts.down_bias = 1;
+    d->normalize_experts = 1;
+    d->shared.hidden_dim = 6;
+    d->shared.hidden_dropout = 0.4f;
+    d->shared.gate_layout = CLMOE_GATE_NONE;
+    d->shared.down_bias = d->shared_gate = 1;
+    d->capacity.factor = 0.8;
+}
+
+static void expert_choice_dropout(clmoe_layer_desc *d) {
+    expert_choice_at_input(d);
+    d->experts.hidden_dropout = 0.4f;
+    d->experts.gate_layout = CLMOE_GATE_NONE;
+}
+
+static void soft_moe_dropout(clmoe_layer_desc *d) {
+    soft_moe_normalized(d);
+    d->experts.hidden_dropout = 0.2f;
+    d->shared.hidden_dropout = 0.3f;
+}
+
 const layer_variant backward_variants[] = {
     {"two levels, scaled", two_levels_scaled},
     {"rebalance, identity experts", rebalance_identity_experts},
@@ -139,5 +170,9 @@ const layer_variant backward_variants[] = {
     {"separate gelu, transposed", separate_gelu_transposed},
     {"plain gelu, transposed", plain_gelu_transposed},
     {"concat relu, limit", concat_relu},
+    {"dropout of activations", dropout},
+    {"dropout, normalized experts", dropout_normalized},
+    {"dropout, expert choice", expert_choice_dropout},
+    {"dropout, Soft MoE", soft_moe_dropout},
 };
 const size_t num_backward_variants = sizeof backward_variants / sizeof backward_variants[0];
