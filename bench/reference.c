@@ -96,7 +96,7 @@ static void run_expert(const inputs *in, workbench *w, uint32_t expert, referenc
             values_fill(&in->down, matrix * expert, matrix, w->down);
             filled = true;
         }
-        ref_expert(&w->desc, &weights, 0, w->x + n * c->dim, 1, out);
+        ref_expert(&w->desc, &weights, 0, w->x + n * c->dim, &(ref_scale){.weight = 1.0}, out);
         for (size_t d = 0; d < c->dim; d++)
             ref->y[n * c->dim + d] += ref->weights[p] * out[d];
     }

@@ -73,7 +73,8 @@ static void run_expert(const inputs *in, workbench *w, uint32_t expert, referenc
         }
         for (size_t d = 0; d < dim; d++)
             w->dout[d] = ref->weights[p] * w->dy[n * dim + d];
-        ref_expert_backward(&layer, 0, w->x + n * dim, 1, w->dout, ref->experts_dx + n * dim);
+        ref_expert_backward(&layer, 0, w->x + n * dim, &(ref_scale){.weight = 1.0}, w->dout,
+                            ref->experts_dx + n * dim);
     }
 }
 

@@ -65,7 +65,7 @@ static void add_pairs(const inputs *in, uint32_t expert, const int32_t *ids, con
             continue;
         fill_row(&in->x, p / c->top_k, c->dim, 1, u, u->x);
         fill_row(&in->dy, p / c->top_k, c->dim, (double)weights[p], u, u->dout);
-        ref_expert_backward(&layer, 0, u->x, 1, u->dout, u->dx);
+        ref_expert_backward(&layer, 0, u->x, &(ref_scale){.weight = 1.0}, u->dout, u->dx);
     }
 }
 
