@@ -19,24 +19,24 @@
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
 
-/* Columns [0, count) of V, then zeros. */
-static inline FLOATV load_some(__global const STORAGE(X) *from, uint count) {
+/* Columns [0, count) of V, then zeros; count may be below 0. */
+static inline FLOATV load_some(__global const STORAGE(X) *from, int count) {
     float part[V];
     if (count >= V)
         return LOADN(X, V, from);
-    UNROLL for (uint i = 0; i < V; ++i)
+    UNROLL for (int i = 0; i < V; ++i)
         part[i] = i < count ? LOAD(X, from + i) : 0.0f;
     return JOIN(vload, V)(0, part);
 }
 
-static inline void store_some(FLOATV v, __global STORAGE(X) *to, uint count) {
+static inline void store_some(FLOATV v, __global STORAGE(X) *to, int count) {
     float part[V];
     if (count >= V) {
         STOREN(X, V, v, to);
         return;
     }
     JOIN(vstore, V)(v, 0, part);
-    UNROLL for (uint i = 0; i < V; ++i)
+    UNROLL for (int i = 0; i < V; ++i)
         if (i < count)
             STORE(X, part[i], to + i);
 }
@@ -50,14 +50,19 @@ static inline float sum_lanes(FLOATV v) {
 }
 
 /* Both of V columns that take turns in memory: 2 count elements from `from` on. */
-static inline FLOATV load_turns(__global const STORAGE(X) *from, uint count, FLOATV *odd) {
-    const uint rest = 2 * count > V ? 2 * count - V : 0;
-    const FLOATV a = load_some(from, 2 * count), b = load_some(from + V, rest);
-    *odd = (FLOATV)(a.odd, b.odd);
-    return (FLOATV)(a.even, b.even);
+static inline FLOATV load_turns(__global const STORAGE(X) *from, int count, FLOATV *odd) {
+    float part[2 * V], evens[V], odds[V];
+    JOIN(vstore, V)(load_some(from, 2 * count), 0, part);
+    JOIN(vstore, V)(load_some(from + V, 2 * count - V), 1, part);
+    UNROLL for (uint i = 0; i < V; ++i) {
+        evens[i] = part[2 * i];
+        odds[i] = part[2 * i + 1];
+    }
+    *odd = JOIN(vload, V)(0, odds);
+    return JOIN(vload, V)(0, evens);
 }
 
-static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to, uint count) {
+static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to, int count) {
     float part[2 * V];
     UNROLL for (uint i = 0; i < V; ++i) {
         float lanes[V];
@@ -67,7 +72,7 @@ static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to,
         part[2 * i + 1] = lanes[i];
     }
     store_some(JOIN(vload, V)(0, part), to, 2 * count);
-    store_some(JOIN(vload, V)(1, part), to + V, 2 * count > V ? 2 * count - V : 0);
+    store_some(JOIN(vload, V)(1, part), to + V, 2 * count - V);
 }
 
 #if DROPOUT
@@ -102,7 +107,7 @@ void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of
     dz = AT(dz) + slot * dz_at.row;
     dh = AT(dh) + slot * hidden_dim;
     for (uint j = get_local_id(0) * V; j < columns; j += GROUP * V) {
-        const uint count = min((uint)V, columns - j);
+        const int count = (int)min((uint)V, columns - j);
         const FLOATV d = load_some(dh + j, count);
         FLOATV factors = (FLOATV)(1.0f);
         FLOATV up, d_up, h;

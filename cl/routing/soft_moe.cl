@@ -144,6 +144,11 @@ void soft_moe_columns(IN(float, partials), OUT(float, columns), uint blocks, uin
     AT(columns)[2 * s + 1] = sum;
 }
 
+/* Slot s without padding -> with it; Oclgrind has no rest beside a quotient. */
+static inline uint slot_at(uint s, uint per_expert, uint stride) {
+    return s + s / per_expert * (stride - per_expert);
+}
+
 /* exp(l - best) / sum, 0 where l takes no part. */
 static inline float share(float l, __global const float *best_and_sum) {
     return l == -INFINITY ? 0.0f : exp(l - best_and_sum[0]) / best_and_sum[1];
@@ -183,7 +188,7 @@ void soft_moe_column_partials(IN(float, shares), IN(float, values), OUT(float, p
                               uint block_size) {
     uint begin = get_group_id(0) * block_size, end = min(begin + block_size, tokens);
     for (uint s = get_local_id(0); s < count; s += GROUP) {
-        ulong place = s / per_expert * stride + s % per_expert;
+        ulong place = slot_at(s, per_expert, stride);
         float sum = 0.0f;
         for (uint t = begin; t < end; t++) {
             ulong at = (ulong)t * slots + place;
@@ -220,10 +225,10 @@ void soft_moe_dlogits(IN(float, logits), IN(float, tops), IN(float, token_norms)
     ddispatch = AT(ddispatch) + token * slots;
     dlogits = AT(dlogits) + token * count;
     for (uint s = get_local_id(0); s < count; s += GROUP)
-        products += share(logits[s], tops) * dcombine[s / per_expert * stride + s % per_expert];
+        products += share(logits[s], tops) * dcombine[slot_at(s, per_expert, stride)];
     products = group_sum(products, tmp);
     for (uint s = get_local_id(0); s < count; s += GROUP) {
-        uint place = s / per_expert * stride + s % per_expert;
+        uint place = slot_at(s, per_expert, stride);
         float l = logits[s], other = AT(slot_norms)[s];
         float dl = dispatch[place] * (ddispatch[place] - AT(column_sums)[s]) +
                    share(l, tops) * (dcombine[place] - products);

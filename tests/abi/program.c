@@ -40,6 +40,7 @@ static void describe(clmoe_layer_desc *desc) {
     desc->output_bias = 1;
     desc->balance.enabled = 1;
     desc->balance.device_groups = 2;
+    desc->training = 1;
 }
 
 /* One wrong field at a time: the sentence names it, so it lies where it did. */
@@ -76,6 +77,10 @@ static void check_fields(const gpu *g) {
     WRONG(shared_gate, 2);
     WRONG(output_bias, 2);
     WRONG(balance.device_groups, 3);
+    WRONG(experts.hidden_dropout, 2);
+    WRONG(gradient_type, 9);
+    WRONG(recompute, 2);
+    WRONG(dye, 2);
 }
 
 static clmoe_weights weights_of(const gpu *g) {
@@ -131,6 +136,44 @@ static void check_steps(const gpu *g, clmoe_layer *layer, const clmoe_forward_ar
                          &topk.pair_weights, &topk.live,    &planned.plan};
     for (size_t i = 0; i < sizeof made / sizeof made[0]; i++)
         buffer_free(made[i]);
+}
+
+/* Some of `n` values, and all of them finite. */
+static void check_values(const gpu *g, clmoe_buf buf, size_t n, const char *what) {
+    float *values = allocate(n * sizeof *values);
+    double size = 0;
+    read_back(g, buf, n * sizeof *values, values, NULL);
+    for (size_t i = 0; i < n; i++)
+        size += (double)values[i] * (double)values[i];
+    fail_unless(size > 0 && size < 1e30, what);
+    free(values);
+}
+
+/* dy is y. */
+static void check_backward(const gpu *g, clmoe_layer *layer, const clmoe_forward_args *args) {
+    clmoe_gradients gradients;
+    clmoe_backward_args back;
+    size_t z;
+    check(clmoe_z_size(layer, TOKENS, CLMOE_MLP_EXPERTS, &z));
+    fail_unless(z >= (size_t)TOKENS * TOP_K * 2 * HIDDEN * sizeof(float), "clmoe_z_size()");
+    check(clmoe_gradients_create(layer, &gradients));
+    clmoe_backward_args_init(&back);
+    back.tokens = TOKENS;
+    back.weights = args->weights;
+    back.x = args->x;
+    back.state = args->state;
+    back.saved = args->saved;
+    back.scratch = args->scratch;
+    back.dy = args->y;
+    back.dx = buffer(g, ROWS * sizeof(float), NULL);
+    back.gradients = &gradients;
+    check(clmoe_backward(layer, g->queue, &back, 0, NULL, NULL));
+    check_values(g, back.dx, ROWS, "dx");
+    check_values(g, gradients.router, EXPERTS * DIM, "gradients.router");
+    check_values(g, gradients.shared.up, HIDDEN * DIM, "gradients.shared.up");
+    check_values(g, gradients.output_bias, DIM, "gradients.output_bias");
+    buffer_free(&back.dx);
+    clmoe_gradients_release(&gradients);
 }
 
 static void check_stats(const gpu *g, const clmoe_layer *layer, clmoe_buf buf) {
@@ -200,6 +243,7 @@ static void check_batch(const gpu *g, clmoe_layer *layer) {
     balance.noise.start = balance.noise.end = 0.25f;
     balance.noise.steps = 1;
     check_steps(g, layer, &args);
+    check_backward(g, layer, &args);
     check(clmoe_balance_update(layer, g->queue, &balance, 0, NULL, NULL));
     check(clFinish(g->queue));
     fail_unless(profile.num_steps > 5 && strcmp(profile.steps[0].name, "score") == 0, "profile");

@@ -23,6 +23,8 @@ extern "C" {
  */
 typedef struct clmoe_checkpoint clmoe_checkpoint;
 
+struct clmoe_gradients; /* see backward.h */
+
 typedef struct clmoe_checkpoint_options {
     size_t struct_size; /* set by clmoe_checkpoint_options_init() */
     /*
@@ -94,6 +96,43 @@ static inline clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkp
 CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_t layer,
                                                const clmoe_layer_desc *desc, cl_context context,
                                                cl_command_queue queue, clmoe_weights *weights);
+
+/* A tensor of the block that gets a gradient, or a piece of its gradient. */
+typedef struct clmoe_parameter {
+    const char *name; /* in the model's files; valid as long as the checkpoint */
+    uint32_t rank;
+    const uint64_t *shape; /* [rank], as in the file */
+    uint64_t elements;     /* the product of the shape */
+    /* Elements [first, first + count) of the gradient, row-major; NULL: no values were asked for.
+     */
+    uint64_t first;
+    size_t count;
+    const float *values;
+} clmoe_parameter;
+
+/*
+ * Called with one piece after another: those of a tensor come together and in order. `parameter` is
+ * valid during the call. Anything but CLMOE_SUCCESS ends the walk.
+ */
+typedef clmoe_status (*clmoe_parameter_visitor)(void *user, const clmoe_parameter *parameter);
+
+/*
+ * The counterpart of clmoe_checkpoint_upload(): reads gradients back through `queue`, after what
+ * was enqueued if it is in-order, and hands them out tensor by tensor, under the names, in the
+ * shapes and in the layouts of the model's files, as f32. Blocks until the last call of `visit`.
+ * `desc` is that of the layer, from clmoe_checkpoint_layer(). Gradients that are {NULL, 0} are left
+ * out, and so are tensors that never get one: selection biases. `gradients` NULL: names and shapes
+ * of all that can get one, each once; `queue` may then be NULL too.
+ *
+ * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes, layouts or biases, and for a buffer
+ * that is too small; CLMOE_INVALID_DESC for types that do not exist; those of
+ * clmoe_checkpoint_layer(); and what `visit` returned.
+ */
+CLMOE_API clmoe_status clmoe_checkpoint_gradients(const clmoe_checkpoint *checkpoint,
+                                                  uint32_t layer, const clmoe_layer_desc *desc,
+                                                  cl_command_queue queue,
+                                                  const struct clmoe_gradients *gradients,
+                                                  clmoe_parameter_visitor visit, void *user);
 
 #ifdef __cplusplus
 }

@@ -10,6 +10,7 @@
  *   3. clmoe_layer_create()    checks the descriptor, picks an engine, compiles the kernels.
  *   4. clmoe_layer_memory()    tells how much device memory a batch of T tokens needs.
  *   5. clmoe_forward()         enqueues the whole layer on your queue and gives you an event.
+ *   6. clmoe_backward()        in training, the gradients of x and of all weights: backward.h.
  *
  * examples/00_forward.c is that program in full, and more stand beside it. From a model directory,
  * clmoe_checkpoint_open() and clmoe_checkpoint_layer() do step 2, and clmoe_checkpoint_upload()
@@ -224,7 +225,7 @@ enum {
      * nothing from one. Of the outputs of clmoe_forward() there is only y, and it has single steps
      * of its own, see steps.h. Scores are softmax; not with what weighs or places pairs: biases,
      * renorm, scales, noise, capacity, identity experts. N = E*p is at most 2^20, and needs scratch
-     * for two [T,N] matrices more.
+     * for two [T,N] matrices more, in training for five.
      */
     CLMOE_POLICY_SOFT_MOE = 4,
 };
@@ -458,8 +459,20 @@ typedef struct clmoe_mlp_desc {
     float limit;              /* clamp of gate (above) and up (both sides), 0 (default): none */
     float alpha;              /* of silu; default 1; gpt-oss 1.702 */
     float up_shift;           /* default 0; gpt-oss 1 */
-    uint32_t reserved[8];
+    /*
+     * Probability, 0 (default) to less than 1, that an element of h becomes 0; the others are
+     * divided by 1 - hidden_dropout. Acts when a state is given.
+     */
+    float hidden_dropout;
+    uint32_t reserved[7];
 } clmoe_mlp_desc;
+
+/* Element type of the gradients of matrices and their biases; sums are f32 either way. */
+typedef uint32_t clmoe_gradient_type;
+enum {
+    CLMOE_GRADIENT_F32 = 0,
+    CLMOE_GRADIENT_OF_WEIGHT = 1, /* the type of the weight itself */
+};
 
 typedef struct clmoe_layer_desc {
     size_t struct_size; /* set by clmoe_layer_desc_init() */
@@ -469,9 +482,8 @@ typedef struct clmoe_layer_desc {
     uint32_t top_k;                /* K */
     clmoe_type type;               /* of x, y, residual, and of rows between the steps (xe, ye) */
     clmoe_type weight_type;        /* of expert and shared weights, their biases, output_bias */
-    /* 1: what a backward pass will read is kept in `saved`; there is no backward call yet. */
-    uint32_t training;
-    const char *engine; /* NULL: by device and types; or a name of clmoe_engine_name() */
+    uint32_t training;             /* 1: clmoe_backward() can follow; `saved` keeps what it reads */
+    const char *engine;            /* NULL: by device and types; or a name of clmoe_engine_name() */
     clmoe_router_desc router;
     clmoe_capacity_desc capacity;
     clmoe_mlp_desc experts;
@@ -480,6 +492,11 @@ typedef struct clmoe_layer_desc {
     uint32_t shared_gate; /* 1: its output is multiplied by sigmoid(x . weights.shared_gate) */
     uint32_t output_bias; /* 1: weights.output_bias [D] is added to y (JetMoE) */
     clmoe_balance_desc balance;
+    clmoe_gradient_type gradient_type; /* of the weights' gradients, with training */
+    /* 1: `saved` is without z, the largest part; backward computes it again from x. */
+    uint32_t recompute;
+    uint32_t dye;      /* 1: clmoe_backward() may be given dye, for which it needs more scratch */
+    uint32_t reserved; /* 0 */
 } clmoe_layer_desc;
 
 /* The same for a struct of `struct_size` bytes, from another language or another version. */
@@ -530,8 +547,8 @@ CLMOE_API const char *clmoe_engine_name(clmoe_context *context, uint32_t index,
                                         uint32_t *supported);
 
 /*
- * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what a
- * backward pass will read (0 unless desc.training), `scratch` is free again after the event. A
+ * Bytes of device memory for a batch of `tokens` and for every smaller one: `saved` is what
+ * clmoe_backward() reads (0 unless desc.training), `scratch` is free again after the event. A
  * buffer of size 0 need not be given. Either pointer may be NULL. Each is one buffer: if one is
  * larger than the device allows (CL_DEVICE_MAX_MEM_ALLOC_SIZE), the sizes are written and the
  * status is CLMOE_UNSUPPORTED.
@@ -637,6 +654,7 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 }
 #endif
 
+#include "backward.h"
 #include "balance.h"
 #include "checkpoint.h"
 #include "context.h"

@@ -50,7 +50,9 @@
 #ifndef CLMOE_PUBLIC_STEPS_H
 #define CLMOE_PUBLIC_STEPS_H
 
+#include "backward.h"
 #include "clmoe.h"
+#include "pack.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -237,6 +239,8 @@ typedef struct clmoe_experts_args {
     clmoe_buf ye;           /* [S,D]; rows of padding are undefined */
     uint32_t final_weights; /* as in clmoe_combine_args, unless weight_at is output */
     uint32_t reserved;      /* 0 */
+    clmoe_buf z;            /* optional, in training: clmoe_z_size() bytes, for the way back */
+    clmoe_buf state;        /* optional: dropout of the activations */
 } clmoe_experts_args;
 
 /*
@@ -252,7 +256,18 @@ typedef struct clmoe_shared_expert_args {
     clmoe_buf scratch;
     clmoe_buf shared;      /* [T,D] */
     clmoe_buf shared_gate; /* [T] f32: x . weights.shared_gate; with desc.shared_gate alone */
+    clmoe_buf z;           /* optional, in training: clmoe_z_size() bytes, for the way back */
+    clmoe_buf state;       /* optional: dropout of the activations */
 } clmoe_shared_expert_args;
+
+/*
+ * Bytes of z of an MLP for a batch of `tokens` and every smaller one: the values of gate and up
+ * before the activation, of the layer's type, in the order of the weights' rows; of the experts
+ * [min(S, pairs), 2H], by pair where those are fewer, else by slot. Errors: CLMOE_INVALID_ARGUMENT
+ * for a layer with training 0 or without this MLP.
+ */
+CLMOE_API clmoe_status clmoe_z_size(const clmoe_layer *layer, uint32_t tokens, clmoe_mlp mlp,
+                                    size_t *bytes);
 
 /* combine: y = residual + output_bias + sum of w * ye[slot] over a token's pairs, k ascending. */
 typedef struct clmoe_combine_args {
@@ -276,6 +291,127 @@ typedef struct clmoe_combine_args {
     uint32_t final_weights;
     uint32_t reserved; /* 0 */
 } clmoe_combine_args;
+
+/* ---- Backward ------------------------------------------------------------------------------ */
+
+/*
+ * The steps of clmoe_backward() one by one, for layers with training 1; fields of the same name are
+ * those of the steps above, with the same contents. In this order they are clmoe_backward(), bit
+ * for bit; those of an MLP take `parts` and `gradients` as it does. Not with Soft MoE, whose
+ * mixing has no steps backward.
+ *
+ *   clmoe_experts_backward         dy -> dxe, dots; gradients.experts
+ *   clmoe_combine_backward         dy, dots -> dpair_weights; gradients.output_bias
+ *   clmoe_shared_expert_backward   dy -> shared_dx; gradients.shared and .shared_gate
+ *   clmoe_topk_backward            dpair_weights -> dlogits_out; gradients.expert_scale
+ *   clmoe_score_backward           dlogits -> router_dx; gradients of the routers
+ *   clmoe_dispatch_backward        dxe, shared_dx, router_dx -> dx
+ */
+typedef struct clmoe_experts_backward_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_backward_parts parts;
+    const clmoe_weights *weights; /* experts, not packed */
+    clmoe_buf x;                  /* [T,D] */
+    clmoe_buf pair_weights;       /* [pairs] f32 */
+    clmoe_buf plan;
+    clmoe_buf z;     /* of clmoe_experts(); with desc.recompute optional: made again from x */
+    clmoe_buf state; /* if clmoe_experts() had it */
+    clmoe_buf dy;    /* [T,D] */
+    clmoe_buf dye;   /* optional [S,D], with desc.dye */
+    clmoe_buf scratch;
+    clmoe_buf dxe;  /* [S,D], read and written: the gradient on xe; rows of padding are undefined */
+    clmoe_buf dots; /* [S] f32, read and written: a pair's part of clmoe_combine_backward() */
+    const clmoe_gradients *gradients; /* optional: experts */
+    uint32_t accumulate;
+    uint32_t reserved; /* 0 */
+} clmoe_experts_backward_args;
+
+typedef struct clmoe_combine_backward_args {
+    size_t struct_size;
+    uint32_t tokens;
+    uint32_t accumulate;
+    const clmoe_weights *weights; /* experts.down_bias */
+    clmoe_buf x;                  /* [T,D], needed with identity experts or weight_at input */
+    clmoe_buf ids;                /* [pairs] i32 */
+    clmoe_buf plan;
+    clmoe_buf token_mask, token_offsets;
+    clmoe_buf dy;                     /* [T,D] */
+    clmoe_buf dye;                    /* if clmoe_experts_backward() had it */
+    clmoe_buf dxe, dots;              /* of clmoe_experts_backward() */
+    clmoe_buf dpair_weights;          /* [pairs] f32 */
+    const clmoe_gradients *gradients; /* optional: output_bias */
+} clmoe_combine_backward_args;
+
+typedef struct clmoe_shared_expert_backward_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_backward_parts parts;
+    const clmoe_weights *weights; /* shared, not packed; shared_gate */
+    clmoe_buf x;                  /* [T,D] */
+    clmoe_buf token_mask;
+    clmoe_buf shared_gate; /* [T] f32 of clmoe_shared_expert() */
+    clmoe_buf z;           /* of clmoe_shared_expert(); with desc.recompute optional */
+    clmoe_buf state;       /* if clmoe_shared_expert() had it */
+    clmoe_buf dy;          /* [T,D] */
+    clmoe_buf scratch;
+    clmoe_buf shared_dx;              /* [T,D], read and written */
+    const clmoe_gradients *gradients; /* optional: shared, shared_gate */
+    uint32_t accumulate;
+    uint32_t reserved; /* 0 */
+} clmoe_shared_expert_backward_args;
+
+/* dnoise_out and dgroup_logits_out: with learned noise and a state, and with two levels. */
+typedef struct clmoe_topk_backward_args {
+    size_t struct_size;
+    uint32_t tokens;
+    uint32_t accumulate;
+    const clmoe_weights *weights; /* expert_scale, noise_router, group_router */
+    clmoe_buf x;                  /* [T,D], for learned noise and two levels */
+    clmoe_buf logits;             /* [T,R] f32, of clmoe_score(), or the external ones */
+    clmoe_buf ids;                /* [pairs] i32, as clmoe_plan() left them */
+    clmoe_buf live;               /* [T] i32; not with expert choice */
+    clmoe_buf plan;
+    clmoe_buf token_mask, token_offsets;
+    clmoe_buf state;                          /* if clmoe_score() had it */
+    clmoe_buf dpair_weights;                  /* [pairs] f32 */
+    clmoe_buf dlogits, dnoise, dgroup_logits; /* optional, of losses: added */
+    clmoe_buf scratch;
+    clmoe_buf dlogits_out;                   /* [T,R] f32, read and written; may be dlogits */
+    clmoe_buf dnoise_out, dgroup_logits_out; /* [T,R], [T,groups.count] f32, read and written */
+    const clmoe_gradients *gradients;        /* optional: expert_scale */
+} clmoe_topk_backward_args;
+
+typedef struct clmoe_score_backward_args {
+    size_t struct_size;
+    uint32_t tokens;
+    clmoe_backward_parts parts;
+    const clmoe_weights *weights; /* router, noise_router, group_router */
+    clmoe_buf x;                  /* [T,D] */
+    clmoe_buf token_mask;
+    clmoe_buf state;                          /* if clmoe_score() had it */
+    clmoe_buf dlogits, dnoise, dgroup_logits; /* of clmoe_topk_backward() */
+    clmoe_buf scratch;
+    clmoe_buf router_dx;              /* [T,D], read and written */
+    const clmoe_gradients *gradients; /* optional: router, router_bias, and the other routers */
+    uint32_t accumulate;
+    /* 1: the logits were external: nothing of dlogits reaches router_dx and gradients.router. */
+    uint32_t logits_given;
+} clmoe_score_backward_args;
+
+typedef struct clmoe_dispatch_backward_args {
+    size_t struct_size;
+    uint32_t tokens;
+    uint32_t reserved;      /* 0 */
+    clmoe_buf pair_weights; /* [pairs] f32, needed with identity experts or weight_at input */
+    clmoe_buf plan;
+    clmoe_buf token_mask, token_offsets;
+    clmoe_buf state;                /* with noise.jitter_experts: the one of clmoe_jitter() */
+    clmoe_buf dy;                   /* [T,D], needed with identity experts */
+    clmoe_buf dxe;                  /* [S,D] of clmoe_experts_backward() */
+    clmoe_buf shared_dx, router_dx; /* [T,D], optional */
+    clmoe_buf dx;                   /* [T,D], read and written */
+} clmoe_dispatch_backward_args;
 
 CLMOE_API clmoe_status clmoe_score(clmoe_layer *layer, cl_command_queue queue,
                                    const clmoe_score_args *args, cl_uint num_wait,
@@ -311,6 +447,28 @@ CLMOE_API clmoe_status clmoe_shared_expert(clmoe_layer *layer, cl_command_queue 
 CLMOE_API clmoe_status clmoe_combine(clmoe_layer *layer, cl_command_queue queue,
                                      const clmoe_combine_args *args, cl_uint num_wait,
                                      const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_experts_backward(clmoe_layer *layer, cl_command_queue queue,
+                                              const clmoe_experts_backward_args *args,
+                                              cl_uint num_wait, const cl_event *wait,
+                                              cl_event *event);
+CLMOE_API clmoe_status clmoe_combine_backward(clmoe_layer *layer, cl_command_queue queue,
+                                              const clmoe_combine_backward_args *args,
+                                              cl_uint num_wait, const cl_event *wait,
+                                              cl_event *event);
+CLMOE_API clmoe_status clmoe_shared_expert_backward(clmoe_layer *layer, cl_command_queue queue,
+                                                    const clmoe_shared_expert_backward_args *args,
+                                                    cl_uint num_wait, const cl_event *wait,
+                                                    cl_event *event);
+CLMOE_API clmoe_status clmoe_topk_backward(clmoe_layer *layer, cl_command_queue queue,
+                                           const clmoe_topk_backward_args *args, cl_uint num_wait,
+                                           const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_score_backward(clmoe_layer *layer, cl_command_queue queue,
+                                            const clmoe_score_backward_args *args, cl_uint num_wait,
+                                            const cl_event *wait, cl_event *event);
+CLMOE_API clmoe_status clmoe_dispatch_backward(clmoe_layer *layer, cl_command_queue queue,
+                                               const clmoe_dispatch_backward_args *args,
+                                               cl_uint num_wait, const cl_event *wait,
+                                               cl_event *event);
 
 #ifdef __cplusplus
 }
