@@ -277,7 +277,11 @@ done:
 }
 
 clmoe_status step_soft_moe_weights_backward(const batch *b, launch *chain, clmoe_buf ye) {
-    return set_products(b, chain, region(b, REGION_SOFT_MOE_DY), ye, region(b, REGION_DCOMBINE));
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(clear_padding(b, chain, ye));
+    TRY(set_products(b, chain, region(b, REGION_SOFT_MOE_DY), ye, region(b, REGION_DCOMBINE)));
+done:
+    return status;
 }
 
 /* Sums over tokens of the values [T,S], times the shares [T,S] if given. */

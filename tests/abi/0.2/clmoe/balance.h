@@ -312,10 +312,11 @@ CLMOE_API const char *clmoe_loss_name(clmoe_loss_kind kind);
  * Random numbers are Philox4x32-10 with the key `seed` and the counter {token, column, step, use},
  * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random (the choice k
  * as column; the largest bits come first), 5 jitter (the element of x as column), 6 dropout of the
- * experts' activations (the pair as token; column c and word i: element 4 c + i), 7 the same of the
- * shared expert (the token itself): the same on every device, whatever the group size. Dropped is
- * what has a uniform number below the probability. A uniform number is (first word / 2^9 + 1/2) /
- * 2^23, the division whole; a normal one comes from the first two words by Box and Muller.
+ * experts' activations (the pair as token, with Soft MoE the row of weights.router; column c and
+ * word i: element 4 c + i), 7 the same of the shared expert (the token itself): the same on every
+ * device, whatever the group size. Dropped is what has a uniform number below the probability. A
+ * uniform number is (first word / 2^9 + 1/2) / 2^23, the division whole; a normal one comes from
+ * the first two words by Box and Muller.
  */
 typedef struct clmoe_state {
     uint32_t version; /* 1 */

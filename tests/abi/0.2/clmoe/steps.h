@@ -118,7 +118,7 @@ typedef struct clmoe_plan_layout {
     size_t rerouted_out; /* [R] u32: pairs that chose the expert and were sent to another */
     size_t offsets;      /* [E+1] u32: first slot of each bucket */
     size_t slot_of;      /* [pairs] i32: slot of a pair; -1 no place, -2 identity expert */
-    size_t pair_of;      /* [S] i32: pair of a slot, -1 padding */
+    size_t pair_of;      /* [S] i32: pair of a slot, with Soft MoE a router row; -1 padding */
     size_t token_of;     /* [S] i32: token of a slot, -1 padding */
     size_t tile_expert;  /* [S/row_tile] i32: expert of a tile of rows, -1 no rows */
     uint32_t most_slots; /* the largest S of `tokens` and every smaller batch: for xe and ye */
