@@ -13,7 +13,8 @@
  *          sums [T], partial [blocks,E], pairs [blocks,E] u32, columns [E] (L'), target [2] (L*,
  *          step).
  *          stays [T,K] u32 or NULL: bit `bit` is set where an iteration leaves more than 0.
- *          Backward, pair_weights is the gradient in place, `before` that on W, added at the end.
+ *          Backward, pair_weights is the gradient in place, at first dpair_weights [T,K]; `before`
+ *          that on W, added at the end.
  *          A row's pairs are its live ones of experts with weights. Rows whose sum is not positive
  *          and finite, and masked ones, take no part: sum 0. Rows of one pair stay, but load their
  *          expert.
@@ -236,12 +237,15 @@ static inline void pass_projection(const rebalancing *r, uint token, __global co
 
 KERNEL(GROUP, 1, 1)
 void rebalance_back_rows(REBALANCE_ARGS, IN(float, columns), IN(float, target), float mu,
-                         IN(uint, stays), uint bit, uint first) {
+                         IN(uint, stays), IN(float, dpair_weights), uint bit, uint first) {
     rebalancing r = REBALANCE_INIT;
     float step = AT(target)[1];
     for (uint token = r.begin + get_local_id(0); token < r.end; token += GROUP) {
-        for (int k = 0; first && k < top_k; k++)
-            r.before[(ulong)token * top_k + k] = 0.0f;
+        for (int k = 0; first && k < top_k; k++) {
+            const ulong pair = (ulong)token * top_k + k;
+            r.before[pair] = 0.0f;
+            r.pair_weights[pair] = AT(dpair_weights)[pair];
+        }
         if (r.sums[token] == 0.0f)
             continue;
         if (!first)

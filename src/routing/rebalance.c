@@ -127,7 +127,7 @@ static clmoe_status iterate_back(const batch *b, launch *chain, clmoe_buf pair_w
     const rebalance_scratch scratch = scratch_of(b);
     for (uint32_t i = iterations; i-- > 0;) {
         TRY(KERNEL_SET(rows, BACK_ARGS(b, &scratch, pair_weights),
-                       ARG_AS(stays, ARG_F32(bits_of(b, stays, i))),
+                       ARG_AS(stays, ARG_F32(bits_of(b, stays, i))), ARG_F32(b->dpair_weights),
                        ARG_AS(bit, ARG_UINT(i % BITS)),
                        ARG_AS(first, ARG_UINT(i + 1 == iterations))));
         TRY(launch_1d(chain, rows, scratch.blocks.count, layer->group));
@@ -148,9 +148,8 @@ clmoe_status step_rebalance_backward(batch *b, launch *chain) {
         return CLMOE_SUCCESS;
     TRY(step_chosen_weights(b, chain, weights));
     TRY(iterate(b, chain, weights, stays));
-    TRY(launch_copy(chain, b->dpair_weights, weights, pairs_bytes));
-    b->dpair_weights = weights;
     TRY(iterate_back(b, chain, weights, stays));
+    b->dpair_weights = weights;
 done:
     return status;
 }
