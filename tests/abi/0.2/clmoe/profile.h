@@ -1,5 +1,5 @@
 /*
- * Queues and events, and where the time of one clmoe_forward() goes.
+ * Queues and events, and where the time of one clmoe_forward() or clmoe_backward() goes.
  *
  *   - `queue` is any queue of the context's device. As with OpenCL's own commands it is not
  *     flushed: call clFlush() before you poll the event or wait for it on another queue. Only the
@@ -42,7 +42,9 @@ typedef struct clmoe_profile_step {
     /*
      * In this order: "score", "topk", "plan", "dispatch", "experts", "mix" (the end of Soft MoE),
      * "shared", "combine", "copy" (of logits, ids and weights that were asked for), "measure"
-     * (statistics and losses, from one pass). A static string.
+     * (statistics and losses, from one pass). Of clmoe_backward(): "prepare", "experts", "combine",
+     * "shared", "topk", "score", "dispatch", and of the weights "experts gradients", "shared
+     * gradients", "other gradients". A static string.
      */
     const char *name;
     cl_event first, last; /* owned by the profile */
