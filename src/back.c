@@ -1,6 +1,19 @@
 /* Steps of several rooms that the chain backwards and its single steps share. */
 #include "back.h"
 
+clmoe_status back_unmasked(const batch *b, launch *chain) {
+    return b->token_mask.mem ? step_unmasked(b, chain) : CLMOE_SUCCESS;
+}
+
+clmoe_status back_prepare(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (b->state.mem && b->layer->desc.router.noise.jitter > 0)
+        TRY(step_jitter(b, chain));
+    TRY(back_unmasked(b, chain));
+done:
+    return status;
+}
+
 /* z and ye as forward made them, where they are asked for. */
 static clmoe_status forward_again(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;

@@ -4,6 +4,19 @@
 
 #include "steps.h"
 
+/* Which parts a call is asked for. */
+static inline bool back_has_data(clmoe_backward_parts parts) {
+    return parts != CLMOE_BACKWARD_WEIGHTS;
+}
+
+static inline bool back_has_weights(clmoe_backward_parts parts, const clmoe_gradients *gradients) {
+    return parts != CLMOE_BACKWARD_DATA && gradients;
+}
+
+/* The list of tokens that are not masked, with a mask; and x as forward jittered it. */
+clmoe_status back_unmasked(const batch *b, launch *chain);
+clmoe_status back_prepare(const batch *b, launch *chain);
+
 /* dy -> dxe, dots; and the gradients of the experts' weights. Not with Soft MoE. */
 clmoe_status back_experts(const batch *b, launch *chain);
 clmoe_status back_experts_gradients(const batch *b, launch *chain);

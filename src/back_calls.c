@@ -8,41 +8,10 @@
     ((b)->accumulate = (args)->accumulate != 0,                                                    \
      (b)->gradients = (args)->gradients ? *(args)->gradients : (clmoe_gradients){0})
 
-static void bind_weights(batch *b, const clmoe_weights *weights) {
-    if (!weights)
-        return;
-    b->raw = *weights;
-    b->raw.experts.packed = b->raw.shared.packed = (clmoe_buf){0};
-    b->weights = &b->raw;
-}
-
-/* Which parts a call is asked for. */
-static bool has_data(clmoe_backward_parts parts) {
-    return parts != CLMOE_BACKWARD_WEIGHTS;
-}
-
-static bool has_weights(clmoe_backward_parts parts, const clmoe_gradients *gradients) {
-    return parts != CLMOE_BACKWARD_DATA && gradients;
-}
-
-/* Rows of x that forward jittered, where it did. */
-static clmoe_status jitter_again(batch *b, launch *chain) {
-    clmoe_status status = CLMOE_SUCCESS;
-    b->jittered = region(b, REGION_JITTERED);
-    if (b->state.mem && b->layer->desc.router.noise.jitter > 0)
-        TRY(step_jitter(b, chain));
-done:
-    return status;
-}
-
-static clmoe_status mask_list(const batch *b, launch *chain) {
-    return b->token_mask.mem ? step_unmasked(b, chain) : CLMOE_SUCCESS;
-}
-
 static clmoe_status experts_backward(batch *b, launch *chain,
                                      const clmoe_experts_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    bind_weights(b, args->weights);
+    bind_raw_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
     b->scratch = args->scratch;
     b->experts_x = args->x;
@@ -57,9 +26,9 @@ static clmoe_status experts_backward(batch *b, launch *chain,
     b->dots = args->dots;
     if (b->z_again)
         b->z = region(b, REGION_Z);
-    if (has_data(args->parts))
+    if (back_has_data(args->parts))
         TRY(back_experts(b, chain));
-    if (has_weights(args->parts, args->gradients))
+    if (back_has_weights(args->parts, args->gradients))
         TRY(back_experts_gradients(b, chain));
 done:
     return status;
@@ -68,7 +37,7 @@ done:
 static clmoe_status combine_backward(batch *b, launch *chain,
                                      const clmoe_combine_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    bind_weights(b, args->weights);
+    bind_raw_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
     b->experts_x = args->x;
     b->ids = args->ids;
@@ -90,7 +59,7 @@ done:
 static clmoe_status shared_expert_backward(batch *b, launch *chain,
                                            const clmoe_shared_expert_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    bind_weights(b, args->weights);
+    bind_raw_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
     b->scratch = args->scratch;
     b->experts_x = args->x;
@@ -103,10 +72,10 @@ static clmoe_status shared_expert_backward(batch *b, launch *chain,
     b->shared_dx = args->shared_dx;
     if (b->z_again)
         b->shared_z = region(b, REGION_SHARED_Z);
-    TRY(mask_list(b, chain));
-    if (has_data(args->parts))
+    TRY(back_unmasked(b, chain));
+    if (back_has_data(args->parts))
         TRY(step_shared_backward(b, chain));
-    if (has_weights(args->parts, args->gradients))
+    if (back_has_weights(args->parts, args->gradients))
         TRY(step_shared_gradients(b, chain));
 done:
     return status;
@@ -127,7 +96,7 @@ done:
 
 static clmoe_status topk_backward(batch *b, launch *chain, const clmoe_topk_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    bind_weights(b, args->weights);
+    bind_raw_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
     b->scratch = args->scratch;
     b->x = args->x;
@@ -162,7 +131,7 @@ static size_t rows_bytes(const batch *b) {
 
 static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    bind_weights(b, args->weights);
+    bind_raw_weights(b, args->weights);
     BIND_GRADIENTS(b, args);
     b->scratch = args->scratch;
     b->x = args->x;
@@ -174,13 +143,13 @@ static clmoe_status score_backward(batch *b, launch *chain, const clmoe_score_ba
     b->dnoise_out = args->dnoise;
     b->dgroup_out = args->dgroup_logits;
     b->router_dx = args->router_dx;
-    TRY(jitter_again(b, chain));
-    TRY(mask_list(b, chain));
-    if (has_data(args->parts))
+    b->jittered = region(b, REGION_JITTERED);
+    TRY(back_prepare(b, chain));
+    if (back_has_data(args->parts))
         TRY(step_score_backward(b, chain));
-    if (has_data(args->parts) && !b->router_dx_begun)
+    if (back_has_data(args->parts) && !b->router_dx_begun)
         TRY(launch_zero(chain, b->router_dx, rows_bytes(b)));
-    if (has_weights(args->parts, args->gradients))
+    if (back_has_weights(args->parts, args->gradients))
         TRY(back_routers_gradients(b, chain));
 done:
     return status;

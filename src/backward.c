@@ -3,18 +3,6 @@
 #include "check/check.h"
 #include "runtime/structs.h"
 
-/* What forward made of x, of no region that is saved. */
-static clmoe_status prepare(const batch *b, launch *chain) {
-    clmoe_status status = CLMOE_SUCCESS;
-    launch_step(chain, "prepare");
-    if (b->state.mem && b->layer->desc.router.noise.jitter > 0)
-        TRY(step_jitter(b, chain));
-    if (b->token_mask.mem)
-        TRY(step_unmasked(b, chain));
-done:
-    return status;
-}
-
 /* Soft MoE: dy -> dxe, and the gradient on the combine weights, which needs ye. */
 static clmoe_status soft_moe_experts(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -117,10 +105,11 @@ clmoe_status clmoe_backward(clmoe_layer *layer, cl_command_queue queue,
     TRY(launch_begin(&chain, layer->context, queue, num_wait, wait));
     TRY(launch_profile(&chain, own.profile));
     TRY(bind_backward(&b, layer, &own));
-    TRY(prepare(&b, &chain));
-    if (own.parts != CLMOE_BACKWARD_WEIGHTS)
+    launch_step(&chain, "prepare");
+    TRY(back_prepare(&b, &chain));
+    if (back_has_data(own.parts))
         TRY(data(&b, &chain));
-    if (own.parts != CLMOE_BACKWARD_DATA && own.gradients)
+    if (back_has_weights(own.parts, own.gradients))
         TRY(weights(&b, &chain));
 done:
     return launch_end(&chain, status, event);

@@ -84,13 +84,20 @@ static void bind_saved(batch *b, const clmoe_backward_args *args) {
     b->experts_x = batch_jitters_experts(b) ? b->jittered : args->x;
 }
 
+void bind_raw_weights(batch *b, const clmoe_weights *weights) {
+    if (!weights)
+        return;
+    b->raw = *weights;
+    b->raw.experts.packed = b->raw.shared.packed = (clmoe_buf){0};
+    b->weights = &b->raw;
+}
+
 clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backward_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     *b = (batch){.layer = layer,
                  .tokens = args->tokens,
                  .saved = args->saved,
                  .scratch = args->scratch,
-                 .raw = *args->weights,
                  .x = args->x,
                  .token_mask = args->token_mask,
                  .state = args->state,
@@ -101,8 +108,7 @@ clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backw
                  .dye = args->dye,
                  .dx = args->dx,
                  .accumulate = args->accumulate != 0};
-    b->raw.experts.packed = b->raw.shared.packed = (clmoe_buf){0};
-    b->weights = &b->raw;
+    bind_raw_weights(b, args->weights);
     TRY(workspace_layout_get(layer, args->tokens, &b->ws));
     bind_saved(b, args);
     b->dpair_weights = either(args->dpair_weights, region(b, REGION_DPAIR_WEIGHTS));

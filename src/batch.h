@@ -63,6 +63,9 @@ clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forwar
 /* The same of a backward pass. */
 clmoe_status bind_backward(batch *b, const clmoe_layer *layer, const clmoe_backward_args *args);
 
+/* Weights of a backward pass: as given, but never packed. NULL: none. */
+void bind_raw_weights(batch *b, const clmoe_weights *weights);
+
 /* The losses of a call, `loss_size` bytes apart. */
 void bind_losses(batch *b, const clmoe_loss_desc *losses, size_t loss_size, uint32_t num_losses);
 
