@@ -1,9 +1,9 @@
 /*
  * A file holds a header, the key and the binary. Drivers crash on damaged binaries, so no byte goes
  * to one unchecked: the header must be the one that cache_write() makes for this key and this
- * binary, and the key must be equal. The checksum (FNV-1a, 128 bits) is against damage, not against
- * an author: a file that others could have written is not read at all. Files appear by rename, so
- * readers and writers need no lock.
+ * binary, and the key must be equal. The checksum is against damage, not against an author: a file
+ * that others could have written is not read at all. Files appear by rename, so readers and writers
+ * need no lock.
  */
 #include "cache.h"
 
@@ -31,17 +31,23 @@ typedef struct file_header {
     hash128 checksum; /* of the binary */
 } file_header;
 
-/* FNV-1a: for each byte h = (h ^ byte) * (2^88 + 0x13b) mod 2^128. */
+/* A bijection of words for every state: one changed word always shows. */
+static uint64_t mix(uint64_t state, uint64_t word) {
+    const uint64_t product = (state ^ word) * 0x9e3779b97f4a7c15u; /* 2^64 by the golden ratio */
+    return product << 29 | product >> 35;
+}
+
 static hash128 hash_of(const void *data, size_t size) {
     const unsigned char *bytes = data;
-    hash128 h = {0x6c62272e07bb0142u, 0x62b821756295c58du};
-    for (size_t i = 0; i < size; i++) {
-        uint64_t low = h.low ^ bytes[i];
-        uint64_t first = (low & 0xffffffffu) * 0x13b;
-        uint64_t second = (low >> 32) * 0x13b + (first >> 32);
-        h.high = h.high * 0x13b + (second >> 32) + (low << 24);
-        h.low = second << 32 | (first & 0xffffffffu);
+    hash128 h = {size, ~(uint64_t)size};
+    for (size_t i = 0; i < size; i += sizeof h) {
+        uint64_t words[2] = {0, 0};
+        memcpy(words, bytes + i, size - i < sizeof words ? size - i : sizeof words);
+        h.high = mix(h.high, words[0]);
+        h.low = mix(h.low, words[1]);
     }
+    h.high = mix(h.high, h.low);
+    h.low = mix(h.low, h.high);
     return h;
 }
 

@@ -5,7 +5,7 @@
 #include "status.h"
 
 /* Changes whenever files written before must not be used any more. */
-#define CACHE_FORMAT 1
+#define CACHE_FORMAT 2
 
 /* Room for a sentence that says why the cache was of no use. */
 #define CACHE_PROBLEM_SIZE 512
