@@ -1,16 +1,15 @@
 /*
- * Purpose: Grouped GEMM for CPUs: one work-item computes COLUMNS columns of all rows of a tile,
- *          with sums in vector registers. No local memory, no barriers.
- * Formula: as ref.cl. How W is read is WEIGHTS:
- *            BY_ROW     W contiguous along k: cpu_rows.clh
- *            BY_COLUMN  W contiguous along n: cpu_panels.clh, after a copy of each panel
- *            PACKED     panels as cpu_pack.cl made them: cpu_panels.clh
- * Arrays: as in gemm.clh. BY_COLUMN with w_row 2: gate and up take turns. PACKED: `up` holds gate
- *          and up, no strides are read.
- * NDRange: (ceil(n / COLUMNS), ceil(slots / row_tile)), one work-item per group: neighbours share
- *          rows of A, and each weight comes from memory once. Tiles from the last to the first:
- *          those without rows lie behind, and threads take fewer groups at a time towards the end.
- * Limits: row_tile <= MAX_ROWS. BY_ROW needs w_col 1, BY_COLUMN w_row 1, or 2 if gated.
+ * Purpose: Grouped GEMM for CPUs: one work-item computes up to PANELS panels of COLUMNS columns of
+ *          all rows of a tile, with sums in vector registers. No local memory, no barriers.
+ * Formula: as ref.cl.
+ * Arrays: as in gemm.clh. W is contiguous along k, w_col 1, or along n, w_row 1, or 2 where gate
+ *          and up take turns. PACKED: `up` holds gate and up as cpu_pack.cl made them, and no
+ *          strides are read.
+ * NDRange: (ceil(n / (panels_at_once * COLUMNS)), ceil(slots / row_tile)), one work-item each:
+ *          neighbours share rows of A, and each weight comes from memory once. Tiles from the last
+ *          to the first: those without rows lie behind, and threads take fewer groups at a time
+ *          towards the end.
+ * Limits: row_tile <= MAX_ROWS; DEPTH is a multiple of WIDTH.
  * Repeatability: the order of a sum depends on k and DEPTH alone: the same for every row, tile and
  *          neighbour.
  *
@@ -22,13 +21,9 @@
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
 
-#define BY_ROW    0
-#define BY_COLUMN 1
-#define PACKED    2
-
 /*
- * A work-item sums two vectors of columns side by side: WIDTH columns of gate and of up, or 2 *
- * WIDTH of the one matrix: its two sides. Between their first columns of C lie SIDE_STEP.
+ * The columns of a panel are summed as two vectors side by side: WIDTH columns of gate and of up,
+ * or 2 * WIDTH of the one matrix: its two sides. Between their first columns of C lie SIDE_STEP.
  */
 #define COLUMNS   (GATED ? WIDTH : 2 * WIDTH)
 #define SIDE_STEP (GATED ? 0 : WIDTH)
@@ -46,11 +41,7 @@ static inline void fetch_outputs(const problem *p, uint row, uint count, uint fi
             FETCH_OUTPUT(p->c + (ulong)row * p->n + first + column);
 }
 
-#if WEIGHTS == BY_ROW
-#include "experts/gemm/cpu_rows.clh"
-#else
 #include "experts/gemm/cpu_panels.clh"
-#endif
 
 #if KEEP_Z
 /* z of `count` columns, whose first is at `z`. */
@@ -105,6 +96,19 @@ static inline void store_row(const problem *p, const VEC *sums, const float *gat
     }
 }
 
+/* The rows of a tile in the panel that begins with column `first`. */
+static inline void store_panel(const problem *p, const rows *tile, uint first, VEC (*sums)[2]) {
+    const uint columns = min((uint)COLUMNS, p->n - first);
+    float gate_biases[COLUMNS], up_biases[COLUMNS];
+    for (uint column = 0; column < COLUMNS; ++column) {
+        const uint from = first + min(column, columns - 1);
+        gate_biases[column] = bias_at(p, p->gate_bias, tile->expert, from);
+        up_biases[column] = bias_at(p, p->up_bias, tile->expert, from);
+    }
+    for (uint row = tile->first; row < tile->end; ++row)
+        store_row(p, sums[row - tile->first], gate_biases, up_biases, row, first, columns);
+}
+
 KERNEL(1, 1, 1)
 void gemm_cpu(GEMM_PARAMETERS) {
     const problem p = GEMM_PROBLEM;
@@ -112,17 +116,10 @@ void gemm_cpu(GEMM_PARAMETERS) {
     const rows tile = rows_in_use(&p, index * row_tile, row_tile);
     if (tile.first >= tile.end)
         return;
-    const uint first = GROUP_INDEX(0, 1) * COLUMNS;
-    const uint columns = min((uint)COLUMNS, n - first);
-
-    float gate_biases[COLUMNS], up_biases[COLUMNS];
-    for (uint column = 0; column < COLUMNS; ++column) {
-        const uint from = first + min(column, columns - 1);
-        gate_biases[column] = bias_at(&p, p.gate_bias, tile.expert, from);
-        up_biases[column] = bias_at(&p, p.up_bias, tile.expert, from);
-    }
-    VEC sums[MAX_ROWS][2];
-    sum_tile(&p, &tile, first, sums);
-    for (uint row = tile.first; row < tile.end; ++row)
-        store_row(&p, sums[row - tile.first], gate_biases, up_biases, row, first, columns);
+    const uint most = panels_at_once(&p), first = GROUP_INDEX(0, 1) * most * COLUMNS;
+    const uint panels = min(divide_up(n - first, COLUMNS), most);
+    VEC sums[PANELS][MAX_ROWS][2];
+    sum_tile(&p, &tile, first, panels, sums);
+    for (uint panel = 0; panel < panels; ++panel)
+        store_panel(&p, &tile, first + panel * COLUMNS, sums[panel]);
 }

@@ -81,6 +81,7 @@ typedef struct part {
     __global STORAGE(C) *c;
     ulong c_row;
     uint rows, columns;
+    bool accumulate, streams; /* streams: whole vectors go past the caches */
 } part;
 
 static inline uint columns_of(const part *to, uint panel) {
@@ -95,14 +96,32 @@ static inline void fetch_block(const part *to, uint row, uint panel) {
             FETCH_OUTPUT(to->c + row * to->c_row + panel * PANEL + column);
 }
 
-static inline void store_row(VEC *sums, uint columns, uint accumulate, __global STORAGE(C) *c) {
+static inline void store_row(const part *to, uint row, uint panel, const VEC *sums) {
+    __global STORAGE(C) *const c = to->c + row * to->c_row + panel * PANEL;
+    const uint columns = columns_of(to, panel);
     for (uint column = 0; column < columns; column += WIDTH) {
         const uint count = min(columns - column, (uint)WIDTH);
         VEC sum = sums[column / WIDTH];
-        if (accumulate)
+        if (to->accumulate)
             sum += count == WIDTH ? LOADN(C, WIDTH, c + column) : LOAD_PART(C, c + column, count);
-        store_vector(sum, count, c + column);
+        if (to->streams && count == WIDTH)
+            STREAM(sum, (__global float *)(c + column));
+        else
+            store_vector(sum, count, c + column);
     }
+}
+
+/* As soon as its sums are done: memory is busy while the next block is summed. */
+static inline void store_block(const part *to, uint row, uint panel, VEC (*sums)[2]) {
+    const uint end = min(row + BLOCK, to->rows);
+    for (; row < end; ++row, ++sums)
+        store_row(to, row, panel, *sums);
+}
+
+/* Whether `c` and the rows after it are floats that may be streamed: aligned vectors. */
+static inline bool streamable(__global const STORAGE(C) *c, ulong c_row) {
+    return sizeof(*c) == sizeof(float) &&
+           ((size_t)c % sizeof(VEC) | c_row * sizeof(*c) % sizeof(VEC)) == 0;
 }
 
 /* Rows of C per work-item: about as many for each, in whole blocks. */
@@ -120,28 +139,30 @@ void gradient_cpu(GRADIENT_PARAMETERS) {
     if (row >= m || (accumulate && slots_in_use.x == slots_in_use.y))
         return;
 
-    const part to = {g.c + expert * c_expert + row * c_row + column, c_row,
-                     min(tile_rows(m), m - row), min((uint)COLUMNS, n - column)};
+    __global STORAGE(C) *const first = g.c + expert * c_expert + row * c_row + column;
+    const part to = {first, c_row, min(tile_rows(m), m - row), min((uint)COLUMNS, n - column),
+                     accumulate != 0, !accumulate && streamable(first, c_row)};
     VEC sums[PANELS][MAX_ROWS][2];
     piece now;
     for (uint panel = 0; panel < PANELS; ++panel)
         for (uint r = 0; r < MAX_ROWS; ++r)
             sums[panel][r][0] = sums[panel][r][1] = 0.0f;
-    for (uint slot = slots_in_use.x; slot < slots_in_use.y; slot += DEPTH) {
+    uint slot = slots_in_use.x;
+    do { /* once without slots: zeros */
+        const bool first_piece = slot == slots_in_use.x;
         now.depth = min((uint)DEPTH, slots_in_use.y - slot);
-        for (uint i = 0; i < now.depth; ++i) {
-            copy_p(row_of_p(&g, slot + i) + row, to.rows, i, &now);
-            copy_q(row_of_q(&g, slot + i) + column, to.columns, i, &now);
+        for (uint i = 0; i < now.depth; ++i, ++slot) {
+            copy_p(row_of_p(&g, slot) + row, to.rows, i, &now);
+            copy_q(row_of_q(&g, slot) + column, to.columns, i, &now);
         }
         for (uint panel = 0; panel * PANEL < to.columns; ++panel)
             for (uint r = 0; r < to.rows; r += BLOCK) {
-                if (slot == slots_in_use.x)
+                if (first_piece && !to.streams)
                     fetch_block(&to, r, panel);
                 add_block(now.p[r / BLOCK], now.q[panel], now.depth, &sums[panel][r]);
+                if (slot == slots_in_use.y)
+                    store_block(&to, r, panel, &sums[panel][r]);
             }
-    }
-    for (uint panel = 0; panel * PANEL < to.columns; ++panel)
-        for (uint r = 0; r < to.rows; ++r)
-            store_row(sums[panel][r], columns_of(&to, panel), accumulate,
-                      to.c + r * c_row + panel * PANEL);
+    } while (slot < slots_in_use.y);
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
 }

@@ -6,10 +6,12 @@
 #include <stdlib.h>
 
 /* Without a measurement; what the sizes are is in context.h. */
-enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8 };
+enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8, PANELS = 4 };
+/* Of raw weights, which are copied in pieces of it. */
+enum { RAW_DEPTH = 64 };
 
-/* How a kernel reads W: WEIGHTS of cl/experts/gemm/cpu.cl. */
-typedef enum weights { BY_ROW, BY_COLUMN, PACKED, WEIGHTS_COUNT } weights;
+/* How a kernel reads W: PACKED of cl/experts/gemm/cpu.cl. */
+typedef enum weights { RAW, PACKED, WEIGHTS_COUNT } weights;
 
 typedef struct cpu_state {
     unsigned width;                                  /* floats per vector */
@@ -52,21 +54,12 @@ static unsigned vector_width(const clmoe_context *context) {
     return native >= 16 ? 16 : native >= 8 ? 8 : 4;
 }
 
-/*
- * Whether some problem of `shape` needs a kernel. Only MLPs are packed. Ungated with weights along
- * k: the router. Where a matrix has one row or column, both orders are the same; then every order
- * is compiled.
- */
+/* Whether some problem of `shape` needs a kernel. Only MLPs are packed. */
 static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) {
     const bool first = variant == gemm_variant_of(shape->form);
-    const bool any_order = shape->dim == 1 || shape->hidden_dim == 1;
-    const bool by_column = order == BY_COLUMN;
     if (order == PACKED)
         return shape->form != GEMM_LINEAR && (first || variant == GEMM_UNGATED);
-    if (variant == GEMM_GATE_AND_UP)
-        return first && (any_order || by_column == shape->gate_up_transposed);
-    return !by_column || any_order || shape->training || shape->down_transposed ||
-           (first && shape->gate_up_transposed);
+    return first || variant == GEMM_UNGATED;
 }
 
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
@@ -74,8 +67,10 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu
     clmoe_status status = CLMOE_SUCCESS;
     const bool gated = variant == GEMM_GATE_AND_UP;
     char options[96];
-    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DWEIGHTS=%d -DMAX_ROWS=%u -DDEPTH=%u",
-             gated, state->width, (int)order, state->max_rows, depth(context));
+    snprintf(options, sizeof options,
+             "-DGATED=%d -DWIDTH=%u -DPACKED=%d -DPANELS=%d -DMAX_ROWS=%u -DDEPTH=%u", gated,
+             state->width, (int)order, PANELS, state->max_rows,
+             order == PACKED ? depth(context) : RAW_DEPTH);
     TRY(gemm_kernel_create(context, shape, "experts/gemm/cpu", options, "gemm_cpu",
                            &state->kernels[variant][order]));
     if (order != PACKED)
@@ -119,39 +114,46 @@ static uint32_t cpu_row_tile(const clmoe_context *context, uint32_t rows_per_exp
     return row_tile(max_rows(context), rows_per_expert);
 }
 
-/* Columns of C that a work-item computes. */
+/* Columns of C in a panel. */
 static size_t panel_columns(const cpu_state *state, gemm_form form) {
     return form == GEMM_GATED ? state->width : 2 * state->width;
 }
 
-/* Work-items side by side for n columns of C; also the panels of a packed matrix. */
+/* Panels of n columns of C; also those of a packed matrix. */
 static size_t panels_of(const cpu_state *state, gemm_form form, uint32_t n) {
     return gemm_tiles(n, panel_columns(state, form));
 }
 
-static weights order_of(const gemm_problem *problem) {
-    if (problem->packed)
-        return PACKED;
-    return problem->up.col == 1 ? BY_ROW : BY_COLUMN;
+/*
+ * Panels that a work-item computes. Where W is contiguous along n, each of its rows is another page
+ * of memory, and finding one takes longer than reading few columns of it.
+ */
+static size_t panels_at_once(const gemm_problem *problem) {
+    return problem->packed || problem->up.col == 1 ? 1 : PANELS;
+}
+
+/* Strides that a kernel takes: see cl/experts/gemm/cpu.cl. */
+static bool strides_fit(const gemm_problem *problem) {
+    return problem->packed || problem->up.col == 1 ||
+           problem->up.row <= (problem->form == GEMM_GATED ? 2 : 1);
 }
 
 static clmoe_status cpu_run(void *opaque, launch *chain, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
     const cpu_state *state = opaque;
-    const weights order = order_of(problem);
     const uint32_t rows =
         problem->tile_expert.mem ? problem->row_tile : row_tile(state->max_rows, problem->slots);
-    const size_t groups[] = {panels_of(state, problem->form, problem->n),
-                             gemm_tiles(problem->slots, rows)};
+    const size_t columns = panels_at_once(problem) * panel_columns(state, problem->form);
+    const size_t groups[] = {gemm_tiles(problem->n, columns), gemm_tiles(problem->slots, rows)};
     const size_t local[] = {1, 1};
-    cl_kernel kernel = state->kernels[gemm_variant_of(problem->form)][order];
-    if (!kernel || (order == BY_COLUMN && problem->up.row > (problem->form == GEMM_GATED ? 2 : 1)))
+    cl_kernel kernel =
+        state->kernels[gemm_variant_of(problem->form)][problem->packed ? PACKED : RAW];
+    if (!kernel || !strides_fit(problem))
         return fail(CLMOE_UNSUPPORTED,
                     "engine cpu was not created for weights of stride %llu, %llu",
                     (unsigned long long)problem->up.row, (unsigned long long)problem->up.col);
     TRY(gemm_kernel_set(kernel, problem, rows));
-    TRY(launch_bounded(chain, kernel, 2, groups, local,
-                       gemm_work(problem, rows, panel_columns(state, problem->form))));
+    TRY(launch_bounded(chain, kernel, 2, groups, local, gemm_work(problem, rows, columns)));
 done:
     return status;
 }
