@@ -57,8 +57,7 @@ typedef enum kernel_id {
     KERNEL_SHARED_DROPOUT_ACTIVATION_BACKWARD,
     KERNEL_SHARED_GATE_BACKWARD,
     KERNEL_UNMASKED,
-    KERNEL_BIAS_GRADIENT, /* of rows of X; as the next two */
-    KERNEL_GATED_BIAS_GRADIENT,
+    KERNEL_BIAS_GRADIENT,        /* of rows of X */
     KERNEL_ROUTER_BIAS_GRADIENT, /* of rows of f32 */
     KERNEL_PACK_HEADER,
     KERNEL_COMBINE,

@@ -152,6 +152,7 @@ typedef struct activation_rows {
     clmoe_buf z, dh, dz, dots;
     gemm_z z_at, dz_at;
     clmoe_buf pair_of, pair_weights, token_mask;
+    bool gates; /* pair_weights are logits of gates, and their sigmoid counts */
 } activation_rows;
 
 clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp which,
@@ -163,6 +164,7 @@ typedef struct bias_call {
     uint32_t slots, experts, n;
     gemm_rows rows;
     clmoe_buf pair_of, pair_weights, token_mask;
+    bool gates; /* pair_weights are logits of gates, and their sigmoid counts */
     clmoe_buf to;
 } bias_call;
 

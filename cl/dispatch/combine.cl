@@ -70,7 +70,7 @@ void combine_rows(IN(STORAGE(X), ye), IN(float, pair_weights), IN(int, slot_of),
     if (shared)
         row.shared = AT(shared) + token * dim;
     if (shared_gate)
-        row.gate = 1.0f / (1.0f + exp(-AT(shared_gate)[token]));
+        row.gate = SIGMOID(AT(shared_gate)[token]);
     if (output_bias)
         row.output_bias = AT(output_bias);
     if (residual)

@@ -6,18 +6,18 @@
  *          DROPOUT h is times its factors, see dropout.clh.
  * Arrays: z (rows of slots, or of pairs), dh [S,H] in place, pair_of [S] or NULL, pair_weights
  *          [pairs] or NULL (w = 1), token_mask [S] or NULL -> dz [S,H or 2H], dots [S] f32 or NULL.
- *          state is read with DROPOUT. With GATES w is the sigmoid of what pair_weights has. Rows
+ *          state is read with DROPOUT. With `gates` w is the sigmoid of what pair_weights has. Rows
  *          of padding, pair_of -1, are left alone, masked ones become 0. z, dh and dz are X.
  * NDRange: one group per slot, its work-items along H, V columns each at a time.
- * Limits: GROUP a power of two; V is 4, 8 or 16; GATED, INTERLEAVED, GATES and DROPOUT are 0 or
- *         1; X is a storage type.
+ * Limits: GROUP a power of two; V is 4, 8 or 16; GATED, INTERLEAVED and DROPOUT are 0 or 1; X
+ *         is a storage type.
  * Repeatability: dots are summed in lane order, then by a tree.
  */
 #define FLOATV JOIN(float, V)
 #define ACT_T FLOATV
 #include "experts/dropout.clh"
 #include "experts/gemm/act.clh"
-#include "experts/gemm/gemm.clh"
+#include "experts/gemm/z.clh"
 
 /* Columns [0, count) of V, then zeros; count may be below 0. */
 static inline FLOATV load_some(__global const STORAGE(X) *from, int count) {
@@ -90,19 +90,17 @@ KERNEL(GROUP, 1, 1)
 void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of),
                          IN(float, pair_weights), IN(uchar, token_mask), OUT(STORAGE(X), dz),
                          OUT(float, dots), IN(uint, state), z_place z_at, z_place dz_at,
-                         uint hidden_dim, int activation, float limit, float alpha, float up_shift,
-                         uint use, float p) {
+                         uint hidden_dim, uint gates, int activation, float limit, float alpha,
+                         float up_shift, uint use, float p) {
     __local float tmp[GROUP];
     const ulong slot = get_group_id(0);
     const int pair = pair_of ? AT(pair_of)[slot] : (int)slot;
     const bool masked = token_mask && !AT(token_mask)[slot];
     const uint columns = pair < 0 ? 0 : hidden_dim;
     const FLOATV none = (FLOATV)(0.0f);
-    float weight = pair_weights && pair >= 0 ? AT(pair_weights)[pair] : 1.0f;
+    const float given = pair_weights && pair >= 0 ? AT(pair_weights)[pair] : 1.0f;
+    const float weight = gates ? SIGMOID(given) : given;
     FLOATV products = none;
-#if GATES
-    weight = 1.0f / (1.0f + exp(-weight));
-#endif
     z = AT(z) + (ulong)(z_at.by_pair ? (uint)max(pair, 0) : slot) * z_at.row;
     dz = AT(dz) + slot * dz_at.row;
     dh = AT(dh) + slot * hidden_dim;

@@ -2,7 +2,7 @@
  * Purpose: the gradient of a bias.
  * Formula: C_e[n] = sum over the slots s of expert e of w_s Q[s,n], or that added to C_e.
  * Arrays: as in gradient.clh, whose P, m and c_row are not used; pair_of [S] or NULL, pair_weights
- *          [pairs] or NULL (w = 1; with GATES the sigmoid of it), token_mask [S] or NULL.
+ *          [pairs] or NULL (w = 1; with `gates` the sigmoid of it), token_mask [S] or NULL.
  * NDRange: (ceil(n / COLUMNS), E): a group per COLUMNS columns of an expert; DOWN work-items share
  *          its rows.
  * Limits: GROUP a power of two; Q and C are storage types.
@@ -19,7 +19,7 @@
 
 KERNEL(GROUP, 1, 1)
 void bias_gradient(GRADIENT_PARAMETERS, IN(int, pair_of), IN(float, pair_weights),
-                   IN(uchar, token_mask)) {
+                   IN(uchar, token_mask), uint gates) {
     __local float sums[DOWN][COLUMNS];
     const gradient g = GRADIENT_PROBLEM;
     const uint expert = (uint)get_group_id(1), first = (uint)get_group_id(0) * COLUMNS;
@@ -31,12 +31,10 @@ void bias_gradient(GRADIENT_PARAMETERS, IN(int, pair_of), IN(float, pair_weights
         sum[i] = 0.0f;
     for (uint slot = in_use.x + down; slot < in_use.y; slot += DOWN) {
         const uint pair = pair_of ? (uint)AT(pair_of)[slot] : slot;
-        float weight = pair_weights ? AT(pair_weights)[pair] : 1.0f;
+        const float given = pair_weights ? AT(pair_weights)[pair] : 1.0f;
+        const float weight = gates ? SIGMOID(given) : given;
         if (token_mask && !AT(token_mask)[slot])
             continue;
-#if GATES
-        weight = 1.0f / (1.0f + exp(-weight));
-#endif
         UNROLL for (uint i = 0; i < WIDTH; ++i)
             if (column + i < n)
                 sum[i] += weight * LOAD(Q, row_of_q(&g, slot) + column + i);

@@ -15,7 +15,7 @@ void shared_gate_backward(IN(STORAGE(X), dy), IN(STORAGE(W), down_bias), IN(floa
     const ulong token = get_group_id(0);
     const bool masked = token_mask && !AT(token_mask)[token];
     const uint columns = down_bias && !masked ? dim : 0;
-    const float gate = AT(shared_gate)[token], open = 1.0f / (1.0f + exp(-gate));
+    const float gate = AT(shared_gate)[token], open = SIGMOID(gate);
     float sum = 0.0f;
     dy = AT(dy) + token * dim;
     for (uint d = get_local_id(0); d < columns; d += GROUP)

@@ -19,25 +19,22 @@ static uint32_t items_of(const clmoe_layer *layer, const clmoe_mlp_desc *mlp) {
 }
 
 /* Two kernels: without dropout, and with it. */
-static clmoe_status create_one(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp, bool gates,
+static clmoe_status create_one(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp,
                                bool dropout) {
-    char options[192];
-    const char *type = type_name(layer->desc.type);
+    char options[128];
     snprintf(options, sizeof options,
-             "-DGROUP=%u -DV=%u -DGATED=%d -DINTERLEAVED=%d -DGATES=%d -DDROPOUT=%d -DX=%s -DA=%s "
-             "-DW=%s -DBIAS=%s -DC=%s",
+             "-DGROUP=%u -DV=%u -DGATED=%d -DINTERLEAVED=%d -DDROPOUT=%d -DX=%s",
              items_of(layer, mlp), width_of(layer), mlp->gate_layout != CLMOE_GATE_NONE,
-             mlp->gate_layout == CLMOE_GATE_INTERLEAVED, gates, dropout, type, type, type, type,
-             type);
+             mlp->gate_layout == CLMOE_GATE_INTERLEAVED, dropout, type_name(layer->desc.type));
     return program_kernel(layer->context, "experts/activation", options, "activation_backward",
                           &layer->kernels[id]);
 }
 
-static clmoe_status create(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp, bool gates) {
+static clmoe_status create(clmoe_layer *layer, int id, const clmoe_mlp_desc *mlp) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(create_one(layer, id, mlp, gates, false));
+    TRY(create_one(layer, id, mlp, false));
     if (mlp->hidden_dropout > 0)
-        TRY(create_one(layer, id + 1, mlp, gates, true));
+        TRY(create_one(layer, id + 1, mlp, true));
 done:
     return status;
 }
@@ -45,9 +42,9 @@ done:
 clmoe_status activation_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &layer->desc;
-    TRY(create(layer, KERNEL_ACTIVATION_BACKWARD, &desc->experts, false));
+    TRY(create(layer, KERNEL_ACTIVATION_BACKWARD, &desc->experts));
     if (desc->shared.hidden_dim)
-        TRY(create(layer, KERNEL_SHARED_ACTIVATION_BACKWARD, &desc->shared, desc->shared_gate));
+        TRY(create(layer, KERNEL_SHARED_ACTIVATION_BACKWARD, &desc->shared));
 done:
     return status;
 }
@@ -59,13 +56,14 @@ static clmoe_status set(const batch *b, cl_kernel kernel, clmoe_mlp which,
     const clmoe_mlp_desc *mlp = layer_mlp(layer, which);
     const clmoe_type type = layer->desc.type;
     const z_place z_at = gemm_z_place(&rows->z_at), dz_at = gemm_z_place(&rows->dz_at);
-    return KERNEL_SET(
-        kernel, ARG_TYPE(rows->z, type), ARG_TYPE(rows->dh, type), ARG_F32(rows->pair_of),
-        ARG_F32(rows->pair_weights), ARG_U8(rows->token_mask), ARG_TYPE(rows->dz, type),
-        ARG_F32(rows->dots), ARG_F32(b->state), ARG_STRUCT(z_at), ARG_STRUCT(dz_at),
-        ARG_UINT(mlp->hidden_dim), ARG_UINT((uint32_t)mlp->activation), ARG_FLOAT(mlp->limit),
-        ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift), ARG_AS(use, ARG_UINT(dropout_use(which))),
-        ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout)));
+    return KERNEL_SET(kernel, ARG_TYPE(rows->z, type), ARG_TYPE(rows->dh, type),
+                      ARG_F32(rows->pair_of), ARG_F32(rows->pair_weights), ARG_U8(rows->token_mask),
+                      ARG_TYPE(rows->dz, type), ARG_F32(rows->dots), ARG_F32(b->state),
+                      ARG_STRUCT(z_at), ARG_STRUCT(dz_at), ARG_UINT(mlp->hidden_dim),
+                      ARG_AS(gates, ARG_UINT(rows->gates)), ARG_UINT((uint32_t)mlp->activation),
+                      ARG_FLOAT(mlp->limit), ARG_FLOAT(mlp->alpha), ARG_FLOAT(mlp->up_shift),
+                      ARG_AS(use, ARG_UINT(dropout_use(which))),
+                      ARG_AS(p, ARG_FLOAT(mlp->hidden_dropout)));
 }
 
 clmoe_status step_activation_backward(const batch *b, launch *chain, clmoe_mlp which,

@@ -4,11 +4,10 @@
 
 #include <stdio.h>
 
-static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type rows, clmoe_type gradient,
-                           bool gates) {
+static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type rows, clmoe_type gradient) {
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DGATES=%d -DQ=%s -DC=%s", layer->group, gates,
-             type_name(rows), type_name(gradient));
+    snprintf(options, sizeof options, "-DGROUP=%u -DQ=%s -DC=%s", layer->group, type_name(rows),
+             type_name(gradient));
     return program_kernel(layer->context, "experts/bias", options, "bias_gradient",
                           &layer->kernels[id]);
 }
@@ -17,10 +16,8 @@ clmoe_status bias_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer_desc *desc = &layer->desc;
     const clmoe_type gradient = layer_gradient_type(layer, desc->weight_type);
-    TRY(create(layer, KERNEL_BIAS_GRADIENT, desc->type, gradient, false));
-    TRY(create(layer, KERNEL_ROUTER_BIAS_GRADIENT, CLMOE_F32, CLMOE_F32, false));
-    if (desc->shared_gate)
-        TRY(create(layer, KERNEL_GATED_BIAS_GRADIENT, desc->type, gradient, true));
+    TRY(create(layer, KERNEL_BIAS_GRADIENT, desc->type, gradient));
+    TRY(create(layer, KERNEL_ROUTER_BIAS_GRADIENT, CLMOE_F32, CLMOE_F32));
 done:
     return status;
 }
@@ -47,7 +44,7 @@ clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id,
                    ARG_UINT(call->n), ARG_AS(c, ARG_TYPE(call->to, type)),
                    ARG_AS(c_expert, ARG_ULONG(call->n)), ARG_AS(c_row, ARG_ULONG(call->n)),
                    ARG_AS(accumulate, ARG_UINT(b->accumulate)), ARG_F32(call->pair_of),
-                   ARG_F32(call->pair_weights), ARG_U8(call->token_mask)));
+                   ARG_F32(call->pair_weights), ARG_U8(call->token_mask), ARG_UINT(call->gates)));
     const size_t groups[] = {divide_up(call->n, columns), call->experts};
     TRY(launch_kernel(chain, kernel, 2, groups, (const size_t[]){group, 1}));
 done:
@@ -66,6 +63,7 @@ clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp wh
     gate.rows = (gemm_rows){dz, at.row, false};
     gate.n = at.row;
     gate.pair_weights = (clmoe_buf){0};
+    gate.gates = false;
     gate.to = to->gate_bias;
     up = gate;
     up.rows.buf = buf_at(dz, at.up * type_bytes(layer->desc.type));
@@ -75,10 +73,7 @@ clmoe_status step_mlp_bias_gradients(const batch *b, launch *chain, clmoe_mlp wh
     if (mlp->gate_up_bias && (!gated || mlp->gate_layout == CLMOE_GATE_SEPARATE))
         TRY(step_bias_gradient(b, chain, KERNEL_BIAS_GRADIENT, &up));
     if (mlp->down_bias)
-        TRY(step_bias_gradient(b, chain,
-                               shared && layer->desc.shared_gate ? KERNEL_GATED_BIAS_GRADIENT
-                                                                 : KERNEL_BIAS_GRADIENT,
-                               down));
+        TRY(step_bias_gradient(b, chain, KERNEL_BIAS_GRADIENT, down));
 done:
     return status;
 }

@@ -59,7 +59,8 @@ static activation_rows shared_activation(const batch *b) {
                              .z_at = mlp_z(mlp, b->tokens, false),
                              .dz_at = mlp_z(mlp, b->tokens, false),
                              .pair_weights = b->layer->desc.shared_gate ? b->shared_gate : none,
-                             .token_mask = b->token_mask};
+                             .token_mask = b->token_mask,
+                             .gates = b->layer->desc.shared_gate};
 }
 
 /* dots -> dgate, and what of it goes on to x. */
@@ -142,6 +143,7 @@ clmoe_status step_shared_gradients(const batch *b, launch *chain) {
                               .rows = {b->dy, desc->dim, false},
                               .pair_weights = desc->shared_gate ? b->shared_gate : none,
                               .token_mask = b->token_mask,
+                              .gates = desc->shared_gate,
                               .to = b->gradients.shared.down_bias};
     TRY(gemm_mlp_gradients(&call, chain));
     TRY(step_mlp_bias_gradients(b, chain, CLMOE_MLP_SHARED, &biases, call.dz));

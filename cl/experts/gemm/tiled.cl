@@ -170,7 +170,7 @@ void gemm_tiled(GEMM_PARAMETERS) {
             load_w(&p, &part0, step + DEPTH, next_w0);
             load_w(&p, &part1, step + DEPTH, next_w1);
         }
-        UNROLL for (uint depth = 0; depth < DEPTH; ++depth) {
+        UNROLL_8 for (uint depth = 0; depth < DEPTH; ++depth) {
             const float4 av = a_tile[depth * A_STRIDE + y];
             add_products(sum0, av, w_tile[0][depth * W_STRIDE + x]);
             add_products(sum1, av, w_tile[1][depth * W_STRIDE + x]);

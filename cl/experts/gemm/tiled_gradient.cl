@@ -109,7 +109,7 @@ void gradient_tiled(GRADIENT_PARAMETERS) {
         load_p(&g, step + DEPTH + p_slot, end, p_row_here, next.p);
         load_q(&g, step + DEPTH + q_slot, end, q0_column, next.q0);
         load_q(&g, step + DEPTH + q_slot, end, q0_column + COLUMNS, next.q1);
-        UNROLL for (uint depth = 0; depth < DEPTH; ++depth) {
+        UNROLL_8 for (uint depth = 0; depth < DEPTH; ++depth) {
             const float4 p_now = p_tile[depth * P_STRIDE + y];
             add_products(sum0, p_now, q0_tile[depth * Q_STRIDE + x]);
             add_products(sum1, p_now, q1_tile[depth * Q_STRIDE + x]);
