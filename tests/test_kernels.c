@@ -311,6 +311,7 @@ static void kernels_with_a_state(void **state) {
     }
 }
 
+/* Engines but ref take turns in cases and forms: the small cases of test_gemm.c are all theirs. */
 static void kernels_on_small_shapes(void **state) {
     (void)state;
     const char *const *engines = test_engines();
@@ -318,8 +319,9 @@ static void kernels_on_small_shapes(void **state) {
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (size_t n = 0; engines[n] != NULL; n++)
             for (size_t form = 0; form < COUNT_OF(forms); form++) {
-                if (strcmp(engines[n], "clblast") == 0 ||
-                    (cases[i].routing && strcmp(engines[n], "ref") != 0))
+                const bool ref = strcmp(engines[n], "ref") == 0;
+                if (strcmp(engines[n], "clblast") == 0 || (cases[i].routing && !ref) ||
+                    (!ref && ((i + n) % 3 != 0 || (i + form) % 2 != 0)))
                     continue;
                 test_case("%s, engine %s, groups of %u", cases[i].name, engines[n], forms[form]);
                 run_case(&cases[i], engines[n], forms[form]);

@@ -384,7 +384,7 @@ static void sweep_variant(const variant *v, const source *from, cl_command_queue
     make_rig(&r, v, queue);
     for (size_t i = 0; i < COUNT_OF(phases); i++) {
         const phase *p = &phases[i];
-        if ((p->run == run_layer && !every_call) ||
+        if ((p->run == run_layer && !everything) ||
             ((p->run == run_calls || p->run == run_update) && v->num_losses == 0))
             continue;
         rig own = r;
@@ -409,7 +409,7 @@ static bool has_engine(const char *name) {
 }
 
 void sweep_balance(const source *from, cl_command_queue queue) {
-    for (size_t i = 0; i < (every_call ? COUNT_OF(variants) : 1); i++)
+    for (size_t i = 0; i < (everything ? COUNT_OF(variants) : 1); i++)
         if (!variants[i].engine || has_engine(variants[i].engine))
             sweep_variant(&variants[i], from, queue);
 }

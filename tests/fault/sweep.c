@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool every_call;
+bool everything, every_code;
 unsigned one_in, tried;
 const fault_layer *opencl;
 
@@ -216,16 +216,14 @@ static unsigned calls_of(rig *r, const phase *p, const source *from) {
 
 void sweep(rig *r, const phase *p, const source *from) {
     unsigned calls = calls_of(r, p, from), faults = 0;
-    /* Layers take longest: they are compiled. */
-    unsigned step = p->run == run_layer ? (one_in + 1) / 2 : one_in;
     size_t num_codes = from == &host_memory ? 1 : COUNT_OF(codes);
     bool allocates = strcmp(r->engine, "clblast") == 0;
     CHECK(from != &host_memory || !(p->traits & NO_BLOCKS) || calls == 0 || allocates,
           "%s asks for %u blocks\n", p->name, calls);
-    for (unsigned nth = 1; nth <= calls; nth += step)
+    for (unsigned nth = 1; nth <= calls; nth += one_in)
         for (unsigned lasting = 0; lasting < 2; lasting++)
             for (size_t c = 0; c < num_codes; c++)
-                if (num_codes == 1 || every_call || (nth / step + lasting) % num_codes == c) {
+                if (num_codes == 1 || every_code || (nth / one_in + lasting) % num_codes == c) {
                     fail_call(r, p, from, nth, codes[c], lasting != 0);
                     faults++;
                 }

@@ -10,10 +10,10 @@
 
 enum { TOKENS = 13, OUTPUTS = 8 };
 
-/* Every call with every code; else one in so many, and codes take turns. */
-extern bool every_call;
-extern unsigned one_in;
-extern unsigned tried; /* faults */
+extern bool everything; /* all phases, layers and queues; else a sample of them */
+extern bool every_code; /* for each call; else codes take turns */
+extern unsigned one_in; /* calls */
+extern unsigned tried;  /* faults */
 
 /* ---- What can fail -------------------------------------------------------------------------- */
 

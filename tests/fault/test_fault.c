@@ -1,9 +1,10 @@
 /*
  * Every call the library makes to OpenCL, and every block of host memory it asks for, made to fail:
  * once and lastingly. The status is right, nothing is left behind, and the same call then works and
- * gives the same bits. With the argument "all" every call fails with every code, on both kinds of
- * queue: for a device that costs nothing. With a number, one OpenCL call in so many fails, and
- * codes take turns; without one, few enough for a driver that compiles and computes.
+ * gives the same bits. With the argument "all" every call of every phase and layer fails, on both
+ * kinds of queue, and codes take turns: for a device that costs nothing; with "codes", each with
+ * every code. With a number, one OpenCL call in so many fails; without one, few enough for a driver
+ * that compiles and computes.
  *
  * Two exemptions. CLBlast: its first calls in a context, which fill its caches, are not swept, and
  * its failures are CLMOE_ENGINE_FAILED. jansson: it takes some of its own shortages of memory for a
@@ -445,7 +446,7 @@ static void sweep_phases(rig *r, const source *from) {
         bool back = p->run == run_backward || p->run == run_back_steps;
         bool by_engine = packs || profiles || back || p->before == fresh_context ||
                          p->run == run_forward || p->run == run_steps;
-        if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !every_call) ||
+        if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !everything) ||
             (!by_engine && strcmp(r->engine, "ref") != 0))
             continue;
         rig own = *r;
@@ -517,7 +518,7 @@ static void opencl_calls(void **state) {
     const source calls = {"OpenCL", opencl->arm, opencl->calls, opencl->failed};
     sweep_engines(&calls, test.queue);
     sweep_balance(&calls, test.queue);
-    if (every_call) {
+    if (everything) {
         sweep_balance(&calls, test.out_of_order);
         sweep_engines(&calls, test.out_of_order);
         sweep_checkpoints(&calls);
@@ -574,8 +575,9 @@ int main(int argc, char **argv) {
                                      TEST(host_blocks)};
     const struct CMUnitTest some[] = {TEST(contexts_come_and_go), TEST(opencl_calls)};
     one_in = FEW;
-    every_call = argc > 1 && strcmp(argv[1], "all") == 0;
-    if (every_call)
+    every_code = argc > 1 && strcmp(argv[1], "codes") == 0;
+    everything = every_code || (argc > 1 && strcmp(argv[1], "all") == 0);
+    if (everything)
         one_in = 1;
     else if (argc > 1 && atoi(argv[1]) > 0)
         one_in = (unsigned)atoi(argv[1]);
@@ -586,7 +588,7 @@ int main(int argc, char **argv) {
     json_set_alloc_funcs(jansson_malloc, free);
     files_setup(NULL);
     cache_path = temp_path("programs");
-    int failed = every_call ? RUN(all) : RUN(some);
+    int failed = everything ? RUN(all) : RUN(some);
     files_teardown(NULL);
     printf("%u faults tried\n", tried);
     return failed;
