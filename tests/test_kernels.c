@@ -311,7 +311,10 @@ static void kernels_with_a_state(void **state) {
     }
 }
 
-/* Engines but ref take turns in cases and forms: the small cases of test_gemm.c are all theirs. */
+/*
+ * The forms are of the steps around the engines, which take one each; tiled, which takes longest
+ * under Oclgrind, runs every third case.
+ */
 static void kernels_on_small_shapes(void **state) {
     (void)state;
     const char *const *engines = test_engines();
@@ -320,8 +323,9 @@ static void kernels_on_small_shapes(void **state) {
         for (size_t n = 0; engines[n] != NULL; n++)
             for (size_t form = 0; form < COUNT_OF(forms); form++) {
                 const bool ref = strcmp(engines[n], "ref") == 0;
+                const bool tiled = strcmp(engines[n], "tiled") == 0;
                 if (strcmp(engines[n], "clblast") == 0 || (cases[i].routing && !ref) ||
-                    (!ref && ((i + n) % 3 != 0 || (i + form) % 2 != 0)))
+                    (!ref && (i + form) % 2 != 0) || (tiled && i % 3 != 0))
                     continue;
                 test_case("%s, engine %s, groups of %u", cases[i].name, engines[n], forms[form]);
                 run_case(&cases[i], engines[n], forms[form]);

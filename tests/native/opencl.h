@@ -26,7 +26,6 @@ size_t get_global_id(uint d);
 size_t get_global_size(uint d);
 size_t get_global_offset(uint d);
 void barrier(uint flags);
-#define mem_fence(flags) __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
 #define BUILTIN static inline __attribute__((overloadable, unused))
 

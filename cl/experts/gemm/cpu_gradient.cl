@@ -164,5 +164,6 @@ void gradient_cpu(GRADIENT_PARAMETERS) {
                     store_block(&to, r, panel, &sums[panel][r]);
             }
     } while (slot < slots_in_use.y);
-    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    if (to.streams)
+        STREAM_END();
 }

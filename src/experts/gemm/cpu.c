@@ -56,10 +56,8 @@ static unsigned vector_width(const clmoe_context *context) {
 
 /* Whether some problem of `shape` needs a kernel. Only MLPs are packed. */
 static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) {
-    const bool first = variant == gemm_variant_of(shape->form);
-    if (order == PACKED)
-        return shape->form != GEMM_LINEAR && (first || variant == GEMM_UNGATED);
-    return first || variant == GEMM_UNGATED;
+    const bool used = variant == GEMM_UNGATED || variant == gemm_variant_of(shape->form);
+    return used && (order == RAW || shape->form != GEMM_LINEAR);
 }
 
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
