@@ -9,7 +9,7 @@
  *          neighbours share rows of A, and each weight comes from memory once. Tiles from the last
  *          to the first: those without rows lie behind, and threads take fewer groups at a time
  *          towards the end.
- * Limits: row_tile <= MAX_ROWS; DEPTH is a multiple of WIDTH.
+ * Limits: row_tile <= MAX_ROWS; DEPTH is a multiple of WIDTH, and PANELS * WIDTH if not PACKED.
  * Repeatability: the order of a sum depends on k and DEPTH alone: the same for every row, tile and
  *          neighbour.
  *
@@ -49,15 +49,8 @@ static inline void store_z(const problem *p, VEC gate, VEC up, uint count, __glo
     const uint step = p->z_at.step;
 #if GATED
     if (step == 2 && z_up(&p->z_at) == 1 && count == WIDTH) {
-        VEC left = gate, right = up;
-        /* Taken apart log2(WIDTH) times, the two vectors take turns. */
-        UNROLL for (uint i = 1; i < WIDTH; i *= 2) {
-            const VEC even = (VEC)(left.even, right.even);
-            right = (VEC)(left.odd, right.odd);
-            left = even;
-        }
-        STOREN(C, WIDTH, left, z);
-        STOREN(C, WIDTH, right, z + WIDTH);
+        STOREN(C, WIDTH, TURNS_LOW(gate, up), z);
+        STOREN(C, WIDTH, TURNS_HIGH(gate, up), z + WIDTH);
         return;
     }
     if (step == 1)

@@ -35,11 +35,20 @@ typedef struct piece {
     VEC q[PANELS][DEPTH][2];
 } piece;
 
+static inline void copy_block(__global const STORAGE(P) *p, uint block, uint i, piece *to) {
+    JOIN(vstore, BLOCK)(LOADN(P, BLOCK, p + block * BLOCK), 0, to->p[block][i]);
+}
+
 /* `rows` elements of a row of P, then zeros up to a whole block. */
 static inline void copy_p(__global const STORAGE(P) *p, uint rows, uint i, piece *to) {
     uint block = 0;
+    if (rows == MAX_ROWS) {
+        UNROLL for (; block < MAX_ROWS / BLOCK; ++block)
+            copy_block(p, block, i, to);
+        return;
+    }
     for (; (block + 1) * BLOCK <= rows; ++block)
-        JOIN(vstore, BLOCK)(LOADN(P, BLOCK, p + block * BLOCK), 0, to->p[block][i]);
+        copy_block(p, block, i, to);
     if (block * BLOCK < rows)
         for (uint r = 0; r < BLOCK; ++r)
             to->p[block][i][r] =
@@ -56,8 +65,8 @@ static inline void copy_q(__global const STORAGE(Q) *q, uint columns, uint i, pi
     }
 }
 
-/* sums [BLOCK][2] += the products of `depth` slots. */
-static inline void add_block(const float (*p)[BLOCK], const VEC (*q)[2], uint depth,
+/* sums [BLOCK][2] += the products of `depth` slots, or = those of the first ones. */
+static inline void add_block(const float (*p)[BLOCK], const VEC (*q)[2], uint depth, bool first,
                              VEC (*sums)[2]) {
     VEC sum[BLOCK][2];
     UNROLL for (uint r = 0; r < BLOCK; ++r)
@@ -71,8 +80,8 @@ static inline void add_block(const float (*p)[BLOCK], const VEC (*q)[2], uint de
         }
     }
     UNROLL for (uint r = 0; r < BLOCK; ++r) {
-        sums[r][0] += sum[r][0];
-        sums[r][1] += sum[r][1];
+        sums[r][0] = first ? sum[r][0] : sums[r][0] + sum[r][0];
+        sums[r][1] = first ? sum[r][1] : sums[r][1] + sum[r][1];
     }
 }
 
@@ -144,9 +153,6 @@ void gradient_cpu(GRADIENT_PARAMETERS) {
                      accumulate != 0, !accumulate && streamable(first, c_row)};
     VEC sums[PANELS][MAX_ROWS][2];
     piece now;
-    for (uint panel = 0; panel < PANELS; ++panel)
-        for (uint r = 0; r < MAX_ROWS; ++r)
-            sums[panel][r][0] = sums[panel][r][1] = 0.0f;
     uint slot = slots_in_use.x;
     do { /* once without slots: zeros */
         const bool first_piece = slot == slots_in_use.x;
@@ -159,7 +165,7 @@ void gradient_cpu(GRADIENT_PARAMETERS) {
             for (uint r = 0; r < to.rows; r += BLOCK) {
                 if (first_piece && !to.streams)
                     fetch_block(&to, r, panel);
-                add_block(now.p[r / BLOCK], now.q[panel], now.depth, &sums[panel][r]);
+                add_block(now.p[r / BLOCK], now.q[panel], now.depth, first_piece, &sums[panel][r]);
                 if (slot == slots_in_use.y)
                     store_block(&to, r, panel, &sums[panel][r]);
             }

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 
 /* Without a measurement; what the sizes are is in context.h. */
-enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8, PANELS = 4 };
+enum { ROWS = 160, DEPTH = 128, ROW_UNIT = 8 };
 /* Of raw weights, which are copied in pieces of it. */
-enum { RAW_DEPTH = 64 };
+enum { RAW_DEPTH = 128 };
 
 /* How a kernel reads W: PACKED of cl/experts/gemm/cpu.cl. */
 typedef enum weights { RAW, PACKED, WEIGHTS_COUNT } weights;
@@ -60,14 +60,19 @@ static bool needs(const gemm_shape *shape, gemm_variant variant, weights order) 
     return used && (order == RAW || shape->form != GEMM_LINEAR);
 }
 
+/* Panels that a work-item computes at most: of raw weights RAW_DEPTH columns of each side. */
+static unsigned most_panels(const cpu_state *state, weights order) {
+    return order == PACKED ? 1 : RAW_DEPTH / state->width;
+}
+
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
                             gemm_variant variant, weights order) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool gated = variant == GEMM_GATE_AND_UP;
     char options[96];
     snprintf(options, sizeof options,
-             "-DGATED=%d -DWIDTH=%u -DPACKED=%d -DPANELS=%d -DMAX_ROWS=%u -DDEPTH=%u", gated,
-             state->width, (int)order, PANELS, state->max_rows,
+             "-DGATED=%d -DWIDTH=%u -DPACKED=%d -DPANELS=%u -DMAX_ROWS=%u -DDEPTH=%u", gated,
+             state->width, (int)order, most_panels(state, order), state->max_rows,
              order == PACKED ? depth(context) : RAW_DEPTH);
     TRY(gemm_kernel_create(context, shape, "experts/gemm/cpu", options, "gemm_cpu",
                            &state->kernels[variant][order]));
@@ -126,8 +131,8 @@ static size_t panels_of(const cpu_state *state, gemm_form form, uint32_t n) {
  * Panels that a work-item computes. Where W is contiguous along n, each of its rows is another page
  * of memory, and finding one takes longer than reading few columns of it.
  */
-static size_t panels_at_once(const gemm_problem *problem) {
-    return problem->packed || problem->up.col == 1 ? 1 : PANELS;
+static size_t panels_at_once(const cpu_state *state, const gemm_problem *problem) {
+    return problem->packed || problem->up.col == 1 ? 1 : most_panels(state, RAW);
 }
 
 /* Strides that a kernel takes: see cl/experts/gemm/cpu.cl. */
@@ -141,7 +146,7 @@ static clmoe_status cpu_run(void *opaque, launch *chain, const gemm_problem *pro
     const cpu_state *state = opaque;
     const uint32_t rows =
         problem->tile_expert.mem ? problem->row_tile : row_tile(state->max_rows, problem->slots);
-    const size_t columns = panels_at_once(problem) * panel_columns(state, problem->form);
+    const size_t columns = panels_at_once(state, problem) * panel_columns(state, problem->form);
     const size_t groups[] = {gemm_tiles(problem->n, columns), gemm_tiles(problem->slots, rows)};
     const size_t local[] = {1, 1};
     cl_kernel kernel =
@@ -194,7 +199,7 @@ done:
 /* ---- Gradients of weights ------------------------------------------------------------------ */
 
 /* See cl/experts/gemm/cpu_gradient.cl: what a core's caches hold. */
-enum { GRADIENT_PANELS = 2, GRADIENT_ROWS = 128, GRADIENT_DEPTH = 128 };
+enum { GRADIENT_PANELS = 4, GRADIENT_ROWS = 128, GRADIENT_DEPTH = 128 };
 
 typedef struct cpu_gradient {
     unsigned width; /* floats per vector */
