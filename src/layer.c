@@ -159,6 +159,25 @@ done:
     return status;
 }
 
+static clmoe_status create_cosine_engines(clmoe_layer *layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const gemm_shape cosines = {.a_type = CLMOE_F32,
+                                .w_type = CLMOE_F32,
+                                .c_type = CLMOE_F32,
+                                .experts = 1,
+                                .dim = layer->desc.dim,
+                                .hidden_dim = layer_router_rows(layer),
+                                .form = GEMM_LINEAR};
+    gemm_shape rows = cosines;
+    rows.dim = cosines.hidden_dim;
+    rows.hidden_dim = cosines.dim;
+    rows.gate_up_transposed = true;
+    TRY(use_engine(layer->context, NULL, cosines, &layer->cosines));
+    TRY(use_engine(layer->context, NULL, rows, &layer->cosine_rows));
+done:
+    return status;
+}
+
 static clmoe_status use_gradient(clmoe_layer *layer, const char *name, gemm_gradient_shape shape,
                                  gemm_gradient_use *use) {
     use->shape = shape;
@@ -232,9 +251,9 @@ static void release_kernels(clmoe_layer *layer) {
 
 /* Each has its kernels made, where the switches need them; the policy's is its own. */
 static step_constructor *const constructors[] = {
-    score_create, noise_create,   rebalance_create, sort_create,
-    plan_create,  reroute_create, dispatch_create,  normalize_create,
-    pack_create,  combine_create, state_create,     dropout_create};
+    score_create,   noise_create,    rebalance_create,    sort_create, plan_create,
+    reroute_create, dispatch_create, normalize_create,    pack_create, combine_create,
+    state_create,   dropout_create,  orthogonality_create};
 
 /* ... of layers that go backward. */
 static step_constructor *const training[] = {weights_create, activation_create, bias_create,
@@ -297,6 +316,8 @@ clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *
     TRY(create_engines(layer, own.engine));
     if (own.training)
         TRY(create_back_engines(layer, own.engine));
+    if (own.balance.router_orthogonality)
+        TRY(create_cosine_engines(layer));
     TRY(create_kernels(layer));
     *out = layer;
 done:
@@ -325,6 +346,8 @@ void clmoe_layer_destroy(clmoe_layer *layer) {
     release_use(&layer->mix);
     release_use(&layer->dense_back);
     release_use(&layer->products);
+    release_use(&layer->cosines);
+    release_use(&layer->cosine_rows);
     release_gradient(&layer->mlp_gradient);
     release_gradient(&layer->shared_gradient);
     release_gradient(&layer->dense_gradient);

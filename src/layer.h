@@ -74,6 +74,10 @@ typedef enum kernel_id {
     KERNEL_LOSS_WEIGHTS,
     KERNEL_JOINT_ROWS,
     KERNEL_JOINT_GRADIENT,
+    KERNEL_ORTHOGONALITY_UNITS,
+    KERNEL_ORTHOGONALITY_COSINES,
+    KERNEL_ORTHOGONALITY_VALUE,
+    KERNEL_ORTHOGONALITY_GRADIENT,
     KERNEL_STATE_INIT,
     KERNEL_CONTROL,
     KERNEL_CONTROL_START,
@@ -85,7 +89,8 @@ typedef clmoe_status step_constructor(clmoe_layer *layer);
 step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
     plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
     dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create,
-    sums_create, stats_create, loss_create, joint_create, state_create, control_create;
+    sums_create, stats_create, loss_create, joint_create, orthogonality_create, state_create,
+    control_create;
 
 struct batch; /* batch.h */
 
@@ -134,7 +139,9 @@ struct clmoe_layer {
     gemm_gradient_use dense_gradient; /* of routers and of shared_gate, from rows of f32 and of X */
     gemm_use dense_back;              /* rows of f32 times those -> rows of X */
     gemm_use products;                /* of Soft MoE: rows of X times rows of X -> f32 */
-    cl_kernel kernels[KERNEL_COUNT];  /* NULL where the switches do not need one */
+    /* Of router orthogonality, f32: rows times rows, and [R,R] times rows. */
+    gemm_use cosines, cosine_rows;
+    cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
 /* A kernel's place and its name. */

@@ -32,6 +32,7 @@ typedef enum moment {
     BACK_ROUTE,
     BACK_DISPATCH,
     BACK_WEIGHTS,
+    BETWEEN_BATCHES,
 } moment;
 
 /* From the first write to the last read, both included. */
@@ -125,6 +126,12 @@ static const lifetime lifetimes[] = {
     {REGION_DJOINT, BACK_ROUTE, BACK_ROUTE},
     {REGION_REBALANCE_BACK, BACK_ROUTE, BACK_ROUTE},
     {REGION_GRADIENT, BACK_WEIGHTS, BACK_WEIGHTS},
+    /* Router orthogonality, when no batch is under way. */
+    {REGION_ROUTER_NORMS, BETWEEN_BATCHES, BETWEEN_BATCHES},
+    {REGION_ROUTER_UNITS, BETWEEN_BATCHES, BETWEEN_BATCHES},
+    {REGION_COSINES, BETWEEN_BATCHES, BETWEEN_BATCHES},
+    {REGION_COSINE_SQUARES, BETWEEN_BATCHES, BETWEEN_BATCHES},
+    {REGION_COSINE_ROWS, BETWEEN_BATCHES, BETWEEN_BATCHES},
 };
 
 enum { LIFETIMES = sizeof lifetimes / sizeof lifetimes[0] };

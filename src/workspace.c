@@ -444,6 +444,15 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     policy_back_shapes(b, shapes);
 }
 
+/* The regions of router orthogonality: for no batch. */
+static void orthogonality_shapes(const clmoe_layer *layer, region_shape *shapes) {
+    const bool has = layer->desc.balance.router_orthogonality != 0;
+    const size_t N = rows_if(has, layer_router_rows(layer)), D = layer->desc.dim;
+    shapes[REGION_ROUTER_NORMS] = shapes[REGION_COSINE_SQUARES] = words(N, 1);
+    shapes[REGION_ROUTER_UNITS] = shapes[REGION_COSINE_ROWS] = words(N, D);
+    shapes[REGION_COSINES] = words(N, N);
+}
+
 static batch exact_batch(const clmoe_layer *layer, uint32_t tokens, const clmoe_plan_layout *plan) {
     const sums_shape sums = workspace_sums(layer, tokens, 0);
     return (batch){
@@ -517,6 +526,7 @@ static clmoe_status lay_out(const batch *b, workspace_layout *layout) {
     expert_shapes(b, shapes);
     balance_shapes(b, shapes);
     back_shapes(b, shapes);
+    orthogonality_shapes(b->layer, shapes);
     for (int id = 0; id < REGION_COUNT; id++) {
         layout->saved[id] = b->layer->desc.training && region_is_saved(b->layer, (region_id)id);
         layout->bytes[id] = matrix_of(shapes[id].rows, shapes[id].columns, shapes[id].element);

@@ -87,6 +87,12 @@ typedef enum region_id {
     REGION_ROUTER_DX,      /* [T,D] X */
     REGION_UNMASKED,       /* [T+3] i32: see unmasked.c */
     REGION_GRADIENT,       /* the gradient engines' own */
+    /* Of router orthogonality, f32; N rows of the router. */
+    REGION_ROUTER_NORMS,   /* [N] */
+    REGION_ROUTER_UNITS,   /* [N,D]: rows of norm 1 */
+    REGION_COSINES,        /* [N,N], 0 on the diagonal */
+    REGION_COSINE_SQUARES, /* [N]: their sums of squares */
+    REGION_COSINE_ROWS,    /* [N,D]: cosines times units */
     REGION_COUNT
 } region_id;
 

@@ -3,6 +3,7 @@
  * a first value: made to be run under Oclgrind (see oclgrind.sh), where an access out of bounds, a
  * race or a read of memory that nothing wrote is reported.
  */
+#include "ref_balance.h"
 #include "support.h"
 #include "support_variants.h"
 
@@ -255,6 +256,40 @@ static void run_losses(uint32_t form, const layer_variant *variant) {
         CHECK(isfinite(slopes[i]), "dlogits[%zu]\n", i);
 }
 
+/* Router orthogonality of every type of router and of gradient. */
+static void run_orthogonality(uint32_t form, clmoe_type type) {
+    clmoe_layer_desc desc = desc_of(&small);
+    desc.type = desc.weight_type = desc.router.weight_type = type;
+    desc.gradient_type =
+        type == CLMOE_F16 ? CLMOE_GRADIENT_F32 : (clmoe_gradient_type)CLMOE_GRADIENT_OF_WEIGHT;
+    desc.balance.router_orthogonality = 1;
+    const clmoe_type sum = type == CLMOE_F16 ? CLMOE_F32 : type;
+    const size_t rows = ref_columns(&desc), n = rows * desc.dim;
+    seed_set(3);
+    clmoe_layer *layer = test_layer(form, &desc);
+    float *router = random_floats(n, 0.4), *start = random_floats(n, 1.0);
+    double *doubles = HOST(double, n), *want = HOST(double, n);
+    round_all(type, router, n);
+    round_all(sum, start, n);
+    for (size_t i = 0; i < n; i++)
+        doubles[i] = (double)router[i];
+    ref_orthogonality_gradient(doubles, rows, desc.dim, want);
+    for (size_t i = 0; i < n; i++)
+        want[i] += (double)start[i];
+    const clmoe_weights weights = {.router = buf_of_type(type, router, n)};
+    const clmoe_router_orthogonality_args args = {.struct_size = sizeof args,
+                                                  .weights = &weights,
+                                                  .weight = 1.0f,
+                                                  .scratch = scratch_of(layer, 0),
+                                                  .value = buf_new(4),
+                                                  .drouter = buf_of_type(sum, start, n)};
+    const double value = ref_orthogonality(doubles, rows, desc.dim);
+    OK(clmoe_router_orthogonality(layer, test.queue, &args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    compare_floats("value", buf_get(args.value), &value, 1, 2e-6);
+    compare_floats("drouter", buf_get_type(args.drouter, sum, n), want, n, type_tolerance(sum));
+}
+
 /* Everything that a state makes random, and its update. */
 static void with_state(clmoe_layer_desc *d) {
     d->router.noise.kind = CLMOE_NOISE_LEARNED;
@@ -307,6 +342,10 @@ static void kernels_with_a_state(void **state) {
         for (size_t i = 0; i < COUNT_OF(loss_variants); i++) {
             test_case("%s, groups of %u", loss_variants[i].name, forms[form]);
             run_losses(forms[form], &loss_variants[i]);
+        }
+        for (clmoe_type type = 0; type <= CLMOE_BF16; type++) {
+            test_case("router orthogonality, type %u, groups of %u", type, forms[form]);
+            run_orthogonality(forms[form], type);
         }
     }
 }

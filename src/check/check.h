@@ -36,6 +36,8 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
 /* Number i of losses that are `loss_size` bytes apart, as this library has it. */
 clmoe_loss_desc loss_at(const clmoe_loss_desc *losses, size_t loss_size, uint32_t i);
 clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args);
+clmoe_status check_router_orthogonality(const clmoe_layer *layer,
+                                        const clmoe_router_orthogonality_args *args);
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);
 clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state);
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args);

@@ -199,6 +199,7 @@ static clmoe_status check_balance_desc(const clmoe_layer_desc *desc) {
     clmoe_status status = CLMOE_SUCCESS;
     uint32_t groups = desc->balance.device_groups;
     TRY(is_flag("balance.enabled", desc->balance.enabled));
+    TRY(is_flag("balance.router_orthogonality", desc->balance.router_orthogonality));
     TRY(in_range("balance.device_groups", groups, 0, MAX_GROUPS));
     if (groups > 0 && desc->num_experts % groups != 0)
         return fail(CLMOE_INVALID_DESC,

@@ -351,3 +351,34 @@ clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *ar
 done:
     return status;
 }
+
+clmoe_status check_router_orthogonality(const clmoe_layer *layer,
+                                        const clmoe_router_orthogonality_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_head(layer, 0, &ws));
+    if (!layer->desc.balance.router_orthogonality)
+        return fail(CLMOE_UNSUPPORTED, "the layer was made with balance.router_orthogonality 0");
+    TRY(check_unused(args->reserved));
+    TRY(check_weights_given(args->weights));
+    if (!isfinite(args->weight))
+        return fail(CLMOE_INVALID_ARGUMENT, "weight is %g, but must be finite",
+                    (double)args->weight);
+    if (!args->value.mem && !args->drouter.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "neither value nor drouter is given");
+    const clmoe_type type = layer->desc.router.weight_type;
+    const size_t element = type_bytes(type), sum = type_bytes(layer_gradient_type(layer, type));
+    const size_t rows = layer_router_rows(layer), dim = layer->desc.dim;
+    const buffer_need needs[] = {
+        READS("weights.router", &args->weights->router, bytes_of(rows, dim, element), element,
+              true),
+        UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
+        WRITES("value", &args->value, sizeof(cl_float), 4, false),
+        UPDATES("drouter", &args->drouter, bytes_of(rows, dim, sum), sum, false),
+    };
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}

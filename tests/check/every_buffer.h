@@ -34,6 +34,7 @@ typedef struct all_args {
         clmoe_buf state;
     } first_state;
     clmoe_balance_args start, update;
+    clmoe_router_orthogonality_args orthogonality;
     clmoe_weights weights; /* of all calls; as the next */
     clmoe_gradients gradients;
 } all_args;
@@ -68,10 +69,11 @@ typedef enum call_id {
     CALL_first_state,
     CALL_start,
     CALL_update,
+    CALL_orthogonality,
     CALLS
 } call_id;
 static const char *const call_names[CALLS] = {BATCH_CALLS(CALL_NAME) "pack", "first_state", "start",
-                                              "update"};
+                                              "update", "orthogonality"};
 
 /* Layers that between them read every field, all in training. */
 enum {
@@ -445,6 +447,11 @@ static const field fields[] = {
     ARG(update, ANY, BOTH, state),
     ARG(update, ANY, READ, stats),
     OPTIONAL(update, ANY, READ, load),
+
+    WEIGHT(orthogonality, USUAL | CHOICE | SOFT, router),
+    ARG(orthogonality, USUAL | CHOICE | SOFT, BOTH, scratch),
+    OPTIONAL(orthogonality, USUAL | CHOICE | SOFT, WRITE, value),
+    OPTIONAL(orthogonality, USUAL | CHOICE | SOFT, BOTH, drouter),
 };
 
 #endif

@@ -43,6 +43,7 @@ static clmoe_layer_desc desc_of_kind(int kind) {
     lay_out(&d.experts, separate ? CLMOE_GATE_SEPARATE : CLMOE_GATE_CONCAT);
     d.shared = d.experts;
     d.training = d.dye = 1;
+    d.balance.router_orthogonality = 1;
     d.capacity.factor = kind == USUAL || kind == CHOICE ? 1.0 : 0.0;
     d.router.noise.jitter = kind == USUAL ? 0.1f : 0.0f;
     d.router.renorm.after_drop = kind == TWO_LEVEL;
@@ -120,6 +121,8 @@ static void begin(all_args *a, int kind) {
 #undef BEGIN
     clmoe_balance_args_init(&a->start);
     clmoe_balance_args_init(&a->update);
+    a->orthogonality.struct_size = sizeof a->orthogonality;
+    a->orthogonality.weights = &a->weights;
     a->forward.weights = a->score.weights = a->topk.weights = a->plan.weights = &a->weights;
     a->experts.weights = a->combine.weights = a->stats.weights = a->loss.weights = &a->weights;
     a->renorm.weights = a->shared.weights = a->soft_dispatch.weights = &a->weights;
@@ -176,6 +179,7 @@ static clmoe_status run(fixture *f, call_id call) {
         BATCH_CALLS(RUN_CALL)
         RUN_CALL(start, clmoe_balance_start)
         RUN_CALL(update, clmoe_balance_update)
+        RUN_CALL(orthogonality, clmoe_router_orthogonality)
     case CALL_pack:
         status = run_pack(f);
         break;

@@ -127,6 +127,7 @@ static const desc_error desc_errors[] = {
     {F(capacity.factor, DOUBLE, 1), "capacity.rows", BAD_DESC, {F(capacity.rows, U32, 2)}},
     {F(capacity.rounding, U32, 3), "3", BAD_DESC, {{0}}},
     {F(balance.enabled, U32, 2), "2", BAD_DESC, {{0}}},
+    {F(balance.router_orthogonality, U32, 2), "2", BAD_DESC, {{0}}},
     {F(balance.device_groups, U32, 3), "3", BAD_DESC, {{0}}},
     {F(balance.device_groups, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
     {F(capacity.keep, U32, 5), "5", BAD_DESC, {{0}}},

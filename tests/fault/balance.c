@@ -17,6 +17,7 @@ static void with_state(clmoe_layer_desc *d) {
     d->capacity.rows = 4;
     d->capacity.keep = CLMOE_KEEP_RANDOM;
     d->balance.device_groups = 4;
+    d->balance.router_orthogonality = 1;
 }
 
 static void sequences(clmoe_layer_desc *d) {
@@ -138,6 +139,8 @@ static clmoe_status run_calls(rig *r) {
     STEP(clmoe_plan, &r->steps.plan);
     STEP(clmoe_stats_compute, &r->steps.stats);
     STEP(clmoe_loss, &r->steps.loss);
+    if (r->desc.balance.router_orthogonality)
+        STEP(clmoe_router_orthogonality, &r->steps.orthogonality);
     clReleaseEvent(last);
     return status;
 }
@@ -305,6 +308,12 @@ static void make_calls(rig *r) {
                                       .values = in->loss_values,
                                       .dlogits = in->dlogits,
                                       .dnoise = in->dnoise};
+    r->steps.orthogonality = (clmoe_router_orthogonality_args){
+        .struct_size = sizeof r->steps.orthogonality,
+        .weights = &r->weights,
+        .scratch = in->scratch,
+        .value = buf_new(4),
+        .drouter = buf_new((size_t)r->desc.num_experts * r->desc.dim * 4)};
 }
 
 static void *bytes_now(rig *r, clmoe_buf buf, size_t bytes) {

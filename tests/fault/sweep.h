@@ -58,6 +58,7 @@ typedef struct rig {
         clmoe_combine_args combine;
         clmoe_stats_args stats;
         clmoe_loss_args loss;
+        clmoe_router_orthogonality_args orthogonality; /* where the layer has it */
     } steps;
     clmoe_backward_args back; /* of the batch */
     clmoe_gradients gradients;

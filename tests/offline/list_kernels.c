@@ -47,8 +47,9 @@ static void training(clmoe_layer_desc *d, uint32_t i) {
     static const clmoe_gate_layout gates[] = {CLMOE_GATE_CONCAT, CLMOE_GATE_INTERLEAVED,
                                               CLMOE_GATE_SEPARATE, CLMOE_GATE_NONE};
     d->training = d->dye = 1;
+    d->balance.router_orthogonality = 1;
     d->gradient_type = i % 2;
-    d->type = d->weight_type = types[i];
+    d->type = d->weight_type = d->router.weight_type = types[i];
     d->experts.gate_layout = gates[i];
     d->experts.hidden_dropout = 0.1f;
     d->experts.gate_up_bias = d->experts.down_bias = 1;

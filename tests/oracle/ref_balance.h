@@ -119,6 +119,12 @@ void ref_loss_gradient(const clmoe_layer_desc *desc, const ref_balance_in *in,
                        const clmoe_loss_desc *loss, const ref_loss *fixed, double *dlogits,
                        double *dnoise, double *dgroup_logits);
 
+/* ---- Router orthogonality ------------------------------------------------------------------- */
+
+/* The value, and its gradient [rows,dim], which is written. */
+double ref_orthogonality(const double *router, size_t rows, size_t dim);
+void ref_orthogonality_gradient(const double *router, size_t rows, size_t dim, double *gradient);
+
 /* ---- Shared by both files ------------------------------------------------------------------ */
 
 /*

@@ -19,9 +19,9 @@
  * dlog p_e as softmax has it and D_g = its sum over the group, dL/dl_e = d_e - q_e D_g and dL/du_g
  * = D_g - G_g sum D. P_RAW is log p there, and P_SOFTMAX is p.
  *
- * All but sizes, names and clmoe_state_init() needs a layer with balance.enabled or training, and
- * is CLMOE_UNSUPPORTED in others. Every args struct begins with its size, as in steps.h;
- * clmoe_balance_args alone has defaults that are not 0.
+ * All but sizes, names, clmoe_state_init() and clmoe_router_orthogonality() needs a layer with
+ * balance.enabled or training, and is CLMOE_UNSUPPORTED in others. Every args struct begins with
+ * its size, as in steps.h; clmoe_balance_args alone has defaults that are not 0.
  */
 #ifndef CLMOE_BALANCE_H
 #define CLMOE_BALANCE_H
@@ -294,6 +294,43 @@ CLMOE_API clmoe_status clmoe_loss(clmoe_layer *layer, cl_command_queue queue,
 
 /* "switch", "squared", ...: the name of a kind, NULL past the last. */
 CLMOE_API const char *clmoe_loss_name(clmoe_loss_kind kind);
+
+/*
+ * A loss of the router's weights alone, without tokens: that its rows are orthogonal, so that
+ * experts are chosen by different directions of x. With w_i the rows of weights.router, all of
+ * them, those of identity experts and, with Soft MoE, of slots too, and c_ij the cosine of w_i and
+ * w_j,
+ *
+ *   value       = sum over i and j != i of c_ij^2
+ *   drouter_i  += weight * 4 sum over j != i of c_ij (w_j / |w_j| - c_ij w_i / |w_i|) / |w_i|
+ *
+ * The sum of (c_ij - delta_ij)^2 of ERNIE 4.5, each pair counted twice. Baidu's training code takes
+ * the mean over the matrix of cosines: weight / rows^2 here. The gradient is orthogonal to its row
+ * and as large as 1 / |w_i|. A row of norm 0, or below 2^-126, has cosines 0 and gradient 0; one
+ * with a value that is not finite makes value and gradients NaN. Sums are f32, in an order that is
+ * the same for every call.
+ *
+ * Enqueue it once per step of the optimizer, after the last clmoe_backward() of the step has
+ * written or added to gradients.router: it adds, whatever `accumulate` is there. `scratch` holds
+ * nothing afterwards that CLMOE_BACKWARD_WEIGHTS could read.
+ *
+ * Errors: CLMOE_UNSUPPORTED for a layer with balance.router_orthogonality 0.
+ */
+typedef struct clmoe_router_orthogonality_args {
+    size_t struct_size;
+    const clmoe_weights *weights; /* router */
+    float weight;                 /* finite */
+    uint32_t reserved;            /* 0 */
+    clmoe_buf scratch;            /* of any number of tokens */
+    clmoe_buf value;              /* [1] f32, without weight; of this and the next at least one */
+    /* [R,D] as gradients.router, of desc.gradient_type: the gradient of weight * value is added */
+    clmoe_buf drouter;
+} clmoe_router_orthogonality_args;
+
+CLMOE_API clmoe_status clmoe_router_orthogonality(clmoe_layer *layer, cl_command_queue queue,
+                                                  const clmoe_router_orthogonality_args *args,
+                                                  cl_uint num_wait, const cl_event *wait,
+                                                  cl_event *event);
 
 /* ---- State --------------------------------------------------------------------------------- */
 

@@ -421,7 +421,9 @@ typedef struct clmoe_balance_desc {
      */
     uint32_t device_groups;
     uint32_t dead_window; /* an expert is dead after so many tokens without it; default 32768 */
-    uint32_t reserved[8];
+    /* 1: clmoe_router_orthogonality() can be called, whatever `enabled` and training are. */
+    uint32_t router_orthogonality;
+    uint32_t reserved[7];
 } clmoe_balance_desc;
 
 typedef uint32_t clmoe_activation;
