@@ -67,7 +67,7 @@ const char *const step_names[STEP_COUNT] = {
     "train",
 };
 
-const char *const pattern_names[ROUTE_PATTERNS] = {"uniform", "zipf", "one-expert"};
+const char *const pattern_names[ROUTE_PATTERNS] = {"uniform", "zipf", "one-expert", "round-robin"};
 
 bool case_has_step(const bench_case *c, bench_step step) {
     switch (step) {
@@ -109,6 +109,16 @@ float pattern_bias(case_pattern pattern, uint32_t expert) {
     if (pattern == ROUTE_ZIPF)
         return -logf((float)expert + 1);
     return pattern == ROUTE_ONE_EXPERT && expert == 0 ? 20 : 0;
+}
+
+bool pattern_is_forced(case_pattern pattern) {
+    return pattern == ROUTE_ROUND_ROBIN;
+}
+
+bool pattern_has_step(case_pattern pattern, bench_step step) {
+    return !pattern_is_forced(pattern) || step == STEP_LAYER || step == STEP_PLAN ||
+           step == STEP_DISPATCH || step == STEP_EXPERTS || step == STEP_COMBINE ||
+           step == STEP_STATS;
 }
 
 static double pairs_of(const bench_case *c) {

@@ -21,6 +21,8 @@ typedef enum case_pattern {
     ROUTE_UNIFORM,    /* every expert is as likely */
     ROUTE_ZIPF,       /* expert e is about 1/(e+1) as likely as the first */
     ROUTE_ONE_EXPERT, /* the first choice of every token is expert 0 */
+    /* Pair i goes to expert i mod E, with weight 1/K: forced, whatever the router's logits are. */
+    ROUTE_ROUND_ROBIN,
     ROUTE_PATTERNS
 } case_pattern;
 
@@ -79,6 +81,10 @@ bool step_is_by_name(bench_step step);
 
 /* Added to the logits of expert e, whose own part has a deviation of about 1. */
 float pattern_bias(case_pattern pattern, uint32_t expert);
+
+/* Whether ids are given, not chosen; and whether the step is one that they can be given to. */
+bool pattern_is_forced(case_pattern pattern);
+bool pattern_has_step(case_pattern pattern, bench_step step);
 
 /* Sizes that depend on the storage types and on the routing. */
 typedef struct case_sizes {

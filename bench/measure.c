@@ -179,8 +179,14 @@ static bool has_roofline(const bench_engine *engine, bench_step step) {
     return !step_runs_experts(step) || !engine_has_matrix_units(engine);
 }
 
+/* A layer whose choice is given has no scores. */
+static double flops_of(const contest *t, bench_step step) {
+    const bool scores = step != STEP_LAYER || !pattern_is_forced(t->m->inputs.pattern);
+    return case_flops(t->of, step) - (scores ? 0 : case_flops(t->of, STEP_SCORE));
+}
+
 static clmoe_status add_timed(contest *t, turn *u) {
-    const double bytes = case_bytes(t->of, u->step, &t->sizes), flops = case_flops(t->of, u->step);
+    const double bytes = case_bytes(t->of, u->step, &t->sizes), flops = flops_of(t, u->step);
     bench_row row = row_of(t, u->contender, u->step);
     row.checked = true;
     row_set_times(&row, u->samples, u->count);
@@ -291,7 +297,7 @@ done:
 
 static bool step_chosen(const measurement *m, const bench_case *c, bench_step step) {
     const char *steps = m->options->steps;
-    return case_has_step(c, step) &&
+    return case_has_step(c, step) && pattern_has_step(m->options->pattern, step) &&
            (list_has(steps, step_names[step]) || (list_is_all(steps) && !step_is_by_name(step)));
 }
 

@@ -31,7 +31,9 @@ static const char usage[] =
     "                  gradients of all weights), backward:data and backward:weights (its two\n"
     "                  parts), train (forward and backward); packed weights take no part\n"
     "  --dtype TYPE    f32, f16 or bf16, of x and the expert weights (default f32)\n"
-    "  --pattern NAME  how tokens choose: uniform, zipf or one-expert (default uniform)\n"
+    "  --pattern NAME  how tokens choose: uniform, zipf, one-expert (default uniform); or not at\n"
+    "                  all: round-robin gives the pairs to the experts by turns, for the steps\n"
+    "                  layer, plan, dispatch, experts, combine and stats\n"
     "  --tokens T      of a case with several batch sizes, this one alone\n"
     "  --device D      the device: its number in clmoe devices, or part of its name or its\n"
     "                  platform's (default: the first GPU, else 0)\n"
@@ -125,6 +127,15 @@ static bool known_step(const char *name) {
     return false;
 }
 
+/* Of a pattern that gives the choice, the steps that take it. */
+static clmoe_status check_pattern(const bench_options *o) {
+    for (int step = 0; step < STEP_COUNT; step++)
+        if (list_has(o->steps, step_names[step]) && !pattern_has_step(o->pattern, (bench_step)step))
+            return cli_fail(CLMOE_INVALID_ARGUMENT, "--step %s does not go with --pattern %s",
+                            step_names[step], pattern_names[o->pattern]);
+    return CLMOE_SUCCESS;
+}
+
 /* ---- Cases ----------------------------------------------------------------------------------- */
 
 /* Tokens of the cases that are chosen by name, once each: "1, 37". */
@@ -146,6 +157,7 @@ static void tokens_text(const bench_options *options, bool cpu, char *text, size
 static bool has_chosen_step(const bench_options *options, const bench_case *c) {
     for (int step = 0; step < STEP_COUNT; step++)
         if (case_has_step(c, (bench_step)step) &&
+            pattern_has_step(options->pattern, (bench_step)step) &&
             (list_is_all(options->steps) || list_has(options->steps, step_names[step])))
             return true;
     return false;
@@ -310,6 +322,7 @@ parse_result options_parse(int argc, char **argv, bench_options *o) {
         return PARSE_STOP;
     }
     TRY(checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why));
+    TRY(check_pattern(o));
     TRY(set_modes(o, &parser));
 done:
     return status == CLMOE_SUCCESS ? PARSE_RUN : PARSE_BAD;

@@ -58,6 +58,14 @@ static bool route_token(const inputs *in, workbench *w, uint32_t n, uint32_t t, 
     values_fill(&in->x, (uint64_t)t * c->dim, c->dim, x);
     ref_logits(&w->desc, 1, x, &weights, logits);
     ref_scores(&w->desc, 1, logits, scores);
+    if (pattern_is_forced(in->pattern)) {
+        for (uint32_t k = 0; k < c->top_k; k++) {
+            const size_t pair = (size_t)t * c->top_k + k, at = (size_t)n * c->top_k + k;
+            ref->ids[at] = (int32_t)(pair % c->experts);
+            ref->weights[at] = 1.0 / c->top_k;
+        }
+        return true;
+    }
     if (ref_choice_gap(&w->desc, 1, scores, &weights) < CHOICE_GAP)
         return false;
     for (uint32_t e = 0; e < c->experts; e++)

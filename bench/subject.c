@@ -1,4 +1,5 @@
 #include "subject.h"
+#include "../src/cli/force.h"
 
 static clmoe_buf place(const subject *s, subject_buffer which) {
     return (clmoe_buf){s->buffers[which], 0};
@@ -13,6 +14,10 @@ static clmoe_status enqueue_layer(subject *s, cl_event *event) {
     args.saved = place(s, SUBJECT_SAVED);
     args.scratch = place(s, SUBJECT_SCRATCH);
     args.y = place(s, SUBJECT_Y);
+    if (pattern_is_forced(s->in->pattern)) {
+        args.ids_in = place(s, SUBJECT_IDS);
+        args.pair_weights_in = place(s, SUBJECT_WEIGHTS);
+    }
     return LIB(clmoe_forward(s->layer, s->device->queue, &args, 0, NULL, event));
 }
 
@@ -232,6 +237,25 @@ done:
     return status;
 }
 
+/* What takes the place of top-k. */
+static clmoe_status force_choices(subject *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bench_case *c = &s->in->of;
+    const forced_routing round_robin = {.kind = FORCE_ROUND_ROBIN};
+    const forced_batch batch = {.tokens = c->tokens,
+                                .experts = c->experts,
+                                .top_k = c->top_k,
+                                .ids = s->buffers[SUBJECT_IDS],
+                                .pair_weights = s->buffers[SUBJECT_WEIGHTS]};
+    if (!pattern_is_forced(s->in->pattern))
+        return CLMOE_SUCCESS;
+    TRY(force_fill(&round_robin, s->device->queue, &batch));
+    TRY(CL(clEnqueueFillBuffer(s->device->queue, s->buffers[SUBJECT_LIVE], &c->top_k,
+                               sizeof c->top_k, 0, c->tokens * sizeof c->top_k, 0, NULL, NULL)));
+done:
+    return status;
+}
+
 static clmoe_status pack_weights(subject *s) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_buf packed = place(s, SUBJECT_PACKED);
@@ -250,7 +274,8 @@ static clmoe_status first_run(subject *s) {
                                        STEP_EXPERTS, STEP_COMBINE, STEP_STATS, STEP_LAYER};
     clmoe_status status = CLMOE_SUCCESS;
     for (size_t i = 0; i < COUNT_OF(order); i++) {
-        if (!case_has_step(&s->in->of, order[i]))
+        if (!case_has_step(&s->in->of, order[i]) ||
+            (order[i] == STEP_TOPK && pattern_is_forced(s->in->pattern)))
             continue;
         TRY(subject_enqueue(s, order[i], NULL));
         TRY(CL(clFinish(s->device->queue)));
@@ -270,6 +295,7 @@ clmoe_status subject_create(const bench_device *device, const inputs *in,
     s->dispatches = clmoe_layer_dispatches(s->layer);
     TRY(LIB(clmoe_plan_layout_get(s->layer, in->of.tokens, &s->plan)));
     TRY(create_buffers(s));
+    TRY(force_choices(s));
     if (s->packed)
         TRY(pack_weights(s));
     TRY(first_run(s));

@@ -1,7 +1,10 @@
 # Writes OUTPUT, a C file with every file of FILES (separated by '|') as a byte array; a file's name is
 # its path from ROOT.
 # Run as: cmake -DROOT=. -DFILES=cl/a.cl|cl/b.clh -DHEADER=sources.h -DOUTPUT=kernels.c -P embed.cmake
-# HEADER declares kernel_sources[].
+# HEADER declares kernel_sources[], or with -DTABLE=name an array of that name.
+if(NOT TABLE)
+    set(TABLE kernel_sources)
+endif()
 string(REPLACE "|" ";" files "${FILES}")
 set(arrays "")
 set(table "")
@@ -13,4 +16,4 @@ foreach(file IN LISTS files)
     string(APPEND arrays "static const unsigned char ${id}[] = {${bytes}0x00};\n")
     string(APPEND table "    {\"${name}\", (const char *)${id}},\n")
 endforeach()
-file(WRITE "${OUTPUT}" "#include \"${HEADER}\"\n\n${arrays}\nconst kernel_source kernel_sources[] = {\n${table}    {0, 0},\n};\n")
+file(WRITE "${OUTPUT}" "#include \"${HEADER}\"\n\n${arrays}\nconst kernel_source ${TABLE}[] = {\n${table}    {0, 0},\n};\n")

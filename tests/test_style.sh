@@ -129,10 +129,10 @@ printf 'largest file: %s\n' "$(wc -l $code $kernels | grep -v total | sort -n | 
 
 # --- Kernels: layout ------------------------------------------------------------------------------
 complain "lines of cl/ over 100 columns" \
-    "$(awk 'length > 100 { print FILENAME ":" FNR }' $kernels bench/*.cl bench/*.clh)"
+    "$(awk 'length > 100 { print FILENAME ":" FNR }' $kernels bench/*.cl bench/*.clh src/cli/*.cl)"
 words="Purpose Formula Arrays NDRange Limits Repeatability"
 complain "kernel files whose first comment is not: $(echo $words | sed 's/ /: ..., /g'): ..." \
-    "$(for file in $(find cl -name '*.cl') bench/*.cl; do
+    "$(for file in $(find cl src/cli -name '*.cl') bench/*.cl; do
         found=$(sed -n '\|^ \*/|q; s/^ \* \([A-Z][A-Za-z]*\): .*/\1/p' "$file" | xargs)
         [ "$found" = "$words" ] || echo "$file: $found"
     done)"

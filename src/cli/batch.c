@@ -16,6 +16,8 @@ static void sizes_get(const batch *b, size_t sizes[BATCH_COUNT]) {
     const clmoe_layer_desc *desc = b->desc;
     sizes[BATCH_X] = sizes[BATCH_Y] = (size_t)b->tokens * desc->dim * clmoe_type_size(desc->type);
     sizes[BATCH_LOSSES] = b->num_losses * sizeof(float);
+    if (b->forced.kind != FORCE_NONE)
+        sizes[BATCH_IDS] = sizes[BATCH_WEIGHTS] = (size_t)b->tokens * desc->top_k * sizeof(float);
     if (b->dy == NULL)
         return;
     sizes[BATCH_DY] = sizes[BATCH_DX] = sizes[BATCH_X];
@@ -42,6 +44,15 @@ done:
     return status;
 }
 
+static clmoe_status force_routing(const batch *b) {
+    const forced_batch filled = {.tokens = b->tokens,
+                                 .experts = b->desc->num_experts,
+                                 .top_k = b->desc->top_k,
+                                 .ids = b->buffers[BATCH_IDS],
+                                 .pair_weights = b->buffers[BATCH_WEIGHTS]};
+    return b->forced.kind == FORCE_NONE ? CLMOE_SUCCESS : force_fill(&b->forced, b->queue, &filled);
+}
+
 clmoe_status batch_create(batch *b, cl_context context, const float *x) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_plan_layout plan;
@@ -60,6 +71,7 @@ clmoe_status batch_create(batch *b, cl_context context, const float *x) {
     TRY(write_rows(b, BATCH_X, x));
     if (b->dy != NULL)
         TRY(write_rows(b, BATCH_DY, b->dy));
+    TRY(force_routing(b));
 done:
     if (status != CLMOE_SUCCESS)
         batch_release(b);
@@ -101,6 +113,10 @@ static clmoe_status enqueue_forward(batch *b, clmoe_profile *profile, cl_event *
     args.scratch = place(b, BATCH_SCRATCH);
     args.y = place(b, BATCH_Y);
     args.stats = place(b, BATCH_STATS);
+    if (b->forced.kind != FORCE_NONE) {
+        args.ids_in = place(b, BATCH_IDS);
+        args.pair_weights_in = place(b, BATCH_WEIGHTS);
+    }
     if (b->num_losses > 0) {
         args.losses = b->losses;
         args.num_losses = b->num_losses;
@@ -124,6 +140,10 @@ static clmoe_status enqueue_backward(batch *b, clmoe_profile *profile, cl_event 
     args.scratch = place(b, BATCH_SCRATCH);
     args.dy = place(b, BATCH_DY);
     args.dx = place(b, BATCH_DX);
+    if (b->forced.kind != FORCE_NONE) {
+        args.ids_in = place(b, BATCH_IDS);
+        args.pair_weights_in = place(b, BATCH_WEIGHTS);
+    }
     if (has_dlogits(b))
         args.dlogits = place(b, BATCH_DLOGITS);
     args.gradients = &b->gradients;

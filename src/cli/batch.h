@@ -3,6 +3,7 @@
 #define CLMOE_CLI_BATCH_H
 
 #include "error.h"
+#include "force.h"
 
 /* The steps of a profile that a table of times has, in its order. */
 typedef enum step_id {
@@ -29,6 +30,8 @@ typedef enum batch_buffer {
     BATCH_DY,      /* [T,D], of the layer's type, with `dy` */
     BATCH_DX,      /* [T,D], of the layer's type, with `dy` */
     BATCH_DLOGITS, /* [T,R] f32: the losses' gradient, with `dy` */
+    BATCH_IDS,     /* [T,K] i32, with forced routing; as the next */
+    BATCH_WEIGHTS, /* [T,K] f32 */
     BATCH_COUNT
 } batch_buffer;
 
@@ -41,6 +44,7 @@ typedef struct batch {
     uint32_t capacity; /* C, 0 when dropless */
     const clmoe_loss_desc *losses;
     uint32_t num_losses;
+    forced_routing forced;     /* instead of the router's choice, if of a kind */
     const float *dy;           /* [T,D]: of batch_backward(); NULL: there is none */
     clmoe_gradients gradients; /* what it writes; not owned */
     cl_mem buffers[BATCH_COUNT];

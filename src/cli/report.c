@@ -95,6 +95,10 @@ static void print_head(const run_report *r) {
         printf("capacity %u rows per expert\n", (unsigned)r->capacity);
     else
         printf("dropless\n");
+    if (r->forced.kind == FORCE_NONE)
+        return;
+    force_text(&r->forced, model, sizeof model);
+    printf("routing   forced: %s\n", model);
 }
 
 static void print_balance(const run_report *r) {
@@ -251,6 +255,11 @@ static void set_layer(json_t *object, const run_report *r) {
     json_object_set_new(object, "num_identity_experts", json_integer(desc->num_identity_experts));
     json_object_set_new(object, "top_k", json_integer(desc->top_k));
     json_object_set_new(object, "capacity", json_integer(r->capacity));
+    if (r->forced.kind != FORCE_NONE) {
+        char forced[64];
+        force_text(&r->forced, forced, sizeof forced);
+        json_object_set_new(object, "forced_routing", json_string(forced));
+    }
 }
 
 static void set_stats(json_t *object, const clmoe_stats *stats) {

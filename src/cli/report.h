@@ -13,7 +13,8 @@ typedef struct run_report {
     const char *engine;
     const clmoe_layer_desc *desc;
     uint32_t tokens;
-    uint32_t capacity;        /* C, 0 when dropless */
+    uint32_t capacity; /* C, 0 when dropless */
+    forced_routing forced;
     const clmoe_stats *stats; /* with its arrays load, kept, dropped [R] behind it */
     size_t stats_bytes;
     bool all_stats; /* print every statistic */

@@ -48,6 +48,10 @@ static const char usage[] =
     "                       platform's (default: the first GPU, else 0)\n"
     "  --engine E           the engine of the experts (default: by device)\n"
     "  --capacity-factor F  rows per expert are T*K*F/E rounded up; 0 drops nothing\n"
+    "  --force-routing R    takes R's choice of K experts per token, with weights 1/K, instead of\n"
+    "                       the router's: round-robin, by turns, or zipf[:S], expert e, counted\n"
+    "                       from 1, with a chance in proportion to 1/e^S (default 1)\n"
+    "  --seed N             of zipf; round-robin begins with expert N mod E (default 0)\n"
     "  --stats              prints all statistics too\n"
     "  --loss NAME[:W]      prints the value of a balancing loss; repeatable; ?\n"
     "                       lists the names\n"
@@ -69,6 +73,7 @@ typedef struct run_options {
     const char *dy, *expect_gradients; /* of a backward pass, or NULL */
     output output, gradients;
     uint32_t layer, repeat;
+    forced_routing forced;
     clmoe_type dtype;
     double tolerance, gradient_tolerance, capacity_factor;
     clmoe_loss_desc losses[MAX_RUN_LOSSES];
@@ -110,6 +115,8 @@ enum {
     OPT_DEVICE,
     OPT_ENGINE,
     OPT_CAPACITY,
+    OPT_FORCE_ROUTING,
+    OPT_SEED,
     OPT_REPEAT,
     OPT_STATS,
     OPT_LOSS,
@@ -135,6 +142,10 @@ static const cli_option table[] = {
     [OPT_DEVICE] = {.name = "device", .has_value = true},
     [OPT_ENGINE] = {.name = "engine", .has_value = true},
     [OPT_CAPACITY] = {.name = "capacity-factor", .has_value = true},
+    [OPT_FORCE_ROUTING] = {.name = "force-routing",
+                           .has_value = true,
+                           .excludes = "expect expect-gradients loss"},
+    [OPT_SEED] = {.name = "seed", .has_value = true, .needs = "force-routing"},
     [OPT_REPEAT] = {.name = "repeat", .has_value = true},
     [OPT_STATS] = {.name = "stats"},
     [OPT_LOSS] = {.name = "loss", .has_value = true, .repeats = true},
@@ -191,6 +202,10 @@ static bool set_value(run_options *o, int option, const char *text, problem *why
         return cli_real("--tolerance", text, &o->tolerance, why);
     case OPT_CAPACITY:
         return cli_real("--capacity-factor", text, &o->capacity_factor, why);
+    case OPT_FORCE_ROUTING:
+        return force_parse("--force-routing", text, &o->forced, why);
+    case OPT_SEED:
+        return cli_u32("--seed", text, 0, UINT32_MAX, &o->forced.seed, why);
     case OPT_DTYPE:
         return parse_type(text, &o->dtype, why);
     case OPT_LOSS:
@@ -404,6 +419,7 @@ static clmoe_status run_layer(run_options *o, run_session *s) {
     s->batch.queue = s->device.queue;
     s->batch.losses = o->losses;
     s->batch.num_losses = o->num_losses;
+    s->batch.forced = o->forced;
     TRY(batch_create(&s->batch, s->device.cl, s->x));
     TRY(batch_forward(&s->batch, s->y, &s->stats));
     TRY(LIB(clmoe_stats_size(s->layer, &s->report.stats_bytes)));
@@ -428,6 +444,7 @@ static clmoe_status print_report(const run_options *o, run_session *s) {
     report->desc = &s->desc;
     report->tokens = s->batch.tokens;
     report->capacity = s->batch.capacity;
+    report->forced = o->forced;
     report->stats = s->stats;
     report->all_stats = o->stats;
     report->losses = o->losses;

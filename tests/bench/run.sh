@@ -60,7 +60,7 @@ done
 [ "$(sort "$tmp/lines" | uniq -d)" = "" ] || fail "rows appear twice"
 
 echo "== patterns and choices"
-for pattern in zipf one-expert; do
+for pattern in zipf one-expert round-robin; do
     run 0 --case tiny --tokens 37 --engine ref --step layer,plan --pattern $pattern --repeat 1 --json -
     cp "$tmp/out" "$tmp/rows.json"
     "$rows" "$tmp/rows.json" | grep -v roofline >"$tmp/lines"
@@ -121,6 +121,7 @@ run 2 --case huge && says "--case 'huge' is unknown"
 run 2 --case tiny,, && says "--case '' is unknown"
 run 2 --step gemm && says "--step 'gemm' is unknown"
 run 2 --dtype f64 && says "--dtype 'f64' is unknown"
+run 2 --pattern round-robin --step plan,topk && says "--step topk does not go with --pattern round-robin"
 run 2 --pattern random && says "--pattern 'random' is unknown"
 run 2 --peer mkl && says "--peer 'mkl' is unknown"
 run 2 --engine turbo --case tiny && says "engine 'turbo' is unknown"

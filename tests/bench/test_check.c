@@ -64,7 +64,8 @@ static void test_right_results_pass(void **state) {
             fixture f;
             set_up(&f, (case_pattern)pattern, types[type]);
             for (int step = 0; step < STEP_COUNT; step++)
-                expect_right(&f, (bench_step)step);
+                if (pattern_has_step((case_pattern)pattern, (bench_step)step))
+                    expect_right(&f, (bench_step)step);
             tear_down(&f);
         }
 }

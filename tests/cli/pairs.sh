@@ -13,7 +13,7 @@ trap 'exit 1' INT TERM
 # with_value OPTION: the option with a value that is right.
 with_value() {
     case $1 in
-    layer | device) value=0 ;;
+    layer | device | seed) value=0 ;;
     tolerance | capacity-factor | repeat | gamma | steps | tokens) value=1 ;;
     output | csv | tune | gradients) value=- ;;
     input | tensor | expect | assume | dy | expect-gradients) value=some ;;
@@ -23,7 +23,7 @@ with_value() {
     controller) value=bias ;;
     case) value=tiny ;;
     step) value=plan ;;
-    pattern) value=zipf ;;
+    pattern | force-routing) value=zipf ;;
     peer) value=openblas ;;
     json) case $command in *bench*) value=- ;; *) value= ;; esac ;;
     *) value= ;;
