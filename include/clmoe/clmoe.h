@@ -662,6 +662,7 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 #include "context.h"
 #include "host.h"
 #include "pack.h"
+#include "place.h"
 #include "profile.h"
 #include "steps.h"
 

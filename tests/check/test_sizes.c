@@ -513,6 +513,7 @@ static void no_padding_at_the_end(void **state) {
     ENDS_WITH(clmoe_loss_args, dgroup_logits);
     ENDS_WITH(clmoe_balance_args, reserved);
     ENDS_WITH(clmoe_pack_args, packed);
+    ENDS_WITH(clmoe_place_args, doubles);
     ENDS_WITH(clmoe_backward_args, profile);
     ENDS_WITH(clmoe_experts_backward_args, reserved);
     ENDS_WITH(clmoe_combine_backward_args, gradients);
