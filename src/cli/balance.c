@@ -4,6 +4,7 @@
 #include "interrupt.h"
 #include "model_files.h"
 #include "output.h"
+#include "place.h"
 #include "report.h"
 #include "session.h"
 #include "tensors.h"
@@ -17,7 +18,8 @@ static const char usage[] =
     "Usage: clmoe balance MODEL_DIR --layer N --input FILE --tensor NAME [OPTION]...\n"
     "Routes a tensor through the router of layer N of a checkpoint, again and again, while a\n"
     "controller moves the selection bias of the experts, and draws MaxVio = largest load / mean\n"
-    "load - 1 over the steps. The bias starts from the checkpoint's own, if it has one.\n"
+    "load - 1 over the steps. The bias starts from the checkpoint's own, if it has one. With\n"
+    "--place it then says which copies of the experts lie on which device, by the last load.\n"
     "\n"
     "  MODEL_DIR            holds config.json and model.safetensors, or shards with their index\n"
     "  --layer N            the layer, counted from 0\n"
@@ -30,10 +32,19 @@ static const char usage[] =
     "  --controller C       bias (default): b += G * sign(mean load - load); proportional:\n"
     "                       b += G * (mean load - load) / mean load; none\n"
     "  --gamma G            the rate G (default 0.001)\n"
-    "  --steps N            batches (default 100)\n"
+    "  --steps N            batches (default 100; 1 with --place)\n"
+    "  --place              places the experts on devices, as clmoe_place() does; needs the next two\n"
+    "  --replicas N         the experts' copies on all devices together, as many on each\n"
+    "  --devices N          the devices, as many on each node\n"
+    "  --nodes N            the nodes (default 1); if --groups is a multiple, a group stays on one\n"
+    "  --groups N           the groups of experts (default: those of the model's router, or 1)\n"
+    "  --previous FILE      a plan that --plan wrote: what can stays where it is\n"
+    "  --max-moves N        the most slots that change against it (default: any number)\n"
+    "  --plan FILE          writes the plan as JSON to a file; - is standard output, instead of the\n"
+    "                       report\n"
     "  --csv FILE           writes a line per step to a file; - is standard output, instead of the\n"
     "                       report\n"
-    "  --force              overwrites the file of --csv if there is one; never the model's\n"
+    "  --force              overwrites the files of --csv and --plan if there are; never the model's\n"
     "  --json               prints one JSON object instead of the report\n"
     "  --device D           the device: its number in clmoe devices, or part of its name or its\n"
     "                       platform's (default: the first GPU, else 0)\n"
@@ -44,11 +55,12 @@ static const char usage[] =
     "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N; the steps that were\n"
     "done until then are written.\n";
 
-enum { CHART_ROWS = 12, LABEL_COLUMNS = 10, MAX_STEPS = 1000000 };
+enum { CHART_ROWS = 12, LABEL_COLUMNS = 10, MAX_STEPS = 1000000, MAX_REPLICAS = 65536 };
 
 typedef struct balance_options {
     const char *model, *assume, *input, *tensor, *device;
     output csv;
+    place_options place;
     clmoe_bias_rule rule;
     uint32_t layer, steps;
     double gamma;
@@ -80,6 +92,7 @@ typedef struct balance_session {
     uint32_t tokens;
     float *x;           /* [T,D] */
     clmoe_stats *steps; /* [steps]: the headers */
+    placement placement;
 } balance_session;
 
 enum {
@@ -90,6 +103,14 @@ enum {
     OPT_CONTROLLER,
     OPT_GAMMA,
     OPT_STEPS,
+    OPT_PLACE,
+    OPT_REPLICAS,
+    OPT_DEVICES,
+    OPT_NODES,
+    OPT_GROUPS,
+    OPT_PREVIOUS,
+    OPT_MAX_MOVES,
+    OPT_PLAN,
     OPT_CSV,
     OPT_FORCE,
     OPT_JSON,
@@ -105,8 +126,16 @@ static const cli_option table[] = {
     [OPT_CONTROLLER] = {.name = "controller", .has_value = true},
     [OPT_GAMMA] = {.name = "gamma", .has_value = true},
     [OPT_STEPS] = {.name = "steps", .has_value = true},
+    [OPT_PLACE] = {.name = "place"},
+    [OPT_REPLICAS] = {.name = "replicas", .has_value = true, .needs = "place"},
+    [OPT_DEVICES] = {.name = "devices", .has_value = true, .needs = "place"},
+    [OPT_NODES] = {.name = "nodes", .has_value = true, .needs = "place"},
+    [OPT_GROUPS] = {.name = "groups", .has_value = true, .needs = "place"},
+    [OPT_PREVIOUS] = {.name = "previous", .has_value = true, .needs = "place"},
+    [OPT_MAX_MOVES] = {.name = "max-moves", .has_value = true, .needs = "previous"},
+    [OPT_PLAN] = {.name = "plan", .has_value = true, .needs = "place"},
     [OPT_CSV] = {.name = "csv", .has_value = true},
-    [OPT_FORCE] = {.name = "force", .needs = "csv"},
+    [OPT_FORCE] = {.name = "force", .needs = "csv plan"},
     [OPT_JSON] = {.name = "json"},
     [OPT_DEVICE] = {.name = "device", .has_value = true},
     [OPT_NO_CACHE] = {.name = "no-cache"},
@@ -135,27 +164,52 @@ static bool set_value(balance_options *o, int option, const char *text, problem 
         return cli_real("--gamma", text, &o->gamma, why);
     case OPT_STEPS:
         return cli_u32("--steps", text, 1, MAX_STEPS, &o->steps, why);
+    case OPT_REPLICAS:
+        return cli_u32("--replicas", text, 1, MAX_REPLICAS, &o->place.replicas, why);
+    case OPT_DEVICES:
+        return cli_u32("--devices", text, 1, MAX_REPLICAS, &o->place.devices, why);
+    case OPT_NODES:
+        return cli_u32("--nodes", text, 1, MAX_REPLICAS, &o->place.nodes, why);
+    case OPT_GROUPS:
+        return cli_u32("--groups", text, 1, MAX_REPLICAS, &o->place.groups, why);
+    case OPT_MAX_MOVES:
+        return cli_u32("--max-moves", text, 1, MAX_REPLICAS, &o->place.max_moves, why);
     default: { /* a text */
-        const char **const texts[] = {[OPT_ASSUME] = &o->assume,
-                                      [OPT_INPUT] = &o->input,
-                                      [OPT_TENSOR] = &o->tensor,
-                                      [OPT_CSV] = &o->csv.path,
-                                      [OPT_DEVICE] = &o->device};
+        const char **const texts[] = {
+            [OPT_ASSUME] = &o->assume,        [OPT_INPUT] = &o->input,
+            [OPT_TENSOR] = &o->tensor,        [OPT_PREVIOUS] = &o->place.previous,
+            [OPT_PLAN] = &o->place.plan.path, [OPT_CSV] = &o->csv.path,
+            [OPT_DEVICE] = &o->device};
         *texts[option] = text;
         return true;
     }
     }
 }
 
-static bool check_csv(balance_options *o, bool force, problem *why) {
-    if (o->csv.path == NULL)
+static bool check_output(const balance_options *o, output *to, const char *option, bool force,
+                         problem *why) {
+    if (to->path == NULL)
         return true;
-    const bool right = output_check(&o->csv, "--csv", o->csv.path, force, why);
-    if (output_is_file(&o->csv, o->input))
-        return problem_set(why, "--csv %s is the same file as --input", o->csv.path);
-    if (o->csv.to_stdout && o->json)
-        return problem_set(why, "--csv %s and --json both write to standard output", o->csv.path);
+    const bool right = output_check(to, option, to->path, force, why);
+    if (output_is_file(to, o->input))
+        return problem_set(why, "%s %s is the same file as --input", option, to->path);
+    if (to->to_stdout && o->json)
+        return problem_set(why, "%s %s and --json both write to standard output", option, to->path);
     return right;
+}
+
+static bool check_outputs(balance_options *o, bool force, problem *why) {
+    output *plan = &o->place.plan;
+    if (!check_output(o, &o->csv, "--csv", force, why) ||
+        !check_output(o, plan, "--plan", force, why))
+        return false;
+    if (o->csv.to_stdout && plan->to_stdout)
+        return problem_set(why, "--csv %s and --plan %s both write to standard output", o->csv.path,
+                           plan->path);
+    if (plan->path != NULL && o->csv.path != NULL && !o->csv.to_stdout &&
+        output_is_file(plan, o->csv.path))
+        return problem_set(why, "--plan %s is the same file as --csv", plan->path);
+    return true;
 }
 
 static bool check_options(balance_options *o, const cli_parser *parser, problem *why) {
@@ -163,6 +217,9 @@ static bool check_options(balance_options *o, const cli_parser *parser, problem 
                           : !parser->given[OPT_LAYER] ? "--layer"
                           : o->input == NULL          ? "--input"
                           : o->tensor == NULL         ? "--tensor"
+                          : !parser->given[OPT_PLACE] ? NULL
+                          : o->place.replicas == 0    ? "--replicas"
+                          : o->place.devices == 0     ? "--devices"
                                                       : NULL;
     if (missing != NULL)
         return problem_set(why, "%s is missing; see --help", missing);
@@ -172,7 +229,10 @@ static bool check_options(balance_options *o, const cli_parser *parser, problem 
         return problem_set(why, "--gamma does not go with --controller none, which has no rate");
     o->json = parser->given[OPT_JSON] > 0;
     o->no_cache = parser->given[OPT_NO_CACHE] > 0;
-    return check_csv(o, parser->given[OPT_FORCE] > 0, why);
+    o->place.wanted = parser->given[OPT_PLACE] > 0;
+    if (o->place.wanted && !parser->given[OPT_STEPS])
+        o->steps = 1;
+    return check_outputs(o, parser->given[OPT_FORCE] > 0, why);
 }
 
 /* *stop: after --help and --version there is nothing to run. */
@@ -207,7 +267,10 @@ static clmoe_status read_files(const balance_options *o, balance_session *s) {
     problem why;
     TRY(open_model(o->model, o->assume, &s->checkpoint));
     TRY(checked(model_is_spared(o->model, &o->csv, "--csv", &why), &why));
+    TRY(checked(model_is_spared(o->model, &o->place.plan, "--plan", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
+    if (o->place.wanted)
+        TRY(placement_open(&o->place, &s->desc, &s->placement));
     TRY(input_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->tokens, &s->x));
     s->steps = calloc(o->steps, sizeof *s->steps);
@@ -341,6 +404,21 @@ done:
     return status;
 }
 
+/* By the load of the last step. */
+static clmoe_status place_experts(balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t experts = s->desc.num_experts;
+    uint32_t *load = calloc(experts, sizeof *load);
+    if (load == NULL)
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %u experts", (unsigned)experts));
+    TRY(CL(clEnqueueReadBuffer(s->device.queue, s->buffers[BUFFER_STATS], CL_TRUE,
+                               sizeof(clmoe_stats), experts * sizeof *load, load, 0, NULL, NULL)));
+    TRY(placement_make(&s->placement, load));
+done:
+    free(load);
+    return status;
+}
+
 /* ---- Report -------------------------------------------------------------------------------- */
 
 /* Mean MaxVio of the steps that share column `column` of `columns`. */
@@ -395,6 +473,10 @@ static void print_report(const balance_options *o, const balance_session *s) {
     printf("routing   %u tokens, %u experts, top %u; controller %s, gamma %g\n",
            (unsigned)s->tokens, (unsigned)s->desc.num_experts, (unsigned)s->desc.top_k,
            controllers[o->rule], o->gamma);
+    if (o->place.wanted)
+        placement_print(&s->placement);
+    if (o->place.wanted && o->steps == 1)
+        return;
     print_chart(s, o->steps);
     printf("MaxVio    first %.3f, last %.3f, least %.3f at step %u\n",
            (double)s->steps[0].max_violation, (double)s->steps[o->steps - 1].max_violation,
@@ -419,6 +501,8 @@ static clmoe_status print_json(const balance_options *o, const balance_session *
         (json_int_t)o->layer, "device", s->device.name, "tokens", (json_int_t)s->tokens,
         "num_experts", (json_int_t)s->desc.num_experts, "top_k", (json_int_t)s->desc.top_k,
         "controller", controllers[o->rule], "gamma", o->gamma, "steps", steps);
+    if (o->place.wanted)
+        json_object_set_new(object, "placement", placement_json(&s->placement));
     bool written =
         object != NULL &&
         json_dumpf(object, stdout, JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9)) == 0;
@@ -444,9 +528,11 @@ static clmoe_status report(balance_options *o, const balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     if (o->csv.path != NULL)
         TRY(write_csv(o, s));
+    if (o->place.plan.path != NULL)
+        TRY(placement_write(&o->place, &s->placement));
     if (o->json)
         return print_json(o, s);
-    if (!o->csv.to_stdout)
+    if (!o->csv.to_stdout && !o->place.plan.to_stdout)
         print_report(o, s);
 done:
     return status;
@@ -463,13 +549,15 @@ static void release(balance_session *s) {
     session_close(&s->device);
     clmoe_tensors_close(s->input);
     clmoe_checkpoint_close(s->checkpoint);
+    placement_close(&s->placement);
     free(s->x);
     free(s->steps);
 }
 
 int balance_main(int argc, char **argv) {
     clmoe_status status = CLMOE_SUCCESS;
-    balance_options options = {.rule = CLMOE_BIAS_SIGN, .steps = 100, .gamma = 1e-3};
+    balance_options options = {
+        .rule = CLMOE_BIAS_SIGN, .steps = 100, .gamma = 1e-3, .place = {.nodes = 1}};
     balance_session session = {0};
     bool stop = false;
     TRY(parse_options(&options, argc, argv, &stop));
@@ -478,6 +566,8 @@ int balance_main(int argc, char **argv) {
     TRY(read_files(&options, &session));
     TRY(open_layer(&options, &session));
     TRY(run_steps(&options, &session));
+    if (options.place.wanted)
+        TRY(place_experts(&session));
     TRY(report(&options, &session));
 done:;
     int code = status != CLMOE_SUCCESS ? exit_with_error("balance") : EXIT_OK;

@@ -15,8 +15,9 @@ with_value() {
     case $1 in
     layer | device | seed) value=0 ;;
     tolerance | capacity-factor | repeat | gamma | steps | tokens) value=1 ;;
-    output | csv | tune | gradients) value=- ;;
-    input | tensor | expect | assume | dy | expect-gradients) value=some ;;
+    replicas | devices | nodes | groups | max-moves) value=1 ;;
+    output | csv | tune | gradients | plan) value=- ;;
+    previous | input | tensor | expect | assume | dy | expect-gradients) value=some ;;
     dtype) value=f32 ;;
     engine) value=ref ;;
     loss) value=z ;;
