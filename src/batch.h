@@ -26,6 +26,9 @@ typedef struct batch {
     clmoe_buf live;          /* [T] i32 */
     clmoe_buf token_offsets; /* [T+1] i32 */
     clmoe_buf plan;          /* clmoe_plan_layout */
+    /* Of placement: [E], [E,max_copies] and [pairs] i32. */
+    clmoe_buf copies, logical_to_physical, physical_ids;
+    uint32_t replicas, max_copies;
 
     clmoe_buf jittered;  /* [T,D]: what jitter makes of x */
     clmoe_buf experts_x; /* [T,D]: x, or with jitter_experts the jittered one */

@@ -48,6 +48,16 @@ static void bind_renorm_after_drop(batch *b, const clmoe_renorm_after_drop_args 
     b->plan = args->plan;
 }
 
+static void bind_replicate(batch *b, const clmoe_replicate_args *args) {
+    b->ids = args->ids;
+    b->plan = args->plan;
+    b->copies = args->copies;
+    b->logical_to_physical = args->logical_to_physical;
+    b->physical_ids = args->physical_ids;
+    b->replicas = args->replicas;
+    b->max_copies = args->max_copies;
+}
+
 static void bind_jitter(batch *b, const clmoe_jitter_args *args) {
     b->x = args->x;
     b->state = args->state;
@@ -162,6 +172,7 @@ DEFINE_CALL(clmoe_score, score, step_score)
 DEFINE_CALL(clmoe_topk, topk, step_topk)
 DEFINE_CALL(clmoe_plan, plan, step_plan)
 DEFINE_CALL(clmoe_renorm_after_drop, renorm_after_drop, step_plan_renorm)
+DEFINE_CALL(clmoe_replicate, replicate, step_plan_replicate)
 DEFINE_CALL(clmoe_jitter, jitter, step_jitter)
 DEFINE_CALL(clmoe_dispatch, dispatch, step_dispatch)
 DEFINE_CALL(clmoe_soft_dispatch, soft_dispatch, step_soft_moe_dispatch)

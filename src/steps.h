@@ -68,6 +68,8 @@ clmoe_status step_reroute_begin(const batch *b, launch *chain);
 clmoe_status step_reroute(const batch *b, launch *chain);
 /* pair_weights in place, after the plan: what renorm.after_drop asks for. */
 clmoe_status step_plan_renorm(const batch *b, launch *chain);
+/* ids, plan -> physical_ids: of the copies of experts that placement made. */
+clmoe_status step_plan_replicate(const batch *b, launch *chain);
 /* experts_x -> xe. */
 clmoe_status step_dispatch(const batch *b, launch *chain);
 /* ye, shared_y, residual -> y. */

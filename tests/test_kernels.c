@@ -371,6 +371,51 @@ static void kernels_on_small_shapes(void **state) {
             }
 }
 
+/* ---- Copies of experts --------------------------------------------------------------------- */
+
+/* Two copies of each, the ids of the plan's own pairs. */
+static void run_replicate(uint32_t form) {
+    ref_plan_in in;
+    clmoe_plan_layout layout;
+    const clmoe_layer_desc desc = desc_of(&small);
+    const uint32_t E = desc.num_experts, Z = desc.num_identity_experts;
+    clmoe_layer *layer = test_layer(form, &desc);
+    int32_t *copies = HOST(int32_t, E), *slots = HOST(int32_t, 2 * E);
+    for (uint32_t e = 0; e < E; e++) {
+        copies[e] = 2;
+        slots[2 * e] = (int32_t)e;
+        slots[2 * e + 1] = (int32_t)(E + e);
+    }
+    seed_set(3);
+    route_random(&desc, small.tokens, PATTERN_ZIPF, &in);
+    const clmoe_buf plan = plan_run(layer, &desc, &in, &layout);
+    const clmoe_replicate_args args = {.struct_size = sizeof args,
+                                       .tokens = small.tokens,
+                                       .replicas = 2 * E,
+                                       .max_copies = 2,
+                                       .ids = buf_of(in.ids, layout.pairs * 4),
+                                       .plan = plan,
+                                       .copies = buf_of(copies, E * 4),
+                                       .logical_to_physical = buf_of(slots, E * 8),
+                                       .physical_ids = buf_new(layout.pairs * 4)};
+    OK(clmoe_replicate(layer, test.queue, &args, 0, NULL, NULL));
+    const int32_t *got = buf_get(args.physical_ids);
+    for (uint32_t p = 0; p < layout.pairs; p++) {
+        const int32_t id = in.ids[p];
+        CHECK(got[p] < (int32_t)(2 * E + Z) && got[p] % (int32_t)E == id % (int32_t)E,
+              "pair %u of %d goes to %d\n", p, (int)id, (int)got[p]);
+    }
+}
+
+static void kernels_of_copies(void **state) {
+    (void)state;
+    support_bare = true;
+    for (size_t form = 0; form < COUNT_OF(forms); form++) {
+        test_case("copies, groups of %u", forms[form]);
+        run_replicate(forms[form]);
+    }
+}
+
 /* ---- Offsets of any values ----------------------------------------------------------------- */
 
 static void reroute_by_offsets(clmoe_layer_desc *d) {
@@ -618,6 +663,7 @@ static void offsets_between_canaries(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(kernels_on_small_shapes), TEST(kernels_with_a_state),
-                                       TEST(offsets_of_any_values), TEST(offsets_between_canaries)};
+                                       TEST(kernels_of_copies), TEST(offsets_of_any_values),
+                                       TEST(offsets_between_canaries)};
     return RUN(tests);
 }

@@ -8,9 +8,11 @@
  *          [T] or [T*K] by the keep rule -> load [R], kept [R], offsets [E+1], slot_of [pairs],
  *          pair_of [S], token_of [S], tile_expert [S/row_tile], rerouted_in, rerouted_out [R] (0);
  *          histogram [blocks, R], sequence_base [sequences + 1, R] u32.
+ *          plan_replicate: ids [pairs], slot_of [pairs], offsets [E+1], copies [E],
+ *          logical_to_physical [E, max_copies] -> physical_ids [pairs].
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
  *          plan_scan, plan_scan_sequences: a group per column. plan_offsets: one group.
- *          plan_renorm: a work-item per token.
+ *          plan_renorm: a work-item per token. plan_replicate: a work-item per pair.
  * Limits: T*K <= 2^30; KEEP is the keep rule. With PAIR_GRID, for expert choice, the grid entries
  *          are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only, no
  *          SEQUENCES.
@@ -290,4 +292,26 @@ void plan_renorm(IN(int, ids), IN(int, slot_of), IN(float, expert_scale), OUT(fl
         if (slot_of[k] == SLOT_NONE)
             pair_weights[k] = 0.0f;
     renorm_and_scale(&r, GIVEN(expert_scale), ids, pair_weights, r.top_k);
+}
+
+/* A pair of expert e goes to the copy of its row in the bucket, modulo the copies: place.h. */
+KERNEL(GROUP, 1, 1)
+void plan_replicate(IN(int, ids), IN(int, slot_of), IN(uint, offsets), IN(int, copies),
+                    IN(int, logical_to_physical), OUT(int, physical_ids), uint pairs, int experts,
+                    int columns, int max_copies, int replicas) {
+    uint pair = get_global_id(0);
+    if (pair >= pairs)
+        return;
+    int slot = AT(slot_of)[pair], to = -1;
+    int id = slot == SLOT_NONE ? -1 : AT(ids)[pair]; /* of a real pair: the others may be unset */
+    if (id >= experts && id < columns) {
+        to = replicas + (id - experts);
+    } else if (id >= 0 && id < experts && slot >= 0) {
+        int count = min(AT(copies)[id], max_copies);
+        uint row = (uint)slot - AT(offsets)[id];
+        if (count > 0)
+            to = AT(logical_to_physical)[(ulong)id * max_copies + row % (uint)count];
+        to = to < replicas ? max(to, -1) : -1;
+    }
+    AT(physical_ids)[pair] = to;
 }

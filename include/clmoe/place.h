@@ -1,7 +1,7 @@
 /*
  * clmoe, the placement of experts on devices: which device holds which copies of which expert, from
  * the load that was measured. Part of clmoe.h, which includes it. clmoe_place() works on the host
- * and needs no device; clmoe_replicate() of steps.h sends pairs to the copies.
+ * and needs no device; clmoe_replicate() is a step that sends pairs to the copies.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
@@ -18,7 +18,7 @@ extern "C" {
  * place: load -> which expert lies in which slot. A slot has room for the weights of one expert, P
  * = replicas counts them all; device d has the slots [d P/devices, (d + 1) P/devices), node n the
  * devices [n devices/nodes, (n + 1) devices/nodes). The copies of an expert share its load evenly,
- * as clmoe_replicate() sends them; the load of a device is the sum over its slots.
+ * as clmoe_replicate() gives it to them; the load of a device is the sum over its slots.
  *
  * A new plan follows the hierarchical rule of DeepSeek's expert-parallel load balancer
  * (github.com/deepseek-ai/EPLB), layer by layer, for each:
@@ -76,6 +76,39 @@ typedef struct clmoe_place_args {
 } clmoe_place_args;
 
 CLMOE_API clmoe_status clmoe_place(const clmoe_place_args *args);
+
+/*
+ * replicate: ids of experts -> ids of slots, which are the experts of a second layer with E = P and
+ * external ids. Pair p of expert e goes to slot logical_to_physical[e][row % copies[e]], row its
+ * place in the expert's bucket of the plan: the rank of the pair among those of its expert, in the
+ * order of pairs where nothing is dropped, else in that of the keep rule. So every copy gets its
+ * share to within one pair, and the same pairs each time.
+ *
+ * An identity expert E + z becomes P + z, the second layer's. What has no slot becomes -1: pairs
+ * that the plan has no place for, ids outside [0, R), surplus pairs and those of masked tokens; and
+ * where copies[e] is not positive or a slot not in [0, P). copies[e] counts as at most max_copies.
+ *
+ * Statistics of the experts are those of this layer with ids and plan, of the copies those of the
+ * second layer with physical_ids; there a -1 of a token that is not masked counts as invalid_ids.
+ * The buffers' rules are those of steps.h. Errors: CLMOE_INVALID_ARGUMENT; CLMOE_UNSUPPORTED with
+ * Soft MoE, which has no pairs.
+ */
+typedef struct clmoe_replicate_args {
+    size_t struct_size;
+    uint32_t tokens;
+    uint32_t replicas;   /* P, from E to 4096 - Z */
+    uint32_t max_copies; /* from 1 to P */
+    uint32_t reserved;   /* 0 */
+    clmoe_buf ids;       /* [pairs] i32, as clmoe_plan() left them */
+    clmoe_buf plan;
+    clmoe_buf copies;              /* [E] i32 */
+    clmoe_buf logical_to_physical; /* [E, max_copies] i32 */
+    clmoe_buf physical_ids;        /* [pairs] i32, written */
+} clmoe_replicate_args;
+
+CLMOE_API clmoe_status clmoe_replicate(clmoe_layer *layer, cl_command_queue queue,
+                                       const clmoe_replicate_args *args, cl_uint num_wait,
+                                       const cl_event *wait, cl_event *event);
 
 #ifdef __cplusplus
 }

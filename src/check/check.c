@@ -287,6 +287,37 @@ done:
     return status;
 }
 
+clmoe_status check_replicate(const clmoe_layer *layer, const clmoe_replicate_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_step(layer, args->tokens, &ws));
+    const uint32_t experts = layer->desc.num_experts;
+    const uint32_t most = (uint32_t)MAX_COLUMNS - layer->desc.num_identity_experts;
+    if (args->replicas < experts || args->replicas > most)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "replicas is %u, but must be from %u, the experts, to %u", args->replicas,
+                    experts, most);
+    if (args->max_copies == 0 || args->max_copies > args->replicas)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "max_copies is %u, but must be from 1 to %u, the replicas", args->max_copies,
+                    args->replicas);
+    TRY(check_unused(args->reserved));
+    size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
+    const buffer_need needs[] = {
+        READS("ids", &args->ids, pairs, 4, true),
+        READS("plan", &args->plan, ws.plan.bytes, 4, true),
+        READS("copies", &args->copies, bytes_of(experts, 1, 4), 4, true),
+        READS("logical_to_physical", &args->logical_to_physical,
+              bytes_of(experts, args->max_copies, 4), 4, true),
+        WRITES("physical_ids", &args->physical_ids, pairs, 4, true),
+    };
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}
+
 clmoe_status check_jitter(const clmoe_layer *layer, const clmoe_jitter_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;

@@ -4,6 +4,8 @@
 
 #include "layer.h"
 
+enum { MAX_COLUMNS = 4096 }; /* the most of R */
+
 /* The descriptor alone; context and device are not asked. */
 clmoe_status check_layer_desc(const clmoe_layer_desc *desc);
 /* Its part about the policy of choice, once sizes and groups are known to be right. */
@@ -26,6 +28,7 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args);
 clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args);
 clmoe_status check_renorm_after_drop(const clmoe_layer *layer,
                                      const clmoe_renorm_after_drop_args *args);
+clmoe_status check_replicate(const clmoe_layer *layer, const clmoe_replicate_args *args);
 clmoe_status check_jitter(const clmoe_layer *layer, const clmoe_jitter_args *args);
 clmoe_status check_dispatch(const clmoe_layer *layer, const clmoe_dispatch_args *args);
 clmoe_status check_soft_dispatch(const clmoe_layer *layer, const clmoe_soft_dispatch_args *args);

@@ -4,13 +4,7 @@
 
 #include <math.h>
 
-enum {
-    MAX_COLUMNS = 4096,
-    MAX_TOP_K = 256,
-    MAX_GROUPS = 256,
-    MAX_DIM = 1 << 24,
-    MAX_ITERATIONS = 1000
-};
+enum { MAX_TOP_K = 256, MAX_GROUPS = 256, MAX_DIM = 1 << 24, MAX_ITERATIONS = 1000 };
 
 static clmoe_status in_range(const char *name, uint32_t value, uint32_t low, uint32_t high) {
     if (value >= low && value <= high)

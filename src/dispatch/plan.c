@@ -10,6 +10,7 @@ clmoe_status plan_create(clmoe_layer *layer) {
         {KERNEL_PLAN_OFFSETS, "plan_offsets"},
         {KERNEL_PLAN_SCATTER, "plan_scatter"},
         {KERNEL_PLAN_RENORM, "plan_renorm"},
+        {KERNEL_PLAN_REPLICATE, "plan_replicate"},
         {KERNEL_PLAN_SCAN_SEQUENCES, "plan_scan_sequences"},
     };
     char options[64];
@@ -110,6 +111,21 @@ clmoe_status step_plan_renorm(const batch *b, launch *chain) {
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->pair_weights), ARG_UINT(b->tokens),
                    ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group), group));
+done:
+    return status;
+}
+
+clmoe_status step_plan_replicate(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    cl_kernel kernel = layer->kernels[KERNEL_PLAN_REPLICATE];
+    uint32_t group = layer->group, pairs = b->ws.plan.pairs;
+    TRY(KERNEL_SET(kernel, ARG_F32(b->ids), ARG_F32(PLAN_ARRAY(b, slot_of)),
+                   ARG_F32(PLAN_ARRAY(b, offsets)), ARG_F32(b->copies),
+                   ARG_F32(b->logical_to_physical), ARG_F32(b->physical_ids), ARG_UINT(pairs),
+                   ARG_AS(experts, ARG_UINT(layer->desc.num_experts)), ARG_UINT(layer->columns),
+                   ARG_UINT(b->max_copies), ARG_UINT(b->replicas)));
+    TRY(launch_1d(chain, kernel, divide_up(pairs, group), group));
 done:
     return status;
 }

@@ -16,6 +16,7 @@ DEFINE_CALL(clmoe_topk)
 DEFINE_CALL(clmoe_plan)
 DEFINE_CALL(clmoe_renorm_after_drop)
 DEFINE_CALL(clmoe_jitter)
+DEFINE_CALL(clmoe_replicate)
 DEFINE_CALL(clmoe_dispatch)
 DEFINE_CALL(clmoe_experts)
 DEFINE_CALL(clmoe_shared_expert)
@@ -71,6 +72,11 @@ static const buf_field jitter_fields[] = {
     B(clmoe_jitter_args, x, true),
     B(clmoe_jitter_args, state, true),
     B(clmoe_jitter_args, jittered, true),
+};
+static const buf_field replicate_fields[] = {
+    B(clmoe_replicate_args, ids, true),          B(clmoe_replicate_args, plan, true),
+    B(clmoe_replicate_args, copies, true),       B(clmoe_replicate_args, logical_to_physical, true),
+    B(clmoe_replicate_args, physical_ids, true),
 };
 static const buf_field dispatch_fields[] = {
     B(clmoe_dispatch_args, x, true),
@@ -210,6 +216,19 @@ static clmoe_buf z_of(const call_fixture *f, clmoe_mlp mlp) {
     return buf_new(bytes);
 }
 
+static void replicate_arguments(call_fixture *f) {
+    const clmoe_forward_args *a = &f->d.args;
+    f->replicate = (clmoe_replicate_args){.struct_size = sizeof f->replicate,
+                                          .tokens = small.tokens,
+                                          .replicas = 10,
+                                          .max_copies = 3,
+                                          .ids = a->ids,
+                                          .plan = f->plan.plan,
+                                          .copies = buf_new(small.experts * 4),
+                                          .logical_to_physical = buf_new(small.experts * 12),
+                                          .physical_ids = buf_new(small.tokens * small.top_k * 4)};
+}
+
 static void step_arguments(call_fixture *f) {
     const clmoe_forward_args *a = &f->d.args;
     clmoe_plan_layout layout;
@@ -244,6 +263,7 @@ static void step_arguments(call_fixture *f) {
                                                a->ids,           a->pair_weights, plan};
     f->jitter = (clmoe_jitter_args){sizeof f->jitter, small.tokens, a->x, buf_new(state),
                                     buf_new(T * D * 4)};
+    replicate_arguments(f);
     f->dispatch = (clmoe_dispatch_args){sizeof f->dispatch, small.tokens, a->x, plan, xe};
     f->experts = (clmoe_experts_args){.struct_size = sizeof f->experts,
                                       .tokens = small.tokens,
@@ -386,6 +406,7 @@ void calls_of(call_fixture *f, call_case calls[CALLS]) {
         {CASE(clmoe_score_backward, f->score_back, score_back_fields), &f->score_back.weights,
          all_weights, 2},
         {CASE(clmoe_dispatch_backward, f->dispatch_back, dispatch_back_fields), NULL, NULL, 0},
+        {CASE(clmoe_replicate, f->replicate, replicate_fields), NULL, NULL, 0},
     };
     memcpy(calls, all, sizeof all);
 }

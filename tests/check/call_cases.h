@@ -41,6 +41,7 @@ enum {
     CALL_TOPK_BACK,
     CALL_SCORE_BACK,
     CALL_DISPATCH_BACK,
+    CALL_REPLICATE,
     CALLS
 };
 
@@ -57,6 +58,7 @@ typedef struct call_fixture {
     clmoe_plan_args plan;
     clmoe_renorm_after_drop_args renorm;
     clmoe_jitter_args jitter;
+    clmoe_replicate_args replicate;
     clmoe_dispatch_args dispatch;
     clmoe_experts_args experts;
     clmoe_shared_expert_args shared;

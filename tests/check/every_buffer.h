@@ -10,6 +10,7 @@ typedef struct all_args {
     clmoe_topk_args topk;
     clmoe_plan_args plan;
     clmoe_renorm_after_drop_args renorm;
+    clmoe_replicate_args replicate;
     clmoe_jitter_args jitter;
     clmoe_dispatch_args dispatch;
     clmoe_soft_dispatch_args soft_dispatch;
@@ -46,6 +47,7 @@ typedef struct all_args {
     X(topk, clmoe_topk)                                                                            \
     X(plan, clmoe_plan)                                                                            \
     X(renorm, clmoe_renorm_after_drop)                                                             \
+    X(replicate, clmoe_replicate)                                                                  \
     X(jitter, clmoe_jitter)                                                                        \
     X(dispatch, clmoe_dispatch)                                                                    \
     X(soft_dispatch, clmoe_soft_dispatch)                                                          \
@@ -211,6 +213,12 @@ static const field fields[] = {
     ARG(renorm, TWO_LEVEL, BOTH, pair_weights),
     ARG(renorm, TWO_LEVEL, READ, plan),
     WEIGHT(renorm, TWO_LEVEL, expert_scale),
+
+    ARG(replicate, ANY, READ, ids),
+    ARG(replicate, ANY, READ, plan),
+    ARG(replicate, ANY, READ, copies),
+    ARG(replicate, ANY, READ, logical_to_physical),
+    ARG(replicate, ANY, WRITE, physical_ids),
 
     ARG(jitter, USUAL, READ, x),
     ARG(jitter, USUAL, READ, state),

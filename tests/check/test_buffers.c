@@ -119,6 +119,8 @@ static void begin(all_args *a, int kind) {
     a->id.tokens = small.tokens;
     BATCH_CALLS(BEGIN)
 #undef BEGIN
+    a->replicate.replicas = 2 * small.experts;
+    a->replicate.max_copies = 2;
     clmoe_balance_args_init(&a->start);
     clmoe_balance_args_init(&a->update);
     a->orthogonality.struct_size = sizeof a->orthogonality;

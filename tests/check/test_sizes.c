@@ -514,6 +514,7 @@ static void no_padding_at_the_end(void **state) {
     ENDS_WITH(clmoe_balance_args, reserved);
     ENDS_WITH(clmoe_pack_args, packed);
     ENDS_WITH(clmoe_place_args, doubles);
+    ENDS_WITH(clmoe_replicate_args, physical_ids);
     ENDS_WITH(clmoe_backward_args, profile);
     ENDS_WITH(clmoe_experts_backward_args, reserved);
     ENDS_WITH(clmoe_combine_backward_args, gradients);
