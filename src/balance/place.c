@@ -111,6 +111,12 @@ static clmoe_status check_shape(const clmoe_place_args *args) {
     if (args->max_moves > 0 && !args->previous)
         return fail(CLMOE_INVALID_ARGUMENT, "max_moves is %u, but previous is NULL",
                     args->max_moves);
+    if (!(args->tolerance >= 0) || isinf(args->tolerance))
+        return fail(CLMOE_INVALID_ARGUMENT, "tolerance is %g, but must be finite and not negative",
+                    args->tolerance);
+    if (args->tolerance > 0 && !args->previous)
+        return fail(CLMOE_INVALID_ARGUMENT, "tolerance is %g, but previous is NULL",
+                    args->tolerance);
 done:
     return status;
 }
@@ -244,18 +250,31 @@ static uint32_t count_faults(const placement *p, const place_room *room) {
     return count_doubles(p) + count_strays(p, room);
 }
 
+/* The previous plan improved, where moves are bounded; what is `enough` of the new plan's load. */
+static void improve_old(placement *old, const placement *fresh, const clmoe_place_args *args,
+                        const int32_t *previous) {
+    double most = 0;
+    for (uint32_t d = 0; d < fresh->shape.devices; d++)
+        most = fresh->device_load[d] > most ? fresh->device_load[d] : most;
+    const uint32_t moves = args->max_moves > 0 ? args->max_moves : UINT32_MAX;
+    const double enough = args->tolerance > 0 ? most * (1 + args->tolerance) : 0;
+    if (args->max_moves > 0 || args->tolerance > 0)
+        place_improve(old, &(place_limits){previous, moves, enough});
+}
+
 /* The new plan, or the previous one as it is or improved, whichever is better and allowed. */
-static placement *choose(place_memory *m, const int32_t *previous, uint32_t max_moves) {
+static placement *choose(const clmoe_place_args *args, place_memory *m, const int32_t *previous) {
     placement *fresh = &m->fresh, *old = &m->old;
-    if (max_moves > 0)
-        place_improve(old, &(place_limits){previous, max_moves});
-    if (max_moves > 0 && count_moves(fresh, previous) > max_moves)
+    improve_old(old, fresh, args, previous);
+    if (args->max_moves > 0 && count_moves(fresh, previous) > args->max_moves)
         return old;
     const double now = balance_of(fresh->device_load, fresh->shape.devices);
     const double then = balance_of(old->device_load, old->shape.devices);
-    const uint32_t faults = count_faults(fresh, &m->room);
-    const bool better = now < then * (1 - PLACE_ROUNDING) || faults < count_faults(old, &m->room);
-    return better ? fresh : old;
+    if (count_faults(fresh, &m->room) != count_faults(old, &m->room))
+        return count_faults(fresh, &m->room) < count_faults(old, &m->room) ? fresh : old;
+    if (args->tolerance > 0 && then <= now * (1 + args->tolerance) * (1 + PLACE_ROUNDING))
+        return count_moves(fresh, previous) < count_moves(old, previous) ? fresh : old;
+    return now < then * (1 - PLACE_ROUNDING) ? fresh : old;
 }
 
 static void write_layer(const clmoe_place_args *args, uint32_t layer, const placement *p,
@@ -291,10 +310,10 @@ static void place_layer(const clmoe_place_args *args, uint32_t layer, place_memo
         before = plain_balance(&m->fresh);
     }
     place_new(&m->fresh, &m->room);
-    place_improve(&m->fresh, &(place_limits){NULL, 0});
+    place_improve(&m->fresh, &(place_limits){NULL, 0, 0});
     if (previous) {
         place_align(&m->fresh, previous, &m->room);
-        plan = choose(m, previous, args->max_moves);
+        plan = choose(args, m, previous);
     }
     if (args->balance_before)
         args->balance_before[layer] = before;

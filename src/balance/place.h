@@ -72,6 +72,7 @@ void place_new(placement *p, const place_room *room);
 typedef struct place_limits {
     const int32_t *previous; /* [slots]; NULL: slots only change places, any number of them */
     uint32_t max_moves;
+    double enough; /* the largest load at which to stop */
 } place_limits;
 
 /* Lowers the largest load, one step after the other. */

@@ -137,6 +137,8 @@ void place_improve(placement *p, const place_limits *limits) {
     search s = {.p = p, .limits = limits};
     for (uint64_t step = 0; step < (uint64_t)p->shape.slots * 8; step++) {
         s.heaviest = heaviest_but(p, p->shape.devices, p->shape.devices);
+        if (p->device_load[s.heaviest] <= limits->enough)
+            return;
         s.second = heaviest_but(p, s.heaviest, s.heaviest);
         s.third = heaviest_but(p, s.heaviest, s.second);
         s.limit = p->device_load[s.heaviest] * (1 - PLACE_ROUNDING);

@@ -40,6 +40,8 @@ static const char usage[] =
     "  --groups N           the groups of experts (default: those of the model's router, or 1)\n"
     "  --previous FILE      a plan that --plan wrote: what can stays where it is\n"
     "  --max-moves N        the most slots that change against it (default: any number)\n"
+    "  --tolerance X        the largest load may be X times that of a new plan above it, if fewer\n"
+    "                       slots change then (default 0)\n"
     "  --plan FILE          writes the plan as JSON to a file; - is standard output, instead of the\n"
     "                       report\n"
     "  --csv FILE           writes a line per step to a file; - is standard output, instead of the\n"
@@ -110,6 +112,7 @@ enum {
     OPT_GROUPS,
     OPT_PREVIOUS,
     OPT_MAX_MOVES,
+    OPT_TOLERANCE,
     OPT_PLAN,
     OPT_CSV,
     OPT_FORCE,
@@ -133,6 +136,7 @@ static const cli_option table[] = {
     [OPT_GROUPS] = {.name = "groups", .has_value = true, .needs = "place"},
     [OPT_PREVIOUS] = {.name = "previous", .has_value = true, .needs = "place"},
     [OPT_MAX_MOVES] = {.name = "max-moves", .has_value = true, .needs = "previous"},
+    [OPT_TOLERANCE] = {.name = "tolerance", .has_value = true, .needs = "previous"},
     [OPT_PLAN] = {.name = "plan", .has_value = true, .needs = "place"},
     [OPT_CSV] = {.name = "csv", .has_value = true},
     [OPT_FORCE] = {.name = "force", .needs = "csv plan"},
@@ -174,6 +178,8 @@ static bool set_value(balance_options *o, int option, const char *text, problem 
         return cli_u32("--groups", text, 1, MAX_REPLICAS, &o->place.groups, why);
     case OPT_MAX_MOVES:
         return cli_u32("--max-moves", text, 1, MAX_REPLICAS, &o->place.max_moves, why);
+    case OPT_TOLERANCE:
+        return cli_real("--tolerance", text, &o->place.tolerance, why);
     default: { /* a text */
         const char **const texts[] = {
             [OPT_ASSUME] = &o->assume,        [OPT_INPUT] = &o->input,

@@ -70,6 +70,7 @@ clmoe_status placement_open(const place_options *o, const clmoe_layer_desc *desc
                                  .nodes = o->nodes,
                                  .groups = o->groups > 0 ? o->groups : routed,
                                  .max_moves = o->max_moves,
+                                 .tolerance = o->tolerance,
                                  .load = p->load,
                                  .previous = p->previous,
                                  .physical_to_logical = p->slots,

@@ -9,8 +9,10 @@
 
 typedef struct place_options {
     bool wanted;
-    uint32_t replicas, devices, nodes, groups,
-        max_moves;        /* groups 0: those of the model's router */
+    uint32_t replicas, devices, nodes;
+    uint32_t groups; /* 0: those of the model's router */
+    uint32_t max_moves;
+    double tolerance;
     const char *previous; /* a file that --plan wrote, or NULL */
     output plan;
 } place_options;

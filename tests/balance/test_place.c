@@ -203,7 +203,7 @@ static void random_loads(void **state) {
 /* The load drifts: from one plan to the next, with all moves and with few. */
 static void moves(void **state) {
     (void)state;
-    double ends[5] = {0}, counts[5] = {0}, stale = 0, anew = 0;
+    double ends[5] = {0}, counts[5] = {0}, stale = 0, anew = 0, near = 0, near_moves = 0;
     seed_set(20261202);
     for (uint32_t draw = 0; draw < 200; draw++) {
         const ref_place_shape sizes = random_shape();
@@ -245,7 +245,21 @@ static void moves(void **state) {
             counts[i] += c.moves / (double)sizes.replicas / 200;
         }
         stale += c.before / 200;
+        args.max_moves = 0;
+        OK(clmoe_place(&args));
+        const uint32_t all = c.moves;
+        args.tolerance = 0.05;
+        OK(clmoe_place(&args));
+        check_plan(&c, previous);
+        check_groups(&c);
+        CHECK(c.doubles == ref_place_least_doubles(&sizes), "%u doubles\n", c.doubles);
+        CHECK(c.after <= even * 1.05 * (1 + 1e-9), "%g is not within 5 %% of %g\n", c.after, even);
+        CHECK(c.moves <= all, "%u moves, without a tolerance %u\n", c.moves, all);
+        near += c.after / 200;
+        near_moves += c.moves / (double)sizes.replicas / 200;
     }
+    print_message("a tolerance of 5 %%: %.4f by %.0f %% of the slots\n", near, 100 * near_moves);
+    CHECK(near_moves < 0.5 * counts[0], "a tolerance saves few moves\n");
     print_message("200 drifts, max / mean: %.4f as it was; moves 1: %.4f, 2: %.4f, 4: %.4f, 8: "
                   "%.4f, any: %.4f, of %.0f %% of the slots, %.0f %% unaligned\n",
                   stale, ends[1], ends[2], ends[3], ends[4], ends[0], 100 * counts[0], 100 * anew);
@@ -475,6 +489,9 @@ static void errors(void **state) {
     REFUSED((args.previous = previous, previous[4] = 3), "previous[0]", "0 copies of expert 4");
     previous[4] = 4;
     REFUSED((args.previous = previous, args.max_copies = 4), "previous[0]", "5 copies of expert 0");
+    REFUSED(args.tolerance = 0.5, "tolerance", "0.5");
+    REFUSED((args.previous = previous, args.tolerance = -1), "tolerance", "-1");
+    REFUSED((args.previous = previous, args.tolerance = NAN), "tolerance", "nan");
     static const double bad[] = {-1, NAN, INFINITY};
     static const char *const texts[] = {"-1", "nan", "inf"};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {

@@ -70,7 +70,12 @@ for most in 1 3; do
     awk "BEGIN { exit !($(value balance_after "$tmp/moved$most") < $(value balance_before "$tmp/moved$most")) }" ||
         complain "$most moves lower nothing"
 done
+place 0 qwen3_moe --replicas 24 --devices 8 --previous "$tmp/row" --tolerance 0.1 --plan "$tmp/near"
+awk "BEGIN { exit !($(value balance_after "$tmp/near") <= 1.1 * $(value balance_after "$tmp/plan")) }" ||
+    complain "not within the tolerance"
+near_moves=$(value moves "$tmp/near")
 place 0 qwen3_moe --replicas 24 --devices 8 --previous "$tmp/row" --plan "$tmp/row" --force
+[ "$near_moves" -lt "$(value moves "$tmp/row")" ] || complain "the tolerance saves no move"
 near "$(value balance_after "$tmp/row")" "$(value balance_after "$tmp/plan")" ||
     complain "the moved plan is worse than a new one"
 
@@ -90,6 +95,7 @@ refused "replicas is 20, .* 8" --replicas 20 --devices 8
 refused "devices is 8, .* 3" --replicas 24 --devices 8 --nodes 3
 refused "groups, 5" --replicas 24 --devices 8 --groups 5
 refused "'0'" --replicas 0 --devices 8
+refused "tolerance needs --previous" --replicas 24 --devices 8 --tolerance 0.1
 refused "max-moves needs --previous" --replicas 24 --devices 8 --max-moves 2
 refused "exists already" --replicas 24 --devices 8 --plan "$tmp/plan"
 refused "both write" --replicas 24 --devices 8 --plan - --json

@@ -52,6 +52,7 @@ typedef struct rig {
         clmoe_score_args score;
         clmoe_topk_args topk;
         clmoe_plan_args plan;
+        clmoe_replicate_args replicate;
         clmoe_dispatch_args dispatch;
         clmoe_experts_args experts;
         clmoe_shared_expert_args shared;

@@ -170,6 +170,7 @@ static clmoe_status run_steps(rig *r) {
     STEP(clmoe_score, &r->steps.score);
     STEP(clmoe_topk, &r->steps.topk);
     STEP(clmoe_plan, &r->steps.plan);
+    STEP(clmoe_replicate, &r->steps.replicate);
     STEP(clmoe_dispatch, &r->steps.dispatch);
     STEP(clmoe_experts, &r->steps.experts);
     STEP(clmoe_shared_expert, &r->steps.shared);
@@ -282,6 +283,26 @@ static clmoe_buf z_of(const rig *r, clmoe_mlp mlp) {
     return buf_new(bytes);
 }
 
+/* Each expert has one copy, in its own slot. */
+static clmoe_replicate_args replicate_of(const rig *r) {
+    const uint32_t E = r->desc.num_experts;
+    const size_t pairs = (size_t)TOKENS * r->desc.top_k;
+    int32_t *copies = HOST(int32_t, E), *slots = HOST(int32_t, E);
+    for (uint32_t e = 0; e < E; e++) {
+        copies[e] = 1;
+        slots[e] = (int32_t)e;
+    }
+    return (clmoe_replicate_args){.struct_size = sizeof(clmoe_replicate_args),
+                                  .tokens = TOKENS,
+                                  .replicas = E,
+                                  .max_copies = 1,
+                                  .ids = r->steps.plan.ids,
+                                  .plan = r->steps.plan.plan,
+                                  .copies = buf_of(copies, E * 4),
+                                  .logical_to_physical = buf_of(slots, E * 4),
+                                  .physical_ids = buf_new(pairs * 4)};
+}
+
 /* The steps, each on what the one before made, and with its own buffers between them. */
 static void make_steps(rig *r) {
     const size_t T = TOKENS, D = r->desc.dim, R = r->desc.num_experts, K = r->desc.top_k;
@@ -303,6 +324,7 @@ static void make_steps(rig *r) {
                                       .token_mask = r->args.token_mask,
                                       .scratch = scratch,
                                       .plan = plan};
+    r->steps.replicate = replicate_of(r);
     r->steps.dispatch =
         (clmoe_dispatch_args){HEAD(clmoe_dispatch_args), .x = x, .plan = plan, .xe = xe};
     r->steps.experts = (clmoe_experts_args){
@@ -525,9 +547,36 @@ static void opencl_calls(void **state) {
     }
 }
 
+/* Placement needs no device, but memory. */
+static clmoe_status run_place(rig *r) {
+    double load[12];
+    int32_t previous[16], slots[16];
+    (void)r;
+    for (int32_t i = 0; i < 16; i++)
+        previous[i] = i % 12;
+    for (int e = 0; e < 12; e++)
+        load[e] = 1000.0 / (e + 1);
+    const clmoe_place_args args = {.struct_size = sizeof args,
+                                   .layers = 1,
+                                   .experts = 12,
+                                   .replicas = 16,
+                                   .devices = 8,
+                                   .load = load,
+                                   .previous = previous,
+                                   .physical_to_logical = slots};
+    return clmoe_place(&args);
+}
+
+static void sweep_place(const source *from) {
+    const phase place = {"place", LIGHT, NULL, run_place, NULL, NULL, NULL};
+    rig r = {.engine = "none", .model = "no model", .queue = test.queue};
+    sweep(&r, &place, from);
+}
+
 static void host_blocks(void **state) {
     (void)state;
     memory_watch(true);
+    sweep_place(&host_memory);
     sweep_engines(&host_memory, test.queue);
     sweep_balance(&host_memory, test.queue);
     sweep_checkpoints(&host_memory);

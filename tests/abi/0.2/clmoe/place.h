@@ -36,10 +36,11 @@ extern "C" {
  *
  * With `previous`, slots keep their expert where they can: nodes, devices and slots of the new plan
  * are named so that many stay; if it is no better, the previous plan stays as it is. With max_moves
- * the previous plan is improved step by step, by two slots that change places or by one that takes
- * another expert, whatever lowers the largest load most, until nothing does or max_moves slots of a
- * layer would change; what that rule leaves of copies on one device, and of groups on more nodes
- * than one, stays.
+ * or a tolerance the previous plan is improved step by step, by two slots that change places or by
+ * one that takes another expert, whatever lowers the largest load most, until nothing does, or
+ * max_moves slots of a layer would change, or the largest load is within the tolerance. Where that
+ * ends above the tolerance, or leaves more copies on one device or groups on more nodes than one,
+ * and the new plan is within max_moves, that is taken.
  *
  * Host memory, of the caller's. On an error nothing is written. CLMOE_INVALID_ARGUMENT names the
  * field and its value; CLMOE_OUT_OF_MEMORY.
@@ -56,6 +57,11 @@ typedef struct clmoe_place_args {
     uint32_t max_copies;
     /* Bounds the slots of a layer that change, against `previous`; 0: any number. */
     uint32_t max_moves;
+    /*
+     * With `previous`: what a plan's balance may be above the new plan's, as a share of it, if that
+     * saves moves. Not negative; 0: nothing.
+     */
+    double tolerance;
     /* [layers, E], finite, not negative: counts of pairs, or an average of them. */
     const double *load;
     /* Optional [layers, P], of this shape: physical_to_logical that holds now; every expert in it.
