@@ -32,7 +32,8 @@
  *   loss      logits, plan            -> values of balancing losses, dlogits [T,R]
  *
  * checkpoint.h reads model directories. balance.h has statistics, losses, the state and the
- * controllers; docs/balancing.md tells which model or paper uses what.
+ * controllers, place.h the placement of experts on devices; docs/balancing.md tells which model or
+ * paper uses what.
  *
  * Promises.
  *   - Nothing blocks and nothing is read back: a call enqueues work on your queue and returns. It
