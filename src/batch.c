@@ -27,6 +27,8 @@ clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forwar
                  .stats = args->stats,
                  .load_target = args->load_target,
                  .load_supplied = args->load_supplied,
+                 .bias_counts = args->bias_counts,
+                 .counts_added = true,
                  .loss_values = args->loss_values,
                  .dlogits = args->dlogits,
                  .dnoise = args->dnoise,

@@ -41,6 +41,8 @@ typedef struct batch {
 
     bool routed; /* by this call: noise and group logits of the batch are in their regions */
     clmoe_buf stats, load_target, load_supplied;
+    clmoe_buf bias_counts; /* of the quantile rule */
+    bool counts_added;     /* to what is in them */
     clmoe_loss_desc losses[MAX_LOSSES];
     uint32_t num_losses;
     clmoe_buf loss_values, dlogits, dnoise, dgroup_logits;

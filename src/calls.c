@@ -148,6 +148,18 @@ static void bind_loss(batch *b, const clmoe_loss_args *args) {
     b->dgroup_logits = args->dgroup_logits;
 }
 
+static void bind_bias_counts(batch *b, const clmoe_bias_counts_args *args) {
+    b->weights = args->weights;
+    b->x = args->x;
+    b->logits = args->logits;
+    b->token_mask = args->token_mask;
+    b->state = args->state;
+    b->scratch = args->scratch;
+    b->jittered = region(b, REGION_JITTERED);
+    b->bias_counts = args->bias_counts;
+    b->counts_added = args->accumulate != 0;
+}
+
 /* ---- The calls ------------------------------------------------------------------------------- */
 
 #define DEFINE_CALL(call, name, step)                                                              \
@@ -182,6 +194,7 @@ DEFINE_CALL(clmoe_shared_expert, shared_expert, step_shared)
 DEFINE_CALL(clmoe_combine, combine, step_combine)
 DEFINE_CALL(clmoe_stats_compute, stats, measure)
 DEFINE_CALL(clmoe_loss, loss, measure)
+DEFINE_CALL(clmoe_bias_counts, bias_counts, measure)
 
 clmoe_status clmoe_plan_layout_get(const clmoe_layer *layer, uint32_t tokens,
                                    clmoe_plan_layout *layout) {

@@ -260,8 +260,8 @@ static step_constructor *const training[] = {weights_create, activation_create, 
                                              shared_create, unmasked_create};
 
 /* ... of layers that measure. */
-static step_constructor *const measuring[] = {sums_create, stats_create, loss_create, joint_create,
-                                              control_create};
+static step_constructor *const measuring[] = {sums_create,  stats_create,   loss_create,
+                                              joint_create, control_create, quantile_create};
 
 static clmoe_status create_kernels_of_group(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;

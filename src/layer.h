@@ -82,6 +82,9 @@ typedef enum kernel_id {
     KERNEL_STATE_INIT,
     KERNEL_CONTROL,
     KERNEL_CONTROL_START,
+    KERNEL_CUTOFF,
+    KERNEL_BIAS_COUNTS,
+    KERNEL_BIAS_QUANTILE,
     KERNEL_COUNT
 } kernel_id;
 
@@ -91,7 +94,7 @@ step_constructor score_create, noise_create, topk_create, rebalance_create, sort
     plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
     dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create,
     sums_create, stats_create, loss_create, joint_create, orthogonality_create, state_create,
-    control_create;
+    control_create, quantile_create, cutoff_create;
 
 struct batch; /* batch.h */
 
@@ -126,9 +129,10 @@ struct clmoe_layer {
     uint32_t columns;      /* R = E + Z */
     const routing_policy *policy;
     router_switches router;
-    uint32_t group;       /* work-items per group of the routing kernels: 1, or a power of two */
-    uint32_t score_group; /* work-items per token in score.cl */
-    uint32_t topk_tokens; /* tokens per group in topk.cl */
+    uint32_t group;         /* work-items per group of the routing kernels: 1, or a power of two */
+    uint32_t score_group;   /* work-items per token in score.cl */
+    uint32_t topk_tokens;   /* tokens per group in topk.cl */
+    uint32_t cutoff_tokens; /* the same of its cutoffs */
     uint32_t combine_segment; /* columns per group in combine.cl */
     uint32_t balance_group;   /* work-items per group in sums.cl, stats.cl and loss_*.cl */
     gemm_use experts, shared;
@@ -252,8 +256,17 @@ static inline bool loss_reads_load(clmoe_loss_kind kind) {
 }
 
 static inline size_t layer_state_bytes(const clmoe_layer *layer) {
-    return sizeof(clmoe_state) + 16 * (size_t)layer->columns;
+    return sizeof(clmoe_state) + STATE_ARRAY_COUNT * sizeof(cl_uint) * (size_t)layer->columns;
 }
+
+/* The counts of the quantile rule, [E, BIAS_BINS] u32. */
+static inline size_t layer_bias_counts_bytes(const clmoe_layer *layer) {
+    return BIAS_BINS * sizeof(cl_uint) * (size_t)layer->desc.num_experts;
+}
+
+/* What of a layer the quantile rule does not have, "top_k of num_experts"; NULL: it has the rule.
+ */
+const char *layer_lacks_quantile(const clmoe_layer_desc *desc);
 
 static inline size_t layer_stats_bytes(const clmoe_layer *layer) {
     const size_t words = STATS_ARRAY_COUNT * (size_t)layer->columns;

@@ -34,7 +34,7 @@ static clmoe_status inputs(const batch *b, launch *chain, sums *in) {
         in->p_logits = region(b, REGION_JOINT);
         TRY(step_joint(b, chain, in));
         in->scores = in->p_logits;
-    } else if (!b->routed && (in->asked & ranked)) {
+    } else if (!b->routed && ((in->asked & ranked) || b->bias_counts.mem)) {
         in->scores = region(b, REGION_LOGITS);
         TRY(step_score_rows(b, chain, in->noisy, in->scores));
     }
@@ -42,16 +42,31 @@ done:
     return status;
 }
 
+/* Before the sums: the cutoffs lie where their rows will. */
+static clmoe_status count_biases(const batch *b, launch *chain, clmoe_buf scores) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_buf cutoffs = region(b, REGION_SUMS_ROWS);
+    if (b->tokens > 0)
+        TRY(step_cutoffs(b, chain, scores, cutoffs));
+    TRY(step_bias_counts(b, chain, scores, cutoffs));
+done:
+    return status;
+}
+
 clmoe_status measure(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     sums in = {0};
-    if (!b->stats.mem && b->num_losses == 0)
+    if (!b->stats.mem && b->num_losses == 0 && !b->bias_counts.mem)
         return CLMOE_SUCCESS;
     if (b->stats.mem)
         in.asked |= stats_asks(b);
     if (b->num_losses > 0)
         in.asked |= loss_asks(b);
     TRY(inputs(b, chain, &in));
+    if (b->bias_counts.mem)
+        TRY(count_biases(b, chain, in.scores));
+    if (!b->stats.mem && b->num_losses == 0)
+        return CLMOE_SUCCESS;
     TRY(step_sums(b, chain, &in));
     if (b->stats.mem)
         TRY(stats_finish(b, chain, &in));

@@ -33,6 +33,8 @@ clmoe_status step_noise(const batch *b, launch *chain, bool jittered);
 clmoe_status step_topk(const batch *b, launch *chain);
 /* The K largest of scores [T,R]. */
 clmoe_status step_topk_scores(const batch *b, launch *chain);
+/* The (K+1)-th largest of scores [T,E] + the state's bias of each token -> cutoffs [T] f32. */
+clmoe_status step_cutoffs(const batch *b, launch *chain, clmoe_buf scores, clmoe_buf cutoffs);
 /* Weight rebalancing: the end of step_topk(), on its weights. */
 clmoe_status step_rebalance(const batch *b, launch *chain);
 /* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */
@@ -211,5 +213,10 @@ uint32_t stats_asks(const batch *b);
 clmoe_status stats_finish(const batch *b, launch *chain, const sums *in);
 uint32_t loss_asks(const batch *b);
 clmoe_status loss_finish(const batch *b, launch *chain, const sums *in);
+
+/* The quantile rule: scores [T,E], cutoffs -> bias_counts; those -> the momentum of the state. */
+clmoe_status step_bias_counts(const batch *b, launch *chain, clmoe_buf scores, clmoe_buf cutoffs);
+clmoe_status step_bias_quantile(const clmoe_layer *layer, launch *chain, clmoe_buf state,
+                                clmoe_buf bias_counts);
 
 #endif

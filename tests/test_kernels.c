@@ -302,13 +302,14 @@ static void with_state(clmoe_layer_desc *d) {
     d->capacity.keep = CLMOE_KEEP_RANDOM;
 }
 
-static void run_state(uint32_t form) {
+static void run_state(uint32_t form, bool quantile) {
     batch b;
     device_batch d;
     size_t bytes = 0;
     clmoe_balance_args balance;
     clmoe_layer_desc desc = desc_of(&small);
     with_state(&desc);
+    desc.num_identity_experts = quantile ? 0 : desc.num_identity_experts;
     seed_set(3);
     batch_make(&b, &desc, small.tokens);
     clmoe_layer *layer = test_layer(form, &desc);
@@ -324,6 +325,11 @@ static void run_state(uint32_t form) {
     balance.bias_centred = 1;
     balance.target_violation = 1.0f;
     balance.target_drop_rate = 0.1f;
+    if (quantile) {
+        OK(clmoe_bias_counts_size(layer, &bytes));
+        balance.bias_rule = CLMOE_BIAS_QUANTILE;
+        balance.bias_counts = d.args.bias_counts = buf_of(HOST(char, bytes), bytes);
+    }
     OK(clmoe_state_init(layer, test.queue, d.args.state, 5, 0, NULL, NULL));
     for (int step = 0; step < 2; step++) {
         OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
@@ -338,7 +344,8 @@ static void kernels_with_a_state(void **state) {
     support_bare = true;
     for (size_t form = 0; form < COUNT_OF(forms); form++) {
         test_case("state, groups of %u", forms[form]);
-        run_state(forms[form]);
+        run_state(forms[form], false);
+        run_state(forms[form], true);
         for (size_t i = 0; i < COUNT_OF(loss_variants); i++) {
             test_case("%s, groups of %u", loss_variants[i].name, forms[form]);
             run_losses(forms[form], &loss_variants[i]);

@@ -2,8 +2,8 @@
  * Purpose: what happens to the state between two batches.
  * Formula: see clmoe_balance_args in balance.h.
  * Arrays: state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32, idle_tokens
- *          [R] u32; one of another version or R stays as it is. stats: clmoe_stats, then load [R]
- *          u32; load [R] u32 or NULL replaces it.
+ *          [R] u32, momentum [R] f32; one of another version or R stays as it is. stats:
+ *          clmoe_stats, then load [R] u32; load [R] u32 or NULL replaces it.
  * NDRange: one group each; its lanes stride over the columns.
  * Limits: GROUP a power of two.
  * Repeatability: signs and shares are compared in integers; the mean of the biases is summed in
@@ -14,13 +14,58 @@
 GROUP_TREE(group_sum_long, ulong, ADD)
 GROUP_TREE(group_max_long, ulong, max)
 
-/* The change of a bias: `over` = E c_e - sum c, in integers, so that the sign is exact. */
-static inline float bias_step(const control_rules *r, long over, ulong total) {
-    if (r->bias_rule == BIAS_SIGN)
+/* `over` = n c - sum c of an expert, or with the device rule of its device group, n of them. */
+static inline long over_mean(const control_rules *r, __global const uint *c, uint e, ulong total) {
+    if (r->bias_rule != BIAS_DEVICE)
+        return (long)((ulong)c[e] * r->experts) - (long)total;
+    const uint size = r->experts / r->device_groups, first = e - e % size;
+    ulong sum = 0;
+    for (uint other = first; other < first + size; other++)
+        sum += c[other];
+    return (long)(sum * r->device_groups) - (long)total;
+}
+
+/* The change of a bias, before its mean is taken off; in integers, so that the sign is exact. */
+static inline float bias_delta(const control_rules *r, long over, ulong total) {
+    if (r->bias_rule == BIAS_SIGN || r->bias_rule == BIAS_DEVICE)
         return over < 0 ? r->bias_rate : (over > 0 ? -r->bias_rate : 0.0f);
+    const float violation = (float)-over / (float)total;
     if (r->bias_rule == BIAS_PROPORTIONAL)
-        return r->bias_rate * ((float)-over / (float)total);
-    return 0.0f;
+        return r->bias_rate * violation;
+    return r->bias_rule == BIAS_SMEBU ? r->bias_rate * tanh(r->bias_kappa * violation) : 0.0f;
+}
+
+/* One bias by its change; `momentum` has what quantile_bias left. */
+static inline float moved_bias(const control_rules *r, float bias, float delta,
+                               __global float *momentum) {
+    if (r->bias_rule == BIAS_QUANTILE)
+        return *momentum;
+    if (r->bias_rule != BIAS_SMEBU)
+        return bias + delta;
+    *momentum = r->bias_beta * *momentum + (1.0f - r->bias_beta) * delta;
+    return bias + *momentum;
+}
+
+/* select_bias, by the rule; `moving` is E, or 0 for none. All lanes call it. */
+void move_biases(__global float *arrays, const control_rules *r, __global const uint *c,
+                 ulong total, uint moving, __local float *tmp) {
+    __global float *momentum = arrays + STATE_MOMENTUM * r->columns;
+    const bool deltas = r->bias_centred == CENTRED_DELTA || r->bias_rule == BIAS_SMEBU;
+    const bool biases = r->bias_centred == CENTRED_BIAS || r->bias_rule == BIAS_QUANTILE;
+    const uint lane = get_local_id(0);
+    float sum = 0.0f;
+    for (uint e = lane; deltas && e < moving; e += GROUP)
+        sum += bias_delta(r, over_mean(r, c, e, total), total);
+    const float off = group_sum(sum, tmp) / (float)r->experts;
+    sum = 0.0f;
+    for (uint e = lane; e < moving; e += GROUP) {
+        const float delta = bias_delta(r, over_mean(r, c, e, total), total) - off;
+        arrays[e] = moved_bias(r, arrays[e], delta, momentum + e);
+        sum += arrays[e];
+    }
+    const float mean = group_sum(sum, tmp) / (float)r->experts;
+    for (uint e = lane; e < moving; e += GROUP)
+        arrays[e] -= biases ? mean : 0.0f;
 }
 
 static inline float schedule_value(schedule_rule r, uint step, float value) {
@@ -78,9 +123,10 @@ void control_update(OUT(uint, state), IN(uint, stats), IN(uint, load), control_r
     __local ulong tmp[GROUP];
     __local float float_tmp[GROUP];
     __global state_header *s = (__global state_header *)AT(state);
-    __global float *bias = (__global float *)(s + 1);
-    __global float *ema = bias + r.columns, *previous = ema + r.columns;
-    __global uint *idle = (__global uint *)(previous + r.columns);
+    __global float *arrays = (__global float *)(s + 1);
+    __global float *ema = arrays + STATE_EMA * r.columns;
+    __global float *previous = arrays + STATE_PREVIOUS * r.columns;
+    __global uint *idle = (__global uint *)(arrays + STATE_IDLE_TOKENS * r.columns);
     uint lane = get_local_id(0);
     __global const stats_header *seen = (__global const stats_header *)AT(stats);
     __global const uint *c = load ? AT(load) : (__global const uint *)(seen + 1);
@@ -97,18 +143,12 @@ void control_update(OUT(uint, state), IN(uint, stats), IN(uint, load), control_r
     largest = group_max_long(largest, tmp);
 
     uint moving = known && total > 0 ? r.experts : 0;
-    float sum = 0.0f;
     for (uint e = lane; e < moving; e += GROUP) {
         float share = (float)c[e] / (float)total;
-        long over = (long)((ulong)c[e] * r.experts) - (long)total;
-        bias[e] += bias_step(&r, over, total);
-        sum += bias[e];
         ema[e] = first ? share : r.ema_decay * ema[e] + (1.0f - r.ema_decay) * share;
         previous[e] = share;
     }
-    float mean = group_sum(sum, float_tmp) / (float)r.experts;
-    for (uint e = lane; e < moving; e += GROUP)
-        bias[e] -= r.bias_centred && r.bias_rule != BIAS_NONE ? mean : 0.0f;
+    move_biases(arrays, &r, c, total, r.bias_rule == BIAS_NONE ? 0 : moving, float_tmp);
     for (uint e = lane; e < r.columns; e += GROUP)
         if (known)
             idle[e] = c[e] > 0 ? 0 : add_sat(idle[e], seen->tokens);

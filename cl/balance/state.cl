@@ -2,7 +2,7 @@
  * Purpose: the first values of the state.
  * Formula: scales 1, all else 0; see clmoe_state in balance.h.
  * Arrays: -> state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32,
- *          idle_tokens [R] u32.
+ *          idle_tokens [R] u32, momentum [R] f32.
  * NDRange: one group; its lanes stride over the columns.
  * Limits: none.
  * Repeatability: integers and constants.
@@ -13,7 +13,7 @@ KERNEL(GROUP, 1, 1)
 void state_init(OUT(uint, state), uint seed_low, uint seed_high, uint columns) {
     __global state_header *s = (__global state_header *)AT(state);
     __global uint *arrays = (__global uint *)(s + 1);
-    for (uint i = get_local_id(0); i < 4 * columns; i += GROUP)
+    for (uint i = get_local_id(0); i < STATE_ARRAY_COUNT * columns; i += GROUP)
         arrays[i] = 0;
     if (get_local_id(0) != 0)
         return;

@@ -4,16 +4,18 @@
  *          the order is by choice, ties to the lower id. With group limits, only experts of the
  *          best topk_groups groups keep their choice; the others count as -infinity. Weights come
  *          from the unbiased scores, see router.clh.
+ *          With CUTOFF instead: the (K+1)-th best choice, NaN where that is not finite.
  * Arrays: scores [T,R], select_bias [R] or NULL, expert_scale [R] or NULL -> ids [T,K], weights
  *          [T,K], live [T] (leading pairs with a finite choice; the rest have weight 0).
- * NDRange: topk_bitonic: TOKENS tokens per group of GROUP work-items. With LANES, each token has
- *          LANES work-items that sort KEEP columns at a time in registers and merge their runs
- *          pairwise; without, CHUNK keys at a time are sorted in local memory. topk_select, for
- *          CPUs: one work-item per token bisects for the K-th best choice and ranks what is not
- *          below it, both by vectors.
- * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, KEEP < CHUNK if R > CHUNK; COLUMNS
- *          a multiple of 16, R <= COLUMNS; GROUPS is the number of groups, 0 without group limits.
- *          Local memory: see topk_bytes() in topk.c.
+ *          CUTOFF: scores [T,R], select_bias [R] -> cutoffs [T] f32.
+ * NDRange: topk_bitonic, cutoff_bitonic: TOKENS tokens per group of GROUP work-items. With LANES,
+ *          each token has LANES work-items that sort KEEP columns at a time in registers and merge
+ *          their runs pairwise; without, CHUNK keys at a time are sorted in local memory.
+ *          topk_select, cutoff_select, for CPUs: one work-item per token bisects for the K-th best
+ *          choice and ranks what is not below it, both by vectors.
+ * Limits: CHUNK, KEEP, LANES powers of two, K <= KEEP <= CHUNK, K < KEEP for cutoffs, KEEP <
+ *          CHUNK if R > CHUNK; COLUMNS a multiple of 16, R <= COLUMNS; GROUPS is the number of
+ *          groups, 0 without group limits. Local memory: see topk_bytes() in topk.c.
  * Repeatability: integer keys; weights are summed in the order of choice by one work-item.
  */
 #ifdef BITONIC
@@ -73,6 +75,12 @@ static inline float group_choice(const router_switches *r, __global const float 
 /* The weight of a choice before renorm and scale. */
 static inline float chosen_weight(__global const float *scores, ulong key) {
     return key_is_live(key) ? scores[key_id(key)] : 0.0f;
+}
+
+/* The choice of the (K+1)-th best key. */
+static inline float cutoff_of(__global const float *scores, __global const float *select_bias,
+                              ulong key) {
+    return key_is_live(key) ? choice_of(scores, select_bias, (int)key_id(key)) : NAN;
 }
 
 #ifdef BITONIC
@@ -225,6 +233,26 @@ void choose(const token_keys *of, __local ulong *tmp, __local ulong *best) {
 
 #endif
 
+#ifdef CUTOFF
+
+KERNEL(GROUP, 1, 1)
+void cutoff_bitonic(IN(float, scores), IN(float, select_bias), OUT(float, cutoffs),
+                    uint num_tokens, router_switches r) {
+    __local ulong tmp[TMP_KEYS], best[TOKENS * KEEP];
+    uint first = get_group_id(0) * TOKENS;
+    int tokens = (int)min((uint)TOKENS, num_tokens - first);
+    scores = AT(scores) + (ulong)first * r.columns;
+    select_bias = AT(select_bias);
+    cutoffs = AT(cutoffs) + first;
+    token_keys of = {scores, select_bias, 0, tokens, r.columns};
+    choose(&of, tmp, best);
+    for (int token = get_local_id(0); token < tokens; token += GROUP)
+        cutoffs[token] = cutoff_of(scores + (ulong)token * r.columns, select_bias,
+                                   best[token * KEEP + r.top_k]);
+}
+
+#else
+
 KERNEL(GROUP, 1, 1)
 void topk_bitonic(IN(float, scores), IN(float, select_bias), IN(float, expert_scale), OUT(int, ids),
                   OUT(float, pair_weights), OUT(int, live), uint num_tokens, router_switches r) {
@@ -271,6 +299,8 @@ void topk_bitonic(IN(float, scores), IN(float, select_bias), IN(float, expert_sc
         pair_weights[i] = raw[i];
     }
 }
+
+#endif
 
 #else
 
@@ -343,6 +373,29 @@ static inline void find_keys(int top_k, const uint16 *vectors, ulong *keys) {
     }
 }
 
+#ifdef CUTOFF
+
+KERNEL(1, 1, 1)
+void cutoff_select(IN(float, scores), IN(float, select_bias), OUT(float, cutoffs), uint num_tokens,
+                   router_switches r) {
+    uint16 bits[BITS_VECTORS];
+    ulong8 vectors[KEY_VECTORS];
+    const ulong *keys = (const ulong *)vectors;
+    ulong token = get_global_id(0), last = ULONG_MAX;
+    if (token >= num_tokens) return; /* never, as in topk_select */
+    scores = AT(scores) + token * r.columns;
+    select_bias = AT(select_bias);
+    for (int i = 0; i < KEY_VECTORS; i++)
+        vectors[i] = 0;
+    read_choices(&r, scores, select_bias, (uint *)bits);
+    find_keys(r.top_k + 1, bits, (ulong *)vectors);
+    for (int k = 0; k <= r.top_k; k++)
+        last = min(last, keys[k]);
+    AT(cutoffs)[token] = cutoff_of(scores, select_bias, last);
+}
+
+#else
+
 /* Keys [K] -> best [K], descending. */
 static inline void rank_keys(int top_k, const ulong8 *vectors, ulong *best) {
     const ulong *keys = (const ulong *)vectors;
@@ -389,5 +442,7 @@ void topk_select(IN(float, scores), IN(float, select_bias), IN(float, expert_sca
     AT(live)[token] = count;
     token_weights(&r, scores, expert_scale, ids, pair_weights, count);
 }
+
+#endif
 
 #endif

@@ -10,6 +10,12 @@
 SAME_NUMBER(BIAS_NONE);
 SAME_NUMBER(BIAS_SIGN);
 SAME_NUMBER(BIAS_PROPORTIONAL);
+SAME_NUMBER(BIAS_QUANTILE);
+SAME_NUMBER(BIAS_SMEBU);
+SAME_NUMBER(BIAS_DEVICE);
+SAME_NUMBER(CENTRED_NONE);
+SAME_NUMBER(CENTRED_BIAS);
+SAME_NUMBER(CENTRED_DELTA);
 SAME_NUMBER(SCHEDULE_NONE);
 SAME_NUMBER(SCHEDULE_LINEAR);
 SAME_NUMBER(SCHEDULE_COSINE);
@@ -25,6 +31,8 @@ static const clmoe_balance_args defaults = {
     .target_drop_rate = -1,
     .capacity_rate = 0.01F,
     .capacity_min = 0.1F,
+    .bias_kappa = 2,
+    .bias_beta = 0.5F,
 };
 
 void clmoe_balance_args_init_sized(clmoe_balance_args *args, size_t struct_size) {
@@ -46,6 +54,9 @@ static control_rules rules_of(const clmoe_layer *layer, const clmoe_balance_args
         .bias_rule = (int)args->bias_rule,
         .bias_rate = args->bias_rate,
         .bias_centred = (int)args->bias_centred,
+        .bias_kappa = args->bias_kappa,
+        .bias_beta = args->bias_beta,
+        .device_groups = layer->desc.balance.device_groups,
         .ema_decay = args->ema_decay,
         .target_violation = args->target_violation,
         .loss_up = (float)exp((double)args->loss_rate),
@@ -85,6 +96,8 @@ static clmoe_status step_control(const clmoe_layer *layer, launch *chain,
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel kernel = layer->kernels[KERNEL_CONTROL];
     control_rules rules = rules_of(layer, args);
+    if (args->bias_rule == CLMOE_BIAS_QUANTILE)
+        TRY(step_bias_quantile(layer, chain, args->state, args->bias_counts));
     TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_F32(args->stats), ARG_F32(args->load),
                    ARG_STRUCT(rules)));
     TRY(launch_1d(chain, kernel, 1, layer->group));

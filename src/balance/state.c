@@ -4,6 +4,7 @@
 #include "steps.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #define SAME_FIELD(field)                                                                          \
     _Static_assert(offsetof(clmoe_state, field) == offsetof(state_header, field),                  \
@@ -34,6 +35,26 @@ clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes) {
     if (!layer || !bytes)
         return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "bytes" : "layer");
     *bytes = layer_state_bytes(layer);
+    return CLMOE_SUCCESS;
+}
+
+clmoe_status clmoe_state_check(const clmoe_layer *layer, const void *state, size_t bytes) {
+    clmoe_state header;
+    if (!layer || !state)
+        return fail(CLMOE_INVALID_ARGUMENT, "%s is NULL", layer ? "state" : "layer");
+    if (bytes < sizeof header)
+        return fail(CLMOE_INVALID_ARGUMENT, "bytes is %zu, but the header of a state has %zu",
+                    bytes, sizeof header);
+    memcpy(&header, state, sizeof header);
+    if (header.version != STATE_VERSION)
+        return fail(CLMOE_INVALID_ARGUMENT, "state.version is %u, but this library has version %d",
+                    header.version, STATE_VERSION);
+    if (header.columns != layer->columns)
+        return fail(CLMOE_INVALID_ARGUMENT, "state.columns is %u, but the layer has %u",
+                    header.columns, layer->columns);
+    if (bytes != layer_state_bytes(layer))
+        return fail(CLMOE_INVALID_ARGUMENT, "bytes is %zu, but the state has %zu", bytes,
+                    layer_state_bytes(layer));
     return CLMOE_SUCCESS;
 }
 

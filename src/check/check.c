@@ -87,6 +87,22 @@ static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_f
     return CLMOE_SUCCESS;
 }
 
+/* Counts are of the router's own choice, by the bias of the state. */
+static clmoe_status check_forward_counts(const clmoe_layer *layer, const clmoe_forward_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(check_quantile(layer, "bias_counts"));
+    if (args->ids_in.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "bias_counts is given together with ids_in");
+    if (!args->state.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "bias_counts is given without state");
+    if (args->weights && args->weights->select_bias.mem)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "bias_counts is given together with weights.select_bias, but the counts are by "
+                    "the state's");
+done:
+    return status;
+}
+
 clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *args) {
     call_check call = {.layer = layer, .in_place = {&args->y, &args->residual}};
     clmoe_status status = CLMOE_SUCCESS;
@@ -120,8 +136,11 @@ clmoe_status check_forward(const clmoe_layer *layer, const clmoe_forward_args *a
         WRITES("token_offsets", &args->token_offsets, bytes_of((size_t)args->tokens + 1, 1, 4), 4,
                false),
         WRITES("stats", &args->stats, layer_stats_bytes(layer), 4, false),
+        UPDATES("bias_counts", &args->bias_counts, layer_bias_counts_bytes(layer), 4, false),
     };
     TRY(CHECK_BUFFERS(&call, needs));
+    if (args->bias_counts.mem)
+        TRY(check_forward_counts(layer, args));
     TRY(check_plan_state(&call, &args->state));
     TRY(check_forward_weights(&call, args));
     TRY(check_forward_losses(&call, args));

@@ -42,6 +42,7 @@ clmoe_status check_loss(const clmoe_layer *layer, const clmoe_loss_args *args);
 clmoe_status check_router_orthogonality(const clmoe_layer *layer,
                                         const clmoe_router_orthogonality_args *args);
 clmoe_status check_stats(const clmoe_layer *layer, const clmoe_stats_args *args);
+clmoe_status check_bias_counts(const clmoe_layer *layer, const clmoe_bias_counts_args *args);
 clmoe_status check_state_init(const clmoe_layer *layer, clmoe_buf state);
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args);
 clmoe_status check_balance_start(const clmoe_layer *layer, const clmoe_balance_args *args);

@@ -68,8 +68,12 @@ done:
 
 static clmoe_status check_rates(const clmoe_balance_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(in_range("bias_rule", args->bias_rule, 0, CLMOE_BIAS_PROPORTIONAL));
-    TRY(in_range("bias_centred", args->bias_centred, 0, 1));
+    TRY(in_range("bias_centred", args->bias_centred, 0, CLMOE_CENTRED_DELTA));
+    TRY(is_positive("bias_kappa", args->bias_kappa));
+    if (!(args->bias_beta >= 0 && args->bias_beta < 1))
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "bias_beta is %g, but must be at least 0 and less than 1",
+                    (double)args->bias_beta);
     TRY(is_at_least("bias_rate", args->bias_rate, 0));
     TRY(is_at_least("target_violation", args->target_violation, 0));
     TRY(is_at_least("loss_rate", args->loss_rate, 0));
@@ -113,6 +117,50 @@ done:
     return status;
 }
 
+clmoe_status check_quantile(const clmoe_layer *layer, const char *name) {
+    const char *lack = layer_lacks_quantile(&layer->desc);
+    if (!lack)
+        return check_measures(layer, name);
+    return fail(CLMOE_UNSUPPORTED, "%s is of the quantile rule, but %s", name, lack);
+}
+
+static clmoe_status check_rule(const clmoe_layer *layer, const clmoe_balance_args *args) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(in_range("bias_rule", args->bias_rule, 0, CLMOE_BIAS_DEVICE));
+    if (args->bias_rule == CLMOE_BIAS_QUANTILE)
+        TRY(check_quantile(layer, "bias_rule"));
+    if (args->bias_rule == CLMOE_BIAS_DEVICE && layer->desc.balance.device_groups == 0)
+        return fail(CLMOE_UNSUPPORTED,
+                    "bias_rule is device, but the layer has balance.device_groups 0");
+    if (args->bias_rule != CLMOE_BIAS_QUANTILE && args->bias_counts.mem)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "bias_counts is given, but bias_rule is %u, and only quantile reads them",
+                    args->bias_rule);
+done:
+    return status;
+}
+
+clmoe_status check_bias_counts(const clmoe_layer *layer, const clmoe_bias_counts_args *args) {
+    call_check call = {.layer = layer};
+    clmoe_status status = CLMOE_SUCCESS;
+    workspace_layout ws;
+    TRY(check_step(layer, args->tokens, &ws));
+    TRY(check_quantile(layer, "bias_counts"));
+    TRY(in_range("accumulate", args->accumulate, 0, 1));
+    const buffer_need needs[] = {
+        READS("logits", &args->logits, bytes_of(args->tokens, layer->columns, 4), 4, true),
+        READS("token_mask", &args->token_mask, args->tokens, 1, false),
+        READS("state", &args->state, layer_state_bytes(layer), 4, true),
+        UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
+        UPDATES("bias_counts", &args->bias_counts, layer_bias_counts_bytes(layer), 4, true),
+    };
+    TRY(CHECK_BUFFERS(&call, needs));
+    TRY(check_router_weights(&call, args->weights, &args->x, args->state, args->tokens));
+    TRY(check_overlaps(&call));
+done:
+    return status;
+}
+
 clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *args) {
     call_check call = {.layer = layer};
     clmoe_status status = CLMOE_SUCCESS;
@@ -124,7 +172,10 @@ clmoe_status check_balance(const clmoe_layer *layer, const clmoe_balance_args *a
         UPDATES("state", &args->state, layer_state_bytes(layer), 4, true),
         READS("stats", &args->stats, layer_stats_bytes(layer), 4, true),
         READS("load", &args->load, bytes_of(layer->columns, 1, 4), 4, false),
+        READS("bias_counts", &args->bias_counts, layer_bias_counts_bytes(layer), 4,
+              args->bias_rule == CLMOE_BIAS_QUANTILE),
     };
+    TRY(check_rule(layer, args));
     TRY(CHECK_BUFFERS(&call, needs));
     TRY(check_rates(args));
     TRY(check_schedules(args));

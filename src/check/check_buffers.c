@@ -1,6 +1,8 @@
 /* Buffers of the public calls: each by itself, and that no two overlap that must not. */
 #include "check_buffers.h"
 
+#include <string.h>
+
 size_t bytes_of(size_t rows, size_t columns, size_t element) {
     size_t elements, bytes;
     return size_mul(rows, columns, &elements) && size_mul(elements, element, &bytes) ? bytes
@@ -52,8 +54,9 @@ static clmoe_status check_place(const buffer_need *need, const mem_facts *facts)
         return fail(CLMOE_INVALID_ARGUMENT, "%s.offset is %zu, but must be a multiple of %zu",
                     need->name, offset, need->element);
     if (!size_add(offset, need->bytes, &end) || end > facts->size)
-        return fail(CLMOE_INVALID_ARGUMENT, "%s has %zu bytes, but needs %zu from offset %zu",
-                    need->name, facts->size, need->bytes, offset);
+        return fail(CLMOE_INVALID_ARGUMENT, "%s has %zu bytes, but needs %zu from offset %zu%s",
+                    need->name, facts->size, need->bytes, offset,
+                    strcmp(need->name, "state") == 0 ? "; states of version 1 are too short" : "");
     if (facts->origin % need->element != 0)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "%s is a sub-buffer at %zu, but must begin at a multiple of %zu", need->name,

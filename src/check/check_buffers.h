@@ -120,6 +120,13 @@ clmoe_status check_dye(const clmoe_layer *layer, clmoe_buf dye);
 /* All gradients that are given; `accumulate`: read and written. */
 clmoe_status check_gradients(call_check *call, const clmoe_gradients *to, uint32_t accumulate);
 
+/* x and the routers that noisy logits, or those of two levels, are made of. */
+clmoe_status check_router_weights(call_check *call, const clmoe_weights *weights,
+                                  const clmoe_buf *x, clmoe_buf state, uint32_t tokens);
+
+/* What only the quantile rule has; `name` is the field that asks for it. */
+clmoe_status check_quantile(const clmoe_layer *layer, const char *name);
+
 /* The losses of a forward: the descriptors, what they need, and their outputs. */
 clmoe_status check_forward_losses(call_check *call, const clmoe_forward_args *args);
 

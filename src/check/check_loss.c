@@ -7,8 +7,8 @@
 #include <string.h>
 
 /* What p of noisy logits, or of two levels, reads besides the logits: x again, and its routers. */
-static clmoe_status check_router_weights(call_check *call, const clmoe_weights *weights,
-                                         const clmoe_buf *x, clmoe_buf state, uint32_t tokens) {
+clmoe_status check_router_weights(call_check *call, const clmoe_weights *weights,
+                                  const clmoe_buf *x, clmoe_buf state, uint32_t tokens) {
     const clmoe_layer *layer = call->layer;
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_router_desc *router = &layer->desc.router;

@@ -3,6 +3,7 @@
 #include "steps.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum {
     MAX_TOPK_CHUNK = 1024,
@@ -40,14 +41,23 @@ static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, ui
     return split;
 }
 
-static void bitonic_options(clmoe_layer *layer, char *options, size_t size) {
+/* A program of topk.cl that keeps the best of each token. */
+typedef struct topk_program {
+    char options[128];
+    uint32_t tokens; /* per group */
+} topk_program;
+
+static topk_program bitonic_program(const clmoe_layer *layer, uint32_t best) {
+    topk_program program;
     const uint32_t group = layer->group, groups = (uint32_t)layer->router.num_groups;
-    const uint32_t keep = power_of_two(layer->desc.top_k, MAX_TOPK_CHUNK);
+    const uint32_t keep = power_of_two(best, MAX_TOPK_CHUNK);
     const topk_split split = split_topk(group, layer->columns, keep, groups);
-    layer->topk_tokens = split.tokens;
-    snprintf(options, size, "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DTOKENS=%u -D%s=%u", group,
-             keep, groups, split.tokens, split.lanes ? "LANES" : "CHUNK",
+    program.tokens = split.tokens;
+    snprintf(program.options, sizeof program.options,
+             "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DTOKENS=%u -D%s=%u", group, keep, groups,
+             split.tokens, split.lanes ? "LANES" : "CHUNK",
              split.lanes ? split.lanes : split.chunk);
+    return program;
 }
 
 /* Powers of two and three quarters of them: layers of similar sizes share a program. */
@@ -57,19 +67,36 @@ static uint32_t select_columns(uint32_t columns) {
     return less % 16 == 0 && columns <= less ? less : power;
 }
 
-static void select_options(clmoe_layer *layer, char *options, size_t size) {
-    layer->topk_tokens = 1;
-    snprintf(options, size, "-DGROUP=1 -DKEEP=%u -DCOLUMNS=%u",
-             power_of_two(layer->desc.top_k > 4 ? layer->desc.top_k : 4, MAX_TOPK_CHUNK),
-             select_columns(layer->columns));
+static topk_program select_program(const clmoe_layer *layer, uint32_t best) {
+    topk_program program = {.tokens = 1};
+    snprintf(program.options, sizeof program.options, "-DGROUP=1 -DKEEP=%u -DCOLUMNS=%u",
+             power_of_two(best > 4 ? best : 4, MAX_TOPK_CHUNK), select_columns(layer->columns));
+    return program;
 }
 
 clmoe_status topk_create(clmoe_layer *layer) {
-    char options[128];
     const bool select = layer->group == 1;
-    (select ? select_options : bitonic_options)(layer, options, sizeof options);
-    return program_kernel(layer->context, "routing/topk", options,
+    const topk_program program =
+        (select ? select_program : bitonic_program)(layer, layer->desc.top_k);
+    layer->topk_tokens = program.tokens;
+    return program_kernel(layer->context, "routing/topk", program.options,
                           select ? "topk_select" : "topk_bitonic", &layer->kernels[KERNEL_TOPK]);
+}
+
+clmoe_status cutoff_create(clmoe_layer *layer) {
+    const bool select = layer->group == 1;
+    topk_program program =
+        (select ? select_program : bitonic_program)(layer, layer->desc.top_k + 1);
+    layer->cutoff_tokens = program.tokens;
+    strcat(program.options, " -DCUTOFF");
+    return program_kernel(layer->context, "routing/topk", program.options,
+                          select ? "cutoff_select" : "cutoff_bitonic",
+                          &layer->kernels[KERNEL_CUTOFF]);
+}
+
+/* The one that the controllers keep. */
+static clmoe_buf state_select_bias(clmoe_buf state) {
+    return (clmoe_buf){state.mem, state.offset + sizeof(clmoe_state)};
 }
 
 clmoe_buf select_bias_of(const batch *b) {
@@ -79,7 +106,7 @@ clmoe_buf select_bias_of(const batch *b) {
         return none;
     if (b->weights && b->weights->select_bias.mem)
         return b->weights->select_bias;
-    return (clmoe_buf){b->state.mem, b->state.offset + sizeof(clmoe_state)};
+    return state_select_bias(b->state);
 }
 
 clmoe_status step_topk_scores(const batch *b, launch *chain) {
@@ -92,6 +119,18 @@ clmoe_status step_topk_scores(const batch *b, launch *chain) {
                    ARG_F32(b->live), ARG_AS(num_tokens, ARG_UINT(b->tokens)),
                    ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernel, divide_up(b->tokens, group_tokens), layer->group));
+done:
+    return status;
+}
+
+clmoe_status step_cutoffs(const batch *b, launch *chain, clmoe_buf scores, clmoe_buf cutoffs) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_buf select_bias = state_select_bias(b->state);
+    const clmoe_layer *layer = b->layer;
+    cl_kernel kernel = layer->kernels[KERNEL_CUTOFF];
+    TRY(KERNEL_SET(kernel, ARG_F32(scores), ARG_F32(select_bias), ARG_F32(cutoffs),
+                   ARG_AS(num_tokens, ARG_UINT(b->tokens)), ARG_STRUCT(layer->router)));
+    TRY(launch_1d(chain, kernel, divide_up(b->tokens, layer->cutoff_tokens), layer->group));
 done:
     return status;
 }

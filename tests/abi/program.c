@@ -193,7 +193,7 @@ static void check_stats(const gpu *g, const clmoe_layer *layer, clmoe_buf buf) {
 static void check_state(const gpu *g, clmoe_buf buf) {
     clmoe_state state;
     read_back(g, buf, sizeof state, &state, NULL);
-    fail_unless(state.version == 1 && state.columns == EXPERTS, "clmoe_state.version");
+    fail_unless(state.version == 2 && state.columns == EXPERTS, "clmoe_state.version");
     fail_unless(state.seed[0] == 7 && state.step == 1, "clmoe_state.step");
     fail_unless(state.noise_scale == 0.25f, "the schedule of the noise");
 }

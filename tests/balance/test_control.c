@@ -19,6 +19,7 @@ typedef struct control {
 static void control_make(control *c, uint32_t group_size) {
     size_t R = small.experts + small.identity;
     *c = (control){.desc = desc_of(&small)};
+    c->desc.balance.device_groups = 6;
     c->layer = test_layer(group_size, &c->desc);
     clmoe_balance_args_init(&c->args);
     OK(clmoe_state_size(c->layer, &c->state_bytes));
@@ -32,7 +33,8 @@ static void control_make(control *c, uint32_t group_size) {
                           .select_bias = HOST(double, R),
                           .ema = HOST(double, R),
                           .previous = HOST(double, R),
-                          .idle_tokens = HOST(uint32_t, R)};
+                          .idle_tokens = HOST(uint32_t, R),
+                          .momentum = HOST(double, R)};
 }
 
 /* Statistics of a batch with that load. */
@@ -54,7 +56,7 @@ static void compare_state(const control *c) {
     const float *arrays = (const float *)(const void *)(bytes + sizeof(clmoe_state));
     clmoe_state got;
     memcpy(&got, bytes, sizeof got);
-    CHECK(got.version == 1 && got.columns == R, "version %u, columns %u\n", got.version,
+    CHECK(got.version == 2 && got.columns == R, "version %u, columns %u\n", got.version,
           got.columns);
     CHECK(got.seed[0] == 0x55667788u && got.seed[1] == 0x11223344u, "the seed is %x %x\n",
           got.seed[0], got.seed[1]);
@@ -69,6 +71,7 @@ static void compare_state(const control *c) {
     compare_floats("ema", arrays + R, c->want.ema, R, 1e-5);
     compare_floats("previous", arrays + 2 * R, c->want.previous, R, 1e-5);
     compare_ints("idle_tokens", arrays + 3 * R, c->want.idle_tokens, R);
+    compare_floats("momentum", arrays + 4 * R, c->want.momentum, R, 1e-5);
 }
 
 static uint32_t *random_load(uint32_t largest) {
@@ -89,7 +92,7 @@ static void first_state(void **state) {
         control c;
         test_case("group size %u", group_sizes[g]);
         control_make(&c, group_sizes[g]);
-        CHECK(c.state_bytes == 64 + 16 * 63, "%zu bytes\n", c.state_bytes);
+        CHECK(c.state_bytes == 64 + 20 * 63, "%zu bytes\n", c.state_bytes);
         compare_state(&c);
     }
 }
@@ -123,6 +126,14 @@ static const struct {
     {"sign, centred", CLMOE_BIAS_SIGN, 1},
     {"proportional", CLMOE_BIAS_PROPORTIONAL, 0},
     {"proportional, centred", CLMOE_BIAS_PROPORTIONAL, 1},
+    {"sign, step centred", CLMOE_BIAS_SIGN, 2},
+    {"proportional, step centred", CLMOE_BIAS_PROPORTIONAL, 2},
+    {"SMEBU", CLMOE_BIAS_SMEBU, 0},
+    {"SMEBU, centred", CLMOE_BIAS_SMEBU, 1},
+    {"SMEBU, step centred", CLMOE_BIAS_SMEBU, 2},
+    {"device", CLMOE_BIAS_DEVICE, 0},
+    {"device, centred", CLMOE_BIAS_DEVICE, 1},
+    {"device, step centred", CLMOE_BIAS_DEVICE, 2},
 };
 
 /* Beside the controllers of the losses' weight and of the capacity. */
@@ -137,6 +148,8 @@ static void every_bias_rule(void **state) {
             c.args.bias_rule = bias_rules[i].rule;
             c.args.bias_rate = 0.01f;
             c.args.bias_centred = bias_rules[i].centred;
+            c.args.bias_kappa = 0.7f;
+            c.args.bias_beta = 0.3f;
             c.args.target_violation = 1.5f;
             c.args.loss_rate = 0.3f;
             c.args.loss_max = 1.5f;
@@ -381,10 +394,15 @@ static void bad_arguments(void **state) {
     BAD(temperature.reserved[0], 4, "4");
     BAD(state, none, "not given");
     BAD(stats, none, "not given");
-    BAD(bias_rule, (clmoe_bias_rule)3, "3");
+    BAD(bias_rule, (clmoe_bias_rule)6, "6");
     BAD(bias_rate, -1.0f, "-1");
     BAD(bias_rate, (float)NAN, "nan");
-    BAD(bias_centred, 2, "2");
+    BAD(bias_centred, 3, "3");
+    BAD(bias_kappa, 0.0f, "0");
+    BAD(bias_kappa, (float)NAN, "nan");
+    BAD(bias_beta, 1.0f, "1");
+    BAD(bias_beta, -0.5f, "-0.5");
+    BAD(bias_beta, (float)NAN, "nan");
     BAD(ema_decay, 1.0f, "1");
     BAD(ema_decay, -0.5f, "-0.5");
     BAD(target_violation, -1.0f, "-1");
@@ -419,11 +437,11 @@ static void bad_arguments(void **state) {
 
     control_make(&c, 0);
     clmoe_buf small_state = one_short(c.state_bytes);
-    BAD(state, small_state, "1071");
+    BAD(state, small_state, "1323");
     CHECK(clmoe_state_init(c.layer, test.queue, small_state, 1, 0, NULL, NULL) ==
               CLMOE_INVALID_ARGUMENT,
           "a state that is too small\n");
-    CHECK(strstr(clmoe_last_error(), "1071"), "\"%s\"\n", clmoe_last_error());
+    CHECK(strstr(clmoe_last_error(), "1323"), "\"%s\"\n", clmoe_last_error());
     clReleaseMemObject(small_state.mem);
     CHECK(clmoe_state_init(c.layer, test.queue, none, 1, 0, NULL, NULL) == CLMOE_INVALID_ARGUMENT,
           "no state\n");
@@ -456,6 +474,33 @@ static void foreign_states(void **state) {
             update(&c);
             compare_bits("state", buf_get(c.args.state), bytes, c.state_bytes);
         }
+}
+
+/* Bytes on the host that are no state of the layer: version 1 was of four arrays. */
+static void states_from_elsewhere(void **state) {
+    (void)state;
+    control c;
+    test_case("state check");
+    control_make(&c, 0);
+    clmoe_state *bytes = buf_get(c.args.state);
+    OK(clmoe_state_check(c.layer, bytes, c.state_bytes));
+    check_error(clmoe_state_check(c.layer, bytes, 63), CLMOE_INVALID_ARGUMENT, "bytes", "63");
+    check_error(clmoe_state_check(c.layer, bytes, c.state_bytes - 4), CLMOE_INVALID_ARGUMENT,
+                "bytes", "1320");
+    check_error(clmoe_state_check(c.layer, NULL, 64), CLMOE_INVALID_ARGUMENT, "state", "NULL");
+    check_error(clmoe_state_check(NULL, bytes, 64), CLMOE_INVALID_ARGUMENT, "layer", "NULL");
+    bytes->columns = 62;
+    check_error(clmoe_state_check(c.layer, bytes, c.state_bytes), CLMOE_INVALID_ARGUMENT,
+                "state.columns", "62");
+    bytes->version = 1;
+    check_error(clmoe_state_check(c.layer, bytes, 64 + 16 * 63), CLMOE_INVALID_ARGUMENT,
+                "state.version", "1");
+    clmoe_buf older = {NULL, 0};
+    cl_int code;
+    older.mem = clCreateBuffer(test.context, CL_MEM_READ_WRITE, 64 + 16 * 63, NULL, &code);
+    CL_OK(code);
+    BAD(state, older, "version 1");
+    clReleaseMemObject(older.mem);
 }
 
 /* The schedules hold from the first batch on, and at any step of a state. */
@@ -502,7 +547,8 @@ int main(void) {
         TEST(first_state),         TEST(every_bias_rule),        TEST(exact_sign),
         TEST(schedules),           TEST(schedules_far_apart),    TEST(idle_without_load),
         TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances), TEST(bad_arguments),
-        TEST(foreign_states),      TEST(counters_end),           TEST(schedules_start),
+        TEST(foreign_states),      TEST(states_from_elsewhere),  TEST(counters_end),
+        TEST(schedules_start),
     };
     return RUN(tests);
 }

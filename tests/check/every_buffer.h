@@ -20,6 +20,7 @@ typedef struct all_args {
     clmoe_combine_args combine;
     clmoe_stats_args stats;
     clmoe_loss_args loss;
+    clmoe_bias_counts_args counts;
     clmoe_backward_args backward;
     clmoe_experts_backward_args experts_back;
     clmoe_combine_backward_args combine_back;
@@ -57,6 +58,7 @@ typedef struct all_args {
     X(combine, clmoe_combine)                                                                      \
     X(stats, clmoe_stats_compute)                                                                  \
     X(loss, clmoe_loss)                                                                            \
+    X(counts, clmoe_bias_counts)                                                                   \
     X(backward, clmoe_backward)                                                                    \
     X(experts_back, clmoe_experts_backward)                                                        \
     X(combine_back, clmoe_combine_backward)                                                        \
@@ -313,6 +315,14 @@ static const field fields[] = {
     WEIGHT(loss, TWO_LEVEL, group_router),
     WEIGHT(loss, USUAL | CHOICE, expert_scale),
 
+    ARG(counts, USUAL, READ, x),
+    ARG(counts, USUAL, READ, logits),
+    OPTIONAL(counts, USUAL, READ, token_mask),
+    ARG(counts, USUAL, READ, state),
+    ARG(counts, USUAL, BOTH, scratch),
+    ARG(counts, USUAL, BOTH, bias_counts),
+    WEIGHT(counts, USUAL, noise_router),
+
     ARG(backward, EVERY, READ, x),
     OPTIONAL(backward, EVERY, READ, token_mask),
     LOGITS_IN(backward, "weights.router"),
@@ -455,6 +465,7 @@ static const field fields[] = {
     ARG(update, ANY, BOTH, state),
     ARG(update, ANY, READ, stats),
     OPTIONAL(update, ANY, READ, load),
+    ARG(update, USUAL, READ, bias_counts),
 
     WEIGHT(orthogonality, USUAL | CHOICE | SOFT, router),
     ARG(orthogonality, USUAL | CHOICE | SOFT, BOTH, scratch),

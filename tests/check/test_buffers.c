@@ -134,6 +134,8 @@ static void begin(all_args *a, int kind) {
     a->backward.gradients = a->experts_back.gradients = &a->gradients;
     a->combine_back.gradients = a->shared_back.gradients = &a->gradients;
     a->topk_back.gradients = a->score_back.gradients = &a->gradients;
+    a->counts.weights = &a->weights;
+    a->update.bias_rule = kind == USUAL ? CLMOE_BIAS_QUANTILE : CLMOE_BIAS_NONE;
     a->loss.losses = losses;
     a->loss.num_losses = num_losses;
     a->forward.losses = kind & ROUTED ? losses : NULL;

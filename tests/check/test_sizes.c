@@ -496,7 +496,7 @@ static void no_padding_at_the_end(void **state) {
     ENDS_WITH(clmoe_context_options, max_launch_work);
     ENDS_WITH(clmoe_checkpoint_options, assume);
     ENDS_WITH(clmoe_layer_desc, reserved);
-    ENDS_WITH(clmoe_forward_args, profile);
+    ENDS_WITH(clmoe_forward_args, bias_counts);
     ENDS_WITH(clmoe_score_args, reserved);
     ENDS_WITH(clmoe_topk_args, scratch);
     ENDS_WITH(clmoe_plan_args, plan);
@@ -511,7 +511,8 @@ static void no_padding_at_the_end(void **state) {
     ENDS_WITH(clmoe_combine_args, reserved);
     ENDS_WITH(clmoe_stats_args, stats);
     ENDS_WITH(clmoe_loss_args, dgroup_logits);
-    ENDS_WITH(clmoe_balance_args, reserved);
+    ENDS_WITH(clmoe_balance_args, bias_counts);
+    ENDS_WITH(clmoe_bias_counts_args, bias_counts);
     ENDS_WITH(clmoe_pack_args, packed);
     ENDS_WITH(clmoe_place_args, doubles);
     ENDS_WITH(clmoe_replicate_args, physical_ids);

@@ -139,22 +139,62 @@ static double toward(double value, double seen, double target, double rate, doub
     return value < low ? low : value > high ? high : value;
 }
 
+static double sign(double v) {
+    return (v > 0) - (v < 0);
+}
+
+/* What a rule adds to the bias of expert e, before its mean is taken off. */
+static double rule_step(const clmoe_layer_desc *desc, const clmoe_balance_args *args,
+                        const uint32_t *load, double total, uint32_t e) {
+    const uint32_t E = desc->num_experts, D = desc->balance.device_groups;
+    const double rate = (double)args->bias_rate, mean = total / E;
+    double group = 0.0;
+    switch (args->bias_rule) {
+    case CLMOE_BIAS_SIGN:
+        return rate * sign(total - (double)load[e] * E);
+    case CLMOE_BIAS_PROPORTIONAL:
+        return rate * (mean - load[e]) / mean;
+    case CLMOE_BIAS_SMEBU:
+        return rate * tanh((double)args->bias_kappa * (mean - load[e]) / mean);
+    case CLMOE_BIAS_DEVICE:
+        for (uint32_t o = 0; o < E; o++)
+            group += o / (E / D) == e / (E / D) ? load[o] : 0.0;
+        return rate * sign(total - group * D);
+    default:
+        return 0.0;
+    }
+}
+
+static void move_bias(const clmoe_layer_desc *desc, const clmoe_balance_args *args,
+                      const uint32_t *load, double total, ref_state *s) {
+    const uint32_t E = desc->num_experts;
+    const bool smebu = args->bias_rule == CLMOE_BIAS_SMEBU;
+    const double beta = (double)args->bias_beta;
+    double off = 0.0, mean = 0.0;
+    if (smebu || args->bias_centred == CLMOE_CENTRED_DELTA)
+        for (uint32_t e = 0; e < E; e++)
+            off += rule_step(desc, args, load, total, e) / E;
+    for (uint32_t e = 0; e < E; e++) {
+        double step = rule_step(desc, args, load, total, e) - off;
+        if (smebu)
+            step = s->momentum[e] = beta * s->momentum[e] + (1.0 - beta) * step;
+        s->select_bias[e] += step;
+        mean += s->select_bias[e] / E;
+    }
+    for (uint32_t e = 0; e < E && args->bias_centred == CLMOE_CENTRED_BIAS; e++)
+        s->select_bias[e] -= mean;
+}
+
 static void move_experts(const clmoe_layer_desc *desc, const clmoe_balance_args *args,
                          const uint32_t *load, double total, ref_state *s) {
-    uint32_t E = desc->num_experts;
-    double mean = total / E, bias_mean = 0.0, decay = (double)args->ema_decay;
-    for (uint32_t e = 0; e < E; e++) {
-        double share = load[e] / total, over = (double)load[e] * E - total;
-        if (args->bias_rule == CLMOE_BIAS_SIGN)
-            s->select_bias[e] += (double)args->bias_rate * ((over < 0) - (over > 0));
-        if (args->bias_rule == CLMOE_BIAS_PROPORTIONAL)
-            s->select_bias[e] += (double)args->bias_rate * (mean - load[e]) / mean;
+    const double decay = (double)args->ema_decay;
+    for (uint32_t e = 0; e < desc->num_experts; e++) {
+        const double share = load[e] / total;
         s->ema[e] = s->updates == 0 ? share : decay * s->ema[e] + (1.0 - decay) * share;
         s->previous[e] = share;
-        bias_mean += s->select_bias[e] / E;
     }
-    for (uint32_t e = 0; e < E && args->bias_centred && args->bias_rule != CLMOE_BIAS_NONE; e++)
-        s->select_bias[e] -= bias_mean;
+    if (args->bias_rule != CLMOE_BIAS_NONE)
+        move_bias(desc, args, load, total, s);
 }
 
 void ref_balance_update(const clmoe_layer_desc *desc, const clmoe_balance_args *args,

@@ -50,8 +50,8 @@ uint32_t ref_effective_capacity(const clmoe_state *state, uint32_t capacity);
 typedef struct ref_state {
     uint32_t step, updates;
     double noise_scale, temperature_scale, loss_weight, capacity_scale;
-    double *select_bias, *ema, *previous; /* [R], the caller's */
-    uint32_t *idle_tokens;                /* [R] */
+    double *select_bias, *ema, *previous, *momentum; /* [R], the caller's */
+    uint32_t *idle_tokens;                           /* [R] */
 } ref_state;
 
 /* One clmoe_balance_update(); args' buffers are not read. load [R]. */

@@ -335,16 +335,17 @@ CLMOE_API clmoe_status clmoe_router_orthogonality(clmoe_layer *layer, cl_command
 /* ---- State --------------------------------------------------------------------------------- */
 
 /*
- * What lives from batch to batch, in a device buffer of the caller's: this header, then four arrays
+ * What lives from batch to batch, in a device buffer of the caller's: this header, then five arrays
  * [R]: select_bias f32, ema f32 (average of F), previous f32 (F of the last batch), idle_tokens
- * u32. A copy of the bytes is a checkpoint: restored, the run continues bit for bit.
- * clmoe_forward() and the steps only read it; clmoe_balance_update() writes it. Every field has
- * four bytes.
+ * u32, momentum f32 (m of CLMOE_BIAS_SMEBU; CLMOE_BIAS_QUANTILE leaves the quantiles there). A copy
+ * of the bytes is a checkpoint: restored, the run continues bit for bit. clmoe_forward() and the
+ * steps only read it; clmoe_balance_update() writes it. Every field has four bytes.
  *
  * A state is for layers of its R. Calls check the size of the buffer, but not what is in it: before
  * you restore one, compare its version and columns. A state of more columns than the layer's gives
  * wrong numbers, but no access out of bounds; clmoe_balance_update() leaves a state with another
- * version or columns as it is.
+ * version or columns as it is. Version 1 had no momentum, and is too short for these calls;
+ * clmoe_state_check() tells what is wrong with bytes on the host.
  *
  * Random numbers are Philox4x32-10 with the key `seed` and the counter {token, column, step, use},
  * use = 1 noise, 2 logit dropout, 3 expert dropout (token 0), 4 the keep rule random (the choice k
@@ -356,7 +357,7 @@ CLMOE_API clmoe_status clmoe_router_orthogonality(clmoe_layer *layer, cl_command
  * the first two words by Box and Muller.
  */
 typedef struct clmoe_state {
-    uint32_t version; /* 1 */
+    uint32_t version; /* 2 */
     uint32_t columns; /* R */
     uint32_t seed[2];
     uint32_t step;           /* batches so far; as updates and idle_tokens at most 2^32 - 1 */
@@ -368,13 +369,19 @@ typedef struct clmoe_state {
     uint32_t reserved[6];
 } clmoe_state;
 
-/* Bytes of the state of a layer: sizeof(clmoe_state) + 16 R. */
+/* Bytes of the state of a layer: sizeof(clmoe_state) + 20 R. */
 CLMOE_API clmoe_status clmoe_state_size(const clmoe_layer *layer, size_t *bytes);
 
 /* Enqueues the first state: step 0, scales 1 (see clmoe_balance_start()), arrays 0. */
 CLMOE_API clmoe_status clmoe_state_init(clmoe_layer *layer, cl_command_queue queue, clmoe_buf state,
                                         uint64_t seed, cl_uint num_wait, const cl_event *wait,
                                         cl_event *event);
+
+/*
+ * Whether `bytes` of host memory, a copy of a state, are one for this layer: before it is restored.
+ * CLMOE_INVALID_ARGUMENT names the version, the columns or the size that is not.
+ */
+CLMOE_API clmoe_status clmoe_state_check(const clmoe_layer *layer, const void *state, size_t bytes);
 
 /* ---- Controllers --------------------------------------------------------------------------- */
 
@@ -384,7 +391,64 @@ enum {
     /* b_e += rate * sign(mean c - c_e), in integers: loss-free balancing, arXiv 2408.15664 */
     CLMOE_BIAS_SIGN = 1,
     CLMOE_BIAS_PROPORTIONAL = 2, /* b_e += rate * (mean c - c_e) / mean c */
+    /*
+     * Without a rate: b_e = the K/E quantile over the tokens of r_te = cutoff_t - s_te, the bias
+     * with which K/E of them would have chosen e, minus the mean over E. cutoff_t is the (K+1)-th
+     * largest of s + b over token t, s the scores of the router, b the state's bias. Su Jianlin's
+     * series on MoE, part 6; Kimi K3, Megatron-Core. r comes as counts, see clmoe_bias_counts().
+     */
+    CLMOE_BIAS_QUANTILE = 3,
+    /*
+     * v = (mean c - c)/mean c; d = rate * tanh(kappa v), minus its mean over E;
+     * m = beta m + (1 - beta) d; b += m: Arcee Trinity Large
+     */
+    CLMOE_BIAS_SMEBU = 4,
+    /* The sign rule on the sums of c over balance.device_groups: one change per group of experts */
+    CLMOE_BIAS_DEVICE = 5,
 };
+
+/* What is brought to a mean of 0 over E. */
+enum {
+    CLMOE_CENTRED_NONE = 0,
+    CLMOE_CENTRED_BIAS = 1,  /* the bias, after the step */
+    CLMOE_CENTRED_DELTA = 2, /* the step: torchtitan; SMEBU always */
+};
+
+/*
+ * The counts of CLMOE_BIAS_QUANTILE, [E, CLMOE_BIAS_BINS] u32: how many tokens have r_te in each of
+ * the bins that divide [min b - 1, max b + 1] evenly. Masked tokens, and those with no more than K
+ * finite scores, are not counted; a score that is not finite is in the last bin. Counts of
+ * micro-batches and ranks add up, to at most 2^32 - 1 tokens, as long as b is the same for all of
+ * them and when clmoe_balance_update() reads them, as the bins are b's: count with the state as the
+ * last update left it. The new bias is that of rank ceil(n K / E) among the n tokens counted,
+ * linear inside its bin. Bins are 1/500 wide or wider, so scores must differ by more than
+ * that: a softmax over hundreds of experts does not, a sigmoid does.
+ *
+ * Needs token choice with select_bias, score softmax or sigmoid and K < E, order score then top-k,
+ * no groups, no identity experts; CLMOE_UNSUPPORTED names what a layer has otherwise.
+ */
+enum { CLMOE_BIAS_BINS = 1000 };
+
+/* Bytes of a layer's counts: 4 E CLMOE_BIAS_BINS. */
+CLMOE_API clmoe_status clmoe_bias_counts_size(const clmoe_layer *layer, size_t *bytes);
+
+/* bias_counts: what forward adds to them if they are given. */
+typedef struct clmoe_bias_counts_args {
+    size_t struct_size;
+    uint32_t tokens;
+    uint32_t accumulate;          /* 0: the counts of this batch; 1: added to what is there */
+    const clmoe_weights *weights; /* noise_router, with learned noise */
+    clmoe_buf x;                  /* [T,D], likewise */
+    clmoe_buf logits;             /* [T,E] f32, as clmoe_score() gives them */
+    clmoe_buf token_mask;         /* optional [T] u8 */
+    clmoe_buf state;
+    clmoe_buf scratch;
+    clmoe_buf bias_counts;
+} clmoe_bias_counts_args;
+
+CLMOE_API clmoe_status clmoe_bias_counts(clmoe_layer *layer, cl_command_queue queue,
+                                         const clmoe_bias_counts_args *args, cl_uint num_wait,
+                                         const cl_event *wait, cl_event *event);
 
 typedef uint32_t clmoe_schedule_shape;
 enum {
@@ -414,7 +478,7 @@ typedef struct clmoe_balance_args {
     clmoe_buf load;
     clmoe_bias_rule bias_rule;
     float bias_rate;        /* gamma, >= 0; default 1e-3 */
-    uint32_t bias_centred;  /* 1: the mean over E is subtracted after the step */
+    uint32_t bias_centred;  /* CLMOE_CENTRED_...; default 0 */
     float ema_decay;        /* b in [0,1): ema = b ema + (1 - b) F, the first F as it is; 0.9 */
     float target_violation; /* > 0: loss_weight *= exp(+-loss_rate) toward this MaxVio; default 0 */
     float loss_rate;        /* default 0.01 */
@@ -427,8 +491,10 @@ typedef struct clmoe_balance_args {
     float capacity_rate;  /* default 0.01 */
     float capacity_min;   /* lower bound of capacity_scale, in (0,1]; default 0.1; the upper is 1 */
     clmoe_schedule noise; /* of noise_scale; start and end >= 0 */
-    clmoe_schedule temperature; /* of temperature_scale; start and end > 0 */
-    uint32_t reserved;          /* 0 */
+    clmoe_schedule temperature;  /* of temperature_scale; start and end > 0 */
+    float bias_kappa, bias_beta; /* of SMEBU: > 0, default 2; in [0,1), default 0.5 */
+    uint32_t reserved;           /* 0 */
+    clmoe_buf bias_counts;       /* [E, CLMOE_BIAS_BINS] u32: needed by quantile, and only by it */
 } clmoe_balance_args;
 
 /* The same for a struct of `struct_size` bytes, from another language or another version. */

@@ -637,6 +637,8 @@ typedef struct clmoe_forward_args {
     clmoe_buf dnoise;        /* optional [T,R] f32: theirs on x Wn^T is added, with learned noise */
     clmoe_buf dgroup_logits; /* optional [T,groups.count] f32: on x Wg^T, with two levels */
     struct clmoe_profile *profile; /* optional, see profile.h: the events of each step */
+    /* Optional, clmoe_bias_counts_size() bytes: the batch's counts are added; needs a state. */
+    clmoe_buf bias_counts;
 } clmoe_forward_args;
 
 static inline void clmoe_forward_args_init(clmoe_forward_args *args) {

@@ -1,0 +1,21 @@
+/* The oracle of the quantile rule, in double precision, written from balance.h alone. */
+#ifndef REF_QUANTILE_H
+#define REF_QUANTILE_H
+
+#include "ref.h"
+
+/*
+ * scores [T,E], -infinity where there is none, bias [E] -> r [E,T], NaN where the token is not
+ * counted. token_mask [T] may be NULL.
+ */
+void ref_quantile_distances(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
+                            const float *bias, const uint8_t *token_mask, double *r);
+
+/* The bins' first edge and their width. */
+void ref_quantile_bins(const clmoe_layer_desc *desc, const float *bias, double *low, double *width);
+
+/* counts [E,CLMOE_BIAS_BINS] by `bias` [E] -> the new bias [E]. */
+void ref_quantile_bias(const clmoe_layer_desc *desc, const uint32_t *counts, const float *bias,
+                       double *next);
+
+#endif
