@@ -36,6 +36,22 @@ static inline uint bin_of(const bias_bins *bins, float r) {
     return (uint)clamp((r - bins->low) * bins->per_unit, 0.0f, BIAS_BINS - 1.0f);
 }
 
+#if GROUP == 1
+/* The bins of a token's experts by vectors, then the counts one by one. */
+static inline void count_row(const bias_bins *bins, float cutoff, __global const float *row,
+                             uint begin, uint end, __global uint *bias_counts) {
+    uint at[16], e = begin;
+    for (; e + 16 <= end; e += 16) {
+        const float16 r = (cutoff - vload16(0, row + e) - bins->low) * bins->per_unit;
+        vstore16(convert_uint16(clamp(r, 0.0f, BIAS_BINS - 1.0f)), 0, at);
+        for (uint i = 0; i < 16; i++)
+            bias_counts[(e + i) * BIAS_BINS + at[i]]++;
+    }
+    for (; e < end; e++)
+        bias_counts[e * BIAS_BINS + bin_of(bins, cutoff - row[e])]++;
+}
+#endif
+
 KERNEL(GROUP, 1, 1)
 void quantile_count(IN(float, scores), IN(float, cutoffs), IN(uchar, token_mask), IN(uint, state),
                  OUT(uint, bias_counts), uint tokens, uint experts, uint each) {
@@ -51,10 +67,7 @@ void quantile_count(IN(float, scores), IN(float, cutoffs), IN(uchar, token_mask)
     const uint begin = get_global_id(0) * each, end = min(begin + each, experts);
     for (uint t = 0; t < tokens; t++)
         if (!isnan(cutoffs[t]) && (!token_mask || token_mask[t]))
-            for (uint e = begin; e < end; e++) {
-                const float r = cutoffs[t] - scores[(ulong)t * experts + e];
-                bias_counts[e * BIAS_BINS + bin_of(&bins, r)]++;
-            }
+            count_row(&bins, cutoffs[t], scores + (ulong)t * experts, begin, end, bias_counts);
 #else
     const ulong values = (ulong)tokens * experts, begin = (ulong)get_group_id(0) * each;
     const ulong end = min(begin + each, values);

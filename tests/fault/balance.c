@@ -28,6 +28,12 @@ static void sequences(clmoe_layer_desc *d) {
     d->balance.device_groups = 2;
 }
 
+/* Its bias follows from counts. */
+static void quantile(clmoe_layer_desc *d) {
+    d->router.select_bias = 1;
+    d->router.noise.kind = CLMOE_NOISE_LEARNED;
+}
+
 static void expert_choice(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_EXPERT_CHOICE;
     d->router.noise.kind = CLMOE_NOISE_GAUSSIAN;
@@ -92,6 +98,7 @@ typedef struct variant {
 static const variant variants[] = {
     {"state", with_state, LOSSES(by_device), NULL},
     {"sequences", sequences, LOSSES(by_sequence), NULL},
+    {"quantile", quantile, LOSSES(any_layer), NULL},
     {"expert choice", expert_choice, LOSSES(any_layer), NULL},
     {"Sinkhorn", sinkhorn, LOSSES(any_layer), NULL},
     {"all experts", NULL, LOSSES(any_layer), NULL},
@@ -141,6 +148,8 @@ static clmoe_status run_calls(rig *r) {
     STEP(clmoe_loss, &r->steps.loss);
     if (r->desc.balance.router_orthogonality)
         STEP(clmoe_router_orthogonality, &r->steps.orthogonality);
+    if (r->steps.counts.bias_counts.mem)
+        STEP(clmoe_bias_counts, &r->steps.counts);
     clReleaseEvent(last);
     return status;
 }
@@ -263,6 +272,24 @@ static void make_balance(rig *r, const variant *v) {
         r->args.dgroup_logits = buf_new(groups_bytes(r));
 }
 
+/* Forward adds to counts of its own, so that those of the update stay the same. */
+static void make_counts(rig *r) {
+    size_t bytes = 0;
+    OK(clmoe_bias_counts_size(r->layer, &bytes));
+    r->balance.bias_rule = CLMOE_BIAS_QUANTILE;
+    r->balance.bias_counts = buf_new(bytes);
+    r->args.bias_counts = buf_of(HOST(char, bytes), bytes);
+    r->steps.counts = (clmoe_bias_counts_args){.struct_size = sizeof r->steps.counts,
+                                               .tokens = TOKENS,
+                                               .weights = &r->weights,
+                                               .x = r->args.x,
+                                               .logits = r->args.logits,
+                                               .token_mask = r->args.token_mask,
+                                               .state = r->args.state,
+                                               .scratch = r->args.scratch,
+                                               .bias_counts = r->balance.bias_counts};
+}
+
 static void make_outputs(rig *r) {
     const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
     add_output(r, "y", r->args.y, (size_t)TOKENS * r->desc.dim * type_size(r->desc.type));
@@ -336,6 +363,8 @@ static void run_once(rig *r) {
     r->dx = bytes_now(r, r->back.dx, (size_t)TOKENS * r->desc.dim * type_size(r->desc.type));
     if (r->args.num_losses == 0)
         return;
+    if (r->steps.counts.bias_counts.mem)
+        OK(clmoe_bias_counts(r->layer, r->queue, &r->steps.counts, 0, NULL, NULL));
     OK(run_update(r));
     r->next_state = bytes_now(r, r->balance.state, r->state_bytes);
     reset_state(r);
@@ -384,6 +413,8 @@ static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
     make_outputs(r);
     if (v->num_losses > 0)
         make_calls(r);
+    if (v->set == quantile)
+        make_counts(r);
     run_once(r);
 }
 
