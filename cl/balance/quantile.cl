@@ -54,7 +54,7 @@ static inline void count_row(const bias_bins *bins, float cutoff, __global const
 
 KERNEL(GROUP, 1, 1)
 void quantile_count(IN(float, scores), IN(float, cutoffs), IN(uchar, token_mask), IN(uint, state),
-                 OUT(uint, bias_counts), uint tokens, uint experts, uint each) {
+                    OUT(uint, bias_counts), uint tokens, uint experts, uint each) {
     __local float tmp[GROUP];
     __global const float *bias = (__global const float *)(STATE_OF(state) + 1);
     bias_bins bins;
@@ -69,12 +69,15 @@ void quantile_count(IN(float, scores), IN(float, cutoffs), IN(uchar, token_mask)
         if (!isnan(cutoffs[t]) && (!token_mask || token_mask[t]))
             count_row(&bins, cutoffs[t], scores + (ulong)t * experts, begin, end, bias_counts);
 #else
-    const ulong values = (ulong)tokens * experts, begin = (ulong)get_group_id(0) * each;
-    const ulong end = min(begin + each, values);
-    for (ulong i = begin + get_local_id(0); i < end; i += GROUP) {
-        const uint t = (uint)(i / experts), e = (uint)(i % experts);
+    const ulong begin = (ulong)get_group_id(0) * each + get_local_id(0);
+    const ulong end = min((ulong)(get_group_id(0) + 1) * each, (ulong)tokens * experts);
+    uint t = (uint)(begin / experts), e = (uint)(begin % experts);
+    for (ulong i = begin; i < end; i += GROUP) {
         if (!isnan(cutoffs[t]) && (!token_mask || token_mask[t]))
             atomic_inc(&bias_counts[e * BIAS_BINS + bin_of(&bins, cutoffs[t] - scores[i])]);
+        e += GROUP % experts;
+        t += GROUP / experts + (e >= experts);
+        e -= e >= experts ? experts : 0;
     }
 #endif
 }

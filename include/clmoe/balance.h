@@ -516,9 +516,11 @@ CLMOE_API clmoe_status clmoe_balance_start(clmoe_layer *layer, cl_command_queue 
 /*
  * Enqueues the end of a step: select_bias, ema, previous, idle_tokens, the scales, then step + 1
  * (schedules are evaluated at the new step). A batch without load leaves all but idle_tokens, step
- * and the schedules alone. The identity experts' bias does not move. With external ids the layer
- * needs no state, but for keep rule random. On an error midway the state is undefined: keep a copy
- * if that matters.
+ * and the schedules alone. The identity experts' bias does not move. Nothing else advances a state:
+ * a batch that is computed again (activation checkpointing), with the same state, gives the same
+ * bits and counts once. Only what is added to, as dlogits and bias_counts, must be given to one of
+ * the two. With external ids the layer needs no state, but for keep rule random. On an error midway
+ * the state is undefined: keep a copy if that matters.
  */
 CLMOE_API clmoe_status clmoe_balance_update(clmoe_layer *layer, cl_command_queue queue,
                                             const clmoe_balance_args *args, cl_uint num_wait,

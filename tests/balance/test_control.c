@@ -281,6 +281,55 @@ static void resumed_bit_for_bit(void **state) {
     compare_bits("state", buf_get(c.args.state), end, c.state_bytes);
 }
 
+/* ---- Activation checkpointing ---------------------------------------------------------------- */
+
+/* y and statistics of one more forward; its first bytes are y's. */
+static void *computed(clmoe_layer *layer, const device_batch *d) {
+    const size_t y = (size_t)small.tokens * small.dim * 4, stats = stats_size(layer);
+    char *both = HOST(char, y + stats);
+    buf_poison(d->args.y);
+    buf_poison(d->args.stats);
+    OK(clmoe_forward(layer, test.queue, &d->args, 0, NULL, NULL));
+    buf_read(d->args.y, both, y);
+    buf_read(d->args.stats, both + y, stats);
+    return both;
+}
+
+/* A batch computed again is the same to the bit, noise included, and is counted once. */
+static void a_batch_computed_again(void **state) {
+    (void)state;
+    batch b;
+    device_batch d;
+    control c = {.desc = desc_of(&small)};
+    test_case("computed again");
+    seed_set(6);
+    c.desc.router.select_bias = 1;
+    c.desc.router.noise.kind = CLMOE_NOISE_GAUSSIAN;
+    c.layer = test_layer(0, &c.desc);
+    batch_make(&b, &c.desc, small.tokens);
+    batch_upload(c.layer, &b, &d);
+    d.weights.select_bias = (clmoe_buf){NULL, 0};
+    const size_t bytes = (size_t)small.tokens * small.dim * 4 + stats_size(c.layer);
+    OK(clmoe_state_size(c.layer, &c.state_bytes));
+    clmoe_balance_args_init(&c.args);
+    c.args.state = d.args.state = buf_new(c.state_bytes);
+    c.args.stats = d.args.stats;
+    c.args.bias_rule = CLMOE_BIAS_SMEBU;
+    void *ends[2] = {NULL, NULL};
+    for (int again = 0; again < 2; again++) {
+        OK(clmoe_state_init(c.layer, test.queue, c.args.state, 1, 0, NULL, NULL));
+        for (int step = 0; step < 3; step++) {
+            const void *before = buf_get(c.args.state), *first = computed(c.layer, &d);
+            if (again)
+                compare_bits("y and stats", computed(c.layer, &d), first, bytes);
+            compare_bits("state", buf_get(c.args.state), before, c.state_bytes);
+            update(&c);
+        }
+        ends[again] = buf_get(c.args.state);
+    }
+    compare_bits("state, at the end", ends[1], ends[0], c.state_bytes);
+}
+
 /* ---- Loss-free balancing ------------------------------------------------------------------- */
 
 enum { TOKENS = 4096, EXPERTS = 64, TOP_K = 8, STEPS = 400 };
@@ -548,7 +597,7 @@ int main(void) {
         TEST(schedules),           TEST(schedules_far_apart),    TEST(idle_without_load),
         TEST(resumed_bit_for_bit), TEST(the_sign_rule_balances), TEST(bad_arguments),
         TEST(foreign_states),      TEST(states_from_elsewhere),  TEST(counters_end),
-        TEST(schedules_start),
+        TEST(schedules_start),     TEST(a_batch_computed_again),
     };
     return RUN(tests);
 }
