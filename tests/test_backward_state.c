@@ -37,8 +37,8 @@ typedef struct rig {
 static const clmoe_state *some_state(const clmoe_layer_desc *desc) {
     const uint32_t columns = ref_columns(desc);
     const bool choice = desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
-    clmoe_state *s = host_alloc(sizeof *s + 16 * (size_t)columns, 1);
-    *s = (clmoe_state){.version = 1,
+    clmoe_state *s = host_alloc(sizeof *s + 20 * (size_t)columns, 1);
+    *s = (clmoe_state){.version = 2,
                        .columns = columns,
                        .seed = {random_below(1u << 31), random_below(1u << 31)},
                        .step = random_below(1000),

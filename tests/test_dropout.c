@@ -253,7 +253,7 @@ static const float *masks_of(clmoe_layer_desc *desc, uint32_t step) {
     state->step = step;
     clmoe_layer *layer = test_layer(0, desc);
     batch_upload(layer, &b, &d);
-    d.args.state = buf_of(state, sizeof *state + 16 * ref_columns(desc));
+    d.args.state = buf_of(state, sizeof *state + 20 * ref_columns(desc));
     OK(clmoe_forward(layer, test.queue, &d.args, 0, NULL, NULL));
     return buf_get(d.args.y);
 }

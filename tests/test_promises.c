@@ -432,7 +432,7 @@ static void training_upload(clmoe_layer *layer, const batch *b, device_batch *d)
     size_t R = ref_columns(&b->desc), logits = (size_t)b->in.tokens * R * 4;
     batch_upload(layer, b, d);
     d->weights.noise_router = buf_of(random_floats(R * b->desc.dim, 0.4), R * b->desc.dim * 4);
-    d->args.state = buf_of(random_state_of(&b->desc), sizeof(clmoe_state) + 16 * R);
+    d->args.state = buf_of(random_state_of(&b->desc), sizeof(clmoe_state) + 20 * R);
     d->args.losses = training_losses;
     d->args.num_losses = COUNT_OF(training_losses);
     d->args.loss_values = buf_new(sizeof training_losses / sizeof training_losses[0] * 4);

@@ -6,7 +6,7 @@
  * Arrays: scores [T,E], cutoffs [T] (NaN: the token is not counted), token_mask [T] or NULL,
  *          state -> bias_counts [E,BIAS_BINS] u32, added to; state, bias_counts -> momentum [E] of
  *          the state, the new bias before its mean is taken off.
- * NDRange: quantile_count: groups of `each` values r; with GROUP 1 a work-item per `each` experts,
+ * NDRange: quantile_count: a group per `each` tokens; with GROUP 1 a work-item per `each` experts,
  *          over all tokens. quantile_bias: one group per expert.
  * Limits: GROUP a power of two.
  * Repeatability: counts are integers, whose sum has no order; with GROUP 1 each has one owner.
@@ -69,16 +69,13 @@ void quantile_count(IN(float, scores), IN(float, cutoffs), IN(uchar, token_mask)
         if (!isnan(cutoffs[t]) && (!token_mask || token_mask[t]))
             count_row(&bins, cutoffs[t], scores + (ulong)t * experts, begin, end, bias_counts);
 #else
-    const ulong begin = (ulong)get_group_id(0) * each + get_local_id(0);
-    const ulong end = min((ulong)(get_group_id(0) + 1) * each, (ulong)tokens * experts);
-    uint t = (uint)(begin / experts), e = (uint)(begin % experts);
-    for (ulong i = begin; i < end; i += GROUP) {
+    const uint begin = get_group_id(0) * each, end = min(begin + each, tokens);
+    for (uint t = begin; t < end; t++)
         if (!isnan(cutoffs[t]) && (!token_mask || token_mask[t]))
-            atomic_inc(&bias_counts[e * BIAS_BINS + bin_of(&bins, cutoffs[t] - scores[i])]);
-        e += GROUP % experts;
-        t += GROUP / experts + (e >= experts);
-        e -= e >= experts ? experts : 0;
-    }
+            for (uint e = get_local_id(0); e < experts; e += GROUP) {
+                const float r = cutoffs[t] - scores[(ulong)t * experts + e];
+                atomic_inc(&bias_counts[e * BIAS_BINS + bin_of(&bins, r)]);
+            }
 #endif
 }
 

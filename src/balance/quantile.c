@@ -6,8 +6,8 @@
 _Static_assert((int)CLMOE_BIAS_BINS == (int)BIAS_BINS, "cl/balance/state.clh has other bins");
 
 enum {
-    OWNED_EXPERTS = 16,   /* of a work-item that is a group: a line of scores */
-    VALUES_PER_ITEM = 32, /* of one in a group */
+    OWNED_EXPERTS = 16, /* of a work-item that is a group: a line of scores */
+    TOKENS_PER_GROUP = 16,
 };
 
 const char *layer_lacks_quantile(const clmoe_layer_desc *desc) {
@@ -52,8 +52,8 @@ clmoe_status step_bias_counts(const batch *b, launch *chain, clmoe_buf scores, c
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const uint32_t E = layer->desc.num_experts;
-    const uint32_t each = layer->group == 1 ? OWNED_EXPERTS : layer->group * VALUES_PER_ITEM;
-    const size_t values = layer->group == 1 ? E : (size_t)b->tokens * E;
+    const uint32_t each = layer->group == 1 ? OWNED_EXPERTS : TOKENS_PER_GROUP;
+    const uint32_t groups = divide_up(layer->group == 1 ? E : b->tokens, each);
     cl_kernel kernel = layer->kernels[KERNEL_BIAS_COUNTS];
     if (!b->counts_added)
         TRY(launch_zero(chain, b->bias_counts, layer_bias_counts_bytes(layer)));
@@ -62,7 +62,7 @@ clmoe_status step_bias_counts(const batch *b, launch *chain, clmoe_buf scores, c
     TRY(KERNEL_SET(kernel, ARG_F32(scores), ARG_F32(cutoffs), ARG_U8(b->token_mask),
                    ARG_F32(b->state), ARG_F32(b->bias_counts), ARG_UINT(b->tokens),
                    ARG_AS(experts, ARG_UINT(E)), ARG_UINT(each)));
-    TRY(launch_1d(chain, kernel, values / each + (values % each != 0), layer->group));
+    TRY(launch_1d(chain, kernel, groups, layer->group));
 done:
     return status;
 }

@@ -65,7 +65,7 @@ static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t gro
     c->args.x = buf_of(x, TOKENS * DIM * 4);
     c->args.logits_in = buf_of(b->logits, n * 4);
     c->args.token_mask = buf_of(b->in.token_mask, TOKENS);
-    c->args.state = buf_of(b->in.state, sizeof(clmoe_state) + 16 * EXPERTS);
+    c->args.state = buf_of(b->in.state, sizeof(clmoe_state) + 20 * EXPERTS);
     c->args.load_target = buf_of(b->in.load_target, EXPERTS * 4);
     c->args.load_supplied = buf_of(b->in.load_supplied, EXPERTS * 4);
     c->args.scratch = scratch_of(b->layer, TOKENS);
@@ -383,7 +383,7 @@ static void huge_logits(void **state) {
         seed_set(i + 1);
         case_make(c, &desc, group_sizes[which % COUNT_OF(group_sizes)]);
         ((clmoe_state *)(uintptr_t)c->b.in.state)->temperature_scale = cases[which].scale;
-        c->args.state = buf_of(c->b.in.state, sizeof(clmoe_state) + 16 * EXPERTS);
+        c->args.state = buf_of(c->b.in.state, sizeof(clmoe_state) + 20 * EXPERTS);
         c->args.logits_in = buf_of(huge_values(c->b.logits), TOKENS * EXPERTS * 4);
         for (uint32_t k = 0; k < COUNT_OF(kinds); k++)
             c->losses[k] = (clmoe_loss_desc){.kind = kinds[k], .weight = 1.0f};

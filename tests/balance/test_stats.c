@@ -144,8 +144,8 @@ static void state_scales(void **state) {
     balance_batch b;
     seed_set(4);
     balance_make(&b, &desc, s.tokens, &options);
-    clmoe_state *header = host_alloc(1, sizeof *header + 16 * 12);
-    memcpy(header, b.in.state, sizeof *header + 16 * 12);
+    clmoe_state *header = host_alloc(1, sizeof *header + 20 * 12);
+    memcpy(header, b.in.state, sizeof *header + 20 * 12);
     header->temperature_scale = 2.0f;
     b.in.state = header;
     check(&b, 0);
@@ -153,7 +153,7 @@ static void state_scales(void **state) {
     test_case("the first batch");
     seed_set(5);
     balance_make(&b, &desc, s.tokens, &options);
-    memcpy(header = host_alloc(1, sizeof *header + 16 * 12), b.in.state, sizeof *header + 16 * 12);
+    memcpy(header = host_alloc(1, sizeof *header + 20 * 12), b.in.state, sizeof *header + 20 * 12);
     header->updates = 0;
     b.in.state = header;
     check(&b, 0);

@@ -173,7 +173,7 @@ static void types_of_noise_router(void **state) {
         round_all(desc.router.weight_type, wn, R * D);
         clmoe_layer *layer = test_layer(0, &desc);
         clmoe_weights weights = {.noise_router = buf_of_type(desc.router.weight_type, wn, R * D)};
-        clmoe_buf at = buf_new(sizeof(clmoe_state) + 16 * R);
+        clmoe_buf at = buf_new(sizeof(clmoe_state) + 20 * R);
         OK(clmoe_state_init(layer, test.queue, at, 7, 0, NULL, NULL));
         clmoe_score_args args = {.struct_size = sizeof args,
                                  .tokens = small.tokens,

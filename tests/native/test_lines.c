@@ -188,7 +188,7 @@ static void gumbel_noise(void **state) {
                              .weights = &none,
                              .logits_in = buf_of(logits, n * 4),
                              .scores = buf_new(n * 4),
-                             .state = buf_of(header, sizeof *header + 16 * R),
+                             .state = buf_of(header, sizeof *header + 20 * R),
                              .scratch = scratch_of(layer, small.tokens)};
     OK(clmoe_score(layer, test.queue, &args, 0, NULL, NULL));
     ref_noisy(&desc, header, small.tokens, logits, NULL, want);

@@ -9,7 +9,7 @@ static const shape small = {65, 21, 60, 3, 4, 7};
 
 /* A state as the host writes it; its select_bias is 0. */
 static clmoe_state some_state(uint32_t columns) {
-    clmoe_state s = {.version = 1,
+    clmoe_state s = {.version = 2,
                      .columns = columns,
                      .seed = {random_below(1u << 31), random_below(1u << 31)},
                      .step = random_below(1000),
@@ -22,11 +22,11 @@ static clmoe_state some_state(uint32_t columns) {
 
 static clmoe_buf state_upload(const clmoe_state *state, const float *select_bias) {
     size_t R = state->columns;
-    char *bytes = host_alloc(sizeof *state + 16 * R, 1);
+    char *bytes = host_alloc(sizeof *state + 20 * R, 1);
     memcpy(bytes, state, sizeof *state);
     if (select_bias)
         memcpy(bytes + sizeof *state, select_bias, R * 4);
-    return buf_of(bytes, sizeof *state + 16 * R);
+    return buf_of(bytes, sizeof *state + 20 * R);
 }
 
 static const float *noise_router(const clmoe_layer_desc *desc) {

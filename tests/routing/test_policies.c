@@ -151,7 +151,7 @@ static void experts_take_fewer(void **state) {
         size_t state_bytes = 0;
         OK(clmoe_state_size(layer, &state_bytes));
         clmoe_state *head = host_alloc(state_bytes, 1);
-        *head = (clmoe_state){.version = 1, .columns = s.experts, .capacity_scale = 0.45f};
+        *head = (clmoe_state){.version = 2, .columns = s.experts, .capacity_scale = 0.45f};
         const clmoe_topk_args args =
             choose(layer, &desc, s.tokens, scores, NULL, NULL, buf_of(head, state_bytes));
         int32_t *offsets = HOST(int32_t, T + 1), *ids = HOST(int32_t, pairs);

@@ -151,7 +151,7 @@ static void streams(void **state) {
     enum { TOKENS = 1000, COLUMNS = 300, N = TOKENS * COLUMNS };
     for (uint32_t use = 1; use <= 5; use++) {
         test_case("use %u", use);
-        clmoe_state s = {.version = 1, .seed = {0x1234567u + use, 0xFEDCBA98u}, .step = 77 * use};
+        clmoe_state s = {.version = 2, .seed = {0x1234567u + use, 0xFEDCBA98u}, .step = 77 * use};
         uint32_t columns = COLUMNS;
         cl_kernel kernel = kernel_of("numbers");
         cl_mem bits = mem_new(NULL, N * 4), out = mem_new(NULL, N * 12);

@@ -222,7 +222,7 @@ void training_forward(training_batch *t, uint32_t group_size) {
     t->layer = test_layer(group_size, &t->b.desc);
     batch_upload(t->layer, &t->b, &t->d);
     t->d.weights.noise_router = buf_of(t->noise_router, R * t->b.desc.dim * F32);
-    t->d.args.state = buf_of(t->state, sizeof *t->state + 16 * R);
+    t->d.args.state = buf_of(t->state, sizeof *t->state + 20 * R);
     OK(clmoe_forward(t->layer, test.queue, &t->d.args, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
     make_args(t);

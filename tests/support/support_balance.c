@@ -46,8 +46,8 @@ static void random_shares(float *to, size_t n, bool zeros) {
 
 clmoe_state *random_state_of(const clmoe_layer_desc *desc) {
     size_t R = ref_columns(desc), E = desc->num_experts;
-    clmoe_state *state = host_alloc(1, sizeof *state + 16 * R);
-    *state = (clmoe_state){.version = 1,
+    clmoe_state *state = host_alloc(1, sizeof *state + 20 * R);
+    *state = (clmoe_state){.version = 2,
                            .columns = (uint32_t)R,
                            .seed = {7, 11},
                            .step = 5,
@@ -171,7 +171,7 @@ void balance_upload(balance_batch *b, uint32_t group_size) {
     b->dev.live = buf_of(b->in.live, T * 4);
     b->dev.token_mask = buf_of(b->in.token_mask, T);
     b->dev.token_offsets = buf_of(b->in.token_offsets, (T + 1) * 4);
-    b->dev.state = buf_of(b->in.state, sizeof(clmoe_state) + 16 * R);
+    b->dev.state = buf_of(b->in.state, sizeof(clmoe_state) + 20 * R);
     b->dev.load_target = buf_of(b->in.load_target, E * 4);
     b->dev.load_supplied = buf_of(b->in.load_supplied, E * 4);
     b->dev.scratch = scratch_of(b->layer, b->tokens);

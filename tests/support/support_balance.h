@@ -45,7 +45,7 @@ clmoe_buf balance_stats(balance_batch *b);
 /* Compares it with the oracle's statistics. */
 void balance_compare_stats(const balance_batch *b, clmoe_buf got);
 
-/* A state with random arrays, its scales 1: sizeof(clmoe_state) + 16 R bytes. */
+/* A state with random arrays, its scales 1: sizeof(clmoe_state) + 20 R bytes. */
 clmoe_state *random_state_of(const clmoe_layer_desc *desc);
 
 #define STATS_TOLERANCE 1e-5

@@ -98,7 +98,7 @@ static float *noisy_logits(balance_batch *b, float *logits) {
     plain.router.softcap = 0.0f;
     plain.router.temperature = 1.0f;
     clmoe_layer *layer = test_layer(0, &plain);
-    clmoe_state *state = host_alloc(1, sizeof *state + 16 * ref_columns(&b->desc));
+    clmoe_state *state = host_alloc(1, sizeof *state + 20 * ref_columns(&b->desc));
     memcpy(state, b->in.state, sizeof *state);
     state->temperature_scale = 1.0f;
     clmoe_score_args args = {.struct_size = sizeof args,
@@ -107,7 +107,7 @@ static float *noisy_logits(balance_batch *b, float *logits) {
                              .x = b->dev.x,
                              .logits = buf_new(n * 4),
                              .scores = buf_new(n * 4),
-                             .state = buf_of(state, sizeof *state + 16 * ref_columns(&b->desc)),
+                             .state = buf_of(state, sizeof *state + 20 * ref_columns(&b->desc)),
                              .scratch = scratch_of(layer, b->tokens)};
     OK(clmoe_score(layer, test.queue, &args, 0, NULL, NULL));
     buf_read(args.logits, logits, n * 4);
