@@ -21,7 +21,7 @@ static clmoe_status place(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     launch_step(chain, "plan");
     TRY(step_plan(b, chain));
-    if (b->layer->desc.router.renorm.after_drop && b->routed)
+    if (layer_renorms_late(b->layer) && b->routed)
         TRY(step_plan_renorm(b, chain));
 done:
     return status;

@@ -24,6 +24,7 @@ SAME_NUMBER(KEEP_CHOICE_MAJOR);
 SAME_NUMBER(KEEP_PRIORITY);
 SAME_NUMBER(KEEP_WEIGHT);
 SAME_NUMBER(KEEP_RANDOM);
+SAME_NUMBER(KEEP_ROUND);
 
 /* All bytes are set: clmoe_checkpoint_layer_sized() compares them. */
 static void set_defaults(clmoe_layer_desc *desc) {
@@ -98,9 +99,12 @@ static router_switches switches_of(const clmoe_layer_desc *desc) {
     };
 }
 
-static const routing_policy *policy_of(const clmoe_router_desc *router) {
+static const routing_policy *policy_of(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
 #define POLICY_ROW(NAME, name) [CLMOE_POLICY_##NAME] = &name##_policy,
     static const routing_policy *const policies[] = {POLICY_LIST(POLICY_ROW)};
+    if (desc->capacity.keep == CLMOE_KEEP_ROUND)
+        return &token_rounding_policy;
     return router->groups.two_level ? &two_level_policy : policies[router->policy];
 }
 
@@ -311,7 +315,7 @@ clmoe_status clmoe_layer_create(clmoe_context *context, const clmoe_layer_desc *
     layer->desc = own;
     layer->desc.engine = NULL;
     layer->columns = own.num_experts + own.num_identity_experts;
-    layer->policy = policy_of(&own.router);
+    layer->policy = policy_of(&own);
     layer->router = switches_of(&own);
     TRY(create_engines(layer, own.engine));
     if (own.training)

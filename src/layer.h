@@ -111,7 +111,7 @@ typedef struct routing_policy {
     bool best_first; /* the pairs of a token */
 } routing_policy;
 
-/* By clmoe_policy. Two levels are a policy in the place of token choice. */
+/* By clmoe_policy. Two levels and token rounding are policies in the place of token choice. */
 #define POLICY_LIST(X)                                                                             \
     X(TOKEN_CHOICE, token_choice)                                                                  \
     X(EXPERT_CHOICE, expert_choice)                                                                \
@@ -121,7 +121,7 @@ typedef struct routing_policy {
 
 #define POLICY_DECLARE(NAME, name) extern const routing_policy name##_policy;
 POLICY_LIST(POLICY_DECLARE)
-extern const routing_policy two_level_policy;
+extern const routing_policy two_level_policy, token_rounding_policy;
 
 struct clmoe_layer {
     clmoe_context *context;
@@ -277,9 +277,24 @@ static inline bool layer_is_expert_choice(const clmoe_layer *layer) {
     return layer->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
 }
 
+/* Whether the pairs of an expert are rounded to a multiple. */
+static inline bool layer_rounds(const clmoe_layer *layer) {
+    return layer->desc.capacity.keep == CLMOE_KEEP_ROUND;
+}
+
+/* Whether pairs are a list with token_offsets, in which a token has any number of them. */
+static inline bool layer_lists_pairs(const clmoe_layer *layer) {
+    return layer_is_expert_choice(layer) || layer_rounds(layer);
+}
+
+/* Whether the weights of the choice wait for the plan. */
+static inline bool layer_renorms_late(const clmoe_layer *layer) {
+    return layer->desc.router.renorm.after_drop && !layer_rounds(layer);
+}
+
 /* The most pairs of a token. */
 static inline uint32_t layer_token_pairs(const clmoe_layer *layer) {
-    return layer_is_expert_choice(layer) ? layer->columns : layer->desc.top_k;
+    return layer_lists_pairs(layer) ? layer->columns : layer->desc.top_k;
 }
 
 static inline bool layer_is_soft_moe(const clmoe_layer *layer) {

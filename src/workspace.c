@@ -1,6 +1,7 @@
 /* Sizes of all memory regions, their places, and which of them live until the backward pass. */
 #include "workspace.h"
 #include "lifetimes.h"
+#include "routing/token_rounding.clh"
 
 #include <math.h>
 #include <stdint.h>
@@ -55,11 +56,56 @@ static block_split split(uint32_t group, uint32_t count, uint32_t max_blocks) {
     return split;
 }
 
-/* Pairs of a batch, or the bound of expert choice: what the plan walks over. */
+static uint32_t row_tile(const clmoe_layer *layer, size_t rows) {
+    return layer->experts.engine->row_tile(layer->context, (uint32_t)rows);
+}
+
+uint32_t workspace_multiple(const clmoe_layer *layer, uint32_t tokens) {
+    const clmoe_layer_desc *desc = &layer->desc;
+    if (desc->capacity.multiple > 0)
+        return desc->capacity.multiple;
+    return row_tile(layer, (size_t)tokens * desc->top_k / desc->num_experts);
+}
+
+/* The bound of token rounding: half a multiple more per expert, at most every pair there is. */
+static size_t rounded_pairs(const clmoe_layer *layer, uint32_t tokens, uint32_t multiple) {
+    const size_t experts = layer->desc.num_experts, all = tokens * experts;
+    const size_t more = multiple / 2 < tokens ? multiple / 2 : tokens;
+    const size_t bound = (size_t)tokens * layer->desc.top_k + experts * more;
+    return bound < all ? bound : all;
+}
+
+/* Pairs of a batch, or the bound of a list of pairs: what the plan walks over. */
 static size_t batch_pairs(const clmoe_layer *layer, uint32_t tokens) {
     if (layer_is_expert_choice(layer))
         return (size_t)layer->desc.num_experts * layer_capacity(layer, tokens);
+    if (layer_rounds(layer))
+        return rounded_pairs(layer, tokens, workspace_multiple(layer, tokens));
     return (size_t)tokens * layer->desc.top_k;
+}
+
+/* The largest batch of `tokens` or fewer that chooses each expert `rows` times on average. */
+static uint32_t tokens_of_rows(const clmoe_layer *layer, uint32_t tokens, size_t rows) {
+    const size_t most = ((rows + 1) * layer->desc.num_experts - 1) / layer->desc.top_k;
+    return most < tokens ? (uint32_t)most : tokens;
+}
+
+/*
+ * The most pairs of a batch of `tokens` or fewer. With token rounding a smaller one may have more,
+ * by a larger tile: looks at them, the largest first, until none that is left can.
+ */
+static size_t most_pairs(const clmoe_layer *layer, uint32_t tokens) {
+    size_t most = batch_pairs(layer, tokens);
+    if (!layer_rounds(layer))
+        return most;
+    for (size_t rows = (size_t)tokens * layer->desc.top_k / layer->desc.num_experts; rows > 0;
+         rows--) {
+        const uint32_t fewer = tokens_of_rows(layer, tokens, rows - 1);
+        if (rounded_pairs(layer, fewer, GEMM_MAX_ROW_TILE) <= most)
+            break;
+        most = larger(most, batch_pairs(layer, fewer));
+    }
+    return most;
 }
 
 sums_shape workspace_sums(const clmoe_layer *layer, uint32_t tokens, uint32_t asked) {
@@ -113,10 +159,19 @@ walk_split workspace_walk(const clmoe_layer *layer, uint32_t tokens) {
     return walk;
 }
 
-/* Rows an expert gets on average: they decide the tile. */
-static uint32_t average_rows(const clmoe_layer *layer, size_t pairs) {
-    size_t rows = layer_is_soft_moe(layer) ? layer_router_rows(layer) : pairs;
+/* Rows an expert gets on average, before they are rounded: they decide the tile. */
+static uint32_t average_rows(const clmoe_layer *layer, uint32_t tokens) {
+    size_t rows = (size_t)tokens * layer->desc.top_k;
+    if (layer_is_soft_moe(layer))
+        rows = layer_router_rows(layer);
+    else if (!layer_rounds(layer))
+        rows = batch_pairs(layer, tokens);
     return (uint32_t)(rows / layer->desc.num_experts);
+}
+
+/* Whether buckets have no row of padding. */
+static bool fills_tiles(const clmoe_layer *layer, size_t tile) {
+    return layer_rounds(layer) && layer->desc.capacity.multiple % tile == 0;
 }
 
 /* Rows of the largest bucket, without a tile; not of dropless layers. */
@@ -129,6 +184,8 @@ static size_t bucket_rows(const clmoe_layer *layer, uint32_t tokens) {
 /* The bound of slots follows from the tile. */
 static size_t slots_of(const clmoe_layer *layer, uint32_t tokens, size_t pairs, size_t tile) {
     size_t experts = layer->desc.num_experts;
+    if (fills_tiles(layer, tile))
+        return round_up(pairs, tile);
     if (!layer_is_soft_moe(layer) && layer_is_dropless(layer))
         return round_up(pairs + (experts < pairs ? experts : pairs) * (tile - 1), tile);
     size_t rows = bucket_rows(layer, tokens);
@@ -140,7 +197,7 @@ static clmoe_status plan_sizes(const clmoe_layer *layer, uint32_t tokens, clmoe_
     if (pairs > MAX_PAIRS)
         return fail(CLMOE_UNSUPPORTED, "tokens is %u: %zu pairs are more than 2^30", tokens, pairs);
     plan->pairs = (uint32_t)pairs;
-    plan->row_tile = layer->experts.engine->row_tile(layer->context, average_rows(layer, pairs));
+    plan->row_tile = row_tile(layer, average_rows(layer, tokens));
     if (layer_is_soft_moe(layer))
         plan->capacity = layer->desc.router.soft_moe.slots;
     else
@@ -159,9 +216,7 @@ static size_t slots_of_rows(const clmoe_layer *layer, uint32_t tokens, size_t ro
     size_t experts = layer->desc.num_experts;
     if (layer_is_expert_choice(layer))
         return experts * round_up(rows, tile);
-    size_t most = ((rows + 1) * experts - 1) / layer->desc.top_k;
-    if (most < tokens)
-        tokens = (uint32_t)most;
+    tokens = tokens_of_rows(layer, tokens, rows);
     return slots_of(layer, tokens, batch_pairs(layer, tokens), tile);
 }
 
@@ -171,13 +226,12 @@ static size_t slots_of_rows(const clmoe_layer *layer, uint32_t tokens, size_t ro
  * until none that is left can have more, or at MAX_STEPS of them.
  */
 static size_t most_slots(const clmoe_layer *layer, uint32_t tokens) {
-    const gemm_engine *engine = layer->experts.engine;
     const size_t padding = ((size_t)layer->desc.num_experts + 1) * (GEMM_MAX_ROW_TILE - 1);
-    size_t rows = average_rows(layer, batch_pairs(layer, tokens)), most = 0;
+    size_t rows = average_rows(layer, tokens), most = 0;
     if (layer_is_soft_moe(layer))
-        return slots_of(layer, tokens, 0, engine->row_tile(layer->context, (uint32_t)rows));
+        return slots_of(layer, tokens, 0, row_tile(layer, rows));
     for (size_t left = rows + 1; left > 0; left--) {
-        size_t at = left - 1, tile = engine->row_tile(layer->context, (uint32_t)at);
+        size_t at = left - 1, tile = row_tile(layer, at);
         size_t bound = slots_of_rows(layer, tokens, at, 1) + padding;
         if (rows - at == MAX_STEPS)
             most = larger(most, bound);
@@ -290,7 +344,8 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     const clmoe_router_desc *router = &layer->desc.router;
     const bool soft_moe = layer_is_soft_moe(layer), sorts = layer_sorts(layer);
     const bool sinkhorn = router->policy == CLMOE_POLICY_SINKHORN;
-    const bool choice = layer_is_expert_choice(layer), has_sequences = layer_has_sequences(layer);
+    const bool choice = layer_lists_pairs(layer), rounds = layer_rounds(layer);
+    const bool has_sequences = layer_has_sequences(layer);
     const size_t T = b->tokens, R = layer->columns, N = layer_router_rows(layer);
     const size_t blocks = b->token_blocks;
     const size_t sequences = (size_t)layer_sequences(layer, (uint32_t)T) + 1;
@@ -306,8 +361,11 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_IDS] = shapes[REGION_WEIGHTS] = words(b->pairs, 1);
     shapes[REGION_LIVE] = words(T, 1);
     shapes[REGION_TOKEN_OFFSETS] = words(rows_if(choice, T + 1), 1);
-    shapes[REGION_CHOICE_THRESHOLDS] = words(rows_if(choice, R), 2);
+    shapes[REGION_CHOICE_THRESHOLDS] = words(rows_if(choice, R), rounds ? 3 : 2);
     shapes[REGION_CHOICE_KEYS] = words(rows_if(choice, R), T);
+    shapes[REGION_ROUNDING_IDS] = words(rows_if(rounds, T), layer->desc.top_k);
+    shapes[REGION_ROUNDING_WEIGHTS] = shapes[REGION_ROUNDING_IDS];
+    shapes[REGION_ROUNDING_CHOSEN] = words(rows_if(rounds, R), CHOSEN_WORDS(T));
     shapes[REGION_TOPS] = words(rows_if(sinkhorn || soft_moe, T), 2);
     shapes[REGION_SINKHORN_CHOICES] = words(rows_if(sinkhorn, T), R);
     shapes[REGION_SINKHORN_D1] = words(rows_if(sinkhorn, R + 2), 1);
@@ -478,22 +536,22 @@ static size_t most_blocks(size_t count, size_t unit, size_t max_blocks) {
 }
 
 /* Each size the largest of all batches of `tokens` or fewer, or a little more. */
-static batch largest_batch(const clmoe_layer *layer, uint32_t tokens,
-                           const clmoe_plan_layout *plan) {
+static batch largest_batch(const clmoe_layer *layer, uint32_t tokens) {
     const sums_shape sums = workspace_sums(layer, tokens, 0);
     const size_t unit = block_unit(layer->group), slots = most_slots(layer, tokens);
     const size_t sequences = layer_sequences(layer, tokens), Q = sums.sequences;
-    const size_t sequence = batch_pairs(layer, layer_sequence_tokens(layer, tokens));
+    const size_t sequence = most_pairs(layer, layer_sequence_tokens(layer, tokens));
+    const size_t pairs = most_pairs(layer, tokens);
     const size_t walk = sequences * most_blocks(sequence, unit, SIZE_MAX);
     return (batch){
         .layer = layer,
         .tokens = tokens,
-        .pairs = plan->pairs,
+        .pairs = pairs,
         .slots = slots,
-        .z_rows = layer_is_soft_moe(layer) || slots < plan->pairs ? slots : plan->pairs,
-        .row_tiles = slots / layer->experts.engine->row_tile(layer->context, 0),
+        .z_rows = layer_is_soft_moe(layer) || slots < pairs ? slots : pairs,
+        .row_tiles = slots / row_tile(layer, 0),
         .walk_blocks = most_blocks(walk, 1, larger(sequences, MAX_BLOCKS)),
-        .sort_blocks = most_blocks(plan->pairs, unit, MAX_BLOCKS),
+        .sort_blocks = most_blocks(pairs, unit, MAX_BLOCKS),
         .token_blocks = most_blocks(tokens, token_unit(layer->group), MAX_BLOCKS),
         .balance_blocks = most_blocks(tokens, unit, MAX_BLOCKS),
         .sequences = Q,
@@ -549,7 +607,7 @@ clmoe_status workspace_most(const clmoe_layer *layer, uint32_t tokens, workspace
     clmoe_status status = CLMOE_SUCCESS;
     *layout = (workspace_layout){0};
     TRY(plan_sizes(layer, tokens, &layout->plan));
-    const batch b = largest_batch(layer, tokens, &layout->plan);
+    const batch b = largest_batch(layer, tokens);
     layout->plan.slots = (uint32_t)b.slots;
     TRY(lay_out(&b, layout));
 done:

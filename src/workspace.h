@@ -17,12 +17,15 @@ typedef enum region_id {
     REGION_IDS,               /* [pairs] i32 */
     REGION_WEIGHTS,           /* [pairs] f32 */
     REGION_LIVE,              /* [T] i32 */
-    REGION_TOKEN_OFFSETS,     /* [T+1] i32, with expert choice; as the next two */
-    REGION_CHOICE_THRESHOLDS, /* [R,2] u32 */
+    REGION_TOKEN_OFFSETS,     /* [T+1] i32, where layer_lists_pairs(); as the next two */
+    REGION_CHOICE_THRESHOLDS, /* [R,2] u32; with token rounding [R,3] */
     REGION_CHOICE_KEYS,       /* [R,T] u32 */
-    REGION_TOPS,              /* [T,2] f32, with Sinkhorn or Soft MoE */
-    REGION_SINKHORN_CHOICES,  /* [T,R] f32, with Sinkhorn; as the next two */
-    REGION_SINKHORN_D1,       /* [R+2] f32 */
+    REGION_ROUNDING_IDS,     /* [T*K] i32, with token rounding: what top-k chose; as the next two */
+    REGION_ROUNDING_WEIGHTS, /* [T*K] f32 */
+    REGION_ROUNDING_CHOSEN,  /* [R,T/32] u32 */
+    REGION_TOPS,             /* [T,2] f32, with Sinkhorn or Soft MoE */
+    REGION_SINKHORN_CHOICES, /* [T,R] f32, with Sinkhorn; as the next two */
+    REGION_SINKHORN_D1,      /* [R+2] f32 */
     REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
     REGION_SOFT_MOE_X,        /* [T,D] X, with Soft MoE; as the next seven; N = E p */
     REGION_TOKEN_NORMS,       /* [T] f32 */
@@ -120,6 +123,9 @@ clmoe_status workspace_most(const clmoe_layer *layer, uint32_t tokens, workspace
 /* The place of a region; {NULL, 0} for an empty one. */
 clmoe_buf workspace_region(const workspace_layout *layout, region_id id, clmoe_buf saved,
                            clmoe_buf scratch);
+
+/* With token rounding: what the pairs of an expert of a batch are a multiple of. */
+uint32_t workspace_multiple(const clmoe_layer *layer, uint32_t tokens);
 
 /* How the plan and the sort cut `count` entries into blocks, one group each. */
 typedef struct block_split {

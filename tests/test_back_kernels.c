@@ -110,6 +110,7 @@ static const kernel_case cases[] = {
     {"top-k then softmax, renorm after drop", NULL, WITH_IDS_IN, true},
     {"sparsemixer, renorm", NULL, WITH_MASK, true},
     {"expert choice, weight at input", NULL, WITH_MASK | WITH_DLOGITS, true},
+    {"token rounding, renorm", NULL, WITH_MASK, true},
     {"Sinkhorn, renorm after drop", NULL, 0, true},
     {"all experts, weight at activation", NULL, 0, true},
     {"two levels, scaled", NULL, WITH_MASK | WITH_DLOGITS, true},

@@ -44,7 +44,7 @@ static clmoe_buf if_any(bool any, size_t bytes) {
 
 static void route(rig *r) {
     const clmoe_forward_args *a = &r->whole->d.args;
-    const bool choice = r->desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const bool choice = ref_lists_pairs(r->desc);
     const bool chosen = a->ids_in.mem != NULL;
     const size_t T = a->tokens, logits = T * ref_columns(r->desc) * 4, pairs = r->layout.pairs * 4;
     r->logits = a->logits_in.mem ? a->logits_in : if_any(!chosen, logits);
@@ -66,7 +66,7 @@ static void route(rig *r) {
          .pair_weights = r->pair_weights, .live = r->live, .token_mask = a->token_mask,
          .token_offsets = r->token_offsets, .state = a->state, .scores = r->scores,
          .scratch = a->scratch, .plan = r->plan);
-    if (r->desc->router.renorm.after_drop && !chosen)
+    if (r->desc->router.renorm.after_drop && !chosen && r->desc->capacity.keep != CLMOE_KEEP_ROUND)
         STEP(clmoe_renorm_after_drop, clmoe_renorm_after_drop_args, .weights = a->weights,
              .ids = r->ids, .pair_weights = r->pair_weights, .plan = r->plan);
 }
@@ -232,7 +232,7 @@ static const struct {
 static bool allows(const clmoe_layer_desc *desc, uint32_t inputs, bool has_state) {
     if (desc->router.policy == CLMOE_POLICY_SOFT_MOE || (needs_a_state(desc) && !has_state))
         return false;
-    return desc->router.policy != CLMOE_POLICY_EXPERT_CHOICE || !(inputs & WITH_IDS_IN);
+    return !ref_lists_pairs(desc) || !(inputs & WITH_IDS_IN);
 }
 
 static void check_variant(const char *engine, clmoe_type type, const layer_variant *variant) {

@@ -35,7 +35,7 @@ static const input_set input_sets[] = {
 static bool takes(const clmoe_layer_desc *desc, uint32_t inputs) {
     if (desc->router.policy == CLMOE_POLICY_SOFT_MOE)
         return (inputs & (WITH_LOGITS_IN | WITH_IDS_IN)) == 0;
-    return desc->router.policy != CLMOE_POLICY_EXPERT_CHOICE || !(inputs & WITH_IDS_IN);
+    return !ref_lists_pairs(desc) || !(inputs & WITH_IDS_IN);
 }
 
 static void check_backward(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,

@@ -71,6 +71,14 @@ static void expert_choice(clmoe_layer_desc *d) {
     d->capacity.rows = 3;
 }
 
+static void token_rounding(clmoe_layer_desc *d) {
+    d->num_experts = 14;
+    d->num_identity_experts = 0;
+    d->router.expert_scale = 1;
+    d->capacity.keep = CLMOE_KEEP_ROUND;
+    d->capacity.multiple = 3;
+}
+
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
     d->router.sinkhorn.iterations = 3;
@@ -134,6 +142,7 @@ static const kernel_case cases[] = {
     {"plain MLP", 9, plain_mlp, false},
     {"many columns", 2, many_columns, false},
     {"expert choice", 9, expert_choice, true},
+    {"token rounding", 9, token_rounding, true},
     {"Sinkhorn", 9, sinkhorn, true},
     {"all experts", 9, all_experts, true},
     {"two levels", 9, two_level, true},
@@ -442,6 +451,7 @@ static const layer_variant offset_layers[] = {
     {"capacity by weight", capacity_by_weight},
     {"reroute", reroute_by_offsets},
     {"expert choice", expert_choice},
+    {"token rounding", token_rounding},
     {"sequences, choice-major", few_sequences},
 };
 
@@ -506,8 +516,7 @@ static void make_offset_batch(offset_batch *b, uint32_t form, size_t which, bad_
  * of range.
  */
 static void check_rows(const offset_batch *b) {
-    const uint32_t most =
-        b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE ? b->layout.pairs : b->desc.top_k;
+    const uint32_t most = ref_lists_pairs(&b->desc) ? b->layout.pairs : b->desc.top_k;
     uint32_t *rows = HOST(uint32_t, small.tokens);
     const char *plan = buf_get(b->plan);
     const clmoe_plan_layout *at = &b->layout;
@@ -567,11 +576,11 @@ static void run_plan_and_combine(const offset_batch *b) {
         CHECK(isfinite(y[i]), "y[%zu] is %g\n", i, (double)y[i]);
 }
 
-/* The weights of a token's first K pairs (R where experts choose), of its live ones. */
+/* The weights of a token's first K pairs (R where pairs are listed), of its live ones. */
 static double weights_of(const offset_batch *b, uint32_t token) {
     const int32_t *offsets = buf_get(b->offsets), *live = b->live.mem ? buf_get(b->live) : NULL;
     const float *weights = buf_get(b->pair_weights);
-    const bool choice = b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const bool choice = ref_lists_pairs(&b->desc);
     const int64_t pairs = b->layout.pairs;
     const int64_t most = choice ? ref_columns(&b->desc) : b->desc.top_k;
     const int64_t begin = offsets[token] < 0 ? 0 : offsets[token];

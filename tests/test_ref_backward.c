@@ -121,6 +121,8 @@ static bool same_choice(const rig *r, const ref_result *now) {
         return true;
     if (base->live && memcmp(base->live, now->live, T * sizeof *base->live) != 0)
         return false;
+    if (base->token_offsets && memcmp(base->token_offsets, now->token_offsets, (T + 1) * 4) != 0)
+        return false;
     return memcmp(base->ids, now->ids, pairs * sizeof *base->ids) == 0 &&
            memcmp(base->plan.slot_of, now->plan.slot_of, pairs * sizeof(int32_t)) == 0;
 }
@@ -242,7 +244,7 @@ static void check_case(const layer_variant *variant, source from, bool mask) {
 static void check_variant(const layer_variant *variant) {
     clmoe_layer_desc desc = desc_of(&tiny);
     variant->set(&desc);
-    const bool choice = desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const bool choice = ref_lists_pairs(&desc);
     if (needs_a_state(&desc))
         return;
     for (source from = OWN_ROUTER; from < SOURCES; from++)

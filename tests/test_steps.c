@@ -102,7 +102,7 @@ static void routing_steps(rig *r) {
     const clmoe_forward_args *a = &r->d.args;
     const clmoe_buf none = {NULL, 0};
     const size_t T = a->tokens, logits = T * ref_columns(r->desc) * 4, pairs = r->ws.plan.pairs * 4;
-    const bool choice = r->desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const bool choice = ref_lists_pairs(r->desc);
     const bool chosen = a->ids_in.mem != NULL;
     r->score = STEP(clmoe_score_args, .weights = a->weights, .x = a->x, .logits_in = a->logits_in,
                     .logits = a->logits_in.mem ? none : buf_new(logits), .scores = buf_new(logits),
@@ -120,7 +120,8 @@ static void routing_steps(rig *r) {
                    .scratch = a->scratch, .plan = buf_new(r->ws.plan.bytes));
     r->renorm = STEP(clmoe_renorm_after_drop_args, .weights = a->weights, .ids = r->topk.ids,
                      .pair_weights = r->topk.pair_weights, .plan = r->plan.plan);
-    r->renorms = r->desc->router.renorm.after_drop && !chosen;
+    r->renorms =
+        r->desc->router.renorm.after_drop && !chosen && r->desc->capacity.keep != CLMOE_KEEP_ROUND;
 }
 
 /* Where the way back does not make it again. */
@@ -340,7 +341,7 @@ static bool allows(const clmoe_layer_desc *desc, bool has_state, source from) {
         return false;
     if (desc->capacity.keep == CLMOE_KEEP_RANDOM && !has_state)
         return false;
-    return desc->router.policy != CLMOE_POLICY_EXPERT_CHOICE || from != IDS_IN;
+    return !ref_lists_pairs(desc) || from != IDS_IN;
 }
 
 typedef enum training { NONE, KEPT, COMPUTED_AGAIN, TRAININGS } training;

@@ -87,11 +87,17 @@ typedef struct clmoe_topk_args {
     const clmoe_weights *weights; /* select_bias, expert_scale */
     clmoe_buf scores;             /* [T,R] f32 */
     clmoe_buf ids;                /* [T,K] i32 */
-    /* [T,K] f32, after renorm and scale; before both with renorm.after_drop. */
+    /* [T,K] f32, after renorm and scale; before both with renorm.after_drop, unless it rounds. */
     clmoe_buf pair_weights;
-    /* [T] i32: how many leading pairs of the token are real, K or fewer; not with expert choice */
+    /*
+     * [T] i32: how many leading pairs of the token are real, K or fewer; not with expert choice and
+     * keep rule round
+     */
     clmoe_buf live;
-    /* Expert choice: [T+1] i32, whose pairs are whose; ids and pair_weights are then [pairs]. */
+    /*
+     * Expert choice and keep rule round: [T+1] i32, whose pairs are whose; ids and pair_weights are
+     * then [pairs].
+     */
     clmoe_buf token_offsets;
     clmoe_buf token_mask; /* optional [T] u8, for the policies and rebalancing that see the batch */
     clmoe_buf state;      /* optional: select_bias where weights has none */
@@ -108,7 +114,7 @@ typedef struct clmoe_topk_args {
  */
 typedef struct clmoe_plan_layout {
     size_t bytes;        /* of the whole plan, for `tokens` and every smaller batch */
-    uint32_t pairs;      /* T*K; with expert choice E*C, a bound: token_offsets[T] are in use */
+    uint32_t pairs;      /* T*K; else a bound, see clmoe_policy, CLMOE_KEEP_ROUND */
     uint32_t slots;      /* S: bound of the slots in use, a multiple of row_tile */
     uint32_t capacity;   /* C, of each sequence; 0 when dropless or T = 0 */
     uint32_t row_tile;   /* rows an engine computes together */
@@ -140,15 +146,15 @@ typedef struct clmoe_plan_args {
     uint32_t tokens;
     clmoe_buf ids;          /* [pairs] i32 */
     clmoe_buf pair_weights; /* [pairs] f32; needed by keep priority and weight, and by reroute */
-    clmoe_buf live;         /* optional [T] i32; not read with expert choice */
+    clmoe_buf live;         /* optional [T] i32; not read with expert choice and keep rule round */
     clmoe_buf token_mask;   /* optional [T] u8 */
     /*
      * Optional [T+1] i32, ascending from 0: token t owns the pairs [token_offsets[t],
-     * token_offsets[t+1]), at most K of them (any number with expert choice, where it is needed).
-     * Without it, pairs [t*K, t*K + K). Arrays of pairs have room for all `pairs` of the layout
-     * either way. Offsets are brought into [0, pairs], a range that ends before it begins is empty,
-     * of one that is longer the first K count: whatever the values, nothing is read or written
-     * outside the arrays, but pairs of two tokens may get two places or none.
+     * token_offsets[t+1]), at most K of them (any number with expert choice and keep rule round,
+     * which need it). Without it, pairs [t*K, t*K + K). Arrays of pairs have room for all `pairs`
+     * of the layout either way. Offsets are brought into [0, pairs], a range that ends before it
+     * begins is empty, of one that is longer the first K count: whatever the values, nothing is
+     * read or written outside the arrays, but pairs of two tokens may get two places or none.
      */
     clmoe_buf token_offsets;
     clmoe_buf state; /* optional: capacity_scale, and the seed of the keep rule random */
@@ -167,7 +173,7 @@ typedef struct clmoe_plan_args {
  * renorm_after_drop: the weights that clmoe_topk() gave, in place, after the plan: renorm over the
  * pairs of a token that have a place, then scale and expert_scale. With overflow reroute ids and
  * pair_weights are what clmoe_plan() made of them. Call it once. Errors: CLMOE_INVALID_ARGUMENT for
- * a layer without router.renorm.after_drop.
+ * a layer without router.renorm.after_drop, or with capacity.keep round.
  */
 typedef struct clmoe_renorm_after_drop_args {
     size_t struct_size;
@@ -370,7 +376,7 @@ typedef struct clmoe_topk_backward_args {
     clmoe_buf x;                  /* [T,D], for learned noise and two levels */
     clmoe_buf logits;             /* [T,R] f32, of clmoe_score(), or the external ones */
     clmoe_buf ids;                /* [pairs] i32, as clmoe_plan() left them */
-    clmoe_buf live;               /* [T] i32; not with expert choice */
+    clmoe_buf live;               /* [T] i32; not with expert choice and keep rule round */
     clmoe_buf plan;
     clmoe_buf token_mask, token_offsets;
     clmoe_buf state;                          /* if clmoe_score() had it */

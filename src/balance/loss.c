@@ -53,13 +53,15 @@ static int source_of(const clmoe_layer *layer, const clmoe_loss_desc *loss) {
 }
 
 /*
- * A fresh choice is the one made, unless a bias, groups or a policy had a say in it, or the ids did
- * not come from these logits. A sum over the scores as they are ranks alike: see sums.cl.
+ * A fresh choice is the one made, unless a bias, groups, a policy or rounding had a say in it, or
+ * the ids did not come from these logits. A sum over the scores as they are ranks alike: see
+ * sums.cl.
  */
 static int load_of(const clmoe_layer *layer, const clmoe_loss_desc *loss, bool routed) {
     const clmoe_router_desc *router = &layer->desc.router;
     bool other = !routed || router->select_bias || router->groups.count > 1 ||
-                 router->groups.two_level || router->policy != CLMOE_POLICY_TOKEN_CHOICE;
+                 router->groups.two_level || router->policy != CLMOE_POLICY_TOKEN_CHOICE ||
+                 layer_rounds(layer);
     if (!loss_reads_load(loss->kind))
         return COUNT_ASSIGNED;
     if (loss->f_source == CLMOE_F_FRESH && !other)

@@ -59,11 +59,13 @@ done:
 
 /* Which of the batch's arrays go with the layer's policy. */
 static clmoe_status check_forward_policy(const clmoe_layer *layer, const clmoe_forward_args *args) {
-    if (layer_is_expert_choice(layer) && args->ids_in.mem)
-        return fail(CLMOE_INVALID_ARGUMENT, "ids_in is given, but the policy is expert choice");
-    if (!layer_is_expert_choice(layer) && args->token_offsets.mem)
+    if (layer_lists_pairs(layer) && args->ids_in.mem)
+        return fail(CLMOE_INVALID_ARGUMENT, "ids_in is given, but %s",
+                    layer_rounds(layer) ? "capacity.keep is round" : "the policy is expert choice");
+    if (!layer_lists_pairs(layer) && args->token_offsets.mem)
         return fail(CLMOE_INVALID_ARGUMENT,
-                    "token_offsets is given, but the policy is not expert choice");
+                    "token_offsets is given, but the policy is not expert choice, nor is "
+                    "capacity.keep round");
     if (!layer_is_soft_moe(layer))
         return CLMOE_SUCCESS;
     const struct {
@@ -164,7 +166,7 @@ static clmoe_status check_jitter_follows(const clmoe_layer *layer, const clmoe_s
 }
 
 static clmoe_status check_final_weights(const clmoe_layer *layer, uint32_t final_weights) {
-    if (final_weights == 1 || !layer->desc.router.renorm.after_drop)
+    if (final_weights == 1 || !layer_renorms_late(layer))
         return CLMOE_SUCCESS;
     return fail(CLMOE_INVALID_ARGUMENT,
                 "final_weights is %u, but with router.renorm.after_drop pair_weights are final "
@@ -214,19 +216,20 @@ clmoe_status check_topk(const clmoe_layer *layer, const clmoe_topk_args *args) {
     workspace_layout ws;
     TRY(check_step(layer, args->tokens, &ws));
     clmoe_policy policy = layer->desc.router.policy;
-    bool expert_choice = layer_is_expert_choice(layer);
+    bool lists = layer_lists_pairs(layer);
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4), tokens = args->tokens;
     const buffer_need needs[] = {
         READS("scores", &args->scores, bytes_of(tokens, layer->columns, 4), 4, true),
         UPDATES("ids", &args->ids, pairs, 4, true),
         UPDATES("pair_weights", &args->pair_weights, pairs, 4, true),
-        WRITES("live", &args->live, bytes_of(tokens, 1, 4), 4, !expert_choice),
-        UPDATES("token_offsets", &args->token_offsets,
-                expert_choice ? bytes_of(tokens + 1, 1, 4) : 0, 4, true),
+        WRITES("live", &args->live, bytes_of(tokens, 1, 4), 4, !lists),
+        UPDATES("token_offsets", &args->token_offsets, lists ? bytes_of(tokens + 1, 1, 4) : 0, 4,
+                true),
         READS("token_mask", &args->token_mask, tokens, 1, false),
         UPDATES("scratch", &args->scratch,
-                policy == CLMOE_POLICY_TOKEN_CHOICE && !layer_rebalances(layer) ? 0
-                                                                                : ws.scratch_bytes,
+                policy == CLMOE_POLICY_TOKEN_CHOICE && !layer_rebalances(layer) && !lists
+                    ? 0
+                    : ws.scratch_bytes,
                 4, true),
     };
     TRY(CHECK_BUFFERS(&call, needs));
@@ -267,7 +270,7 @@ clmoe_status check_plan(const clmoe_layer *layer, const clmoe_plan_args *args) {
         READS("live", &args->live, bytes_of(tokens, 1, 4), 4, false),
         READS("token_mask", &args->token_mask, tokens, 1, false),
         READS("token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
-              layer_is_expert_choice(layer)),
+              layer_lists_pairs(layer)),
         UPDATES("scratch", &args->scratch, ws.scratch_bytes, 4, true),
         UPDATES("plan", &args->plan, ws.plan.bytes, 4, true),
     };
@@ -293,6 +296,9 @@ clmoe_status check_renorm_after_drop(const clmoe_layer *layer,
     if (!layer->desc.router.renorm.after_drop)
         return fail(CLMOE_INVALID_ARGUMENT,
                     "router.renorm.after_drop is 0: clmoe_topk() gives the weights as they are");
+    if (layer_rounds(layer))
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "capacity.keep is round: clmoe_topk() gives the weights as they are");
     size_t pairs = bytes_of(ws.plan.pairs, 1, 4);
     const buffer_need needs[] = {
         READS("ids", &args->ids, pairs, 4, true),
@@ -456,7 +462,7 @@ clmoe_status check_combine(const clmoe_layer *layer, const clmoe_combine_args *a
         READS("plan", &args->plan, ws.plan.bytes, 4, true),
         READS("token_mask", &args->token_mask, tokens, 1, false),
         READS("token_offsets", &args->token_offsets, bytes_of(tokens + 1, 1, 4), 4,
-              layer_is_expert_choice(layer)),
+              layer_lists_pairs(layer)),
         READS("shared", &args->shared, rows, element, shared),
         READS("shared_gate", &args->shared_gate, bytes_of(tokens, 1, 4), 4, gated),
         READS("residual", &args->residual, rows, element, false),

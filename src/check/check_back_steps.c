@@ -61,11 +61,10 @@ done:
     return status;
 }
 
-/* token_offsets, which expert choice needs and others may not have. */
+/* token_offsets, which lists of pairs need and others may not have. */
 static buffer_need offsets_need(const clmoe_layer *layer, const clmoe_buf *buf, size_t tokens) {
-    return (buffer_need){
-        "token_offsets", buf, bytes_of(tokens + 1, 1, 4), 4, layer_is_expert_choice(layer),
-        BUFFER_READ};
+    return (buffer_need){"token_offsets",          buf,        bytes_of(tokens + 1, 1, 4), 4,
+                         layer_lists_pairs(layer), BUFFER_READ};
 }
 
 clmoe_status check_combine_backward(const clmoe_layer *layer,
@@ -155,7 +154,7 @@ clmoe_status check_topk_backward(const clmoe_layer *layer, const clmoe_topk_back
         READS("x", &args->x, s.rows, s.element, learned || s.groups > 0),
         READS("logits", &args->logits, s.columns, 4, true),
         READS("ids", &args->ids, s.pairs, 4, true),
-        READS("live", &args->live, bytes_of(s.tokens, 1, 4), 4, !layer_is_expert_choice(layer)),
+        READS("live", &args->live, bytes_of(s.tokens, 1, 4), 4, !layer_lists_pairs(layer)),
         READS("plan", &args->plan, ws.plan.bytes, 4, true),
         READS("token_mask", &args->token_mask, s.tokens, 1, false),
         offsets_need(layer, &args->token_offsets, s.tokens),

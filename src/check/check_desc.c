@@ -180,7 +180,7 @@ static clmoe_status check_capacity(const clmoe_layer_desc *desc) {
     const clmoe_capacity_desc *capacity = &desc->capacity;
     TRY(is_at_least("capacity.factor", capacity->factor, 0));
     TRY(in_range("capacity.rounding", capacity->rounding, 0, CLMOE_ROUND_NEAREST));
-    TRY(in_range("capacity.keep", capacity->keep, 0, CLMOE_KEEP_RANDOM));
+    TRY(in_range("capacity.keep", capacity->keep, 0, CLMOE_KEEP_ROUND));
     if (capacity->rows > 0 && capacity->factor > 0)
         return fail(CLMOE_INVALID_DESC, "capacity.rows is %u and capacity.factor is %g: give one",
                     capacity->rows, capacity->factor);

@@ -139,6 +139,34 @@ static clmoe_status check_token_choice(const clmoe_layer_desc *desc) {
     return desc->router.groups.two_level ? check_two_level(desc) : CLMOE_SUCCESS;
 }
 
+/* Rounding takes tokens from all that did not choose, and changes how many pairs a token has. */
+static clmoe_status check_token_rounding(const clmoe_layer_desc *desc) {
+    const clmoe_router_desc *router = &desc->router;
+    const struct {
+        bool is;
+        const char *why;
+    } reasons[] = {
+        {router->policy != CLMOE_POLICY_TOKEN_CHOICE, "router.policy is not token choice"},
+        {router->groups.two_level, "router.groups.two_level is 1"},
+        {router->groups.count > 1, "there are router.groups"},
+        {router->score == CLMOE_SCORE_SPARSEMIXER, "router.score is sparsemixer"},
+        {router->renorm.kind != CLMOE_RENORM_NONE && !router->renorm.after_drop,
+         "router.renorm.after_drop is 0, with a router.renorm.kind: weights are of the experts a "
+         "token ends with"},
+        {router->rebalance.iterations > 0, "router.rebalance.iterations is given"},
+        {desc->num_identity_experts > 0, "there are identity experts"},
+        {desc->capacity.rows > 0 || desc->capacity.factor > 0,
+         "capacity.rows or capacity.factor is given: it rounds without a capacity"},
+        {desc->capacity.tokens_per_sequence > 0, "capacity.tokens_per_sequence is given"},
+    };
+    if (desc->capacity.keep != CLMOE_KEEP_ROUND)
+        return CLMOE_SUCCESS;
+    for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++)
+        if (reasons[i].is)
+            return fail(CLMOE_INVALID_DESC, "capacity.keep is round, but %s", reasons[i].why);
+    return CLMOE_SUCCESS;
+}
+
 /* By clmoe_policy. */
 static const struct policy_rule {
     const char *name;
@@ -165,6 +193,7 @@ clmoe_status check_policy(const clmoe_layer_desc *desc) {
     if (policy != CLMOE_POLICY_TOKEN_CHOICE)
         TRY(check_token_choice_only(desc, policies[policy].name));
     TRY(policies[policy].check(desc));
+    TRY(check_token_rounding(desc));
 done:
     return status;
 }

@@ -15,7 +15,7 @@ clmoe_status plan_create(clmoe_layer *layer) {
     };
     char options[64];
     snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
-             layer->group, (int)layer_keep(layer), layer_is_expert_choice(layer),
+             layer->group, (int)layer_keep(layer), layer_lists_pairs(layer),
              layer_has_sequences(layer));
     return layer_kernels(layer, "dispatch/plan", options, kernels,
                          sizeof kernels / sizeof kernels[0]);

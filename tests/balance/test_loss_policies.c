@@ -42,7 +42,7 @@ static double *group_logits(const clmoe_layer_desc *desc, const float *x, const 
 static void case_make(policy_case *c, const clmoe_layer_desc *desc, uint32_t group_size) {
     const balance_options options = {
         .kind = PATTERN_ZIPF, .mask = true, .state = true, .target = true, .supplied = true};
-    bool choice = desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    bool choice = ref_lists_pairs(desc);
     size_t n = TOKENS * EXPERTS, pairs = ref_pairs(desc, TOKENS);
     balance_batch *b = &c->b;
     clmoe_layer_desc plain = *desc;
@@ -308,6 +308,20 @@ static void other_policies(void **state) {
         }
 }
 
+static void token_rounding(void **state) {
+    (void)state;
+    for (uint32_t scaled = 0; scaled < 2; scaled++) {
+        clmoe_layer_desc desc = plain_desc(6);
+        desc.router.score = scaled ? CLMOE_SCORE_SIGMOID : CLMOE_SCORE_SOFTMAX;
+        desc.router.expert_scale = scaled;
+        desc.router.renorm.after_drop = 1;
+        desc.capacity.keep = CLMOE_KEEP_ROUND;
+        desc.capacity.multiple = 8;
+        test_case("token rounding, %s", scaled ? "sigmoid, experts' scale" : "softmax");
+        every_loss(&desc, group_sizes[scaled], scaled + 1);
+    }
+}
+
 /* Scores that are all the same float: a fresh choice takes the lower ids, as the router does. */
 static void saturated_scores(void **state) {
     (void)state;
@@ -394,8 +408,8 @@ static void huge_logits(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(rerouted),         TEST(two_levels),  TEST(other_policies),
-        TEST(saturated_scores), TEST(huge_logits),
+        TEST(rerouted),       TEST(two_levels),       TEST(other_policies),
+        TEST(token_rounding), TEST(saturated_scores), TEST(huge_logits),
     };
     return RUN(tests);
 }

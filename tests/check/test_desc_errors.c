@@ -130,7 +130,7 @@ static const desc_error desc_errors[] = {
     {F(balance.router_orthogonality, U32, 2), "2", BAD_DESC, {{0}}},
     {F(balance.device_groups, U32, 3), "3", BAD_DESC, {{0}}},
     {F(balance.device_groups, U32, 4294967295.0), "4294967295", BAD_DESC, {{0}}},
-    {F(capacity.keep, U32, 5), "5", BAD_DESC, {{0}}},
+    {F(capacity.keep, U32, 6), "6", BAD_DESC, {{0}}},
     {F(capacity.keep, U32, -1), "4294967295", BAD_DESC, {{0}}},
     {F(capacity.overflow, U32, 2), "2", BAD_DESC, {{0}}},
     {F(capacity.overflow, U32, 1), "no capacity", BAD_DESC, {{0}}},

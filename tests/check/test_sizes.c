@@ -171,6 +171,9 @@ static void in_long_sequences(clmoe_layer_desc *d) {
     d->capacity.tokens_per_sequence = 700;
     d->balance.device_groups = 4;
 }
+static void by_tile(clmoe_layer_desc *d) {
+    d->capacity.keep = CLMOE_KEEP_ROUND;
+}
 static void one_expert(clmoe_layer_desc *d) {
     d->num_experts = d->top_k = 1;
 }
@@ -183,6 +186,8 @@ static const layer_variant forms[] = {
     {"sequences", in_sequences},
     {"long sequences, device groups", in_long_sequences},
     {"expert choice", NULL},
+    {"token rounding", NULL},
+    {"token rounding, by the tile", by_tile},
     {"Sinkhorn", NULL},
     {"all experts", NULL},
     {"Soft MoE", NULL},

@@ -100,6 +100,7 @@ static const variant variants[] = {
     {"sequences", sequences, LOSSES(by_sequence), NULL},
     {"quantile", quantile, LOSSES(any_layer), NULL},
     {"expert choice", expert_choice, LOSSES(any_layer), NULL},
+    {"token rounding", NULL, LOSSES(any_layer), NULL},
     {"Sinkhorn", sinkhorn, LOSSES(any_layer), NULL},
     {"all experts", NULL, LOSSES(any_layer), NULL},
     {"two levels", NULL, LOSSES(any_layer), NULL},
@@ -304,7 +305,7 @@ static void make_outputs(rig *r) {
 static void make_calls(rig *r) {
     const clmoe_forward_args *in = &r->args;
     const size_t logits = (size_t)TOKENS * r->desc.num_experts * 4;
-    const bool by_expert = r->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE;
+    const bool by_expert = ref_lists_pairs(&r->desc);
     const clmoe_buf none = {0};
     clmoe_plan_layout layout;
     OK(clmoe_plan_layout_get(r->layer, TOKENS, &layout));

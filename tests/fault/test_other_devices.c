@@ -175,6 +175,7 @@ static const layer_variant policies[] = {
     {"keep by weight, renorm after drop, shared", keep_by_weight},
     {"two levels, normalized experts", two_level},
     {"expert choice", NULL},
+    {"token rounding", NULL},
     {"Sinkhorn, rebalance", sinkhorn},
     {"all experts", NULL},
     {"Soft MoE", NULL},

@@ -283,6 +283,12 @@ uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens) {
 size_t ref_pairs(const clmoe_layer_desc *desc, uint32_t tokens) {
     if (desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE)
         return (size_t)desc->num_experts * ref_capacity(desc, tokens);
+    if (desc->capacity.keep == CLMOE_KEEP_ROUND) {
+        size_t half = desc->capacity.multiple / 2, all = (size_t)tokens * desc->num_experts;
+        size_t bound =
+            (size_t)tokens * desc->top_k + desc->num_experts * (half < tokens ? half : tokens);
+        return bound < all ? bound : all;
+    }
     return (size_t)tokens * desc->top_k;
 }
 

@@ -33,6 +33,12 @@ static inline uint32_t ref_router_rows(const clmoe_layer_desc *desc) {
                : ref_columns(desc);
 }
 
+/* Whether a token has any number of pairs, as token_offsets say. */
+static inline bool ref_lists_pairs(const clmoe_layer_desc *desc) {
+    return desc->router.policy == CLMOE_POLICY_EXPERT_CHOICE ||
+           desc->capacity.keep == CLMOE_KEEP_ROUND;
+}
+
 /* x [T,D] -> logits [T,R]. */
 void ref_logits(const clmoe_layer_desc *desc, uint32_t tokens, const float *x,
                 const ref_weights *weights, double *logits);
@@ -72,7 +78,7 @@ double ref_choice_gap(const clmoe_layer_desc *desc, uint32_t tokens, const doubl
 /* C, of each sequence if there are several; 0 when dropless. */
 uint32_t ref_capacity(const clmoe_layer_desc *desc, uint32_t tokens);
 
-/* Pairs of a batch: T*K, with expert choice E*C. */
+/* Pairs of a batch: T*K, with expert choice E*C, with token rounding to `multiple` its bound. */
 size_t ref_pairs(const clmoe_layer_desc *desc, uint32_t tokens);
 
 typedef struct ref_plan_in {
@@ -150,8 +156,8 @@ typedef struct ref_result {
     double *logits, *scores; /* [T,R] */
     int32_t *ids;            /* [pairs] */
     double *pair_weights;    /* [pairs] */
-    int32_t *live;           /* [T], NULL with ids_in and with expert choice */
-    int32_t *token_offsets;  /* [T+1], with expert choice only */
+    int32_t *live;           /* [T], NULL with ids_in and where pairs are listed */
+    int32_t *token_offsets;  /* [T+1], where pairs are listed */
     ref_plan plan;           /* of row_tile 1 */
     clmoe_stats stats;
     double *y;         /* [T,D] */

@@ -333,7 +333,7 @@ void ref_forward(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_res
     else
         route(desc, in, r);
     forward_plan(desc, in, r);
-    if (desc->router.renorm.after_drop && !in->ids_in)
+    if (desc->router.renorm.after_drop && !in->ids_in && !r->token_offsets)
         ref_renorm_after_drop(desc, in->tokens, r->ids, r->plan.slot_of, in->weights,
                               r->pair_weights);
     outputs(desc, in, r);

@@ -60,8 +60,8 @@ static void count_fresh(const clmoe_layer_desc *desc, const ref_balance_in *in, 
 static size_t first_choice(const clmoe_layer_desc *desc, const ref_balance_in *in, size_t t) {
     const clmoe_router_desc *router = &desc->router;
     size_t R = ref_columns(desc), best = R, p, e, end = ref_pairs_of(desc, in, t, &p);
-    bool ordered = router->policy != CLMOE_POLICY_ALL_EXPERTS &&
-                   router->policy != CLMOE_POLICY_EXPERT_CHOICE && !router->groups.two_level;
+    bool ordered = router->policy != CLMOE_POLICY_ALL_EXPERTS && !ref_lists_pairs(desc) &&
+                   !router->groups.two_level;
     ref_row row;
     if (ordered)
         return p < end && ref_pair_column(desc, in, p, &e) ? e : R;

@@ -103,6 +103,95 @@ double ref_expert_choice(const clmoe_layer_desc *desc, uint32_t tokens, const do
     return gap;
 }
 
+/* ---- Token rounding ------------------------------------------------------------------------- */
+
+/* Marks the `keep` best of list [n] in taken [T,R], column e. */
+static double mark_best(candidate *list, size_t n, size_t keep, size_t R, size_t e, bool *taken) {
+    qsort(list, n, sizeof *list, by_score);
+    for (size_t i = 0; i < keep; i++)
+        taken[list[i].token * R + e] = true;
+    if (keep == 0 || keep >= n || list[keep - 1].score == list[keep].score)
+        return INFINITY;
+    return distance(list[keep - 1].score, list[keep].score);
+}
+
+/* Who chose expert e, and who may be added. */
+static double round_expert(const clmoe_layer_desc *desc, const ref_rounding_in *in, size_t e,
+                           bool *taken) {
+    size_t R = ref_columns(desc), K = desc->top_k, M = desc->capacity.multiple, c = 0, others = 0;
+    candidate *chose = make(in->tokens, sizeof *chose), *rest = make(in->tokens, sizeof *rest);
+    for (size_t t = 0; t < in->tokens; t++) {
+        bool chosen = false;
+        for (size_t k = 0; k < (size_t)in->live[t] && is_in(in->token_mask, t); k++)
+            if ((size_t)in->ids[t * K + k] == e) {
+                chose[c++] = (candidate){in->top_weights[t * K + k], t};
+                chosen = true;
+            }
+        double score = in->scores[t * R + e];
+        if (!chosen && is_in(in->token_mask, t) && isfinite(score))
+            rest[others++] = (candidate){score, t};
+    }
+    size_t m = c - c % M;
+    if (2 * (c % M) >= M && m + M <= c + others)
+        m += M;
+    double gap = mark_best(chose, c, m < c ? m : c, R, e, taken);
+    gap = fmin(gap, mark_best(rest, others, m > c ? m - c : 0, R, e, taken));
+    free(chose);
+    free(rest);
+    return gap;
+}
+
+double ref_token_rounding(const clmoe_layer_desc *desc, const ref_rounding_in *in,
+                          int32_t *token_offsets, int32_t *ids, double *pair_weights) {
+    size_t R = ref_columns(desc), pairs = ref_pairs(desc, in->tokens), n = 0;
+    bool *taken = make(in->tokens * R, sizeof *taken);
+    double gap = INFINITY;
+    for (size_t e = 0; e < R; e++)
+        gap = fmin(gap, round_expert(desc, in, e, taken));
+    clmoe_layer_desc own = *desc; /* of a token: as many choices as it ends with */
+    own.router.renorm.after_drop = 0;
+    for (size_t t = 0; t < in->tokens; t++) {
+        size_t first = n;
+        token_offsets[t] = (int32_t)n;
+        for (size_t e = 0; e < R; e++)
+            if (taken[t * R + e])
+                ids[n++] = (int32_t)e;
+        own.top_k = (uint32_t)(n - first);
+        if (n > first)
+            ref_token_weights(&own, in->scores + t * R, ids + first, (int32_t)(n - first),
+                              in->weights, pair_weights + first);
+    }
+    token_offsets[in->tokens] = (int32_t)n;
+    for (; n < pairs; n++) {
+        ids[n] = -1;
+        pair_weights[n] = 0.0;
+    }
+    free(taken);
+    return gap;
+}
+
+/* Plain token choice, then rounding. */
+static void rounded_choice(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
+    size_t T = in->tokens, R = ref_columns(desc), K = desc->top_k;
+    float *f32 = make(T * R, sizeof *f32);
+    int32_t *ids = make(T * K, sizeof *ids), *live = make(T, sizeof *live);
+    double *w = make(T * K, sizeof *w);
+    ref_scores(desc, in->tokens, r->logits, r->scores);
+    for (size_t i = 0; i < T * R; i++)
+        f32[i] = (float)r->scores[i];
+    ref_topk(desc, in->tokens, f32, in->weights, ids, w, live);
+    for (size_t t = 0; t < T; t++)
+        ref_token_weights(desc, r->scores + t * R, ids + t * K, live[t], in->weights, w + t * K);
+    r->token_offsets = make(T + 1, sizeof *r->token_offsets);
+    const ref_rounding_in of = {in->tokens, r->scores, ids, live, w, in->token_mask, in->weights};
+    r->choice_gap = fmin(ref_choice_gap(desc, in->tokens, r->scores, in->weights),
+                         ref_token_rounding(desc, &of, r->token_offsets, r->ids, r->pair_weights));
+    free(f32);
+    free(ids);
+    free(live);
+    free(w);
+}
+
 /* ---- Sinkhorn ------------------------------------------------------------------------------- */
 
 /* C [T,R] of l. */
@@ -378,6 +467,10 @@ void ref_soft_moe(const clmoe_layer_desc *desc, const ref_forward_in *in, double
 
 bool ref_policy_route(const clmoe_layer_desc *desc, const ref_forward_in *in, ref_result *r) {
     clmoe_policy policy = desc->router.policy;
+    if (desc->capacity.keep == CLMOE_KEEP_ROUND) {
+        rounded_choice(desc, in, r);
+        return true;
+    }
     if (policy == CLMOE_POLICY_TOKEN_CHOICE && !desc->router.groups.two_level)
         return false;
     double *l = make(in->tokens * (size_t)ref_columns(desc), sizeof *l);

@@ -19,6 +19,24 @@ double ref_expert_choice(const clmoe_layer_desc *desc, uint32_t tokens, const do
                          const uint8_t *token_mask, const ref_weights *weights,
                          int32_t *token_offsets, int32_t *ids, double *pair_weights);
 
+/* A choice that is rounded: that of ref_topk(). */
+typedef struct ref_rounding_in {
+    uint32_t tokens;
+    const double *scores;      /* [T,R] */
+    const int32_t *ids, *live; /* [T,K], [T] */
+    const double *top_weights; /* [T,K] */
+    const uint8_t *token_mask; /* optional [T] */
+    const ref_weights *weights;
+} ref_rounding_in;
+
+/*
+ * A choice -> the pairs after rounding to capacity.multiple: token_offsets [T+1], ids [pairs], -1
+ * past the last, weights [pairs]. Returns the smallest relative distance between the last token
+ * that an expert keeps or adds and the first it does not.
+ */
+double ref_token_rounding(const clmoe_layer_desc *desc, const ref_rounding_in *in,
+                          int32_t *token_offsets, int32_t *ids, double *pair_weights);
+
 /*
  * l [T,R], -infinity where not finite -> what Sinkhorn chooses by, [T,R]. *margin, if asked for:
  * the smallest relative distance of a change of d1 from the tolerance.

@@ -263,7 +263,7 @@ static void dense_in_parts(void **state) {
 
 /* ---- Policies -------------------------------------------------------------------------------- */
 
-static const char *const policies[] = {"reroute",  "two levels",  "expert choice",
+static const char *const policies[] = {"reroute",  "two levels",  "expert choice", "token rounding",
                                        "Sinkhorn", "all experts", "Soft MoE"};
 
 /* A group per launch, and some. */

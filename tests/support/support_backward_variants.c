@@ -65,6 +65,26 @@ static void expert_choice_at_input(clmoe_layer_desc *d) {
     d->capacity.factor = 1.5;
 }
 
+static void rounding_after_drop(clmoe_layer_desc *d) {
+    d->capacity.keep = CLMOE_KEEP_ROUND;
+    d->capacity.multiple = 5;
+    d->router.score = CLMOE_SCORE_SIGMOID;
+    d->router.renorm.kind = CLMOE_RENORM_SUM;
+    d->router.renorm.after_drop = 1;
+    d->router.expert_scale = 1;
+    d->router.scale = 2.5f;
+    d->router.weight_at = CLMOE_WEIGHT_AT_ACTIVATION;
+}
+
+static void rounding_topk_softmax(clmoe_layer_desc *d) {
+    d->capacity.keep = CLMOE_KEEP_ROUND;
+    d->capacity.multiple = 4;
+    d->router.order = CLMOE_ORDER_TOPK_THEN_SCORE;
+    d->router.bias = 1;
+    d->router.weight_at = CLMOE_WEIGHT_AT_INPUT;
+    d->shared.hidden_dim = 5;
+}
+
 static void sinkhorn_after_drop(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
     d->router.score = CLMOE_SCORE_SIGMOID;
@@ -164,6 +184,8 @@ const layer_variant backward_variants[] = {
     {"Soft MoE, normalized", soft_moe_normalized},
     {"all experts, weight at activation", all_experts_at_activation},
     {"expert choice, weight at input", expert_choice_at_input},
+    {"token rounding, renorm", rounding_after_drop},
+    {"token rounding, top-k then softmax, weight at input", rounding_topk_softmax},
     {"Sinkhorn, renorm after drop", sinkhorn_after_drop},
     {"top-k then softmax, renorm after drop", topk_after_drop},
     {"sparsemixer, renorm", sparsemixer_renorm},

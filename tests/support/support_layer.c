@@ -215,7 +215,7 @@ void batch_upload(clmoe_layer *layer, const batch *b, device_batch *d) {
     if (all && !in->ids_in) {
         args->ids = buf_new(pairs * 4);
         args->pair_weights = buf_new(pairs * F32);
-        if (b->desc.router.policy == CLMOE_POLICY_EXPERT_CHOICE)
+        if (ref_lists_pairs(&b->desc))
             args->token_offsets = buf_new((T + 1) * 4);
     }
     if (all)

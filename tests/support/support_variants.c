@@ -232,6 +232,12 @@ static void expert_choice(clmoe_layer_desc *d) {
     d->capacity.factor = 1.5;
 }
 
+static void token_rounding(clmoe_layer_desc *d) {
+    d->capacity.keep = CLMOE_KEEP_ROUND;
+    d->capacity.multiple = 4;
+    d->router.expert_scale = d->router.select_bias = 1;
+}
+
 static void sinkhorn(clmoe_layer_desc *d) {
     d->router.policy = CLMOE_POLICY_SINKHORN;
     d->router.renorm.kind = CLMOE_RENORM_SUM;
@@ -320,6 +326,7 @@ static void device_groups(clmoe_layer_desc *d) {
 
 const layer_variant routing_variants[] = {
     {"expert choice", expert_choice},
+    {"token rounding", token_rounding},
     {"Sinkhorn", sinkhorn},
     {"all experts", all_experts},
     {"Soft MoE", soft_moe},

@@ -127,7 +127,7 @@ typedef struct clmoe_stats_args {
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
+    clmoe_buf token_offsets; /* [T+1] i32, as in plan: optional, or needed */
     clmoe_buf state;         /* optional */
     clmoe_buf load_target;   /* optional [E] f32, as in clmoe_loss_args */
     clmoe_buf scratch;
@@ -219,9 +219,9 @@ enum {
      */
     CLMOE_F_FRESH = 1,
     /*
-     * First choices only: GShard. A token's first pair; with all experts, expert choice and two
-     * levels, whose pairs come in another order, the one of its pairs with the largest score, or p,
-     * ties to the lower id.
+     * First choices only: GShard. A token's first pair; with all experts, expert choice, two levels
+     * and keep rule round, whose pairs come in another order, the one of its pairs with the largest
+     * score, or p, ties to the lower id.
      */
     CLMOE_F_FIRST = 2,
     CLMOE_F_EMA = 3, /* the state's average; not per_sequence */
@@ -272,7 +272,7 @@ typedef struct clmoe_loss_args {
     clmoe_buf plan;
     clmoe_buf live;          /* optional [T] i32 */
     clmoe_buf token_mask;    /* optional [T] u8 */
-    clmoe_buf token_offsets; /* as in plan: optional [T+1] i32, needed by expert choice */
+    clmoe_buf token_offsets; /* [T+1] i32, as in plan: optional, or needed */
     clmoe_buf state;         /* optional; needed by F_EMA, `controlled` and SMOOTH_LOAD */
     /*
      * Optional [E] f32, positive: Q, divided by its sum. Where that is not positive and finite, Q

@@ -359,6 +359,30 @@ enum {
     CLMOE_KEEP_PRIORITY = 2,     /* choice-major, tokens by descending best weight: V-MoE's BPR */
     CLMOE_KEEP_WEIGHT = 3,       /* the C largest weights of each expert: Megatron-Core "probs" */
     CLMOE_KEEP_RANDOM = 4,       /* in a random order of the pairs: DeepSpeed; needs a state */
+    /*
+     * Token rounding (SonicMoE, arXiv 2512.14080), for training: the pairs of each expert become a
+     * multiple of M, which is `multiple`, or where that is 0 the row_tile of the batch's plan
+     * (clmoe_plan_layout). With M a multiple of row_tile buckets have no rows of padding. Where c
+     * pairs chose the expert, m is the multiple nearest to c, halves up; or the one below c, where
+     * fewer than m unmasked tokens have a finite score for it.
+     *   m < c: the pairs of the c - m smallest weights are dropped, ties from the higher token on.
+     *          Weights are those of clmoe_topk() without rounding: of the K choices, and with
+     *          renorm.after_drop before renorm and scales.
+     *   m > c: the m - c unmasked tokens of the largest scores (clmoe_score_args.scores, without
+     *          selection bias) that did not choose the expert are added, ties to the lower token.
+     * Experts chosen by fewer than M/2 tokens get none: batches should have T*K/E of a few M.
+     * Afterwards a token has 0 to E pairs, in ascending id, listed as with expert choice: `pairs`
+     * is the bound min(T*K + E * min(M/2, T), T*E) with M/2 rounded down, token_offsets say which
+     * are whose, and the rest have id -1 and weight 0. Weights are of the experts that a token ends
+     * with, added ones like the others: renorm, and with topk-then-score order the score, are over
+     * these. So are gradients, with the pairs held fixed. clmoe_topk() gives all of this; there is
+     * no clmoe_renorm_after_drop(). Statistics and losses are of the pairs after rounding: load is
+     * kept, a multiple of M, and dropped is 0; F_FRESH is the choice before.
+     * Needs token choice, and renorm.after_drop where there is a renorm.kind. Not with `rows` or
+     * `factor` (there is no C), groups, two levels, sparsemixer, rebalancing, identity experts,
+     * tokens_per_sequence or external ids.
+     */
+    CLMOE_KEEP_ROUND = 5,
 };
 
 /* What happens to the pairs that found no place. */
@@ -394,7 +418,7 @@ typedef struct clmoe_capacity_desc {
     double factor; /* >= 0, finite */
     clmoe_rounding rounding;
     uint32_t min_rows;
-    uint32_t multiple; /* 0 and 1: any */
+    uint32_t multiple; /* 0 and 1: any; but see CLMOE_KEEP_ROUND */
     clmoe_keep keep;
     /*
      * Reroute: token choice with a capacity, without two levels, identity experts and
@@ -626,7 +650,7 @@ typedef struct clmoe_forward_args {
     clmoe_buf logits;       /* optional [T,R] f32: x Wr^T + router_bias, before noise and softcap */
     clmoe_buf ids;          /* optional [pairs] i32, best first; pairs is T*K, see clmoe_policy */
     clmoe_buf pair_weights; /* optional [pairs] f32: the combine weights, after renorm and scale */
-    clmoe_buf token_offsets; /* optional [T+1] i32, with expert choice only */
+    clmoe_buf token_offsets; /* optional [T+1] i32, with expert choice and keep rule round only */
     clmoe_buf stats; /* optional, clmoe_stats_size() bytes; needs balance.enabled or training */
     /* Balancing losses, see clmoe_loss_args: 0 to 16 of them. */
     const struct clmoe_loss_desc *losses;
