@@ -361,7 +361,7 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_IDS] = shapes[REGION_WEIGHTS] = words(b->pairs, 1);
     shapes[REGION_LIVE] = words(T, 1);
     shapes[REGION_TOKEN_OFFSETS] = words(rows_if(choice, T + 1), 1);
-    shapes[REGION_CHOICE_THRESHOLDS] = words(rows_if(choice, R), rounds ? 3 : 2);
+    shapes[REGION_CHOICE_THRESHOLDS] = words(rows_if(choice, R), 2);
     shapes[REGION_CHOICE_KEYS] = words(rows_if(choice, R), T);
     shapes[REGION_ROUNDING_IDS] = words(rows_if(rounds, T), layer->desc.top_k);
     shapes[REGION_ROUNDING_WEIGHTS] = shapes[REGION_ROUNDING_IDS];

@@ -18,7 +18,7 @@ typedef enum region_id {
     REGION_WEIGHTS,           /* [pairs] f32 */
     REGION_LIVE,              /* [T] i32 */
     REGION_TOKEN_OFFSETS,     /* [T+1] i32, where layer_lists_pairs(); as the next two */
-    REGION_CHOICE_THRESHOLDS, /* [R,2] u32; with token rounding [R,3] */
+    REGION_CHOICE_THRESHOLDS, /* [R,2] u32 */
     REGION_CHOICE_KEYS,       /* [R,T] u32 */
     REGION_ROUNDING_IDS,     /* [T*K] i32, with token rounding: what top-k chose; as the next two */
     REGION_ROUNDING_WEIGHTS, /* [T*K] f32 */

@@ -39,31 +39,16 @@ void choice_thresholds(IN(uint, keys), OUT(uint, thresholds), IN(uint, state), u
                        uint capacity) {
     __local uint histogram[BINS], tmp[GROUP], found[2];
     capacity = effective_capacity(STATE_OF(state), capacity);
-    key_column column = {AT(keys) + (ulong)get_group_id(0) * tokens, 0, 0, tokens};
-    find_threshold(&column, capacity, AT(thresholds) + 2 * get_group_id(0), histogram, tmp, found);
+    find_threshold(AT(keys) + (ulong)get_group_id(0) * tokens, tokens, capacity,
+                   AT(thresholds) + 2 * get_group_id(0), histogram, tmp, found);
 }
 
 KERNEL(GROUP, 1, 1)
 void choice_counts(IN(uint, keys), IN(uint, thresholds), OUT(int, counts), uint tokens,
                    uint columns) {
-    uint first = get_global_id(0) * SPAN,
-         span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
-    int count[SPAN];
-    keys = AT(keys);
-    thresholds = AT(thresholds);
-    for (uint i = 0; i < SPAN; i++)
-        count[i] = 0;
-    for (uint e = 0; e < columns; e++) {
-        __global const uint *column = keys + (ulong)e * tokens;
-        uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
-        for (uint i = 0; i < span; i++)
-            count[i] += is_taken(column[first + i], bits, limit, first + i);
-    }
-    for (uint i = 0; i < span; i++)
-        AT(counts)[first + i] = count[i];
+    count_taken(AT(keys), AT(thresholds), AT(counts), tokens, columns);
 }
 
-/* Counts [0,T) -> where each token's pairs begin, [T+1]. */
 KERNEL(GROUP, 1, 1)
 void choice_offsets(OUT(int, offsets), uint tokens) {
     __local uint tmp[GROUP];

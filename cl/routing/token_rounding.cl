@@ -4,14 +4,14 @@
  *          where fewer than m tokens have a finite score. The m first tokens are kept: those that
  *          chose before the others, those by descending weight, these by descending score, ties to
  *          the lower token. So m <= c drops pairs of the smallest weights and m > c adds tokens of
- *          the best scores. A key is a weight or a score as ordered bits; the threshold of an
- *          expert is (bits, limit, whose): `whose` is 1 where those that chose compete and no other
- *          is kept, 0 where the others compete and all that chose are kept; see select.clh. Weights
- *          are those of the experts a token ends with, see router.clh.
+ *          the best scores. A key is a weight or a score as ordered bits, see select.clh; where m
+ *          <= c those that did not choose get 0, else those that did get the best key. Then the m
+ *          best keys are kept. Weights are those of the experts a token ends with, see router.clh.
  * Arrays: scores [T,R], token_mask [T] or NULL, top_ids, top_weights [T,K], top_live [T] of top-k
- *          -> keys [R,T], chosen [R,T/32] bits -> thresholds [R,3] -> token_offsets [T+1] (at first
- *          counts in [0,T)), and with expert_scale [R] or NULL ids [pairs], pair_weights [pairs],
- *          in the order of tokens, then ids; those past token_offsets[T] get id -1 and weight 0.
+ *          -> keys [R,T], chosen [R,T/32] bits -> keys again, thresholds [R,2] -> token_offsets
+ *          [T+1] (at first counts in [0,T)), and with expert_scale [R] or NULL ids [pairs],
+ *          pair_weights [pairs], in the order of tokens, then ids; those past token_offsets[T] get
+ *          id -1 and weight 0.
  * NDRange: rounding_keys: (tiles of CHOICE_SIDE tokens, tiles of CHOICE_SIDE experts).
  *          rounding_thresholds: a group per expert. rounding_counts, rounding_pairs: SPAN tokens
  *          per work-item. rounding_offsets: one group.
@@ -21,6 +21,8 @@
  */
 #include "routing/select.clh"
 #include "routing/token_rounding.clh"
+
+#define BEST_KEY 0xFFFFFFFFu /* of no float */
 
 KERNEL(GROUP, 1, 1)
 void rounding_keys(IN(float, scores), IN(uchar, token_mask), IN(int, top_ids),
@@ -52,52 +54,41 @@ void rounding_keys(IN(float, scores), IN(uchar, token_mask), IN(int, top_ids),
         chosen[(ulong)column * CHOSEN_WORDS(tokens)] = bits[column];
 }
 
+/* Only those that chose compete for places (`drops`), or the others after all of those. */
+static inline void compete(__global uint *keys, __global const uint *chosen, uint tokens,
+                           bool drops) {
+    for (uint t = get_local_id(0); t < tokens; t += GROUP) {
+        bool chose = chosen[t / CHOSEN_BITS] >> (t % CHOSEN_BITS) & 1;
+        if (chose != drops)
+            keys[t] = drops ? 0 : BEST_KEY;
+    }
+}
+
 KERNEL(GROUP, 1, 1)
-void rounding_thresholds(IN(uint, keys), IN(uint, chosen), OUT(uint, thresholds), uint tokens,
+void rounding_thresholds(OUT(uint, keys), IN(uint, chosen), OUT(uint, thresholds), uint tokens,
                          uint multiple) {
     __local uint histogram[BINS], tmp[GROUP], found[2];
     const uint words = CHOSEN_WORDS(tokens), e = get_group_id(0);
-    key_column column = {AT(keys) + (ulong)e * tokens, AT(chosen) + (ulong)e * words, 0, tokens};
     uint mine = 0, finite = 0;
+    keys = AT(keys) + (ulong)e * tokens;
+    chosen = AT(chosen) + (ulong)e * words;
     for (uint i = get_local_id(0); i < words; i += GROUP)
-        mine += popcount(column.chosen[i]);
+        mine += popcount(chosen[i]);
     for (uint t = get_local_id(0); t < tokens; t += GROUP)
-        finite += column.keys[t] != 0;
+        finite += keys[t] != 0;
     const uint count = group_total(mine, tmp), most = group_total(finite, tmp);
     uint target = (count + multiple / 2) / multiple * multiple;
     if (target > most)
         target = count / multiple * multiple;
-    column.bit = target <= count;
-    thresholds = AT(thresholds) + 3 * e;
-    find_threshold(&column, column.bit ? target : target - count, thresholds, histogram, tmp,
-                   found);
-    if (get_local_id(0) == 0)
-        thresholds[2] = column.bit;
-}
-
-/* Whether a token is kept by an expert of this key, chosen bit and threshold. */
-static inline bool is_kept(uint key, uint bit, __global const uint *threshold, uint token) {
-    bool taken = is_taken(key, threshold[0], threshold[1], token);
-    return bit == threshold[2] ? taken : bit;
+    compete(keys, chosen, tokens, target <= count);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+    find_threshold(keys, tokens, target, AT(thresholds) + 2 * e, histogram, tmp, found);
 }
 
 KERNEL(GROUP, 1, 1)
-void rounding_counts(IN(uint, keys), IN(uint, chosen), IN(uint, thresholds), OUT(int, counts),
-                     uint tokens, uint columns) {
-    uint first = get_global_id(0) * SPAN,
-         span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
-    int count[SPAN];
-    for (uint i = 0; i < SPAN; i++)
-        count[i] = 0;
-    for (uint e = 0; e < columns; e++) {
-        __global const uint *column = AT(keys) + (ulong)e * tokens;
-        __global const uint *bits = AT(chosen) + (ulong)e * CHOSEN_WORDS(tokens);
-        for (uint i = 0; i < span; i++)
-            count[i] += is_kept(column[first + i], chosen_bit(bits, first + i),
-                                AT(thresholds) + 3 * e, first + i);
-    }
-    for (uint i = 0; i < span; i++)
-        AT(counts)[first + i] = count[i];
+void rounding_counts(IN(uint, keys), IN(uint, thresholds), OUT(int, counts), uint tokens,
+                     uint columns) {
+    count_taken(AT(keys), AT(thresholds), AT(counts), tokens, columns);
 }
 
 KERNEL(GROUP, 1, 1)
@@ -107,12 +98,14 @@ void rounding_offsets(OUT(int, offsets), uint tokens) {
 }
 
 KERNEL(GROUP, 1, 1)
-void rounding_pairs(IN(uint, keys), IN(uint, chosen), IN(uint, thresholds), IN(int, offsets),
-                    IN(float, scores), IN(float, expert_scale), OUT(int, ids),
-                    OUT(float, pair_weights), uint tokens, uint pairs, router_switches r) {
+void rounding_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(float, scores),
+                    IN(float, expert_scale), OUT(int, ids), OUT(float, pair_weights), uint tokens,
+                    uint pairs, router_switches r) {
     uint first = get_global_id(0) * SPAN, R = (uint)r.columns,
          span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
     uint next[SPAN];
+    scores = AT(scores);
+    thresholds = AT(thresholds);
     offsets = AT(offsets);
     ids = AT(ids);
     pair_weights = AT(pair_weights);
@@ -122,19 +115,18 @@ void rounding_pairs(IN(uint, keys), IN(uint, chosen), IN(uint, thresholds), IN(i
         next[i] = (uint)offsets[first + i];
     for (uint e = 0; e < R; e++) {
         __global const uint *column = AT(keys) + (ulong)e * tokens;
-        __global const uint *bits = AT(chosen) + (ulong)e * CHOSEN_WORDS(tokens);
+        uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
         for (uint i = 0; i < span; i++) {
-            if (!is_kept(column[first + i], chosen_bit(bits, first + i), AT(thresholds) + 3 * e,
-                         first + i))
+            if (!is_taken(column[first + i], bits, limit, first + i))
                 continue;
             ids[next[i]] = (int)e;
-            pair_weights[next[i]] = AT(scores)[(ulong)(first + i) * R + e];
+            pair_weights[next[i]] = scores[(ulong)(first + i) * R + e];
             next[i]++;
         }
     }
     for (uint i = 0; i < span; i++) {
         const uint begin = (uint)offsets[first + i];
-        token_weights(&r, AT(scores) + (ulong)(first + i) * R, GIVEN(expert_scale), ids + begin,
+        token_weights(&r, scores + (ulong)(first + i) * R, GIVEN(expert_scale), ids + begin,
                       pair_weights + begin, (int)(next[i] - begin));
     }
 }

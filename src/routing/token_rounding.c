@@ -71,18 +71,16 @@ static clmoe_status list_pairs(const batch *b, const rounding *of, launch *chain
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
     uint32_t span = group == 1 ? CHOICE_SERIAL_SPAN : group, groups = divide_up(tokens, span);
-    TRY(KERNEL_SET(kernels[KERNEL_COUNTS], ARG_F32(of->keys), ARG_F32(of->chosen),
-                   ARG_F32(of->thresholds), ARG_AS(counts, ARG_F32(b->token_offsets)),
-                   ARG_UINT(tokens), ARG_UINT(columns)));
+    TRY(KERNEL_SET(kernels[KERNEL_COUNTS], ARG_F32(of->keys), ARG_F32(of->thresholds),
+                   ARG_AS(counts, ARG_F32(b->token_offsets)), ARG_UINT(tokens), ARG_UINT(columns)));
     TRY(launch_1d(chain, kernels[KERNEL_COUNTS], groups, group));
     TRY(KERNEL_SET(kernels[KERNEL_OFFSETS], ARG_AS(offsets, ARG_F32(b->token_offsets)),
                    ARG_UINT(tokens)));
     TRY(launch_1d(chain, kernels[KERNEL_OFFSETS], 1, group));
-    TRY(KERNEL_SET(kernels[KERNEL_PAIRS], ARG_F32(of->keys), ARG_F32(of->chosen),
-                   ARG_F32(of->thresholds), ARG_AS(offsets, ARG_F32(b->token_offsets)),
-                   ARG_F32(b->scores), ARG_F32(expert_scale_of(b)), ARG_F32(b->ids),
-                   ARG_F32(b->pair_weights), ARG_UINT(tokens), ARG_UINT(b->ws.plan.pairs),
-                   ARG_STRUCT(layer->router)));
+    TRY(KERNEL_SET(kernels[KERNEL_PAIRS], ARG_F32(of->keys), ARG_F32(of->thresholds),
+                   ARG_AS(offsets, ARG_F32(b->token_offsets)), ARG_F32(b->scores),
+                   ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
+                   ARG_UINT(tokens), ARG_UINT(b->ws.plan.pairs), ARG_STRUCT(layer->router)));
     TRY(launch_1d(chain, kernels[KERNEL_PAIRS], groups, group));
 done:
     return status;

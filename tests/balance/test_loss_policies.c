@@ -99,7 +99,8 @@ static void take_choice(policy_case *c) {
     const uint32_t *words = (const uint32_t *)buf_get(c->args.stats) + sizeof(clmoe_stats) / 4;
     uint32_t *out = HOST(uint32_t, EXPERTS);
     b->in.live = NULL;
-    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->groups.two_level) {
+    if (router->policy != CLMOE_POLICY_TOKEN_CHOICE || router->groups.two_level ||
+        ref_lists_pairs(&b->desc)) {
         b->in.ids = buf_get(c->args.ids);
         b->in.pair_weights = buf_get(c->args.pair_weights);
     }
