@@ -104,8 +104,10 @@ static void take_choice(policy_case *c) {
         b->in.ids = buf_get(c->args.ids);
         b->in.pair_weights = buf_get(c->args.pair_weights);
     }
-    if (c->args.token_offsets.mem)
+    if (c->args.token_offsets.mem) {
         b->in.token_offsets = buf_get(c->args.token_offsets);
+        b->in.slot_of = HOST(int32_t, ref_pairs(&b->desc, TOKENS)); /* all have a place */
+    }
     /* Places are the plan's business and tested with it. */
     b->in.kept = words + EXPERTS;
     b->in.rerouted_in = words + 3 * EXPERTS;

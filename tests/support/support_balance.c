@@ -153,7 +153,8 @@ void balance_make(balance_batch *b, const clmoe_layer_desc *desc, uint32_t token
 
 void balance_upload(balance_batch *b, uint32_t group_size) {
     const clmoe_layer_desc *desc = &b->desc;
-    size_t T = b->tokens, R = ref_columns(desc), E = desc->num_experts, pairs = T * desc->top_k;
+    size_t T = b->tokens, R = ref_columns(desc), E = desc->num_experts;
+    size_t pairs = ref_pairs(desc, b->tokens);
     b->layer = test_layer(group_size, desc);
     ref_plan_in plan = {.tokens = b->tokens,
                         .ids = b->in.ids,
