@@ -377,7 +377,7 @@ enum {
      * with, added ones like the others: renorm, and with topk-then-score order the score, are over
      * these. So are gradients, with the pairs held fixed. clmoe_topk() gives all of this; there is
      * no clmoe_renorm_after_drop(). Statistics and losses are of the pairs after rounding: load is
-     * kept, a multiple of M, and dropped is 0; F_FRESH is the choice before.
+     * kept, a multiple of M, and dropped is 0; CLMOE_F_FRESH is the choice before, without bias.
      * Needs token choice, and renorm.after_drop where there is a renorm.kind. Not with `rows` or
      * `factor` (there is no C), groups, two levels, sparsemixer, rebalancing, identity experts,
      * tokens_per_sequence or external ids.
