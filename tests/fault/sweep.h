@@ -60,7 +60,7 @@ typedef struct rig {
         clmoe_stats_args stats;
         clmoe_loss_args loss;
         clmoe_router_orthogonality_args orthogonality; /* where the layer has it */
-        clmoe_bias_counts_args counts; /* where the update reads them */
+        clmoe_bias_counts_args counts;                 /* where the update reads them */
     } steps;
     clmoe_backward_args back; /* of the batch */
     clmoe_gradients gradients;
