@@ -40,12 +40,13 @@ static inline uint bin_of(const bias_bins *bins, float r) {
 /* The bins of a token's experts by vectors, then the counts one by one. */
 static inline void count_row(const bias_bins *bins, float cutoff, __global const float *row,
                              uint begin, uint end, __global uint *bias_counts) {
-    uint at[16], e = begin;
+    float at[16];
+    uint e = begin;
     for (; e + 16 <= end; e += 16) {
         const float16 r = (cutoff - vload16(0, row + e) - bins->low) * bins->per_unit;
-        vstore16(convert_uint16(clamp(r, 0.0f, BIAS_BINS - 1.0f)), 0, at);
+        vstore16(fmin(fmax(r, (float16)(0.0f)), (float16)(BIAS_BINS - 1.0f)), 0, at);
         for (uint i = 0; i < 16; i++)
-            bias_counts[(e + i) * BIAS_BINS + at[i]]++;
+            bias_counts[(e + i) * BIAS_BINS + (uint)at[i]]++;
     }
     for (; e < end; e++)
         bias_counts[e * BIAS_BINS + bin_of(bins, cutoff - row[e])]++;
