@@ -477,7 +477,7 @@ typedef struct clmoe_balance_args {
      */
     clmoe_buf load;
     clmoe_bias_rule bias_rule;
-    float bias_rate;        /* gamma, >= 0; default 1e-3 */
+    float bias_rate;        /* gamma, >= 0; default 1e-3; quantile has none */
     uint32_t bias_centred;  /* CLMOE_CENTRED_...; default 0 */
     float ema_decay;        /* b in [0,1): ema = b ema + (1 - b) F, the first F as it is; 0.9 */
     float target_violation; /* > 0: loss_weight *= exp(+-loss_rate) toward this MaxVio; default 0 */
