@@ -421,8 +421,8 @@ enum {
  * micro-batches and ranks add up, to at most 2^32 - 1 tokens, as long as b is the same for all of
  * them and when clmoe_balance_update() reads them, as the bins are b's: count with the state as the
  * last update left it. The new bias is that of rank ceil(n K / E) among the n tokens counted,
- * linear inside its bin. Bins are 1/500 wide or wider, so scores must differ by more than
- * that: a softmax over hundreds of experts does not, a sigmoid does.
+ * linear inside its bin. Bins are 1/500 of a score wide or wider: a softmax over hundreds of
+ * experts, whose scores are as small, comes to rest less even than a sigmoid.
  *
  * Needs token choice with select_bias, score softmax or sigmoid and K < E, order score then top-k,
  * no groups, no identity experts; CLMOE_UNSUPPORTED names what a layer has otherwise.
