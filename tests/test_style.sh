@@ -87,8 +87,9 @@ complain "the oracle shares nothing with src/" \
 # --- Who may do what ----------------------------------------------------------------------------
 # shellcheck disable=SC2046
 {
-    complain "only launch.c enqueues; and upload.c and download.c, which copy what files hold" \
-        "$(search '\bclEnqueue' $(without src/runtime/launch.c src/io/upload.c src/io/download.c))"
+    complain "only launch.c enqueues; and upload.c, download.c and the self-test, which copy" \
+        "$(search '\bclEnqueue' $(without src/runtime/launch.c src/io/upload.c src/io/download.c \
+            src/selftest/device.c))"
     complain "only program.c builds programs" \
         "$(search '\bcl(BuildProgram|CreateProgram|CompileProgram)' $(without src/runtime/program.c))"
 }

@@ -33,7 +33,7 @@
  *
  * checkpoint.h reads model directories. balance.h has statistics, losses, the state and the
  * controllers, place.h the placement of experts on devices; docs/balancing.md tells which model or
- * paper uses what.
+ * paper uses what. selftest.h tells whether a device computes what it should.
  *
  * Promises.
  *   - Nothing blocks and nothing is read back: a call enqueues work on your queue and returns. It
@@ -691,6 +691,7 @@ CLMOE_API clmoe_status clmoe_forward(clmoe_layer *layer, cl_command_queue queue,
 #include "pack.h"
 #include "place.h"
 #include "profile.h"
+#include "selftest.h"
 #include "steps.h"
 
 #endif

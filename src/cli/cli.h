@@ -14,6 +14,7 @@ enum { EXIT_OK = 0, EXIT_MISMATCH = 1, EXIT_BAD_INPUT = 2 };
 int devices_main(int argc, char **argv);
 int run_main(int argc, char **argv);
 int balance_main(int argc, char **argv);
+int selftest_main(int argc, char **argv);
 
 /* Prints "clmoe COMMAND: SENTENCE" on stderr, the sentence of the last failure. */
 int exit_with_error(const char *command);
