@@ -70,8 +70,11 @@ bool trial_differs(const trial_verdict *verdict) {
     return verdict_share(verdict) > 1;
 }
 
+/* Of those that differ the first array, for the others follow from it. */
 static void keep_worse(const trial_verdict *v, trial_verdict *worst) {
-    if (!worst->compared || verdict_share(v) > verdict_share(worst))
+    const bool differ = trial_differs(v) && trial_differs(worst);
+    if (!worst->compared || (differ && v->array < worst->array) ||
+        (!differ && verdict_share(v) > verdict_share(worst)))
         *worst = *v;
 }
 

@@ -97,7 +97,7 @@ static void report_verdict(run *r, const trial *t, const engine_layer *engine,
 /* What one batch should give, and what it gives. */
 typedef struct outcomes {
     trial_values host, ref, got, again;
-    bool has_ref;
+    bool has_ref; /* ref ran, and agrees with the host */
 } outcomes;
 
 static clmoe_status outcomes_create(const trial *t, outcomes *o) {
@@ -124,10 +124,10 @@ static void run_engine(run *r, const trial *t, engine_layer *engine, outcomes *o
     trial_verdict verdict = {0};
     TRY(device_run(r->context, r->queue, engine->layer, t, got));
     TRY(device_run(r->context, r->queue, engine->layer, t, &o->again));
-    o->has_ref = o->has_ref || is_ref;
     trial_compare(t, "host", got, &o->host, &verdict);
-    if (!is_ref && o->has_ref)
+    if (o->has_ref)
         trial_compare(t, reference, got, &o->ref, &verdict);
+    o->has_ref = o->has_ref || (is_ref && !trial_differs(&verdict));
     trial_compare_bits(t, &o->again, got, &verdict);
     report_verdict(r, t, engine, &verdict);
 done:

@@ -99,7 +99,7 @@ clmoe_status host_run(trial *t, trial_values *out);
 clmoe_status device_run(clmoe_context *context, cl_command_queue queue, clmoe_layer *layer,
                         const trial *t, trial_values *out);
 
-/* The worst comparison so far, from {0}. */
+/* The worst comparison so far, from {0}: see trial_compare(). */
 typedef struct trial_verdict {
     bool compared;
     trial_array array;
@@ -109,7 +109,10 @@ typedef struct trial_verdict {
     double got, want;
 } trial_verdict;
 
-/* Compares all arrays. `want` has no NaN but those of host_run(). */
+/*
+ * Compares all arrays. NaN in `want` is not compared. Once something differs, the verdict is the
+ * first array that does.
+ */
 void trial_compare(const trial *t, const char *against, const trial_values *got,
                    const trial_values *want, trial_verdict *worst);
 /* That the bits are the same. */

@@ -26,7 +26,7 @@ with_value() {
     step) value=plan ;;
     pattern | force-routing) value=zipf ;;
     peer) value=openblas ;;
-    json) case $command in *bench*) value=- ;; *) value= ;; esac ;;
+    json) case $command in *bench* | *selftest) value=- ;; *) value= ;; esac ;;
     *) value= ;;
     esac
     echo "--$1 $value"

@@ -8,7 +8,7 @@
  * that the device has, forward and backward, and compares what they give with
  *   - the host, which computes the layer in double precision straight from the formulas of clmoe.h,
  *     and some elements of each gradient by differences;
- *   - the engine "ref", all elements;
+ *   - the engine "ref", all elements, where that agrees with the host;
  *   - a second run of the same batch, whose bits must be the same.
  * `clmoe selftest` prints it: the proof that a device works, and what a report of a defect needs.
  */
@@ -31,7 +31,8 @@ enum {
 
 /*
  * What came of one batch of one layer on one engine. The errors are those of the comparison that
- * is worst, as a share of what is allowed; 0 where nothing was compared.
+ * is worst, as a share of what is allowed, or, where something differs, of the first array in the
+ * chain of steps that does; 0 where nothing was compared.
  */
 typedef struct clmoe_selftest_result {
     size_t struct_size; /* of this struct in the library */
