@@ -58,7 +58,8 @@ static clmoe_status buffer_create(cl_context context, size_t bytes, void *conten
 }
 
 /* What is given, or what no kernel would write. */
-static clmoe_status array_create(const trial *t, int array, cl_context context, cl_mem *out) {
+static clmoe_status array_create(const trial *t, trial_array array, cl_context context,
+                                 cl_mem *out) {
     clmoe_status status = CLMOE_SUCCESS;
     const size_t bytes = t->counts[array] * element_size(t->types[array]);
     void *elements = malloc(bytes);
@@ -74,8 +75,8 @@ done:
     return status;
 }
 
-static clmoe_status array_read(const trial *t, int array, cl_command_queue queue, cl_mem from,
-                               double *values) {
+static clmoe_status array_read(const trial *t, trial_array array, cl_command_queue queue,
+                               cl_mem from, double *values) {
     clmoe_status status = CLMOE_SUCCESS;
     const size_t bytes = t->counts[array] * element_size(t->types[array]);
     void *elements = malloc(bytes);
@@ -107,7 +108,7 @@ static clmoe_status create(clmoe_context *context, const clmoe_layer *layer, con
     size_t saved = 0, scratch = 0;
     for (int i = 0; i < TRIAL_ARRAYS; i++)
         if (t->counts[i] > 0)
-            TRY(array_create(t, i, context->cl, &b->mem[i]));
+            TRY(array_create(t, (trial_array)i, context->cl, &b->mem[i]));
     TRY(clmoe_layer_memory(layer, t->tokens, &saved, &scratch));
     TRY(buffer_create(context->cl, saved, NULL, &b->mem[SAVED]));
     TRY(buffer_create(context->cl, scratch, NULL, &b->mem[SCRATCH]));
@@ -168,7 +169,7 @@ clmoe_status device_run(clmoe_context *context, cl_command_queue queue, clmoe_la
     TRY(CL(clFinish(queue)));
     for (int i = TRIAL_GIVEN; i < TRIAL_ARRAYS; i++)
         if (t->counts[i] > 0)
-            TRY(array_read(t, i, queue, b.mem[i], out->of[i]));
+            TRY(array_read(t, (trial_array)i, queue, b.mem[i], out->of[i]));
 done:
     if (status != CLMOE_SUCCESS)
         clFinish(queue); /* what was enqueued before the error may still run */

@@ -91,6 +91,14 @@ void trial_desc(const selftest_layer *layer, clmoe_type type, clmoe_layer_desc *
 
 const char *trial_array_name(trial_array array) {
     static const char *const names[TRIAL_ARRAYS] = {
+        [TRIAL_X] = "x",
+        [TRIAL_MASK] = "token_mask",
+        [TRIAL_LOGITS] = "logits_in",
+        [TRIAL_DY] = "dy",
+        [TRIAL_ROUTER] = "router",
+        [TRIAL_GROUP_ROUTER] = "group_router",
+        [TRIAL_GATE] = "experts.gate",
+        [TRIAL_DOWN] = "experts.down",
         [TRIAL_IDS] = "ids",
         [TRIAL_OFFSETS] = "token_offsets",
         [TRIAL_WEIGHTS] = "pair_weights",
@@ -101,7 +109,7 @@ const char *trial_array_name(trial_array array) {
         [TRIAL_DGATE] = "gradients.experts.gate",
         [TRIAL_DDOWN] = "gradients.experts.down",
     };
-    return names[array] ? names[array] : "";
+    return names[array];
 }
 
 static void set_choice_sizes(trial *t) {
