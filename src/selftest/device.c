@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SAVED = TRIAL_ARRAYS, SCRATCH, BUFFERS };
+enum { SAVED = TRIAL_ARRAYS, SCRATCH, PACKED, BUFFERS };
 
 typedef struct device_batch {
     cl_mem mem[BUFFERS];
@@ -117,6 +117,22 @@ done:
     return status;
 }
 
+/* The experts' weights in the engine's own form. */
+static clmoe_status pack(clmoe_context *context, cl_command_queue queue, clmoe_layer *layer,
+                         device_batch *b) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t bytes = 0;
+    clmoe_pack_args args = {
+        .struct_size = sizeof args, .mlp = CLMOE_MLP_EXPERTS, .raw = &b->weights.experts};
+    TRY(clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes));
+    TRY(buffer_create(context->cl, bytes, NULL, &b->mem[PACKED]));
+    args.packed = place(b, PACKED);
+    TRY(clmoe_pack_weights(layer, queue, &args, 0, NULL, NULL));
+    b->weights.experts.packed = args.packed;
+done:
+    return status;
+}
+
 static void release(device_batch *b) {
     for (int i = 0; i < BUFFERS; i++)
         if (b->mem[i])
@@ -159,10 +175,12 @@ static clmoe_status backward(clmoe_layer *layer, cl_command_queue queue, const t
 }
 
 clmoe_status device_run(clmoe_context *context, cl_command_queue queue, clmoe_layer *layer,
-                        const trial *t, trial_values *out) {
+                        const trial *t, bool packed, trial_values *out) {
     clmoe_status status = CLMOE_SUCCESS;
     device_batch b = {0};
     TRY(create(context, layer, t, &b));
+    if (packed)
+        TRY(pack(context, queue, layer, &b));
     TRY(forward(layer, queue, t, &b));
     if (t->desc.training)
         TRY(backward(layer, queue, t, &b));

@@ -116,19 +116,29 @@ static void outcomes_release(outcomes *o) {
     trial_values_release(&o->again);
 }
 
+/* Once more with packed weights, where the engine has such a form. */
+static clmoe_status run_packed(run *r, const trial *t, engine_layer *engine, trial_values *got,
+                               const trial_values *want, trial_verdict *worst) {
+    const clmoe_status status = device_run(r->context, r->queue, engine->layer, t, true, got);
+    if (status == CLMOE_SUCCESS)
+        trial_compare(t, "host, packed weights", got, want, worst);
+    return status == CLMOE_UNSUPPORTED ? CLMOE_SUCCESS : status;
+}
+
 /* The first engine is the one that the others are compared with. */
 static void run_engine(run *r, const trial *t, engine_layer *engine, outcomes *o) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool is_ref = engine == &r->engines[0];
     trial_values *got = is_ref ? &o->ref : &o->got;
     trial_verdict verdict = {0};
-    TRY(device_run(r->context, r->queue, engine->layer, t, got));
-    TRY(device_run(r->context, r->queue, engine->layer, t, &o->again));
+    TRY(device_run(r->context, r->queue, engine->layer, t, false, got));
+    TRY(device_run(r->context, r->queue, engine->layer, t, false, &o->again));
     trial_compare(t, "host", got, &o->host, &verdict);
     if (o->has_ref)
         trial_compare(t, reference, got, &o->ref, &verdict);
     o->has_ref = o->has_ref || (is_ref && !trial_differs(&verdict));
     trial_compare_bits(t, &o->again, got, &verdict);
+    TRY(run_packed(r, t, engine, &o->again, &o->host, &verdict));
     report_verdict(r, t, engine, &verdict);
 done:
     if (status != CLMOE_SUCCESS)

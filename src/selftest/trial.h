@@ -95,9 +95,12 @@ double trial_random(uint64_t *seed);
  */
 clmoe_status host_run(trial *t, trial_values *out);
 
-/* One run on the device: forward, and backward if the layer trains. Waits. */
+/*
+ * One run on the device: forward, and backward if the layer trains. Waits. `packed`: forward by
+ * packed weights; CLMOE_UNSUPPORTED where the engine has none.
+ */
 clmoe_status device_run(clmoe_context *context, cl_command_queue queue, clmoe_layer *layer,
-                        const trial *t, trial_values *out);
+                        const trial *t, bool packed, trial_values *out);
 
 /* The worst comparison so far, from {0}: see trial_compare(). */
 typedef struct trial_verdict {

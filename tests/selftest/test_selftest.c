@@ -82,7 +82,7 @@ typedef struct tally {
     unsigned types[3], layers;  /* passed; how many layers there are */
     char last_layer[64];        /* of the table */
     char first[512], array[64]; /* of the first result that is not passed or skipped */
-    char against[16];
+    char against[32];
     const char *wanted; /* its engine; NULL: any */
     bool logits;        /* batches that are given them count alone */
 } tally;
@@ -196,6 +196,8 @@ static const struct {
      "expert choice", "ref", NULL},
     {"sum[1] = fma((float4)a.y,", "sum[1] = fma((float4)a.x,", "expert choice", "tiled", NULL},
     {"sum[r][1] = fma(x, w1,", "sum[r][1] = fma(x, w0,", "expert choice", "cpu", NULL},
+    {"column < n ? w[i * w_col] : 0;", "column + 1 < n ? w[i * w_col] : 0;", "expert choice", "cpu",
+     "y"},
 };
 
 static bool runs_here(const char *engine) {

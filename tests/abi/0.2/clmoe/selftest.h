@@ -9,7 +9,8 @@
  *   - the host, which computes the layer in double precision straight from the formulas of clmoe.h,
  *     and some elements of each gradient by differences;
  *   - the engine "ref", all elements, where that agrees with the host;
- *   - a second run of the same batch, whose bits must be the same.
+ *   - a second run of the same batch, whose bits must be the same;
+ * and with the host once more by packed weights, where the engine has them: see pack.h.
  * `clmoe selftest` prints it: the proof that a device works, and what a report of a defect needs.
  */
 #ifndef CLMOE_SELFTEST_H
@@ -42,7 +43,7 @@ typedef struct clmoe_selftest_result {
     clmoe_type type;    /* of x and of the experts' weights */
     clmoe_selftest_status status;
     const char *array;      /* which array: "y", "dx", ...; "" where nothing was compared */
-    const char *against;    /* "host", "ref" or "repeat" */
+    const char *against;    /* "host", "ref", "repeat" or "host, packed weights" */
     double norm_error;      /* ||got - want|| / ||want|| */
     double norm_tolerance;  /* allowed */
     double worst_error;     /* largest |got - want| / (|want| + mean of all |want|) */
