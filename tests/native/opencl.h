@@ -80,12 +80,16 @@ BUILTIN float cospi(float v) {
 BUILTIN uint mul_hi(uint a, uint b) {
     return (uint)((ulong)a * b >> 32);
 }
+BUILTIN uint popcount(uint v) {
+    return (uint)__builtin_popcount(v);
+}
 BUILTIN uint add_sat(uint a, uint b) {
     return b > 0xFFFFFFFFu - a ? 0xFFFFFFFFu : a + b;
 }
 /* Work-items take turns. */
 #define atomic_inc(p)    ((*(p))++)
 #define atomic_add(p, v) (*(p) += (v))
+#define atomic_or(p, v)  (*(p) |= (v))
 #define atomic_max(p, v) (*(p) = max(*(p), v))
 BUILTIN float fma(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);
