@@ -13,7 +13,7 @@ enum { WORST = 32 };
 /* Relative norm allowed; choices are exact, arithmetic is f32, and rows are stored as `type`. */
 static double tolerance(const trial *t, trial_array array) {
     static const double of_type[] = {[CLMOE_F32] = 2e-5, [CLMOE_F16] = 2e-3, [CLMOE_BF16] = 1.6e-2};
-    if (t->types[array] == TRIAL_I32)
+    if (t->types[array] == TRIAL_I32 || t->types[array] == TRIAL_U32)
         return 0;
     if (array == TRIAL_WEIGHTS)
         return of_type[CLMOE_F32];

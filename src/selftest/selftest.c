@@ -45,6 +45,11 @@ static bool wanted(const run *r, const char *engine) {
     return !r->options.engine || strcmp(r->options.engine, engine) == 0;
 }
 
+/* Rows with a state are of the router, which the engines share: the first that is wanted. */
+static bool runs(const run *r, const engine_layer *engine) {
+    return !r->layer->state || engine == &r->engines[wanted(r, reference) ? 0 : 1];
+}
+
 static void report(run *r, const selftest_batch *batch, const engine_layer *engine,
                    clmoe_selftest_result *result) {
     if (!wanted(r, engine->name) || r->summary.stopped)
@@ -148,6 +153,8 @@ done:
 static void run_engines(run *r, const trial *t, outcomes *o) {
     for (size_t i = 0; i < r->num_engines && !r->summary.stopped; i++) {
         engine_layer *engine = &r->engines[i];
+        if (!runs(r, engine))
+            continue;
         if (engine->layer)
             run_engine(r, t, engine, o);
         else
@@ -157,7 +164,7 @@ static void run_engines(run *r, const trial *t, outcomes *o) {
 
 static void run_batch(run *r, const selftest_batch *batch) {
     clmoe_status status = CLMOE_SUCCESS;
-    trial t = {.batch = batch, .desc = r->desc};
+    trial t = {.batch = batch, .state = r->layer->state, .desc = r->desc};
     outcomes o = {0};
     TRY(trial_make(&t));
     TRY(outcomes_create(&t, &o));
@@ -166,7 +173,8 @@ static void run_batch(run *r, const selftest_batch *batch) {
 done:
     if (status != CLMOE_SUCCESS)
         for (size_t i = 0; i < r->num_engines; i++)
-            report_failure(r, batch, &r->engines[i], status, clmoe_last_error());
+            if (runs(r, &r->engines[i]))
+                report_failure(r, batch, &r->engines[i], status, clmoe_last_error());
     outcomes_release(&o);
     trial_release(&t);
 }
@@ -177,6 +185,8 @@ static void create_layers(run *r) {
     for (size_t i = 0; i < r->num_engines; i++) {
         engine_layer *engine = &r->engines[i];
         clmoe_layer_desc desc = r->desc;
+        if (!runs(r, engine))
+            continue;
         desc.engine = engine->name;
         engine->message[0] = '\0';
         engine->status = clmoe_layer_create(r->context, &desc, &engine->layer);
