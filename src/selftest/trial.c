@@ -67,20 +67,22 @@ static void set_by_weight(clmoe_layer_desc *desc) {
     set_keep(desc, CLMOE_KEEP_WEIGHT);
 }
 
+/* So many that the K largest numbers decide who stays. */
 static void set_at_random(clmoe_layer_desc *desc) {
     set_keep(desc, CLMOE_KEEP_RANDOM);
+    desc->router.dropout.experts = 0.9F;
 }
 
 static void set_reroute(clmoe_layer_desc *desc) {
     set_keep(desc, CLMOE_KEEP_POSITION);
     desc->capacity.overflow = CLMOE_OVERFLOW_REROUTE;
-    desc->capacity.rows = 40;
+    desc->capacity.rows = 60;
 }
 
 static void set_rounding(clmoe_layer_desc *desc) {
     set_keep(desc, CLMOE_KEEP_ROUND);
     desc->capacity.rows = 0;
-    desc->capacity.multiple = 4;
+    desc->capacity.multiple = 8;
     desc->router.renorm.kind = CLMOE_RENORM_SUM;
     desc->router.renorm.after_drop = 1;
 }
@@ -129,7 +131,7 @@ const selftest_layer selftest_layers[] = {
     {"keep by choice", 6, 2, 24, 16, set_choice_major, false, true, true, true},
     {"keep by priority", 6, 2, 24, 16, set_priority, false, true, true, true},
     {"keep by weight", 6, 2, 24, 16, set_by_weight, false, true, true, true},
-    {"keep at random", 6, 2, 24, 16, set_at_random, false, true, true, true},
+    {"keep at random, experts masked", 6, 2, 24, 16, set_at_random, false, true, true, true},
     {"reroute", 6, 2, 24, 16, set_reroute, false, true, true, true},
     {"token rounding", 6, 2, 24, 16, set_rounding, false, true, true, true},
     {"biases and their rules", 6, 2, 24, 16, set_biases, false, true, true, true},
