@@ -13,8 +13,14 @@
 
 /* ---- Between the library and the driver ------------------------------------------------------ */
 
-static const char *breaks, *broken; /* every `breaks` in a source becomes `broken`; NULL: none */
-static unsigned broken_sources;
+typedef struct defect {
+    const char *from, *to; /* every `from` in a source becomes `to` */
+    const char *layer, *engine, *array;
+} defect;
+
+static const defect *broken; /* those that are in; `broken_sources` has the sources of each */
+static size_t num_broken;
+static unsigned broken_sources[32];
 
 static struct {
     unsigned calls, nth; /* 0: none */
@@ -46,14 +52,27 @@ static char *replace(const char *text, const char *from, const char *to) {
 
 cl_program __wrap_clCreateProgramWithSource(cl_context context, cl_uint count, const char **strings,
                                             const size_t *lengths, cl_int *code) {
-    if (breaks == NULL || strstr(strings[0], breaks) == NULL)
-        return __real_clCreateProgramWithSource(context, count, strings, lengths, code);
-    char *source = replace(strings[0], breaks, broken);
-    broken_sources++;
-    cl_program program =
-        __real_clCreateProgramWithSource(context, 1, (const char **)&source, NULL, code);
+    char *source = NULL;
+    for (size_t i = 0; i < num_broken; i++) {
+        const char *text = source ? source : strings[0];
+        if (strstr(text, broken[i].from) == NULL)
+            continue;
+        char *next = replace(text, broken[i].from, broken[i].to);
+        free(source);
+        source = next;
+        broken_sources[i]++;
+    }
+    const char *used = source;
+    cl_program program = __real_clCreateProgramWithSource(
+        context, source ? 1 : count, source ? &used : strings, source ? NULL : lengths, code);
     free(source);
     return program;
+}
+
+static void break_kernels(const defect *defects, size_t count) {
+    broken = defects;
+    num_broken = count;
+    memset(broken_sources, 0, sizeof broken_sources);
 }
 
 cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool blocks,
@@ -71,7 +90,7 @@ cl_int __wrap_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool b
 
 /* ---- What is reported ------------------------------------------------------------------------ */
 
-enum { MOST_RESULTS = 1024, ENGINES = 16 };
+enum { ENGINES = 16, LAYERS = 32 };
 
 typedef struct tally {
     unsigned count, stop_after; /* results; 0: never */
@@ -83,8 +102,10 @@ typedef struct tally {
     char last_layer[64];        /* of the table */
     char first[512], array[64]; /* of the first result that is not passed or skipped */
     char against[32];
-    const char *wanted; /* its engine; NULL: any */
-    bool logits;        /* batches that are given them count alone */
+    const char *wanted;         /* its engine; NULL: any */
+    bool logits;                /* batches that are given them count alone */
+    bool stops;                 /* at the first that is not passed or skipped */
+    char of_layers[LAYERS][64]; /* the array of each layer's first such result */
 } tally;
 
 static unsigned *engine_counts(tally *t, const char *engine) {
@@ -114,6 +135,13 @@ static bool has_logits(const clmoe_selftest_result *r) {
     return selftest_batches[i].kind > BATCH_MASKED;
 }
 
+static size_t layer_index(const char *name) {
+    size_t i = 0;
+    while (strcmp(selftest_layers[i].name, name) != 0)
+        i++;
+    return i;
+}
+
 static int take_result(void *user, const clmoe_selftest_result *r) {
     tally *t = user;
     const bool wanted = !t->wanted || strcmp(t->wanted, r->engine) == 0;
@@ -124,12 +152,15 @@ static int take_result(void *user, const clmoe_selftest_result *r) {
     t->types[r->type] += r->status == CLMOE_SELFTEST_PASSED;
     t->layers += strcmp(t->last_layer, r->layer) != 0;
     snprintf(t->last_layer, sizeof t->last_layer, "%s", r->layer);
+    char *of_layer = t->of_layers[layer_index(r->layer)];
+    if (bad && of_layer[0] == '\0')
+        snprintf(of_layer, sizeof t->of_layers[0], "%s", r->array);
     if (bad && wanted && t->first[0] == '\0') {
         snprintf(t->first, sizeof t->first, "%s", r->message);
         snprintf(t->array, sizeof t->array, "%s", r->array);
         snprintf(t->against, sizeof t->against, "%s", r->against);
     }
-    return ++t->count == t->stop_after;
+    return ++t->count == t->stop_after || (t->stops && bad);
 }
 
 /* With a context of its own: programs stay in one. */
@@ -173,25 +204,43 @@ static void everything_passes(void **state) {
 
 /* ---- It finds -------------------------------------------------------------------------------- */
 
-/*
- * Each in one kernel file; engine: the only one that is broken, or NULL: all are, and ref is run.
- * Then only batches count that are given logits, as the router has the device's best engine.
- */
-static const struct {
-    const char *from, *to, *layer, *engine, *array;
-} defects[] = {
-    {"1.0f : row->weights[k]) *", "1.0f : row->weights[k] * 1.5f) *", "two levels", NULL, "y"},
+/* Each in kernels of its layer alone: one run finds all of them, and no other layer differs. */
+static const defect of_one_layer[] = {
     {"exp(group_logits[g] - top) / total", "exp(group_logits[g]) / total", "two levels", NULL,
      "pair_weights"},
-    {"0xFFFFFFFFu - ", "", "sigmoid", NULL, "ids"}, /* ties to the higher id */
-    {"total += l > -INFINITY ? exp(l - best)", "total += l > -INFINITY ? 1.5f * exp(l - best)",
-     "all of 6", NULL, "dx"},
     {"is_live ? scores[e] : 0.0f", "is_live ? 1.1f * scores[e] : 0.0f", "all of 6", NULL,
      "pair_weights"},
     {"choices[e] = c;", "choices[e] = c * c;", "Sinkhorn", NULL, "ids"},
     {"score_of_key(key) * factor", "factor", "expert choice", NULL, "pair_weights"},
-    {": min(sum, capacity);", ": min(sum, capacity - 1);", "sigmoid", NULL, "y"},
     {"float norm = unit * sqrt(", "float norm = unit * 2.0f * sqrt(", "Soft MoE", NULL, "y"},
+    {"/ best / norm, ye + d)", "/ best, ye + d)", "shared expert", NULL, "y"},
+    {"bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) |", "bool choice_major =", "keep by choice",
+     NULL, "y"},
+    {"int end = keep == KEEP_PRIORITY ? top_k", "int end = keep == KEEP_PRIORITY ? first",
+     "keep by priority", NULL, "y"},
+    {"(KEEP == KEEP_WEIGHT) |", "", "keep by weight", NULL, "y"},
+    {"(uint)k, RANDOM_KEEP", "0u, RANDOM_KEEP", "keep at random", NULL, "y"},
+    {"found = found || r->ids[pair] == e;", "", "reroute", NULL, "ids"},
+    {"(count + multiple / 2) / multiple", "count / multiple", "token rounding", NULL, "ids"},
+    {"(ulong)total * top_k + experts", "(ulong)total * top_k + 2 * experts", "biases", NULL,
+     "state"},
+    {"n = noise == NOISE_GUMBEL", "n = noise == NOISE_GAUSSIAN ? 0.0f : noise == NOISE_GUMBEL",
+     "gaussian", NULL, "ids"},
+    {"n *= NOISE_DEVIATION(learned);", "n *= learned;", "learned", NULL, "ids"},
+};
+
+/*
+ * Each in one kernel file; engine: the only one that is broken, or NULL: all are, and ref is run.
+ * Then only batches count that are given logits, as the router has the device's best engine.
+ */
+static const defect defects[] = {
+    {"1.0f : row->weights[k]) *", "1.0f : row->weights[k] * 1.5f) *", "two levels", NULL, "y"},
+    {"0xFFFFFFFFu - ", "", "sigmoid", NULL, "ids"}, /* ties to the higher id */
+    {"total += l > -INFINITY ? exp(l - best)", "total += l > -INFINITY ? 1.5f * exp(l - best)",
+     "all of 6", NULL, "dx"},
+    {": min(sum, capacity);", ": min(sum, capacity - 1);", "sigmoid", NULL, "y"},
+    {"-share * log(share)", "-share", "gaussian", NULL, "stats"},
+    {"2.0f * t->lse * exp", "t->lse * exp", "gaussian", NULL, "dx"},
     {"LOAD(W, w + i * p->w_col), sum);", "LOAD(W, w + i * p->w_col), sum) + 1e-3f;",
      "expert choice", "ref", NULL},
     {"sum[1] = fma((float4)a.y,", "sum[1] = fma((float4)a.x,", "expert choice", "tiled", NULL},
@@ -221,25 +270,46 @@ static void check_engines(tally *t, const char *broken_one) {
     }
 }
 
+static void check_layer(const tally *t, size_t layer) {
+    const char *array = "";
+    for (size_t i = 0; i < COUNT_OF(of_one_layer); i++)
+        if (strstr(selftest_layers[layer].name, of_one_layer[i].layer))
+            array = of_one_layer[i].array;
+    CHECK(strcmp(t->of_layers[layer], array) == 0, "%s: '%s' differs, not '%s'\n",
+          selftest_layers[layer].name, t->of_layers[layer], array);
+}
+
+static void every_layer_finds(void **state) {
+    (void)state;
+    tally t = {0};
+    test_case("a defect in each of many layers");
+    break_kernels(of_one_layer, COUNT_OF(of_one_layer));
+    const clmoe_selftest_summary s = run("ref", NULL, &t);
+    num_broken = 0;
+    CHECK(s.failed == 0, "%u failed: %s\n", s.failed, t.first);
+    for (size_t i = 0; i < COUNT_OF(of_one_layer); i++)
+        CHECK(broken_sources[i] > 0, "no source has '%s'\n", of_one_layer[i].from);
+    for (size_t i = 0; i < selftest_num_layers; i++)
+        check_layer(&t, i);
+}
+
 static void broken_kernels_are_found(void **state) {
     (void)state;
     for (size_t i = 0; i < COUNT_OF(defects); i++) {
-        if (!runs_here(defects[i].engine))
+        const char *engine = defects[i].engine;
+        if (!runs_here(engine))
             continue;
-        tally t = {.wanted = defects[i].engine, .logits = defects[i].engine != NULL};
+        tally t = {.wanted = engine, .logits = engine != NULL, .stops = engine == NULL};
         test_case("\"%s\" in the place of \"%s\"", defects[i].to, defects[i].from);
-        breaks = defects[i].from;
-        broken = defects[i].to;
-        broken_sources = 0;
-        const char *engine = defects[i].engine ? NULL : "ref";
-        const clmoe_selftest_summary s = run(engine, defects[i].layer, &t);
-        breaks = NULL;
-        if (broken_sources == 0 && defects[i].engine) /* the engine has another form here */
+        break_kernels(&defects[i], 1);
+        const clmoe_selftest_summary s = run(engine ? NULL : "ref", defects[i].layer, &t);
+        num_broken = 0;
+        if (broken_sources[0] == 0 && engine) /* the engine has another form here */
             continue;
-        CHECK(broken_sources > 0, "no source has it\n");
+        CHECK(broken_sources[0] > 0, "no source has it\n");
         CHECK(s.differs > 0 && s.failed == 0, "%u differ, %u failed\n", s.differs, s.failed);
-        if (defects[i].engine)
-            check_engines(&t, defects[i].engine);
+        if (engine)
+            check_engines(&t, engine);
         CHECK(!defects[i].array || strcmp(t.array, defects[i].array) == 0, "%s\n", t.first);
         print_message("%s: %s\n", defects[i].layer, t.first);
     }
@@ -248,12 +318,13 @@ static void broken_kernels_are_found(void **state) {
 static void broken_builds_are_reported(void **state) {
     (void)state;
     tally t = {0};
-    test_case("a kernel that does not build");
     /* Of an engine whose kernels no other one's router uses. */
-    breaks = "const float up_sum = dot_product(";
-    broken = "const float up_sum = this_is_no_name(";
+    static const defect unknown_name = {"const float up_sum = dot_product(",
+                                        "const float up_sum = this_is_no_name(", NULL, NULL, NULL};
+    test_case("a kernel that does not build");
+    break_kernels(&unknown_name, 1);
     const clmoe_selftest_summary s = run(NULL, "two levels", &t);
-    breaks = NULL;
+    num_broken = 0;
     CHECK(s.failed > 0 && s.differs == 0 && s.passed > 0, "%u failed\n", s.failed);
     CHECK(engine_counts(&t, "ref")[CLMOE_SELFTEST_FAILED] == s.failed, "other engines failed\n");
     CHECK(strstr(t.first, "did not build") && strstr(t.first, "this_is_no_name"), "%s\n", t.first);
@@ -366,6 +437,7 @@ int main(void) {
         TEST(other_bits_are_found),
         TEST(failed_calls_are_reported),
         TEST(broken_builds_are_reported),
+        TEST(every_layer_finds),
         TEST(broken_kernels_are_found),
         TEST(everything_passes),
     };
