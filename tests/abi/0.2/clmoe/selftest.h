@@ -11,6 +11,8 @@
  *   - the engine "ref", all elements, where that agrees with the host;
  *   - a second run of the same batch, whose bits must be the same;
  * and with the host once more by packed weights, where the engine has them: see pack.h.
+ * Layers with a state, whose statistics, losses and next state are compared too, are of the router,
+ * which all engines share: "ref" alone runs them, or options.engine.
  * `clmoe selftest` prints it: the proof that a device works, and what a report of a defect needs.
  */
 #ifndef CLMOE_SELFTEST_H
@@ -42,7 +44,7 @@ typedef struct clmoe_selftest_result {
     const char *engine; /* of clmoe_engine_name() */
     clmoe_type type;    /* of x and of the experts' weights */
     clmoe_selftest_status status;
-    const char *array;      /* which array: "y", "dx", ...; "" where nothing was compared */
+    const char *array;      /* which array: "y", "stats", ...; "" where nothing was compared */
     const char *against;    /* "host", "ref", "repeat" or "host, packed weights" */
     double norm_error;      /* ||got - want|| / ||want|| */
     double norm_tolerance;  /* allowed */
