@@ -159,7 +159,7 @@ static const struct {
 
 /* Weights, and the gradients on them. */
 static const struct {
-    trial_array weight, gradient;
+    int weight, gradient;
     size_t in_weights, in_gradients;
 } of_weights[] = {
 #define WEIGHT(array, name)                                                                        \
