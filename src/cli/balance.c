@@ -1,5 +1,6 @@
 /* clmoe balance: a controller of the load on the router of a checkpoint, batch after batch. */
 #include "cli.h"
+#include "controller.h"
 #include "input.h"
 #include "interrupt.h"
 #include "model_files.h"
@@ -29,9 +30,17 @@ static const char usage[] =
     "Options:\n"
     "  --assume FAMILY      for a model_type that clmoe does not know: the one whose rules it\n"
     "                       follows, or pattern: what the names of its tensors point to\n"
-    "  --controller C       bias (default): b += G * sign(mean load - load); proportional:\n"
-    "                       b += G * (mean load - load) / mean load; none\n"
-    "  --gamma G            the rate G (default 0.001)\n"
+    "  --controller C       bias (default): b += G * sign(v), v = (mean load - load) / mean load;\n"
+    "                       proportional: b += G * v; smebu: d = G * tanh(KAPPA * v), less its mean,\n"
+    "                       m = BETA * m + (1 - BETA) * d, b += m; quantile: b is what would have\n"
+    "                       shared out the batch evenly, for routers without groups and identity\n"
+    "                       experts; device: bias by the load of groups of experts; none\n"
+    "  --gamma G            the rate G (default 0.001); quantile has none\n"
+    "  --kappa KAPPA        of smebu (default 2)\n"
+    "  --beta BETA          of smebu, below 1 (default 0.5)\n"
+    "  --device-groups N    of device: N groups of neighbouring experts, as many in each\n"
+    "  --centred W          bias or delta: the bias, or its change in a step, has the mean 0; none\n"
+    "                       (default). smebu has delta, and quantile bias, always\n"
     "  --steps N            batches (default 100; 1 with --place)\n"
     "  --place              places the experts on devices, as clmoe_place() does; needs the next two\n"
     "  --replicas N         the experts' copies on all devices together, as many on each\n"
@@ -63,9 +72,8 @@ typedef struct balance_options {
     const char *model, *assume, *input, *tensor, *device;
     output csv;
     place_options place;
-    clmoe_bias_rule rule;
+    controller_options controller;
     uint32_t layer, steps;
-    double gamma;
     bool json, no_cache;
 } balance_options;
 
@@ -80,6 +88,7 @@ typedef enum buffer_id {
     BUFFER_SCRATCH,
     BUFFER_STATS,
     BUFFER_STATE,
+    BUFFER_BIAS_COUNTS,
     BUFFER_COUNT
 } buffer_id;
 
@@ -104,6 +113,10 @@ enum {
     OPT_TENSOR,
     OPT_CONTROLLER,
     OPT_GAMMA,
+    OPT_KAPPA,
+    OPT_BETA,
+    OPT_DEVICE_GROUPS,
+    OPT_CENTRED,
     OPT_STEPS,
     OPT_PLACE,
     OPT_REPLICAS,
@@ -128,6 +141,10 @@ static const cli_option table[] = {
     [OPT_TENSOR] = {.name = "tensor", .has_value = true},
     [OPT_CONTROLLER] = {.name = "controller", .has_value = true},
     [OPT_GAMMA] = {.name = "gamma", .has_value = true},
+    [OPT_KAPPA] = {.name = "kappa", .has_value = true},
+    [OPT_BETA] = {.name = "beta", .has_value = true},
+    [OPT_DEVICE_GROUPS] = {.name = "device-groups", .has_value = true},
+    [OPT_CENTRED] = {.name = "centred", .has_value = true},
     [OPT_STEPS] = {.name = "steps", .has_value = true},
     [OPT_PLACE] = {.name = "place"},
     [OPT_REPLICAS] = {.name = "replicas", .has_value = true, .needs = "place"},
@@ -147,25 +164,22 @@ static const cli_option table[] = {
 
 /* ---- Options ------------------------------------------------------------------------------- */
 
-static const char *const controllers[] = {"none", "bias", "proportional"}; /* by clmoe_bias_rule */
-
-static bool parse_controller(const char *text, clmoe_bias_rule *rule, problem *why) {
-    for (size_t i = 0; i < sizeof controllers / sizeof controllers[0]; i++)
-        if (strcmp(text, controllers[i]) == 0) {
-            *rule = (clmoe_bias_rule)i;
-            return true;
-        }
-    return problem_set(why, "--controller is '%s', but must be bias, proportional or none", text);
-}
-
 static bool set_value(balance_options *o, int option, const char *text, problem *why) {
     switch (option) {
     case OPT_LAYER:
         return cli_u32("--layer", text, 0, UINT32_MAX, &o->layer, why);
     case OPT_CONTROLLER:
-        return parse_controller(text, &o->rule, why);
+        return controller_parse(text, &o->controller.rule, why);
     case OPT_GAMMA:
-        return cli_real("--gamma", text, &o->gamma, why);
+        return cli_real("--gamma", text, &o->controller.gamma, why);
+    case OPT_KAPPA:
+        return cli_real("--kappa", text, &o->controller.kappa, why);
+    case OPT_BETA:
+        return cli_real("--beta", text, &o->controller.beta, why);
+    case OPT_DEVICE_GROUPS:
+        return cli_u32("--device-groups", text, 1, MAX_REPLICAS, &o->controller.device_groups, why);
+    case OPT_CENTRED:
+        return controller_parse_centred(text, &o->controller.centred, why);
     case OPT_STEPS:
         return cli_u32("--steps", text, 1, MAX_STEPS, &o->steps, why);
     case OPT_REPLICAS:
@@ -219,6 +233,11 @@ static bool check_outputs(balance_options *o, bool force, problem *why) {
 }
 
 static bool check_options(balance_options *o, const cli_parser *parser, problem *why) {
+    const controller_given given = {.gamma = parser->given[OPT_GAMMA] > 0,
+                                    .centred = parser->given[OPT_CENTRED] > 0,
+                                    .kappa = parser->given[OPT_KAPPA] > 0,
+                                    .beta = parser->given[OPT_BETA] > 0,
+                                    .device_groups = parser->given[OPT_DEVICE_GROUPS] > 0};
     const char *missing = o->model == NULL            ? "MODEL_DIR"
                           : !parser->given[OPT_LAYER] ? "--layer"
                           : o->input == NULL          ? "--input"
@@ -231,8 +250,8 @@ static bool check_options(balance_options *o, const cli_parser *parser, problem 
         return problem_set(why, "%s is missing; see --help", missing);
     if (o->model[0] == '\0')
         return problem_set(why, "MODEL_DIR is '', which names no folder");
-    if (o->rule == CLMOE_BIAS_NONE && parser->given[OPT_GAMMA])
-        return problem_set(why, "--gamma does not go with --controller none, which has no rate");
+    if (!controller_check(&o->controller, &given, why))
+        return false;
     o->json = parser->given[OPT_JSON] > 0;
     o->no_cache = parser->given[OPT_NO_CACHE] > 0;
     o->place.wanted = parser->given[OPT_PLACE] > 0;
@@ -275,6 +294,7 @@ static clmoe_status read_files(const balance_options *o, balance_session *s) {
     TRY(checked(model_is_spared(o->model, &o->csv, "--csv", &why), &why));
     TRY(checked(model_is_spared(o->model, &o->place.plan, "--plan", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
+    TRY(checked(controller_fits(&o->controller, &s->desc, &why), &why));
     if (o->place.wanted)
         TRY(placement_open(&o->place, &s->desc, &s->placement));
     TRY(input_open(o->input, &s->input));
@@ -292,6 +312,7 @@ static clmoe_status open_layer(const balance_options *o, balance_session *s) {
     clmoe_layer_desc biased;
     s->desc.type = s->desc.weight_type = CLMOE_F32;
     s->desc.balance.enabled = 1;
+    s->desc.balance.device_groups = o->controller.device_groups;
     TRY(session_open(&s->device, o->device, !o->no_cache));
     TRY(LIB(clmoe_checkpoint_upload(s->checkpoint, o->layer, &s->desc, s->device.cl,
                                     s->device.queue, &s->weights)));
@@ -302,7 +323,7 @@ done:
     return status;
 }
 
-static clmoe_status create_buffers(balance_session *s) {
+static clmoe_status create_buffers(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_plan_layout plan;
     size_t sizes[BUFFER_COUNT] = {0}, saved, tokens = s->tokens, f32 = sizeof(float);
@@ -316,6 +337,8 @@ static clmoe_status create_buffers(balance_session *s) {
     sizes[BUFFER_LIVE] = tokens * f32;
     sizes[BUFFER_PLAN] = plan.bytes;
     TRY(LIB(clmoe_stats_size(s->layer, &sizes[BUFFER_STATS])));
+    if (o->controller.rule == CLMOE_BIAS_QUANTILE)
+        TRY(LIB(clmoe_bias_counts_size(s->layer, &sizes[BUFFER_BIAS_COUNTS])));
     for (int id = 0; id < BUFFER_COUNT; id++) {
         cl_int code;
         size_t bytes = sizes[id] > 0 ? sizes[id] : f32; /* OpenCL has no empty buffers */
@@ -349,12 +372,39 @@ done:
     return status;
 }
 
+/* What the quantile rule reads, of the batch under the present bias. */
+static clmoe_status count_bias(balance_session *s) {
+    const clmoe_bias_counts_args counts = {.struct_size = sizeof counts,
+                                           .tokens = s->tokens,
+                                           .weights = &s->weights,
+                                           .logits = place(s, BUFFER_LOGITS),
+                                           .state = place(s, BUFFER_STATE),
+                                           .scratch = place(s, BUFFER_SCRATCH),
+                                           .bias_counts = place(s, BUFFER_BIAS_COUNTS)};
+    return LIB(clmoe_bias_counts(s->layer, s->device.queue, &counts, 0, NULL, NULL));
+}
+
+static clmoe_status update(const balance_options *o, balance_session *s) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_balance_args args;
+    clmoe_balance_args_init(&args);
+    args.state = place(s, BUFFER_STATE);
+    args.stats = place(s, BUFFER_STATS);
+    controller_fill(&o->controller, &args);
+    if (o->controller.rule == CLMOE_BIAS_QUANTILE) {
+        TRY(count_bias(s));
+        args.bias_counts = place(s, BUFFER_BIAS_COUNTS);
+    }
+    TRY(LIB(clmoe_balance_update(s->layer, s->device.queue, &args, 0, NULL, NULL)));
+done:
+    return status;
+}
+
 /* One batch and the controller's answer to it. */
 static clmoe_status step(const balance_options *o, balance_session *s, clmoe_stats *seen) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_command_queue queue = s->device.queue;
     clmoe_weights routing = s->weights;
-    clmoe_balance_args balance;
     clmoe_topk_args topk = {.struct_size = sizeof topk,
                             .tokens = s->tokens,
                             .weights = &routing,
@@ -381,15 +431,10 @@ static clmoe_status step(const balance_options *o, balance_session *s, clmoe_sta
                               .scratch = plan.scratch,
                               .stats = place(s, BUFFER_STATS)};
     routing.select_bias = (clmoe_buf){NULL, 0}; /* the state's, then */
-    clmoe_balance_args_init(&balance);
-    balance.state = topk.state;
-    balance.stats = stats.stats;
-    balance.bias_rule = o->rule;
-    balance.bias_rate = (float)o->gamma;
     TRY(LIB(clmoe_topk(s->layer, queue, &topk, 0, NULL, NULL)));
     TRY(LIB(clmoe_plan(s->layer, queue, &plan, 0, NULL, NULL)));
     TRY(LIB(clmoe_stats_compute(s->layer, queue, &stats, 0, NULL, NULL)));
-    TRY(LIB(clmoe_balance_update(s->layer, queue, &balance, 0, NULL, NULL)));
+    TRY(update(o, s));
     TRY(CL(clEnqueueReadBuffer(queue, s->buffers[BUFFER_STATS], CL_TRUE, 0, sizeof *seen, seen, 0,
                                NULL, NULL)));
 done:
@@ -399,7 +444,7 @@ done:
 /* o->steps becomes the steps until a signal. */
 static clmoe_status run_steps(balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(create_buffers(s));
+    TRY(create_buffers(o, s));
     TRY(begin(s));
     for (uint32_t i = 0; i < o->steps; i++) {
         TRY(step(o, s, &s->steps[i]));
@@ -472,13 +517,13 @@ static uint32_t least_step(const balance_options *o, const balance_session *s) {
 static void print_report(const balance_options *o, const balance_session *s) {
     const uint32_t least = least_step(o, s);
     const char *assumed = clmoe_checkpoint_assumed(s->checkpoint, o->layer);
-    char model[256];
+    char model[256], controller[256];
+    controller_describe(&o->controller, controller, sizeof controller);
     clmoe_printable(clmoe_checkpoint_model_type(s->checkpoint), model, sizeof model);
     printf("%s layer %u%s%s on %s\n", model, (unsigned)o->layer, assumed ? ", taken for " : "",
            assumed ? assumed : "", s->device.name);
-    printf("routing   %u tokens, %u experts, top %u; controller %s, gamma %g\n",
-           (unsigned)s->tokens, (unsigned)s->desc.num_experts, (unsigned)s->desc.top_k,
-           controllers[o->rule], o->gamma);
+    printf("routing   %u tokens, %u experts, top %u; controller %s\n", (unsigned)s->tokens,
+           (unsigned)s->desc.num_experts, (unsigned)s->desc.top_k, controller);
     if (o->place.wanted)
         placement_print(&s->placement);
     if (o->place.wanted && o->steps == 1)
@@ -501,12 +546,13 @@ static clmoe_status print_json(const balance_options *o, const balance_session *
     json_t *steps = json_array();
     for (uint32_t i = 0; i < o->steps; i++)
         json_array_append_new(steps, step_json(&s->steps[i], i));
-    json_t *object = json_pack(
-        "{ss ss? sI ss sI sI sI ss sf so}", "model_type",
-        clmoe_checkpoint_model_type(s->checkpoint), "assumed", assumed, "layer",
-        (json_int_t)o->layer, "device", s->device.name, "tokens", (json_int_t)s->tokens,
-        "num_experts", (json_int_t)s->desc.num_experts, "top_k", (json_int_t)s->desc.top_k,
-        "controller", controllers[o->rule], "gamma", o->gamma, "steps", steps);
+    json_t *object = json_pack("{ss ss? sI ss sI sI sI}", "model_type",
+                               clmoe_checkpoint_model_type(s->checkpoint), "assumed", assumed,
+                               "layer", (json_int_t)o->layer, "device", s->device.name, "tokens",
+                               (json_int_t)s->tokens, "num_experts",
+                               (json_int_t)s->desc.num_experts, "top_k", (json_int_t)s->desc.top_k);
+    controller_json(&o->controller, object);
+    json_object_set_new(object, "steps", steps);
     if (o->place.wanted)
         json_object_set_new(object, "placement", placement_json(&s->placement));
     bool written =
@@ -563,7 +609,7 @@ static void release(balance_session *s) {
 int balance_main(int argc, char **argv) {
     clmoe_status status = CLMOE_SUCCESS;
     balance_options options = {
-        .rule = CLMOE_BIAS_SIGN, .steps = 100, .gamma = 1e-3, .place = {.nodes = 1}};
+        .controller = CONTROLLER_DEFAULTS, .steps = 100, .place = {.nodes = 1}};
     balance_session session = {0};
     bool stop = false;
     TRY(parse_options(&options, argc, argv, &stop));

@@ -40,6 +40,35 @@ balance 0 qwen3_moe --controller proportional --gamma 0.01 --steps 20 --csv "$tm
 [ "$(column 2 | sort -u | wc -l)" -gt 1 ] || complain "proportional: MaxVio stays"
 balance 0 qwen3_moe --steps 1
 
+# moves MODEL STEPS SHARE OPTION...: the report names the rule; MaxVio ends below SHARE of its first.
+moves() {
+    model=$1 steps=$2 share=$3
+    shift 3
+    rm -f "$tmp/$model.csv"
+    balance 0 "$model" --steps "$steps" --csv "$tmp/$model.csv" "$@"
+    first=$(column 2 | head -1) last=$(column 2 | tail -1)
+    awk "BEGIN { exit !($last < $share * $first) }" || complain "$*: MaxVio $first ends at $last"
+}
+moves qwen3_moe 5 0.5 --controller quantile
+grep -q '; controller quantile$' "$tmp/out" || complain "no quantile in the report, or a rate"
+moves glm4_moe 5 0.5 --controller quantile
+moves qwen3_moe 60 0.75 --controller smebu --gamma 0.01
+grep -q 'controller smebu, gamma 0.01, kappa 2, beta 0.5$' "$tmp/out" || complain "no smebu"
+# Without momentum and for small kappa it is the proportional rule, centred, which moves no share.
+moves qwen3_moe 20 1 --controller smebu --gamma 10 --kappa 0.001 --beta 0
+cp "$tmp/qwen3_moe.csv" "$tmp/smebu.csv"
+moves qwen3_moe 20 1 --controller proportional --gamma 0.01 --centred delta
+grep -q 'gamma 0.01, centred delta$' "$tmp/out" || complain "no centred delta"
+cmp -s "$tmp/smebu.csv" "$tmp/qwen3_moe.csv" || complain "smebu is not proportional"
+# A group per expert is the rule of single experts; two groups move otherwise.
+moves qwen3_moe 60 0.75 --controller bias --gamma 0.01
+cp "$tmp/qwen3_moe.csv" "$tmp/bias.csv"
+moves qwen3_moe 60 0.75 --controller device --device-groups 16 --gamma 0.01
+cmp -s "$tmp/bias.csv" "$tmp/qwen3_moe.csv" || complain "device with E groups is not bias"
+moves qwen3_moe 60 9 --controller device --device-groups 2 --gamma 0.01 --centred bias
+grep -q 'gamma 0.01, 2 device groups, centred bias$' "$tmp/out" || complain "no device groups"
+cmp -s "$tmp/bias.csv" "$tmp/qwen3_moe.csv" && complain "device with 2 groups is bias"
+
 # refused PATTERN OPTION...: exit 2 with one sentence that has the pattern.
 refused() {
     pattern=$1
@@ -65,6 +94,32 @@ device=$under_test
 
 refused "tensor is given twice" --tensor z
 refused "controller none" --controller none --gamma 1
+refused "controller quantile, which has no rate" --controller quantile --gamma 1
+refused "centred .*controller quantile" --controller quantile --centred bias
+refused "centred .*controller none" --controller none --centred delta
+refused "kappa .*controller bias" --kappa 1
+refused "beta .*controller device" --controller device --device-groups 2 --beta 0.1
+refused "device-groups .*controller smebu" --controller smebu --device-groups 2
+refused "controller device needs --device-groups" --controller device
+refused "device-groups is 3, but the model's 16 experts" --controller device --device-groups 3
+refused "device-groups is '0'" --controller device --device-groups 0
+refused "centred is 'mean'" --centred mean
+refused "kappa is 0" --controller smebu --kappa 0
+refused "beta is 1" --controller smebu --beta 1
+# Routers that the quantile rule is not for.
+unfit() {
+    balance 2 "$1" --controller quantile
+    grep -q "controller is 'quantile', but the model's router $2" "$tmp/err" || complain "$1: no '$2'"
+}
+unfit deepseek_v3 "has 4 groups"
+unfit longcat_flash "has [0-9]* identity experts"
+unfit gpt_oss "chooses by logits"
+mkdir "$tmp/all"
+cp "$DATA"/qwen3_moe/* "$tmp/all"
+sed 's/"num_experts_per_tok": 4/"num_experts_per_tok": 16/' "$DATA/qwen3_moe/config.json" >"$tmp/all/config.json"
+run_exit 2 balance "$tmp/all" --layer 0 --input "$DATA/qwen3_moe/activations.safetensors" \
+    --tensor model.layers.0.mlp.x --controller quantile
+grep -q "'quantile', but the model's router chooses 16 of 16" "$tmp/err" || complain "K = E is not refused"
 
 # file_error PATTERN LAYER INPUT TENSOR: exit 2, the sentence has the pattern.
 file_error() {
@@ -84,6 +139,13 @@ grep -o '"max_violation":[0-9.e+-]*' "$tmp/out" | cut -d: -f2 >"$tmp/json"
 [ "$(wc -l <"$tmp/json")" = 7 ] || complain "not seven steps in the JSON"
 column 2 | paste - "$tmp/json" | awk '{ d = $1 - $2; if (d > 1e-6 || d < -1e-6) exit 1 }' ||
     complain "the JSON has other values than the CSV"
+
+# Its controller: what it has, and no rate where there is none.
+balance 0 $model --steps 1 --json --controller smebu --kappa 3
+grep -q '"controller":"smebu","gamma":0.001[0-9]*,"centred":"none","kappa":3.0,"beta":0.5' "$tmp/out" ||
+    complain "no smebu in the JSON"
+balance 0 $model --steps 1 --json --controller quantile
+grep -q '"controller":"quantile","gamma":null,"steps"' "$tmp/out" || complain "quantile has a rate"
 
 # missing WHAT ARGUMENT...: the sentence says what is not there.
 missing() {

@@ -22,6 +22,9 @@ with_value() {
     engine) value=ref ;;
     loss) value=z ;;
     controller) value=bias ;;
+    kappa | device-groups) value=1 ;;
+    beta) value=0 ;;
+    centred) value=delta ;;
     case) value=tiny ;;
     step) value=plan ;;
     pattern | force-routing) value=zipf ;;
