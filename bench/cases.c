@@ -1,5 +1,7 @@
 #include "cases.h"
 
+#include "clmoe/clmoe.h"
+
 #include <math.h>
 
 /* clang-format off */
@@ -61,6 +63,7 @@ const char *const step_names[STEP_COUNT] = {
     "layer:train",
     "layer:train+balance",
     "balance",
+    "bias_counts",
     "backward",
     "backward:data",
     "backward:weights",
@@ -97,7 +100,7 @@ bool step_is_backward(bench_step step) {
 
 bool step_is_by_name(bench_step step) {
     return step == STEP_TRAIN || step == STEP_TRAIN_BALANCE || step == STEP_BALANCE ||
-           step_is_backward(step);
+           step == STEP_BIAS_COUNTS || step_is_backward(step);
 }
 
 bool step_runs_experts(bench_step step) {
@@ -167,6 +170,7 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     const double plan = 3 * pairs * word;                      /* slot, pair and token of each */
     const double weights = case_weight_bytes(c, sizes->weight) / c->experts * sizes->touched;
     const double layer = rows + router + weights + rows;
+    const double counts = (double)c->experts * CLMOE_BIAS_BINS * word;
     const double stats = 8.0 * c->experts * word;                        /* its arrays */
     const double z = pairs * 2 * c->hidden_dim * (double)sizes->element; /* what was saved */
     const double gradients = case_weight_bytes(c, sizeof(float)) + router;
@@ -178,6 +182,8 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
         return layer + stats + scores; /* dlogits */
     case STEP_BALANCE:
         return scores + 2 * pairs * word + stats + scores;
+    case STEP_BIAS_COUNTS:
+        return scores + counts;
     case STEP_SCORE:
         return rows + router + 2 * scores;
     case STEP_TOPK:

@@ -39,8 +39,8 @@ extern const bench_case bench_cases[];
 
 /*
  * What can be timed: the whole layer, its steps, chains of steps, the routing of other policies,
- * the layer as it is trained (train.h) with and without everything that measures its balance, and
- * the backward pass.
+ * the layer as it is trained (train.h) with and without everything that measures its balance, the
+ * counts of the quantile rule, and the backward pass.
  */
 typedef enum bench_step {
     STEP_LAYER,
@@ -59,6 +59,7 @@ typedef enum bench_step {
     STEP_TRAIN,         /* x -> y */
     STEP_TRAIN_BALANCE, /* x -> y, stats, values of all losses, dlogits */
     STEP_BALANCE,       /* logits, plan -> stats, values, dlogits */
+    STEP_BIAS_COUNTS,   /* logits -> the counts of the quantile rule (counts.h) */
     /* Of backward.h: */
     STEP_BACKWARD,         /* dy -> dx, gradients of all weights */
     STEP_BACKWARD_DATA,    /* dy -> dx */

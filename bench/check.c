@@ -313,6 +313,8 @@ clmoe_status check_outputs(subject *s, const reference *ref, bench_step step,
     case STEP_TRAIN_BALANCE:
     case STEP_BALANCE:
         return check_train(&s->train, ref, step, result);
+    case STEP_BIAS_COUNTS:
+        return check_counts(&s->counts, result);
     case STEP_BACKWARD:
     case STEP_BACKWARD_DATA:
     case STEP_BACKWARD_WEIGHTS:

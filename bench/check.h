@@ -20,6 +20,8 @@ clmoe_status check_policy(const bench_policy *p, check_result *result);
 clmoe_status check_train(const bench_train *t, const reference *ref, bench_step step,
                          check_result *result);
 
+clmoe_status check_counts(const bench_counts *c, check_result *result);
+
 clmoe_status check_backward(subject *s, const reference *ref, bench_step step,
                             check_result *result);
 

@@ -141,6 +141,17 @@ done:
     return status;
 }
 
+static clmoe_status enqueue_counts(subject *s, cl_event *event) {
+    clmoe_status status = CLMOE_SUCCESS;
+    bench_counts *c = &s->counts;
+    if (!c->layer)
+        TRY(counts_create(s->device, s->in, clmoe_layer_engine(s->layer),
+                          s->buffers[SUBJECT_LOGITS], c));
+    TRY(counts_enqueue(c, event));
+done:
+    return status;
+}
+
 static clmoe_status need_backward(subject *s) {
     if (s->backward.layer)
         return CLMOE_SUCCESS;
@@ -193,6 +204,8 @@ clmoe_status subject_enqueue(subject *s, bench_step step, cl_event *event) {
     case STEP_TRAIN_BALANCE:
     case STEP_BALANCE:
         return enqueue_train(s, step, event);
+    case STEP_BIAS_COUNTS:
+        return enqueue_counts(s, event);
     case STEP_BACKWARD:
     case STEP_BACKWARD_DATA:
     case STEP_BACKWARD_WEIGHTS:
@@ -311,6 +324,7 @@ void subject_release(subject *s) {
     for (int kind = 0; kind < POLICY_KINDS; kind++)
         policy_release(&s->policies[kind]);
     train_release(&s->train);
+    counts_release(&s->counts);
     backward_release(&s->backward);
     for (int i = 0; i < SUBJECT_COUNT; i++)
         buffer_release(&s->buffers[i]);

@@ -3,6 +3,7 @@
 #define BENCH_SUBJECT_H
 
 #include "backward.h"
+#include "counts.h"
 #include "policy.h"
 #include "reference.h"
 #include "train.h"
@@ -41,6 +42,7 @@ typedef struct subject {
     cl_mem buffers[SUBJECT_COUNT];
     bench_policy policies[POLICY_KINDS]; /* made when one of their steps is first enqueued */
     bench_train train;
+    bench_counts counts;
     bench_backward backward;
     bool packed;     /* the engine reads packed weights */
     bool dispatches; /* the engine reads xe, not x through the plan */

@@ -76,10 +76,10 @@ grep -q '^| tiny | 37 | 6 | experts | ref | [0-9]' "$tmp/out" || fail "no row in
 grep -q '^clmoe [0-9.]*, commit [^ ]*; measured read' "$tmp/out" || fail "no commit in markdown"
 
 echo "== balance"
-run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balance,balance \
+run 0 --case tiny --tokens 37 --engine ref --step layer:train,layer:train+balance,balance,bias_counts \
     --repeat 1 --force --json "$tmp/rows.json"
 "$rows" "$tmp/rows.json" >"$tmp/lines"
-for step in layer:train layer:train+balance balance; do expect "$tmp/lines" "tiny 37 ref $step"; done
+for step in layer:train layer:train+balance balance bias_counts; do expect "$tmp/lines" "tiny 37 ref $step"; done
 
 echo "== backward"
 run 0 --case tiny --tokens 37 --engine all,ref \

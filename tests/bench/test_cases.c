@@ -99,6 +99,8 @@ static void test_costs(void **state) {
           "bytes of experts\n");
     CHECK(case_bytes(c, STEP_EXPERTS, &half) == 2 * (weights / 2 + rows + pairs * 1024),
           "bytes of experts in 16 bits\n");
+    CHECK(case_bytes(c, STEP_BIAS_COUNTS, &f32) == 4.0 * (512 * 64 + 64 * CLMOE_BIAS_BINS),
+          "bytes of bias_counts\n");
     for (int step = 0; step < STEP_COUNT; step++)
         CHECK(case_bytes(c, (bench_step)step, &f32) > 0, "%s has no bytes\n", step_names[step]);
 }

@@ -214,6 +214,20 @@ static void test_wrong_balance_is_found(void **state) {
     tear_down(&f);
 }
 
+static void test_wrong_counts_are_found(void **state) {
+    fixture f;
+    (void)state;
+    set_up(&f, ROUTE_UNIFORM, CLMOE_F32);
+    expect_right(&f, STEP_BIAS_COUNTS);
+    const cl_mem counts = f.subject.counts.buffers[COUNTS_BIAS_COUNTS];
+    spoil_word(&f, counts, 0);
+    expect_wrong(&f, STEP_BIAS_COUNTS, "the first count");
+    expect_right(&f, STEP_BIAS_COUNTS);
+    spoil_word(&f, counts, (layer_case.experts * CLMOE_BIAS_BINS - 1) * 4);
+    expect_wrong(&f, STEP_BIAS_COUNTS, "the last count");
+    tear_down(&f);
+}
+
 /* Each output of the backward pass, in every step whose check looks at it. */
 static void test_wrong_gradients_are_found(void **state) {
     static const bench_step steps[] = {STEP_BACKWARD, STEP_BACKWARD_DATA, STEP_BACKWARD_WEIGHTS,
@@ -344,6 +358,7 @@ int main(void) {
         cmocka_unit_test(test_wrong_policies_are_found),
         cmocka_unit_test(test_dropped_next_to_room_is_found),
         cmocka_unit_test(test_wrong_balance_is_found),
+        cmocka_unit_test(test_wrong_counts_are_found),
         cmocka_unit_test(test_wrong_gradients_are_found),
         cmocka_unit_test(test_peer),
         cmocka_unit_test(test_peer_clblast),
