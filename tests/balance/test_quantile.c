@@ -241,6 +241,43 @@ static void nothing_counted(void **state) {
     compare_bits("select_bias", read_bias(&r), bias, E * 4);
 }
 
+/* ---- Repeatability --------------------------------------------------------------------------- */
+
+/* From one state: the counts of a batch and the state that they make. */
+static void count_and_update(const rig *r, const void *start, const void *poison) {
+    buf_write(r->counts.state, start, r->state_bytes);
+    buf_write(r->counts.bias_counts, poison, counts_bytes(r));
+    count(r);
+    OK(clmoe_balance_update(r->layer, test.queue, &r->update, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+}
+
+/*
+ * 50 runs give the same bits, with cutoffs by one work-item per token, or by a sorting network in
+ * registers or in local memory, and with experts that many tokens count in the same bins.
+ */
+static void runs_are_the_same(void **state) {
+    static const shape shapes[] = {{400, 5, 60, 0, 4, 3}, {3000, 5, 48, 0, 20, 3}};
+    (void)state;
+    for (size_t g = 0; g < 2; g++)
+        for (size_t i = 0; i < COUNT_OF(shapes); i++) {
+            rig r;
+            test_case("group size %u, K %u", group_sizes[g], shapes[i].top_k);
+            seed_set(6 + i);
+            rig_make(&r, group_sizes[g], &shapes[i], i);
+            write_bias(&r, random_floats(shapes[i].experts, 0.01));
+            const void *start = buf_get(r.counts.state), *poison = buf_get(r.counts.bias_counts);
+            count_and_update(&r, start, poison);
+            const void *counts = buf_get(r.counts.bias_counts), *end = buf_get(r.counts.state);
+            CHECK(memcmp(start, end, r.state_bytes) != 0, "the state does not move\n");
+            for (int run = 1; run < 50; run++) {
+                count_and_update(&r, start, poison);
+                compare_bits("counts", buf_get(r.counts.bias_counts), counts, counts_bytes(&r));
+                compare_bits("state", buf_get(r.counts.state), end, r.state_bytes);
+            }
+        }
+}
+
 /* ---- Micro-batches --------------------------------------------------------------------------- */
 
 /* Four parts of a batch, added up by the device or by the host, are the whole. */
@@ -481,6 +518,7 @@ int main(void) {
         TEST(counts_of_no_tokens),
         TEST(the_bias_is_the_quantile),
         TEST(nothing_counted),
+        TEST(runs_are_the_same),
         TEST(parts_add_up),
         TEST(forward_counts),
         TEST(bad_arguments),
