@@ -214,12 +214,15 @@ static clmoe_status memory_open(const place_shape *shape, bool previous, place_m
     TRY(ALLOCATE(room->node_of, shape->groups, 1));
     TRY(ALLOCATE(room->filled, shape->devices, 1));
     TRY(ALLOCATE(room->count, shape->experts, 1));
+    TRY(ALLOCATE(room->by_load, shape->devices, 1));
     if (!previous)
         return CLMOE_SUCCESS;
     TRY(placement_open(shape, &m->old));
     TRY(ALLOCATE(room->overlap, shape->devices, shape->devices));
     TRY(ALLOCATE(room->to, shape->devices, 1));
     TRY(ALLOCATE(room->expert_of, shape->slots, 1));
+    TRY(ALLOCATE(room->first, shape->experts, 1));
+    TRY(ALLOCATE(room->holders, shape->slots, 1));
 done:
     return status;
 }
@@ -234,6 +237,9 @@ static void memory_close(place_memory *m) {
     free(m->room.overlap);
     free(m->room.to);
     free(m->room.expert_of);
+    free(m->room.by_load);
+    free(m->room.first);
+    free(m->room.holders);
 }
 
 /* The balance of E experts in a row, without copies. */
@@ -251,21 +257,21 @@ static uint32_t count_faults(const placement *p, const place_room *room) {
 }
 
 /* The previous plan improved, where moves are bounded; what is `enough` of the new plan's load. */
-static void improve_old(placement *old, const placement *fresh, const clmoe_place_args *args,
-                        const int32_t *previous) {
+static void improve_old(const clmoe_place_args *args, place_memory *m, const int32_t *previous) {
+    const placement *fresh = &m->fresh;
     double most = 0;
     for (uint32_t d = 0; d < fresh->shape.devices; d++)
         most = fresh->device_load[d] > most ? fresh->device_load[d] : most;
     const uint32_t moves = args->max_moves > 0 ? args->max_moves : UINT32_MAX;
     const double enough = args->tolerance > 0 ? most * (1 + args->tolerance) : 0;
     if (args->max_moves > 0 || args->tolerance > 0)
-        place_improve(old, &(place_limits){previous, moves, enough});
+        place_improve(&m->old, &(place_limits){previous, moves, enough}, &m->room);
 }
 
 /* The new plan, or the previous one as it is or improved, whichever is better and allowed. */
 static placement *choose(const clmoe_place_args *args, place_memory *m, const int32_t *previous) {
     placement *fresh = &m->fresh, *old = &m->old;
-    improve_old(old, fresh, args, previous);
+    improve_old(args, m, previous);
     if (args->max_moves > 0 && count_moves(fresh, previous) > args->max_moves)
         return old;
     const double now = balance_of(fresh->device_load, fresh->shape.devices);
@@ -310,7 +316,7 @@ static void place_layer(const clmoe_place_args *args, uint32_t layer, place_memo
         before = plain_balance(&m->fresh);
     }
     place_new(&m->fresh, &m->room);
-    place_improve(&m->fresh, &(place_limits){NULL, 0, 0});
+    place_improve(&m->fresh, &(place_limits){NULL, 0, 0}, &m->room);
     if (previous) {
         place_align(&m->fresh, previous, &m->room);
         plan = choose(args, m, previous);

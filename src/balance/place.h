@@ -55,6 +55,9 @@ typedef struct place_item {
     uint32_t index;
 } place_item;
 
+/* The heaviest first, of the same weight the lowest index: for qsort(). */
+int place_heaviest_first(const void *left, const void *right);
+
 typedef struct place_room {
     place_item *items;  /* [E] */
     uint32_t *node_of;  /* [groups] */
@@ -63,6 +66,9 @@ typedef struct place_room {
     uint32_t *to;       /* [devices] */
     uint32_t *count;    /* [E] */
     int32_t *expert_of; /* [slots] */
+    /* Of place_improve(): the devices by load, and, from a previous plan, those of each expert. */
+    place_item *by_load;       /* [devices] */
+    uint32_t *first, *holders; /* [E], [slots] */
 } place_room;
 
 /* A new plan by the rule of place.h, before slots change places. */
@@ -76,7 +82,7 @@ typedef struct place_limits {
 } place_limits;
 
 /* Lowers the largest load, one step after the other. */
-void place_improve(placement *p, const place_limits *limits);
+void place_improve(placement *p, const place_limits *limits, const place_room *room);
 
 /* Names nodes, devices and slots of the plan so that many hold what they held before. */
 void place_align(placement *p, const int32_t *previous, const place_room *room);

@@ -1,6 +1,7 @@
 /* Better placements from given ones: slots that change places or experts; and names that stay. */
 #include "place.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- Lower loads --------------------------------------------------------------------------- */
@@ -17,20 +18,50 @@ typedef struct change {
 typedef struct search {
     placement *p;
     const place_limits *limits;
+    const place_room *room;
     uint32_t heaviest, second, third; /* devices */
     uint32_t moves;
     double limit; /* most must be below */
     change best;
 } search;
 
-/* The heaviest device but for two; `devices` if there is no other. */
-static uint32_t heaviest_but(const placement *p, uint32_t one, uint32_t other) {
-    uint32_t best = p->shape.devices;
-    for (uint32_t d = 0; d < p->shape.devices; d++)
-        if (d != one && d != other &&
-            (best == p->shape.devices || p->device_load[d] > p->device_load[best]))
-            best = d;
-    return best;
+/* The device at a place among them, the heaviest first; the end: there is none. */
+static uint32_t device_at(const search *s, uint32_t place) {
+    return place < s->p->shape.devices ? s->room->by_load[place].index : s->p->shape.devices;
+}
+
+/* The order of the devices; what it was is a good start. */
+static void sort_devices(search *s) {
+    const uint32_t devices = s->p->shape.devices;
+    for (uint32_t i = 0; i < devices; i++)
+        s->room->by_load[i].weight = s->p->device_load[s->room->by_load[i].index];
+    qsort(s->room->by_load, devices, sizeof *s->room->by_load, place_heaviest_first);
+    s->heaviest = device_at(s, 0);
+    s->second = device_at(s, 1);
+    s->third = device_at(s, 2);
+}
+
+/* The devices of each expert, each once: holders [first[e], first[e] + count[e]). */
+static void list_holders(const placement *p, const place_room *room) {
+    const place_shape *shape = &p->shape;
+    uint32_t first = 0;
+    for (uint32_t e = 0; e < shape->experts; e++) {
+        room->first[e] = first;
+        room->count[e] = 0;
+        first += p->copies[e];
+    }
+    for (uint32_t slot = 0; slot < shape->slots; slot++) {
+        const uint32_t device = slot / device_slots(shape);
+        const int32_t e = p->expert_of[slot];
+        uint32_t *holders = room->holders + room->first[e];
+        if (room->count[e] == 0 || holders[room->count[e] - 1] != device)
+            holders[room->count[e]++] = device;
+    }
+}
+
+/* Whether a change with such a load cannot become the best one. */
+static bool is_hopeless(const search *s, double most) {
+    return !(most < s->limit) || (s->best.kind != CHANGE_NONE && most > s->best.largest);
 }
 
 static uint32_t is_moved(const search *s, uint32_t slot, int32_t expert) {
@@ -56,33 +87,51 @@ static void consider_swap(search *s, uint32_t a, uint32_t b) {
     const uint32_t from = s->heaviest, to = b / device_slots(&p->shape);
     const int32_t x = p->expert_of[a], y = p->expert_of[b];
     const double less = share_of(p, x) - share_of(p, y);
-    /* Not where two copies of an expert would meet, but to part two others. */
-    if (!(less > 0) || *held_at(p, to, x) >= *held_at(p, from, x) ||
-        *held_at(p, from, y) >= *held_at(p, to, y))
-        return;
     const double here = p->device_load[from] - less, there = p->device_load[to] + less;
     const double most = here > there ? here : there;
+    /* Not where two copies of an expert would meet, but to part two others. */
+    if (!(less > 0) || is_hopeless(s, most) || *held_at(p, to, x) >= *held_at(p, from, x) ||
+        *held_at(p, from, y) >= *held_at(p, to, y))
+        return;
     const uint32_t next = to == s->second ? s->third : s->second;
     const double rest = next < p->shape.devices ? p->device_load[next] : 0;
     consider(s, &(change){CHANGE_SWAP, a, b, moves_with(s, moves_with(s, s->moves, a, y), b, x),
                           most, most > rest ? most : rest});
 }
 
-/* Fills `most` and `largest`, if slot a takes x instead of y. */
-static void weigh_copy(const placement *p, change *c, int32_t x, int32_t y) {
-    const uint32_t at = c->a / device_slots(&p->shape);
-    const double x_share = p->load[x] / (p->copies[x] + 1);
-    const double y_share = p->load[y] / (p->copies[y] - 1);
-    for (uint32_t d = 0; d < p->shape.devices; d++) {
-        const uint32_t xs = *held_at(p, d, x), ys = *held_at(p, d, y);
-        double load =
-            p->device_load[d] + xs * (x_share - share_of(p, x)) + ys * (y_share - share_of(p, y));
-        if (d == at)
-            load += x_share - y_share;
-        c->largest = load > c->largest ? load : c->largest;
-        if (xs + ys > 0)
-            c->most = load > c->most ? load : c->most;
+/* Slot a takes expert x instead of y: the shares of their other copies change too. */
+typedef struct copy_change {
+    int32_t x, y;
+    uint32_t at;             /* the device of slot a */
+    double more, x_up, y_up; /* of the load there, and of each copy of x and y */
+} copy_change;
+
+static double load_after(const placement *p, const copy_change *c, uint32_t device) {
+    const uint32_t xs = *held_at(p, device, c->x), ys = *held_at(p, device, c->y);
+    const double load = p->device_load[device] + xs * c->x_up + ys * c->y_up;
+    return device == c->at ? load + c->more : load;
+}
+
+/* Raises `most` to the loads of the devices with an expert; false: that is hopeless. */
+static bool raise_most(const search *s, const copy_change *c, int32_t expert, double *most) {
+    const uint32_t *holders = s->room->holders + s->room->first[expert];
+    for (uint32_t i = 0; i < s->room->count[expert]; i++) {
+        const double load = load_after(s->p, c, holders[i]);
+        *most = load > *most ? load : *most;
+        if (is_hopeless(s, *most))
+            return false;
     }
+    return true;
+}
+
+/* The largest load of the devices with neither expert, which stays; 0 if there is none. */
+static double largest_rest(const search *s, const copy_change *c) {
+    for (uint32_t i = 0; i < s->p->shape.devices; i++) {
+        const place_item *device = &s->room->by_load[i];
+        if (*held_at(s->p, device->index, c->x) + *held_at(s->p, device->index, c->y) == 0)
+            return device->weight;
+    }
+    return 0;
 }
 
 static void consider_copy(search *s, uint32_t a, uint32_t b) {
@@ -91,9 +140,23 @@ static void consider_copy(search *s, uint32_t a, uint32_t b) {
     const int32_t y = p->expert_of[a], x = p->expert_of[b];
     change c = {.kind = CHANGE_COPY, .a = a, .b = b, .moves = moves_with(s, s->moves, a, x)};
     if (x == y || p->copies[x] >= p->shape.max_copies || p->copies[y] < 2 ||
-        c.moves > s->limits->max_moves || (*held_at(p, at, x) > 0 && *held_at(p, at, y) < 2))
+        c.moves > s->limits->max_moves)
         return;
-    weigh_copy(p, &c, x, y);
+    const double x_share = p->load[x] / (p->copies[x] + 1);
+    const double y_share = p->load[y] / (p->copies[y] - 1);
+    const copy_change now = {.x = x,
+                             .y = y,
+                             .at = at,
+                             .more = x_share - y_share,
+                             .x_up = x_share - share_of(p, x),
+                             .y_up = y_share - share_of(p, y)};
+    /* The heaviest device is one of them. */
+    if (is_hopeless(s, load_after(p, &now, s->heaviest)) ||
+        (*held_at(p, at, x) > 0 && *held_at(p, at, y) < 2) || !raise_most(s, &now, y, &c.most) ||
+        !raise_most(s, &now, x, &c.most))
+        return;
+    const double rest = largest_rest(s, &now);
+    c.largest = rest > c.most ? rest : c.most;
     consider(s, &c);
 }
 
@@ -133,14 +196,16 @@ static void apply(search *s) {
  * Each step lowers the load of the heaviest device, and none rises above what that was: sorted, the
  * loads fall. Rounding could make two plans take turns; the bound ends that.
  */
-void place_improve(placement *p, const place_limits *limits) {
-    search s = {.p = p, .limits = limits};
+void place_improve(placement *p, const place_limits *limits, const place_room *room) {
+    search s = {.p = p, .limits = limits, .room = room};
+    for (uint32_t d = 0; d < p->shape.devices; d++)
+        room->by_load[d].index = d;
     for (uint64_t step = 0; step < (uint64_t)p->shape.slots * 8; step++) {
-        s.heaviest = heaviest_but(p, p->shape.devices, p->shape.devices);
+        sort_devices(&s);
         if (p->device_load[s.heaviest] <= limits->enough)
             return;
-        s.second = heaviest_but(p, s.heaviest, s.heaviest);
-        s.third = heaviest_but(p, s.heaviest, s.second);
+        if (limits->previous)
+            list_holders(p, room);
         s.limit = p->device_load[s.heaviest] * (1 - PLACE_ROUNDING);
         s.best.kind = CHANGE_NONE;
         find_change(&s);

@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The heaviest first, of the same weight the lowest index. */
-static int heaviest_first(const void *left, const void *right) {
+int place_heaviest_first(const void *left, const void *right) {
     const place_item *a = left, *b = right;
     if (a->weight != b->weight)
         return a->weight > b->weight ? -1 : 1;
@@ -33,7 +32,7 @@ static void pack_groups(placement *p, const place_room *room) {
         room->items[g] = (place_item){0, g};
     for (uint32_t e = 0; e < shape->experts; e++)
         room->items[group_of(shape, e)].weight += p->load[e];
-    qsort(room->items, shape->groups, sizeof *room->items, heaviest_first);
+    qsort(room->items, shape->groups, sizeof *room->items, place_heaviest_first);
     memset(room->filled, 0, shape->nodes * sizeof *room->filled);
     for (uint32_t n = 0; n < shape->nodes; n++)
         p->device_load[n] = 0;
@@ -163,7 +162,7 @@ void place_new(placement *p, const place_room *room) {
     give_copies(p, room);
     for (uint32_t e = 0; e < shape->experts; e++)
         room->items[e] = (place_item){share_of(p, (int32_t)e), e};
-    qsort(room->items, shape->experts, sizeof *room->items, heaviest_first);
+    qsort(room->items, shape->experts, sizeof *room->items, place_heaviest_first);
     memset(room->filled, 0, shape->devices * sizeof *room->filled);
     memset(p->held, 0, (size_t)shape->devices * shape->experts * sizeof *p->held);
     for (uint32_t d = 0; d < shape->devices; d++)

@@ -2,6 +2,7 @@
 #include "ref_place.h"
 #include "support.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -266,6 +267,51 @@ static void moves(void **state) {
     CHECK(ends[1] < stale && ends[4] < ends[1], "more moves are no better\n");
 }
 
+static void mix(uint64_t *sum, const int32_t *slots, uint32_t count) {
+    for (uint32_t slot = 0; slot < count; slot++)
+        *sum = (*sum ^ (uint32_t)slots[slot]) * 0x100000001b3u;
+}
+
+/*
+ * The plans of the plain search, which weighed every change on every device: a faster one finds the
+ * same. The loads are multiples of all numbers up to 16, and copies are no more, so that no sum is
+ * rounded, on any machine.
+ */
+static void the_same_plans(void **state) {
+    (void)state;
+    enum { MULTIPLE = 720720, MOST_COPIES = 16 };
+    static const struct {
+        uint32_t max_moves;
+        double tolerance;
+    } limits[] = {{0, 0}, {1, 0}, {5, 0}, {0, 0.03125}, {9, 0.0625}};
+    uint64_t sum = 0xcbf29ce484222325u;
+    seed_set(20261204);
+    for (uint32_t draw = 0; draw < 500; draw++) {
+        const ref_place_shape sizes = random_shape();
+        place_case c = case_of(&sizes);
+        int32_t *previous = HOST(int32_t, sizes.replicas);
+        c.max_copies = c.max_copies < MOST_COPIES ? c.max_copies : MOST_COPIES;
+        if (sizes.experts * c.max_copies < sizes.replicas)
+            continue;
+        clmoe_place_args args = args_of(&c);
+        for (uint32_t e = 0; e < sizes.experts; e++)
+            c.load[e] = (double)MULTIPLE * (1 + random_below(1 + random_below(2000)));
+        OK(clmoe_place(&args));
+        mix(&sum, c.slots, sizes.replicas);
+        memcpy(previous, c.slots, sizes.replicas * sizeof *previous);
+        args.previous = previous;
+        for (uint32_t e = 0; e < sizes.experts; e++)
+            c.load[e] += (double)MULTIPLE * random_below(500);
+        for (size_t i = 0; i < COUNT_OF(limits); i++) {
+            args.max_moves = limits[i].max_moves;
+            args.tolerance = limits[i].tolerance;
+            OK(clmoe_place(&args));
+            mix(&sum, c.slots, sizes.replicas);
+        }
+    }
+    CHECK(sum == 0x1ad0815fb89b548du, "other plans: 0x%016" PRIx64 "\n", sum);
+}
+
 /* The best balance that another expert in one slot can give. */
 static double best_move(const place_case *c, const int32_t *previous) {
     const ref_place_shape *s = &c->shape;
@@ -506,8 +552,9 @@ static void errors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(plain_vector), TEST(random_loads), TEST(moves),  TEST(bounded_copies), TEST(mended),
-        TEST(renamed),      TEST(ties),         TEST(layers), TEST(errors),
+        TEST(plain_vector),   TEST(random_loads), TEST(moves),   TEST(the_same_plans),
+        TEST(bounded_copies), TEST(mended),       TEST(renamed), TEST(ties),
+        TEST(layers),         TEST(errors),
     };
     return RUN(tests);
 }
