@@ -395,7 +395,7 @@ enum {
      * Without a rate: b_e = the K/E quantile over the tokens of r_te = cutoff_t - s_te, the bias
      * with which K/E of them would have chosen e, minus the mean over E. cutoff_t is the (K+1)-th
      * largest of s + b over token t, s the scores of the router, b the state's bias. Su Jianlin's
-     * series on MoE, part 6; Kimi K3, Megatron-Core. r comes as counts, see clmoe_bias_counts().
+     * series on MoE, part 6; Kimi K3, torchtitan. r comes as counts, see clmoe_bias_counts().
      */
     CLMOE_BIAS_QUANTILE = 3,
     /*
