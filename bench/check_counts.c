@@ -3,13 +3,12 @@
 
 #include "ref_quantile.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 enum { BINS = CLMOE_BIAS_BINS, CHUNK_TOKENS = 1024 };
 
 /* As near to an edge as this a distance may be in either bin. */
-#define EDGE 1e-5
+#define EDGE 2e-6
 
 /* What may be counted up to each bin, and what must be. */
 typedef struct bounds {
@@ -18,7 +17,7 @@ typedef struct bounds {
     float *logits;          /* [CHUNK_TOKENS,E] */
     double *clean, *scores; /* likewise */
     double *distances;      /* [E,CHUNK_TOKENS] */
-    double low, width;
+    double edges[BINS];     /* where bins begin, but the first, which has no end */
     uint32_t *most, *least; /* [E,BINS]: counts by the lowest bin and by the highest one */
     uint32_t *got;          /* [E,BINS] */
 } bounds;
@@ -50,12 +49,21 @@ static clmoe_status bounds_make(const bench_counts *c, bounds *b) {
         return bench_no_memory("the counts");
     for (uint32_t e = 0; e < experts; e++)
         b->bias[e] = counts_bias(&c->in->of, e);
-    ref_quantile_bins(&b->desc, b->bias, &b->low, &b->width);
+    for (uint32_t bin = 1; bin < BINS; bin++)
+        b->edges[bin] = ref_quantile_edge(bin);
     return CLMOE_SUCCESS;
 }
 
 static uint32_t bin_of(const bounds *b, double distance) {
-    return (uint32_t)fmin(fmax((distance - b->low) / b->width, 0), BINS - 1);
+    uint32_t bin = 0, end = BINS;
+    while (bin + 1 < end) {
+        const uint32_t middle = (bin + end) / 2;
+        if (distance >= b->edges[middle])
+            bin = middle;
+        else
+            end = middle;
+    }
+    return bin;
 }
 
 static clmoe_status add_tokens(const bench_counts *c, uint32_t first, uint32_t tokens, bounds *b) {

@@ -415,14 +415,16 @@ enum {
 };
 
 /*
- * The counts of CLMOE_BIAS_QUANTILE, [E, CLMOE_BIAS_BINS] u32: how many tokens have r_te in each of
- * the bins that divide [min b - 1, max b + 1] evenly. Masked tokens, and those with no more than K
- * finite scores, are not counted; a score that is not finite is in the last bin. Counts of
- * micro-batches and ranks add up, to at most 2^32 - 1 tokens, as long as b is the same for all of
- * them and when clmoe_balance_update() reads them, as the bins are b's: count with the state as the
- * last update left it. The new bias is that of rank ceil(n K / E) among the n tokens counted,
- * linear inside its bin. Bins are 1/500 of a score wide or wider: a softmax over hundreds of
- * experts, whose scores are as small, comes to rest less even than a sigmoid.
+ * The counts of CLMOE_BIAS_QUANTILE, [E, CLMOE_BIAS_BINS] u32: how many tokens have d_te = r_te -
+ * b_e, the way that b_e would go for them, in each of the bins. These are the narrower the nearer
+ * to 0, where b_e comes to rest: 25 to each power of two, of one width, from 2^-18 to 4.
+ * Bin 500 + i is of d >= 0, from 2^(i div 25 - 18) (1 + (i mod 25) / 25) on, bin 500 from 0 on; bin
+ * 499 - i of d < 0 with the same |d|; the first and the last take what is beyond. Masked tokens,
+ * and those with no more than K finite scores, are not counted; a score that is not finite is in
+ * the last bin. Counts of micro-batches and ranks add up, to at most 2^32 - 1 tokens, as long as b
+ * is the same for all of them and when clmoe_balance_update() reads them: count with the state as
+ * the last update left it. The new bias is b_e + d of rank ceil(n K / E) among the n tokens
+ * counted, linear inside its bin, so within 4 % of the way it goes, or 2^-18.
  *
  * Needs token choice with select_bias, score softmax or sigmoid and K < E, order score then top-k,
  * no groups, no identity experts; CLMOE_UNSUPPORTED names what a layer has otherwise.

@@ -5,14 +5,14 @@
 #include "ref.h"
 
 /*
- * scores [T,E], -infinity where there is none, bias [E] -> r [E,T], NaN where the token is not
+ * scores [T,E], -infinity where there is none, bias [E] -> d [E,T], NaN where the token is not
  * counted. token_mask [T] may be NULL.
  */
 void ref_quantile_distances(const clmoe_layer_desc *desc, uint32_t tokens, const double *scores,
-                            const float *bias, const uint8_t *token_mask, double *r);
+                            const float *bias, const uint8_t *token_mask, double *d);
 
-/* The bins' first edge and their width. */
-void ref_quantile_bins(const clmoe_layer_desc *desc, const float *bias, double *low, double *width);
+/* Where a bin begins, and the one before ends; bin CLMOE_BIAS_BINS too. */
+double ref_quantile_edge(uint32_t bin);
 
 /* counts [E,CLMOE_BIAS_BINS] by `bias` [E] -> the new bias [E]. */
 void ref_quantile_bias(const clmoe_layer_desc *desc, const uint32_t *counts, const float *bias,
