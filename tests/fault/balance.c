@@ -225,7 +225,7 @@ static void compare_dx(rig *r) {
 }
 
 static const phase phases[] = {
-    {"layer", 0, fresh_context, run_layer, NULL, undo_layer, NULL},
+    {"layer", NO_QUEUE, fresh_context, run_layer, NULL, undo_layer, NULL},
     {"forward", NO_BLOCKS | LIGHT, reset_outputs, run_forward, compare_outputs, NULL,
      reset_outputs},
     {"backward", NO_BLOCKS | LIGHT, poison_dx, run_backward, compare_dx, NULL, NULL},
@@ -425,7 +425,7 @@ static void sweep_variant(const variant *v, const source *from, cl_command_queue
     make_rig(&r, v, queue);
     for (size_t i = 0; i < COUNT_OF(phases); i++) {
         const phase *p = &phases[i];
-        if ((p->run == run_layer && !everything) ||
+        if ((p->run == run_layer && !everything) || !phase_has_queue(&r, p) ||
             ((p->run == run_calls || p->run == run_update) && v->num_losses == 0))
             continue;
         rig own = r;

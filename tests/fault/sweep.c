@@ -198,6 +198,10 @@ static void fail_call(rig *r, const phase *p, const source *from, unsigned nth, 
     CHECK(memory.blocks == blocks, "%s leaves %ld blocks\n", name, memory.blocks - blocks);
 }
 
+bool phase_has_queue(const rig *r, const phase *p) {
+    return !(p->traits & NO_QUEUE) || r->queue == test.queue;
+}
+
 static unsigned calls_of(rig *r, const phase *p, const source *from) {
     if (p->before)
         p->before(r);

@@ -108,9 +108,10 @@ clmoe_status event_is_right(clmoe_status status, cl_event event);
 
 /*
  * May succeed: trouble with the cache is no error. No blocks: asks for no host memory. Light: makes
- * no object, compiles, copies and waits for nothing.
+ * no object, compiles, copies and waits for nothing. No queue: is given none, or always the same,
+ * so that one kind of queue is enough.
  */
-enum { MAY_SUCCEED = 1, NO_BLOCKS = 2, LIGHT = 4 };
+enum { MAY_SUCCEED = 1, NO_BLOCKS = 2, LIGHT = 4, NO_QUEUE = 8 };
 
 typedef struct phase {
     const char *name;
@@ -121,6 +122,9 @@ typedef struct phase {
     void (*undo)(rig *r);
     void (*again)(rig *r); /* before a retry */
 } phase;
+
+/* Whether the rig's kind of queue has this phase: those without a queue are swept once. */
+bool phase_has_queue(const rig *r, const phase *p);
 
 /* Has the calls of a phase fail, one after the other. */
 void sweep(rig *r, const phase *p, const source *from);

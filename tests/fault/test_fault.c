@@ -255,21 +255,21 @@ static void compare_backward(rig *r) {
 }
 
 static const phase phases[] = {
-    {"open", 0, NULL, run_open, NULL, undo_open, NULL},
-    {"describe", 0, NULL, run_describe, NULL, NULL, NULL},
-    {"context", 0, NULL, run_context, NULL, undo_context, NULL},
-    {"context with cache", 0, NULL, run_context_with_cache, NULL, undo_context, NULL},
-    {"layer", 0, fresh_context, run_layer, NULL, undo_layer, NULL},
-    {"layer, empty cache", MAY_SUCCEED, context_with_empty_cache, run_layer, NULL, undo_layer,
-     NULL},
-    {"layer, cache", MAY_SUCCEED, context_with_cache, run_layer, NULL, undo_layer, NULL},
-    {"upload", 0, NULL, run_upload, NULL, undo_upload, NULL},
+    {"open", NO_QUEUE, NULL, run_open, NULL, undo_open, NULL},
+    {"describe", NO_QUEUE, NULL, run_describe, NULL, NULL, NULL},
+    {"context", NO_QUEUE, NULL, run_context, NULL, undo_context, NULL},
+    {"context with cache", NO_QUEUE, NULL, run_context_with_cache, NULL, undo_context, NULL},
+    {"layer", NO_QUEUE, fresh_context, run_layer, NULL, undo_layer, NULL},
+    {"layer, empty cache", MAY_SUCCEED | NO_QUEUE, context_with_empty_cache, run_layer, NULL,
+     undo_layer, NULL},
+    {"layer, cache", MAY_SUCCEED | NO_QUEUE, context_with_cache, run_layer, NULL, undo_layer, NULL},
+    {"upload", NO_QUEUE, NULL, run_upload, NULL, undo_upload, NULL},
     {"pack", 0, NULL, run_pack, NULL, NULL, NULL},
     {"forward", NO_BLOCKS | LIGHT, poison_outputs, run_forward, compare_outputs, NULL, NULL},
     {"forward, profile", NO_BLOCKS | LIGHT, poison_outputs, run_profiled_forward, compare_outputs,
      NULL, NULL},
     {"steps", NO_BLOCKS | LIGHT, poison_outputs, run_steps, compare_steps, NULL, NULL},
-    {"gradients", NO_BLOCKS, NULL, run_gradients, NULL, undo_gradients, NULL},
+    {"gradients", NO_BLOCKS | NO_QUEUE, NULL, run_gradients, NULL, undo_gradients, NULL},
     {"backward", NO_BLOCKS | LIGHT, poison_back_outputs, run_backward, compare_backward, NULL,
      NULL},
     {"backward, profile", NO_BLOCKS | LIGHT, poison_back_outputs, run_profiled_backward,
@@ -277,7 +277,8 @@ static const phase phases[] = {
     {"steps backward", NO_BLOCKS | LIGHT, poison_back_outputs, run_back_steps, compare_backward,
      NULL, NULL},
     {"forward, packed", NO_BLOCKS | LIGHT, poison_outputs, run_packed_forward, NULL, NULL, NULL},
-    {"selftest", MAY_SUCCEED, fresh_context, run_selftest, compare_selftest, undo_context, NULL},
+    {"selftest", MAY_SUCCEED | NO_QUEUE, fresh_context, run_selftest, compare_selftest,
+     undo_context, NULL},
 };
 
 static void make_arguments(rig *r) {
@@ -482,14 +483,18 @@ static cl_command_queue profiling_queue(cl_command_queue queue) {
 static void sweep_phases(rig *r, const source *from) {
     for (size_t i = 0; i < COUNT_OF(phases); i++) {
         const phase *p = &phases[i];
-        /* Weights, contexts and checkpoints do not depend on the engine. */
+        /*
+         * Weights, contexts and checkpoints do not depend on the engine; nor does the cache, which
+         * is below program_kernel(), all that an engine sees of it.
+         */
         bool packs = p->run == run_pack || p->run == run_packed_forward;
         bool profiles = p->run == run_profiled_forward || p->run == run_profiled_backward;
         bool back = p->run == run_backward || p->run == run_back_steps;
-        bool by_engine = packs || profiles || back || p->run == run_layer ||
-                         p->run == run_forward || p->run == run_steps;
+        bool layers = p->run == run_layer && (p->before == fresh_context || every_code);
+        bool by_engine =
+            packs || profiles || back || layers || p->run == run_forward || p->run == run_steps;
         if ((packs && !r->packed.mem) || (p->traits & MAY_SUCCEED && !everything) ||
-            (!by_engine && strcmp(r->engine, "ref") != 0))
+            !phase_has_queue(r, p) || (!by_engine && strcmp(r->engine, "ref") != 0))
             continue;
         rig own = *r;
         point_at_weights(&own);
