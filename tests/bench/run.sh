@@ -59,14 +59,26 @@ done
 ! grep -q "balance\|train\|backward" "$tmp/lines" || fail "a step that was not named was timed"
 [ "$(sort "$tmp/lines" | uniq -d)" = "" ] || fail "rows appear twice"
 
-echo "== patterns and choices"
-for pattern in zipf one-expert round-robin; do
-    run 0 --case tiny --tokens 37 --engine ref --step layer,plan --pattern $pattern --repeat 1 --json -
-    cp "$tmp/out" "$tmp/rows.json"
-    "$rows" "$tmp/rows.json" | grep -v roofline >"$tmp/lines"
+echo "== patterns and choices, written to each kind of file"
+mkfifo "$tmp/fifo"
+ln -s target "$tmp/link"
+pattern() { # PATTERN FILE
+    run 0 --case tiny --tokens 37 --engine ref --step layer,plan --pattern "$1" --repeat 1 --json "$2"
+}
+has_pattern() { # PATTERN ROWS
+    "$rows" "$2" | grep -v roofline >"$tmp/lines"
     printf 'tiny 37 ref layer\ntiny 37 ref plan\n' | cmp -s - "$tmp/lines" || fail "other rows than asked"
-    grep -q "\"pattern\": \"$pattern\"" "$tmp/rows.json" || fail "the pattern is not in the rows"
-done
+    grep -q "\"pattern\": \"$1\"" "$2" || fail "the pattern is not in the rows"
+}
+pattern zipf -
+has_pattern zipf "$tmp/out"
+cat "$tmp/fifo" >"$tmp/rows.json" &
+pattern one-expert "$tmp/fifo"
+wait $!
+has_pattern one-expert "$tmp/rows.json"
+pattern round-robin "$tmp/link"
+[ -h "$tmp/link" ] || fail "the link was replaced"
+has_pattern round-robin "$tmp/target"
 run 0 --case tiny --engine ref --step dispatch --tokens 1 --repeat 1
 grep -q 'tiny .* dispatch .* ref' "$tmp/out" || fail "no table"
 
@@ -155,16 +167,6 @@ for option in --json --tune; do
 done
 [ "$(cat "$tmp/file")" = old ] || fail "a refused file changed"
 quick="--case tiny --tokens 37 --engine ref --step plan --repeat 1"
-mkfifo "$tmp/fifo"
-ln -s target "$tmp/link"
-cat "$tmp/fifo" >"$tmp/rows.json" &
-# shellcheck disable=SC2086
-run 0 $quick --json "$tmp/fifo"
-wait $!
-"$rows" "$tmp/rows.json" >/dev/null
-# shellcheck disable=SC2086
-run 0 $quick --json "$tmp/link"
-[ -h "$tmp/link" ] && "$rows" "$tmp/target" >/dev/null
 if [ -e /dev/full ]; then
     for options in --help ""; do
         code=0
