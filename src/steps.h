@@ -216,7 +216,7 @@ clmoe_status loss_finish(const batch *b, launch *chain, const sums *in);
 
 /* The quantile rule: scores [T,E], cutoffs -> bias_counts; those -> the momentum of the state. */
 clmoe_status step_bias_counts(const batch *b, launch *chain, clmoe_buf scores, clmoe_buf cutoffs);
-clmoe_status step_bias_quantile(const clmoe_layer *layer, launch *chain, clmoe_buf state,
-                                clmoe_buf bias_counts);
+clmoe_status step_bias_quantile(const clmoe_layer *layer, launch *chain,
+                                const clmoe_balance_args *args);
 
 #endif

@@ -129,7 +129,7 @@ void control_update(OUT(uint, state), IN(uint, stats), IN(uint, load), control_r
     __global uint *idle = (__global uint *)(arrays + STATE_IDLE_TOKENS * r.columns);
     uint lane = get_local_id(0);
     __global const stats_header *seen = (__global const stats_header *)AT(stats);
-    __global const uint *c = load ? AT(load) : (__global const uint *)(seen + 1);
+    __global const uint *c = load_of(AT(stats), GIVEN(load));
 
     bool known = s->version == STATE_VERSION && s->columns == r.columns;
     bool first = READ_ONCE(__global uint, s->updates) == 0;

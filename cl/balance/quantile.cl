@@ -4,8 +4,9 @@
  * Formula: see CLMOE_BIAS_QUANTILE in balance.h: the way d_te = cutoff_t - s_te - b_e, in BIAS_BINS
  *          bins that are the narrower the nearer to 0.
  * Arrays: scores [T,E], cutoffs [T] (NaN: the token is not counted), token_mask [T] or NULL,
- *          state -> bias_counts [E,BIAS_BINS] u32, added to; state, bias_counts -> momentum [E] of
- *          the state, the new bias before its mean is taken off.
+ *          state -> bias_counts [E,BIAS_BINS] u32, added to; state, bias_counts, stats, load [R]
+ *          or NULL -> momentum [E] of the state, the new bias before its mean is taken off; as it
+ *          is where the batch has no load.
  * NDRange: quantile_count: a group per `each` tokens; with GROUP 1 a work-item per `each` experts,
  *          over all tokens. quantile_bias: one group per expert.
  * Limits: GROUP a power of two.
@@ -88,16 +89,20 @@ void quantile_count(IN(float, scores), IN(float, cutoffs), IN(uchar, token_mask)
 }
 
 KERNEL(GROUP, 1, 1)
-void quantile_bias(OUT(uint, state), IN(uint, bias_counts), uint columns, uint experts,
-                   uint top_k) {
+void quantile_bias(OUT(uint, state), IN(uint, bias_counts), IN(uint, stats), IN(uint, load),
+                   uint columns, uint experts, uint top_k) {
     __local uint tmp[GROUP];
     __global state_header *s = (__global state_header *)AT(state);
     __global float *arrays = (__global float *)(s + 1);
     const uint e = get_group_id(0), lane = get_local_id(0), part = divide_up(BIAS_BINS, GROUP);
     const uint begin = min(lane * part, (uint)BIAS_BINS), end = min(begin + part, (uint)BIAS_BINS);
+    __global const uint *c = load_of(AT(stats), GIVEN(load));
     bool known = s->version == STATE_VERSION && s->columns == columns;
-    uint total, mine = 0;
+    uint total, mine = 0, loaded = 0;
     bias_counts = AT(bias_counts) + (ulong)e * BIAS_BINS;
+    for (uint other = lane; other < experts; other += GROUP)
+        loaded |= c[other];
+    known = group_largest(loaded, tmp) > 0 && known;
     for (uint i = begin; i < end; i++)
         mine += bias_counts[i];
     uint before = group_scan(mine, &total, tmp);

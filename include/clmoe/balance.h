@@ -424,7 +424,8 @@ enum {
  * the last bin. Counts of micro-batches and ranks add up, to at most 2^32 - 1 tokens, as long as b
  * is the same for all of them and when clmoe_balance_update() reads them: count with the state as
  * the last update left it. The new bias is b_e + d of rank ceil(n K / E) among the n tokens
- * counted, linear inside its bin, so within 4 % of the way it goes, or 2^-18.
+ * counted, linear inside its bin, so within 4 % of the way it goes, or 2^-18; with none counted the
+ * bias is only centred.
  *
  * Needs token choice with select_bias, score softmax or sigmoid and K < E, order score then top-k,
  * no groups, no identity experts; CLMOE_UNSUPPORTED names what a layer has otherwise.

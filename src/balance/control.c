@@ -97,7 +97,7 @@ static clmoe_status step_control(const clmoe_layer *layer, launch *chain,
     cl_kernel kernel = layer->kernels[KERNEL_CONTROL];
     control_rules rules = rules_of(layer, args);
     if (args->bias_rule == CLMOE_BIAS_QUANTILE)
-        TRY(step_bias_quantile(layer, chain, args->state, args->bias_counts));
+        TRY(step_bias_quantile(layer, chain, args));
     TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_F32(args->stats), ARG_F32(args->load),
                    ARG_STRUCT(rules)));
     TRY(launch_1d(chain, kernel, 1, layer->group));

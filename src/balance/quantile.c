@@ -16,8 +16,8 @@ const char *layer_lacks_quantile(const clmoe_layer_desc *desc) {
         return "router.policy is not token choice";
     if (!router->select_bias)
         return "router.select_bias is 0";
-    if (router->groups.count > 0)
-        return "router.groups.count is not 0";
+    if (router->groups.count > 1)
+        return "router.groups.count is more than 1";
     if (router->score != CLMOE_SCORE_SOFTMAX && router->score != CLMOE_SCORE_SIGMOID)
         return "router.score is neither softmax nor sigmoid";
     if (router->order != CLMOE_ORDER_SCORE_THEN_TOPK)
@@ -67,13 +67,14 @@ done:
     return status;
 }
 
-clmoe_status step_bias_quantile(const clmoe_layer *layer, launch *chain, clmoe_buf state,
-                                clmoe_buf bias_counts) {
+clmoe_status step_bias_quantile(const clmoe_layer *layer, launch *chain,
+                                const clmoe_balance_args *args) {
     clmoe_status status = CLMOE_SUCCESS;
     const uint32_t experts = layer->desc.num_experts;
     cl_kernel kernel = layer->kernels[KERNEL_BIAS_QUANTILE];
-    TRY(KERNEL_SET(kernel, ARG_F32(state), ARG_F32(bias_counts), ARG_UINT(layer->columns),
-                   ARG_UINT(experts), ARG_AS(top_k, ARG_UINT(layer->desc.top_k))));
+    TRY(KERNEL_SET(kernel, ARG_F32(args->state), ARG_F32(args->bias_counts), ARG_F32(args->stats),
+                   ARG_F32(args->load), ARG_UINT(layer->columns), ARG_UINT(experts),
+                   ARG_AS(top_k, ARG_UINT(layer->desc.top_k))));
     TRY(launch_1d(chain, kernel, experts, layer->group));
 done:
     return status;

@@ -211,7 +211,7 @@ static void the_bias_is_the_quantile(void **state) {
     }
 }
 
-/* Nothing counted: the bias keeps its differences; without load it keeps its bits. */
+/* Nothing counted: the bias keeps its differences; without load the arrays keep their bits. */
 static void nothing_counted(void **state) {
     (void)state;
     rig r;
@@ -236,7 +236,9 @@ static void nothing_counted(void **state) {
     count(&r);
     OK(clmoe_balance_update(r.layer, test.queue, &r.update, 0, NULL, NULL));
     CL_OK(clFinish(test.queue));
-    compare_bits("select_bias", read_bias(&r), bias, E * 4);
+    float *now = read_bias(&r);
+    compare_bits("select_bias, ema, previous", now, bias, (size_t)3 * E * 4);
+    compare_bits("momentum", now + (size_t)4 * E, bias + (size_t)4 * E, (size_t)E * 4);
 }
 
 /* ---- Many experts ---------------------------------------------------------------------------- */
@@ -529,6 +531,19 @@ static void layers_without_the_rule(void **state) {
     }
 }
 
+/* One group is none. */
+static void one_group(void **state) {
+    (void)state;
+    clmoe_layer_desc desc = desc_of(&(shape){9, 4, 8, 0, 2, 3});
+    test_case("one group");
+    desc.router.score = CLMOE_SCORE_SIGMOID;
+    desc.router.select_bias = 1;
+    desc.router.groups.count = desc.router.groups.topk = 1;
+    const clmoe_bias_counts_args args = {.struct_size = sizeof args, .tokens = 9};
+    check_error(clmoe_bias_counts(test_layer(0, &desc), test.queue, &args, 0, NULL, NULL),
+                CLMOE_INVALID_ARGUMENT, "logits", "not given");
+}
+
 /* Of forward: what the counts cannot be of. */
 static void bad_forward_arguments(void **state) {
     (void)state;
@@ -571,6 +586,7 @@ int main(void) {
         TEST(forward_counts),
         TEST(bad_arguments),
         TEST(layers_without_the_rule),
+        TEST(one_group),
         TEST(bad_forward_arguments),
     };
     return RUN(tests);
