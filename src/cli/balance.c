@@ -229,6 +229,9 @@ static bool check_outputs(balance_options *o, bool force, problem *why) {
     if (plan->path != NULL && o->csv.path != NULL && !o->csv.to_stdout &&
         output_is_file(plan, o->csv.path))
         return problem_set(why, "--plan %s is the same file as --csv", plan->path);
+    if (o->csv.path != NULL && o->place.previous != NULL &&
+        output_is_file(&o->csv, o->place.previous))
+        return problem_set(why, "--csv %s is the same file as --previous", o->csv.path);
     return true;
 }
 

@@ -101,6 +101,7 @@ refused "exists already" --replicas 24 --devices 8 --plan "$tmp/plan"
 refused "both write" --replicas 24 --devices 8 --plan - --json
 refused "both write" --replicas 24 --devices 8 --plan - --csv -
 refused "same file as --csv" --replicas 24 --devices 8 --plan "$tmp/new" --csv "$tmp/new"
+refused "same file as --previous" --replicas 24 --devices 8 --previous "$tmp/plan" --force --csv "$tmp/plan"
 refused "file of the model" --replicas 24 --devices 8 --force --plan "$DATA/qwen3_moe/config.json"
 
 # broken PATTERN TEXT: a plan of before that is none.
