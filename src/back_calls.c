@@ -103,7 +103,7 @@ static clmoe_status topk_backward(batch *b, launch *chain, const clmoe_topk_back
     b->jittered = region(b, REGION_JITTERED);
     b->logits = args->logits;
     b->ids = args->ids;
-    b->live = args->live;
+    b->live = layer_live(b->layer, args->live);
     b->plan = args->plan;
     b->token_mask = args->token_mask;
     b->token_offsets = args->token_offsets;

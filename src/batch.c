@@ -41,7 +41,7 @@ clmoe_status bind_forward(batch *b, const clmoe_layer *layer, const clmoe_forwar
     }
     b->ids = chosen ? args->ids_in : region(b, REGION_IDS);
     b->pair_weights = chosen ? args->pair_weights_in : region(b, REGION_WEIGHTS);
-    b->live = chosen || layer_lists_pairs(layer) ? none : region(b, REGION_LIVE);
+    b->live = chosen ? none : layer_live(layer, region(b, REGION_LIVE));
     b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
     b->plan = region(b, REGION_PLAN);
     b->xe = region(b, REGION_XE);
@@ -75,7 +75,7 @@ static void bind_saved(batch *b, const clmoe_backward_args *args) {
     b->logits = either(args->logits_in, region(b, REGION_LOGITS));
     b->ids = either(args->ids_in, region(b, REGION_IDS));
     b->pair_weights = either(args->pair_weights_in, region(b, REGION_WEIGHTS));
-    b->live = chosen || layer_lists_pairs(layer) ? none : region(b, REGION_LIVE);
+    b->live = chosen ? none : layer_live(layer, region(b, REGION_LIVE));
     b->token_offsets = region(b, REGION_TOKEN_OFFSETS);
     b->plan = region(b, REGION_PLAN);
     b->shared_gate = region(b, REGION_SHARED_GATE);

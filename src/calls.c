@@ -32,7 +32,7 @@ static void bind_plan(batch *b, const clmoe_plan_args *args) {
     b->weights = args->weights;
     b->ids = args->ids;
     b->pair_weights = args->pair_weights;
-    b->live = args->live;
+    b->live = layer_live(b->layer, args->live);
     b->token_mask = args->token_mask;
     b->token_offsets = args->token_offsets;
     b->state = args->state;
@@ -128,7 +128,7 @@ static void bind_combine(batch *b, const clmoe_combine_args *args) {
 #define BIND_MEASURED(b, args)                                                                     \
     ((b)->weights = (args)->weights, (b)->x = (args)->x, (b)->logits = (args)->logits,             \
      (b)->ids = (args)->ids, (b)->pair_weights = (args)->pair_weights, (b)->plan = (args)->plan,   \
-     (b)->live = (args)->live, (b)->token_mask = (args)->token_mask,                               \
+     (b)->live = layer_live((b)->layer, (args)->live), (b)->token_mask = (args)->token_mask,       \
      (b)->token_offsets = (args)->token_offsets, (b)->state = (args)->state,                       \
      (b)->load_target = (args)->load_target, (b)->scratch = (args)->scratch,                       \
      (b)->jittered = region((b), REGION_JITTERED))

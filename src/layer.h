@@ -292,6 +292,11 @@ static inline bool layer_renorms_late(const clmoe_layer *layer) {
     return layer->desc.router.renorm.after_drop && !layer_rounds(layer);
 }
 
+/* `live` as it is read: where pairs are a list all of a token's are real, and nothing wrote it. */
+static inline clmoe_buf layer_live(const clmoe_layer *layer, clmoe_buf live) {
+    return layer_lists_pairs(layer) ? (clmoe_buf){0} : live;
+}
+
 /* The most pairs of a token. */
 static inline uint32_t layer_token_pairs(const clmoe_layer *layer) {
     return layer_lists_pairs(layer) ? layer->columns : layer->desc.top_k;

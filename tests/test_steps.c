@@ -110,7 +110,9 @@ static void routing_steps(rig *r) {
     r->topk = STEP(clmoe_topk_args, .weights = a->weights, .scores = r->score.scores,
                    .ids = chosen ? a->ids_in : buf_new(pairs),
                    .pair_weights = chosen ? a->pair_weights_in : buf_new(pairs),
-                   .live = choice || chosen ? none : buf_new(T * 4),
+                   .live = chosen   ? none
+                           : choice ? buf_of(HOST(int32_t, T), T * 4) /* not read */
+                                    : buf_new(T * 4),
                    .token_offsets = choice ? buf_new((T + 1) * 4) : none,
                    .token_mask = a->token_mask, .state = a->state, .scratch = a->scratch);
     r->plan = STEP(clmoe_plan_args, .weights = a->weights, .ids = r->topk.ids,

@@ -125,7 +125,7 @@ typedef struct clmoe_stats_args {
     clmoe_buf ids;          /* [pairs] i32 */
     clmoe_buf pair_weights; /* optional [pairs] f32 */
     clmoe_buf plan;
-    clmoe_buf live;          /* optional [T] i32 */
+    clmoe_buf live;          /* optional [T] i32, as in plan */
     clmoe_buf token_mask;    /* optional [T] u8 */
     clmoe_buf token_offsets; /* [T+1] i32, as in plan: optional, or needed */
     clmoe_buf state;         /* optional */
@@ -270,7 +270,7 @@ typedef struct clmoe_loss_args {
     clmoe_buf ids;          /* [pairs] i32 */
     clmoe_buf pair_weights; /* [pairs] f32; needed by p_source weights */
     clmoe_buf plan;
-    clmoe_buf live;          /* optional [T] i32 */
+    clmoe_buf live;          /* optional [T] i32, as in plan */
     clmoe_buf token_mask;    /* optional [T] u8 */
     clmoe_buf token_offsets; /* [T+1] i32, as in plan: optional, or needed */
     clmoe_buf state;         /* optional; needed by F_EMA, `controlled` and SMOOTH_LOAD */

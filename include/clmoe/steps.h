@@ -376,7 +376,7 @@ typedef struct clmoe_topk_backward_args {
     clmoe_buf x;                  /* [T,D], for learned noise and two levels */
     clmoe_buf logits;             /* [T,R] f32, of clmoe_score(), or the external ones */
     clmoe_buf ids;                /* [pairs] i32, as clmoe_plan() left them */
-    clmoe_buf live;               /* [T] i32; not with expert choice and keep rule round */
+    clmoe_buf live;               /* [T] i32; not read with expert choice and keep rule round */
     clmoe_buf plan;
     clmoe_buf token_mask, token_offsets;
     clmoe_buf state;                          /* if clmoe_score() had it */
