@@ -11,24 +11,16 @@
  * Limits: GROUP a power of two; X and C are storage types.
  * Repeatability: every sum has a fixed order that depends on GROUP alone.
  */
+GROUP_LENGTH(row_length, X)
 
 KERNEL(GROUP, 1, 1)
 void orthogonality_units(IN(STORAGE(X), router), OUT(float, norms), OUT(float, units), uint dim) {
     __local float tmp[GROUP];
     ulong row = get_group_id(0);
-    float best = 0.0f, sum = 0.0f;
+    float unit;
     router = AT(router) + row * dim;
     units = AT(units) + row * dim;
-    for (uint d = get_local_id(0); d < dim; d += GROUP)
-        best = fmax(best, fabs(LOAD(X, router + d)));
-    best = group_max(best, tmp);
-    float unit = best == 0.0f ? 1.0f : best;
-    for (uint d = get_local_id(0); d < dim; d += GROUP) {
-        float part = LOAD(X, router + d) / unit;
-        sum += part * part;
-    }
-    /* In parts of the largest value, whose squares neither overflow nor vanish. */
-    float length = sqrt(group_sum(sum, tmp));
+    float length = row_length(router, dim, &unit, tmp);
     bool none = unit * length < FLT_MIN;
     for (uint d = get_local_id(0); d < dim; d += GROUP)
         units[d] = none ? 0.0f : LOAD(X, router + d) / unit / length;

@@ -30,24 +30,18 @@
  * Limits: GROUP a power of two; X and C are storage types.
  * Repeatability: every sum has a fixed order that depends on GROUP alone.
  */
+GROUP_LENGTH(row_length, X)
+
 KERNEL(GROUP, 1, 1)
 void soft_moe_norms(IN(STORAGE(X), rows), IN(uchar, token_mask), OUT(float, norms),
                     OUT(STORAGE(X), clean), uint dim) {
     __local float tmp[GROUP];
     ulong row = get_group_id(0);
     bool masked = token_mask && !AT(token_mask)[row];
-    uint used = masked ? 0 : dim;
-    float best = 0.0f, sum = 0.0f;
+    float unit;
     rows = AT(rows) + row * dim;
-    for (uint d = get_local_id(0); d < used; d += GROUP)
-        best = fmax(best, fabs(LOAD(X, rows + d)));
-    best = group_max(best, tmp);
-    float unit = best == 0.0f ? 1.0f : best;
-    for (uint d = get_local_id(0); d < used; d += GROUP) {
-        float part = LOAD(X, rows + d) / unit;
-        sum += part * part;
-    }
-    float norm = unit * sqrt(group_sum(sum, tmp));
+    float length = row_length(rows, masked ? 0 : dim, &unit, tmp);
+    float norm = unit * length;
     bool in = !masked && isfinite(norm);
     if (get_local_id(0) == 0)
         AT(norms)[row] = in ? norm : -1.0f;
