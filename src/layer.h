@@ -21,6 +21,8 @@ typedef enum kernel_id {
     KERNEL_TOPK,
     KERNEL_POLICY, /* those of the layer's policy, named in its file */
     KERNEL_POLICY_LAST = KERNEL_POLICY + 14,
+    KERNEL_SELECT_COUNTS, /* of policies that list pairs by expert */
+    KERNEL_SELECT_OFFSETS,
     KERNEL_SORT_KEYS,
     KERNEL_SORT_HISTOGRAM,
     KERNEL_SORT_SCAN,

@@ -35,6 +35,11 @@ clmoe_status step_topk(const batch *b, launch *chain);
 clmoe_status step_topk_scores(const batch *b, launch *chain);
 /* The (K+1)-th largest of scores [T,E] + the state's bias of each token -> cutoffs [T] f32. */
 clmoe_status step_cutoffs(const batch *b, launch *chain, clmoe_buf scores, clmoe_buf cutoffs);
+/* What experts take, of keys [R,T] by thresholds [R,2] -> token_offsets. */
+clmoe_status step_select_offsets(const batch *b, launch *chain, clmoe_buf keys,
+                                 clmoe_buf thresholds);
+/* The work-groups of kernels that list those pairs. */
+uint32_t select_groups(const batch *b);
 /* Weight rebalancing: the end of step_topk(), on its weights. */
 clmoe_status step_rebalance(const batch *b, launch *chain);
 /* What is added for the choice: the caller's bias, or the one the controllers keep in the state. */

@@ -11,17 +11,13 @@
  *          [pairs] = score * scale * expert_scale, in the order of tokens, then ids; the pairs past
  *          token_offsets[T] get id -1 and weight 0.
  * NDRange: choice_keys: (tiles of CHOICE_SIDE tokens, tiles of CHOICE_SIDE experts).
- *          choice_thresholds: a group per expert. choice_counts, choice_pairs: SPAN tokens per
- *          work-item. choice_offsets: one group.
+ *          choice_thresholds: a group per expert. select_counts, choice_pairs: SPAN tokens per
+ *          work-item. select_offsets: one group.
  * Limits: GROUP a power of two, at most 256.
  * Repeatability: integers; the local atomics only count.
  */
 #include "routing/select.clh"
 #include "balance/state.clh"
-
-static inline float score_of_key(uint key) {
-    return as_float((key & 0x80000000u) ? key & 0x7FFFFFFFu : ~key);
-}
 
 KERNEL(GROUP, 1, 1)
 void choice_keys(IN(float, scores), IN(uchar, token_mask), OUT(uint, keys), uint tokens,
@@ -44,43 +40,17 @@ void choice_thresholds(IN(uint, keys), OUT(uint, thresholds), IN(uint, state), u
 }
 
 KERNEL(GROUP, 1, 1)
-void choice_counts(IN(uint, keys), IN(uint, thresholds), OUT(int, counts), uint tokens,
-                   uint columns) {
-    count_taken(AT(keys), AT(thresholds), AT(counts), tokens, columns);
-}
-
-KERNEL(GROUP, 1, 1)
-void choice_offsets(OUT(int, offsets), uint tokens) {
-    __local uint tmp[GROUP];
-    counts_to_offsets(AT(offsets), tokens, tmp);
-}
-
-KERNEL(GROUP, 1, 1)
 void choice_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(float, expert_scale),
                   OUT(int, ids), OUT(float, pair_weights), uint tokens, uint columns, uint pairs,
                   float scale) {
-    uint first = get_global_id(0) * SPAN,
-         span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
-    uint next[SPAN];
-    keys = AT(keys);
-    thresholds = AT(thresholds);
+    uint first = min((uint)get_global_id(0) * SPAN, tokens), end = min(first + SPAN, tokens);
     offsets = AT(offsets);
     ids = AT(ids);
     pair_weights = AT(pair_weights);
     clear_surplus_pairs(ids, pair_weights, (uint)offsets[tokens], pairs);
-    for (uint i = 0; i < span; i++)
-        next[i] = (uint)offsets[first + i];
-    for (uint e = 0; e < columns; e++) {
-        __global const uint *column = keys + (ulong)e * tokens;
-        uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
-        float factor = expert_scale ? scale * AT(expert_scale)[e] : scale;
-        for (uint i = 0; i < span; i++) {
-            uint key = column[first + i];
-            if (!is_taken(key, bits, limit, first + i))
-                continue;
-            ids[next[i]] = (int)e;
-            pair_weights[next[i]] = score_of_key(key) * factor;
-            next[i]++;
-        }
+    list_taken(AT(keys), AT(thresholds), offsets, ids, pair_weights, tokens, columns);
+    for (int i = offsets[first]; i < offsets[end]; i++) {
+        float factor = expert_scale ? scale * AT(expert_scale)[ids[i]] : scale;
+        pair_weights[i] *= factor;
     }
 }

@@ -13,8 +13,8 @@
  *          pair_weights [pairs], in the order of tokens, then ids; those past token_offsets[T] get
  *          id -1 and weight 0.
  * NDRange: rounding_keys: (tiles of CHOICE_SIDE tokens, tiles of CHOICE_SIDE experts).
- *          rounding_thresholds: a group per expert. rounding_counts, rounding_pairs: SPAN tokens
- *          per work-item. rounding_offsets: one group.
+ *          rounding_thresholds: a group per expert. select_counts, rounding_pairs: SPAN tokens per
+ *          work-item. select_offsets: one group.
  * Limits: GROUP a power of two, at most 256; CHOICE_SIDE is CHOSEN_BITS.
  * Repeatability: integers; the local atomics only count and set bits. A token's weights are made
  *          by one work-item, in the order of its ids.
@@ -86,47 +86,21 @@ void rounding_thresholds(OUT(uint, keys), IN(uint, chosen), OUT(uint, thresholds
 }
 
 KERNEL(GROUP, 1, 1)
-void rounding_counts(IN(uint, keys), IN(uint, thresholds), OUT(int, counts), uint tokens,
-                     uint columns) {
-    count_taken(AT(keys), AT(thresholds), AT(counts), tokens, columns);
-}
-
-KERNEL(GROUP, 1, 1)
-void rounding_offsets(OUT(int, offsets), uint tokens) {
-    __local uint tmp[GROUP];
-    counts_to_offsets(AT(offsets), tokens, tmp);
-}
-
-KERNEL(GROUP, 1, 1)
 void rounding_pairs(IN(uint, keys), IN(uint, thresholds), IN(int, offsets), IN(float, scores),
                     IN(float, expert_scale), OUT(int, ids), OUT(float, pair_weights), uint tokens,
                     uint pairs, router_switches r) {
-    uint first = get_global_id(0) * SPAN, R = (uint)r.columns,
-         span = first < tokens ? min((uint)SPAN, tokens - first) : 0;
-    uint next[SPAN];
-    scores = AT(scores);
-    thresholds = AT(thresholds);
+    uint first = min((uint)get_global_id(0) * SPAN, tokens), end = min(first + SPAN, tokens);
     offsets = AT(offsets);
     ids = AT(ids);
     pair_weights = AT(pair_weights);
     r.renorm_late = 0; /* the experts a token ends with are known */
     clear_surplus_pairs(ids, pair_weights, (uint)offsets[tokens], pairs);
-    for (uint i = 0; i < span; i++)
-        next[i] = (uint)offsets[first + i];
-    for (uint e = 0; e < R; e++) {
-        __global const uint *column = AT(keys) + (ulong)e * tokens;
-        uint bits = thresholds[2 * e], limit = thresholds[2 * e + 1];
-        for (uint i = 0; i < span; i++) {
-            if (!is_taken(column[first + i], bits, limit, first + i))
-                continue;
-            ids[next[i]] = (int)e;
-            pair_weights[next[i]] = scores[(ulong)(first + i) * R + e];
-            next[i]++;
-        }
-    }
-    for (uint i = 0; i < span; i++) {
-        const uint begin = (uint)offsets[first + i];
-        token_weights(&r, scores + (ulong)(first + i) * R, GIVEN(expert_scale), ids + begin,
-                      pair_weights + begin, (int)(next[i] - begin));
+    list_taken(AT(keys), AT(thresholds), offsets, ids, pair_weights, tokens, (uint)r.columns);
+    for (uint t = first; t < end; t++) {
+        __global const float *row = AT(scores) + (ulong)t * (uint)r.columns;
+        const int begin = offsets[t], count = offsets[t + 1] - begin;
+        for (int i = begin; i < begin + count; i++)
+            pair_weights[i] = row[ids[i]];
+        token_weights(&r, row, GIVEN(expert_scale), ids + begin, pair_weights + begin, count);
     }
 }

@@ -9,16 +9,14 @@ _Static_assert((int)CHOICE_SIDE == (int)CHOSEN_BITS, "a tile of keys has a word 
 enum {
     KERNEL_KEYS = KERNEL_POLICY,
     KERNEL_THRESHOLDS,
-    KERNEL_COUNTS,
-    KERNEL_OFFSETS,
     KERNEL_PAIRS,
 };
 
 static clmoe_status create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     static const kernel_entry kernels[] = {
-        {KERNEL_KEYS, "rounding_keys"},     {KERNEL_THRESHOLDS, "rounding_thresholds"},
-        {KERNEL_COUNTS, "rounding_counts"}, {KERNEL_OFFSETS, "rounding_offsets"},
+        {KERNEL_KEYS, "rounding_keys"},          {KERNEL_THRESHOLDS, "rounding_thresholds"},
+        {KERNEL_SELECT_COUNTS, "select_counts"}, {KERNEL_SELECT_OFFSETS, "select_offsets"},
         {KERNEL_PAIRS, "rounding_pairs"},
     };
     TRY(topk_create(layer));
@@ -68,20 +66,13 @@ done:
 static clmoe_status list_pairs(const batch *b, const rounding *of, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const cl_kernel *kernels = layer->kernels;
-    uint32_t group = layer->group, columns = layer->columns, tokens = b->tokens;
-    uint32_t span = group == 1 ? CHOICE_SERIAL_SPAN : group, groups = divide_up(tokens, span);
-    TRY(KERNEL_SET(kernels[KERNEL_COUNTS], ARG_F32(of->keys), ARG_F32(of->thresholds),
-                   ARG_AS(counts, ARG_F32(b->token_offsets)), ARG_UINT(tokens), ARG_UINT(columns)));
-    TRY(launch_1d(chain, kernels[KERNEL_COUNTS], groups, group));
-    TRY(KERNEL_SET(kernels[KERNEL_OFFSETS], ARG_AS(offsets, ARG_F32(b->token_offsets)),
-                   ARG_UINT(tokens)));
-    TRY(launch_1d(chain, kernels[KERNEL_OFFSETS], 1, group));
-    TRY(KERNEL_SET(kernels[KERNEL_PAIRS], ARG_F32(of->keys), ARG_F32(of->thresholds),
+    const cl_kernel pairs = layer->kernels[KERNEL_PAIRS];
+    TRY(step_select_offsets(b, chain, of->keys, of->thresholds));
+    TRY(KERNEL_SET(pairs, ARG_F32(of->keys), ARG_F32(of->thresholds),
                    ARG_AS(offsets, ARG_F32(b->token_offsets)), ARG_F32(b->scores),
                    ARG_F32(expert_scale_of(b)), ARG_F32(b->ids), ARG_F32(b->pair_weights),
-                   ARG_UINT(tokens), ARG_UINT(b->ws.plan.pairs), ARG_STRUCT(layer->router)));
-    TRY(launch_1d(chain, kernels[KERNEL_PAIRS], groups, group));
+                   ARG_UINT(b->tokens), ARG_UINT(b->ws.plan.pairs), ARG_STRUCT(layer->router)));
+    TRY(launch_1d(chain, pairs, select_groups(b), layer->group));
 done:
     return status;
 }
