@@ -181,7 +181,7 @@ clmoe_status device_kernel(const bench_device *d, const char *file, const char *
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
     char flags[256];
-    const char *sources[] = {source_of("random.clh"), source_of(file)};
+    const char *sources[] = {source_of("../src/cli/random.clh"), source_of(file)};
     cl_program program = clCreateProgramWithSource(d->cl, COUNT_OF(sources), sources, NULL, &code);
     TRY(cli_cl(code, "clCreateProgramWithSource"));
     snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s", options);

@@ -2,9 +2,9 @@
 #ifndef BENCH_INPUTS_H
 #define BENCH_INPUTS_H
 
+#include "../src/cli/random.clh"
 #include "cases.h"
 #include "device.h"
-#include "random.clh"
 
 /* An array of random values: element i is random_int(stream, i, bits) * scale, exact in its type.
  */
