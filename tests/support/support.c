@@ -306,6 +306,18 @@ clmoe_buf buf_new_type(clmoe_type type, size_t n) {
     return buf_behind(ODD_FRONT, n * type_size(type));
 }
 
+static void release_mem(void *mem) {
+    clReleaseMemObject(mem);
+}
+
+clmoe_buf buf_short(size_t bytes) {
+    cl_int code;
+    cl_mem mem = clCreateBuffer(test.context, CL_MEM_READ_WRITE, bytes - 1, NULL, &code);
+    CL_OK(code);
+    clean_later(release_mem, mem);
+    return (clmoe_buf){mem, 0};
+}
+
 void buf_write(clmoe_buf buf, const void *data, size_t bytes) {
     guarded *g = find_buffer(buf);
     CHECK(bytes == g->bytes, "buf_write of %zu bytes to a buffer of %zu\n", bytes, g->bytes);

@@ -114,6 +114,7 @@ size_t stats_size(const clmoe_layer *layer); /* clmoe_stats_size() of a layer th
 extern bool support_bare;
 extern bool support_aligned;                      /* set: the offset is a multiple of 256 */
 clmoe_buf buf_of(const void *data, size_t bytes); /* {NULL, 0} if data is NULL */
+clmoe_buf buf_short(size_t bytes);                /* one byte too small; no canaries */
 void buf_write(clmoe_buf buf, const void *data, size_t bytes);
 void buf_poison(clmoe_buf buf);
 void buf_read(clmoe_buf buf, void *to, size_t bytes);
