@@ -45,15 +45,23 @@ done:
     return status;
 }
 
+/* Soft MoE: dxe -> dlogits, and the tokens' part of dx, one row each, in the place of dxe. */
+static clmoe_status soft_moe_route(batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    launch_step(chain, "score");
+    TRY(step_soft_moe_dispatch_backward(b, chain));
+    b->dxe = b->router_dx;
+done:
+    return status;
+}
+
 /* The gradient on the weights of the pairs -> dlogits -> router_dx. */
 static clmoe_status route(batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
     if (!b->routed)
         return CLMOE_SUCCESS;
-    if (layer_is_soft_moe(b->layer)) {
-        launch_step(chain, "score");
-        return step_soft_moe_dispatch_backward(b, chain);
-    }
+    if (layer_is_soft_moe(b->layer))
+        return soft_moe_route(b, chain);
     launch_step(chain, "topk");
     TRY(step_topk_backward(b, chain));
     launch_step(chain, "score");

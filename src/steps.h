@@ -60,7 +60,8 @@ clmoe_status step_soft_moe_dispatch_again(const batch *b, launch *chain);
 clmoe_status step_soft_moe_combine_backward(const batch *b, launch *chain);
 /* dy, ye -> the gradient on the combine weights. */
 clmoe_status step_soft_moe_weights_backward(const batch *b, launch *chain, clmoe_buf ye);
-/* dxe, and that gradient -> dlogits, and in router_dx all of dx but the shared expert's part. */
+/* dxe, and that gradient -> dlogits, and router_dx, all of dx but the shared expert's part: what
+ * step_dispatch_backward() takes as dxe, one pair per token, of weight 1. */
 clmoe_status step_soft_moe_dispatch_backward(const batch *b, launch *chain);
 clmoe_status step_soft_moe_gradients(const batch *b, launch *chain);
 

@@ -91,12 +91,11 @@ done:
 
 clmoe_status step_dispatch_backward(const batch *b, launch *chain) {
     const clmoe_layer_desc *desc = &b->layer->desc;
-    const bool soft_moe = layer_is_soft_moe(b->layer);
     const clmoe_buf none = {0};
-    const combine_rows of = {.rows = soft_moe ? b->router_dx : b->dxe,
+    const combine_rows of = {.rows = b->dxe,
                              .x = b->dy,
                              .shared = b->shared_dx,
-                             .residual = b->router_dx_begun && !soft_moe ? b->router_dx : none,
+                             .residual = b->router_dx_begun ? b->router_dx : none,
                              .y = b->dx,
                              .weighted = desc->router.weight_at == CLMOE_WEIGHT_AT_INPUT};
     return combine(b, chain, &of);

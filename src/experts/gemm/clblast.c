@@ -377,9 +377,7 @@ done:
 /* ---- Gradients of weights ------------------------------------------------------------------ */
 
 typedef struct clblast_gradient {
-    size_t group; /* work-items per group of cl/experts/gemm/clblast_gradient.cl */
     cl_command_queue queue;
-    cl_kernel zeros;
     host_rows rows;
 } clblast_gradient;
 
@@ -387,7 +385,6 @@ static void gradient_destroy(void *opaque) {
     clblast_gradient *state = opaque;
     if (!state)
         return;
-    kernel_release(&state->zeros);
     if (state->queue)
         clReleaseCommandQueue(state->queue);
     rows_release(&state->rows);
@@ -405,8 +402,6 @@ static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_
     clblast_gradient *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the clblast engine");
-    TRY(gemm_gradient_by_column(context, shape, "experts/gemm/clblast_gradient", "gradient_zeros",
-                                &state->zeros, &state->group));
     TRY(open_queue(context, &state->queue));
     *out = state;
     state = NULL;
@@ -428,6 +423,11 @@ done:
     return status;
 }
 
+/* Rows of an expert; of a dense problem, of all. */
+static size_t rows_of(const clblast_gradient *state, const gemm_gradient *g, uint32_t expert) {
+    return g->offsets.mem ? state->rows.kept[expert] : g->slots;
+}
+
 /* The gradient of an expert whose rows are slots [first, first + rows). */
 static clmoe_status gradient_of_expert(cl_command_queue queue, const gemm_gradient *g,
                                        uint32_t expert, size_t first, size_t rows) {
@@ -445,14 +445,18 @@ static clmoe_status gradient_of_expert(cl_command_queue queue, const gemm_gradie
     return sgemm(queue, &one);
 }
 
-/* CLBlast refuses sums of nothing: zeros for the experts without rows. */
+/* CLBlast refuses sums of nothing: zeros where an expert has no rows. */
 static clmoe_status fill_zeros(const clblast_gradient *state, launch *chain,
                                const gemm_gradient *g) {
     clmoe_status status = CLMOE_SUCCESS;
-    const size_t groups[] = {g->m, gemm_tiles(g->n, state->group), g->experts};
-    const size_t local[] = {1, state->group, 1};
-    TRY(gemm_gradient_set(state->zeros, g));
-    TRY(launch_kernel(chain, state->zeros, 3, groups, local));
+    const bool apart = g->row != g->n; /* rows of C */
+    const size_t pieces = apart ? g->m : 1, piece = apart ? g->n : (size_t)g->m * g->n;
+    for (uint32_t expert = 0; expert < g->experts; expert++)
+        for (size_t i = 0; i < pieces && rows_of(state, g, expert) == 0; i++) {
+            const size_t first = (size_t)expert * g->expert + i * g->row;
+            const clmoe_buf to = {g->c.mem, g->c.offset + first * sizeof(float)};
+            TRY(launch_zero(chain, to, piece * sizeof(float)));
+        }
 done:
     return status;
 }
@@ -465,15 +469,15 @@ static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradien
     bool left = false;
     TRY(gradient_check(g));
     TRY(rows_reserve(&state->rows, g->experts));
-    if (!g->accumulate)
-        TRY(fill_zeros(state, chain, g));
     if (!dense)
         TRY(rows_read(&state->rows, chain, g->offsets, g->kept, g->experts));
+    if (!g->accumulate)
+        TRY(fill_zeros(state, chain, g));
     TRY(launch_leave(chain, queue));
     left = true;
     for (uint32_t expert = 0; expert < g->experts; expert++) {
         const size_t first = dense ? 0 : state->rows.offsets[expert];
-        const size_t rows = dense ? g->slots : state->rows.kept[expert];
+        const size_t rows = rows_of(state, g, expert);
         if (rows > 0)
             TRY(gradient_of_expert(queue, g, expert, first, rows));
     }
