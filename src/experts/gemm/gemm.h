@@ -119,8 +119,8 @@ typedef struct gemm_gradient {
 /*
  * How an engine makes gradients of weights. It has no check() as gemm_engine has: what it cannot
  * address it says in run(), where the gradients of data are on their way already. Only clblast has
- * such a bound, INT_MAX elements, for the operands in scratch too; and there CLBlast may fail midway
- * whatever was checked.
+ * such a bound, INT_MAX elements, for the operands in scratch too; and there CLBlast may fail
+ * midway whatever was checked.
  */
 typedef struct gemm_gradient_engine {
     bool gathers;
