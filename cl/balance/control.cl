@@ -2,8 +2,8 @@
  * Purpose: what happens to the state between two batches.
  * Formula: see clmoe_balance_args in balance.h.
  * Arrays: state: state_header, then select_bias [R] f32, ema [R] f32, previous [R] f32, idle_tokens
- *          [R] u32, momentum [R] f32; one of another version or R stays as it is. stats:
- *          clmoe_stats, then load [R] u32; load [R] u32 or NULL replaces it.
+ *          [R] u32, momentum [R] f32; stats: clmoe_stats, then load [R] u32; load [R] u32 or NULL
+ *          replaces it. If state or stats are of another version or R, the state stays as it is.
  * NDRange: one group each; its lanes stride over the columns.
  * Limits: GROUP a power of two.
  * Repeatability: signs and shares are compared in integers; the mean of the biases is summed in
@@ -113,7 +113,7 @@ static inline void apply_schedules(__global state_header *s, const control_rules
 KERNEL(GROUP, 1, 1)
 void control_start(OUT(uint, state), control_rules r) {
     __global state_header *s = (__global state_header *)AT(state);
-    bool known = s->version == STATE_VERSION && s->columns == r.columns;
+    bool known = state_is_known(s, r.columns);
     if (get_local_id(0) == 0 && known)
         apply_schedules(s, &r);
 }
@@ -131,7 +131,7 @@ void control_update(OUT(uint, state), IN(uint, stats), IN(uint, load), control_r
     __global const stats_header *seen = (__global const stats_header *)AT(stats);
     __global const uint *c = load_of(AT(stats), GIVEN(load));
 
-    bool known = s->version == STATE_VERSION && s->columns == r.columns;
+    bool known = state_is_known(s, r.columns) && stats_are_known(seen, r.columns);
     bool first = READ_ONCE(__global uint, s->updates) == 0;
     group_barrier(CLK_GLOBAL_MEM_FENCE); /* lane 0 moves it below */
     ulong total = 0, largest = 0;

@@ -97,7 +97,8 @@ void quantile_bias(OUT(uint, state), IN(uint, bias_counts), IN(uint, stats), IN(
     const uint e = get_group_id(0), lane = get_local_id(0), part = divide_up(BIAS_BINS, GROUP);
     const uint begin = min(lane * part, (uint)BIAS_BINS), end = min(begin + part, (uint)BIAS_BINS);
     __global const uint *c = load_of(AT(stats), GIVEN(load));
-    bool known = s->version == STATE_VERSION && s->columns == columns;
+    bool known = state_is_known(s, columns) &&
+                 stats_are_known((__global const stats_header *)AT(stats), columns);
     uint total, mine = 0, loaded = 0;
     bias_counts = AT(bias_counts) + (ulong)e * BIAS_BINS;
     for (uint other = lane; other < experts; other += GROUP)

@@ -41,7 +41,7 @@ static void control_make(control *c, uint32_t group_size) {
 static clmoe_stats stats_write(control *c, const uint32_t *load, uint32_t dropped) {
     size_t R = small.experts + small.identity, bytes = stats_size(c->layer);
     uint32_t *words = HOST(uint32_t, bytes / 4);
-    clmoe_stats stats = {.tokens = 100, .columns = (uint32_t)R, .dropped = dropped};
+    clmoe_stats stats = {.version = 1, .tokens = 100, .columns = (uint32_t)R, .dropped = dropped};
     for (size_t e = 0; e < R; e++)
         stats.pairs += load[e];
     memcpy(words, &stats, sizeof stats);
@@ -484,30 +484,40 @@ static void bad_arguments(void **state) {
     CHECK(clmoe_state_size(c.layer, NULL) == CLMOE_INVALID_ARGUMENT, "no bytes\n");
 }
 
-/* A state of another version, or of another layer, is not touched. */
+/* A state of another version or layer is not touched, nor is one by such statistics. */
+static void check_foreign(uint32_t group_size, bool of_stats, size_t offset) {
+    control c;
+    seed_set(1);
+    control_make(&c, group_size);
+    c.args.bias_rule = CLMOE_BIAS_SIGN;
+    c.args.target_violation = 1.5f;
+    stats_write(&c, random_load(40), 0);
+    const clmoe_buf buf = of_stats ? c.args.stats : c.args.state;
+    char *bytes = buf_get(buf);
+    bytes[offset]++;
+    buf_write(buf, bytes, of_stats ? stats_size(c.layer) : c.state_bytes);
+    const void *before = buf_get(c.args.state);
+    c.args.noise = schedule_of(CLMOE_SCHEDULE_LINEAR, 0.25f, 0.5f, 0, 10);
+    if (!of_stats)
+        OK(clmoe_balance_start(c.layer, test.queue, &c.args, 0, NULL, NULL));
+    update(&c);
+    compare_bits("state", buf_get(c.args.state), before, c.state_bytes);
+}
+
 static void foreign_states(void **state) {
     (void)state;
     static const struct {
         const char *name;
+        bool of_stats;
         size_t offset;
-    } fields[] = {{"version", offsetof(clmoe_state, version)},
-                  {"columns", offsetof(clmoe_state, columns)}};
+    } fields[] = {{"version", false, offsetof(clmoe_state, version)},
+                  {"columns", false, offsetof(clmoe_state, columns)},
+                  {"version of stats", true, offsetof(clmoe_stats, version)},
+                  {"columns of stats", true, offsetof(clmoe_stats, columns)}};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (size_t f = 0; f < COUNT_OF(fields); f++) {
-            control c;
             test_case("group size %u, other %s", group_sizes[g], fields[f].name);
-            seed_set(1);
-            control_make(&c, group_sizes[g]);
-            c.args.bias_rule = CLMOE_BIAS_SIGN;
-            c.args.target_violation = 1.5f;
-            stats_write(&c, random_load(40), 0);
-            char *bytes = buf_get(c.args.state);
-            bytes[fields[f].offset]++;
-            buf_write(c.args.state, bytes, c.state_bytes);
-            c.args.noise = schedule_of(CLMOE_SCHEDULE_LINEAR, 0.25f, 0.5f, 0, 10);
-            OK(clmoe_balance_start(c.layer, test.queue, &c.args, 0, NULL, NULL));
-            update(&c);
-            compare_bits("state", buf_get(c.args.state), bytes, c.state_bytes);
+            check_foreign(group_sizes[g], fields[f].of_stats, fields[f].offset);
         }
 }
 

@@ -34,6 +34,8 @@ static size_t counts_bytes(const rig *r) {
 static clmoe_buf any_stats(const rig *r) {
     const size_t bytes = stats_size(r->layer);
     uint32_t *words = HOST(uint32_t, bytes / 4);
+    const clmoe_stats stats = {.version = 1, .columns = r->desc.num_experts};
+    memcpy(words, &stats, sizeof stats);
     for (size_t e = 0; e < r->desc.num_experts; e++)
         words[sizeof(clmoe_stats) / 4 + e] = 1 + random_below(9);
     return buf_of(words, bytes);
@@ -231,7 +233,10 @@ static void nothing_counted(void **state) {
     CL_OK(clFinish(test.queue));
     bias = read_bias(&r);
     compare_floats("select_bias", bias, want, E, 1e-5);
-    r.update.stats = buf_of(HOST(char, stats_size(r.layer)), stats_size(r.layer));
+    clmoe_stats *no_load = (clmoe_stats *)host_alloc(1, stats_size(r.layer));
+    no_load->version = 1;
+    no_load->columns = E;
+    r.update.stats = buf_of(no_load, stats_size(r.layer));
     r.counts.accumulate = 1;
     count(&r);
     OK(clmoe_balance_update(r.layer, test.queue, &r.update, 0, NULL, NULL));
@@ -239,6 +244,13 @@ static void nothing_counted(void **state) {
     float *now = read_bias(&r);
     compare_bits("select_bias, ema, previous", now, bias, (size_t)3 * E * 4);
     compare_bits("momentum", now + (size_t)4 * E, bias + (size_t)4 * E, (size_t)E * 4);
+    no_load->version++;
+    buf_write(r.update.stats, no_load, stats_size(r.layer));
+    write_bias(&r, random_floats(E, 0.3));
+    const void *before = buf_get(r.update.state);
+    OK(clmoe_balance_update(r.layer, test.queue, &r.update, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    compare_bits("state beside other statistics", buf_get(r.update.state), before, r.state_bytes);
 }
 
 /* ---- Many experts ---------------------------------------------------------------------------- */

@@ -473,7 +473,12 @@ typedef struct clmoe_schedule {
 typedef struct clmoe_balance_args {
     size_t struct_size;
     clmoe_buf state;
-    clmoe_buf stats; /* of the batch, from clmoe_forward() or clmoe_stats_compute() */
+    /*
+     * Of the batch, from clmoe_forward() or clmoe_stats_compute(). They lie on the device, where
+     * the update compares their version and columns: of others it leaves the state as it is, its
+     * step too.
+     */
+    clmoe_buf stats;
     /*
      * The batch's load instead of that of stats: optional [R] u32, summed over ranks. MaxVio and F
      * follow from it; tokens and the drop rate stay those of stats.
