@@ -447,31 +447,35 @@ double host_loss(const trial *t, const host_room *room) {
 
 /* ---- The rule by quantiles ------------------------------------------------------------------- */
 
-typedef struct bias_bins {
-    double low, width;
-} bias_bins;
+enum { HALF_BINS = CLMOE_BIAS_BINS / 2, PER_OCTAVE = 25, LEAST_EXPONENT = -18 };
 
-static bias_bins find_bins(const trial *t) {
-    const size_t E = t->desc.num_experts;
-    const double *bias = t->given.of[TRIAL_STATE];
-    double low = bias[0];
-    for (size_t e = 1; e < E; e++)
-        low = fmin(low, bias[e]);
-    return (bias_bins){low - 1, (largest(bias, E) - low + 2) / CLMOE_BIAS_BINS};
+/* Where bin HALF_BINS + i begins, as CLMOE_BIAS_BINS has it. */
+static double bin_edge(int i) {
+    if (i == 0)
+        return 0;
+    return ldexp(1 + (double)(i % PER_OCTAVE) / PER_OCTAVE, i / PER_OCTAVE + LEAST_EXPONENT);
 }
 
-/* Numbers that are so near to the edge of a bin may be in either. */
-static void count_bin(double at, double *counts) {
-    const size_t bin = (size_t)fmin(fmax(at, 0), CLMOE_BIAS_BINS - 1), edge = (size_t)round(at);
-    counts[bin]++;
-    if (fabs(at - (double)edge) < 1e-3 && edge > 0 && edge < CLMOE_BIAS_BINS)
-        counts[edge - 1] = counts[edge] = NAN;
+static size_t bin_of(double way) {
+    int side = 0;
+    while (side < HALF_BINS - 1 && fabs(way) >= bin_edge(side + 1))
+        side++;
+    return (size_t)(way < 0 ? HALF_BINS - 1 - side : HALF_BINS + side);
 }
 
-static void count_biases(const trial *t, const host_room *room, trial_values *out) {
+/* One token's way in the bins of an expert; where rounding could put it is marked if asked for. */
+static void count_way(double way, double *counts, bool marks) {
+    const double off = 1e-6 + 1e-6 * fabs(way);
+    const size_t low = bin_of(way - off), high = bin_of(way + off);
+    if (!marks)
+        counts[bin_of(way)]++;
+    for (size_t bin = low; marks && low != high && bin <= high; bin++)
+        counts[bin] = NAN;
+}
+
+static void count_biases(const trial *t, const host_room *room, trial_values *out, bool marks) {
     const size_t E = t->desc.num_experts, K = t->desc.top_k;
     const double *bias = t->given.of[TRIAL_STATE];
-    const bias_bins bins = find_bins(t);
     double scores[MOST_EXPERTS], keys[MOST_EXPERTS], ids[MOST_EXPERTS];
     for (size_t i = 0; i < t->tokens; i++) {
         if (host_masked(t, i) || live_logits(t, room, i) <= K)
@@ -483,22 +487,25 @@ static void count_biases(const trial *t, const host_room *room, trial_values *ou
         const size_t last = (size_t)ids[K];
         for (size_t e = 0; e < E; e++) {
             const bool finite = !isinf(room->logits[i * E + e]);
-            const double r = scores[last] + bias[last] - scores[e];
-            count_bin(finite ? (r - bins.low) / bins.width : CLMOE_BIAS_BINS - 0.5,
-                      out->of[TRIAL_BIAS_COUNTS] + e * CLMOE_BIAS_BINS);
+            const double way = scores[last] + bias[last] - scores[e] - bias[e];
+            count_way(finite ? way : INFINITY, out->of[TRIAL_BIAS_COUNTS] + e * CLMOE_BIAS_BINS,
+                      marks);
         }
     }
 }
 
-/* Linear inside the bin of rank ceil(n K / E). */
-static double quantile(const trial *t, const double *counts) {
-    const bias_bins bins = find_bins(t);
+/* From the bias, linear inside the bin of rank ceil(n K / E). */
+static double quantile(const trial *t, const double *counts, double bias) {
     const double n = sum_of(counts, CLMOE_BIAS_BINS);
     double rank = ceil(n * t->desc.top_k / t->desc.num_experts);
     size_t bin = 0;
     for (; bin < CLMOE_BIAS_BINS - 1 && counts[bin] < rank; bin++)
         rank -= counts[bin];
-    return bins.low + bins.width * ((double)bin + rank / counts[bin]);
+    const double inside = rank / counts[bin];
+    const int side = (int)bin - HALF_BINS;
+    if (side >= 0)
+        return bias + bin_edge(side) + inside * (bin_edge(side + 1) - bin_edge(side));
+    return bias - bin_edge(-side) + inside * (bin_edge(-side) - bin_edge(-side - 1));
 }
 
 /* ---- The update ------------------------------------------------------------------------------ */
@@ -526,7 +533,7 @@ static void move_biases(const trial *t, const clmoe_balance_args *args, const do
         else if (args->bias_rule == CLMOE_BIAS_SMEBU)
             delta[e] = rate * tanh((double)args->bias_kappa * under);
         else if (args->bias_rule == CLMOE_BIAS_QUANTILE)
-            delta[e] = quantile(t, out->of[TRIAL_BIAS_COUNTS] + e * CLMOE_BIAS_BINS);
+            delta[e] = quantile(t, out->of[TRIAL_BIAS_COUNTS] + e * CLMOE_BIAS_BINS, bias[e]);
     }
     const double mean = sum_of(delta, E) / (double)E;
     for (size_t e = 0; e < E; e++) {
@@ -611,6 +618,8 @@ void host_balance(const trial *t, const host_room *room, trial_values *out) {
     for (size_t i = 0; i < t->counts[TRIAL_LOSSES]; i++)
         out->of[TRIAL_LOSSES][i] = loss_value(t, room, out, i);
     if (t->desc.router.select_bias)
-        count_biases(t, room, out);
+        count_biases(t, room, out, false);
     update(t, out);
+    if (t->desc.router.select_bias)
+        count_biases(t, room, out, true);
 }

@@ -55,16 +55,20 @@ extern "C" {
  * fields are 0.
  */
 typedef struct clmoe_stats {
-    uint32_t version;          /* 1: of this layout; compare it before old statistics are read */
-    uint32_t tokens;           /* unmasked tokens */
-    uint32_t columns;          /* R: length of each array */
-    uint32_t pairs;            /* sum of load over R */
-    uint32_t kept;             /* sum of kept over R */
-    uint32_t dropped;          /* sum of dropped over R */
-    uint32_t identity_pairs;   /* sum of load over the identity experts */
-    uint32_t nonfinite_tokens; /* unmasked tokens with fewer than K experts to choose from */
-    uint32_t idle_experts;     /* of the E experts with weights, those with load 0 */
-    uint32_t max_load;         /* over the E experts with weights */
+    uint32_t version;        /* 1: of this layout; compare it before old statistics are read */
+    uint32_t tokens;         /* unmasked tokens */
+    uint32_t columns;        /* R: length of each array */
+    uint32_t pairs;          /* sum of load over R */
+    uint32_t kept;           /* sum of kept over R */
+    uint32_t dropped;        /* sum of dropped over R */
+    uint32_t identity_pairs; /* sum of load over the identity experts */
+    /*
+     * unmasked tokens with fewer than K experts to choose from; 0 with expert choice and keep rule
+     * round, where tokens have no K pairs
+     */
+    uint32_t nonfinite_tokens;
+    uint32_t idle_experts; /* of the E experts with weights, those with load 0 */
+    uint32_t max_load;     /* over the E experts with weights */
     uint32_t min_load;
     float max_violation; /* MaxVio = max_load / mean load - 1 over the E experts; 0 without load */
     float load_entropy;  /* -sum F log F in nats; at most log E */
