@@ -15,6 +15,7 @@ static const char usage[] =
     "  devices         lists the OpenCL devices and the engines that would run on them\n"
     "  run             runs the MoE block of a checkpoint on a tensor and reports the routing\n"
     "  balance         runs a controller of the load on a checkpoint's router\n"
+    "  train           trains a small language model and shows what balancing does\n"
     "  selftest        compares what a device computes with the host in double precision\n"
     "  help [COMMAND]  this text, or that of a command\n"
     "  version         the version\n"
@@ -34,7 +35,7 @@ static const struct command {
     int (*main)(int argc, char **argv);
 } commands[] = {
     {"devices", devices_main},   {"run", run_main},   {"balance", balance_main},
-    {"selftest", selftest_main}, {"help", help_main}, {"version", version_main},
+    {"selftest", selftest_main}, {"train", train_main}, {"help", help_main}, {"version", version_main},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

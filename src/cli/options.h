@@ -18,7 +18,7 @@ typedef struct cli_option {
     const char *excludes; /* names that it does not go with; a pair stands in one of its rows */
 } cli_option;
 
-enum { CLI_MOST_OPTIONS = 32 };
+enum { CLI_MOST_OPTIONS = 64 };
 
 /* What cli_next() gives besides the index of an option in its table. */
 enum { CLI_END = -1, CLI_HELP = -2, CLI_VERSION = -3, CLI_BAD = -4 };

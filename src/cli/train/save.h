@@ -1,0 +1,33 @@
+/*
+ * What a run leaves to go on from and to be opened by others:
+ *   run.json            the command line and the texts' checksums
+ *   state.safetensors   all that training needs: a run that goes on from it is bit for bit the run
+ *                       that was never stopped
+ *   model.safetensors, config.json
+ *                       the model under the names of Mixtral, see export.h
+ */
+#ifndef CLMOE_CLI_TRAIN_SAVE_H
+#define CLMOE_CLI_TRAIN_SAVE_H
+
+#include "model.h"
+
+/* The words of a command line that --resume takes up again. */
+typedef struct run_words {
+    char **words; /* words[0] is the subcommand; ended by NULL */
+    int count;
+} run_words;
+
+/* Writes run.json of a new run. */
+clmoe_status run_save(const char *folder, const run_words *words, const corpus *text);
+/* Reads it; free with run_words_free(). */
+clmoe_status run_load(const char *folder, run_words *words);
+void run_words_free(run_words *words);
+/* Whether the texts are those that the run began with. */
+clmoe_status run_check_texts(const char *folder, const corpus *text);
+
+/* Writes state.safetensors after `steps` steps. */
+clmoe_status state_save(train_model *m, const char *folder, uint32_t steps);
+/* Reads it if there is one; *steps: how many were done. */
+clmoe_status state_load(train_model *m, const char *folder, uint32_t *steps);
+
+#endif

@@ -1,0 +1,178 @@
+/* clmoe train: a small language model of MoE layers learns from a text. */
+#include "../cli.h"
+#include "../interrupt.h"
+#include "folder.h"
+#include "metrics.h"
+#include "progress.h"
+#include "save.h"
+#include "usage.h"
+
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct train_run {
+    train_settings settings;
+    run_words words; /* of the run that is resumed */
+    corpus text;
+    device_session device;
+    train_model model;
+    metrics metrics;
+    progress progress;
+    uint32_t *positions;
+    FILE *csv;
+    const char *folder;
+    uint32_t done; /* steps */
+} train_run;
+
+/* ---- Opening ------------------------------------------------------------------------------------- */
+
+/* The settings of the run that --resume means; --device and --engine may be others. */
+static clmoe_status take_up(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const train_settings asked = r->settings;
+    problem why;
+    int option;
+    r->folder = asked.resume;
+    TRY(run_load(r->folder, &r->words));
+    optind = 0; /* getopt_long() begins anew */
+    if (!settings_parse(&r->settings, r->words.count, r->words.words, &option, &why) ||
+        option != CLI_END)
+        TRY(cli_fail(CLMOE_BAD_FILE, "%s/run.json: %s", r->folder,
+                     option == CLI_BAD ? why.text : "no command line"));
+    r->settings.device = asked.device ? asked.device : r->settings.device;
+    r->settings.engine = asked.engine ? asked.engine : r->settings.engine;
+    r->settings.no_cache = asked.no_cache;
+done:
+    return status;
+}
+
+static clmoe_status open_text(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    r->text.context = r->settings.context;
+    r->text.sequence = r->settings.sequence;
+    TRY(corpus_read(&r->text, r->settings.texts, r->settings.num_texts));
+    r->positions = malloc(r->settings.batch * sizeof *r->positions);
+    if (r->positions == NULL)
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for --batch %u",
+                     (unsigned)r->settings.batch));
+done:
+    return status;
+}
+
+static clmoe_status open_run(train_run *r, int argc, char **argv) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool resumed = r->settings.resume != NULL;
+    const run_words words = {argv, argc};
+    if (resumed)
+        TRY(take_up(r));
+    else
+        r->folder = r->settings.out;
+    TRY(open_text(r));
+    if (resumed)
+        TRY(run_check_texts(r->folder, &r->text));
+    TRY(session_open(&r->device, r->settings.device, !r->settings.no_cache));
+    TRY(model_create(&r->model, &r->settings, &r->text, &r->device));
+    TRY(metrics_create(&r->metrics, &r->model));
+    if (!resumed) {
+        TRY(folder_make(r->folder));
+        TRY(run_save(r->folder, &words, &r->text));
+    }
+    TRY(state_load(&r->model, r->folder, &r->done));
+    TRY(metrics_open(r->folder, &r->model, r->done, &r->csv));
+done:
+    return status;
+}
+
+static void close_run(train_run *r) {
+    if (r->csv != NULL)
+        fclose(r->csv);
+    metrics_free(&r->metrics);
+    model_release(&r->model);
+    session_close(&r->device);
+    corpus_free(&r->text);
+    run_words_free(&r->words);
+    free(r->positions);
+}
+
+/* ---- Steps --------------------------------------------------------------------------------------- */
+
+static clmoe_status run_step(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const train_settings *s = &r->settings;
+    corpus_draw(&r->text, s->seed, r->done, s->batch / s->sequence, r->positions);
+    TRY(model_batch(&r->model, &r->text, r->positions, true));
+    TRY(model_forward(&r->model, r->done, true));
+    TRY(model_backward(&r->model, r->done));
+    TRY(model_update(&r->model, r->done));
+done:
+    return status;
+}
+
+static bool is_due(const train_run *r, uint32_t every) {
+    return (r->done + 1) % every == 0 || r->done + 1 == r->settings.steps;
+}
+
+/* The line of metrics.csv of a step, if it has one. */
+static clmoe_status log_step(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool validates = is_due(r, r->settings.validate_every);
+    if (r->done > 0 && !is_due(r, r->settings.log_every) && !validates)
+        return status;
+    TRY(metrics_gather(&r->metrics, &r->model, r->done));
+    r->metrics.tokens_per_second = progress_speed(&r->progress, r->done + 1);
+    if (validates)
+        TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done));
+    TRY(metrics_append(&r->metrics, r->csv));
+    progress_show(&r->progress, &r->metrics);
+done:
+    return status;
+}
+
+static clmoe_status train(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    progress_begin(&r->progress, &r->settings, r->done);
+    while (r->done < r->settings.steps && interrupt_signal() == 0) {
+        TRY(run_step(r));
+        TRY(log_step(r));
+        r->done++;
+        if (r->done % r->settings.save_every == 0)
+            TRY(state_save(&r->model, r->folder, r->done));
+    }
+    if (r->done % r->settings.save_every != 0)
+        TRY(state_save(&r->model, r->folder, r->done));
+done:
+    progress_end(&r->progress);
+    return status;
+}
+
+static int finish(const train_run *r) {
+    char left[PATH_MAX + 100];
+    if (r->done < r->settings.steps) {
+        snprintf(left, sizeof left, "clmoe train --resume %s goes on after step %u", r->folder,
+                 (unsigned)r->done);
+        return exit_interrupted("train", left);
+    }
+    progress_summary(&r->settings, &r->metrics, r->folder);
+    return EXIT_OK;
+}
+
+int train_main(int argc, char **argv) {
+    train_run r = {0};
+    problem why;
+    int option, code = EXIT_BAD_INPUT;
+    if (!settings_parse(&r.settings, argc, argv, &option, &why)) {
+        checked(false, &why);
+        return exit_with_error("train");
+    }
+    if (option != CLI_END) {
+        print_usage(option, train_usage);
+        return EXIT_OK;
+    }
+    if (open_run(&r, argc, argv) != CLMOE_SUCCESS || train(&r) != CLMOE_SUCCESS)
+        exit_with_error("train");
+    else
+        code = finish(&r);
+    close_run(&r);
+    return code;
+}
