@@ -33,9 +33,8 @@ clmoe_status folder_make(const char *folder) {
     if (stat(folder, &info) != 0 || !S_ISDIR(info.st_mode))
         return cli_fail(CLMOE_IO, "--out '%s' exists and is no folder", folder);
     if (!is_empty(folder))
-        return cli_fail(CLMOE_IO,
-                        "--out '%s' is not empty; --resume goes on with the run of a folder",
-                        folder);
+        return cli_fail(
+            CLMOE_IO, "--out '%s' is not empty; --resume goes on with the run of a folder", folder);
     return CLMOE_SUCCESS;
 }
 

@@ -36,8 +36,7 @@ done:
     return status;
 }
 
-clmoe_status train_kernels_create(train_kernels *k, const device_session *device,
-                                  clmoe_type type) {
+clmoe_status train_kernels_create(train_kernels *k, const device_session *device, clmoe_type type) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_device_id id = NULL;
     cl_device_type kind = 0;

@@ -35,7 +35,8 @@ typedef struct kernel_argument {
     size_t size;
 } kernel_argument;
 
-#define ARGUMENT(variable) {&(variable), sizeof(variable)}
+#define ARGUMENT(variable)                                                                         \
+    { &(variable), sizeof(variable) }
 
 enum { MOST_ARGUMENTS = 10 };
 

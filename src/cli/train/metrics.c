@@ -11,7 +11,8 @@ enum { VALIDATION_BATCHES = 8, LOAD_OFFSET = sizeof(clmoe_stats) };
 
 static const char csv_name[] = "metrics.csv";
 
-/* ---- Measuring ----------------------------------------------------------------------------------- */
+/* ---- Measuring
+ * ----------------------------------------------------------------------------------- */
 
 clmoe_status metrics_create(metrics *r, const train_model *m) {
     clmoe_loss_desc losses[MOST_LOSSES];
@@ -163,7 +164,8 @@ uint32_t metrics_dead(const metrics *r) {
     return sum;
 }
 
-/* ---- metrics.csv --------------------------------------------------------------------------------- */
+/* ---- metrics.csv
+ * --------------------------------------------------------------------------------- */
 
 static void write_head(const train_model *m, FILE *file) {
     const train_settings *s = m->settings;

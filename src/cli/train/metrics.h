@@ -13,12 +13,12 @@ typedef struct metrics {
     bool validated; /* the two of validation are of this step */
     double tokens_per_second;
     uint32_t layers, experts, losses;
-    bool counted;              /* there are statistics */
-    clmoe_stats *stats;        /* [layers] of the step's batch */
-    uint32_t *loads;           /* [layers, experts] of it */
+    bool counted;               /* there are statistics */
+    clmoe_stats *stats;         /* [layers] of the step's batch */
+    uint32_t *loads;            /* [layers, experts] of it */
     uint32_t *validation_loads; /* [layers, experts] of what is held out */
-    float *loss_values;        /* [losses]: means over the layers */
-    unsigned char *bytes;      /* of a layer's statistics */
+    float *loss_values;         /* [losses]: means over the layers */
+    unsigned char *bytes;       /* of a layer's statistics */
 } metrics;
 
 clmoe_status metrics_create(metrics *r, const train_model *m);

@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-/* ---- Buffers ----------------------------------------------------------------------------------- */
+/* ---- Buffers -----------------------------------------------------------------------------------
+ */
 
 /* Keeps a buffer for model_release(). */
 static clmoe_status own(train_model *m, cl_mem mem) {
@@ -42,8 +43,8 @@ static clmoe_status part_of(train_model *m, cl_mem array, const parameter *row, 
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
     const cl_buffer_region region = {row->first * sizeof(cl_float), row->count * sizeof(cl_float)};
-    *part = clCreateSubBuffer(array, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region,
-                              &code);
+    *part =
+        clCreateSubBuffer(array, CL_MEM_READ_WRITE, CL_BUFFER_CREATE_TYPE_REGION, &region, &code);
     TRY(cli_cl(code, "clCreateSubBuffer"));
     TRY(own(m, *part));
 done:
@@ -57,7 +58,8 @@ static clmoe_buf place_of(const train_model *m, cl_mem array, size_t bytes, para
     return row != NULL ? (clmoe_buf){array, row->first * bytes} : (clmoe_buf){NULL, 0};
 }
 
-/* ---- Blocks ------------------------------------------------------------------------------------ */
+/* ---- Blocks ------------------------------------------------------------------------------------
+ */
 
 static void bind_weights(train_model *m, uint32_t block) {
     train_block *b = &m->blocks[block];
@@ -140,9 +142,11 @@ done:
     return status;
 }
 
-/* ---- The rest of the model --------------------------------------------------------------------- */
+/* ---- The rest of the model ---------------------------------------------------------------------
+ */
 
-/* The head is the router of a layer, whose experts are the bytes: clmoe_score() and its backward. */
+/* The head is the router of a layer, whose experts are the bytes: clmoe_score() and its backward.
+ */
 static clmoe_status create_head(train_model *m) {
     clmoe_status status = CLMOE_SUCCESS;
     size_t scratch = 0;

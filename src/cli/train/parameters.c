@@ -86,7 +86,8 @@ const parameter *parameters_find(const parameters *p, parameter_kind kind, uint3
     return NULL;
 }
 
-/* ---- First values ------------------------------------------------------------------------------ */
+/* ---- First values ------------------------------------------------------------------------------
+ */
 
 /* In (0, 1). */
 static double uniform(uint64_t bits) {
@@ -121,9 +122,8 @@ void parameters_init(const parameters *p, const train_settings *s, float *values
         const double deviation = deviation_of(s, row);
         const uint64_t key = random_bits(s->seed, ((uint64_t)row->kind << 32) + row->block);
         for (size_t i = 0; i < row->count; i++)
-            values[row->first + i] =
-                row->kind == PARAMETER_GAIN
-                    ? 1
-                    : (float)(normal(key, i) * deviation * skew_of(s, row, i));
+            values[row->first + i] = row->kind == PARAMETER_GAIN
+                                         ? 1
+                                         : (float)(normal(key, i) * deviation * skew_of(s, row, i));
     }
 }

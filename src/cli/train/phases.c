@@ -3,7 +3,8 @@
 
 enum { REBALANCE_ITERATIONS = 10 };
 
-/* ---- Descriptors ------------------------------------------------------------------------------- */
+/* ---- Descriptors -------------------------------------------------------------------------------
+ */
 
 static void describe_noise(const train_settings *s, clmoe_router_desc *router) {
     router->noise.kind = s->noise;
@@ -69,8 +70,8 @@ static void describe_soft(const train_settings *s, clmoe_layer_desc *desc) {
     desc->top_k = s->experts;
     desc->router.policy = CLMOE_POLICY_ALL_EXPERTS;
     desc->router.select_bias = 0;
-    desc->capacity = (clmoe_capacity_desc){.tokens_per_sequence =
-                                               desc->capacity.tokens_per_sequence};
+    desc->capacity =
+        (clmoe_capacity_desc){.tokens_per_sequence = desc->capacity.tokens_per_sequence};
 }
 
 /*
@@ -114,7 +115,8 @@ static void describe_validation(clmoe_layer_desc *desc) {
         desc->capacity.keep = CLMOE_KEEP_POSITION;
 }
 
-/* ---- Phases ------------------------------------------------------------------------------------ */
+/* ---- Phases ------------------------------------------------------------------------------------
+ */
 
 static void add_phase(train_phases *p, uint32_t first) {
     uint32_t at = p->count;

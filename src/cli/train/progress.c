@@ -44,8 +44,8 @@ void progress_show(progress *p, const metrics *r) {
         snprintf(balance, sizeof balance, "  MaxVio %5.2f  dead %u  drops %4.1f %%",
                  metrics_violation(r), (unsigned)metrics_dead(r), 100 * metrics_drop_rate(r));
     fprintf(stderr, "%sstep %u/%u  loss %.3f%s  %.0f tokens/s  ETA %s", p->terminal ? "\r" : "",
-            (unsigned)r->step, (unsigned)p->settings->steps, r->loss, balance,
-            r->tokens_per_second, eta);
+            (unsigned)r->step, (unsigned)p->settings->steps, r->loss, balance, r->tokens_per_second,
+            eta);
     if (r->validated)
         fprintf(stderr, "  validation %.3f\n", r->validation_loss);
     p->shown = !r->validated;

@@ -1,8 +1,10 @@
 #include "save.h"
+#include "../options.h"
 #include "../tensors.h"
 #include "folder.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +12,8 @@
 
 static const char run_name[] = "run.json", state_name[] = "state.safetensors";
 
-/* ---- run.json ------------------------------------------------------------------------------------ */
+/* ---- run.json
+ * ------------------------------------------------------------------------------------ */
 
 static json_t *words_json(const run_words *words) {
     json_t *array = json_array();
@@ -23,10 +26,9 @@ static json_t *texts_json(const corpus *text) {
     json_t *array = json_array();
     for (uint32_t i = 0; i < text->num_files; i++) {
         const text_file *file = &text->files[i];
-        json_array_append_new(
-            array, json_pack("{s:s, s:I, s:I}", "path", file->path, "bytes",
-                             (json_int_t)(file->end - file->begin), "fnv1a",
-                             (json_int_t)file->checksum));
+        json_array_append_new(array, json_pack("{s:s, s:I, s:I}", "path", file->path, "bytes",
+                                               (json_int_t)(file->end - file->begin), "fnv1a",
+                                               (json_int_t)file->checksum));
     }
     return array;
 }
@@ -56,7 +58,7 @@ static clmoe_status load_json(const char *folder, json_t **root) {
     json_error_t error;
     TRY(folder_path(folder, run_name, path));
     if (access(path, R_OK) != 0)
-        return cli_fail(CLMOE_IO, "--resume '%s' is no folder of a run: %s: %s", folder, path,
+        return cli_fail(CLMOE_IO, "'%s' is no folder of a run: %s: %s", folder, path,
                         strerror(errno));
     *root = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
     if (*root == NULL)
@@ -79,11 +81,18 @@ static clmoe_status copy_words(const json_t *array, run_words *words) {
                             : cli_fail(CLMOE_BAD_FILE, "%s has no 'command'", run_name);
 }
 
-clmoe_status run_load(const char *folder, run_words *words) {
+clmoe_status run_load(const char *folder, run_words *words, train_settings *settings) {
     clmoe_status status = CLMOE_SUCCESS;
     json_t *root = NULL;
+    problem why;
+    int option = CLI_BAD;
     TRY(load_json(folder, &root));
     TRY(copy_words(json_object_get(root, "command"), words));
+    optind = 0; /* getopt_long() begins anew */
+    if (!settings_parse(settings, words->count, words->words, &option, &why))
+        TRY(cli_fail(CLMOE_BAD_FILE, "%s/%s: %s", folder, run_name, why.text));
+    if (option != CLI_END)
+        TRY(cli_fail(CLMOE_BAD_FILE, "%s/%s is not the command of a run", folder, run_name));
 done:
     json_decref(root);
     return status;
@@ -113,7 +122,8 @@ done:
     return status;
 }
 
-/* ---- state.safetensors --------------------------------------------------------------------------- */
+/* ---- state.safetensors
+ * --------------------------------------------------------------------------- */
 
 /* An array of the device as a tensor of f32; words that are no floats as halves, see words_of(). */
 typedef struct state_tensor {
@@ -153,8 +163,7 @@ static void halves_of_words(float *values, size_t count) {
 
 static void words_of_halves(float *values, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        const uint32_t word =
-            (uint32_t)values[2 * i] | (uint32_t)values[2 * i + 1] << HALF_BITS;
+        const uint32_t word = (uint32_t)values[2 * i] | (uint32_t)values[2 * i + 1] << HALF_BITS;
         memcpy(&values[i], &word, sizeof word);
     }
 }

@@ -11,7 +11,7 @@
 
 #include "model.h"
 
-/* The words of a command line that --resume takes up again. */
+/* The words of the command line that a run began with. */
 typedef struct run_words {
     char **words; /* words[0] is the subcommand; ended by NULL */
     int count;
@@ -19,8 +19,11 @@ typedef struct run_words {
 
 /* Writes run.json of a new run. */
 clmoe_status run_save(const char *folder, const run_words *words, const corpus *text);
-/* Reads it; free with run_words_free(). */
-clmoe_status run_load(const char *folder, run_words *words);
+/*
+ * The settings of a folder's run. They point into the words: free those with run_words_free(), also
+ * after an error.
+ */
+clmoe_status run_load(const char *folder, run_words *words, train_settings *settings);
 void run_words_free(run_words *words);
 /* Whether the texts are those that the run began with. */
 clmoe_status run_check_texts(const char *folder, const corpus *text);

@@ -96,7 +96,8 @@ static const cli_option table[OPTIONS] = {
     [OPT_SAVE_EVERY] = {.name = "save-every", .has_value = true},
 };
 
-/* ---- Values -------------------------------------------------------------------------------------- */
+/* ---- Values
+ * -------------------------------------------------------------------------------------- */
 
 /* Where a whole number goes, and its range; max 0: the option has none. */
 typedef struct whole_row {
@@ -104,7 +105,8 @@ typedef struct whole_row {
     uint32_t min, max;
 } whole_row;
 
-#define WHOLE(field, min, max) {offsetof(train_settings, field), min, max}
+#define WHOLE(field, min, max)                                                                     \
+    { offsetof(train_settings, field), min, max }
 
 static const whole_row wholes[OPTIONS] = {
     [OPT_CONTEXT] = WHOLE(context, 1, 256),
@@ -133,7 +135,8 @@ typedef struct real_row {
     double most;
 } real_row;
 
-#define REAL(field, most) {offsetof(train_settings, field), most}
+#define REAL(field, most)                                                                          \
+    { offsetof(train_settings, field), most }
 
 static const real_row reals[OPTIONS] = {
     [OPT_LR] = REAL(rate, 10),
@@ -294,7 +297,8 @@ static bool set_value(train_settings *s, int option, const char *text, problem *
     }
 }
 
-/* ---- All of it ----------------------------------------------------------------------------------- */
+/* ---- All of it
+ * ----------------------------------------------------------------------------------- */
 
 static bool check_sizes(const train_settings *s, problem *why) {
     if (s->dim % 16 != 0)
@@ -317,14 +321,14 @@ static bool check_sizes(const train_settings *s, problem *why) {
 /* Soft MoE has slots instead of choices: no statistics, no state, a router of another size. */
 static bool check_soft_moe(const train_settings *s, problem *why) {
     const balance_method *policy = methods_find(&s->methods, METHOD_POLICY);
-    const char *other = s->methods.count > 1       ? "another --balance"
-                        : s->balance_from > 0      ? "--balance-from"
-                        : s->soft_steps > 0        ? "--soft-steps"
-                        : s->num_top_k_phases > 0  ? "--top-k-schedule"
-                        : s->hidden_dropout > 0    ? "--hidden-dropout"
-                        : s->z_loss > 0            ? "--z-loss"
-                        : s->token_entropy > 0     ? "--token-entropy"
-                                                   : NULL;
+    const char *other = s->methods.count > 1      ? "another --balance"
+                        : s->balance_from > 0     ? "--balance-from"
+                        : s->soft_steps > 0       ? "--soft-steps"
+                        : s->num_top_k_phases > 0 ? "--top-k-schedule"
+                        : s->hidden_dropout > 0   ? "--hidden-dropout"
+                        : s->z_loss > 0           ? "--z-loss"
+                        : s->token_entropy > 0    ? "--token-entropy"
+                                                  : NULL;
     if (policy == NULL || policy->row->which != CLMOE_POLICY_SOFT_MOE || other == NULL)
         return true;
     return problem_set(why, "--balance soft-moe does not go with %s", other);

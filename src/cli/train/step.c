@@ -19,7 +19,8 @@ static clmoe_status fill_zero(train_model *m, cl_mem mem, size_t bytes) {
         clEnqueueFillBuffer(m->device->queue, mem, &zero, sizeof zero, 0, bytes, 0, NULL, NULL));
 }
 
-/* ---- The batch --------------------------------------------------------------------------------- */
+/* ---- The batch ---------------------------------------------------------------------------------
+ */
 
 clmoe_status model_batch(train_model *m, const corpus *text, const uint32_t *positions,
                          bool training) {
@@ -42,7 +43,8 @@ done:
     return status;
 }
 
-/* ---- What is not a layer ----------------------------------------------------------------------- */
+/* ---- What is not a layer -----------------------------------------------------------------------
+ */
 
 static clmoe_status embed(train_model *m) {
     const cl_uint context = m->settings->context;
@@ -56,24 +58,23 @@ static clmoe_status embed(train_model *m) {
 }
 
 static clmoe_status embed_backward(train_model *m) {
-    return train_kernels_run(
-        &m->kernels,
-        &(kernel_launch){.kernel = KERNEL_EMBED_BACKWARD,
-                         .columns = m->settings->dim / CHUNK,
-                         .rows = (size_t)m->settings->context * BYTE_VALUES,
-                         .arguments = {ARGUMENT(m->rows), ARGUMENT(m->first), ARGUMENT(m->dy),
-                                       ARGUMENT(m->dtable)}});
+    return train_kernels_run(&m->kernels,
+                             &(kernel_launch){.kernel = KERNEL_EMBED_BACKWARD,
+                                              .columns = m->settings->dim / CHUNK,
+                                              .rows = (size_t)m->settings->context * BYTE_VALUES,
+                                              .arguments = {ARGUMENT(m->rows), ARGUMENT(m->first),
+                                                            ARGUMENT(m->dy), ARGUMENT(m->dtable)}});
 }
 
 static clmoe_status norm(train_model *m, train_block *b) {
     const cl_uint chunks = m->settings->dim / CHUNK;
     return train_kernels_run(
-        &m->kernels, &(kernel_launch){.kernel = KERNEL_NORM,
-                                      .columns = m->settings->batch,
-                                      .grouped = true,
-                                      .arguments = {ARGUMENT(b->x), ARGUMENT(b->gain),
-                                                    ARGUMENT(b->h), ARGUMENT(b->inverse),
-                                                    ARGUMENT(chunks)}});
+        &m->kernels,
+        &(kernel_launch){.kernel = KERNEL_NORM,
+                         .columns = m->settings->batch,
+                         .grouped = true,
+                         .arguments = {ARGUMENT(b->x), ARGUMENT(b->gain), ARGUMENT(b->h),
+                                       ARGUMENT(b->inverse), ARGUMENT(chunks)}});
 }
 
 /* dh -> the gain's gradient. */
@@ -124,14 +125,13 @@ static clmoe_status head(train_model *m, bool training) {
                                     .scores = at(m->scores),
                                     .scratch = at(m->scratch)};
     TRY(LIB(clmoe_score(m->head, m->device->queue, &score, 0, NULL, NULL)));
-    TRY(train_kernels_run(
-        &m->kernels,
-        &(kernel_launch){.kernel = KERNEL_CROSS_ENTROPY,
-                         .columns = m->settings->batch,
-                         .grouped = true,
-                         .arguments = {ARGUMENT(m->text), ARGUMENT(m->positions),
-                                       ARGUMENT(m->logits), ARGUMENT(m->losses),
-                                       ARGUMENT(backward)}}));
+    TRY(train_kernels_run(&m->kernels,
+                          &(kernel_launch){.kernel = KERNEL_CROSS_ENTROPY,
+                                           .columns = m->settings->batch,
+                                           .grouped = true,
+                                           .arguments = {ARGUMENT(m->text), ARGUMENT(m->positions),
+                                                         ARGUMENT(m->logits), ARGUMENT(m->losses),
+                                                         ARGUMENT(backward)}}));
 done:
     return status;
 }
@@ -149,7 +149,8 @@ static clmoe_status head_backward(train_model *m) {
     return LIB(clmoe_score_backward(m->head, m->device->queue, &args, 0, NULL, NULL));
 }
 
-/* ---- Layers ------------------------------------------------------------------------------------ */
+/* ---- Layers ------------------------------------------------------------------------------------
+ */
 
 uint32_t model_losses(const train_model *m, uint32_t step, clmoe_loss_desc *losses) {
     const train_settings *s = m->settings;
@@ -163,8 +164,8 @@ uint32_t model_losses(const train_model *m, uint32_t step, clmoe_loss_desc *loss
     if (s->z_loss > 0)
         losses[count++] = (clmoe_loss_desc){.kind = CLMOE_LOSS_Z, .weight = (float)s->z_loss};
     if (s->token_entropy > 0)
-        losses[count++] = (clmoe_loss_desc){.kind = CLMOE_LOSS_TOKEN_ENTROPY,
-                                            .weight = (float)s->token_entropy};
+        losses[count++] =
+            (clmoe_loss_desc){.kind = CLMOE_LOSS_TOKEN_ENTROPY, .weight = (float)s->token_entropy};
     return count;
 }
 
@@ -241,8 +242,8 @@ static clmoe_status layer_backward(train_model *m, uint32_t block, uint32_t step
         args.dlogits = at(b->dlogits);
         args.dnoise = at(b->dnoise);
     }
-    return LIB(clmoe_backward(phases_at(&m->phases, step)->layer, m->device->queue, &args, 0, NULL,
-                              NULL));
+    return LIB(
+        clmoe_backward(phases_at(&m->phases, step)->layer, m->device->queue, &args, 0, NULL, NULL));
 }
 
 static clmoe_status orthogonality(train_model *m, uint32_t block, uint32_t step) {
@@ -289,7 +290,8 @@ done:
     return status;
 }
 
-/* ---- Between steps ----------------------------------------------------------------------------- */
+/* ---- Between steps -----------------------------------------------------------------------------
+ */
 
 static void controller(const train_model *m, uint32_t block, clmoe_balance_args *args) {
     const train_block *b = &m->blocks[block];

@@ -10,7 +10,8 @@ enum { HELD_OUT_SHARE = 20, BYTES = 256 };
 
 #define MOST_BYTES ((uint32_t)1 << 31)
 
-/* ---- Random numbers ---------------------------------------------------------------------------- */
+/* ---- Random numbers ----------------------------------------------------------------------------
+ */
 
 /* SplitMix64 (Steele, Lea and Flood 2014) as a function of its counter. */
 static uint64_t mix(uint64_t z) {
@@ -23,7 +24,8 @@ uint64_t random_bits(uint64_t key, uint64_t counter) {
     return mix(mix(key + 0x9e3779b97f4a7c15U) + (counter + 1) * 0x9e3779b97f4a7c15U);
 }
 
-/* ---- Files --------------------------------------------------------------------------------------- */
+/* ---- Files
+ * --------------------------------------------------------------------------------------- */
 
 /* FNV-1a, to notice that a run goes on with other texts than it began with. */
 static uint32_t checksum_of(const unsigned char *bytes, uint32_t size) {
@@ -102,7 +104,8 @@ void corpus_free(corpus *c) {
     *c = (corpus){0};
 }
 
-/* ---- Batches ------------------------------------------------------------------------------------- */
+/* ---- Batches
+ * ------------------------------------------------------------------------------------- */
 
 static void part_of(const text_file *file, bool held_out, uint32_t *begin, uint32_t *end) {
     *begin = held_out ? file->held_out : file->begin;

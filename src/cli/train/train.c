@@ -7,9 +7,7 @@
 #include "save.h"
 #include "usage.h"
 
-#include <getopt.h>
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct train_run {
     train_settings settings;
@@ -25,21 +23,15 @@ typedef struct train_run {
     uint32_t done; /* steps */
 } train_run;
 
-/* ---- Opening ------------------------------------------------------------------------------------- */
+/* ---- Opening
+ * ------------------------------------------------------------------------------------- */
 
 /* The settings of the run that --resume means; --device and --engine may be others. */
 static clmoe_status take_up(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
     const train_settings asked = r->settings;
-    problem why;
-    int option;
     r->folder = asked.resume;
-    TRY(run_load(r->folder, &r->words));
-    optind = 0; /* getopt_long() begins anew */
-    if (!settings_parse(&r->settings, r->words.count, r->words.words, &option, &why) ||
-        option != CLI_END)
-        TRY(cli_fail(CLMOE_BAD_FILE, "%s/run.json: %s", r->folder,
-                     option == CLI_BAD ? why.text : "no command line"));
+    TRY(run_load(r->folder, &r->words, &r->settings));
     r->settings.device = asked.device ? asked.device : r->settings.device;
     r->settings.engine = asked.engine ? asked.engine : r->settings.engine;
     r->settings.no_cache = asked.no_cache;
@@ -54,8 +46,7 @@ static clmoe_status open_text(train_run *r) {
     TRY(corpus_read(&r->text, r->settings.texts, r->settings.num_texts));
     r->positions = malloc(r->settings.batch * sizeof *r->positions);
     if (r->positions == NULL)
-        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for --batch %u",
-                     (unsigned)r->settings.batch));
+        TRY(cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for --batch %u", (unsigned)r->settings.batch));
 done:
     return status;
 }
@@ -95,7 +86,8 @@ static void close_run(train_run *r) {
     free(r->positions);
 }
 
-/* ---- Steps --------------------------------------------------------------------------------------- */
+/* ---- Steps
+ * --------------------------------------------------------------------------------------- */
 
 static clmoe_status run_step(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
