@@ -24,18 +24,25 @@ static bool is_empty(const char *folder) {
     return empty;
 }
 
-clmoe_status folder_make(const char *folder) {
+clmoe_status folder_check(const char *folder) {
     struct stat info;
-    if (mkdir(folder, 0777) == 0)
+    if (stat(folder, &info) != 0 && errno == ENOENT)
         return CLMOE_SUCCESS;
-    if (errno != EEXIST)
-        return cli_fail(CLMOE_IO, "--out '%s' cannot be made: %s", folder, strerror(errno));
     if (stat(folder, &info) != 0 || !S_ISDIR(info.st_mode))
         return cli_fail(CLMOE_IO, "--out '%s' exists and is no folder", folder);
     if (!is_empty(folder))
         return cli_fail(
             CLMOE_IO, "--out '%s' is not empty; --resume goes on with the run of a folder", folder);
     return CLMOE_SUCCESS;
+}
+
+clmoe_status folder_make(const char *folder) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(folder_check(folder));
+    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
+        return cli_fail(CLMOE_IO, "--out '%s' cannot be made: %s", folder, strerror(errno));
+done:
+    return status;
 }
 
 static clmoe_status failed(const folder_file *file) {

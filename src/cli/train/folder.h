@@ -16,7 +16,9 @@ typedef struct folder_file {
     FILE *stream;
 } folder_file;
 
-/* Makes the folder of a new run; one that exists must be empty. */
+/* Whether a folder can be that of a new run: it is not there, or empty. */
+clmoe_status folder_check(const char *folder);
+/* Makes it. */
 clmoe_status folder_make(const char *folder);
 
 /* FOLDER/NAME; an error if that is too long. */

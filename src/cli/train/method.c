@@ -1,6 +1,7 @@
 #include "method.h"
 #include "../options.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -45,6 +46,25 @@ static bool unknown_name(const char *name, problem *why) {
     return problem_set(why, "--balance has '%s', which is none of %s", name, names);
 }
 
+static bool is_policy(const balance_method *method, clmoe_policy policy) {
+    return method->row->kind == METHOD_POLICY && method->row->which == policy;
+}
+
+/* Numbers that count something, or that nothing is left of. */
+static bool fits(const balance_method *method, problem *why) {
+    const double value = method->value;
+    if (is_policy(method, CLMOE_POLICY_SINKHORN) &&
+        (value < 1 || value > 1000 || value != floor(value)))
+        return problem_set(why,
+                           "--balance has %g for 'sinkhorn', which takes a whole number of "
+                           "iterations from 1 to 1000",
+                           value);
+    if (method->row->kind == METHOD_POLICY && (value == 0 || value > 4096))
+        return problem_set(why, "--balance has %g for '%s', but must be above 0 and at most 4096",
+                           value, method->row->name);
+    return true;
+}
+
 /* NAME[:NUMBER], the first `length` letters of `text`. */
 static bool parse_one(const char *text, size_t length, balance_method *method, problem *why) {
     char word[NAME_SIZE];
@@ -62,7 +82,7 @@ static bool parse_one(const char *text, size_t length, balance_method *method, p
         return true;
     if (method->value == 0)
         return problem_set(why, "--balance has a number for '%s', which takes none", word);
-    return cli_real("--balance", colon + 1, &method->value, why);
+    return cli_real("--balance", colon + 1, &method->value, why) && fits(method, why);
 }
 
 /* Two means of one kind: only losses add up, and each once; a policy has its own choice. */
@@ -101,6 +121,10 @@ const balance_method *methods_find(const balance_methods *methods, method_kind k
         if (methods->rows[i].row->kind == kind)
             return &methods->rows[i];
     return NULL;
+}
+
+bool methods_is_loss(const balance_method *method, clmoe_loss_kind kind) {
+    return method->row->kind == METHOD_LOSS && method->row->which == kind;
 }
 
 void methods_rule(const balance_methods *methods, clmoe_balance_args *args) {

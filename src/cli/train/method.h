@@ -42,6 +42,8 @@ bool methods_parse(const char *text, balance_methods *methods, problem *why);
 /* The one of a kind, or NULL. */
 const balance_method *methods_find(const balance_methods *methods, method_kind kind);
 
+bool methods_is_loss(const balance_method *method, clmoe_loss_kind kind);
+
 /* clmoe_balance_args' rule and rate: none without one. */
 void methods_rule(const balance_methods *methods, clmoe_balance_args *args);
 

@@ -212,30 +212,39 @@ static bool parse_noise(train_settings *s, const char *text, problem *why) {
            (text[length] == '\0' || cli_real("--noise", text + length + 1, &s->noise_scale, why));
 }
 
+/* "K:STEP," or the last "K" at `text`; NULL if it is neither. */
+static const char *parse_phase(const char *text, top_k_phase *phase, uint32_t *end, problem *why) {
+    char word[24];
+    const size_t length = strcspn(text, ",");
+    snprintf(word, sizeof word, "%.*s", (int)(length < sizeof word ? length : 23), text);
+    char *colon = strchr(word, ':');
+    if ((colon != NULL) != (text[length] == ','))
+        return NULL;
+    if (colon != NULL)
+        *colon = '\0';
+    if (!cli_u32("--top-k-schedule", word, 1, 256, &phase->top_k, why) ||
+        (colon != NULL &&
+         !cli_u32("--top-k-schedule", colon + 1, phase->first + 1, MOST_STEPS, end, why)))
+        return NULL;
+    return text + length + (colon != NULL);
+}
+
 /* "1:500,2": K = 1 until step 500, then 2. */
 static bool parse_schedule(train_settings *s, const char *text, problem *why) {
-    char words[128], *rest = NULL;
+    const char *rest = text;
     uint32_t first = 0;
-    bool ends = true; /* the phase before has an end */
-    snprintf(words, sizeof words, "%s", text);
+    problem_set(why, "--top-k-schedule is '%s', but must be K:STEP,K:STEP,...,K", text);
     s->num_top_k_phases = 0;
-    for (char *word = strtok_r(words, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
-        top_k_phase *phase = &s->top_k_phases[s->num_top_k_phases];
-        char *colon = strchr(word, ':');
-        if (!ends || s->num_top_k_phases == MOST_PHASES)
-            break;
-        ends = colon != NULL;
-        if (ends)
-            *colon = '\0';
+    do {
+        if (s->num_top_k_phases == MOST_PHASES)
+            return problem_set(why, "--top-k-schedule has more than %d phases", MOST_PHASES);
+        top_k_phase *phase = &s->top_k_phases[s->num_top_k_phases++];
         phase->first = first;
-        if (!cli_u32("--top-k-schedule", word, 1, 256, &phase->top_k, why) ||
-            (ends && !cli_u32("--top-k-schedule", colon + 1, first + 1, MOST_STEPS, &first, why)))
+        rest = parse_phase(rest, phase, &first, why);
+        if (rest == NULL)
             return false;
-        s->num_top_k_phases++;
-    }
-    if (ends || rest == NULL || *rest != '\0')
-        return problem_set(why, "--top-k-schedule is '%s', but must be K:STEP,K:STEP,...,K", text);
-    s->top_k = s->top_k_phases[s->num_top_k_phases - 1].top_k;
+        s->top_k = phase->top_k;
+    } while (rest[-1] == ',');
     return true;
 }
 
@@ -364,6 +373,15 @@ static const train_settings defaults = {
     .save_every = 500,
 };
 
+/* The smooth load is one of noisy logits: by itself it brings V-MoE's noise. */
+static void set_noise(train_settings *s) {
+    for (uint32_t i = 0; i < s->methods.count && s->noise == CLMOE_NOISE_NONE; i++)
+        if (methods_is_loss(&s->methods.rows[i], CLMOE_LOSS_SMOOTH_LOAD)) {
+            s->noise = CLMOE_NOISE_GAUSSIAN;
+            s->noise_scale = 1.0 / s->experts;
+        }
+}
+
 bool settings_parse(train_settings *s, int argc, char **argv, int *option, problem *why) {
     cli_parser parser = {.options = table, .count = OPTIONS};
     *s = defaults;
@@ -374,6 +392,7 @@ bool settings_parse(train_settings *s, int argc, char **argv, int *option, probl
         }
     if (*option != CLI_END)
         return *option != CLI_BAD;
+    set_noise(s);
     if (!cli_at_most(0, argc, argv, why) || !check_all(s, why))
         *option = CLI_BAD;
     return *option != CLI_BAD;

@@ -58,7 +58,7 @@ static clmoe_status open_run(train_run *r, int argc, char **argv) {
     if (resumed)
         TRY(take_up(r));
     else
-        r->folder = r->settings.out;
+        TRY(folder_check(r->folder = r->settings.out));
     TRY(open_text(r));
     if (resumed)
         TRY(run_check_texts(r->folder, &r->text));
