@@ -74,6 +74,7 @@ clmoe_status metrics_gather(metrics *r, train_model *m, uint32_t step) {
     r->step = step + 1;
     r->validated = false;
     TRY(model_loss(m, &r->loss));
+    TRY(marks_share(&m->marks, &r->moe_share));
     for (uint32_t l = 0; l < r->layers && r->counted; l++)
         TRY(read_stats(r, m, l));
     TRY(read_losses(r, m, step));
@@ -172,7 +173,7 @@ static void write_head(const train_model *m, FILE *file) {
     clmoe_loss_desc losses[MOST_LOSSES];
     const uint32_t count = model_losses(m, UINT32_MAX, losses);
     fputs("step,loss,validation_loss,validation_max_vio,max_vio,entropy,drop_rate,dead_experts,"
-          "tokens_per_s",
+          "tokens_per_s,moe_share",
           file);
     for (uint32_t i = 0; i < count; i++)
         fprintf(file, ",loss_%s", clmoe_loss_name(losses[i].kind));
@@ -258,6 +259,7 @@ clmoe_status metrics_append(const metrics *r, FILE *file) {
     write_number(file, r->counted, metrics_drop_rate(r));
     write_number(file, r->counted, metrics_dead(r));
     write_number(file, true, r->tokens_per_second);
+    write_number(file, true, r->moe_share);
     for (uint32_t i = 0; i < r->losses; i++)
         write_number(file, true, (double)r->loss_values[i]);
     for (uint32_t l = 0; l < r->layers && r->counted; l++)

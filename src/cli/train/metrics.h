@@ -10,8 +10,8 @@
 typedef struct metrics {
     uint32_t step; /* steps done */
     double loss, validation_loss, validation_violation;
-    bool validated; /* the two of validation are of this step */
-    double tokens_per_second;
+    bool validated;                      /* the two of validation are of this step */
+    double tokens_per_second, moe_share; /* of the step's time on the device */
     uint32_t layers, experts, losses;
     bool counted;               /* there are statistics */
     clmoe_stats *stats;         /* [layers] of the step's batch */

@@ -236,6 +236,7 @@ clmoe_status model_create(train_model *m, const train_settings *s, const corpus 
     clmoe_status status = CLMOE_SUCCESS;
     m->settings = s;
     m->device = device;
+    TRY(marks_create(&m->marks, 2 + 4 * s->layers));
     TRY(train_kernels_create(&m->kernels, device, s->type));
     TRY(phases_create(&m->phases, s, device->context));
     TRY(create_parameters(m));
@@ -256,6 +257,7 @@ void model_release(train_model *m) {
         clReleaseMemObject(m->owned[--m->num_owned]);
     free(m->owned);
     free(m->blocks);
+    marks_free(&m->marks);
     clmoe_layer_destroy(m->head);
     phases_destroy(&m->phases);
     train_kernels_release(&m->kernels);

@@ -8,6 +8,7 @@
 #define CLMOE_CLI_TRAIN_MODEL_H
 
 #include "kernels.h"
+#include "marks.h"
 #include "parameters.h"
 #include "phases.h"
 
@@ -47,6 +48,9 @@ typedef struct train_model {
     cl_mem partial, sums[3];
     cl_mem scratch;
     size_t state_bytes, stats_bytes;
+    /* If `timed`: around the step and each call of a layer. */
+    queue_marks marks;
+    bool timed;
     cl_mem *owned; /* all of them */
     uint32_t num_owned, owned_room;
 } train_model;

@@ -19,6 +19,10 @@ static clmoe_status fill_zero(train_model *m, cl_mem mem, size_t bytes) {
         clEnqueueFillBuffer(m->device->queue, mem, &zero, sizeof zero, 0, bytes, 0, NULL, NULL));
 }
 
+static clmoe_status mark(train_model *m) {
+    return m->timed ? marks_add(&m->marks, m->device->queue) : CLMOE_SUCCESS;
+}
+
 /* ---- The batch ---------------------------------------------------------------------------------
  */
 
@@ -217,14 +221,17 @@ static clmoe_status layer_forward(train_model *m, uint32_t block, uint32_t step,
         args.loss_size = sizeof losses[0];
         TRY(add_training(m, b, step, &args));
     }
+    TRY(mark(m));
     TRY(LIB(clmoe_forward(training ? phase->layer : phase->validation, m->device->queue, &args, 0,
                           NULL, NULL)));
+    TRY(mark(m));
 done:
     return status;
 }
 
 /* dy -> dh and the gradients of the weights. */
 static clmoe_status layer_backward(train_model *m, uint32_t block, uint32_t step) {
+    clmoe_status status = CLMOE_SUCCESS;
     train_block *b = &m->blocks[block];
     clmoe_loss_desc losses[MOST_LOSSES];
     clmoe_backward_args args;
@@ -242,8 +249,12 @@ static clmoe_status layer_backward(train_model *m, uint32_t block, uint32_t step
         args.dlogits = at(b->dlogits);
         args.dnoise = at(b->dnoise);
     }
-    return LIB(
-        clmoe_backward(phases_at(&m->phases, step)->layer, m->device->queue, &args, 0, NULL, NULL));
+    TRY(mark(m));
+    TRY(LIB(clmoe_backward(phases_at(&m->phases, step)->layer, m->device->queue, &args, 0, NULL,
+                           NULL)));
+    TRY(mark(m));
+done:
+    return status;
 }
 
 static clmoe_status orthogonality(train_model *m, uint32_t block, uint32_t step) {

@@ -51,6 +51,23 @@ done:
     return status;
 }
 
+/*
+ * A forward pass with the layers of each phase: what the library refuses is refused before anything
+ * is written.
+ */
+static clmoe_status try_out(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const train_settings *s = &r->settings;
+    corpus_draw(&r->text, s->seed, 0, s->batch / s->sequence, r->positions);
+    TRY(model_batch(&r->model, &r->text, r->positions, false));
+    for (uint32_t i = 0; i < r->model.phases.count; i++)
+        TRY(model_forward(&r->model, r->model.phases.rows[i].first, true));
+    TRY(model_forward(&r->model, s->steps - 1, true));
+    TRY(CL(clFinish(r->device.queue)));
+done:
+    return status;
+}
+
 static clmoe_status open_run(train_run *r, int argc, char **argv) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool resumed = r->settings.resume != NULL;
@@ -66,6 +83,7 @@ static clmoe_status open_run(train_run *r, int argc, char **argv) {
     TRY(model_create(&r->model, &r->settings, &r->text, &r->device));
     TRY(metrics_create(&r->metrics, &r->model));
     if (!resumed) {
+        TRY(try_out(r));
         TRY(folder_make(r->folder));
         TRY(run_save(r->folder, &words, &r->text));
     }
@@ -89,31 +107,47 @@ static void close_run(train_run *r) {
 /* ---- Steps
  * --------------------------------------------------------------------------------------- */
 
-static clmoe_status run_step(train_run *r) {
-    clmoe_status status = CLMOE_SUCCESS;
-    const train_settings *s = &r->settings;
-    corpus_draw(&r->text, s->seed, r->done, s->batch / s->sequence, r->positions);
-    TRY(model_batch(&r->model, &r->text, r->positions, true));
-    TRY(model_forward(&r->model, r->done, true));
-    TRY(model_backward(&r->model, r->done));
-    TRY(model_update(&r->model, r->done));
-done:
-    return status;
-}
-
 static bool is_due(const train_run *r, uint32_t every) {
     return (r->done + 1) % every == 0 || r->done + 1 == r->settings.steps;
 }
 
-/* The line of metrics.csv of a step, if it has one. */
+static bool logs_step(const train_run *r) {
+    return r->done == 0 || is_due(r, r->settings.log_every) ||
+           is_due(r, r->settings.validate_every);
+}
+
+/* The first and the last mark of a step; those of the layers are the model's. */
+static clmoe_status mark(train_run *r) {
+    if (!r->model.timed)
+        return CLMOE_SUCCESS;
+    return marks_add(&r->model.marks, r->device.queue);
+}
+
+static clmoe_status run_step(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const train_settings *s = &r->settings;
+    marks_clear(&r->model.marks);
+    r->model.timed = logs_step(r);
+    corpus_draw(&r->text, s->seed, r->done, s->batch / s->sequence, r->positions);
+    TRY(model_batch(&r->model, &r->text, r->positions, true));
+    TRY(mark(r));
+    TRY(model_forward(&r->model, r->done, true));
+    TRY(model_backward(&r->model, r->done));
+    TRY(model_update(&r->model, r->done));
+    TRY(mark(r));
+    r->model.timed = false;
+done:
+    return status;
+}
+
+/* The step's line of metrics.csv, if it has one. */
 static clmoe_status log_step(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool validates = is_due(r, r->settings.validate_every);
-    if (r->done > 0 && !is_due(r, r->settings.log_every) && !validates)
+    if (!logs_step(r))
         return status;
     TRY(metrics_gather(&r->metrics, &r->model, r->done));
     r->metrics.tokens_per_second = progress_speed(&r->progress, r->done + 1);
-    if (validates)
+    if (is_due(r, r->settings.validate_every))
         TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done));
     TRY(metrics_append(&r->metrics, r->csv));
     progress_show(&r->progress, &r->metrics);
@@ -131,6 +165,8 @@ static clmoe_status train(train_run *r) {
         if (r->done % r->settings.save_every == 0)
             TRY(state_save(&r->model, r->folder, r->done));
     }
+    if (r->done == r->settings.steps && !r->metrics.validated) /* resumed at its end */
+        TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done - 1));
     if (r->done % r->settings.save_every != 0)
         TRY(state_save(&r->model, r->folder, r->done));
 done:
@@ -158,7 +194,8 @@ int train_main(int argc, char **argv) {
         return exit_with_error("train");
     }
     if (option != CLI_END) {
-        print_usage(option, train_usage);
+        for (int i = 0; i == 0 || (option == CLI_HELP && train_usage[i] != NULL); i++)
+            print_usage(option, train_usage[i]);
         return EXIT_OK;
     }
     if (open_run(&r, argc, argv) != CLMOE_SUCCESS || train(&r) != CLMOE_SUCCESS)

@@ -1,6 +1,7 @@
 #include "usage.h"
 
-const char train_usage[] =
+/* In pieces, as C99 promises literals of 4095 characters alone. */
+const char *const train_usage[] = {
     "Usage: clmoe train --text FILE... --out DIR [OPTION]...\n"
     "       clmoe train --resume DIR [--device D] [--engine E] [--no-cache]\n"
     "Trains a small language model of MoE layers to foretell the next byte of a text, on the device,\n"
@@ -35,7 +36,7 @@ const char train_usage[] =
     "  --weight-decay W     of matrices (default 0.1)\n"
     "  --clip C             largest norm of all gradients, 0: any (default 1)\n"
     "  --seed N             of first values, batches and noise (default 0)\n"
-    "\n"
+    "\n",
     "Balance:\n"
     "  --balance M,...      means, each as NAME or NAME:NUMBER (default none). Losses by weight:\n"
     "                       switch 0.01, squared 0.1, entropy 0.01, l1 0.01, max 0.05, minimax 0.05,\n"
@@ -75,4 +76,5 @@ const char train_usage[] =
     "Expert choice, Sinkhorn and Soft MoE see all tokens of a batch, so bytes that come later too:\n"
     "their losses are not those of a model that writes.\n"
     "\n"
-    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N, after the state was saved.\n";
+    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N, after the state was saved.\n",
+    NULL};

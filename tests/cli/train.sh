@@ -1,0 +1,124 @@
+#!/bin/sh
+# clmoe train: what a run leaves, that it goes on bit for bit after any end, and what it refuses.
+set -eu
+. "$(dirname "$0")/lib.sh"
+device=$(device_option)
+text=$tmp/text
+# A text of words that a model can learn, of which no two parts are equal.
+awk 'BEGIN { srand(3); split("the of and to in that he shall unto for i his a lord they", w, " ")
+    for (i = 0; i < 4000; i++) printf "%s%s", w[1 + int(rand() * 15)], rand() < 0.1 ? ".\n" : " " }' >"$text"
+sizes="--dim 16 --hidden 16 --context 4 --batch 128 --sequence 32 --steps 60 --warmup 5 --log-every 5 --validate-every 20 --save-every 7"
+
+# train_exit CODE DIR [OPTION]...
+train_exit() {
+    code=$1 folder=$tmp/$2
+    shift 2
+    # shellcheck disable=SC2086
+    run_exit "$code" train --text "$text" --out "$folder" $sizes "$@" $device
+}
+
+# column NAME FILE: its values.
+column() {
+    awk -F, -v name="$1" 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == name) at = i; next } { print $at }' "$2"
+}
+
+# same A B: the same state, and the same metrics but for times.
+same() {
+    cmp -s "$tmp/$1/state.safetensors" "$tmp/$2/state.safetensors" || complain "$1 and $2 have other states"
+    for run in "$1" "$2"; do
+        awk -F, -v OFS=, 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "tokens_per_s" || $i == "moe_share") out[i] }
+            { for (i in out) $i = ""; print }' "$tmp/$run/metrics.csv" >"$tmp/metrics.$run"
+    done
+    cmp -s "$tmp/metrics.$1" "$tmp/metrics.$2" || complain "$1 and $2 have other metrics"
+}
+
+# --- A run ----------------------------------------------------------------------------------------
+train_exit 0 whole --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1
+csv=$tmp/whole/metrics.csv
+[ "$(column step "$csv" | tr '\n' ' ')" = "1 5 10 15 20 25 30 35 40 45 50 55 60 " ] || complain "steps: $(column step "$csv" | tr '\n' ' ')"
+awk -F, 'NR == 1 { n = NF } NF != n { exit 1 }' "$csv" || complain "lines of another length than the head"
+first=$(column loss "$csv" | head -1) last=$(column validation_loss "$csv" | tail -1)
+awk "BEGIN { exit !($last < $first - 1) }" || complain "nothing was learned: $first, then $last"
+column loss_switch "$csv" | awk '$1 < 0.9 || $1 > 4 { exit 1 }' || complain "loss_switch is none"
+for l in 0 1; do
+    sum=0
+    for e in 0 1 2 3 4 5 6 7; do sum=$(awk "BEGIN { print $sum + $(column share_${l}_$e "$csv" | tail -1) }"); done
+    awk "BEGIN { exit !($sum > 0.999 && $sum < 1.001) }" || complain "the shares of layer $l are $sum"
+done
+grep -q 'validation loss [0-9.]* nats per byte after 60 steps, MaxVio' "$tmp/out" || complain "no summary"
+grep -q 'step 60/60' "$tmp/err" || complain "no progress"
+
+# --- Ends -----------------------------------------------------------------------------------------
+# killed DIR SIGNAL STEP: begins a run like `whole`, and ends it after that step.
+killed() {
+    # shellcheck disable=SC2086
+    "$CLMOE" train --text "$text" --out "$tmp/$1" $sizes --balance quantile,switch --noise gaussian:0.1 \
+        --hidden-dropout 0.1 $device >"$tmp/out" 2>"$tmp/err" &
+    pid=$!
+    while kill -0 $pid 2>/dev/null; do
+        [ ! -s "$tmp/$1/metrics.csv" ] || [ "$(tail -1 "$tmp/$1/metrics.csv" | cut -d, -f1 | tr -dc 0-9)0" -lt "${3}0" ] || break
+    done
+    kill -"$2" $pid 2>/dev/null || echo "the run ended before signal $2" >&2
+    code=0
+    wait $pid || code=$?
+}
+for step in 1 10 25; do
+    killed "kill$step" KILL $step
+    run_exit 0 train --resume "$tmp/kill$step"
+    same whole "kill$step"
+done
+killed int INT 10
+if [ "$code" != 0 ]; then
+    [ "$code" = 130 ] || complain "exit $code after SIGINT"
+    grep -q -- "--resume $tmp/int goes on after step [0-9]" "$tmp/err" || complain "no word of how to go on"
+fi
+# A line that was half written, and another one of steps that are not in the state.
+printf '9999,1,2\n58,0.' >>"$tmp/int/metrics.csv"
+run_exit 0 train --resume "$tmp/int"
+same whole int
+run_exit 0 train --resume "$tmp/int" # at its end already
+same whole int
+
+# --- What is refused ------------------------------------------------------------------------------
+# refused SENTENCE ARGUMENT...: nothing is written.
+refused() {
+    sentence=$1
+    shift
+    # shellcheck disable=SC2086
+    run_exit 2 train "$@" $device
+    grep -q -F -e "$sentence" "$tmp/err" || complain "no '$sentence'"
+    [ ! -e "$tmp/new" ] || complain "a folder was made: $*"
+}
+refused '--text is needed' --out "$tmp/new"
+refused '--out is needed' --text "$text"
+refused 'is not empty; --resume' --text "$text" --out "$tmp/whole"
+refused 'exists and is no folder' --text "$text" --out "$text"
+refused "--text '$tmp/none' cannot be read" --text "$tmp/none" --out "$tmp/new"
+refused "has 3 bytes" --text "$(printf abc >"$tmp/short"; echo "$tmp/short")" --out "$tmp/new"
+refused '--dim is 24, which is no multiple of 16' --text "$text" --out "$tmp/new" --dim 24
+refused '--batch is 100, which is no multiple of --sequence' --text "$text" --out "$tmp/new" --batch 100
+refused '--top-k is 9, but --experts is 8' --text "$text" --out "$tmp/new" --top-k 9
+refused "--balance has 'bias' and 'quantile'" --text "$text" --out "$tmp/new" --balance bias,quantile
+refused "--balance has 'bogus', which is none of none, switch" --text "$text" --out "$tmp/new" --balance bogus
+refused '--balance soft-moe does not go with --z-loss' --text "$text" --out "$tmp/new" --balance soft-moe --z-loss 1
+refused "--keep is 'all', which is none of position" --text "$text" --out "$tmp/new" --keep all
+refused '--lr is 11, which is more than 10' --text "$text" --out "$tmp/new" --lr 11
+for schedule in 1:5 1:5, 1:5,1:5,2 x 1:5,,2 9; do
+    refused '--top-k' --text "$text" --out "$tmp/new" --top-k-schedule $schedule
+done
+refused 'bias_counts' --text "$text" --out "$tmp/new" --experts 2 --balance quantile
+refused 'is no folder of a run' --resume "$tmp"
+cp "$tmp/whole/run.json" "$tmp/run.json.right"
+for bad in '{}' '{"command":["train"]}' '{"command":["train","--help"]}' '{"command":[1]}' '['; do
+    echo "$bad" >"$tmp/whole/run.json"
+    refused 'run.json' --resume "$tmp/whole"
+done
+cp "$tmp/run.json.right" "$tmp/whole/run.json"
+head -c 5000 "$tmp/whole/state.safetensors" >"$tmp/torn"
+cp "$tmp/torn" "$tmp/int/state.safetensors"
+refused 'state.safetensors' --resume "$tmp/int"
+cp "$text" "$tmp/text.right"
+tr 'a' 'b' <"$tmp/text.right" >"$text"
+refused 'is not what the run of' --resume "$tmp/whole"
+cp "$tmp/text.right" "$text"
+finish
