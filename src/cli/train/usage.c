@@ -1,5 +1,7 @@
 #include "usage.h"
 
+#include <stddef.h>
+
 /* In pieces, as C99 promises literals of 4095 characters alone. */
 const char *const train_usage[] = {
     "Usage: clmoe train --text FILE... --out DIR [OPTION]...\n"
