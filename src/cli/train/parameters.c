@@ -71,6 +71,9 @@ clmoe_status parameters_create(parameters *p, const train_settings *s) {
         for (uint32_t block = 0; block < blocks_of(s, kind); block++)
             append(p, s, kind, block);
     }
+    if (p->elements > UINT32_MAX)
+        return cli_fail(CLMOE_UNSUPPORTED, "the model has %zu parameters, more than 2^32 - 1",
+                        p->elements);
     return CLMOE_SUCCESS;
 }
 

@@ -4,9 +4,9 @@
 
 #include <stddef.h>
 
-enum { BYTE_VALUES = 256, GAIN_SLICES = 32, SUM_STAGES = 3 };
+enum { BYTE_VALUES = 256, GAIN_SLICES = 64, SUM_STAGES = 3 };
 
 /* Work-items of each stage of a sum over all parameters. */
-static const size_t sum_items[SUM_STAGES] = {16384, 64, 1};
+static const size_t sum_items[SUM_STAGES] = {65536, 256, 1};
 
 #endif

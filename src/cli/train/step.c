@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { CHUNK = 16 };
+enum { CHUNK = 16, QUAD = 4 };
 
 static clmoe_buf at(cl_mem mem) {
     return (clmoe_buf){mem, 0};
@@ -329,19 +329,19 @@ done:
     return status;
 }
 
-/* `chunks` chunks of values, or their squares, -> sums[2]. */
-static clmoe_status sum(train_model *m, cl_mem values, size_t chunks, bool squared) {
+/* The sum of `elements` values, or of their squares, -> sums[SUM_STAGES - 1]. */
+static clmoe_status sum(train_model *m, cl_mem values, size_t elements, bool squared) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_mem from = values;
     for (int i = 0; i < SUM_STAGES; i++) {
-        const cl_uint squares = squared && i == 0, count = (cl_uint)chunks;
+        const cl_uint squares = squared && i == 0, quads = (cl_uint)(elements / QUAD);
         const kernel_launch launch = {.kernel = KERNEL_SUM_VALUES,
                                       .columns = sum_items[i],
                                       .arguments = {ARGUMENT(from), ARGUMENT(m->sums[i]),
-                                                    ARGUMENT(count), ARGUMENT(squares)}};
+                                                    ARGUMENT(quads), ARGUMENT(squares)}};
         TRY(train_kernels_run(&m->kernels, &launch));
         from = m->sums[i];
-        chunks = sum_items[i] / CHUNK;
+        elements = sum_items[i];
     }
 done:
     return status;
@@ -359,8 +359,8 @@ static double rate_at(const train_settings *s, uint32_t step) {
 static clmoe_status optimise(train_model *m, uint32_t step) {
     const train_settings *s = m->settings;
     const double beta1 = 0.9, beta2 = 0.99;
-    const cl_uint copied = m->copy ? (cl_uint)(m->parameters.copied / CHUNK) : 0;
-    const cl_uint decayed = (cl_uint)(m->parameters.decayed / CHUNK);
+    const cl_uint copied = m->copy ? (cl_uint)m->parameters.copied : 0;
+    const cl_uint decayed = (cl_uint)m->parameters.decayed;
     const cl_mem copy = m->copy ? m->copy : m->values, squared = m->sums[SUM_STAGES - 1];
     const struct {
         cl_float rate, decay, clip, beta1, beta2, eps, correction1, correction2;
@@ -375,7 +375,7 @@ static clmoe_status optimise(train_model *m, uint32_t step) {
     return train_kernels_run(
         &m->kernels,
         &(kernel_launch){.kernel = KERNEL_ADAMW,
-                         .columns = m->parameters.elements / CHUNK,
+                         .columns = m->parameters.elements,
                          .arguments = {ARGUMENT(m->values), ARGUMENT(m->gradients),
                                        ARGUMENT(m->mean), ARGUMENT(m->square), ARGUMENT(copy),
                                        ARGUMENT(squared), ARGUMENT(rates), ARGUMENT(copied),
@@ -396,7 +396,7 @@ static clmoe_status control(train_model *m, uint32_t block, uint32_t step) {
 
 clmoe_status model_update(train_model *m, uint32_t step) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(sum(m, m->gradients, m->parameters.elements / CHUNK, true));
+    TRY(sum(m, m->gradients, m->parameters.elements, true));
     TRY(optimise(m, step));
     for (uint32_t l = 0; l < m->settings->layers && m->phases.counted; l++)
         TRY(control(m, l, step));
@@ -407,7 +407,7 @@ done:
 clmoe_status model_loss(train_model *m, double *loss) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_float total = 0;
-    TRY(sum(m, m->losses, m->settings->batch / CHUNK, false));
+    TRY(sum(m, m->losses, m->settings->batch, false));
     TRY(model_read(m, m->sums[SUM_STAGES - 1], sizeof total, &total));
     *loss = (double)total / m->settings->batch;
 done:
