@@ -115,6 +115,11 @@ static void describe_validation(clmoe_layer_desc *desc) {
         desc->capacity.keep = CLMOE_KEEP_POSITION;
 }
 
+void phases_describe(const train_settings *s, uint32_t step, clmoe_layer_desc *desc) {
+    describe(s, step, desc);
+    describe_validation(desc);
+}
+
 /* ---- Phases ------------------------------------------------------------------------------------
  */
 

@@ -24,6 +24,9 @@ typedef struct train_phases {
     size_t saved, scratch;
 } train_phases;
 
+/* What a validation layer is made from. */
+void phases_describe(const train_settings *s, uint32_t step, clmoe_layer_desc *desc);
+
 clmoe_status phases_create(train_phases *p, const train_settings *s, clmoe_context *context);
 void phases_destroy(train_phases *p);
 

@@ -1,6 +1,7 @@
 /* clmoe train: a small language model of MoE layers learns from a text. */
 #include "../cli.h"
 #include "../interrupt.h"
+#include "export.h"
 #include "folder.h"
 #include "metrics.h"
 #include "progress.h"
@@ -169,6 +170,7 @@ static clmoe_status train(train_run *r) {
         TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done - 1));
     if (r->done % r->settings.save_every != 0)
         TRY(state_save(&r->model, r->folder, r->done));
+    TRY(model_export(&r->model, r->folder, r->done > 0 ? r->done - 1 : 0));
 done:
     progress_end(&r->progress);
     return status;
