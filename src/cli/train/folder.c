@@ -76,9 +76,13 @@ static bool sync_folder(const char *path) {
 
 clmoe_status folder_end(folder_file *file) {
     clmoe_status status = CLMOE_SUCCESS;
-    bool written = fflush(file->stream) == 0 && ferror(file->stream) == 0;
-    written = fsync(fileno(file->stream)) == 0 && written;
-    written = fclose(file->stream) == 0 && written;
+    bool written =
+        fflush(file->stream) == 0 && ferror(file->stream) == 0 && fsync(fileno(file->stream)) == 0;
+    const int code = errno; /* of what failed first */
+    if (fclose(file->stream) != 0)
+        written = false;
+    else
+        errno = code;
     file->stream = NULL;
     if (!written || rename(file->temporary, file->path) != 0 || !sync_folder(file->path))
         status = failed(file);
