@@ -16,6 +16,7 @@ static const char usage[] =
     "  run             runs the MoE block of a checkpoint on a tensor and reports the routing\n"
     "  balance         runs a controller of the load on a checkpoint's router\n"
     "  train           trains a small language model and shows what balancing does\n"
+    "  compare         puts such runs side by side\n"
     "  selftest        compares what a device computes with the host in double precision\n"
     "  help [COMMAND]  this text, or that of a command\n"
     "  version         the version\n"
@@ -37,6 +38,9 @@ static const struct command {
     {"devices", devices_main},   {"run", run_main},     {"balance", balance_main},
     {"selftest", selftest_main}, {"train", train_main}, {"help", help_main},
     {"version", version_main},
+    {"devices", devices_main},   {"run", run_main},         {"balance", balance_main},
+    {"selftest", selftest_main}, {"train", train_main},     {"compare", compare_main},
+    {"help", help_main},         {"version", version_main},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -5,6 +5,7 @@
 #include "folder.h"
 #include "metrics.h"
 #include "progress.h"
+#include "report.h"
 #include "save.h"
 #include "usage.h"
 
@@ -171,6 +172,7 @@ static clmoe_status train(train_run *r) {
     if (r->done % r->settings.save_every != 0)
         TRY(state_save(&r->model, r->folder, r->done));
     TRY(model_export(&r->model, r->folder, r->done > 0 ? r->done - 1 : 0));
+    TRY(report_write(r->folder));
 done:
     progress_end(&r->progress);
     return status;

@@ -1,0 +1,314 @@
+#include "report.h"
+#include "describe.h"
+#include "folder.h"
+#include "html.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { MOST_BANDS = 64, AREA_POINTS = 200 };
+
+static const char report_name[] = "report.html";
+
+const char *const figure_names[RUN_FIGURES] = {
+    [FIGURE_FINAL] = "final loss", [FIGURE_BEST] = "best loss", [FIGURE_VIOLATION] = "MaxVio",
+    [FIGURE_BELOW] = "starved",    [FIGURE_DEAD] = "dead",      [FIGURE_DROPS] = "drops %",
+    [FIGURE_SPEED] = "tokens/s",
+};
+
+void figure_text(run_figure figure, double value, char text[FIGURE_TEXT]) {
+    static const char *const formats[RUN_FIGURES] = {
+        [FIGURE_FINAL] = "%.4f", [FIGURE_BEST] = "%.4f", [FIGURE_VIOLATION] = "%.3f",
+        [FIGURE_BELOW] = "%.4g", [FIGURE_DEAD] = "%.4g", [FIGURE_DROPS] = "%.2f",
+        [FIGURE_SPEED] = "%.0f",
+    };
+    const double shown = figure == FIGURE_DROPS ? 100 * value : value;
+    if (isnan(value))
+        snprintf(text, FIGURE_TEXT, "-");
+    else if (fabs(shown) < 1e12)
+        snprintf(text, FIGURE_TEXT, formats[figure], shown);
+    else
+        snprintf(text, FIGURE_TEXT, "%g", shown);
+}
+
+/* ---- Curves ---------------------------------------------------------------------------------- */
+
+/* The mean of the lines [begin, end) that have a value, to point i, at the last one's step. */
+static void set_point(plot_curve *c, uint32_t i, const run_record *run, uint32_t column,
+                      uint32_t begin, uint32_t end) {
+    double sum = 0;
+    uint32_t count = 0;
+    c->x[i] = record_value(run, end - 1, run->columns[COLUMN_STEP]);
+    for (uint32_t row = begin; row < end; row++) {
+        const double value = record_value(run, row, column);
+        if (isnan(value))
+            continue;
+        sum += value;
+        count++;
+        c->x[i] = record_value(run, row, run->columns[COLUMN_STEP]);
+    }
+    c->y[i] = count > 0 ? sum / count : NAN;
+}
+
+plot_curve *report_curve(plot_figure *f, const run_record *run, uint32_t column, double scale,
+                         uint32_t most) {
+    const uint64_t rows = run->table.rows;
+    const uint32_t points = rows < most ? (uint32_t)rows : most;
+    plot_curve *c = plot_add(f, points);
+    if (c == NULL)
+        return NULL;
+    c->count = points;
+    for (uint32_t i = 0; i < points; i++) {
+        set_point(c, i, run, column, (uint32_t)(rows * i / points),
+                  (uint32_t)(rows * (i + 1) / points));
+        c->y[i] *= scale;
+    }
+    return c;
+}
+
+static clmoe_status no_memory(void) {
+    return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for a picture");
+}
+
+static clmoe_status add_curve(plot_figure *f, const run_record *run, uint32_t column, double scale,
+                              const char *name, plot_style style) {
+    plot_curve *c = report_curve(f, run, column, scale, PLOT_POINTS);
+    if (c == NULL)
+        return no_memory();
+    c->name = name;
+    c->style = style;
+    return CLMOE_SUCCESS;
+}
+
+/* One of each layer, numbered. */
+static clmoe_status add_layers(plot_figure *f, const run_record *run) {
+    for (uint32_t l = 0; l < run->settings.layers; l++) {
+        plot_curve *c = report_curve(f, run, run->violation[l], 1, PLOT_POINTS);
+        if (c == NULL)
+            return no_memory();
+        snprintf(c->number, sizeof c->number, "layer %u", (unsigned)l);
+        c->style = PLOT_THIN;
+    }
+    return CLMOE_SUCCESS;
+}
+
+/* A level line over all steps. */
+static clmoe_status add_level(plot_figure *f, const run_record *run, double level,
+                              const char *name) {
+    plot_curve *c = plot_add(f, 2);
+    if (c == NULL)
+        return no_memory();
+    *c = (plot_curve){.name = name, .colour = "#888888", .count = 2, .x = c->x, .y = c->y};
+    c->style = PLOT_THIN;
+    c->x[0] = run->table.rows > 0 ? record_value(run, 0, run->columns[COLUMN_STEP]) : 0;
+    c->x[1] = run->steps;
+    c->y[0] = c->y[1] = level;
+    return CLMOE_SUCCESS;
+}
+
+/* ---- Figures --------------------------------------------------------------------------------- */
+
+/* The experts [begin, end) on what there is, in %. */
+static clmoe_status add_band(plot_figure *f, const run_record *run, uint32_t layer, uint32_t begin,
+                             uint32_t end) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure parts = {0};
+    plot_curve *sum = report_curve(f, run, run->columns[COLUMN_STEP], 0, AREA_POINTS);
+    if (sum == NULL)
+        return no_memory();
+    sum->style = PLOT_AREA;
+    if (end - begin == 1)
+        snprintf(sum->number, sizeof sum->number, "%u", (unsigned)begin);
+    else
+        snprintf(sum->number, sizeof sum->number, "%u-%u", (unsigned)begin, (unsigned)end - 1);
+    for (uint32_t i = 0; i < sum->count; i++)
+        sum->y[i] = f->count > 1 ? f->curves[f->count - 2].y[i] : 0;
+    for (uint32_t e = begin; e < end; e++) {
+        const uint32_t column = run->shares[(size_t)layer * run->settings.experts + e];
+        const plot_curve *part = report_curve(&parts, run, column, 100, AREA_POINTS);
+        if (part == NULL)
+            TRY(no_memory());
+        for (uint32_t i = 0; i < sum->count; i++)
+            sum->y[i] += isnan(part->y[i]) ? 0 : part->y[i];
+        plot_free(&parts);
+    }
+done:
+    plot_free(&parts);
+    return status;
+}
+
+static clmoe_status write_shares(html_page *page, const run_record *run, uint32_t layer) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t experts = run->settings.experts;
+    const uint32_t bands = experts < MOST_BANDS ? experts : MOST_BANDS;
+    char title[40], below[160];
+    snprintf(title, sizeof title, "Experts of layer %u", (unsigned)layer);
+    snprintf(below, sizeof below,
+             "Each colour is an expert's share of the batch's token-expert pairs; in balance each "
+             "has %.3g %%.",
+             100.0 / experts);
+    plot_figure f = {.title = title, .x_name = "step", .y_name = "share of the pairs, %"};
+    f.y_most = 100;
+    for (uint32_t b = 0; b < bands; b++)
+        TRY(add_band(&f, run, layer, (uint32_t)((uint64_t)experts * b / bands),
+                     (uint32_t)((uint64_t)experts * (b + 1) / bands)));
+    html_figure(page, &f, below);
+done:
+    plot_free(&f);
+    return status;
+}
+
+static clmoe_status write_loss(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure f = {.title = "Loss", .x_name = "step", .y_name = "nats per byte"};
+    TRY(add_curve(&f, run, run->columns[COLUMN_LOSS], 1, "training, of the batch", PLOT_THIN));
+    TRY(add_curve(&f, run, run->columns[COLUMN_VALIDATION], 1, "validation, of what is held out",
+                  PLOT_DOTTED));
+    html_figure(page, &f, NULL);
+done:
+    plot_free(&f);
+    return status;
+}
+
+static clmoe_status write_violation(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure f = {.title = "MaxVio", .x_name = "step", .y_name = "MaxVio"};
+    TRY(add_layers(&f, run));
+    TRY(add_curve(&f, run, run->columns[COLUMN_VALIDATION_VIOLATION], 1,
+                  "validation, the largest of the layers", PLOT_DOTTED));
+    strcpy(f.curves[f.count - 1].colour, "#222222");
+    html_figure(page, &f,
+                "Largest load / mean load - 1: 0 is balance, E - 1 is one expert for all tokens.");
+done:
+    plot_free(&f);
+    return status;
+}
+
+static clmoe_status write_entropy(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure f = {.title = "Entropy of the load", .x_name = "step", .y_name = "nats"};
+    TRY(add_curve(&f, run, run->columns[COLUMN_ENTROPY], 1, "mean of the layers", PLOT_LINE));
+    TRY(add_level(&f, run, log(run->settings.experts), "log E, the most there can be"));
+    html_figure(page, &f, NULL);
+done:
+    plot_free(&f);
+    return status;
+}
+
+static clmoe_status write_drops(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure f = {.title = "Drops", .x_name = "step", .y_name = "dropped pairs, %"};
+    TRY(add_curve(&f, run, run->columns[COLUMN_DROPS], 100, "mean of the layers", PLOT_LINE));
+    if (run->figures[FIGURE_DROPS] < 0.01)
+        f.y_most = 10;
+    for (uint32_t i = 0; i < f.curves[0].count; i++)
+        f.y_most = f.curves[0].y[i] > f.y_most ? 0 : f.y_most;
+    html_figure(page, &f, NULL);
+done:
+    plot_free(&f);
+    return status;
+}
+
+static clmoe_status write_dead(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure f = {.title = "Dead experts", .x_name = "step", .y_name = "experts"};
+    TRY(add_curve(&f, run, run->columns[COLUMN_DEAD], 1, "of all layers", PLOT_LINE));
+    f.y_most = (double)run->settings.layers * run->settings.experts;
+    html_figure(page, &f, NULL);
+done:
+    plot_free(&f);
+    return status;
+}
+
+/* The balance losses, which columns loss_NAME have. */
+static clmoe_status write_losses(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    plot_figure f = {.title = "Balance losses", .x_name = "step", .y_name = "before the weight"};
+    for (uint32_t i = 0; i < run->table.columns; i++)
+        if (strncmp(run->table.names[i], "loss_", 5) == 0)
+            TRY(add_curve(&f, run, i, 1, run->table.names[i] + 5, PLOT_LINE));
+    if (f.count > 0)
+        html_figure(page, &f, NULL);
+done:
+    plot_free(&f);
+    return status;
+}
+
+static clmoe_status write_pictures(html_page *page, const run_record *run) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(write_loss(page, run));
+    if (!run->counted)
+        return status;
+    for (uint32_t l = 0; l < run->settings.layers; l++)
+        TRY(write_shares(page, run, l));
+    TRY(write_violation(page, run));
+    TRY(write_entropy(page, run));
+    TRY(write_drops(page, run));
+    TRY(write_dead(page, run));
+    TRY(write_losses(page, run));
+done:
+    return status;
+}
+
+/* ---- Tables ---------------------------------------------------------------------------------- */
+
+static void write_figures(const html_page *page, const run_record *run) {
+    static const char *const words[RUN_FIGURES] = {
+        [FIGURE_FINAL] = "Validation loss at the end, nats per byte",
+        [FIGURE_BEST] = "Best validation loss, nats per byte",
+        [FIGURE_VIOLATION] = "MaxVio of validation at the end",
+        [FIGURE_BELOW] = "Starved experts at the end: with less than 0.16 of their fair share",
+        [FIGURE_DEAD] = "Dead experts at the end",
+        [FIGURE_DROPS] = "Dropped pairs at the end, %",
+        [FIGURE_SPEED] = "Tokens per second, median",
+    };
+    const train_settings *s = &run->settings;
+    fputs("<table>\n", page->file);
+    fprintf(page->file, "<tr><td>Steps</td><td class=\"n\">%u of %u</td></tr>\n",
+            (unsigned)run->steps, (unsigned)s->steps);
+    if (run->counted)
+        fprintf(page->file, "<tr><td>Experts of all layers</td><td class=\"n\">%u</td></tr>\n",
+                (unsigned)(s->layers * s->experts));
+    for (run_figure i = 0; i < RUN_FIGURES; i++) {
+        char text[FIGURE_TEXT];
+        figure_text(i, run->figures[i], text);
+        fprintf(page->file, "<tr><td>%s</td><td class=\"n\">%s</td></tr>\n", words[i], text);
+    }
+    fputs("</table>\n", page->file);
+}
+
+/* All that are not off. */
+static void write_settings(const html_page *page, const run_record *run) {
+    fputs("<h2>Settings</h2>\n<table>\n", page->file);
+    for (uint32_t i = 0; setting_name(i) != NULL; i++) {
+        char text[SETTING_TEXT];
+        setting_text(&run->settings, i, text);
+        if (strcmp(text, "-") == 0 || strcmp(text, "0") == 0)
+            continue;
+        fprintf(page->file, "<tr><td>%s</td><td>", setting_name(i));
+        html_text(page, text);
+        fputs("</td></tr>\n", page->file);
+    }
+    fputs("</table>\n", page->file);
+}
+
+clmoe_status report_write(const char *folder) {
+    clmoe_status status = CLMOE_SUCCESS;
+    folder_file file = {0};
+    run_record run = {0};
+    char title[PATH_MAX + 20];
+    TRY(record_read(folder, &run));
+    TRY(folder_begin(&file, folder, report_name));
+    html_page page = {.file = file.stream};
+    snprintf(title, sizeof title, "Run %s", folder);
+    html_begin(&page, title);
+    write_figures(&page, &run);
+    TRY(write_pictures(&page, &run));
+    write_settings(&page, &run);
+    html_end(&page);
+    TRY(folder_end(&file));
+done:
+    folder_drop(&file);
+    record_free(&run);
+    return status;
+}
