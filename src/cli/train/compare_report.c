@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Share of the steps that the picture of the loss leaves out. */
+#define START 0.1
+
 void group_differences(const comparison *c, uint32_t group, char text[DIFFERENCES_TEXT]) {
     const train_settings *first = &c->groups[0].lead->settings;
     text[0] = '\0';
@@ -90,22 +93,35 @@ static clmoe_status no_memory(void) {
     return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for a picture");
 }
 
+/* What falls at first, and would hide how the runs differ. */
+static void leave_out_begin(plot_curve *curve, uint32_t steps) {
+    for (uint32_t i = 0; i < curve->count; i++)
+        if (curve->x[i] < START * steps)
+            curve->y[i] = NAN;
+}
+
 /* A column of all runs over steps; the runs of a group have one colour and one name. */
-static clmoe_status write_curves(html_page *page, const comparison *c, run_column column,
-                                 const char *title, const char *y_name) {
+static clmoe_status write_curves(html_page *page, const comparison *c, run_column column) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = title, .x_name = "step", .y_name = y_name};
+    const bool loss = column == COLUMN_VALIDATION;
+    plot_figure f = {.title = loss ? "Validation loss" : "MaxVio of validation",
+                     .x_name = "step",
+                     .y_name = loss ? "nats per byte" : "MaxVio",
+                     .over_steps = true,
+                     .y_from_0 = !loss};
     for (uint32_t i = 0; i < c->num_runs; i++) {
         const run_record *run = &c->runs[i];
         plot_curve *curve = report_curve(&f, run, run->columns[column], 1, PLOT_POINTS);
         if (curve == NULL)
             TRY(no_memory());
+        if (loss)
+            leave_out_begin(curve, run->steps);
         curve->style = PLOT_DOTTED;
         curve->name = run->folder;
         curve->unnamed = c->groups[c->group_of[i]].lead != run;
         plot_colour(c->group_of[i], curve->colour);
     }
-    html_figure(page, &f, NULL);
+    html_figure(page, &f, loss ? "Without the first tenth of the steps." : NULL);
 done:
     plot_free(&f);
     return status;
@@ -118,39 +134,42 @@ static const run_group *group_at(const comparison *c, uint32_t sweep, uint32_t *
     return NULL;
 }
 
+/* From lower to higher `x`, which is the first number of a point. */
 static int by_x(const void *a, const void *b) {
     const double one = *(const double *)a, other = *(const double *)b;
     return (one > other) - (one < other);
 }
 
-/* The Pareto points from left to right, which fall. */
-static clmoe_status add_front(plot_figure *f, const comparison *c, uint32_t sweep) {
-    plot_curve *front = plot_add(f, c->num_groups);
-    double(*points)[2] = calloc(c->num_groups, sizeof *points);
-    uint32_t from = 0, count = 0;
-    if (front == NULL || points == NULL) {
+/* A line through the points of a sweep: all in the order of their numbers, or Pareto's by MaxVio.
+ */
+static clmoe_status add_line(plot_figure *f, const comparison *c, uint32_t sweep, bool pareto) {
+    plot_curve *line = plot_add(f, c->num_groups);
+    double(*points)[3] = calloc(c->num_groups, sizeof *points);
+    uint32_t from = 0;
+    if (line == NULL || points == NULL) {
         free(points);
         return no_memory();
     }
     for (const run_group *g; (g = group_at(c, sweep, &from)) != NULL;)
-        if (g->pareto) {
-            points[count][0] = g->mean[FIGURE_VIOLATION];
-            points[count++][1] = g->mean[FIGURE_FINAL];
+        if (g->pareto || !pareto) {
+            double *point = points[line->count++];
+            point[0] = pareto ? g->mean[FIGURE_VIOLATION] : g->weight;
+            point[1] = g->mean[FIGURE_VIOLATION];
+            point[2] = g->mean[FIGURE_FINAL];
         }
-    qsort(points, count, sizeof *points, by_x);
-    for (uint32_t i = 0; i < count; i++) {
-        front->x[i] = points[i][0];
-        front->y[i] = points[i][1];
+    qsort(points, line->count, sizeof *points, by_x);
+    for (uint32_t i = 0; i < line->count; i++) {
+        line->x[i] = points[i][1];
+        line->y[i] = points[i][2];
     }
-    front->count = count;
-    front->style = PLOT_LINE;
-    front->name = "Pareto points: none is better in both";
-    strcpy(front->colour, "#222222");
+    line->style = pareto ? PLOT_LINE : PLOT_THIN;
+    line->name = pareto ? "Pareto points" : "in the order of the numbers";
+    strcpy(line->colour, pareto ? "#222222" : "#aaaaaa");
     free(points);
     return CLMOE_SUCCESS;
 }
 
-static clmoe_status add_point(plot_figure *f, const run_group *g) {
+static clmoe_status add_point(plot_figure *f, const comparison *c, const run_group *g) {
     plot_curve *point = plot_add(f, 1);
     if (point == NULL)
         return no_memory();
@@ -159,7 +178,8 @@ static clmoe_status add_point(plot_figure *f, const run_group *g) {
     point->y[0] = g->mean[FIGURE_FINAL];
     point->style = g->pareto ? PLOT_MARKED : PLOT_DOTS;
     snprintf(point->number, sizeof point->number, "%.7g", g->weight);
-    f->x_log = f->x_log && point->x[0] > 0;
+    plot_colour((uint32_t)(g - c->groups), point->colour);
+    f->x_log = f->x_log && !(point->x[0] <= 0);
     return CLMOE_SUCCESS;
 }
 
@@ -174,12 +194,13 @@ static clmoe_status write_sweep(html_page *page, const comparison *c, uint32_t s
                      .x_name = "MaxVio of validation at the end",
                      .y_name = "loss, nats per byte",
                      .x_log = true};
-    TRY(add_front(&f, c, sweep));
+    TRY(add_line(&f, c, sweep, false));
+    TRY(add_line(&f, c, sweep, true));
     for (from = 0; (g = group_at(c, sweep, &from)) != NULL;)
-        TRY(add_point(&f, g));
+        TRY(add_point(&f, c, g));
     html_figure(page, &f,
-                "Each point is a number of the method; lower left is better. Those on the line are "
-                "Pareto points.");
+                "Each point is a number of the method, lower left is better; none of the sweep is "
+                "better in both than a Pareto point.");
 done:
     plot_free(&f);
     return status;
@@ -190,8 +211,8 @@ clmoe_status compare_report_write(const comparison *c, FILE *file) {
     html_page page = {.file = file};
     html_begin(&page, "Runs side by side");
     write_table(&page, c);
-    TRY(write_curves(&page, c, COLUMN_VALIDATION, "Validation loss", "nats per byte"));
-    TRY(write_curves(&page, c, COLUMN_VALIDATION_VIOLATION, "MaxVio of validation", "MaxVio"));
+    TRY(write_curves(&page, c, COLUMN_VALIDATION));
+    TRY(write_curves(&page, c, COLUMN_VALIDATION_VIOLATION));
     for (uint32_t sweep = 0; sweep < c->num_sweeps; sweep++)
         TRY(write_sweep(&page, c, sweep));
     html_end(&page);

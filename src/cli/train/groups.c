@@ -6,6 +6,10 @@
 
 /* ---- Seeds ----------------------------------------------------------------------------------- */
 
+static bool has_none(const balance_methods *methods) {
+    return methods->count == 0 || methods->rows[0].row->kind == METHOD_NONE;
+}
+
 /* Whether the means of --balance are the same, with the same numbers but for one's. */
 static bool same_methods(const balance_methods *a, const balance_methods *b, uint32_t but) {
     bool same = a->count == b->count;
@@ -13,7 +17,7 @@ static bool same_methods(const balance_methods *a, const balance_methods *b, uin
         same = a->rows[i].row == b->rows[i].row &&
                (i == but ||
                 !(a->rows[i].value < b->rows[i].value || a->rows[i].value > b->rows[i].value));
-    return same;
+    return same || (has_none(a) && has_none(b));
 }
 
 static bool alike(const run_record *a, const run_record *b, uint32_t but) {

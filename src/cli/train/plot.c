@@ -53,18 +53,18 @@ static unsigned channel(double hue, double light, double shift) {
     return (unsigned)lround(255 * (light - span * fmax(-1, fmin(fmin(k - 3, 9 - k), 1))));
 }
 
-/* Eight well known ones, then 14 hues in four lights; the next one lies across the circle. */
+/* Eight well known ones, then 14 hues in four lights; the next one is far in both. */
 void plot_colour(uint32_t n, char colour[PLOT_COLOUR]) {
     enum { FIRST = 8, HUES = 14, ACROSS = 5, LIGHTS = 4 };
     static const char *const first[FIRST] = {"#4e79a7", "#f28e2b", "#59a14f", "#e15759",
                                              "#b07aa1", "#edc948", "#76b7b2", "#9c755f"};
-    static const double lights[LIGHTS] = {0.38, 0.74, 0.26, 0.60};
+    static const double lights[LIGHTS] = {0.40, 0.78, 0.27, 0.62};
     if (n < FIRST) {
         snprintf(colour, PLOT_COLOUR, "%s", first[n]);
         return;
     }
     const uint32_t i = n - FIRST;
-    const double hue = 360.0 * (i * ACROSS % HUES) / HUES, light = lights[i / HUES % LIGHTS];
+    const double hue = 360.0 * (i * ACROSS % HUES) / HUES, light = lights[(i + i / HUES) % LIGHTS];
     snprintf(colour, PLOT_COLOUR, "#%02x%02x%02x", channel(hue, light, 0) & 255,
              channel(hue, light, 8) & 255, channel(hue, light, 4) & 255);
 }
@@ -106,16 +106,20 @@ static void write_curve(const plot_figure *f, uint32_t index, FILE *script) {
             c->colour, c->number);
 }
 
-/* Numbers of the areas at their right end, where there is room. */
+/* Numbers beside dots, and of the areas at their right end where there is room. */
 static void write_labels(const plot_figure *f, FILE *script) {
     for (uint32_t i = 0; i < f->count; i++) {
         const plot_curve *c = &f->curves[i];
+        const bool dots = c->style == PLOT_DOTS || c->style == PLOT_MARKED;
+        if (dots && c->count > 0 && has_point(c, 0))
+            fprintf(script, "set label '%s' at %.7g,%.7g offset 1.2,0.6\n", c->number, c->x[0],
+                    c->y[0]);
         if (c->style != PLOT_AREA || c->count == 0)
             continue;
         const double top = c->y[c->count - 1];
         const double base = i > 0 ? f->curves[i - 1].y[c->count - 1] : 0;
-        if (top - base >= 0.045 * (f->y_most - f->y_least))
-            fprintf(script, "set label '%u' at graph 1.012, first %.7g\n", (unsigned)i,
+        if (top - base >= 0.045 * f->y_most)
+            fprintf(script, "set label '%s' at graph 1.012, first %.7g\n", c->number,
                     (top + base) / 2);
     }
 }
@@ -129,8 +133,12 @@ static bool write_script(const plot_figure *f, FILE *script) {
             "set grid ytics lc rgb '#dddddd'\nset lmargin 11\nset rmargin 5\nset xlabel '%s'\n"
             "set ylabel '%s'\n",
             WIDTH, HEIGHT, f->x_name, f->y_name);
-    if (f->y_most > f->y_least)
-        fprintf(script, "set yrange [%.7g:%.7g]\n", f->y_least, f->y_most);
+    if (f->y_most > 0)
+        fprintf(script, "set yrange [0:%.7g]\n", f->y_most);
+    else if (f->y_from_0)
+        fputs("set yrange [0:*]\n", script);
+    if (f->over_steps)
+        fputs("set xrange [0:*] noextend\n", script);
     if (f->x_log)
         fputs("set logscale x\n", script);
     write_labels(f, script);

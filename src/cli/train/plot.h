@@ -12,8 +12,8 @@ typedef enum plot_style {
     PLOT_LINE,
     PLOT_THIN,   /* a pale line */
     PLOT_DOTTED, /* a line with a dot at each point */
-    PLOT_DOTS,   /* dots alone */
-    PLOT_MARKED, /* large dots alone */
+    PLOT_DOTS,   /* dots alone, each with the curve's number beside it */
+    PLOT_MARKED, /* the same, large */
     PLOT_AREA,   /* between the curve before it, or 0, and its own */
 } plot_style;
 
@@ -31,8 +31,9 @@ typedef struct plot_curve {
 /* Start from {0} and the names, which are the program's own and have no quotes. */
 typedef struct plot_figure {
     const char *title, *x_name, *y_name;
-    double y_least, y_most; /* both 0: as the curves have it */
-    bool x_log;
+    double y_most; /* 0: as the curves have it */
+    bool y_from_0; /* y_most > 0 means it, too */
+    bool over_steps, x_log;
     plot_curve *curves; /* [count] */
     uint32_t count, room;
 } plot_figure;

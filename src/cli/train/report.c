@@ -23,10 +23,12 @@ void figure_text(run_figure figure, double value, char text[FIGURE_TEXT]) {
         [FIGURE_SPEED] = "%.0f",
     };
     const double shown = figure == FIGURE_DROPS ? 100 * value : value;
+    const bool counts = figure == FIGURE_BELOW || figure == FIGURE_DEAD;
     if (isnan(value))
         snprintf(text, FIGURE_TEXT, "-");
     else if (fabs(shown) < 1e12)
-        snprintf(text, FIGURE_TEXT, formats[figure], shown);
+        snprintf(text, FIGURE_TEXT, counts && shown == floor(shown) ? "%.0f" : formats[figure],
+                 shown);
     else
         snprintf(text, FIGURE_TEXT, "%g", shown);
 }
@@ -147,7 +149,8 @@ static clmoe_status write_shares(html_page *page, const run_record *run, uint32_
              "Each colour is an expert's share of the batch's token-expert pairs; in balance each "
              "has %.3g %%.",
              100.0 / experts);
-    plot_figure f = {.title = title, .x_name = "step", .y_name = "share of the pairs, %"};
+    plot_figure f = {
+        .title = title, .x_name = "step", .y_name = "share of the pairs, %", .over_steps = true};
     f.y_most = 100;
     for (uint32_t b = 0; b < bands; b++)
         TRY(add_band(&f, run, layer, (uint32_t)((uint64_t)experts * b / bands),
@@ -160,7 +163,8 @@ done:
 
 static clmoe_status write_loss(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = "Loss", .x_name = "step", .y_name = "nats per byte"};
+    plot_figure f = {
+        .title = "Loss", .x_name = "step", .y_name = "nats per byte", .over_steps = true};
     TRY(add_curve(&f, run, run->columns[COLUMN_LOSS], 1, "training, of the batch", PLOT_THIN));
     TRY(add_curve(&f, run, run->columns[COLUMN_VALIDATION], 1, "validation, of what is held out",
                   PLOT_DOTTED));
@@ -172,7 +176,11 @@ done:
 
 static clmoe_status write_violation(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = "MaxVio", .x_name = "step", .y_name = "MaxVio"};
+    plot_figure f = {.title = "MaxVio",
+                     .x_name = "step",
+                     .y_name = "MaxVio",
+                     .over_steps = true,
+                     .y_from_0 = true};
     TRY(add_layers(&f, run));
     TRY(add_curve(&f, run, run->columns[COLUMN_VALIDATION_VIOLATION], 1,
                   "validation, the largest of the layers", PLOT_DOTTED));
@@ -186,7 +194,8 @@ done:
 
 static clmoe_status write_entropy(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = "Entropy of the load", .x_name = "step", .y_name = "nats"};
+    plot_figure f = {
+        .title = "Entropy of the load", .x_name = "step", .y_name = "nats", .over_steps = true};
     TRY(add_curve(&f, run, run->columns[COLUMN_ENTROPY], 1, "mean of the layers", PLOT_LINE));
     TRY(add_level(&f, run, log(run->settings.experts), "log E, the most there can be"));
     html_figure(page, &f, NULL);
@@ -197,7 +206,8 @@ done:
 
 static clmoe_status write_drops(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = "Drops", .x_name = "step", .y_name = "dropped pairs, %"};
+    plot_figure f = {
+        .title = "Drops", .x_name = "step", .y_name = "dropped pairs, %", .over_steps = true};
     TRY(add_curve(&f, run, run->columns[COLUMN_DROPS], 100, "mean of the layers", PLOT_LINE));
     if (run->figures[FIGURE_DROPS] < 0.01)
         f.y_most = 10;
@@ -211,7 +221,8 @@ done:
 
 static clmoe_status write_dead(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = "Dead experts", .x_name = "step", .y_name = "experts"};
+    plot_figure f = {
+        .title = "Dead experts", .x_name = "step", .y_name = "experts", .over_steps = true};
     TRY(add_curve(&f, run, run->columns[COLUMN_DEAD], 1, "of all layers", PLOT_LINE));
     f.y_most = (double)run->settings.layers * run->settings.experts;
     html_figure(page, &f, NULL);
@@ -223,7 +234,10 @@ done:
 /* The balance losses, which columns loss_NAME have. */
 static clmoe_status write_losses(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {.title = "Balance losses", .x_name = "step", .y_name = "before the weight"};
+    plot_figure f = {.title = "Balance losses",
+                     .x_name = "step",
+                     .y_name = "value before the weight",
+                     .over_steps = true};
     for (uint32_t i = 0; i < run->table.columns; i++)
         if (strncmp(run->table.names[i], "loss_", 5) == 0)
             TRY(add_curve(&f, run, i, 1, run->table.names[i] + 5, PLOT_LINE));

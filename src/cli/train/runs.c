@@ -136,9 +136,16 @@ static double starved(const run_record *run) {
     return count;
 }
 
+/* Each line has a loss, but one that is no number any more. */
+static bool diverged(const run_record *run) {
+    return run->table.rows > 0 &&
+           isnan(record_value(run, run->table.rows - 1, run->columns[COLUMN_LOSS]));
+}
+
 static clmoe_status set_figures(run_record *run) {
     double *figures = run->figures;
-    figures[FIGURE_FINAL] = last_of(run, run->columns[COLUMN_VALIDATION]);
+    figures[FIGURE_FINAL] =
+        diverged(run) ? (double)NAN : last_of(run, run->columns[COLUMN_VALIDATION]);
     figures[FIGURE_BEST] = least_of(run, run->columns[COLUMN_VALIDATION]);
     figures[FIGURE_VIOLATION] = last_of(run, run->columns[COLUMN_VALIDATION_VIOLATION]);
     figures[FIGURE_BELOW] = starved(run);
