@@ -31,7 +31,7 @@ made() {
             printf "%d,%.6g,", 10 * i, loss + fall + 0.1 * rand()
             if (i % 3 == 0) printf "%.6g,%.6g,", loss + fall, vio + fall
             else printf ",,"
-            printf "%.6g,%.6g,%.6g,%d,%.6g,%.6g,", vio, 1 - rand() / 2, rand() / 10, rand() * 3, 900 + 100 * rand(), 1 + rand()
+            printf "%.6g,%.6g,%.6g,%d,%.6g,%.6g,", vio, 1 - rand() / 2, rand() / 10, rand() * 3, i == 1 ? 9999 : 900 + 100 * rand(), 1 + rand()
             printf "%.6g,%.6g,%.6g,%.6g,%.6g,0.3,0.3,0.4\n", vio, vio / 2, a, 0.3 - a, 0.7
         }
     }' </dev/null >"./$1/metrics.csv"
@@ -133,6 +133,7 @@ run_exit 0 compare s0 s4 s2 s1 s9 sb
 [ "$(awk '$NF == "*" { print $1 }' "$tmp/out" | tr '\n' ' ')" = "s2 s9 " ] || complain "the table marks others"
 run_exit 0 compare s0 s2 s9 one --json
 [ "$(grep -c '"pareto": true' "$tmp/out")" = 2 ] || complain "--json marks others"
+[ "$(grep -c '"method": "switch"' "$tmp/out")" = 3 ] || complain "--json has another sweep"
 ! command -v python3 >/dev/null || python3 -m json.tool "$tmp/out" >/dev/null || complain "--json is no JSON"
 
 # --- The report
@@ -221,6 +222,13 @@ grep -q '^broken  *none  *-  *1  *0  *-  *-' "$tmp/out" || complain "a run witho
 awk -F, -v OFS=, 'NR > 20 { $2 = $3 = "" } 1' one/metrics.csv >broken/metrics.csv
 run_exit 0 compare broken --csv -
 [ -z "$(cell 1 final_validation_loss)" ] || complain "a loss that is gone is final"
+
+# Values that no picture has room for.
+awk -F, -v OFS=, 'NR == 4 { $2 = "1e300"; $4 = "-1e300" } NR == 7 { $3 = "inf"; $11 = "1e308"; $12 = "-1e308" } 1' \
+    one/metrics.csv >broken/metrics.csv
+run_exit 0 compare broken --report begun.html --json --force
+whole begun.html
+pictures begun.html 2
 
 # --- Options and outputs
 refused "DIR is needed"

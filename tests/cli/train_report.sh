@@ -14,6 +14,7 @@ whole run/report.html
 pictures run/report.html 8
 grep -q '<td>Steps</td><td class="n">12 of 12</td>' run/report.html || complain "no figures"
 grep -q '<td>balance</td><td>switch:0.02</td>' run/report.html || complain "no settings"
+grep -q '<code>clmoe train --text text --out run --steps 12 ' run/report.html || complain "no command"
 for title in Loss "Experts of layer 0" "Experts of layer 1" MaxVio "Entropy of the load" Drops "Dead experts" "Balance losses"; do
     grep -q "^<h2>$title</h2>" run/report.html || complain "no picture '$title'"
 done

@@ -179,6 +179,13 @@ static json_t *folders_json(const comparison *c, uint32_t group) {
     return array;
 }
 
+static json_t *sweep_json(const run_group *g) {
+    if (g->sweep == NO_SWEEP)
+        return json_null();
+    return json_pack("{sI ss sf}", "number", (json_int_t)g->sweep, "method",
+                     g->lead->settings.methods.rows[g->method].row->name, "weight", g->weight);
+}
+
 static json_t *group_json(const comparison *c, uint32_t group) {
     const run_group *g = &c->groups[group];
     char text[SETTING_TEXT];
@@ -194,8 +201,7 @@ static json_t *group_json(const comparison *c, uint32_t group) {
         json_object_set_new(object, keys[i],
                             json_pack("{so so}", "mean", number_json(g->mean[i]), "spread",
                                       number_json(g->spread[i])));
-    json_object_set_new(object, "sweep",
-                        g->sweep == NO_SWEEP ? json_null() : json_integer(g->sweep));
+    json_object_set_new(object, "sweep", sweep_json(g));
     json_object_set_new(object, "pareto", json_boolean(g->pareto));
     return object;
 }

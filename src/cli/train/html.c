@@ -11,7 +11,7 @@ static const char style[] =
     ".legend{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:13px;overflow-wrap:anywhere}"
     ".legend i{display:inline-block;width:.9em;height:.9em;margin-right:.35em;"
     "vertical-align:-.1em}"
-    "figcaption{font-size:14px;color:#444}"
+    "figcaption{font-size:14px;color:#444}code{font-size:13px;overflow-wrap:anywhere}"
     "table{border-collapse:collapse;font-size:14px;margin:.5rem 0}"
     "th,td{text-align:left;padding:.15rem .9rem .15rem 0;border-bottom:1px solid #ddd;"
     "vertical-align:top;overflow-wrap:anywhere}"

@@ -291,9 +291,14 @@ static void write_figures(const html_page *page, const run_record *run) {
     fputs("</table>\n", page->file);
 }
 
-/* All that are not off. */
+/* The command, and all settings that are not off. */
 static void write_settings(const html_page *page, const run_record *run) {
-    fputs("<h2>Settings</h2>\n<table>\n", page->file);
+    fputs("<h2>Settings</h2>\n<p><code>clmoe", page->file);
+    for (int i = 0; i < run->words.count; i++) {
+        fputc(' ', page->file);
+        html_text(page, run->words.words[i]);
+    }
+    fputs("</code></p>\n<table>\n", page->file);
     for (uint32_t i = 0; setting_name(i) != NULL; i++) {
         char text[SETTING_TEXT];
         setting_text(&run->settings, i, text);
