@@ -53,9 +53,9 @@ static void write_row(const html_page *page, const comparison *c, uint32_t group
     char text[DIFFERENCES_TEXT];
     char colour[PLOT_COLOUR];
     plot_colour(group, colour);
-    fprintf(page->file, "<tr><td class=\"legend\"><span><i style=\"background:%s\"></i>", colour);
+    fprintf(page->file, "<tr><td><i style=\"background:%s\"></i>", colour);
     html_text(page, g->lead->folder);
-    fputs("</span></td>", page->file);
+    fputs("</td>", page->file);
     balance_names(&g->lead->settings.methods, text);
     write_cell(page, text);
     balance_numbers(&g->lead->settings.methods, text);
@@ -71,7 +71,7 @@ static void write_row(const html_page *page, const comparison *c, uint32_t group
 }
 
 static void write_table(const html_page *page, const comparison *c) {
-    fputs("<div style=\"overflow-x:auto\"><table>\n<tr><th>run</th><th>balance</th>"
+    fputs("<div class=\"wide\"><table>\n<tr><th>run</th><th>balance</th>"
           "<th>weight</th><th class=\"n\">seeds</th><th class=\"n\">steps</th>",
           page->file);
     for (run_figure i = 0; i < RUN_FIGURES; i++)

@@ -23,7 +23,7 @@ static const char *const noises[] = {"none", "gaussian", "learned", "gumbel"};
 
 /* What a setting is made of that is no single field. */
 static const char text_name[] = "text", balance_name[] = "balance", dtype_name[] = "dtype",
-                  init_name[] = "init", schedule_name[] = "top-k-schedule";
+                  init_name[] = "init", noise_name[] = "noise", schedule_name[] = "top-k-schedule";
 
 #define AT(field) offsetof(train_settings, field)
 
@@ -55,8 +55,7 @@ static const setting table[] = {
     {"capacity-factor", REAL, AT(capacity_factor), NULL, false},
     {"keep", WORD, AT(keep), keeps, false},
     {"overflow", WORD, AT(overflow), overflows, false},
-    {"noise", WORD, AT(noise), noises, false},
-    {"noise scale", REAL, AT(noise_scale), NULL, false},
+    {noise_name, OWN, 0, NULL, false},
     {"anneal", WHOLE, AT(anneal), NULL, false},
     {"expert-dropout", REAL, AT(expert_dropout), NULL, false},
     {"router-dropout", REAL, AT(router_dropout), NULL, false},
@@ -141,6 +140,10 @@ static void own_text(const train_settings *s, const char *name, char text[SETTIN
         schedule_text(s, text);
     else if (name == dtype_name)
         add(text, s->type == CLMOE_BF16 ? "bf16" : "f32");
+    else if (name == noise_name && s->noise == CLMOE_NOISE_NONE)
+        add(text, "-");
+    else if (name == noise_name)
+        add(text, "%s:%.7g", noises[s->noise], s->noise_scale);
     else if (name == init_name)
         add(text, s->skewed ? "skewed" : "default");
     else

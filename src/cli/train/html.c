@@ -4,17 +4,19 @@
 #include <string.h>
 
 static const char style[] =
-    "body{font:15px/1.45 sans-serif;color:#222;background:#fff;max-width:48rem;margin:2rem auto;"
+    "body{font:15px/1.45 sans-serif;color:#222;background:#fff;max-width:72rem;margin:2rem auto;"
     "padding:0 1rem}"
     "h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:1.6rem 0 .4rem}"
-    "figure{margin:0}svg{width:100%;height:auto;display:block}"
+    "figure,p{max-width:48rem}figure{margin:0}svg{width:100%;height:auto;display:block}"
     ".legend{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:13px;overflow-wrap:anywhere}"
-    ".legend i{display:inline-block;width:.9em;height:.9em;margin-right:.35em;"
+    "i{display:inline-block;width:.9em;height:.9em;margin-right:.35em;"
     "vertical-align:-.1em}"
     "figcaption{font-size:14px;color:#444}code{font-size:13px;overflow-wrap:anywhere}"
     "table{border-collapse:collapse;font-size:14px;margin:.5rem 0}"
     "th,td{text-align:left;padding:.15rem .9rem .15rem 0;border-bottom:1px solid #ddd;"
-    "vertical-align:top;overflow-wrap:anywhere}"
+    "vertical-align:top}td{overflow-wrap:anywhere}"
+    ".wide{overflow-x:auto}"
+    ".wide td,.wide th{white-space:nowrap}"
     "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}";
 
 void html_text(const html_page *page, const char *text) {

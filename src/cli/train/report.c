@@ -19,7 +19,7 @@ const char *const figure_names[RUN_FIGURES] = {
 void figure_text(run_figure figure, double value, char text[FIGURE_TEXT]) {
     static const char *const formats[RUN_FIGURES] = {
         [FIGURE_FINAL] = "%.4f", [FIGURE_BEST] = "%.4f", [FIGURE_VIOLATION] = "%.3f",
-        [FIGURE_BELOW] = "%.4g", [FIGURE_DEAD] = "%.4g", [FIGURE_DROPS] = "%.2f",
+        [FIGURE_BELOW] = "%.1f", [FIGURE_DEAD] = "%.1f", [FIGURE_DROPS] = "%.2f",
         [FIGURE_SPEED] = "%.0f",
     };
     const double shown = figure == FIGURE_DROPS ? 100 * value : value;
