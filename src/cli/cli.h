@@ -17,6 +17,7 @@ int balance_main(int argc, char **argv);
 int selftest_main(int argc, char **argv);
 int train_main(int argc, char **argv);
 int compare_main(int argc, char **argv);
+int trace_main(int argc, char **argv);
 
 /* Prints "clmoe COMMAND: SENTENCE" on stderr, the sentence of the last failure. */
 int exit_with_error(const char *command);

@@ -17,6 +17,7 @@ static const char usage[] =
     "  balance         runs a controller of the load on a checkpoint's router\n"
     "  train           trains a small language model and shows what balancing does\n"
     "  compare         puts such runs side by side\n"
+    "  trace           shows which tokens the experts of a trained model get\n"
     "  selftest        compares what a device computes with the host in double precision\n"
     "  help [COMMAND]  this text, or that of a command\n"
     "  version         the version\n"
@@ -40,6 +41,8 @@ static const struct command {
     {"version", version_main},
     {"devices", devices_main},   {"run", run_main},         {"balance", balance_main},
     {"selftest", selftest_main}, {"train", train_main},     {"compare", compare_main},
+    {"devices", devices_main},   {"run", run_main},         {"balance", balance_main},
+    {"selftest", selftest_main}, {"train", train_main},     {"trace", trace_main},
     {"help", help_main},         {"version", version_main},
 };
 

@@ -249,6 +249,23 @@ done:
     return status;
 }
 
+clmoe_status model_choices(train_model *m, uint32_t step, uint32_t *pairs) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const train_phase *phase = phases_at(&m->phases, step);
+    const uint32_t tokens = m->settings->batch;
+    const size_t word = sizeof(cl_int);
+    const bool owned = phase->policy == CLMOE_POLICY_EXPERT_CHOICE;
+    clmoe_plan_layout layout;
+    TRY(LIB(clmoe_plan_layout_get(phase->validation, tokens, &layout)));
+    *pairs = layout.pairs;
+    for (uint32_t l = 0; l < m->settings->layers; l++) {
+        TRY(create(m, *pairs * word, &m->blocks[l].ids));
+        TRY(create(m, owned ? (tokens + 1) * word : 0, &m->blocks[l].offsets));
+    }
+done:
+    return status;
+}
+
 void model_release(train_model *m) {
     if (m->device != NULL)
         clFinish(m->device->queue);

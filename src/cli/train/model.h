@@ -25,6 +25,7 @@ typedef struct train_block {
     cl_mem dlogits, dnoise; /* [T,E] of losses */
     cl_mem loss_values;     /* [losses] */
     cl_mem bias_counts;     /* of the quantile rule, or NULL */
+    cl_mem ids, offsets;    /* of model_choices(), or NULL */
 } train_block;
 
 /* Start from {0}. */
@@ -75,6 +76,12 @@ clmoe_status model_update(train_model *m, uint32_t step);
 
 /* Mean of -log p of the next byte, in nats, of the last forward. Waits. */
 clmoe_status model_loss(train_model *m, double *loss);
+
+/*
+ * From here on forward leaves what the layers of `step` choose in blocks[].ids [pairs] i32, as
+ * clmoe_forward_args has it, with expert choice also offsets [T+1] i32; outside of training.
+ */
+clmoe_status model_choices(train_model *m, uint32_t step, uint32_t *pairs);
 
 /* Buffers to the host and back; they wait. */
 clmoe_status model_read(train_model *m, cl_mem from, size_t bytes, void *to);

@@ -142,6 +142,7 @@ static clmoe_status create_phase(train_phases *p, const train_settings *s, clmoe
     describe(s, phase->first, &desc);
     TRY(LIB(clmoe_layer_create(context, &desc, &phase->layer)));
     TRY(LIB(clmoe_layer_memory(phase->layer, s->batch, &saved, &scratch)));
+    phase->policy = desc.router.policy;
     p->counted = desc.balance.enabled != 0;
     p->biased |= desc.router.select_bias != 0;
     describe_validation(&desc);

@@ -9,6 +9,7 @@
 
 typedef struct train_phase {
     uint32_t first; /* step */
+    clmoe_policy policy;
     clmoe_layer *layer;
     clmoe_layer *validation; /* without noise, dropout and rounding; no state */
 } train_phase;

@@ -220,6 +220,9 @@ static clmoe_status layer_forward(train_model *m, uint32_t block, uint32_t step,
         args.losses = args.num_losses > 0 ? losses : NULL;
         args.loss_size = sizeof losses[0];
         TRY(add_training(m, b, step, &args));
+    } else {
+        args.ids = at(b->ids);
+        args.token_offsets = at(b->offsets);
     }
     TRY(mark(m));
     TRY(LIB(clmoe_forward(training ? phase->layer : phase->validation, m->device->queue, &args, 0,

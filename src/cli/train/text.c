@@ -76,7 +76,7 @@ static clmoe_status read_one(corpus *c, const char *path) {
     uint64_t size = 0;
     const uint64_t least = (uint64_t)(c->context + c->sequence) * HELD_OUT_SHARE;
     TRY(file_size(path, stream, &size));
-    if (size < least)
+    if (!c->whole && size < least)
         TRY(cli_fail(CLMOE_BAD_FILE,
                      "--text '%s' has %llu bytes; with --context %u and --sequence %u its last "
                      "twentieth is long enough from %llu on",

@@ -22,6 +22,7 @@ typedef struct corpus {
     text_file files[MOST_TEXTS];
     uint32_t num_files;
     uint32_t context, sequence; /* bytes that a token sees; tokens in a row */
+    bool whole;                 /* files of any length, for who holds nothing out */
 } corpus;
 
 /*
