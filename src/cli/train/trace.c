@@ -202,20 +202,29 @@ void trace_free(trace *t) {
     *t = (trace){0};
 }
 
-/* Where every token passes all experts there is nothing to trace. */
-static clmoe_status check_policy(const train_model *m, uint32_t step) {
-    const balance_method *method = methods_find(&m->settings->methods, METHOD_POLICY);
-    const clmoe_policy policy = phases_at(&m->phases, step)->policy;
-    if (policy != CLMOE_POLICY_SOFT_MOE && policy != CLMOE_POLICY_ALL_EXPERTS)
-        return CLMOE_SUCCESS;
-    if (method == NULL || method->row->which != policy)
-        return cli_fail(CLMOE_UNSUPPORTED,
-                        "the run is at step %u of --soft-steps %u: every token passes all experts, "
-                        "none is chosen",
-                        (unsigned)step + 1, (unsigned)m->settings->soft_steps);
+static clmoe_status no_choice(const balance_method *method) {
     return cli_fail(CLMOE_UNSUPPORTED,
                     "the run has --balance %s: every token passes all experts, none is chosen",
                     method->row->name);
+}
+
+clmoe_status trace_check_run(const train_settings *s) {
+    const balance_method *method = methods_find(&s->methods, METHOD_POLICY);
+    const bool soft = method != NULL && method->row->which == CLMOE_POLICY_SOFT_MOE;
+    return soft ? no_choice(method) : CLMOE_SUCCESS;
+}
+
+/* Whether the layers of a step choose: they may come to do so, or cease to. */
+static clmoe_status check_step(const train_model *m, uint32_t step) {
+    const balance_method *method = methods_find(&m->settings->methods, METHOD_POLICY);
+    if (phases_at(&m->phases, step)->policy != CLMOE_POLICY_ALL_EXPERTS)
+        return CLMOE_SUCCESS;
+    if (method != NULL && method->row->which == CLMOE_POLICY_ALL_EXPERTS)
+        return no_choice(method);
+    return cli_fail(CLMOE_UNSUPPORTED,
+                    "the run is at step %u of --soft-steps %u: every token passes all experts, "
+                    "none is chosen",
+                    (unsigned)step + 1, (unsigned)m->settings->soft_steps);
 }
 
 clmoe_status trace_measure(trace *t, train_model *m, const corpus *text, uint32_t steps,
@@ -225,7 +234,7 @@ clmoe_status trace_measure(trace *t, train_model *m, const corpus *text, uint32_
     const uint32_t step = steps > 0 ? steps - 1 : 0;
     t->layers = m->settings->layers;
     t->experts = m->settings->experts;
-    TRY(check_policy(m, step));
+    TRY(check_step(m, step));
     TRY(model_choices(m, step, &r.pairs));
     TRY(create_recording(&r, m));
     TRY(record(&r, m, step));

@@ -28,13 +28,15 @@ typedef struct trace {
 
 /*
  * Routes `each` tokens of every file, in sequences spread evenly over it, as in validation after
- * `steps` steps; the text is read with `whole`, is the one that the model was created with, and has
- * been checked by trace_check_text(). `seed` is of the shuffles. After an error trace_free(), too.
+ * `steps` steps; run and text have passed the checks below, the text is read with `whole`, and
+ * the model was created with it. `seed` is of the shuffles. After an error trace_free(), too.
  */
 clmoe_status trace_measure(trace *t, train_model *m, const corpus *text, uint32_t steps,
                            uint32_t each, uint64_t seed);
 void trace_free(trace *t);
 
+/* Soft MoE has no choice to trace: refused. */
+clmoe_status trace_check_run(const train_settings *s);
 /* Whether every file has so many tokens. */
 clmoe_status trace_check_text(const corpus *text, uint32_t each);
 

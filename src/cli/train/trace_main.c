@@ -5,7 +5,9 @@
 #include "save.h"
 #include "trace_report.h"
 
-#include <stdlib.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
 
 enum { MOST_TOKENS = 1 << 20 };
 
@@ -162,10 +164,24 @@ done:
 
 /* ---- The run --------------------------------------------------------------------------------- */
 
+/* state_load() takes a run without a state for one that begins. */
+static clmoe_status check_state(const char *folder) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char path[PATH_MAX];
+    TRY(folder_path(folder, "state.safetensors", path));
+    if (access(path, R_OK) != 0)
+        TRY(cli_fail(CLMOE_IO, "'%s' has no step that was saved: %s: %s", folder, path,
+                     strerror(errno)));
+done:
+    return status;
+}
+
 static clmoe_status open_run(const trace_options *o, trace_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     train_settings *of = &s->settings;
     TRY(run_load(o->folder, &s->words, of));
+    TRY(trace_check_run(of));
+    TRY(check_state(o->folder));
     s->text = (corpus){.context = of->context, .sequence = of->sequence, .whole = true};
     TRY(corpus_read(&s->text, o->texts, o->num_texts));
     TRY(trace_check_text(&s->text, o->tokens));
@@ -173,9 +189,6 @@ static clmoe_status open_run(const trace_options *o, trace_session *s) {
     TRY(session_open(&s->device, o->device ? o->device : of->device, !of->no_cache));
     TRY(model_create(&s->model, of, &s->text, &s->device));
     TRY(state_load(&s->model, o->folder, &s->done));
-    if (s->done == 0)
-        TRY(cli_fail(CLMOE_IO, "'%s' has no state.safetensors: no step of the run was saved",
-                     o->folder));
 done:
     return status;
 }

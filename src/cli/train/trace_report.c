@@ -7,10 +7,11 @@ enum { SHARE_DIGITS = 5, PATH_TEXT = 1024 };
 
 /* ---- Tables ---------------------------------------------------------------------------------- */
 
+/* The classes in their order, cut short. */
 static void print_head(const trace *t) {
     printf("  expert    pairs   load lower upper digit punct space  line other");
     for (uint32_t s = 0; s < t->by[TRACE_SOURCE].kinds; s++)
-        printf(" %s%-2u", s < 10 ? " text" : "text", (unsigned)s);
+        printf(" %s%u", s < 10 ? " text" : "text", (unsigned)s);
     putchar('\n');
 }
 
