@@ -6,16 +6,19 @@ set -eu
 . "$(dirname "$0")/lib.sh"
 exported=$1
 device=$(device_option)
+# shellcheck disable=SC2154 # tmp is lib.sh's
 cat "$(dirname "$0")"/../../docs/*.md >"$tmp/text"
 batch=64 sequence=32
+
+tiny="--text $tmp/text --dim 32 --hidden 32 --experts 4 --save-every 3 --warmup 2 --lr 0.02 --batch $batch
+    --sequence $sequence --engine ref $device"
 
 # train NAME OPTION...: a tiny model, to $tmp/NAME
 train() {
     name=$1
     shift
-    # shellcheck disable=SC2086
-    run_exit 0 train --text "$tmp/text" --out "$tmp/$name" --dim 32 --hidden 32 --experts 4 --steps 6 \
-        --save-every 3 --warmup 2 --lr 0.02 --batch $batch --sequence $sequence --engine ref $device "$@"
+    # shellcheck disable=SC2086 # options are words
+    run_exit 0 train $tiny --steps 6 --out "$tmp/$name" "$@"
 }
 
 # check NAME MODEL_TYPE: the family, and its loss as the run gave it.
@@ -98,4 +101,21 @@ run_exit 0 train --resume "$tmp/mixtral"
 for file in model.safetensors config.json; do
     cmp "$tmp/before/$file" "$tmp/mixtral/$file" || complain "$file is another one"
 done
+
+# Stopped where K is still 1: the model is of that K.
+# shellcheck disable=SC2086
+"$CLMOE" train $tiny --context 1 --steps 100000 --top-k-schedule 1:99999,2 --out "$tmp/stopped" \
+    >"$tmp/out" 2>"$tmp/err" &
+code=0 tool=$! waited=0
+until [ -s "$tmp/stopped/metrics.csv" ] && [ "$(wc -l <"$tmp/stopped/metrics.csv")" -gt 2 ]; do
+    waited=$((waited + 1))
+    [ $waited -lt 300 ] || break
+    sleep 0.2
+done
+kill -TERM $tool
+wait $tool || code=$?
+[ $code = 143 ] || complain "exit $code after SIGTERM"
+"$exported" "$tmp/stopped" "$tmp/text" $batch $sequence "$tmp/rows" >"$tmp/loss" 2>"$tmp/err" ||
+    complain "a stopped run's files are not right"
+grep -q '^qwen3_moe' "$tmp/loss" || complain "a stopped run's model is of another K"
 finish
