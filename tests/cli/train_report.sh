@@ -7,13 +7,14 @@ device=$(device_option)
 cd "$tmp"
 for i in $(seq 1 400); do echo "line $i of a text: $((i * i)) is a square"; done >text
 
+# The layers of cli.train, whose compiled kernels are in the cache if that ran before.
 # shellcheck disable=SC2086
 run_exit 0 train --text text --out run --steps 12 --log-every 1 --validate-every 4 --dim 16 --hidden 16 \
-    --experts 4 --layers 2 --batch 64 --sequence 16 --context 4 --balance switch:0.02 $device
+    --context 4 --batch 128 --sequence 32 --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 $device
 whole run/report.html
 pictures run/report.html 8
 grep -q '<td>Steps</td><td class="n">12 of 12</td>' run/report.html || complain "no figures"
-grep -q '<td>balance</td><td>switch:0.02</td>' run/report.html || complain "no settings"
+grep -q '<td>balance</td><td>quantile,switch:0.01</td>' run/report.html || complain "no settings"
 grep -q '<code>clmoe train --text text --out run --steps 12 ' run/report.html || complain "no command"
 for title in Loss "Experts of layer 0" "Experts of layer 1" MaxVio "Entropy of the load" Drops "Dead experts" "Balance losses"; do
     grep -q "^<h2>$title</h2>" run/report.html || complain "no picture '$title'"

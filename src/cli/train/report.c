@@ -266,7 +266,7 @@ done:
 
 /* ---- Tables ---------------------------------------------------------------------------------- */
 
-static void write_figures(const html_page *page, const run_record *run) {
+static void write_figures(const html_page *page, run_record *run) {
     static const char *const words[RUN_FIGURES] = {
         [FIGURE_FINAL] = "Validation loss at the end, nats per byte",
         [FIGURE_BEST] = "Best validation loss, nats per byte",
@@ -277,6 +277,7 @@ static void write_figures(const html_page *page, const run_record *run) {
         [FIGURE_SPEED] = "Tokens per second, median",
     };
     const train_settings *s = &run->settings;
+    const uint32_t moe = csv_column(&run->table, "moe_share");
     fputs("<table>\n", page->file);
     fprintf(page->file, "<tr><td>Steps</td><td class=\"n\">%u of %u</td></tr>\n",
             (unsigned)run->steps, (unsigned)s->steps);
@@ -288,6 +289,11 @@ static void write_figures(const html_page *page, const run_record *run) {
         figure_text(i, run->figures[i], text);
         fprintf(page->file, "<tr><td>%s</td><td class=\"n\">%s</td></tr>\n", words[i], text);
     }
+    if (moe != CSV_NONE)
+        fprintf(page->file,
+                "<tr><td>Share of a step that is the MoE layers, at the end, %%</td><td "
+                "class=\"n\">%.1f</td></tr>\n",
+                100 * record_end(run, moe));
     fputs("</table>\n", page->file);
 }
 

@@ -87,7 +87,7 @@ static double least_of(const run_record *run, uint32_t column) {
 }
 
 /* Over the last tenth of the lines, at least one. */
-static double end_of(const run_record *run, uint32_t column) {
+double record_end(const run_record *run, uint32_t column) {
     const uint32_t rows = run->table.rows, tenth = rows < 10 ? 1 : rows / 10;
     double sum = 0;
     uint32_t count = 0;
@@ -122,7 +122,7 @@ static clmoe_status median_of(const run_record *run, uint32_t column, double *me
 }
 
 double record_share(const run_record *run, uint32_t layer, uint32_t expert) {
-    return end_of(run, run->shares[(size_t)layer * run->settings.experts + expert]);
+    return record_end(run, run->shares[(size_t)layer * run->settings.experts + expert]);
 }
 
 static double starved(const run_record *run) {
@@ -150,7 +150,7 @@ static clmoe_status set_figures(run_record *run) {
     figures[FIGURE_VIOLATION] = last_of(run, run->columns[COLUMN_VALIDATION_VIOLATION]);
     figures[FIGURE_BELOW] = starved(run);
     figures[FIGURE_DEAD] = last_of(run, run->columns[COLUMN_DEAD]);
-    figures[FIGURE_DROPS] = end_of(run, run->columns[COLUMN_DROPS]);
+    figures[FIGURE_DROPS] = record_end(run, run->columns[COLUMN_DROPS]);
     return median_of(run, run->columns[COLUMN_SPEED], &figures[FIGURE_SPEED]);
 }
 

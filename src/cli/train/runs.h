@@ -54,6 +54,8 @@ clmoe_status record_read(const char *folder, run_record *run);
 void record_free(run_record *run);
 
 double record_value(const run_record *run, uint32_t row, uint32_t column);
+/* The mean of a column at the end. */
+double record_end(const run_record *run, uint32_t column);
 /* An expert's share of its layer's pairs at the end. */
 double record_share(const run_record *run, uint32_t layer, uint32_t expert);
 
