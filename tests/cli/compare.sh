@@ -145,6 +145,7 @@ run_exit 0 compare one two --report -
 cp "$tmp/out" seeds.html
 whole seeds.html
 pictures seeds.html 2
+! command -v gnuplot >/dev/null || [ "$(grep -c '</i>one, 2 seeds<' seeds.html)" = 2 ] || complain "no name of the seeds"
 PATH=$work run_exit 0 compare one s0 --report missing.html
 whole missing.html
 [ "$(grep -c 'gnuplot-nox' missing.html)" = 2 ] || complain "no word on gnuplot, which is not there"

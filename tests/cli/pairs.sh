@@ -16,7 +16,7 @@ with_value() {
     layer | device | seed) value=0 ;;
     tolerance | capacity-factor | repeat | gamma | steps | tokens) value=1 ;;
     replicas | devices | nodes | groups | max-moves) value=1 ;;
-    output | csv | tune | gradients | plan) value=- ;;
+    output | csv | tune | gradients | plan | report) value=- ;;
     previous | input | tensor | expect | assume | dy | expect-gradients) value=some ;;
     dtype) value=f32 ;;
     engine) value=ref ;;
@@ -51,6 +51,9 @@ together() {
 
 # shellcheck disable=SC2086
 options=$($command --help | sed -n 's/^  --\([a-z-]*\).*/\1/p' | grep -vx -e help -e version)
+# What is said of a word too many; of a command that takes words, of the first.
+last="unexpected argument"
+case $command in *compare) last="'one' is no folder" ;; esac
 [ "$(echo "$options" | wc -w)" -gt 1 ] || { echo "no options in the help" >&2; exit 1; }
 failed=0
 for a in $options; do
@@ -60,7 +63,7 @@ for a in $options; do
         # shellcheck disable=SC2046,SC2086
         $command $(with_value "$a") $(with_value "$b") one two >"$tmp/out" 2>"$tmp/err" || code=$?
         if [ "$a" = "$b" ] && [ "$a" != loss ]; then want="--$a is given twice"
-        elif [ "$a" = "$b" ] || together "$a" "$b"; then want="unexpected argument"
+        elif [ "$a" = "$b" ] || together "$a" "$b"; then want=$last
         else want="--$a .*--$b\|--$b .*--$a\|--$a needs\|--$b needs"; fi
         [ $code = 2 ] && [ ! -s "$tmp/out" ] && grep -q -e "$want" "$tmp/err" || {
             echo "--$a and --$b: exit $code: $(cat "$tmp/err")" >&2

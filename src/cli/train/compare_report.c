@@ -118,6 +118,9 @@ static clmoe_status write_curves(html_page *page, const comparison *c, run_colum
             leave_out_begin(curve, run->steps);
         curve->style = PLOT_DOTTED;
         curve->name = run->folder;
+        if (c->groups[c->group_of[i]].count > 1)
+            snprintf(curve->number, sizeof curve->number, "%u seeds",
+                     (unsigned)c->groups[c->group_of[i]].count);
         curve->unnamed = c->groups[c->group_of[i]].lead != run;
         plot_colour(c->group_of[i], curve->colour);
     }

@@ -69,7 +69,9 @@ static void write_legend(const html_page *page, const plot_figure *f) {
         if (c->unnamed)
             continue;
         fprintf(page->file, "<span><i style=\"background:%s\"></i>", c->colour);
-        html_text(page, c->name != NULL ? c->name : c->number);
+        html_text(page, c->name != NULL ? c->name : "");
+        fputs(c->name != NULL && c->number[0] != '\0' ? ", " : "", page->file);
+        html_text(page, c->number);
         fputs("</span>\n", page->file);
     }
     fputs("</div>\n", page->file);

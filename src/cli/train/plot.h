@@ -20,7 +20,7 @@ typedef enum plot_style {
 /* Points with a NAN or an infinity are left out. */
 typedef struct plot_curve {
     const char *name; /* of the legend; it never reaches gnuplot */
-    char number[24];  /* instead of a name: "expert 3" */
+    char number[24];  /* behind it, or instead: "layer 3"; nothing that a user writes */
     char colour[PLOT_COLOUR];
     plot_style style;
     bool unnamed; /* the legend leaves it out */
