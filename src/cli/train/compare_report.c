@@ -79,7 +79,7 @@ static void write_table(const html_page *page, const comparison *c) {
     fputs("<th>Pareto</th><th>settings</th></tr>\n", page->file);
     for (uint32_t group = 0; group < c->num_groups; group++)
         write_row(page, c, group);
-    fputs("</table></div>\n<p>Losses are of validation, in nats per byte; MaxVio too. Starved: "
+    fputs("</table></div>\n<p>Losses, in nats per byte, and MaxVio are of validation. Starved: "
           "experts of all layers with less than 0.16 of their fair share (2 % of 8 experts) at "
           "the end, which is the mean of the last tenth of the lines of metrics.csv; dead: as the "
           "layer counts them. Of several seeds: mean &#177; standard deviation. Pareto: no run of "
