@@ -18,6 +18,8 @@ with_value() {
     replicas | devices | nodes | groups | max-moves) value=1 ;;
     output | csv | tune | gradients | plan | report) value=- ;;
     previous | input | tensor | expect | assume | dy | expect-gradients) value=some ;;
+    output | csv | tune | gradients | plan) value=- ;;
+    previous | text | input | tensor | expect | assume | dy | expect-gradients) value=some ;;
     dtype) value=f32 ;;
     engine) value=ref ;;
     loss) value=z ;;
@@ -29,7 +31,7 @@ with_value() {
     step) value=plan ;;
     pattern | force-routing) value=zipf ;;
     peer) value=openblas ;;
-    json) case $command in *bench* | *selftest) value=- ;; *) value= ;; esac ;;
+    json) case $command in *bench* | *selftest | *trace) value=- ;; *) value= ;; esac ;;
     *) value= ;;
     esac
     echo "--$1 $value"
@@ -64,6 +66,8 @@ for a in $options; do
         $command $(with_value "$a") $(with_value "$b") one two >"$tmp/out" 2>"$tmp/err" || code=$?
         if [ "$a" = "$b" ] && [ "$a" != loss ]; then want="--$a is given twice"
         elif [ "$a" = "$b" ] || together "$a" "$b"; then want=$last
+        if [ "$a" = "$b" ] && [ "$a" != loss ] && [ "$a" != text ]; then want="--$a is given twice"
+        elif [ "$a" = "$b" ] || together "$a" "$b"; then want="unexpected argument"
         else want="--$a .*--$b\|--$b .*--$a\|--$a needs\|--$b needs"; fi
         [ $code = 2 ] && [ ! -s "$tmp/out" ] && grep -q -e "$want" "$tmp/err" || {
             echo "--$a and --$b: exit $code: $(cat "$tmp/err")" >&2
