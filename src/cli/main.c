@@ -37,13 +37,8 @@ static const struct command {
     int (*main)(int argc, char **argv);
 } commands[] = {
     {"devices", devices_main},   {"run", run_main},     {"balance", balance_main},
-    {"selftest", selftest_main}, {"train", train_main}, {"help", help_main},
-    {"version", version_main},
-    {"devices", devices_main},   {"run", run_main},         {"balance", balance_main},
-    {"selftest", selftest_main}, {"train", train_main},     {"compare", compare_main},
-    {"devices", devices_main},   {"run", run_main},         {"balance", balance_main},
-    {"selftest", selftest_main}, {"train", train_main},     {"trace", trace_main},
-    {"help", help_main},         {"version", version_main},
+    {"selftest", selftest_main}, {"train", train_main}, {"compare", compare_main},
+    {"trace", trace_main},       {"help", help_main},   {"version", version_main},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

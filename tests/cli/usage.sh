@@ -13,8 +13,7 @@ expect_error() {
     [ ! -s "$tmp/out" ] || complain "output on stdout: clmoe $*"
 }
 
-for command in "" devices run balance selftest train compare; do
-for command in "" devices run balance selftest trace; do
+for command in "" devices run balance selftest train compare trace; do
     # shellcheck disable=SC2086 # the empty command is no word
     run_exit 0 $command --help
     grep -q '^Usage: clmoe' "$tmp/out" || complain "no usage: clmoe $command --help"
@@ -33,8 +32,7 @@ run_exit 0 devices --json
 grep -q '"engines"' "$tmp/out" || complain "no engines in the JSON list"
 expect_error "'--jsn'; did you mean --json?" devices --jsn
 expect_error "'devcies'; did you mean clmoe devices" devcies
-for command in devices run balance selftest train compare; do
-for command in devices run balance selftest trace; do
+for command in devices run balance selftest train compare trace; do
     run_exit 0 help $command
     "$CLMOE" $command --help | cmp -s - "$tmp/out" || complain "clmoe help $command is not its --help"
     run_exit 0 $command -h

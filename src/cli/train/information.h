@@ -23,9 +23,11 @@ typedef struct token_labels {
 } token_labels;
 
 /*
- * Of expert and label. The estimate from counts is biased upwards, by about (E - 1) (kinds - 1) /
- * (2 ln 2 pairs) bits where they are independent (Miller 1955): `shuffled` is what it gives when
- * the labels are permuted among the tokens, mean and standard deviation over SHUFFLES permutations.
+ * Of expert and label. The estimate from counts is biased upwards, where they are independent by
+ * about (E - K) (kinds - 1) / (2 ln 2 pairs) bits (Miller 1955 for K = 1): `shuffled` is what it
+ * gives when the labels are permuted among the tokens, mean and standard deviation over SHUFFLES
+ * permutations. Tokens count as independent: where a label holds for whole sequences, chance alone
+ * gives several times more, as the tokens of a sequence are alike.
  */
 typedef struct information {
     double mutual;                        /* I(expert; label) */

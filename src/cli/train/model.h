@@ -79,7 +79,7 @@ clmoe_status model_loss(train_model *m, double *loss);
 
 /*
  * From here on forward leaves what the layers of `step` choose in blocks[].ids [pairs] i32, as
- * clmoe_forward_args has it, with expert choice also offsets [T+1] i32; outside of training.
+ * clmoe_forward_args has it, with expert choice also offsets [T+1] i32; outside of training. Once.
  */
 clmoe_status model_choices(train_model *m, uint32_t step, uint32_t *pairs);
 

@@ -100,6 +100,10 @@ static clmoe_status create_recording(recording *r, const train_model *m) {
     const token_walk *w = &r->walk;
     const uint32_t tokens = w->each * w->text->num_files;
     r->num_layers = m->settings->layers;
+    if ((uint64_t)w->batches * r->pairs > UINT32_MAX)
+        return cli_fail(CLMOE_UNSUPPORTED,
+                        "--tokens %u of %u texts are more than 2^32 pairs of token and expert",
+                        (unsigned)w->each, (unsigned)w->text->num_files);
     r->labels[TRACE_CLASS] = (token_labels){malloc(tokens), BYTE_CLASSES};
     r->labels[TRACE_SOURCE] = (token_labels){malloc(tokens), w->text->num_files};
     r->ids = malloc(r->pairs * sizeof *r->ids);

@@ -28,8 +28,8 @@ typedef struct trace {
 
 /*
  * Routes `each` tokens of every file, in sequences spread evenly over it, as in validation after
- * `steps` steps; run and text have passed the checks below, the text is read with `whole`, and
- * the model was created with it. `seed` is of the shuffles. After an error trace_free(), too.
+ * `steps` steps; run and text have passed the checks below, and the model was created with the
+ * text. `seed` is of the shuffles. After an error trace_free(), too.
  */
 clmoe_status trace_measure(trace *t, train_model *m, const corpus *text, uint32_t steps,
                            uint32_t each, uint64_t seed);
