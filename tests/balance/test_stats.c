@@ -315,7 +315,10 @@ static void average_of_load(void **state) {
     clmoe_balance_args_init(&args);
     OK(clmoe_state_size(layer, &bytes));
     args.state = buf_new(bytes);
-    args.stats = buf_of(HOST(char, stats_size(layer)), stats_size(layer));
+    clmoe_stats *stats = host_alloc(1, stats_size(layer));
+    stats->version = 1;
+    stats->columns = E;
+    args.stats = buf_of(stats, stats_size(layer));
     args.load = buf_new(E * 4);
     args.ema_decay = 0.8f;
     OK(clmoe_state_init(layer, test.queue, args.state, 1, 0, NULL, NULL));
