@@ -69,6 +69,27 @@ done:
     return status;
 }
 
+/* The gradient of the losses, summed up layer by layer. */
+static clmoe_status read_gradient(metrics *r, train_model *m, uint32_t step) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_loss_desc losses[MOST_LOSSES];
+    const size_t count = (size_t)m->settings->batch * r->experts;
+    const bool acts = model_losses(m, step, losses) > 0;
+    float *values = acts ? malloc(count * sizeof *values) : NULL;
+    double squares = 0;
+    if (acts && values == NULL)
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for a gradient of the logits");
+    for (uint32_t l = 0; l < r->layers && acts; l++) {
+        TRY(model_read(m, m->blocks[l].dlogits, count * sizeof *values, values));
+        for (size_t i = 0; i < count; i++)
+            squares += (double)values[i] * (double)values[i];
+    }
+    r->balance_gradient = sqrt(squares);
+done:
+    free(values);
+    return status;
+}
+
 clmoe_status metrics_gather(metrics *r, train_model *m, uint32_t step) {
     clmoe_status status = CLMOE_SUCCESS;
     r->step = step + 1;
@@ -78,6 +99,7 @@ clmoe_status metrics_gather(metrics *r, train_model *m, uint32_t step) {
     for (uint32_t l = 0; l < r->layers && r->counted; l++)
         TRY(read_stats(r, m, l));
     TRY(read_losses(r, m, step));
+    TRY(read_gradient(r, m, step));
 done:
     return status;
 }
@@ -173,7 +195,7 @@ static void write_head(const train_model *m, FILE *file) {
     clmoe_loss_desc losses[MOST_LOSSES];
     const uint32_t count = model_losses(m, UINT32_MAX, losses);
     fputs("step,loss,validation_loss,validation_max_vio,max_vio,entropy,drop_rate,dead_experts,"
-          "tokens_per_s,moe_share",
+          "tokens_per_s,moe_share,balance_gradient",
           file);
     for (uint32_t i = 0; i < count; i++)
         fprintf(file, ",loss_%s", clmoe_loss_name(losses[i].kind));
@@ -260,6 +282,7 @@ clmoe_status metrics_append(const metrics *r, FILE *file) {
     write_number(file, r->counted, metrics_dead(r));
     write_number(file, true, r->tokens_per_second);
     write_number(file, true, r->moe_share);
+    write_number(file, r->losses > 0, r->balance_gradient);
     for (uint32_t i = 0; i < r->losses; i++)
         write_number(file, true, (double)r->loss_values[i]);
     for (uint32_t l = 0; l < r->layers && r->counted; l++)

@@ -12,6 +12,7 @@ typedef struct metrics {
     double loss, validation_loss, validation_violation;
     bool validated;                      /* the two of validation are of this step */
     double tokens_per_second, moe_share; /* of the step's time on the device */
+    double balance_gradient;             /* norm of what the losses add to all layers' logits */
     uint32_t layers, experts, losses;
     bool counted;               /* there are statistics */
     clmoe_stats *stats;         /* [layers] of the step's batch */
