@@ -150,13 +150,17 @@ static char *make_header(const tensor_entry *entries, size_t count) {
 }
 
 static bool write_floats(FILE *stream, const float *values, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, &values[i], sizeof bits);
-        unsigned char bytes[4];
-        for (uint32_t b = 0; b < 4; b++)
-            bytes[b] = (unsigned char)(bits >> (8 * b) & 255);
-        if (fwrite(bytes, 1, 4, stream) != 4)
+    enum { ROOM = 4096 };
+    unsigned char bytes[4 * ROOM];
+    for (size_t begin = 0; begin < count; begin += ROOM) {
+        const size_t here = count - begin < ROOM ? count - begin : ROOM;
+        for (size_t i = 0; i < here; i++) {
+            uint32_t bits;
+            memcpy(&bits, &values[begin + i], sizeof bits);
+            for (uint32_t b = 0; b < 4; b++)
+                bytes[4 * i + b] = (unsigned char)(bits >> (8 * b) & 255);
+        }
+        if (fwrite(bytes, 4, here, stream) != here)
             return false;
     }
     return true;

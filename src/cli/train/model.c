@@ -26,14 +26,13 @@ static clmoe_status own(train_model *m, cl_mem mem) {
 /* A buffer of zeros; none of 0 bytes. */
 static clmoe_status create(train_model *m, size_t bytes, cl_mem *mem) {
     clmoe_status status = CLMOE_SUCCESS;
-    const cl_uchar zero = 0;
     cl_int code = CL_SUCCESS;
     if (bytes == 0)
         return status;
     *mem = clCreateBuffer(m->device->cl, CL_MEM_READ_WRITE, bytes, NULL, &code);
     TRY(cli_cl(code, "clCreateBuffer"));
     TRY(own(m, *mem));
-    TRY(CL(clEnqueueFillBuffer(m->device->queue, *mem, &zero, 1, 0, bytes, 0, NULL, NULL)));
+    TRY(model_clear(m, *mem, bytes));
 done:
     return status;
 }
@@ -280,6 +279,15 @@ void model_release(train_model *m) {
     train_kernels_release(&m->kernels);
     parameters_free(&m->parameters);
     *m = (train_model){0};
+}
+
+/* By the widest pattern that fits: some drivers are slow with narrow ones. */
+clmoe_status model_clear(train_model *m, cl_mem mem, size_t bytes) {
+    const cl_uchar zeros[64] = {0};
+    size_t width = sizeof zeros;
+    while (bytes % width != 0)
+        width /= 2;
+    return CL(clEnqueueFillBuffer(m->device->queue, mem, zeros, width, 0, bytes, 0, NULL, NULL));
 }
 
 clmoe_status model_read(train_model *m, cl_mem from, size_t bytes, void *to) {

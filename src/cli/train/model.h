@@ -83,6 +83,9 @@ clmoe_status model_loss(train_model *m, double *loss);
  */
 clmoe_status model_choices(train_model *m, uint32_t step, uint32_t *pairs);
 
+/* Enqueues zeros. */
+clmoe_status model_clear(train_model *m, cl_mem mem, size_t bytes);
+
 /* Buffers to the host and back; they wait. */
 clmoe_status model_read(train_model *m, cl_mem from, size_t bytes, void *to);
 clmoe_status model_write(train_model *m, cl_mem to, size_t bytes, const void *from);

@@ -11,14 +11,6 @@ static clmoe_buf at(cl_mem mem) {
     return (clmoe_buf){mem, 0};
 }
 
-static clmoe_status fill_zero(train_model *m, cl_mem mem, size_t bytes) {
-    const cl_uint zero = 0;
-    if (mem == NULL)
-        return CLMOE_SUCCESS;
-    return CL(
-        clEnqueueFillBuffer(m->device->queue, mem, &zero, sizeof zero, 0, bytes, 0, NULL, NULL));
-}
-
 static clmoe_status mark(train_model *m) {
     return m->timed ? marks_add(&m->marks, m->device->queue) : CLMOE_SUCCESS;
 }
@@ -188,15 +180,16 @@ static clmoe_status add_training(train_model *m, const train_block *b, uint32_t 
     args->state = at(b->state);
     if (b->bias_counts != NULL && rule_acts(s, step)) {
         args->bias_counts = at(b->bias_counts);
-        TRY(fill_zero(m, b->bias_counts, (size_t)s->experts * CLMOE_BIAS_BINS * sizeof(cl_uint)));
+        TRY(model_clear(m, b->bias_counts, (size_t)s->experts * CLMOE_BIAS_BINS * sizeof(cl_uint)));
     }
     if (args->num_losses == 0)
         return status;
     args->loss_values = at(b->loss_values);
     args->dlogits = at(b->dlogits);
     args->dnoise = at(b->dnoise);
-    TRY(fill_zero(m, b->dlogits, logits));
-    TRY(fill_zero(m, b->dnoise, logits));
+    TRY(model_clear(m, b->dlogits, logits));
+    if (b->dnoise != NULL)
+        TRY(model_clear(m, b->dnoise, logits));
 done:
     return status;
 }
