@@ -576,11 +576,12 @@ static void run_plan_and_combine(const offset_batch *b) {
         CHECK(isfinite(y[i]), "y[%zu] is %g\n", i, (double)y[i]);
 }
 
-/* The weights of a token's first K pairs (R where pairs are listed), of its live ones. */
+/* The weights of a token's first K pairs, of its live ones; where pairs are listed, of R. */
 static double weights_of(const offset_batch *b, uint32_t token) {
-    const int32_t *offsets = buf_get(b->offsets), *live = b->live.mem ? buf_get(b->live) : NULL;
-    const float *weights = buf_get(b->pair_weights);
     const bool choice = ref_lists_pairs(&b->desc);
+    const int32_t *offsets = buf_get(b->offsets);
+    const int32_t *live = b->live.mem && !choice ? buf_get(b->live) : NULL;
+    const float *weights = buf_get(b->pair_weights);
     const int64_t pairs = b->layout.pairs;
     const int64_t most = choice ? ref_columns(&b->desc) : b->desc.top_k;
     const int64_t begin = offsets[token] < 0 ? 0 : offsets[token];
