@@ -2,8 +2,16 @@
 # clmoe trace: what it counts, writes and refuses, on a tiny model of 20 steps.
 set -eu
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/html.sh"
 device=$(device_option)
 run=$tmp/run
+
+# Pictures take their time: without gnuplot but where they are looked at.
+with_gnuplot=$PATH
+mkdir "$tmp/bin"
+printf '#!/bin/sh\nexit 127\n' >"$tmp/bin/gnuplot"
+chmod +x "$tmp/bin/gnuplot"
+PATH=$tmp/bin:$PATH
 
 # Two texts whose bytes are of classes of their own, and one of a few bytes.
 awk 'BEGIN { for (i = 0; i < 800; i++) printf "gentle horse" }' /dev/null >"$tmp/words"
@@ -91,17 +99,65 @@ awk -F, 'NR == 1 { bad = $0 != "layer,expert,pairs,load,lower,upper,digit,punctu
       if ($3 > 0 && (classes < 0.9998 || classes > 1.0002 || $12 + $13 < 0.9999 || $12 + $13 > 1.0001)) bad = 1 }
     END { exit bad || NR != 9 || pairs != 8000 || load < 1.9999 || load > 2.0001 }' "$tmp/csv" ||
     complain "the CSV is not what it should be"
+grep -v '"kind":"layer"' "$tmp/json" >"$tmp/experts"
+PATH=$with_gnuplot
 trace 0 --json -
 cmp -s "$tmp/out" "$tmp/json" || complain "another run, or -, gives other bytes"
+
+# The folder keeps the trace, and its report has it as pictures.
+heats() {
+    grep -c '^<h2>What the experts of layer [0-9]* get</h2>' "$run/report.html" || true
+}
+grep -v '"kind":"layer"' "$run/trace.jsonl" | cmp -s - "$tmp/experts" || complain "trace.jsonl is not what --json writes"
+whole "$run/report.html"
+pictures "$run/report.html" 9
+[ "$(heats)" = 2 ] || complain "no picture of each layer"
+grep -q "^<tr><td>text 1</td><td>$tmp/numbers</td></tr>" "$run/report.html" || complain "the texts have no names"
+grep -q '^<p>By clmoe trace after step 20, of 2000 tokens:</p>' "$run/report.html" || complain "the trace has no step"
+grep -o '"class":{"mutual_information":[0-9.e-]*' "$tmp/json" | sed 's/.*://' | while read -r bits; do
+    grep -q "<td>class</td><td class=\"n\">$(printf %.5f "$bits")</td>" "$run/report.html" || echo "$bits"
+done >"$tmp/missing"
+[ ! -s "$tmp/missing" ] || complain "the report lacks the mutual information $(cat "$tmp/missing")"
+if command -v gnuplot >/dev/null; then
+    # A number of a cell: the share that an expert has of the first text.
+    share=$(awk -F'"text_shares":' '/text_shares":.[0-9]/ { split($2, s, /[][,]/); printf "%.*f\n", 100 * s[2] < 9.95, 100 * s[2] }' "$tmp/experts" | head -1)
+    sed -n '/^<h2>What the experts of layer 0/,/<\/figure>/p' "$run/report.html" | grep -q ">$share<" ||
+        complain "the picture has no cell of $share %"
+fi
+PATH=$tmp/bin:$PATH
 trace 0 --json - --seed 1
 cmp -s "$tmp/out" "$tmp/json" && complain "the seed of the shuffles changes nothing"
 [ "$(grep -v '"kind":"layer"' "$tmp/out")" = "$(grep -v '"kind":"layer"' "$tmp/json")" ] ||
     complain "the seed changes the counts"
 
+# One that is not the run's is named in a sentence.
+misfit() {
+    # shellcheck disable=SC2086
+    run_exit 0 train --resume "$run" $device
+    [ "$(heats)" = 0 ] || complain "a picture of a trace that does not fit: $1"
+    grep -q "^<p class=\"missing\">The trace is left out. trace.jsonl: .*$1.*\.</p>$" "$run/report.html" ||
+        complain "no sentence with '$1': $(grep 'The trace' "$run/report.html")"
+}
+cp "$run/trace.jsonl" "$tmp/kept"
+head -c 1500 "$tmp/kept" >"$run/trace.jsonl"
+misfit "it ends in line [0-9]*, before all experts"
+sed 's/"experts":4/"experts":5/' "$tmp/kept" >"$run/trace.jsonl"
+misfit "it has 5 experts, the run 4"
+cat "$tmp/kept" "$tmp/kept" >"$run/trace.jsonl"
+misfit "it has more than the run"
+awk 'NR == 3 { sub(/"lower":[0-9]*/, "\"lower\":-1") } { print }' "$tmp/kept" >"$run/trace.jsonl"
+misfit "line 3 is no expert"
+cp "$tmp/kept" "$run/trace.jsonl"
+# shellcheck disable=SC2086
+run_exit 0 train --resume "$run" $device
+[ "$(heats)" = 2 ] || complain "a run that goes on drops the trace"
+
 # One text: nothing is said of sources. Neither the last sequence nor the last batch is filled.
 # shellcheck disable=SC2086
 run_exit 0 trace "$run" --text "$tmp/words" --tokens 9575 --csv - --json "$tmp/one" $device
 grep -q '"pairs":19150,.*"text":null' "$tmp/one" || complain "not 9575 tokens of one text"
+cmp -s "$tmp/one" "$run/trace.jsonl" || complain "the folder does not keep the last trace"
+! grep -q '<td class="n">0</td><td>text</td>' "$run/report.html" || complain "the report has information on one text"
 head -1 "$tmp/out" | grep -q ',text_0$' || complain "no CSV of one text on standard output"
 
 # Tokens are the bytes from the context's last to the one before the end.
@@ -140,7 +196,7 @@ refused "same file as --csv" trace "$run" --text "$tmp/words" --json "$tmp/new" 
 refused "csv' exists already" trace "$run" --text "$tmp/words" --csv "$tmp/csv"
 refused "same file as --text" trace "$run" --text "$tmp/words" --csv "$tmp/words" --force
 sum=$(cksum "$run"/*)
-for file in run.json state.safetensors metrics.csv model.safetensors config.json report.html; do
+for file in run.json state.safetensors metrics.csv model.safetensors config.json report.html trace.jsonl; do
     refused "is a file of the run" trace "$run" --text "$tmp/words" --json "$run/$file" --force
 done
 [ "$sum" = "$(cksum "$run"/*)" ] || complain "a refused trace changed the run"

@@ -97,9 +97,9 @@ void html_figure(html_page *page, const plot_figure *f, const char *below) {
     problem why;
     fprintf(page->file, "<h2>%s</h2>\n<figure>\n", f->title);
     const plot_result result = plot_draw(f, ++page->pictures, page->file, &why);
-    if (result == PLOT_DRAWN)
+    if (result == PLOT_DRAWN && f->map == NULL)
         write_legend(page, f);
-    else
+    else if (result != PLOT_DRAWN)
         write_missing(page, result, &why);
     if (below != NULL && result == PLOT_DRAWN)
         fprintf(page->file, "<figcaption>%s</figcaption>\n", below);

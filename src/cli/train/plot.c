@@ -12,6 +12,8 @@
 extern char **environ;
 
 enum { WIDTH = 760, HEIGHT = 320, CODE_NOT_FOUND = 127 };
+/* Of maps: log2 at the ends of the colours; columns with room for numbers; rows that are high. */
+enum { MAP_MOST = 3, MAP_WIDE = 14, MAP_TALL = 20 };
 
 /* Numbers above make gnuplot lose its axes. */
 #define MOST_VALUE 1e30
@@ -123,15 +125,21 @@ static void write_labels(const plot_figure *f, FILE *script) {
     }
 }
 
-/* False: there is nothing to draw. */
-static bool write_script(const plot_figure *f, FILE *script) {
-    bool any = false;
+static void begin_script(int height, FILE *script) {
     fprintf(script,
             "set terminal svg size %d,%d dynamic noenhanced font 'sans-serif,14' background "
-            "'#ffffff'\nset encoding utf8\nunset key\nset border 3\nset tics nomirror out\n"
-            "set grid ytics lc rgb '#dddddd'\nset lmargin 11\nset rmargin 5\nset xlabel '%s'\n"
-            "set ylabel '%s'\n",
-            WIDTH, HEIGHT, f->x_name, f->y_name);
+            "'#ffffff'\nset encoding utf8\nunset key\n",
+            WIDTH, height);
+}
+
+/* False: there is nothing to draw. */
+static bool write_curves(const plot_figure *f, FILE *script) {
+    bool any = false;
+    begin_script(HEIGHT, script);
+    fprintf(script,
+            "set border 3\nset tics nomirror out\nset grid ytics lc rgb '#dddddd'\n"
+            "set lmargin 11\nset rmargin 5\nset xlabel '%s'\nset ylabel '%s'\n",
+            f->x_name, f->y_name);
     if (f->y_most > 0)
         fprintf(script, "set yrange [0:%.7g]\n", f->y_most);
     else if (f->y_from_0)
@@ -152,6 +160,66 @@ static bool write_script(const plot_figure *f, FILE *script) {
             write_curve(f, i, script);
     fputc('\n', script);
     free(drawn);
+    return any;
+}
+
+/* ---- The script of a map -----------------------------------------------------------------------
+ */
+
+/* Cells: x y, and where they have a value the colour and a text. How many there are. */
+static uint32_t write_cells(const plot_map *m, bool grey, FILE *script) {
+    uint32_t cells = 0;
+    fprintf(script, "$%s << E\n", grey ? "grey" : "cells");
+    for (uint32_t r = 0; r < m->rows; r++)
+        for (uint32_t c = 0; c < m->columns; c++) {
+            const double value = m->values[r][c], shown = m->shown[r][c];
+            if (isnan(value) != grey)
+                continue;
+            fprintf(script, "%.7g %u", m->at[c], (unsigned)r);
+            if (!grey)
+                fprintf(script, shown < 9.95 ? " %.7g \"%.1f\"" : " %.7g \"%.0f\"",
+                        fmax(-MAP_MOST, fmin(value, MAP_MOST)), shown);
+            fputc('\n', script);
+            cells++;
+        }
+    fputs("E\n", script);
+    return cells;
+}
+
+static void write_names(const plot_map *m, FILE *script) {
+    fprintf(script, "set x2tics scale 0 font ',12'%s (",
+            m->columns > MAP_WIDE ? " rotate by 90" : "");
+    for (uint32_t c = 0; c < m->columns; c++)
+        fprintf(script, "%s'%s' %.7g", c > 0 ? "," : "", m->names[c], m->at[c]);
+    fputs(")\nset ytics scale 0 (", script);
+    for (uint32_t r = 0; r < m->rows; r++)
+        fprintf(script, "%s'%s' %u", r > 0 ? "," : "", m->row_names[r], (unsigned)r);
+    fputs(")\n", script);
+}
+
+/* False: there is nothing to draw. The colours are those that people with any eyes tell apart. */
+static bool write_map(const plot_map *m, FILE *script) {
+    const bool wide = m->columns > MAP_WIDE;
+    const int rows = (int)m->rows, cells = rows * (rows > MAP_TALL ? 15 : 24);
+    begin_script((cells > 140 ? cells : 140) + (wide ? 80 : 60), script);
+    fprintf(script,
+            "set border 0\nset lmargin 7\nset rmargin 15\nset bmargin 1\nset tmargin %d\n"
+            "unset xtics\nset xrange [%.7g:%.7g]\nset x2range [%.7g:%.7g]\n"
+            "set yrange [%d.5:-0.5]\nset cbrange [-%d:%d]\n"
+            "set palette maxcolors 60 defined (-3 '#3b7fb9', 0 '#f6f6f6', 3 '#d6604d')\n"
+            "set cbtics scale 0 ('8 times or more' 3,'4 times' 2,'twice' 1,'as the mean' 0,"
+            "'half' -1,'a quarter' -2,'1/8 or less' -3)\n",
+            wide ? 4 : 2, m->at[0] - 0.5, m->at[m->columns - 1] + 0.5, m->at[0] - 0.5,
+            m->at[m->columns - 1] + 0.5, rows - 1, MAP_MOST, MAP_MOST);
+    write_names(m, script);
+    const bool any = write_cells(m, false, script) > 0;
+    const bool grey = write_cells(m, true, script) > 0;
+    fputs("plot $cells using 1:2:(0.48):(0.46):3 with boxxyerror fs solid noborder lc palette",
+          script);
+    if (grey)
+        fputs(", $grey using 1:2:(0.48):(0.46) with boxxyerror fs solid noborder lc rgb '#cccccc'",
+              script);
+    fputs(wide ? "\n" : ", $cells using 1:2:4 with labels font ',11'\n", script);
     return any;
 }
 
@@ -270,7 +338,9 @@ plot_result plot_draw(const plot_figure *f, uint32_t number, FILE *out, problem 
     plot_files files;
     plot_result result = PLOT_FAILED;
     if (open_files(&files, why)) {
-        result = write_script(f, files.script) ? PLOT_DRAWN : PLOT_EMPTY;
+        const bool any =
+            f->map != NULL ? write_map(f->map, files.script) : write_curves(f, files.script);
+        result = any ? PLOT_DRAWN : PLOT_EMPTY;
         rewind(files.script);
         if (result == PLOT_DRAWN)
             result = run_gnuplot(&files, why);

@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-enum { PLOT_COLOUR = 8, PLOT_POINTS = 400 };
+enum { PLOT_COLOUR = 8, PLOT_POINTS = 400, MAP_ROWS = 64, MAP_COLUMNS = 72, MAP_NAME = 16 };
 
 typedef enum plot_style {
     PLOT_LINE,
@@ -28,6 +28,18 @@ typedef struct plot_curve {
     double *x, *y; /* [count] */
 } plot_curve;
 
+/*
+ * A table as a picture: the colour of a cell is log2 of how many times as large as usual it is.
+ * Names are the program's own. NAN: a grey cell; nothing is shown in it.
+ */
+typedef struct plot_map {
+    uint32_t rows, columns;
+    char row_names[MAP_ROWS][MAP_NAME], names[MAP_COLUMNS][MAP_NAME];
+    double at[MAP_COLUMNS]; /* where a column is; it is 1 wide */
+    double values[MAP_ROWS][MAP_COLUMNS];
+    double shown[MAP_ROWS][MAP_COLUMNS]; /* the number in the cell, where there is room for it */
+} plot_map;
+
 /* Start from {0} and the names, which are the program's own and have no quotes. */
 typedef struct plot_figure {
     const char *title, *x_name, *y_name;
@@ -36,6 +48,7 @@ typedef struct plot_figure {
     bool over_steps, x_log;
     plot_curve *curves; /* [count] */
     uint32_t count, room;
+    const plot_map *map; /* instead of curves and axes, or NULL */
 } plot_figure;
 
 /* A new curve with room for so many points, whose count and style are to be set; NULL: no memory.
@@ -49,7 +62,8 @@ typedef enum plot_result { PLOT_DRAWN, PLOT_EMPTY, PLOT_NO_GNUPLOT, PLOT_FAILED 
 
 /*
  * Writes an svg element. Its ids begin with p and the number, so that many of them are in one
- * document. PLOT_EMPTY: no curve has a point. PLOT_FAILED: `why` has what gnuplot says.
+ * document. PLOT_EMPTY: no curve has a point, no cell a value. PLOT_FAILED: `why` has what gnuplot
+ * says.
  */
 plot_result plot_draw(const plot_figure *figure, uint32_t number, FILE *out, problem *why);
 

@@ -1,7 +1,7 @@
 #include "report.h"
 #include "describe.h"
 #include "folder.h"
-#include "html.h"
+#include "report_trace.h"
 
 #include <math.h>
 #include <string.h>
@@ -329,6 +329,7 @@ clmoe_status report_write(const char *folder) {
     html_begin(&page, title);
     write_figures(&page, &run);
     TRY(write_pictures(&page, &run));
+    TRY(report_trace(&page, &run));
     write_settings(&page, &run);
     html_end(&page);
     TRY(folder_end(&file));

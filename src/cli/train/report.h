@@ -5,7 +5,7 @@
 #include "plot.h"
 #include "runs.h"
 
-/* Writes it from the folder's run.json and metrics.csv. */
+/* Writes it from the folder's run.json and metrics.csv, and its trace.jsonl if there is one. */
 clmoe_status report_write(const char *folder);
 
 /*

@@ -182,7 +182,7 @@ done:
 
 /* ---- The trace ------------------------------------------------------------------------------- */
 
-static clmoe_status create_counts(const trace *t, uint32_t kinds, trace_counts *counts) {
+clmoe_status trace_create_counts(const trace *t, uint32_t kinds, trace_counts *counts) {
     counts->kinds = kinds;
     counts->about = calloc(t->layers, sizeof *counts->about);
     counts->pairs = calloc(t->layers, sizeof *counts->pairs);
@@ -245,7 +245,7 @@ clmoe_status trace_measure(trace *t, train_model *m, const corpus *text, uint32_
     t->tokens = r.tokens;
     for (int i = 0; i < TRACE_LABELS; i++) {
         trace_counts *counts = &t->by[i];
-        TRY(create_counts(t, r.labels[i].kinds, counts));
+        TRY(trace_create_counts(t, r.labels[i].kinds, counts));
         TRY(information_measure(r.layers, t->layers, &r.labels[i], seed, counts->pairs,
                                 counts->about));
     }

@@ -35,6 +35,9 @@ clmoe_status trace_measure(trace *t, train_model *m, const corpus *text, uint32_
                            uint32_t each, uint64_t seed);
 void trace_free(trace *t);
 
+/* Room for counts, all 0, of the trace's layers and experts. After an error trace_free(), too. */
+clmoe_status trace_create_counts(const trace *t, uint32_t kinds, trace_counts *counts);
+
 /* Soft MoE has no choice to trace: refused. */
 clmoe_status trace_check_run(const train_settings *s);
 /* Whether every file has so many tokens. */

@@ -2,7 +2,9 @@
 #include "../cli.h"
 #include "../interrupt.h"
 #include "folder.h"
+#include "report.h"
 #include "save.h"
+#include "trace_read.h"
 #include "trace_report.h"
 
 #include <errno.h>
@@ -18,6 +20,8 @@ static const char usage[] =
     "validation, without noise and dropout; they need not be those it learned from. The mutual\n"
     "information of expert and class, and of expert and file, is in bits; beside it stands what\n"
     "it would be by chance, with the labels shuffled among the tokens 20 times.\n"
+    "DIR keeps the last trace, as --json writes it, in trace.jsonl; DIR/report.html is written anew\n"
+    "and has it as pictures.\n"
     "\n"
     "  DIR            the folder of the run, finished or stopped\n"
     "\n"
@@ -103,7 +107,8 @@ static bool set_value(trace_options *o, int option, const char *text, problem *w
 /* What a run leaves is never written over. */
 static bool run_is_spared(const char *folder, const output *o, const char *option, problem *why) {
     static const char *const names[] = {"run.json",          "state.safetensors", "metrics.csv",
-                                        "model.safetensors", "config.json",       "report.html"};
+                                        "model.safetensors", "config.json",       "report.html",
+                                        TRACE_FILE};
     char path[PATH_MAX];
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (folder_path(folder, names[i], path) == CLMOE_SUCCESS && output_is_file(o, path))
@@ -206,6 +211,8 @@ static clmoe_status report(trace_options *o, const trace_session *s) {
         TRY(trace_write_csv(&s->trace, &o->csv));
     if (!o->json.to_stdout && !o->csv.to_stdout)
         trace_print(&s->trace, &title);
+    TRY(trace_keep(&s->trace, &title));
+    TRY(report_write(o->folder));
 done:
     return status;
 }

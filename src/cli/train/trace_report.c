@@ -1,4 +1,6 @@
 #include "trace_report.h"
+#include "folder.h"
+#include "trace_read.h"
 
 #include <jansson.h>
 #include <string.h>
@@ -151,18 +153,34 @@ static clmoe_status finish(output *to, bool written) {
     return cli_fail(CLMOE_IO, "%s cannot be written", to->path);
 }
 
-clmoe_status trace_write_json(const trace *t, const trace_title *title, output *to) {
-    problem why;
-    FILE *file = output_open(to, &why);
-    bool written = file != NULL;
-    if (!written)
-        return checked(false, &why);
+static bool write_lines(const trace *t, const trace_title *title, FILE *file) {
+    bool written = true;
     for (uint32_t l = 0; l < t->layers && written; l++) {
         written = write_line(file, layer_json(t, title, l));
         for (uint32_t e = 0; e < t->experts && written; e++)
             written = write_line(file, expert_json(t, l, e));
     }
-    return finish(to, written);
+    return written;
+}
+
+clmoe_status trace_write_json(const trace *t, const trace_title *title, output *to) {
+    problem why;
+    FILE *file = output_open(to, &why);
+    if (file == NULL)
+        return checked(false, &why);
+    return finish(to, write_lines(t, title, file));
+}
+
+clmoe_status trace_keep(const trace *t, const trace_title *title) {
+    clmoe_status status = CLMOE_SUCCESS;
+    folder_file file = {0};
+    TRY(folder_begin(&file, title->folder, TRACE_FILE));
+    if (!write_lines(t, title, file.stream))
+        TRY(cli_fail(CLMOE_IO, "%s cannot be written", file.path));
+    TRY(folder_end(&file));
+done:
+    folder_drop(&file);
+    return status;
 }
 
 /* ---- CSV ------------------------------------------------------------------------------------- */

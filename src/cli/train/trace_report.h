@@ -16,6 +16,8 @@ void trace_print(const trace *t, const trace_title *title);
 
 /* One object per layer, and one for each of its experts. */
 clmoe_status trace_write_json(const trace *t, const trace_title *title, output *to);
+/* The same to DIR/trace.jsonl, which takes the place of the trace before. */
+clmoe_status trace_keep(const trace *t, const trace_title *title);
 /* One line per layer and expert. */
 clmoe_status trace_write_csv(const trace *t, output *to);
 
