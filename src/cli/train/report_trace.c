@@ -102,10 +102,10 @@ static clmoe_status write_map(html_page *page, const trace *t, uint32_t layer) {
     if (t->by[TRACE_SOURCE].kinds > 1)
         set_cells(t, TRACE_SOURCE, layer, 1 + BYTE_CLASSES, m);
     html_figure(page, &f,
-                "A row is an expert. load: its share of the layer's pairs, in %. Behind it, of its "
-                "own pairs those of each class of byte, and of each text, in %. The colour is that "
-                "share against the mean over experts; grey is an expert without pairs, or a class "
-                "without tokens.");
+                "A row is an expert, or neighbours where there are more than 64. load: its share "
+                "of the layer's pairs, in %. Behind it, of its own pairs those of each class of "
+                "byte, and of each text, in %. The colour is that share against the mean over "
+                "experts; grey is an expert without pairs, or a class without tokens.");
     free(m);
     return CLMOE_SUCCESS;
 }
