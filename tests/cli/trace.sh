@@ -121,8 +121,13 @@ done >"$tmp/missing"
 if command -v gnuplot >/dev/null; then
     # A number of a cell: the share that an expert has of the first text.
     share=$(awk -F'"text_shares":' '/text_shares":.[0-9]/ { split($2, s, /[][,]/); printf "%.*f\n", 100 * s[2] < 9.95, 100 * s[2] }' "$tmp/experts" | head -1)
-    sed -n '/^<h2>What the experts of layer 0/,/<\/figure>/p' "$run/report.html" | grep -q ">$share<" ||
-        complain "the picture has no cell of $share %"
+    sed -n '/^<h2>What the experts of layer 0/,/<\/figure>/p' "$run/report.html" >"$tmp/map"
+    grep -q ">$share<" "$tmp/map" || complain "the picture has no cell of $share %"
+    # Neither upper case nor others: grey. A row has six cells, then the first text's: red above 50 %.
+    [ "$(grep -c "polygon fill = 'rgb(204, 204, 204)'" "$tmp/map")" -ge 8 ] || complain "no grey cells"
+    sed -n "s/.*polygon fill = 'rgb( *\([0-9]*\), *[0-9]*, *\([0-9]*\))'.*/\1 \2/p" "$tmp/map" |
+        awk -v share="$share" 'NR == 7 { exit share > 50 ? $1 <= $2 : $1 >= $2 }' ||
+        complain "the colour of $share % is on the wrong side"
 fi
 PATH=$tmp/bin:$PATH
 trace 0 --json - --seed 1
