@@ -52,8 +52,8 @@ grep -q 'step 60/60' "$tmp/err" || complain "no progress"
 # killed DIR SIGNAL STEP: begins a run like `whole`, and ends it after that step.
 killed() {
     # shellcheck disable=SC2086
-    "$CLMOE" train --text "$text" --out "$tmp/$1" $sizes --balance quantile,switch --noise gaussian:0.1 \
-        --hidden-dropout 0.1 $device >"$tmp/out" 2>"$tmp/err" &
+    (cd "$tmp" && exec "$CLMOE" train --text text --out "$tmp/$1" $sizes --balance quantile,switch \
+        --noise gaussian:0.1 --hidden-dropout 0.1 $device >"$tmp/out" 2>"$tmp/err") &
     pid=$!
     while kill -0 $pid 2>/dev/null; do
         [ ! -s "$tmp/$1/metrics.csv" ] || [ "$(tail -1 "$tmp/$1/metrics.csv" | cut -d, -f1 | tr -dc 0-9)0" -lt "${3}0" ] || break
@@ -62,6 +62,8 @@ killed() {
     code=0
     wait $pid || code=$?
 }
+mkdir "$tmp/kill1" # killed before it had a run.json, it begins anew
+echo '{' >"$tmp/kill1/run.json.tmp"
 for step in 1 10 25; do
     killed "kill$step" KILL $step
     run_exit 0 train --resume "$tmp/kill$step"
@@ -72,12 +74,24 @@ if [ "$code" != 0 ]; then
     [ "$code" = 130 ] || complain "exit $code after SIGINT"
     grep -q -- "--resume $tmp/int goes on after step [0-9]" "$tmp/err" || complain "no word of how to go on"
 fi
+if command -v flock >/dev/null; then # as another trainer holds it
+    code=0
+    flock "$tmp/int" "$CLMOE" train --resume "$tmp/int" >"$tmp/out" 2>"$tmp/err" || code=$?
+    [ "$code" = 2 ] && grep -q "another clmoe train is at work in '$tmp/int'" "$tmp/err" || complain "two at once: $code"
+fi
 # A line that was half written, and another one of steps that are not in the state.
 printf '9999,1,2\n58,0.' >>"$tmp/int/metrics.csv"
 run_exit 0 train --resume "$tmp/int"
 same whole int
 run_exit 0 train --resume "$tmp/int" # at its end already
 same whole int
+
+sizes_of_all=$sizes sizes=$(echo "$sizes" | sed 's/--save-every 7/--save-every 1/')
+train_exit 2 away --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 --lr 10 --weight-decay 10 --clip 0
+sizes=$sizes_of_all
+grep -q 'finite number any more; a smaller --lr' "$tmp/err" || complain "no word of numbers that are none"
+run_exit 2 train --resume "$tmp/away" # from the last state of numbers
+grep -q 'finite number any more' "$tmp/err" || complain "the state that was left is not one of numbers"
 
 # --- What is refused ------------------------------------------------------------------------------
 # refused SENTENCE ARGUMENT...: nothing is written.
@@ -106,10 +120,33 @@ refused '--lr is 11, which is more than 10' --text "$text" --out "$tmp/new" --lr
 for schedule in 1:5 1:5, 1:5,1:5,2 x 1:5,,2 9; do
     refused '--top-k' --text "$text" --out "$tmp/new" --top-k-schedule $schedule
 done
-refused 'bias_counts' --text "$text" --out "$tmp/new" --experts 2 --balance quantile
+refused '--balance quantile needs more --experts' --text "$text" --out "$tmp/new" --experts 2 --balance quantile
+refused 'more than 2^32 - 1' --text "$text" --out "$tmp/new" --dim 2048 --hidden 65536 --experts 16
+[ -n "$device" ] || refused 'the run needs a buffer of' --text "$text" --out "$tmp/new" --dim 1024 --hidden 8192 --experts 64
+mkfifo "$tmp/pipe"
+refused "pipe' is not a regular file" --text "$tmp/pipe" --out "$tmp/new"
+cp "$text" "$tmp/$(printf 'caf\351')"
+refused 'is not UTF-8' --text "$tmp/$(printf 'caf\351')" --out "$tmp/new"
+# clash OPTION...: the first two do not go together.
+clash() {
+    refused "$1 does not go with $2" --text "$text" --out "$tmp/new" $1 ${3-} $2 ${4-}
+}
+clash '--keep round' --capacity-factor '' 1
+clash '--keep round' '--balance sinkhorn'
+clash '--keep round' '--balance rebalance'
+clash '--keep round' --per-sequence '--balance switch'
+clash '--overflow reroute' --per-sequence '--balance switch --capacity-factor 1'
+clash '--overflow reroute' '--balance expert-choice' '--capacity-factor 1'
+clash --anneal '--noise none' 5
+clash '--balance soft-moe' --noise '' gumbel
+clash '--balance soft-moe' --expert-dropout '' 0.1
+clash '--balance smooth-load' '--noise gumbel'
+refused 'but all experts are chosen until --soft-steps 5' --text "$text" --out "$tmp/new" --balance smooth-load --soft-steps 5
+refused 'needs 257 slots or more' --text "$text" --out "$tmp/new" --balance soft-moe:4096 --batch 1048576
+refused 'was begun, without --lr' --resume "$tmp/whole" --lr 1
 refused 'is no folder of a run' --resume "$tmp"
 cp "$tmp/whole/run.json" "$tmp/run.json.right"
-for bad in '{}' '{"command":["train"]}' '{"command":["train","--help"]}' '{"command":[1]}' '['; do
+for bad in '{}' '{"command":["train","--resume","x"]}' '{"command":["train"]}' '{"command":["train","--help"]}' '{"command":[1]}' '['; do
     echo "$bad" >"$tmp/whole/run.json"
     refused 'run.json' --resume "$tmp/whole"
 done

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,11 +15,13 @@ clmoe_status folder_path(const char *folder, const char *name, char path[PATH_MA
     return cli_fail(CLMOE_IO, "%s: %s", folder, strerror(ENAMETOOLONG));
 }
 
+/* A run that was killed before it had its run.json leaves less than can be resumed. */
 static bool is_empty(const char *folder) {
     DIR *stream = opendir(folder);
     bool empty = stream != NULL;
     for (const struct dirent *entry; empty && (entry = readdir(stream)) != NULL;)
-        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
+        empty = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
+                strcmp(entry->d_name, "run.json.tmp") == 0;
     if (stream != NULL)
         closedir(stream);
     return empty;
@@ -36,11 +39,29 @@ clmoe_status folder_check(const char *folder) {
     return CLMOE_SUCCESS;
 }
 
-clmoe_status folder_make(const char *folder) {
+clmoe_status folder_lock(const char *folder, folder_guard *guard) {
+    const int fd = open(folder, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return cli_fail(CLMOE_IO, "'%s' is no folder of a run: %s", folder, strerror(errno));
+    guard->fd = fd + 1;
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return cli_fail(CLMOE_IO, "another clmoe train is at work in '%s'", folder);
+    return CLMOE_SUCCESS;
+}
+
+void folder_unlock(folder_guard *guard) {
+    if (guard->fd > 0)
+        close(guard->fd - 1);
+    *guard = (folder_guard){0};
+}
+
+clmoe_status folder_make(const char *folder, folder_guard *guard) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(folder_check(folder));
     if (mkdir(folder, 0777) != 0 && errno != EEXIST)
         return cli_fail(CLMOE_IO, "--out '%s' cannot be made: %s", folder, strerror(errno));
+    TRY(folder_lock(folder, guard));
+    TRY(folder_check(folder));
 done:
     return status;
 }

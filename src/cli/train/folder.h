@@ -18,8 +18,18 @@ typedef struct folder_file {
 
 /* Whether a folder can be that of a new run: it is not there, or empty. */
 clmoe_status folder_check(const char *folder);
-/* Makes it. */
-clmoe_status folder_make(const char *folder);
+/*
+ * One process at a time writes in a folder: others are refused until folder_unlock(), or the end of
+ * the process. Start from {0}. A file system without locks has none.
+ */
+typedef struct folder_guard {
+    int fd; /* + 1, so that 0 is none */
+} folder_guard;
+
+clmoe_status folder_lock(const char *folder, folder_guard *guard);
+void folder_unlock(folder_guard *guard);
+/* Makes it, locks it, and looks again whether it is empty. */
+clmoe_status folder_make(const char *folder, folder_guard *guard);
 
 /* FOLDER/NAME; an error if that is too long. */
 clmoe_status folder_path(const char *folder, const char *name, char path[PATH_MAX]);

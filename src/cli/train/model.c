@@ -23,16 +23,51 @@ static clmoe_status own(train_model *m, cl_mem mem) {
     return CLMOE_SUCCESS;
 }
 
-/* A buffer of zeros; none of 0 bytes. */
+/* Whether the device has room for one more buffer. */
+static clmoe_status check_room(train_model *m, size_t bytes) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_device_id id = NULL;
+    cl_ulong most = 0, memory = 0;
+    TRY(CL(clGetCommandQueueInfo(m->device->queue, CL_QUEUE_DEVICE, sizeof id, (void *)&id, NULL)));
+    TRY(CL(clGetDeviceInfo(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof most, &most, NULL)));
+    TRY(CL(clGetDeviceInfo(id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof memory, &memory, NULL)));
+    if (bytes > most)
+        TRY(cli_fail(CLMOE_UNSUPPORTED,
+                     "the run needs a buffer of %zu bytes, but the device allows %llu; its "
+                     "--experts, --dim, --hidden, --layers, --context or --batch must be smaller",
+                     bytes, (unsigned long long)most));
+    m->bytes += bytes;
+    if (m->bytes > memory)
+        TRY(cli_fail(CLMOE_UNSUPPORTED,
+                     "the run needs more than the device's %llu bytes of memory; its --experts, "
+                     "--dim, --hidden, --layers, --context or --batch must be smaller",
+                     (unsigned long long)memory));
+done:
+    return status;
+}
+
+/* A buffer, zeros after fill_all(); none of 0 bytes. */
 static clmoe_status create(train_model *m, size_t bytes, cl_mem *mem) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
     if (bytes == 0)
         return status;
+    TRY(check_room(m, bytes));
     *mem = clCreateBuffer(m->device->cl, CL_MEM_READ_WRITE, bytes, NULL, &code);
     TRY(cli_cl(code, "clCreateBuffer"));
     TRY(own(m, *mem));
-    TRY(model_clear(m, *mem, bytes));
+done:
+    return status;
+}
+
+/* Only after all have found room: it is now that the memory is taken. */
+static clmoe_status fill_all(train_model *m) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (uint32_t i = 0; i < m->num_owned; i++) {
+        size_t bytes = 0;
+        TRY(CL(clGetMemObjectInfo(m->owned[i], CL_MEM_SIZE, sizeof bytes, &bytes, NULL)));
+        TRY(model_clear(m, m->owned[i], bytes));
+    }
 done:
     return status;
 }
@@ -203,6 +238,7 @@ static clmoe_status create_batch(train_model *m, const corpus *text) {
     for (int i = 0; i < SUM_STAGES; i++)
         TRY(create(m, sum_items[i] * word, &m->sums[i]));
     TRY(create(m, m->phases.scratch, &m->scratch));
+    TRY(fill_all(m));
     TRY(model_write(m, m->text, text->size, text->bytes));
 done:
     return status;

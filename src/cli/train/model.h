@@ -54,6 +54,7 @@ typedef struct train_model {
     bool timed;
     cl_mem *owned; /* all of them */
     uint32_t num_owned, owned_room;
+    uint64_t bytes; /* of the buffers */
 } train_model;
 
 /* Writes the first values and states. The text goes to the device once. */

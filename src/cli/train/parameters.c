@@ -9,7 +9,7 @@ enum { BYTES = 256, ALIGNMENT = 256 };
 /* Slots so that all experts together have as many rows as with token choice, times the value. */
 static uint32_t slots_of(const train_settings *s, const balance_method *soft) {
     const double rows = soft->value * s->batch * s->top_k / s->experts;
-    return rows < 1 ? 1 : (uint32_t)rows;
+    return rows < 1 ? 1 : rows > MOST_SLOTS ? MOST_SLOTS + 1 : (uint32_t)rows;
 }
 
 uint32_t router_rows(const train_settings *s) {

@@ -51,7 +51,10 @@ const parameter *parameters_find(const parameters *p, parameter_kind kind, uint3
  */
 void parameters_init(const parameters *p, const train_settings *s, float *values);
 
-/* Rows of the router: E, with Soft MoE E*p. */
+/* Of an expert with Soft MoE, as the library has it. */
+enum { MOST_SLOTS = 256 };
+
+/* Rows of the router: E, with Soft MoE E*p, p at most MOST_SLOTS + 1. */
 uint32_t router_rows(const train_settings *s);
 
 #endif

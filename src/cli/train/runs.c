@@ -161,8 +161,6 @@ clmoe_status record_read(const char *folder, run_record *run) {
     char path[PATH_MAX];
     run->folder = folder;
     TRY(run_load(folder, &run->words, &run->settings));
-    if (run->settings.resume != NULL)
-        TRY(cli_fail(CLMOE_BAD_FILE, "%s/run.json is not the command of a run", folder));
     TRY(folder_path(folder, "metrics.csv", path));
     TRY(csv_read(path, &run->table));
     for (uint32_t i = 0; i < RUN_COLUMNS; i++)

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -15,22 +16,52 @@ static const char run_name[] = "run.json", state_name[] = "state.safetensors";
 /* ---- run.json
  * ------------------------------------------------------------------------------------ */
 
+/* Appends a value to an array, or is the end of both: a word that is not UTF-8 has none. */
+static json_t *appended(json_t *array, json_t *value) {
+    if (array != NULL && json_array_append_new(array, value) == 0)
+        return array;
+    json_decref(array);
+    return NULL;
+}
+
 static json_t *words_json(const run_words *words) {
     json_t *array = json_array();
-    for (int i = 0; i < words->count; i++)
-        json_array_append_new(array, json_string(words->words[i]));
+    for (int i = 0; i < words->count && array != NULL; i++)
+        array = appended(array, json_string(words->words[i]));
     return array;
+}
+
+/* The whole path, by which a run goes on from anywhere; as it was given if that is not UTF-8. */
+static json_t *path_json(const char *path) {
+    char here[PATH_MAX];
+    json_t *value = NULL;
+    if (path[0] != '/' && getcwd(here, sizeof here) != NULL)
+        value = json_sprintf("%s/%s", here, path);
+    return value != NULL ? value : json_string(path);
 }
 
 static json_t *texts_json(const corpus *text) {
     json_t *array = json_array();
-    for (uint32_t i = 0; i < text->num_files; i++) {
+    for (uint32_t i = 0; i < text->num_files && array != NULL; i++) {
         const text_file *file = &text->files[i];
-        json_array_append_new(array, json_pack("{s:s, s:I, s:I}", "path", file->path, "bytes",
-                                               (json_int_t)(file->end - file->begin), "fnv1a",
-                                               (json_int_t)file->checksum));
+        array = appended(array, json_pack("{s:o, s:I, s:I}", "path", path_json(file->path), "bytes",
+                                          (json_int_t)(file->end - file->begin), "fnv1a",
+                                          (json_int_t)file->checksum));
     }
     return array;
+}
+
+clmoe_status run_check_words(const run_words *words) {
+    clmoe_status status = CLMOE_SUCCESS;
+    for (int i = 0; i < words->count; i++) {
+        json_t *word = json_string(words->words[i]);
+        if (word == NULL)
+            TRY(cli_fail(CLMOE_INVALID_ARGUMENT, "'%s' is not UTF-8, as %s must be",
+                         words->words[i], run_name));
+        json_decref(word);
+    }
+done:
+    return status;
 }
 
 clmoe_status run_save(const char *folder, const run_words *words, const corpus *text) {
@@ -39,9 +70,7 @@ clmoe_status run_save(const char *folder, const run_words *words, const corpus *
     json_t *root = json_pack("{s:s, s:o, s:o}", "clmoe", clmoe_version(), "command",
                              words_json(words), "texts", texts_json(text));
     if (root == NULL)
-        return cli_fail(CLMOE_INVALID_ARGUMENT,
-                        "%s/%s cannot be written: an argument is not UTF-8, or there is no memory",
-                        folder, run_name);
+        return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for %s/%s", folder, run_name);
     TRY(folder_begin(&file, folder, run_name));
     json_dumpf(root, file.stream, JSON_INDENT(1));
     fputc('\n', file.stream);
@@ -91,7 +120,7 @@ clmoe_status run_load(const char *folder, run_words *words, train_settings *sett
     optind = 0; /* getopt_long() begins anew */
     if (!settings_parse(settings, words->count, words->words, &option, &why))
         TRY(cli_fail(CLMOE_BAD_FILE, "%s/%s: %s", folder, run_name, why.text));
-    if (option != CLI_END)
+    if (option != CLI_END || settings->resume != NULL)
         TRY(cli_fail(CLMOE_BAD_FILE, "%s/%s is not the command of a run", folder, run_name));
 done:
     json_decref(root);
@@ -101,8 +130,28 @@ done:
 void run_words_free(run_words *words) {
     for (int i = 0; i < words->count; i++)
         free(words->words[i]);
+    for (uint32_t i = 0; i < MOST_TEXTS; i++)
+        free(words->texts[i]);
     free(words->words);
     *words = (run_words){0};
+}
+
+clmoe_status run_find_texts(const char *folder, run_words *words, train_settings *settings) {
+    clmoe_status status = CLMOE_SUCCESS;
+    json_t *root = NULL;
+    TRY(load_json(folder, &root));
+    for (uint32_t i = 0; i < settings->num_texts; i++) {
+        const json_t *entry = json_array_get(json_object_get(root, "texts"), i);
+        const char *path = json_string_value(json_object_get(entry, "path"));
+        if (path == NULL || access(path, R_OK) != 0)
+            continue;
+        words->texts[i] = strdup(path);
+        if (words->texts[i] != NULL)
+            settings->texts[i] = words->texts[i];
+    }
+done:
+    json_decref(root);
+    return status;
 }
 
 clmoe_status run_check_texts(const char *folder, const corpus *text) {
@@ -161,11 +210,23 @@ static void halves_of_words(float *values, size_t count) {
     }
 }
 
-static void words_of_halves(float *values, size_t count) {
+/* false: a number is no half of a word. */
+static bool words_of_halves(float *values, size_t count) {
+    for (size_t i = 0; i < 2 * count; i++)
+        if (!(values[i] >= 0 && values[i] <= HALF_MASK))
+            return false;
     for (size_t i = 0; i < count; i++) {
         const uint32_t word = (uint32_t)values[2 * i] | (uint32_t)values[2 * i + 1] << HALF_BITS;
         memcpy(&values[i], &word, sizeof word);
     }
+    return true;
+}
+
+static bool all_finite(const float *values, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (!isfinite(values[i]))
+            return false;
+    return true;
 }
 
 static size_t tensor_floats(const state_tensor *tensor) {
@@ -205,6 +266,14 @@ static void state_file_free(state_file *f) {
     free(f->values);
 }
 
+clmoe_status run_diverged(const char *folder, uint32_t step, const char *what) {
+    return cli_fail(
+        CLMOE_UNSUPPORTED,
+        "step %u: %s no finite number any more; a smaller --lr may help. '%s' keeps what "
+        "was saved before",
+        (unsigned)step, what, folder);
+}
+
 clmoe_status state_save(train_model *m, const char *folder, uint32_t steps) {
     clmoe_status status = CLMOE_SUCCESS;
     const float step = (float)steps;
@@ -218,6 +287,8 @@ clmoe_status state_save(train_model *m, const char *folder, uint32_t steps) {
         TRY(model_read(m, tensor->mem, tensor->elements * sizeof *f.values, f.values));
         if (tensor->words)
             halves_of_words(f.values, tensor->elements);
+        else if (!all_finite(f.values, tensor->elements))
+            TRY(run_diverged(folder, steps, "a parameter or its moment is"));
         TRY(tensors_append(file.stream, file.path, f.values, tensor_floats(tensor)));
     }
     TRY(tensors_append(file.stream, file.path, &step, 1));
@@ -245,9 +316,14 @@ static clmoe_status load_tensor(train_model *m, const clmoe_tensors *file, const
     TRY(check_length(file, &f->entries[index]));
     TRY(LIB(clmoe_tensors_read(file, tensor->name, 0, tensor_floats(tensor), f->values)));
     if (tensor->words) {
-        words_of_halves(f->values, tensor->elements);
+        if (!words_of_halves(f->values, tensor->elements))
+            TRY(cli_fail(CLMOE_BAD_FILE, "%s: '%s' has numbers that are no halves of words",
+                         clmoe_tensors_path(file), tensor->name));
         TRY(LIB(clmoe_state_check(phases_at(&m->phases, 0)->layer, f->values, m->state_bytes)));
     }
+    if (!tensor->words && !all_finite(f->values, tensor->elements))
+        TRY(cli_fail(CLMOE_BAD_FILE, "%s: '%s' has a number that is not finite",
+                     clmoe_tensors_path(file), tensor->name));
     TRY(model_write(m, tensor->mem, tensor->elements * sizeof *f->values, f->values));
     if (tensor->mem == m->values)
         TRY(model_round(m, f->values));
@@ -266,7 +342,7 @@ static clmoe_status load_all(train_model *m, const char *path, uint32_t *steps) 
         TRY(load_tensor(m, file, &f, i));
     TRY(check_length(file, &f.entries[f.count]));
     TRY(LIB(clmoe_tensors_read(file, "step", 0, 1, &step)));
-    if (!(step >= 0 && step <= (float)m->settings->steps))
+    if (!(step >= 0 && step <= (float)m->settings->steps && step == floorf(step)))
         TRY(cli_fail(CLMOE_BAD_FILE, "%s: 'step' is %g of %u", path, (double)step,
                      (unsigned)m->settings->steps));
     *steps = (uint32_t)step;

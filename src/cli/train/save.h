@@ -15,8 +15,11 @@
 typedef struct run_words {
     char **words; /* words[0] is the subcommand; ended by NULL */
     int count;
+    char *texts[MOST_TEXTS]; /* whole paths of run_find_texts() */
 } run_words;
 
+/* Whether run.json can hold the words. */
+clmoe_status run_check_words(const run_words *words);
 /* Writes run.json of a new run. */
 clmoe_status run_save(const char *folder, const run_words *words, const corpus *text);
 /*
@@ -25,9 +28,14 @@ clmoe_status run_save(const char *folder, const run_words *words, const corpus *
  */
 clmoe_status run_load(const char *folder, run_words *words, train_settings *settings);
 void run_words_free(run_words *words);
+/* The texts where they were when the run began, as far as they are there; else as they were given.
+ */
+clmoe_status run_find_texts(const char *folder, run_words *words, train_settings *settings);
 /* Whether the texts are those that the run began with. */
 clmoe_status run_check_texts(const char *folder, const corpus *text);
 
+/* The error of a run that has left the numbers. */
+clmoe_status run_diverged(const char *folder, uint32_t step, const char *what);
 /* Writes state.safetensors after `steps` steps. */
 clmoe_status state_save(train_model *m, const char *folder, uint32_t steps);
 /* Reads it if there is one; *steps: how many were done. */

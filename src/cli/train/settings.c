@@ -1,5 +1,6 @@
 #include "settings.h"
 #include "../options.h"
+#include "parameters.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -327,30 +328,119 @@ static bool check_sizes(const train_settings *s, problem *why) {
     return true;
 }
 
+static uint32_t most_top_k(const train_settings *s) {
+    uint32_t most = s->top_k;
+    for (uint32_t i = 0; i < s->num_top_k_phases; i++)
+        most = s->top_k_phases[i].top_k > most ? s->top_k_phases[i].top_k : most;
+    return most;
+}
+
+/* Two options, and whether they meet though they do not go together. */
+typedef struct clash {
+    bool is;
+    const char *one, *other;
+} clash;
+
+static bool check_clashes(const clash *rows, size_t count, problem *why) {
+    for (size_t i = 0; i < count; i++)
+        if (rows[i].is)
+            return problem_set(why, "%s does not go with %s", rows[i].one, rows[i].other);
+    return true;
+}
+
 /* Soft MoE has slots instead of choices: no statistics, no state, a router of another size. */
 static bool check_soft_moe(const train_settings *s, problem *why) {
+    static const char soft[] = "--balance soft-moe";
+    const clash rows[] = {
+        {s->methods.count > 1, soft, "another --balance"},
+        {s->balance_from > 0, soft, "--balance-from"},
+        {s->soft_steps > 0, soft, "--soft-steps"},
+        {s->num_top_k_phases > 0, soft, "--top-k-schedule"},
+        {s->hidden_dropout > 0, soft, "--hidden-dropout"},
+        {s->expert_dropout > 0, soft, "--expert-dropout"},
+        {s->router_dropout > 0, soft, "--router-dropout"},
+        {s->z_loss > 0, soft, "--z-loss"},
+        {s->token_entropy > 0, soft, "--token-entropy"},
+        {s->capacity_factor > 0, soft, "--capacity-factor"},
+        {s->keep != CLMOE_KEEP_POSITION, soft, "--keep"},
+        {s->noise != CLMOE_NOISE_NONE, soft, "--noise"},
+        {s->per_sequence, soft, "--per-sequence"},
+    };
+    if (!check_clashes(rows, sizeof rows / sizeof rows[0], why))
+        return false;
+    return router_rows(s) <= s->experts * MOST_SLOTS ||
+           problem_set(why,
+                       "--balance soft-moe:%g with --batch %u needs %d slots or more of each "
+                       "expert, but there are at most %d",
+                       s->methods.rows[0].value, (unsigned)s->batch, MOST_SLOTS + 1, MOST_SLOTS);
+}
+
+/* What the library would refuse, in the words of its descriptors. */
+static bool check_choice(const train_settings *s, problem *why) {
     const balance_method *policy = methods_find(&s->methods, METHOD_POLICY);
-    const char *other = s->methods.count > 1      ? "another --balance"
-                        : s->balance_from > 0     ? "--balance-from"
-                        : s->soft_steps > 0       ? "--soft-steps"
-                        : s->num_top_k_phases > 0 ? "--top-k-schedule"
-                        : s->hidden_dropout > 0   ? "--hidden-dropout"
-                        : s->z_loss > 0           ? "--z-loss"
-                        : s->token_entropy > 0    ? "--token-entropy"
-                                                  : NULL;
-    if (policy == NULL || policy->row->which != CLMOE_POLICY_SOFT_MOE || other == NULL)
-        return true;
-    return problem_set(why, "--balance soft-moe does not go with %s", other);
+    const bool rebalance = methods_find(&s->methods, METHOD_REBALANCE) != NULL;
+    const bool round = s->keep == CLMOE_KEEP_ROUND, reroute = s->overflow == CLMOE_OVERFLOW_REROUTE;
+    char name[40] = "";
+    if (policy != NULL)
+        snprintf(name, sizeof name, "--balance %s", policy->row->name);
+    const clash rows[] = {
+        {round && policy != NULL, "--keep round", name},
+        {round && rebalance, "--keep round", "--balance rebalance"},
+        {round && s->capacity_factor > 0, "--keep round", "--capacity-factor"},
+        {round && s->per_sequence, "--keep round", "--per-sequence"},
+        {reroute && policy != NULL, "--overflow reroute", name},
+        {reroute && s->per_sequence, "--overflow reroute", "--per-sequence"},
+        {rebalance && policy != NULL && policy->row->which != CLMOE_POLICY_SINKHORN,
+         "--balance rebalance", name},
+        {s->anneal > 0 && s->noise == CLMOE_NOISE_NONE, "--anneal", "--noise none"},
+    };
+    return check_clashes(rows, sizeof rows / sizeof rows[0], why);
+}
+
+/* Where all experts are chosen there is no place between those that are and those that are not. */
+static bool check_chosen(const train_settings *s, problem *why) {
+    const uint32_t most = most_top_k(s);
+    for (uint32_t i = 0; i < s->methods.count; i++) {
+        const balance_method *method = &s->methods.rows[i];
+        const bool smooth = methods_is_loss(method, CLMOE_LOSS_SMOOTH_LOAD);
+        const bool quantile =
+            method->row->kind == METHOD_RULE && method->row->which == CLMOE_BIAS_QUANTILE;
+        if ((smooth || quantile) && most >= s->experts)
+            return problem_set(why, "--balance %s needs more --experts than --top-k",
+                               method->row->name);
+        if (smooth && s->noise == CLMOE_NOISE_GUMBEL)
+            return problem_set(why, "--balance smooth-load does not go with --noise gumbel");
+        if (smooth && s->soft_steps > s->balance_from)
+            return problem_set(why,
+                               "--balance smooth-load acts from --balance-from %u, but all "
+                               "experts are chosen until --soft-steps %u",
+                               (unsigned)s->balance_from, (unsigned)s->soft_steps);
+    }
+    return true;
+}
+
+static bool check_policy(const train_settings *s, problem *why) {
+    const balance_method *policy = methods_find(&s->methods, METHOD_POLICY);
+    const bool soft = policy != NULL && policy->row->which == CLMOE_POLICY_SOFT_MOE;
+    return (!soft || check_soft_moe(s, why)) && check_choice(s, why) && check_chosen(s, why);
+}
+
+/* A run goes on as it was begun: what else was asked for would not be heard. */
+static bool check_resume(const cli_parser *p, problem *why) {
+    for (int i = 0; i < OPTIONS; i++)
+        if (p->given[i] > 0 && i != OPT_RESUME && i != OPT_DEVICE && i != OPT_ENGINE &&
+            i != OPT_NO_CACHE)
+            return problem_set(why, "--resume goes on as the run was begun, without --%s",
+                               table[i].name);
+    return true;
 }
 
 static bool check_all(const train_settings *s, problem *why) {
-    if (s->resume != NULL)
-        return true;
     if (s->num_texts == 0)
         return problem_set(why, "--text is needed: a file to learn from");
     if (s->out == NULL)
         return problem_set(why, "--out is needed: the folder that the run is written to");
-    return check_sizes(s, why) && check_soft_moe(s, why);
+    return check_sizes(s, why) && check_policy(s, why);
 }
 
 static const train_settings defaults = {
@@ -393,7 +483,8 @@ bool settings_parse(train_settings *s, int argc, char **argv, int *option, probl
     if (*option != CLI_END)
         return *option != CLI_BAD;
     set_noise(s);
-    if (!cli_at_most(0, argc, argv, why) || !check_all(s, why))
+    if (!cli_at_most(0, argc, argv, why) ||
+        !(s->resume != NULL ? check_resume(&parser, why) : check_all(s, why)))
         *option = CLI_BAD;
     return *option != CLI_BAD;
 }

@@ -35,12 +35,14 @@ static uint32_t checksum_of(const unsigned char *bytes, uint32_t size) {
     return sum;
 }
 
-static clmoe_status file_size(const char *path, FILE *stream, uint64_t *size) {
+/* Opens a regular file: opening a pipe would wait for its other end. */
+static clmoe_status open_file(const char *path, FILE **stream, uint64_t *size) {
     struct stat info;
-    if (stream == NULL || fstat(fileno(stream), &info) != 0)
-        return cli_fail(CLMOE_IO, "--text '%s' cannot be read: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode))
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
         return cli_fail(CLMOE_IO, "--text '%s' is not a regular file", path);
+    *stream = fopen(path, "rb");
+    if (*stream == NULL || fstat(fileno(*stream), &info) != 0)
+        return cli_fail(CLMOE_IO, "--text '%s' cannot be read: %s", path, strerror(errno));
     *size = (uint64_t)info.st_size;
     return CLMOE_SUCCESS;
 }
@@ -53,7 +55,7 @@ static uint32_t starts(const corpus *c, uint32_t begin, uint32_t end) {
 
 /* Appends a file of `size` bytes. */
 static clmoe_status append(corpus *c, const char *path, FILE *stream, uint32_t size) {
-    unsigned char *bytes = realloc(c->bytes, (size_t)c->size + size);
+    unsigned char *bytes = realloc(c->bytes, (size_t)c->size + size + 1); /* never 0 */
     if (bytes == NULL)
         return cli_fail(CLMOE_OUT_OF_MEMORY, "no memory for --text '%s', %u bytes", path,
                         (unsigned)size);
@@ -72,10 +74,10 @@ static clmoe_status append(corpus *c, const char *path, FILE *stream, uint32_t s
 
 static clmoe_status read_one(corpus *c, const char *path) {
     clmoe_status status = CLMOE_SUCCESS;
-    FILE *stream = fopen(path, "rb");
+    FILE *stream = NULL;
     uint64_t size = 0;
     const uint64_t least = (uint64_t)(c->context + c->sequence) * HELD_OUT_SHARE;
-    TRY(file_size(path, stream, &size));
+    TRY(open_file(path, &stream, &size));
     if (!c->whole && size < least)
         TRY(cli_fail(CLMOE_BAD_FILE,
                      "--text '%s' has %llu bytes; with --context %u and --sequence %u its last "

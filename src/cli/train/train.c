@@ -9,6 +9,7 @@
 #include "save.h"
 #include "usage.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 typedef struct train_run {
@@ -22,7 +23,8 @@ typedef struct train_run {
     uint32_t *positions;
     FILE *csv;
     const char *folder;
-    uint32_t done; /* steps */
+    folder_guard lock; /* on it */
+    uint32_t done;     /* steps */
 } train_run;
 
 /* ---- Opening
@@ -34,6 +36,7 @@ static clmoe_status take_up(train_run *r) {
     const train_settings asked = r->settings;
     r->folder = asked.resume;
     TRY(run_load(r->folder, &r->words, &r->settings));
+    TRY(run_find_texts(r->folder, &r->words, &r->settings));
     r->settings.device = asked.device ? asked.device : r->settings.device;
     r->settings.engine = asked.engine ? asked.engine : r->settings.engine;
     r->settings.no_cache = asked.no_cache;
@@ -73,11 +76,14 @@ done:
 static clmoe_status open_run(train_run *r, int argc, char **argv) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool resumed = r->settings.resume != NULL;
-    const run_words words = {argv, argc};
-    if (resumed)
+    const run_words words = {.words = argv, .count = argc};
+    if (resumed) {
+        TRY(folder_lock(r->settings.resume, &r->lock));
         TRY(take_up(r));
-    else
+    } else {
+        TRY(run_check_words(&words));
         TRY(folder_check(r->folder = r->settings.out));
+    }
     TRY(open_text(r));
     if (resumed)
         TRY(run_check_texts(r->folder, &r->text));
@@ -86,7 +92,7 @@ static clmoe_status open_run(train_run *r, int argc, char **argv) {
     TRY(metrics_create(&r->metrics, &r->model));
     if (!resumed) {
         TRY(try_out(r));
-        TRY(folder_make(r->folder));
+        TRY(folder_make(r->folder, &r->lock));
         TRY(run_save(r->folder, &words, &r->text));
     }
     TRY(state_load(&r->model, r->folder, &r->done));
@@ -104,6 +110,7 @@ static void close_run(train_run *r) {
     corpus_free(&r->text);
     run_words_free(&r->words);
     free(r->positions);
+    folder_unlock(&r->lock);
 }
 
 /* ---- Steps
@@ -153,6 +160,8 @@ static clmoe_status log_step(train_run *r) {
         TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done));
     TRY(metrics_append(&r->metrics, r->csv));
     progress_show(&r->progress, &r->metrics);
+    if (!isfinite(r->metrics.loss))
+        TRY(run_diverged(r->folder, r->metrics.step, "the loss is"));
 done:
     return status;
 }

@@ -114,6 +114,11 @@ static void refused(void **state) {
           cli_error());
     missing = "/tmp";
     CHECK(corpus_read(&c, &missing, 1) == CLMOE_IO, "a folder is read\n");
+    FILE *empty = fopen(paths[0], "wb");
+    CHECK(empty != NULL && fclose(empty) == 0, "no file\n");
+    c.whole = true; /* of which two empty files are no bytes, not no memory */
+    names[0] = paths[0];
+    OK(corpus_read(&c, names, 2));
     corpus_free(&c);
     corpus_free(&whole);
 }
