@@ -107,6 +107,7 @@ refused '--text is needed' --out "$tmp/new"
 refused '--out is needed' --text "$text"
 refused 'is not empty; --resume' --text "$text" --out "$tmp/whole"
 refused 'exists and is no folder' --text "$text" --out "$text"
+refused "--out '$tmp/none/new' cannot be made" --text "$text" --out "$tmp/none/new"
 refused "--text '$tmp/none' cannot be read" --text "$tmp/none" --out "$tmp/new"
 refused "has 3 bytes" --text "$(printf abc >"$tmp/short"; echo "$tmp/short")" --out "$tmp/new"
 refused '--dim is 24, which is no multiple of 16' --text "$text" --out "$tmp/new" --dim 24

@@ -27,10 +27,29 @@ static bool is_empty(const char *folder) {
     return empty;
 }
 
+/* Whether a folder can be made in the one above, before a long start. */
+static clmoe_status check_parent(const char *folder) {
+    clmoe_status status = CLMOE_SUCCESS;
+    char path[PATH_MAX];
+    TRY(folder_path(folder, "..", path)); /* for its length; the folder is not there yet */
+    size_t length = strlen(folder);
+    while (length > 1 && folder[length - 1] == '/')
+        length--;
+    while (length > 0 && folder[length - 1] != '/')
+        length--;
+    memcpy(path, folder, length);
+    snprintf(path + length, sizeof path - length, ".");
+    if (folder[0] == '\0' || access(path, W_OK | X_OK) != 0)
+        return cli_fail(CLMOE_IO, "--out '%s' cannot be made: %s", folder,
+                        strerror(folder[0] == '\0' ? ENOENT : errno));
+done:
+    return status;
+}
+
 clmoe_status folder_check(const char *folder) {
     struct stat info;
     if (stat(folder, &info) != 0 && errno == ENOENT)
-        return CLMOE_SUCCESS;
+        return check_parent(folder);
     if (stat(folder, &info) != 0 || !S_ISDIR(info.st_mode))
         return cli_fail(CLMOE_IO, "--out '%s' exists and is no folder", folder);
     if (!is_empty(folder))
@@ -42,7 +61,7 @@ clmoe_status folder_check(const char *folder) {
 clmoe_status folder_lock(const char *folder, folder_guard *guard) {
     const int fd = open(folder, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return cli_fail(CLMOE_IO, "'%s' is no folder of a run: %s", folder, strerror(errno));
+        return cli_fail(CLMOE_IO, "'%s' cannot be opened: %s", folder, strerror(errno));
     guard->fd = fd + 1;
     if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         return cli_fail(CLMOE_IO, "another clmoe train is at work in '%s'", folder);

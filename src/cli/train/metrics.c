@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { VALIDATION_BATCHES = 8, LOAD_OFFSET = sizeof(clmoe_stats) };
 
@@ -241,8 +242,12 @@ clmoe_status metrics_open(const char *folder, const train_model *m, uint32_t ste
     char path[PATH_MAX];
     TRY(folder_path(folder, csv_name, path));
     before = fopen(path, "r");
+    if (before == NULL && errno != ENOENT)
+        TRY(cli_fail(CLMOE_IO, "%s cannot be read: %s", path, strerror(errno)));
     TRY(folder_begin(&replaced, folder, csv_name));
     copy_lines(m, before, steps, replaced.stream);
+    if (before != NULL && ferror(before))
+        TRY(cli_fail(CLMOE_IO, "%s cannot be read to its end", path));
     TRY(folder_end(&replaced));
     *file = fopen(path, "a");
     if (*file == NULL)
@@ -291,6 +296,12 @@ clmoe_status metrics_append(const metrics *r, FILE *file) {
         write_shares(r, l, file);
     fputc('\n', file);
     if (fflush(file) == 0)
+        return CLMOE_SUCCESS;
+    return cli_fail(CLMOE_IO, "%s cannot be written: %s", csv_name, strerror(errno));
+}
+
+clmoe_status metrics_sync(FILE *file) {
+    if (fsync(fileno(file)) == 0)
         return CLMOE_SUCCESS;
     return cli_fail(CLMOE_IO, "%s cannot be written: %s", csv_name, strerror(errno));
 }

@@ -43,5 +43,7 @@ uint32_t metrics_dead(const metrics *r);
  */
 clmoe_status metrics_open(const char *folder, const train_model *m, uint32_t steps, FILE **file);
 clmoe_status metrics_append(const metrics *r, FILE *file);
+/* On the disk, before a state that stands behind its lines is. */
+clmoe_status metrics_sync(FILE *file);
 
 #endif

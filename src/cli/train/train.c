@@ -166,6 +166,14 @@ done:
     return status;
 }
 
+static clmoe_status save(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    TRY(metrics_sync(r->csv));
+    TRY(state_save(&r->model, r->folder, r->done));
+done:
+    return status;
+}
+
 static clmoe_status train(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
     progress_begin(&r->progress, &r->settings, r->done);
@@ -174,12 +182,12 @@ static clmoe_status train(train_run *r) {
         TRY(log_step(r));
         r->done++;
         if (r->done % r->settings.save_every == 0)
-            TRY(state_save(&r->model, r->folder, r->done));
+            TRY(save(r));
     }
     if (r->done == r->settings.steps && !r->metrics.validated) /* resumed at its end */
         TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done - 1));
     if (r->done % r->settings.save_every != 0)
-        TRY(state_save(&r->model, r->folder, r->done));
+        TRY(save(r));
     TRY(model_export(&r->model, r->folder, r->done > 0 ? r->done - 1 : 0));
     TRY(report_write(r->folder));
 done:
@@ -198,10 +206,21 @@ static int finish(const train_run *r) {
     return EXIT_OK;
 }
 
+/* A signal makes a compiler at work fail, too: then it is the signal that ended the run. */
+static int fail(const train_run *r) {
+    char left[PATH_MAX + 100] = "no step was done";
+    if (interrupt_signal() == 0)
+        return exit_with_error("train");
+    if (r->csv != NULL)
+        snprintf(left, sizeof left, "clmoe train --resume %s goes on from what was saved",
+                 r->folder);
+    return exit_interrupted("train", left);
+}
+
 int train_main(int argc, char **argv) {
     train_run r = {0};
     problem why;
-    int option, code = EXIT_BAD_INPUT;
+    int option, code;
     if (!settings_parse(&r.settings, argc, argv, &option, &why)) {
         checked(false, &why);
         return exit_with_error("train");
@@ -212,7 +231,7 @@ int train_main(int argc, char **argv) {
         return EXIT_OK;
     }
     if (open_run(&r, argc, argv) != CLMOE_SUCCESS || train(&r) != CLMOE_SUCCESS)
-        exit_with_error("train");
+        code = fail(&r);
     else
         code = finish(&r);
     close_run(&r);

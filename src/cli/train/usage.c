@@ -77,8 +77,8 @@ const char *const train_usage[] = {
     "  --help               this text\n"
     "  --version            the version\n"
     "\n"
-    "Expert choice, Sinkhorn and Soft MoE see all tokens of a batch, so bytes that come later too:\n"
-    "their losses are not those of a model that writes.\n"
+    "Expert choice, Sinkhorn, Soft MoE, rebalance and --keep but by position see all tokens of a\n"
+    "batch, so bytes that come later too: their losses are not those of a model that writes.\n"
     "\n"
     "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N, after the state was saved.\n",
     NULL};
