@@ -69,6 +69,11 @@ for step in 1 10 25; do
     run_exit 0 train --resume "$tmp/kill$step"
     same whole "kill$step"
 done
+code=0 # a signal while the programs are made, which may make them fail
+# shellcheck disable=SC2046,SC2086
+timeout -s TERM 0.3 "$CLMOE" train --text "$text" --out "$tmp/early" $(echo "$sizes" | sed 's/--steps 60/--steps 9999999/') \
+    --no-cache $device >"$tmp/out" 2>"$tmp/err" || code=$?
+{ [ "$code" = 124 ] && grep -q 'interrupted by SIGTERM; .*\(no step was done\|--resume\)' "$tmp/err"; } || complain "exit $code after SIGTERM at the start"
 killed int INT 10
 if [ "$code" != 0 ]; then
     [ "$code" = 130 ] || complain "exit $code after SIGINT"
@@ -77,7 +82,7 @@ fi
 if command -v flock >/dev/null; then # as another trainer holds it
     code=0
     flock "$tmp/int" "$CLMOE" train --resume "$tmp/int" >"$tmp/out" 2>"$tmp/err" || code=$?
-    [ "$code" = 2 ] && grep -q "another clmoe train is at work in '$tmp/int'" "$tmp/err" || complain "two at once: $code"
+    { [ "$code" = 2 ] && grep -q "another clmoe train is at work in '$tmp/int'" "$tmp/err"; } || complain "two at once: $code"
 fi
 # A line that was half written, and another one of steps that are not in the state.
 printf '9999,1,2\n58,0.' >>"$tmp/int/metrics.csv"
