@@ -10,7 +10,6 @@
 #include <string.h>
 
 static const shape small = {9, 10, 12, 0, 3, 7};
-static const uint32_t forms[] = {1, 16};
 
 static void dropless(clmoe_layer_desc *d) {
     d->router.renorm.kind = CLMOE_RENORM_SUM;
@@ -156,7 +155,7 @@ static void run_case(const kernel_case *c, const char *engine, uint32_t form, bo
 /*
  * Under Oclgrind, which takes its time, the forms take turns, and the parts are not run apart.
  * Engines but ref take one form each everywhere, as the forms are of the steps around them; tiled,
- * which takes longest there, runs every third case.
+ * which takes longest there, runs every third case. With one form that is every second case.
  */
 static bool takes_turns(void) {
     char name[64] = "";
@@ -166,12 +165,14 @@ static bool takes_turns(void) {
 
 static void kernels_on_small_shapes(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     const char *const *engines = test_engines();
     const bool turns = takes_turns();
     support_bare = true;
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (size_t n = 0; engines[n] != NULL; n++)
-            for (size_t form = 0; form < COUNT_OF(forms); form++) {
+            for (size_t form = 0; form < num_forms; form++) {
                 const bool ref = strcmp(engines[n], "ref") == 0;
                 const bool tiled = strcmp(engines[n], "tiled") == 0;
                 if (strcmp(engines[n], "clblast") == 0 || (cases[i].routing && !ref) ||
@@ -245,9 +246,11 @@ static void run_with_state(const layer_variant *variant, uint32_t form) {
 
 static void kernels_with_a_state(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     support_bare = true;
     for (size_t i = 0; i < COUNT_OF(state_variants); i++)
-        for (size_t form = 0; form < COUNT_OF(forms); form++) {
+        for (size_t form = 0; form < num_forms; form++) {
             test_case("%s, groups of %u", state_variants[i].name, forms[form]);
             run_with_state(&state_variants[i], forms[form]);
         }

@@ -11,7 +11,6 @@
 #include <string.h>
 
 static const shape small = {9, 10, 12, 2, 3, 7};
-static const uint32_t forms[] = {1, 16};
 
 static void dropless(clmoe_layer_desc *d) {
     d->router.renorm.kind = CLMOE_RENORM_SUM;
@@ -350,8 +349,10 @@ static void run_state(uint32_t form, bool quantile) {
 
 static void kernels_with_a_state(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     support_bare = true;
-    for (size_t form = 0; form < COUNT_OF(forms); form++) {
+    for (size_t form = 0; form < num_forms; form++) {
         test_case("state, groups of %u", forms[form]);
         run_state(forms[form], false);
         run_state(forms[form], true);
@@ -372,15 +373,17 @@ static void kernels_with_a_state(void **state) {
  */
 static void kernels_on_small_shapes(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     const char *const *engines = test_engines();
     support_bare = true;
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (size_t n = 0; engines[n] != NULL; n++)
-            for (size_t form = 0; form < COUNT_OF(forms); form++) {
+            for (size_t form = 0; form < num_forms; form++) {
                 const bool ref = strcmp(engines[n], "ref") == 0;
                 const bool tiled = strcmp(engines[n], "tiled") == 0;
                 if (strcmp(engines[n], "clblast") == 0 || (cases[i].routing && !ref) ||
-                    (!ref && (i + form) % 2 != 0) || (tiled && i % 3 != 0))
+                    (!ref && (i + form) % num_forms != 0) || (tiled && i % 3 != 0))
                     continue;
                 test_case("%s, engine %s, groups of %u", cases[i].name, engines[n], forms[form]);
                 run_case(&cases[i], engines[n], forms[form]);
@@ -425,8 +428,10 @@ static void run_replicate(uint32_t form) {
 
 static void kernels_of_copies(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     support_bare = true;
-    for (size_t form = 0; form < COUNT_OF(forms); form++) {
+    for (size_t form = 0; form < num_forms; form++) {
         test_case("copies, groups of %u", forms[form]);
         run_replicate(forms[form]);
     }
@@ -657,16 +662,20 @@ static void run_offsets(size_t which, bad_kind kind, uint32_t form) {
  */
 static void offsets_of_any_values(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     support_bare = true;
     for (size_t which = 0; which < COUNT_OF(offset_layers); which++) {
-        run_offsets(which, DOWNWARDS, forms[which % 2]);
-        run_offsets(which, TOO_MANY, forms[which % 2]);
+        run_offsets(which, DOWNWARDS, forms[which % num_forms]);
+        run_offsets(which, TOO_MANY, forms[which % num_forms]);
     }
 }
 
 /* With canaries for a device that runs. */
 static void offsets_between_canaries(void **state) {
     (void)state;
+    uint32_t forms[2];
+    const size_t num_forms = test_forms(forms);
     char name[64] = "";
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_NAME, sizeof name, name, NULL));
     if (strstr(name, "Oclgrind"))
@@ -674,7 +683,7 @@ static void offsets_between_canaries(void **state) {
     support_bare = false;
     for (size_t which = 0; which < COUNT_OF(offset_layers); which++)
         for (bad_kind kind = 0; kind < BAD_KINDS; kind++)
-            for (size_t form = 0; form < COUNT_OF(forms); form++)
+            for (size_t form = 0; form < num_forms; form++)
                 run_offsets(which, kind, forms[form]);
 }
 

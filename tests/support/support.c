@@ -158,6 +158,15 @@ clmoe_context *test_context(uint32_t group_size) {
     return contexts[i].context;
 }
 
+size_t test_forms(uint32_t forms[2]) {
+    size_t most = 0;
+    CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof most, &most, NULL));
+    const bool own = most <= 64;
+    forms[0] = own ? 0 : 1;
+    forms[1] = 16;
+    return own ? 1 : 2;
+}
+
 /* The library says so when a layer is created; asked here, so that tests need not try. */
 static bool engine_takes(const char *engine, clmoe_type type, clmoe_type weight_type) {
     if (strcmp(engine, "nv_mma") == 0)

@@ -78,6 +78,12 @@ extern test_device test;
 /* The clmoe context whose routing kernels use `group_size`; 0: the library's choice. Kept. */
 clmoe_context *test_context(uint32_t group_size);
 
+/*
+ * Sizes of groups for tests of every kernel; returns how many. A small device's is its own choice
+ * alone: what is the same on all devices need not be run on it again.
+ */
+size_t test_forms(uint32_t forms[2]);
+
 /* Group sizes the routing tests run with. */
 static const uint32_t group_sizes[] = {0, 64, 256};
 
