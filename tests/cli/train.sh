@@ -49,47 +49,50 @@ grep -q 'validation loss [0-9.]* nats per byte after 60 steps, MaxVio' "$tmp/out
 grep -q 'step 60/60' "$tmp/err" || complain "no progress"
 
 # --- Ends -----------------------------------------------------------------------------------------
-# killed DIR SIGNAL STEP: begins a run like `whole`, and ends it after that step.
-killed() {
-    # shellcheck disable=SC2086
-    (cd "$tmp" && exec "$CLMOE" train --text text --out "$tmp/$1" $sizes --balance quantile,switch \
-        --noise gaussian:0.1 --hidden-dropout 0.1 $device >"$tmp/out" 2>"$tmp/err") &
+# One run that is ended three times: what one end did wrong, the steps after it would carry to the last.
+# ended SIGNAL STEP ARGUMENT...: begins it or goes on, and ends it after that step.
+ended() {
+    signal=$1 step=$2
+    shift 2
+    (cd "$tmp" && exec "$CLMOE" train "$@" >"$tmp/out" 2>"$tmp/err") &
     pid=$!
     while kill -0 $pid 2>/dev/null; do
-        [ ! -s "$tmp/$1/metrics.csv" ] || [ "$(tail -1 "$tmp/$1/metrics.csv" | cut -d, -f1 | tr -dc 0-9)0" -lt "${3}0" ] || break
+        [ ! -s "$csv" ] || [ "$(tail -1 "$csv" | cut -d, -f1 | tr -dc 0-9)0" -lt "${step}0" ] || break
+        sleep 0.01
     done
-    kill -"$2" $pid 2>/dev/null || echo "the run ended before signal $2" >&2
+    kill -"$signal" $pid 2>/dev/null || echo "the run ended before signal $signal" >&2
     code=0
     wait $pid || code=$?
 }
-mkdir "$tmp/kill1" # killed before it had a run.json, it begins anew
-echo '{' >"$tmp/kill1/run.json.tmp"
-for step in 1 10 25; do
-    killed "kill$step" KILL $step
-    run_exit 0 train --resume "$tmp/kill$step"
-    same whole "kill$step"
-done
+csv=$tmp/ended/metrics.csv
+mkdir "$tmp/ended" # killed before it had a run.json, it begins anew
+echo '{' >"$tmp/ended/run.json.tmp"
+# A relative path of the text: it goes on from elsewhere.
+# shellcheck disable=SC2086 # options are words
+ended KILL 1 --text text --out "$tmp/ended" $sizes --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 $device
+cd /
 code=0 # a signal while the programs are made, which may make them fail
 # shellcheck disable=SC2046,SC2086
 timeout -s TERM 0.3 "$CLMOE" train --text "$text" --out "$tmp/early" $(echo "$sizes" | sed 's/--steps 60/--steps 9999999/') \
     --no-cache $device >"$tmp/out" 2>"$tmp/err" || code=$?
 { [ "$code" = 124 ] && grep -q 'interrupted by SIGTERM; .*\(no step was done\|--resume\)' "$tmp/err"; } || complain "exit $code after SIGTERM at the start"
-killed int INT 10
+ended KILL 10 --resume "$tmp/ended"
+ended INT 25 --resume "$tmp/ended"
 if [ "$code" != 0 ]; then
     [ "$code" = 130 ] || complain "exit $code after SIGINT"
-    grep -q -- "--resume $tmp/int goes on after step [0-9]" "$tmp/err" || complain "no word of how to go on"
+    grep -q -- "--resume $tmp/ended goes on after step [0-9]" "$tmp/err" || complain "no word of how to go on"
 fi
 if command -v flock >/dev/null; then # as another trainer holds it
     code=0
-    flock "$tmp/int" "$CLMOE" train --resume "$tmp/int" >"$tmp/out" 2>"$tmp/err" || code=$?
-    { [ "$code" = 2 ] && grep -q "another clmoe train is at work in '$tmp/int'" "$tmp/err"; } || complain "two at once: $code"
+    flock "$tmp/ended" "$CLMOE" train --resume "$tmp/ended" >"$tmp/out" 2>"$tmp/err" || code=$?
+    { [ "$code" = 2 ] && grep -q "another clmoe train is at work in '$tmp/ended'" "$tmp/err"; } || complain "two at once: $code"
 fi
 # A line that was half written, and another one of steps that are not in the state.
-printf '9999,1,2\n58,0.' >>"$tmp/int/metrics.csv"
-run_exit 0 train --resume "$tmp/int"
-same whole int
-run_exit 0 train --resume "$tmp/int" # at its end already
-same whole int
+printf '9999,1,2\n58,0.' >>"$csv"
+run_exit 0 train --resume "$tmp/ended"
+same whole ended
+run_exit 0 train --resume "$tmp/ended" # at its end already
+same whole ended
 
 sizes_of_all=$sizes sizes=$(echo "$sizes" | sed 's/--save-every 7/--save-every 1/')
 train_exit 2 away --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 --lr 10 --weight-decay 10 --clip 0
@@ -158,8 +161,8 @@ for bad in '{}' '{"command":["train","--resume","x"]}' '{"command":["train"]}' '
 done
 cp "$tmp/run.json.right" "$tmp/whole/run.json"
 head -c 5000 "$tmp/whole/state.safetensors" >"$tmp/torn"
-cp "$tmp/torn" "$tmp/int/state.safetensors"
-refused 'state.safetensors' --resume "$tmp/int"
+cp "$tmp/torn" "$tmp/ended/state.safetensors"
+refused 'state.safetensors' --resume "$tmp/ended"
 cp "$text" "$tmp/text.right"
 tr 'a' 'b' <"$tmp/text.right" >"$text"
 refused 'is not what the run of' --resume "$tmp/whole"
