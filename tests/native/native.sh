@@ -28,8 +28,8 @@ CLMOE_NATIVE_COMPILE=$source/tests/native/compile.sh
 export CLMOE_CLANG CLMOE_NATIVE_RUN CLMOE_NATIVE_COMPILE LLVM_PROFDATA LLVM_COV
 rm -rf "$CLMOE_NATIVE_RUN"
 mkdir -p "$CLMOE_NATIVE_RUN"
-run() { # PROGRAM TEST
-    OCL_ICD_VENDORS=$binary/libnative_device.so CLMOE_TEST_DEVICE=0 \
+run() { # PROGRAM TEST; groups are those of test_kernels, so that programs are compiled once
+    OCL_ICD_VENDORS=$binary/libnative_device.so CLMOE_TEST_DEVICE=0 CLMOE_TEST_MOST_GROUP=16 \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
         LD_PRELOAD="$runtime:$binary/libnative_clblast.so" CLMOE_TEST_FILTER="$2" "$1"
 }

@@ -68,7 +68,7 @@ static void read_log(const char *path, char *log, size_t log_bytes) {
 /* Compiles DIRECTORY/NAME.cl to DIRECTORY/NAME.so and loads it. */
 static void *compile(const char *directory, const char *name, const char *options, char *log,
                      size_t log_bytes) {
-    char command[4096], library[1024], words[1024];
+    char command[8192], library[1024], words[1024];
     const char *compiler = getenv("CLMOE_NATIVE_COMPILE");
     Dl_info self;
     static const char here = 0;
@@ -86,17 +86,26 @@ static void *compile(const char *directory, const char *name, const char *option
     return loaded;
 }
 
+/* Without the one that only keeps names: it makes no other code, and a program is compiled once. */
+static void drop_names(const char *options, char *kept, size_t bytes) {
+    static const char names[] = " -cl-kernel-arg-info";
+    const char *at = strstr(options, names);
+    const size_t front = at ? (size_t)(at - options) : strlen(options);
+    snprintf(kept, bytes, "%.*s%s", (int)front, options, at ? at + strlen(names) : "");
+}
+
 native_program *native_build(const char *source, const char *options, char *log, size_t log_bytes) {
     const char *run = getenv("CLMOE_NATIVE_RUN"), *keep = getenv("CLMOE_NATIVE_SOURCES");
-    char name[256], path[1024];
+    char name[256], path[1024], kept[2048];
     native_program *program = calloc(1, sizeof *program);
     if (!program || (!run && !keep))
         return program;
-    name_of(source, options, name, sizeof name);
+    drop_names(options, kept, sizeof kept);
+    name_of(source, kept, name, sizeof name);
     snprintf(path, sizeof path, "%s/%s.cl", run ? run : keep, name);
-    bool written = write_source(path, source, options);
+    bool written = write_source(path, source, kept);
     if (written && run)
-        program->library = compile(run, name, options, log, log_bytes);
+        program->library = compile(run, name, kept, log, log_bytes);
     if (written && (!run || program->library))
         return program;
     if (!written)

@@ -75,7 +75,10 @@ typedef struct test_device {
 
 extern test_device test;
 
-/* The clmoe context whose routing kernels use `group_size`; 0: the library's choice. Kept. */
+/*
+ * The clmoe context whose routing kernels use `group_size`, or CLMOE_TEST_MOST_GROUP if that is
+ * less; 0: the library's choice. Kept.
+ */
 clmoe_context *test_context(uint32_t group_size);
 
 /*
