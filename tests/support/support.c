@@ -165,7 +165,7 @@ size_t test_forms(uint32_t forms[2]) {
     size_t most = 0;
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof most, &most, NULL));
     const bool own = most <= 64;
-    forms[0] = own ? 0 : 1;
+    forms[0] = own ? (uint32_t)most : 1;
     forms[1] = 16;
     return own ? 1 : 2;
 }

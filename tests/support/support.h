@@ -82,8 +82,8 @@ extern test_device test;
 clmoe_context *test_context(uint32_t group_size);
 
 /*
- * Sizes of groups for tests of every kernel; returns how many. A small device's is its own choice
- * alone: what is the same on all devices need not be run on it again.
+ * Sizes of groups for tests of every kernel; returns how many. A small device's is the largest it
+ * takes: what is the same on all devices need not be run on it again.
  */
 size_t test_forms(uint32_t forms[2]);
 
