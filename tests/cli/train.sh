@@ -70,7 +70,6 @@ echo '{' >"$tmp/ended/run.json.tmp"
 # A relative path of the text: it goes on from elsewhere.
 # shellcheck disable=SC2086 # options are words
 ended KILL 1 --text text --out "$tmp/ended" $sizes --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 $device
-cd /
 code=0 # a signal while the programs are made, which may make them fail
 # shellcheck disable=SC2046,SC2086
 timeout -s TERM 0.3 "$CLMOE" train --text "$text" --out "$tmp/early" $(echo "$sizes" | sed 's/--steps 60/--steps 9999999/') \
