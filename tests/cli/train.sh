@@ -70,11 +70,14 @@ echo '{' >"$tmp/ended/run.json.tmp"
 # A relative path of the text: it goes on from elsewhere.
 # shellcheck disable=SC2086 # options are words
 ended KILL 1 --text text --out "$tmp/ended" $sizes --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 $device
-code=0 # a signal while the programs are made, which may make them fail
+# A signal while the programs are made, which may make them fail. A driver's compiler may take it, as
+# PoCL's does: then the process ends without a word.
+code=0
 # shellcheck disable=SC2046,SC2086
 timeout -s TERM 0.3 "$CLMOE" train --text "$text" --out "$tmp/early" $(echo "$sizes" | sed 's/--steps 60/--steps 9999999/') \
     --no-cache $device >"$tmp/out" 2>"$tmp/err" || code=$?
-{ [ "$code" = 124 ] && grep -q 'interrupted by SIGTERM; .*\(no step was done\|--resume\)' "$tmp/err"; } || complain "exit $code after SIGTERM at the start"
+said='interrupted by SIGTERM; .*\(no step was done\|--resume\)'
+{ [ "$code" = 124 ] && { [ ! -s "$tmp/err" ] || grep -q "$said" "$tmp/err"; }; } || complain "exit $code after SIGTERM at the start"
 ended KILL 10 --resume "$tmp/ended"
 ended INT 25 --resume "$tmp/ended"
 if [ "$code" != 0 ]; then
