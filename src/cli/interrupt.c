@@ -1,16 +1,21 @@
 #include "interrupt.h"
 
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <time.h>
 #include <unistd.h>
 
-static volatile sig_atomic_t caught, second_of_first;
+static atomic_int caught, second_of_first;
+
+/* Of the process before interrupt_catch(), and what is waited for since. */
+static sigset_t before, awaited;
 static bool catching;
 
-static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-
-enum { SIGNALS = sizeof signals / sizeof signals[0] };
+enum { SIGNALS = 3 };
+static const int signals[SIGNALS] = {SIGINT, SIGTERM, SIGHUP};
+static bool ignored[SIGNALS]; /* by the caller */
 
 /*
  * A signal may come twice at once: timeout(1) sends it to the process and to its group. One that
@@ -21,39 +26,80 @@ static void remember(int signal) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (caught != 0 && (int)now.tv_sec - second_of_first > 1)
         _exit(128 + signal);
-    if (caught == 0)
+    if (caught == 0) {
         second_of_first = (int)now.tv_sec;
-    caught = signal;
+        caught = signal;
+    }
 }
 
-static void handle(int signal, void (*handler)(int), int flags) {
-    struct sigaction before, action = {.sa_handler = handler, .sa_flags = flags};
-    sigemptyset(&action.sa_mask);
-    if (sigaction(signal, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-        sigaction(signal, &action, NULL);
-}
-
-static void catch_signals(void) {
+static void remember_all(const sigset_t *set) {
     for (size_t i = 0; i < SIGNALS; i++)
-        handle(signals[i], remember, (int)SA_RESTART);
+        if (!ignored[i] && sigismember(&awaited, signals[i]) == 1 &&
+            sigismember(set, signals[i]) == 1)
+            remember(signals[i]);
 }
 
+static void *wait_for_signals(void *none) {
+    int signal;
+    while (sigwait(&awaited, &signal) == 0) {
+        sigset_t one;
+        sigemptyset(&one);
+        sigaddset(&one, signal);
+        remember_all(&one);
+    }
+    return none;
+}
+
+/* Those that the caller does not block. What it ignores is waited for, too: not to end by it. */
+static void choose_awaited(void) {
+    sigemptyset(&awaited);
+    for (size_t i = 0; i < SIGNALS; i++) {
+        struct sigaction action;
+        ignored[i] = sigaction(signals[i], NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+        if (sigismember(&before, signals[i]) == 0)
+            sigaddset(&awaited, signals[i]);
+    }
+}
+
+/*
+ * Blocked, before there are other threads, in all of them: a driver's compiler may install handlers
+ * of its own, as PoCL's does, which would end the process. They are never called.
+ */
 void interrupt_catch(void) {
-    catching = true;
-    catch_signals();
-    handle(SIGPIPE, SIG_IGN, 0);
+    pthread_t waiter;
+    signal(SIGPIPE, SIG_IGN);
+    if (pthread_sigmask(SIG_BLOCK, NULL, &before) != 0)
+        return;
+    choose_awaited();
+    pthread_sigmask(SIG_BLOCK, &awaited, NULL);
+    catching = pthread_create(&waiter, NULL, wait_for_signals, NULL) == 0;
+    if (catching)
+        pthread_detach(waiter);
+    else /* a signal ends the process, as any other one */
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 void interrupt_release(void) {
+    if (!catching)
+        return;
     catching = false;
     for (size_t i = 0; i < SIGNALS; i++)
-        handle(signals[i], SIG_DFL, 0);
+        signal(signals[i], ignored[i] ? SIG_IGN : SIG_DFL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* A driver's compiler may leave handlers of its own, as PoCL's does, which end the process. */
-int interrupt_signal(void) {
+void interrupt_mask(sigset_t *mask) {
     if (catching)
-        catch_signals();
+        *mask = before;
+    else
+        pthread_sigmask(SIG_BLOCK, NULL, mask);
+}
+
+/* One that its thread has not been given yet is seen all the same. */
+int interrupt_signal(void) {
+    sigset_t pending;
+    if (catching && caught == 0 && sigpending(&pending) == 0)
+        remember_all(&pending);
     return caught;
 }
 

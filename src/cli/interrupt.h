@@ -4,15 +4,20 @@
 
 #include "problem.h"
 
+#include <signal.h>
+
 /*
- * From now on SIGINT, SIGTERM and SIGHUP are remembered; another one, a second later, ends the
- * process. One that the caller ignores stays ignored. A closed pipe is an error of writing and not
- * the end.
+ * From now on SIGINT, SIGTERM and SIGHUP are remembered by a thread of their own, blocked in all
+ * others; another one, a second later, ends the process. One that the caller ignores stays ignored.
+ * A closed pipe is an error of writing and not the end. Called while there is one thread.
  */
 void interrupt_catch(void);
 
-/* As before interrupt_catch(): for a child process. */
+/* In a child that was forked: as before interrupt_catch(). */
 void interrupt_release(void);
+
+/* The signals that a program which is started may block: those of before interrupt_catch(). */
+void interrupt_mask(sigset_t *mask);
 
 /* The signal that came, or 0. */
 int interrupt_signal(void);

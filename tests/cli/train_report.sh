@@ -34,5 +34,13 @@ PATH=$tmp/bin run_exit 0 train --resume run $device
 whole run/report.html
 [ "$(grep -c 'gnuplot-nox' run/report.html)" = 8 ] || complain "no word on gnuplot, which is not there"
 ! grep -q '^<svg' run/report.html || complain "pictures without gnuplot"
+
+# One that a signal ends: it does not block those that clmoe waits for.
+printf '#!/bin/sh\nkill -TERM $$\n: >survived\n' >bin/gnuplot
+chmod +x bin/gnuplot
+# shellcheck disable=SC2086
+PATH=$tmp/bin run_exit 0 train --resume run $device
+grep -q 'gnuplot failed: no reason' run/report.html || complain "no word on gnuplot, which a signal ended"
+[ ! -e survived ] || complain "gnuplot blocks SIGTERM"
 [ -z "$(find run -name '*.tmp')" ] || complain "a temporary file is left"
 finish

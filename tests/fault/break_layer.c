@@ -1,14 +1,18 @@
 /*
  * An OpenCL layer that breaks kernels: in every source that is compiled, the text CLMOE_BREAK of
  * the environment becomes CLMOE_BROKEN. CLMOE_BREAK_LOG: a file that says that it was loaded.
+ * CLMOE_BREAK_SIGNAL: the first build gets that signal, for which the compiler has a handler.
  */
 #include "layer.h"
 
 #include <CL/cl_icd.h>
 #include <CL/cl_layer.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const cl_icd_dispatch *next;
 static cl_icd_dispatch table;
@@ -34,6 +38,24 @@ static cl_program CL_API_CALL create_program(cl_context context, cl_uint count,
         next->clCreateProgramWithSource(context, count, source ? &used : strings, lengths, code);
     free(source);
     return program;
+}
+
+/* As LLVM's, which PoCL compiles with: the process ends without a word. */
+static void leave(int number) {
+    _exit(number);
+}
+
+static cl_int CL_API_CALL build_program(cl_program program, cl_uint count,
+                                        const cl_device_id *devices, const char *options,
+                                        void(CL_CALLBACK *notify)(cl_program, void *), void *data) {
+    static bool sent;
+    const char *number = getenv("CLMOE_BREAK_SIGNAL");
+    if (number != NULL && !sent) {
+        signal(atoi(number), leave);
+        kill(getpid(), atoi(number));
+        sent = true;
+    }
+    return next->clBuildProgram(program, count, devices, options, notify, data);
 }
 
 CL_API_ENTRY cl_int CL_API_CALL clGetLayerInfo(cl_layer_info name, size_t size, void *value,
@@ -64,6 +86,7 @@ CL_API_ENTRY cl_int CL_API_CALL clInitLayer(cl_uint num_entries, const cl_icd_di
     next = target;
     table = *target;
     table.clCreateProgramWithSource = create_program;
+    table.clBuildProgram = build_program;
     *num_entries_ret = known;
     *table_ret = &table;
     return CL_SUCCESS;

@@ -1,4 +1,5 @@
 #include "plot.h"
+#include "../interrupt.h"
 
 #include <errno.h>
 #include <math.h>
@@ -243,18 +244,20 @@ static bool open_files(plot_files *files, problem *why) {
            problem_set(why, "no temporary file: %s", strerror(errno));
 }
 
-/* interrupt_catch() ignores SIGPIPE, and what is ignored stays so in a child; see interrupt.h. */
+/* What interrupt_catch() ignores and blocks would stay so in a child. */
 static int spawn(const plot_files *files, pid_t *child) {
     char name[] = "gnuplot", defaults[] = "-d", *words[] = {name, defaults, NULL};
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
-    sigset_t set;
+    sigset_t set, mask;
     sigemptyset(&set);
     sigaddset(&set, SIGPIPE);
+    interrupt_mask(&mask);
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setsigdefault(&attributes, &set);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
+    posix_spawnattr_setsigmask(&attributes, &mask);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
     posix_spawn_file_actions_adddup2(&actions, fileno(files->script), STDIN_FILENO);
     posix_spawn_file_actions_adddup2(&actions, fileno(files->svg), STDOUT_FILENO);
     posix_spawn_file_actions_adddup2(&actions, fileno(files->errors), STDERR_FILENO);
