@@ -206,7 +206,6 @@ static clmoe_status create_parameters(train_model *m) {
     clmoe_status status = CLMOE_SUCCESS;
     const parameter *table;
     const size_t bytes = sizeof(cl_float);
-    TRY(parameters_create(&m->parameters, m->settings));
     TRY(create(m, m->parameters.elements * bytes, &m->values));
     TRY(create(m, m->parameters.elements * bytes, &m->gradients));
     TRY(create(m, m->parameters.elements * bytes, &m->mean));
@@ -271,6 +270,7 @@ clmoe_status model_create(train_model *m, const train_settings *s, const corpus 
     clmoe_status status = CLMOE_SUCCESS;
     m->settings = s;
     m->device = device;
+    TRY(parameters_create(&m->parameters, s));
     TRY(marks_create(&m->marks, 2 + 4 * s->layers));
     TRY(train_kernels_create(&m->kernels, device, s->type));
     TRY(phases_create(&m->phases, s, device->context));
