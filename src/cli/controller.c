@@ -59,6 +59,11 @@ bool controller_check(const controller_options *o, const controller_given *given
         if (all[i].given && !all[i].has)
             return problem_set(why, "--%s does not go with --controller %s, which %s",
                                all[i].option, rules[o->rule].name, all[i].lack);
+    if (given->centred && o->rule == CLMOE_BIAS_SMEBU && o->centred != CLMOE_CENTRED_BIAS)
+        return problem_set(why,
+                           "--centred %s has no effect with --controller smebu, which has delta "
+                           "always",
+                           centrings[o->centred]);
     if (!(o->kappa > 0))
         return problem_set(why, "--kappa is %g, but must be more than 0", o->kappa);
     if (!((float)o->beta < 1))

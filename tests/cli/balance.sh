@@ -97,6 +97,8 @@ refused "controller none" --controller none --gamma 1
 refused "controller quantile, which has no rate" --controller quantile --gamma 1
 refused "centred .*controller quantile" --controller quantile --centred bias
 refused "centred .*controller none" --controller none --centred delta
+refused "centred none has no effect with --controller smebu" --controller smebu --centred none
+refused "centred delta has no effect with --controller smebu" --controller smebu --centred delta
 refused "kappa .*controller bias" --kappa 1
 refused "beta .*controller device" --controller device --device-groups 2 --beta 0.1
 refused "device-groups .*controller smebu" --controller smebu --device-groups 2

@@ -99,8 +99,8 @@ run_exit 0 compare one one --csv -
 mkdir other
 cp one/metrics.csv other
 for words in "--top-k 2" "--dim 32" "--hidden 64" "--shared 8" "--context 8" "--dtype bf16" "--init skewed" \
-    "--batch 512" "--sequence 128" "--lr 0.01" "--warmup 5" "--weight-decay 0.2" "--clip 2" "--balance-from 9" \
-    --per-sequence "--z-loss 0.1" "--token-entropy 0.1" "--capacity-factor 1" "--keep random" "--noise gumbel" \
+    "--batch 512" "--sequence 128" "--lr 0.01" "--warmup 5" "--weight-decay 0.2" "--clip 2" \
+    "--z-loss 0.1" "--token-entropy 0.1" "--capacity-factor 1" "--noise gumbel" \
     "--noise gaussian:2" "--expert-dropout 0.1" "--router-dropout 0.1" "--hidden-dropout 0.1" "--soft-steps 9" \
     "--top-k-schedule 1:5,2" "--text other.txt" "--balance bias" "--balance switch" "--device 0" "--engine ref" \
     "--capacity-factor 1 --overflow reroute" "--noise gumbel --anneal 5"; do
@@ -110,6 +110,13 @@ for words in "--top-k 2" "--dim 32" "--hidden 64" "--shared 8" "--context 8" "--
     run_json other --experts 3 --layers 2 --steps 300 --seed 4 $balance $words
     case $words in *top-k*) ;; *) sed -i 's/"--experts"/"--top-k", "1", "--experts"/' other/run.json ;; esac
     run_exit 0 compare one other --csv -
+    [ "$(wc -l <"$tmp/out")" = 3 ] || complain "one row for another $words"
+done
+made switched 1 switch 1.5 2 --capacity-factor 1
+for words in "--balance-from 9" --per-sequence "--keep random"; do
+    # shellcheck disable=SC2086
+    run_json other --experts 3 --top-k 1 --layers 2 --steps 300 --seed 4 --balance switch --capacity-factor 1 $words
+    run_exit 0 compare switched other --csv -
     [ "$(wc -l <"$tmp/out")" = 3 ] || complain "one row for another $words"
 done
 run_json other --experts 3 --top-k 1 --layers 2 --steps 300 --seed 4 --save-every 7

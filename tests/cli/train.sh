@@ -162,6 +162,28 @@ clash --anneal '--noise none' 5
 clash '--balance soft-moe' --noise '' gumbel
 clash '--balance soft-moe' --expert-dropout '' 0.1
 clash '--balance smooth-load' '--noise gumbel'
+clash '--balance smooth-load' '--noise none'
+clash '--keep weight' '--balance expert-choice'
+clash --per-sequence '--balance expert-choice'
+clash '--balance expert-choice:2' '--capacity-factor 1'
+# unheard OPTION WITHOUT...: it would have no effect.
+unheard() {
+    option=$1 without=$2
+    shift 2
+    # shellcheck disable=SC2086
+    refused "$option has no effect $without" --text "$text" --out "$tmp/new" $option "$@"
+}
+for keep in position choice-major priority weight random; do
+    unheard "--keep $keep" 'without a --capacity-factor above 0'
+done
+unheard '--keep weight' 'without a --capacity-factor' --capacity-factor 0
+unheard '--overflow reroute' 'without a --capacity-factor' --capacity-factor 0
+unheard --per-sequence 'without a loss in --balance' --balance bias
+unheard '--balance-from 5' 'with --balance none' --balance none
+unheard '--balance-from 60' 'with --steps 60' --balance switch --steps 60
+unheard '--anneal 5' 'with a --noise of 0' --noise gaussian:0
+refused "--noise has a number for 'none'" --text "$text" --out "$tmp/new" --noise none:1
+refused "--per-sequence needs --balance or --capacity-factor" --text "$text" --out "$tmp/new" --per-sequence
 refused 'but all experts are chosen until --soft-steps 5' --text "$text" --out "$tmp/new" --balance smooth-load --soft-steps 5
 refused 'needs 257 slots or more' --text "$text" --out "$tmp/new" --balance soft-moe:4096 --batch 1048576
 refused 'was begun, without --lr' --resume "$tmp/whole" --lr 1

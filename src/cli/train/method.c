@@ -82,6 +82,7 @@ static bool parse_one(const char *text, size_t length, balance_method *method, p
         return true;
     if (method->value == 0)
         return problem_set(why, "--balance has a number for '%s', which takes none", word);
+    method->numbered = true;
     return cli_real("--balance", colon + 1, &method->value, why) && fits(method, why);
 }
 
@@ -101,7 +102,7 @@ bool methods_parse(const char *text, balance_methods *methods, problem *why) {
     *methods = (balance_methods){0};
     for (;; text++) {
         const size_t length = strcspn(text, ",");
-        balance_method method = {NULL, 0};
+        balance_method method = {.row = NULL};
         if (methods->count == MOST_METHODS)
             return problem_set(why, "--balance has more than %d means", MOST_METHODS);
         if (!parse_one(text, length, &method, why))

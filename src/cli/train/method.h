@@ -25,6 +25,7 @@ typedef struct method_row {
 typedef struct balance_method {
     const method_row *row;
     double value;
+    bool numbered; /* --balance says the value */
 } balance_method;
 
 /* All means that are combined. Start from {0}. */

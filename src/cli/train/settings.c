@@ -79,7 +79,7 @@ static const cli_option table[OPTIONS] = {
     [OPT_CLIP] = {.name = "clip", .has_value = true},
     [OPT_BALANCE] = {.name = "balance", .has_value = true},
     [OPT_BALANCE_FROM] = {.name = "balance-from", .has_value = true, .needs = "balance"},
-    [OPT_PER_SEQUENCE] = {.name = "per-sequence", .needs = "balance"},
+    [OPT_PER_SEQUENCE] = {.name = "per-sequence", .needs = "balance capacity-factor"},
     [OPT_Z_LOSS] = {.name = "z-loss", .has_value = true},
     [OPT_TOKEN_ENTROPY] = {.name = "token-entropy", .has_value = true},
     [OPT_CAPACITY_FACTOR] = {.name = "capacity-factor", .has_value = true},
@@ -176,15 +176,16 @@ static bool parse_word(int option, const char *text, const char *const *words, u
     return problem_set(why, "--%s is '%s', which is none of %s", table[option].name, text, names);
 }
 
+static const char *const keep_words[] = {"position", "choice-major", "priority", "weight",
+                                         "random",   "round",        NULL};
+static const char *const overflow_words[] = {"drop", "reroute", NULL};
+
 static bool parse_keep(train_settings *s, const char *text, problem *why) {
-    static const char *const words[] = {"position", "choice-major", "priority", "weight",
-                                        "random",   "round",        NULL};
-    return parse_word(OPT_KEEP, text, words, &s->keep, why);
+    return parse_word(OPT_KEEP, text, keep_words, &s->keep, why);
 }
 
 static bool parse_overflow(train_settings *s, const char *text, problem *why) {
-    static const char *const words[] = {"drop", "reroute", NULL};
-    return parse_word(OPT_OVERFLOW, text, words, &s->overflow, why);
+    return parse_word(OPT_OVERFLOW, text, overflow_words, &s->overflow, why);
 }
 
 static bool parse_dtype(train_settings *s, const char *text, problem *why) {
@@ -209,8 +210,11 @@ static bool parse_noise(train_settings *s, const char *text, problem *why) {
     char kind[16];
     const size_t length = strcspn(text, ":");
     snprintf(kind, sizeof kind, "%.*s", (int)(length < sizeof kind ? length : 15), text);
-    return parse_word(OPT_NOISE, kind, words, &s->noise, why) &&
-           (text[length] == '\0' || cli_real("--noise", text + length + 1, &s->noise_scale, why));
+    if (!parse_word(OPT_NOISE, kind, words, &s->noise, why))
+        return false;
+    if (text[length] != '\0' && s->noise == CLMOE_NOISE_NONE)
+        return problem_set(why, "--noise has a number for 'none', which takes none");
+    return text[length] == '\0' || cli_real("--noise", text + length + 1, &s->noise_scale, why);
 }
 
 /* "K:STEP," or the last "K" at `text`; NULL if it is neither. */
@@ -380,9 +384,11 @@ static bool check_choice(const train_settings *s, problem *why) {
     const balance_method *policy = methods_find(&s->methods, METHOD_POLICY);
     const bool rebalance = methods_find(&s->methods, METHOD_REBALANCE) != NULL;
     const bool round = s->keep == CLMOE_KEEP_ROUND, reroute = s->overflow == CLMOE_OVERFLOW_REROUTE;
-    char name[40] = "";
+    const bool by_expert = policy != NULL && policy->row->which == CLMOE_POLICY_EXPERT_CHOICE;
+    char name[40] = "", keep[40];
     if (policy != NULL)
         snprintf(name, sizeof name, "--balance %s", policy->row->name);
+    snprintf(keep, sizeof keep, "--keep %s", keep_words[s->keep]);
     const clash rows[] = {
         {round && policy != NULL, "--keep round", name},
         {round && rebalance, "--keep round", "--balance rebalance"},
@@ -392,6 +398,8 @@ static bool check_choice(const train_settings *s, problem *why) {
         {reroute && s->per_sequence, "--overflow reroute", "--per-sequence"},
         {rebalance && policy != NULL && policy->row->which != CLMOE_POLICY_SINKHORN,
          "--balance rebalance", name},
+        {by_expert && s->keep != CLMOE_KEEP_POSITION, keep, name},
+        {by_expert && s->per_sequence, "--per-sequence", name},
         {s->anneal > 0 && s->noise == CLMOE_NOISE_NONE, "--anneal", "--noise none"},
     };
     return check_clashes(rows, sizeof rows / sizeof rows[0], why);
@@ -425,6 +433,69 @@ static bool check_policy(const train_settings *s, problem *why) {
     return (!soft || check_soft_moe(s, why)) && check_choice(s, why) && check_chosen(s, why);
 }
 
+/* An option that would not be heard, and for want of what. */
+typedef struct unheard {
+    bool is;
+    int option;
+    const char *value, *without;
+} unheard;
+
+static bool is_unheard(const unheard *row, problem *why) {
+    problem_set(why, "--%s%s%s has no effect %s", table[row->option].name,
+                row->value[0] != '\0' ? " " : "", row->value, row->without);
+    return row->is;
+}
+
+static bool check_capacity_heard(const cli_parser *p, const train_settings *s, problem *why) {
+    static const char without[] = "without a --capacity-factor above 0";
+    clmoe_loss_desc losses[MOST_METHODS];
+    const bool none = s->capacity_factor == 0;
+    const unheard rows[] = {
+        {p->given[OPT_KEEP] > 0 && s->keep != CLMOE_KEEP_ROUND && none, OPT_KEEP,
+         keep_words[s->keep], without},
+        {p->given[OPT_OVERFLOW] > 0 && none, OPT_OVERFLOW, overflow_words[s->overflow], without},
+        {s->per_sequence && none && methods_losses(&s->methods, losses) == 0, OPT_PER_SEQUENCE, "",
+         "without a loss in --balance or a --capacity-factor above 0"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (is_unheard(&rows[i], why))
+            return false;
+    return true;
+}
+
+/* Two options that both say the same thing, of which one would win. */
+static bool check_said_once(const cli_parser *p, const train_settings *s, problem *why) {
+    const balance_method *policy = methods_find(&s->methods, METHOD_POLICY);
+    if (policy != NULL && policy->row->which == CLMOE_POLICY_EXPERT_CHOICE && policy->numbered &&
+        p->given[OPT_CAPACITY_FACTOR] > 0)
+        return problem_set(why,
+                           "--balance expert-choice:%g does not go with --capacity-factor %g: both "
+                           "are the capacity factor",
+                           policy->value, s->capacity_factor);
+    for (uint32_t i = 0; i < s->methods.count; i++)
+        if (methods_is_loss(&s->methods.rows[i], CLMOE_LOSS_SMOOTH_LOAD) &&
+            p->given[OPT_NOISE] > 0 && s->noise == CLMOE_NOISE_NONE)
+            return problem_set(why, "--balance smooth-load does not go with --noise none");
+    return true;
+}
+
+static bool check_heard(const cli_parser *p, const train_settings *s, problem *why) {
+    char from[16], steps[32], anneal[16];
+    snprintf(from, sizeof from, "%u", (unsigned)s->balance_from);
+    snprintf(steps, sizeof steps, "with --steps %u", (unsigned)s->steps);
+    snprintf(anneal, sizeof anneal, "%u", (unsigned)s->anneal);
+    const unheard rows[] = {
+        {p->given[OPT_BALANCE_FROM] > 0 && methods_find(&s->methods, METHOD_NONE) != NULL,
+         OPT_BALANCE_FROM, from, "with --balance none"},
+        {s->balance_from >= s->steps, OPT_BALANCE_FROM, from, steps},
+        {s->anneal > 0 && s->noise_scale == 0, OPT_ANNEAL, anneal, "with a --noise of 0"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (is_unheard(&rows[i], why))
+            return false;
+    return check_capacity_heard(p, s, why);
+}
+
 /* A run goes on as it was begun: what else was asked for would not be heard. */
 static bool check_resume(const cli_parser *p, problem *why) {
     for (int i = 0; i < OPTIONS; i++)
@@ -435,12 +506,24 @@ static bool check_resume(const cli_parser *p, problem *why) {
     return true;
 }
 
-static bool check_all(const train_settings *s, problem *why) {
+/* The smooth load is one of noisy logits: by itself it brings V-MoE's noise. */
+static void set_noise(train_settings *s) {
+    for (uint32_t i = 0; i < s->methods.count && s->noise == CLMOE_NOISE_NONE; i++)
+        if (methods_is_loss(&s->methods.rows[i], CLMOE_LOSS_SMOOTH_LOAD)) {
+            s->noise = CLMOE_NOISE_GAUSSIAN;
+            s->noise_scale = 1.0 / s->experts;
+        }
+}
+
+static bool check_all(const cli_parser *p, train_settings *s, problem *why) {
     if (s->num_texts == 0)
         return problem_set(why, "--text is needed: a file to learn from");
     if (s->out == NULL)
         return problem_set(why, "--out is needed: the folder that the run is written to");
-    return check_sizes(s, why) && check_policy(s, why);
+    if (!check_sizes(s, why) || !check_said_once(p, s, why))
+        return false;
+    set_noise(s);
+    return check_policy(s, why) && check_heard(p, s, why);
 }
 
 static const train_settings defaults = {
@@ -463,15 +546,6 @@ static const train_settings defaults = {
     .save_every = 500,
 };
 
-/* The smooth load is one of noisy logits: by itself it brings V-MoE's noise. */
-static void set_noise(train_settings *s) {
-    for (uint32_t i = 0; i < s->methods.count && s->noise == CLMOE_NOISE_NONE; i++)
-        if (methods_is_loss(&s->methods.rows[i], CLMOE_LOSS_SMOOTH_LOAD)) {
-            s->noise = CLMOE_NOISE_GAUSSIAN;
-            s->noise_scale = 1.0 / s->experts;
-        }
-}
-
 bool settings_parse(train_settings *s, int argc, char **argv, int *option, problem *why) {
     cli_parser parser = {.options = table, .count = OPTIONS};
     *s = defaults;
@@ -482,9 +556,8 @@ bool settings_parse(train_settings *s, int argc, char **argv, int *option, probl
         }
     if (*option != CLI_END)
         return *option != CLI_BAD;
-    set_noise(s);
     if (!cli_at_most(0, argc, argv, why) ||
-        !(s->resume != NULL ? check_resume(&parser, why) : check_all(s, why)))
+        !(s->resume != NULL ? check_resume(&parser, why) : check_all(&parser, s, why)))
         *option = CLI_BAD;
     return *option != CLI_BAD;
 }
