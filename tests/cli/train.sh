@@ -49,6 +49,14 @@ done
 grep -q 'validation loss [0-9.]* nats per byte after 60 steps, MaxVio' "$tmp/out" || complain "no summary"
 grep -q 'step 60/60' "$tmp/err" || complain "no progress"
 
+# The speed is that of steps: those with a validation before them, or a saved state, are no slower.
+sizes_of_all=$sizes sizes=$(echo "$sizes" | sed 's/--log-every 5 --validate-every 20 --save-every 7/--log-every 1 --validate-every 2 --save-every 2/')
+train_exit 0 timed --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1
+sizes=$sizes_of_all
+# speed FIRST: the median of every second step from FIRST on.
+speed() { column tokens_per_s "$tmp/timed/metrics.csv" | awk -v first="$1" 'NR >= first && NR % 2 == first % 2' | sort -g | sed -n 15p; }
+awk "BEGIN { exit !($(speed 3) > 0.5 * $(speed 4)) }" || complain "$(speed 3) tokens/s after a validation, else $(speed 4)"
+
 # --- Ends -----------------------------------------------------------------------------------------
 # One run that is ended three times: what one end did wrong, the steps after it would carry to the last.
 # ended SIGNAL STEP ARGUMENT...: begins it or goes on, and ends it after that step.

@@ -24,6 +24,14 @@ double progress_speed(progress *p, uint32_t steps) {
     return speed;
 }
 
+void progress_pause(progress *p) {
+    p->paused = now();
+}
+
+void progress_go_on(progress *p) {
+    p->last += now() - p->paused;
+}
+
 /* "1:05" */
 static void time_text(double seconds, char text[16]) {
     const unsigned whole = seconds > 0 && seconds < 3.5e6 ? (unsigned)seconds : 0;

@@ -9,13 +9,16 @@ typedef struct progress {
     const train_settings *settings;
     bool terminal, shown;
     uint32_t first;     /* steps done before */
-    double begin, last; /* seconds */
+    double begin, last, paused; /* seconds */
     uint32_t last_step;
 } progress;
 
 void progress_begin(progress *p, const train_settings *s, uint32_t done);
-/* Tokens per second since the last call. */
+/* Tokens per second since the last call, without the pauses. */
 double progress_speed(progress *p, uint32_t steps);
+/* Around what is no step; the device is idle. */
+void progress_pause(progress *p);
+void progress_go_on(progress *p);
 void progress_show(progress *p, const metrics *r);
 void progress_end(progress *p);
 

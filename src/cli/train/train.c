@@ -149,6 +149,15 @@ done:
     return status;
 }
 
+static clmoe_status validate(train_run *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    progress_pause(&r->progress);
+    TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done));
+    progress_go_on(&r->progress);
+done:
+    return status;
+}
+
 /* The step's line of metrics.csv, if it has one. */
 static clmoe_status log_step(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -157,7 +166,7 @@ static clmoe_status log_step(train_run *r) {
     TRY(metrics_gather(&r->metrics, &r->model, r->done));
     r->metrics.tokens_per_second = progress_speed(&r->progress, r->done + 1);
     if (is_due(r, r->settings.validate_every))
-        TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done));
+        TRY(validate(r));
     TRY(metrics_append(&r->metrics, r->csv));
     progress_show(&r->progress, &r->metrics);
     if (!isfinite(r->metrics.loss))
@@ -168,8 +177,11 @@ done:
 
 static clmoe_status save(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
+    TRY(CL(clFinish(r->device.queue)));
+    progress_pause(&r->progress);
     TRY(metrics_sync(r->csv));
     TRY(state_save(&r->model, r->folder, r->done));
+    progress_go_on(&r->progress);
 done:
     return status;
 }
