@@ -81,20 +81,29 @@ echo '{' >"$tmp/ended/run.json.tmp"
 ended KILL 1 --text text --out "$tmp/ended" $sizes --balance quantile,switch --noise gaussian:0.1 --hidden-dropout 0.1 $device
 # A signal while the programs are made: here whichever of them is, below one whose compiler has a handler
 # for it, as PoCL's does, which ends the process.
-# early COMMAND...: before clmoe train.
+# early SENTENCE COMMAND...: what clmoe train, after the command, says; what has learned nothing is not kept.
 early() {
-    code=0
-    # shellcheck disable=SC2046,SC2086
-    POCL_CACHE_DIR=$tmp/no-programs "$@" "$CLMOE" train --text "$text" --out "$tmp/early" \
-        $(echo "$sizes" | sed 's/--steps 60/--steps 9999999/') --no-cache $device >"$tmp/out" 2>"$tmp/err" || code=$?
+    sentence=$1 code=0
+    shift
+    POCL_CACHE_DIR=$tmp/no-programs "$@" --no-cache $device >"$tmp/out" 2>"$tmp/err" || code=$?
     [ "$code" = 143 ] || complain "exit $code after SIGTERM at the start: $*"
-    grep -q 'interrupted by SIGTERM; .*\(no step was done\|--resume\)' "$tmp/err" || complain "no word of SIGTERM at the start: $*"
+    grep -q "interrupted by SIGTERM; $sentence" "$tmp/err" || complain "no word of SIGTERM at the start: $*"
+    for left in model.safetensors config.json report.html; do
+        [ ! -e "$tmp/early/$left" ] || grep -q 'after step [1-9]' "$tmp/err" || complain "$left is left, of no step: $*"
+    done
 }
-early timeout --preserve-status -s TERM 1
+# shellcheck disable=SC2046,SC2086
+early '\(no step was done\|.* after step [1-9]\)' timeout --preserve-status -s TERM 1 "$CLMOE" train --text "$text" --out "$tmp/early" \
+    $(echo "$sizes" | sed 's/--steps 60/--steps 9999999/')
 if [ -n "${1-}" ] && OPENCL_LAYERS=$1 CLMOE_BREAK_LOG=$tmp/loaded "$CLMOE" devices >/dev/null &&
     [ -e "$tmp/loaded" ]; then
     rm -rf "$tmp/early"
-    early env OPENCL_LAYERS="$1" CLMOE_BREAK_SIGNAL=15
+    # shellcheck disable=SC2086
+    early 'no step was done' env OPENCL_LAYERS="$1" CLMOE_BREAK_SIGNAL=15 "$CLMOE" train --text "$text" --out "$tmp/early" $sizes
+    [ ! -e "$tmp/early" ] || complain "a folder of a run that was not begun"
+    mkdir "$tmp/early"
+    cp "$tmp/whole/run.json" "$tmp/early"
+    early "clmoe train --resume $tmp/early goes on" env OPENCL_LAYERS="$1" CLMOE_BREAK_SIGNAL=15 "$CLMOE" train --resume "$tmp/early"
 fi
 ended KILL 10 --resume "$tmp/ended"
 ended INT 25 --resume "$tmp/ended"

@@ -23,6 +23,7 @@ typedef struct train_run {
     uint32_t *positions;
     FILE *csv;
     const char *folder;
+    bool begun;        /* the folder has the run */
     folder_guard lock; /* on it */
     uint32_t done;     /* steps */
 } train_run;
@@ -36,12 +37,18 @@ static clmoe_status take_up(train_run *r) {
     const train_settings asked = r->settings;
     r->folder = asked.resume;
     TRY(run_load(r->folder, &r->words, &r->settings));
+    r->begun = true;
     TRY(run_find_texts(r->folder, &r->words, &r->settings));
     r->settings.device = asked.device ? asked.device : r->settings.device;
     r->settings.engine = asked.engine ? asked.engine : r->settings.engine;
     r->settings.no_cache = asked.no_cache;
 done:
     return status;
+}
+
+/* After a signal nothing is begun that takes long, and no folder made. */
+static clmoe_status go_on(void) {
+    return interrupt_signal() == 0 ? CLMOE_SUCCESS : cli_fail(CLMOE_IO, "interrupted");
 }
 
 static clmoe_status open_text(train_run *r) {
@@ -65,10 +72,13 @@ static clmoe_status try_out(train_run *r) {
     const train_settings *s = &r->settings;
     corpus_draw(&r->text, s->seed, 0, s->batch / s->sequence, r->positions);
     TRY(model_batch(&r->model, &r->text, r->positions, false));
-    for (uint32_t i = 0; i < r->model.phases.count; i++)
+    for (uint32_t i = 0; i < r->model.phases.count; i++) {
+        TRY(go_on());
         TRY(model_forward(&r->model, r->model.phases.rows[i].first, true));
+    }
     TRY(model_forward(&r->model, s->steps - 1, true));
     TRY(CL(clFinish(r->device.queue)));
+    TRY(go_on());
 done:
     return status;
 }
@@ -88,13 +98,16 @@ static clmoe_status open_run(train_run *r, int argc, char **argv) {
     if (resumed)
         TRY(run_check_texts(r->folder, &r->text));
     TRY(session_open(&r->device, r->settings.device, !r->settings.no_cache));
+    TRY(go_on());
     TRY(model_create(&r->model, &r->settings, &r->text, &r->device));
     TRY(metrics_create(&r->metrics, &r->model));
     if (!resumed) {
         TRY(try_out(r));
         TRY(folder_make(r->folder, &r->lock));
         TRY(run_save(r->folder, &words, &r->text));
+        r->begun = true;
     }
+    TRY(go_on());
     TRY(state_load(&r->model, r->folder, &r->done));
     TRY(metrics_open(r->folder, &r->model, r->done, &r->csv));
 done:
@@ -186,6 +199,7 @@ done:
     return status;
 }
 
+/* A model of first values has learned nothing: of a run without a step there is none. */
 static clmoe_status train(train_run *r) {
     clmoe_status status = CLMOE_SUCCESS;
     progress_begin(&r->progress, &r->settings, r->done);
@@ -196,11 +210,13 @@ static clmoe_status train(train_run *r) {
         if (r->done % r->settings.save_every == 0)
             TRY(save(r));
     }
+    if (r->done == 0)
+        TRY(go_on());
     if (r->done == r->settings.steps && !r->metrics.validated) /* resumed at its end */
         TRY(metrics_validate(&r->metrics, &r->model, &r->text, r->done - 1));
     if (r->done % r->settings.save_every != 0)
         TRY(save(r));
-    TRY(model_export(&r->model, r->folder, r->done > 0 ? r->done - 1 : 0));
+    TRY(model_export(&r->model, r->folder, r->done - 1));
     TRY(report_write(r->folder));
 done:
     progress_end(&r->progress);
@@ -223,7 +239,7 @@ static int fail(const train_run *r) {
     char left[PATH_MAX + 100] = "no step was done";
     if (interrupt_signal() == 0)
         return exit_with_error("train");
-    if (r->csv != NULL)
+    if (r->begun)
         snprintf(left, sizeof left, "clmoe train --resume %s goes on from what was saved",
                  r->folder);
     return exit_interrupted("train", left);

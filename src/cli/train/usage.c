@@ -80,5 +80,6 @@ const char *const train_usage[] = {
     "Expert choice, Sinkhorn, Soft MoE, rebalance and --keep but by position see all tokens of a\n"
     "batch, so bytes that come later too: their losses are not those of a model that writes.\n"
     "\n"
-    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N, after the state was saved.\n",
+    "Exit status: 0 success, 2 bad input, 128 + N stopped by signal N: after the state was saved and\n"
+    "the model written, or before the first step, when there is no model yet.\n",
     NULL};
