@@ -161,19 +161,6 @@ done:
     return status;
 }
 
-static clmoe_status write_loss(html_page *page, const run_record *run) {
-    clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {
-        .title = "Loss", .x_name = "step", .y_name = "nats per byte", .over_steps = true};
-    TRY(add_curve(&f, run, run->columns[COLUMN_LOSS], 1, "training, of the batch", PLOT_THIN));
-    TRY(add_curve(&f, run, run->columns[COLUMN_VALIDATION], 1, "validation, of what is held out",
-                  PLOT_DOTTED));
-    html_figure(page, &f, NULL);
-done:
-    plot_free(&f);
-    return status;
-}
-
 static clmoe_status write_violation(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
     plot_figure f = {.title = "MaxVio",
@@ -192,39 +179,68 @@ done:
     return status;
 }
 
-static clmoe_status write_entropy(html_page *page, const run_record *run) {
-    clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {
-        .title = "Entropy of the load", .x_name = "step", .y_name = "nats", .over_steps = true};
-    TRY(add_curve(&f, run, run->columns[COLUMN_ENTROPY], 1, "mean of the layers", PLOT_LINE));
-    TRY(add_level(&f, run, log(run->settings.experts), "log E, the most there can be"));
-    html_figure(page, &f, NULL);
-done:
-    plot_free(&f);
-    return status;
+/* log E, the most there can be. */
+static clmoe_status entropy_level(plot_figure *f, const run_record *run) {
+    return add_level(f, run, log(run->settings.experts), "log E, the most there can be");
 }
 
-static clmoe_status write_drops(html_page *page, const run_record *run) {
-    clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {
-        .title = "Drops", .x_name = "step", .y_name = "dropped pairs, %", .over_steps = true};
-    TRY(add_curve(&f, run, run->columns[COLUMN_DROPS], 100, "mean of the layers", PLOT_LINE));
+/* Few drops are not drawn as if they were many. */
+static clmoe_status drops_most(plot_figure *f, const run_record *run) {
     if (run->figures[FIGURE_DROPS] < 0.01)
-        f.y_most = 10;
-    for (uint32_t i = 0; i < f.curves[0].count; i++)
-        f.y_most = f.curves[0].y[i] > f.y_most ? 0 : f.y_most;
-    html_figure(page, &f, NULL);
-done:
-    plot_free(&f);
-    return status;
+        f->y_most = 10;
+    for (uint32_t i = 0; i < f->curves[0].count; i++)
+        f->y_most = f->curves[0].y[i] > f->y_most ? 0 : f->y_most;
+    return CLMOE_SUCCESS;
 }
 
-static clmoe_status write_dead(html_page *page, const run_record *run) {
+static clmoe_status dead_most(plot_figure *f, const run_record *run) {
+    f->y_most = (double)run->settings.layers * run->settings.experts;
+    return CLMOE_SUCCESS;
+}
+
+/* A picture of columns over the steps, and what it has besides, or NULL. */
+typedef struct picture {
+    const char *title, *axis;
+    double scale;
+    struct {
+        run_column column;
+        const char *name; /* NULL: no curve */
+        plot_style style;
+    } curves[2];
+    clmoe_status (*add)(plot_figure *f, const run_record *run);
+} picture;
+
+enum { PICTURE_LOSS, PICTURE_ENTROPY, PICTURE_DROPS, PICTURE_DEAD };
+
+static const picture pictures[] = {
+    [PICTURE_LOSS] = {"Loss",
+                      "nats per byte",
+                      1,
+                      {{COLUMN_LOSS, "training, of the batch", PLOT_THIN},
+                       {COLUMN_VALIDATION, "validation, of what is held out", PLOT_DOTTED}},
+                      NULL},
+    [PICTURE_ENTROPY] = {"Entropy of the load",
+                         "nats",
+                         1,
+                         {{COLUMN_ENTROPY, "mean of the layers", PLOT_LINE}},
+                         entropy_level},
+    [PICTURE_DROPS] = {"Drops",
+                       "dropped pairs, %",
+                       100,
+                       {{COLUMN_DROPS, "mean of the layers", PLOT_LINE}},
+                       drops_most},
+    [PICTURE_DEAD] =
+        {"Dead experts", "experts", 1, {{COLUMN_DEAD, "of all layers", PLOT_LINE}}, dead_most},
+};
+
+static clmoe_status write_picture(html_page *page, const run_record *run, const picture *of) {
     clmoe_status status = CLMOE_SUCCESS;
-    plot_figure f = {
-        .title = "Dead experts", .x_name = "step", .y_name = "experts", .over_steps = true};
-    TRY(add_curve(&f, run, run->columns[COLUMN_DEAD], 1, "of all layers", PLOT_LINE));
-    f.y_most = (double)run->settings.layers * run->settings.experts;
+    plot_figure f = {.title = of->title, .x_name = "step", .y_name = of->axis, .over_steps = true};
+    for (size_t i = 0; i < 2 && of->curves[i].name != NULL; i++)
+        TRY(add_curve(&f, run, run->columns[of->curves[i].column], of->scale, of->curves[i].name,
+                      of->curves[i].style));
+    if (of->add != NULL)
+        TRY(of->add(&f, run));
     html_figure(page, &f, NULL);
 done:
     plot_free(&f);
@@ -250,15 +266,14 @@ done:
 
 static clmoe_status write_pictures(html_page *page, const run_record *run) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(write_loss(page, run));
+    TRY(write_picture(page, run, &pictures[PICTURE_LOSS]));
     if (!run->counted)
         return status;
     for (uint32_t l = 0; l < run->settings.layers; l++)
         TRY(write_shares(page, run, l));
     TRY(write_violation(page, run));
-    TRY(write_entropy(page, run));
-    TRY(write_drops(page, run));
-    TRY(write_dead(page, run));
+    for (int i = PICTURE_ENTROPY; i <= PICTURE_DEAD; i++)
+        TRY(write_picture(page, run, &pictures[i]));
     TRY(write_losses(page, run));
 done:
     return status;
