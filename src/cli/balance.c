@@ -164,7 +164,8 @@ static const cli_option table[] = {
 
 /* ---- Options ------------------------------------------------------------------------------- */
 
-static bool set_value(balance_options *o, int option, const char *text, problem *why) {
+static bool set_value(void *to, int option, const char *text, problem *why) {
+    balance_options *o = to;
     switch (option) {
     case OPT_LAYER:
         return cli_u32("--layer", text, 0, UINT32_MAX, &o->layer, why);
@@ -263,21 +264,16 @@ static bool check_options(balance_options *o, const cli_parser *parser, problem 
     return check_outputs(o, parser->given[OPT_FORCE] > 0, why);
 }
 
-/* *stop: after --help and --version there is nothing to run. */
 static clmoe_status parse_options(balance_options *o, int argc, char **argv, bool *stop) {
     clmoe_status status = CLMOE_SUCCESS;
-    cli_parser parser = {.options = table, .count = sizeof table / sizeof table[0]};
+    cli_parser parser = {.options = table,
+                         .count = sizeof table / sizeof table[0],
+                         .set_value = set_value,
+                         .words = 1};
     problem why;
-    int option;
-    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
-        if (table[option].has_value)
-            TRY(checked(set_value(o, option, parser.value, &why), &why));
-    *stop = option == CLI_HELP || option == CLI_VERSION;
-    if (*stop) {
-        print_usage(option, usage);
-        return CLMOE_SUCCESS;
-    }
-    TRY(checked(option == CLI_END && cli_at_most(1, argc, argv, &why), &why));
+    TRY(parse_command(&parser, argc, argv, o, usage, stop));
+    if (*stop)
+        return status;
     o->model = cli_word(argc, argv);
     TRY(checked(check_options(o, &parser, &why), &why));
 done:

@@ -25,6 +25,13 @@ int exit_with_error(const char *command);
 /* The exit code of a command that a signal stopped; prints the signal and what is left of it. */
 int exit_interrupted(const char *command, const char *what);
 
+/*
+ * The command line of a subcommand, as cli_parse() has it; *stop: --help and --version are done,
+ * and there is nothing to run.
+ */
+clmoe_status parse_command(cli_parser *parser, int argc, char **argv, void *to, const char *usage,
+                           bool *stop);
+
 /* The usage of a command on stdout for CLI_HELP, the version for CLI_VERSION. */
 void print_usage(int option, const char *usage);
 

@@ -123,16 +123,9 @@ int devices_main(int argc, char **argv) {
     static const cli_option table[] = {
         [OPT_JSON] = {.name = "json"}, [OPT_NO_CACHE] = {.name = "no-cache"}};
     cli_parser parser = {.options = table, .count = sizeof table / sizeof table[0]};
-    problem why;
-    int option;
-    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
-        ;
-    if (option == CLI_HELP || option == CLI_VERSION) {
-        print_usage(option, usage);
-        return EXIT_OK;
-    }
-    clmoe_status status = checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why);
-    if (status == CLMOE_SUCCESS)
+    bool stop = false;
+    clmoe_status status = parse_command(&parser, argc, argv, NULL, usage, &stop);
+    if (status == CLMOE_SUCCESS && !stop)
         status = list_devices(parser.given[OPT_JSON] > 0, parser.given[OPT_NO_CACHE] > 0);
     return status == CLMOE_SUCCESS ? EXIT_OK : exit_with_error("devices");
 }

@@ -54,6 +54,16 @@ void print_usage(int option, const char *text) {
         print_version();
 }
 
+clmoe_status parse_command(cli_parser *parser, int argc, char **argv, void *to, const char *text,
+                           bool *stop) {
+    problem why;
+    const int end = cli_parse(parser, argc, argv, to, &why);
+    *stop = end == CLI_HELP || end == CLI_VERSION;
+    if (*stop)
+        print_usage(end, text);
+    return checked(*stop || end == CLI_END, &why);
+}
+
 int exit_with_error(const char *command) {
     fprintf(stderr, "clmoe %s: %s\n", command, cli_error());
     return EXIT_BAD_INPUT;

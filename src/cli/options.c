@@ -151,6 +151,16 @@ int cli_next(cli_parser *p, int argc, char **argv, problem *why) {
     return index;
 }
 
+int cli_parse(cli_parser *p, int argc, char **argv, void *to, problem *why) {
+    int option;
+    while ((option = cli_next(p, argc, argv, why)) >= 0)
+        if (p->options[option].has_value && !p->set_value(to, option, p->value, why))
+            return CLI_BAD;
+    if (option == CLI_END && !cli_at_most(p->words, argc, argv, why))
+        return CLI_BAD;
+    return option;
+}
+
 bool cli_at_most(int words, int argc, char **argv, problem *why) {
     if (optind + words >= argc)
         return true;

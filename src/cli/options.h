@@ -23,10 +23,18 @@ enum { CLI_MOST_OPTIONS = 64 };
 /* What cli_next() gives besides the index of an option in its table. */
 enum { CLI_END = -1, CLI_HELP = -2, CLI_VERSION = -3, CLI_BAD = -4 };
 
-/* Start from {.options = table, .count = its rows}. --help, -h and --version are in every table. */
+/* Puts the value of an option, an index in the table, where it belongs in `to`. */
+typedef bool (*cli_set_value)(void *to, int option, const char *value, problem *why);
+
+/*
+ * Start from {.options = table, .count = its rows}; for cli_parse() also .set_value, if some option
+ * has a value, and .words. --help, -h and --version are in every table.
+ */
 typedef struct cli_parser {
     const cli_option *options;
     size_t count;
+    cli_set_value set_value;
+    int words;                        /* that are no options: at most */
     unsigned given[CLI_MOST_OPTIONS]; /* how often */
     const char *value;                /* of the option that cli_next() has just found */
 } cli_parser;
@@ -36,6 +44,10 @@ typedef struct cli_parser {
  * together.
  */
 int cli_next(cli_parser *parser, int argc, char **argv, problem *why);
+
+/* All of it, with set_value(to, ...) for each value: what ends it, CLI_END if nothing is refused.
+ */
+int cli_parse(cli_parser *parser, int argc, char **argv, void *to, problem *why);
 
 /* Whether at CLI_END there are at most that many words that are no options; the next is refused. */
 bool cli_at_most(int words, int argc, char **argv, problem *why);

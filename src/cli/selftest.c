@@ -323,7 +323,9 @@ done:
 
 /* ---- The command ----------------------------------------------------------------------------- */
 
-static void set_value(selftest_run *r, int option, const char *value) {
+static bool set_value(void *to, int option, const char *value, problem *why) {
+    selftest_run *r = to;
+    (void)why;
     if (option == OPT_DEVICE)
         r->device = value;
     else if (option == OPT_ENGINE)
@@ -332,21 +334,17 @@ static void set_value(selftest_run *r, int option, const char *value) {
         r->options.layer = value;
     else if (option == OPT_JSON)
         r->json_path = value;
+    return true;
 }
 
 static clmoe_status parse_options(selftest_run *r, int argc, char **argv, bool *stop) {
     clmoe_status status = CLMOE_SUCCESS;
-    cli_parser parser = {.options = table, .count = sizeof table / sizeof table[0]};
+    cli_parser parser = {
+        .options = table, .count = sizeof table / sizeof table[0], .set_value = set_value};
     problem why;
-    int option;
-    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
-        set_value(r, option, parser.value);
-    *stop = option == CLI_HELP || option == CLI_VERSION;
-    if (*stop) {
-        print_usage(option, usage);
-        return CLMOE_SUCCESS;
-    }
-    TRY(checked(option == CLI_END && cli_at_most(0, argc, argv, &why), &why));
+    TRY(parse_command(&parser, argc, argv, r, usage, stop));
+    if (*stop)
+        return status;
     r->force = parser.given[OPT_FORCE] > 0;
     r->no_cache = parser.given[OPT_NO_CACHE] > 0;
     if (r->json_path != NULL)

@@ -108,6 +108,50 @@ static void words_and_help(void **state) {
     assert_string_equal(why.text, "unexpected argument 'two'; see --help");
 }
 
+/* The values that cli_parse() has given, and what refuses. */
+typedef struct values {
+    const char *of[OPTIONS];
+    int refused;
+} values;
+
+static bool set_value(void *to, int option, const char *value, problem *why) {
+    values *v = to;
+    v->of[option] = value;
+    return option != v->refused || problem_set(why, "no %s", value);
+}
+
+static void whole_lines(void **state) {
+    (void)state;
+    for (int words = 0; words < 3; words++) {
+        char *argv[] = {(char *)"command",
+                        (char *)"word",
+                        (char *)"--alpha",
+                        (char *)"some",
+                        (char *)"--delta",
+                        (char *)"more",
+                        NULL};
+        cli_parser parser = {
+            .options = table, .count = OPTIONS, .set_value = set_value, .words = words};
+        values v = {.refused = -1};
+        problem why;
+        optind = 0;
+        assert_int_equal(cli_parse(&parser, 6, argv, &v, &why), words < 2 ? CLI_BAD : CLI_END);
+        assert_string_equal(v.of[A], "some");
+        assert_null(v.of[D]);
+        assert_int_equal(parser.given[D], 1);
+        if (words < 2)
+            assert_non_null(strstr(why.text, words < 1 ? "'word'" : "'more'"));
+    }
+    char *argv[] = {(char *)"command", (char *)"--alpha", (char *)"some", (char *)"--delta", NULL};
+    cli_parser parser = {.options = table, .count = OPTIONS, .set_value = set_value};
+    values v = {.refused = A};
+    problem why;
+    optind = 0;
+    assert_int_equal(cli_parse(&parser, 4, argv, &v, &why), CLI_BAD);
+    assert_string_equal(why.text, "no some");
+    assert_int_equal(parser.given[D], 0);
+}
+
 static void numbers(void **state) {
     (void)state;
     const char *const bad[] = {"",   "-1",  "+1", "1x",          "x",       " 1", "1 ",
@@ -132,6 +176,7 @@ static void numbers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(all_pairs), cmocka_unit_test(mistakes),
-                                       cmocka_unit_test(words_and_help), cmocka_unit_test(numbers)};
+                                       cmocka_unit_test(words_and_help),
+                                       cmocka_unit_test(whole_lines), cmocka_unit_test(numbers)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

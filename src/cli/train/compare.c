@@ -234,21 +234,23 @@ static bool check_files(compare_options *o, bool force, problem *why) {
     return true;
 }
 
+static bool set_value(void *to, int option, const char *value, problem *why) {
+    compare_options *o = to;
+    (void)why;
+    *(option == OPT_CSV ? &o->csv_path : &o->report_path) = value;
+    return true;
+}
+
 static clmoe_status parse_options(compare_options *o, int argc, char **argv, bool *stop) {
     clmoe_status status = CLMOE_SUCCESS;
-    cli_parser parser = {.options = table, .count = sizeof table / sizeof table[0]};
+    cli_parser parser = {.options = table,
+                         .count = sizeof table / sizeof table[0],
+                         .set_value = set_value,
+                         .words = argc};
     problem why;
-    int option;
-    while ((option = cli_next(&parser, argc, argv, &why)) >= 0) {
-        o->csv_path = option == OPT_CSV ? parser.value : o->csv_path;
-        o->report_path = option == OPT_REPORT ? parser.value : o->report_path;
-    }
-    *stop = option == CLI_HELP || option == CLI_VERSION;
-    if (*stop) {
-        print_usage(option, usage);
+    TRY(parse_command(&parser, argc, argv, o, usage, stop));
+    if (*stop)
         return status;
-    }
-    TRY(checked(option == CLI_END, &why));
     o->json = parser.given[OPT_JSON] > 0;
     TRY(checked(check_files(o, parser.given[OPT_FORCE] > 0, &why), &why));
     o->folders = argv + optind;

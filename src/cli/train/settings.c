@@ -158,11 +158,6 @@ static const size_t texts[OPTIONS] = {
     [OPT_ENGINE] = offsetof(train_settings, engine),
 };
 
-static const size_t flags[OPTIONS] = {
-    [OPT_PER_SEQUENCE] = offsetof(train_settings, per_sequence),
-    [OPT_NO_CACHE] = offsetof(train_settings, no_cache),
-};
-
 /* A word of a list, to its number in it. */
 static bool parse_word(int option, const char *text, const char *const *words, uint32_t *number,
                        problem *why) {
@@ -277,7 +272,8 @@ static bool set_whole(train_settings *s, int option, const char *text, problem *
     return cli_u32(name, text, row->min, row->max, (void *)((char *)s + row->offset), why);
 }
 
-static bool set_value(train_settings *s, int option, const char *text, problem *why) {
+static bool set_value(void *to, int option, const char *text, problem *why) {
+    train_settings *s = to;
     if (wholes[option].max > 0)
         return set_whole(s, option, text, why);
     if (reals[option].most > 0)
@@ -285,10 +281,6 @@ static bool set_value(train_settings *s, int option, const char *text, problem *
     if (texts[option] > 0) {
         const char **place = (void *)((char *)s + texts[option]);
         *place = text;
-        return true;
-    }
-    if (flags[option] > 0) {
-        *(bool *)(void *)((char *)s + flags[option]) = true;
         return true;
     }
     switch (option) {
@@ -547,17 +539,14 @@ static const train_settings defaults = {
 };
 
 bool settings_parse(train_settings *s, int argc, char **argv, int *option, problem *why) {
-    cli_parser parser = {.options = table, .count = OPTIONS};
+    cli_parser parser = {.options = table, .count = OPTIONS, .set_value = set_value};
     *s = defaults;
-    while ((*option = cli_next(&parser, argc, argv, why)) >= 0)
-        if (!set_value(s, *option, parser.value, why)) {
-            *option = CLI_BAD;
-            return false;
-        }
+    *option = cli_parse(&parser, argc, argv, s, why);
     if (*option != CLI_END)
         return *option != CLI_BAD;
-    if (!cli_at_most(0, argc, argv, why) ||
-        !(s->resume != NULL ? check_resume(&parser, why) : check_all(&parser, s, why)))
+    s->per_sequence = parser.given[OPT_PER_SEQUENCE] > 0;
+    s->no_cache = parser.given[OPT_NO_CACHE] > 0;
+    if (!(s->resume != NULL ? check_resume(&parser, why) : check_all(&parser, s, why)))
         *option = CLI_BAD;
     return *option != CLI_BAD;
 }

@@ -82,7 +82,8 @@ typedef struct trace_session {
 
 /* ---- Options --------------------------------------------------------------------------------- */
 
-static bool set_value(trace_options *o, int option, const char *text, problem *why) {
+static bool set_value(void *to, int option, const char *text, problem *why) {
+    trace_options *o = to;
     switch (option) {
     case OPT_TEXT:
         if (o->num_texts == MOST_TEXTS)
@@ -146,21 +147,13 @@ static bool check_options(trace_options *o, bool force, problem *why) {
     return true;
 }
 
-/* *stop: after --help and --version there is nothing to run. */
 static clmoe_status parse_options(trace_options *o, int argc, char **argv, bool *stop) {
     clmoe_status status = CLMOE_SUCCESS;
-    cli_parser parser = {.options = table, .count = OPTIONS};
+    cli_parser parser = {.options = table, .count = OPTIONS, .set_value = set_value, .words = 1};
     problem why;
-    int option;
-    while ((option = cli_next(&parser, argc, argv, &why)) >= 0)
-        if (table[option].has_value)
-            TRY(checked(set_value(o, option, parser.value, &why), &why));
-    *stop = option == CLI_HELP || option == CLI_VERSION;
-    if (*stop) {
-        print_usage(option, usage);
-        return CLMOE_SUCCESS;
-    }
-    TRY(checked(option == CLI_END && cli_at_most(1, argc, argv, &why), &why));
+    TRY(parse_command(&parser, argc, argv, o, usage, stop));
+    if (*stop)
+        return status;
     o->folder = cli_word(argc, argv);
     TRY(checked(check_options(o, parser.given[OPT_FORCE] > 0, &why), &why));
 done:
