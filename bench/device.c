@@ -1,6 +1,6 @@
 #include "device.h"
 #include "../src/cli/device_name.h"
-#include "sources.h"
+#include "../src/cli/sources.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -163,7 +163,7 @@ void buffer_release(cl_mem *buffer) {
 }
 
 static const char *source_of(const char *file) {
-    for (const kernel_source *source = kernel_sources; source->name; source++)
+    for (const kernel_source *source = bench_sources; source->name; source++)
         if (strcmp(source->name, file) == 0)
             return source->text;
     return "";

@@ -1,10 +1,7 @@
 # Writes OUTPUT, a C file with every file of FILES (separated by '|') as a byte array; a file's name is
 # its path from ROOT.
-# Run as: cmake -DROOT=. -DFILES=cl/a.cl|cl/b.clh -DHEADER=sources.h -DOUTPUT=kernels.c -P embed.cmake
-# HEADER declares kernel_sources[], or with -DTABLE=name an array of that name.
-if(NOT TABLE)
-    set(TABLE kernel_sources)
-endif()
+# Run as: cmake -DROOT=. -DFILES=cl/a.cl|cl/b.clh -DTABLE=name -DHEADER=sources.h -DOUTPUT=name.c -P embed.cmake
+# HEADER declares the array TABLE.
 string(REPLACE "|" ";" files "${FILES}")
 set(arrays "")
 set(table "")

@@ -1,6 +1,6 @@
 #include "force.h"
-#include "force_sources.h"
 #include "options.h"
+#include "sources.h"
 
 #include <stdio.h>
 #include <string.h>

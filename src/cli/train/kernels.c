@@ -1,5 +1,5 @@
 #include "kernels.h"
-#include "sources.h"
+#include "../sources.h"
 
 #include <stdio.h>
 
