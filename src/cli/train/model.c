@@ -251,7 +251,7 @@ clmoe_status model_round(train_model *m, float *values) {
     return model_write(m, m->copy, m->parameters.copied * clmoe_type_size(type), values);
 }
 
-static clmoe_status init_values(train_model *m) {
+clmoe_status model_init(train_model *m) {
     clmoe_status status = CLMOE_SUCCESS;
     const size_t count = m->parameters.elements;
     float *values = malloc(count * sizeof *values);
@@ -260,6 +260,7 @@ static clmoe_status init_values(train_model *m) {
     parameters_init(&m->parameters, m->settings, values);
     TRY(model_write(m, m->values, count * sizeof *values, values));
     TRY(model_round(m, values));
+    TRY(model_start(m));
 done:
     free(values);
     return status;
@@ -278,8 +279,6 @@ clmoe_status model_create(train_model *m, const train_settings *s, const corpus 
     TRY(create_head(m));
     TRY(create_blocks(m));
     TRY(create_batch(m, text));
-    TRY(init_values(m));
-    TRY(model_start(m));
 done:
     return status;
 }

@@ -57,12 +57,14 @@ typedef struct train_model {
     uint64_t bytes; /* of the buffers */
 } train_model;
 
-/* Writes the first values and states. The text goes to the device once. */
+/* The text goes to the device once. Values and states are zeros: model_init() or state_load(). */
 clmoe_status model_create(train_model *m, const train_settings *s, const corpus *text,
                           device_session *device);
 void model_release(train_model *m);
 
-/* Writes the first states of the layers. */
+/* Writes the first values and states, by the seed. */
+clmoe_status model_init(train_model *m);
+/* Writes the first states of the layers: a part of it. */
 clmoe_status model_start(train_model *m);
 
 /* The batch for the next calls; `training`: also what embed_backward reads. Waits. */

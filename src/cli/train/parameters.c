@@ -1,7 +1,9 @@
 #include "parameters.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 /* Of parts of the array, in elements: as sub-buffers they begin on any device's alignment. */
 enum { BYTES = 256, ALIGNMENT = 256 };
@@ -92,6 +94,8 @@ const parameter *parameters_find(const parameters *p, parameter_kind kind, uint3
 /* ---- First values ------------------------------------------------------------------------------
  */
 
+enum { MOST_THREADS = 64, LEAST_STRETCH = 1 << 16 };
+
 /* In (0, 1). */
 static double uniform(uint64_t bits) {
     return ((double)(bits >> 11) + 0.5) * 0x1p-53;
@@ -117,16 +121,63 @@ static double skew_of(const train_settings *s, const parameter *row, size_t inde
     return 1 + 3.0 * (double)(index / s->dim) / row->shape[1];
 }
 
-void parameters_init(const parameters *p, const train_settings *s, float *values) {
-    for (size_t i = 0; i < p->elements; i++)
-        values[i] = 0;
-    for (uint32_t r = 0; r < p->count; r++) {
-        const parameter *row = &p->rows[r];
-        const double deviation = deviation_of(s, row);
-        const uint64_t key = random_bits(s->seed, ((uint64_t)row->kind << 32) + row->block);
-        for (size_t i = 0; i < row->count; i++)
-            values[row->first + i] = row->kind == PARAMETER_GAIN
-                                         ? 1
-                                         : (float)(normal(key, i) * deviation * skew_of(s, row, i));
+/* The elements [begin, end) of the array; each is a function of its place alone. */
+typedef struct stretch {
+    const parameters *p;
+    const train_settings *s;
+    float *values;
+    size_t begin, end;
+    pthread_t thread;
+    bool begun; /* the thread */
+} stretch;
+
+/* Of a parameter, its elements [begin, end). */
+static void init_row(const train_settings *s, const parameter *row, size_t begin, size_t end,
+                     float *values) {
+    const double deviation = deviation_of(s, row);
+    const uint64_t key = random_bits(s->seed, ((uint64_t)row->kind << 32) + row->block);
+    for (size_t i = begin; i < end; i++)
+        values[i] = row->kind == PARAMETER_GAIN
+                        ? 1
+                        : (float)(normal(key, i) * deviation * skew_of(s, row, i));
+}
+
+static void *init_stretch(void *of) {
+    const stretch *t = of;
+    for (size_t i = t->begin; i < t->end; i++)
+        t->values[i] = 0;
+    for (uint32_t r = 0; r < t->p->count; r++) {
+        const parameter *row = &t->p->rows[r];
+        const size_t begin = t->begin > row->first ? t->begin - row->first : 0;
+        const size_t end = t->end > row->first ? t->end - row->first : 0;
+        init_row(t->s, row, begin, end < row->count ? end : row->count, t->values + row->first);
     }
+    return NULL;
+}
+
+/* A thread for each processor, but not for a few elements. */
+static size_t threads_for(size_t elements) {
+    const long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    const size_t most = processors < 1              ? 1
+                        : processors > MOST_THREADS ? MOST_THREADS
+                                                    : (size_t)processors;
+    const size_t useful = elements / LEAST_STRETCH + 1;
+    return useful < most ? useful : most;
+}
+
+void parameters_init(const parameters *p, const train_settings *s, float *values) {
+    stretch all[MOST_THREADS];
+    const size_t count = threads_for(p->elements), each = p->elements / count + 1;
+    for (size_t t = 0; t < count; t++) {
+        const size_t begin = t * each, end = begin + each;
+        all[t] = (stretch){.p = p, .s = s, .values = values, .begin = begin};
+        all[t].end = end < p->elements ? end : p->elements;
+        all[t].begun =
+            t + 1 < count && pthread_create(&all[t].thread, NULL, init_stretch, &all[t]) == 0;
+        if (!all[t].begun)
+            init_stretch(&all[t]);
+    }
+    for (size_t t = 0; t < count; t++)
+        if (all[t].begun)
+            pthread_join(all[t].thread, NULL);
 }

@@ -8,7 +8,7 @@
 typedef struct progress {
     const train_settings *settings;
     bool terminal, shown;
-    uint32_t first;     /* steps done before */
+    uint32_t first;             /* steps done before */
     double begin, last, paused; /* seconds */
     uint32_t last_step;
 } progress;

@@ -359,6 +359,8 @@ clmoe_status state_load(train_model *m, const char *folder, uint32_t *steps) {
     TRY(folder_path(folder, state_name, path));
     if (access(path, F_OK) == 0)
         TRY(load_all(m, path, steps));
+    else
+        TRY(model_init(m));
 done:
     return status;
 }

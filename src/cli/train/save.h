@@ -38,7 +38,7 @@ clmoe_status run_check_texts(const char *folder, const corpus *text);
 clmoe_status run_diverged(const char *folder, uint32_t step, const char *what);
 /* Writes state.safetensors after `steps` steps. */
 clmoe_status state_save(train_model *m, const char *folder, uint32_t steps);
-/* Reads it if there is one; *steps: how many were done. */
+/* Reads it, or else the model has its first values; *steps: how many were done. */
 clmoe_status state_load(train_model *m, const char *folder, uint32_t *steps);
 
 #endif

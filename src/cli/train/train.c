@@ -101,14 +101,16 @@ static clmoe_status open_run(train_run *r, int argc, char **argv) {
     TRY(go_on());
     TRY(model_create(&r->model, &r->settings, &r->text, &r->device));
     TRY(metrics_create(&r->metrics, &r->model));
-    if (!resumed) {
+    if (resumed) {
+        TRY(go_on());
+        TRY(state_load(&r->model, r->folder, &r->done));
+    } else {
+        TRY(model_init(&r->model));
         TRY(try_out(r));
         TRY(folder_make(r->folder, &r->lock));
         TRY(run_save(r->folder, &words, &r->text));
         r->begun = true;
     }
-    TRY(go_on());
-    TRY(state_load(&r->model, r->folder, &r->done));
     TRY(metrics_open(r->folder, &r->model, r->done, &r->csv));
 done:
     return status;

@@ -112,6 +112,7 @@ static fixture *start_with(train_settings s) {
         (device_session){.cl = test.context, .queue = test.queue, .context = test_context(0)};
     clean_later(release, &f->model);
     OK(model_create(&f->model, &f->settings, &f->text, &f->device));
+    OK(model_init(&f->model));
     corpus_draw(&f->text, 3, 0, s.batch / SEQUENCE, f->positions);
     return f;
 }
@@ -124,6 +125,7 @@ static fixture *start(clmoe_type type, const char *balance) {
         (device_session){.cl = test.context, .queue = test.queue, .context = test_context(0)};
     clean_later(release, &f->model);
     OK(model_create(&f->model, &f->settings, &f->text, &f->device));
+    OK(model_init(&f->model));
     vary_gains(f);
     corpus_draw(&f->text, 3, 0, TOKENS / SEQUENCE, f->positions);
     f->values = HOST(double, f->model.parameters.elements);
@@ -379,8 +381,66 @@ static void every_switch(void **state) {
     }
 }
 
+/* SplitMix64's output after `count` steps from a seed. */
+static uint64_t split_mix(uint64_t seed, uint64_t count) {
+    uint64_t z = seed + count * 0x9e3779b97f4a7c15U;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebU;
+    return z ^ z >> 31;
+}
+
+static uint64_t ref_bits(uint64_t key, uint64_t counter) {
+    return split_mix(split_mix(key, 1), counter + 1);
+}
+
+/* Box and Muller, of the 2 numbers of a key from 2 `index` on. */
+static double ref_normal(uint64_t key, uint64_t index) {
+    const double u = ((double)(ref_bits(key, 2 * index) >> 11) + 0.5) / 9007199254740992.0;
+    const double v = ((double)(ref_bits(key, 2 * index + 1) >> 11) + 0.5) / 9007199254740992.0;
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+static float ref_first_value(const train_settings *s, const parameter *row, size_t i) {
+    const uint64_t key = ref_bits(s->seed, ((uint64_t)row->kind << 32) + row->block);
+    const double length = row->kind == PARAMETER_TABLE ? s->context : row->shape[2];
+    const bool longer = s->skewed && row->kind == PARAMETER_ROUTER;
+    const double skew = longer ? 1 + 3.0 * (double)(i / s->dim) / s->experts : 1;
+    return row->kind == PARAMETER_GAIN ? 1
+                                       : (float)(ref_normal(key, i) * (1 / sqrt(length)) * skew);
+}
+
+/* Bit for bit, for they are a part of every figure; several threads make them. */
+static void first_values(void **state) {
+    (void)state;
+    train_settings s = settings_of(CLMOE_F32, "none");
+    s.dim = 16 * (1 + random_below(4));
+    s.hidden = 500 + random_below(1000);
+    s.shared = random_below(50);
+    s.experts = 8 + random_below(8);
+    s.seed = random_below(UINT32_MAX);
+    s.skewed = true;
+    parameters p;
+    OK(parameters_create(&p, &s));
+    float *values = HOST(float, p.elements);
+    memset(values, 0xff, p.elements * sizeof *values);
+    parameters_init(&p, &s, values);
+    size_t at = 0;
+    for (uint32_t r = 0; r < p.count; r++) {
+        const parameter *row = &p.rows[r];
+        for (; at < row->first; at++)
+            CHECK(values[at] == 0, "element %zu between parameters is %g\n", at,
+                  (double)values[at]);
+        for (size_t i = 0; i < row->count; i++, at++)
+            CHECK(values[at] == ref_first_value(&s, row, i),
+                  "parameter %u of block %u, element %zu is %g\n", row->kind, row->block, i,
+                  (double)values[at]);
+    }
+    parameters_free(&p);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(gradients), TEST(rounded),      TEST(optimiser),
-                                       TEST(copies),    TEST(every_method), TEST(every_switch)};
+    const struct CMUnitTest tests[] = {TEST(gradients),   TEST(rounded),      TEST(optimiser),
+                                       TEST(copies),      TEST(every_method), TEST(every_switch),
+                                       TEST(first_values)};
     return RUN(tests);
 }
