@@ -61,9 +61,22 @@ static void choose_awaited(void) {
     }
 }
 
+static void handle(int signal, void (*handler)(int)) {
+    struct sigaction action = {.sa_handler = handler, .sa_flags = (int)SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(signal, &action, NULL);
+}
+
+/* For threads that a library began before main(), as OpenBLAS does, and that block nothing. */
+static void handle_all(void) {
+    for (size_t i = 0; i < SIGNALS; i++)
+        if (!ignored[i])
+            handle(signals[i], remember);
+}
+
 /*
- * Blocked, before there are other threads, in all of them: a driver's compiler may install handlers
- * of its own, as PoCL's does, which would end the process. They are never called.
+ * Blocked in this thread and all that it begins: a driver's compiler may install handlers of its
+ * own, as PoCL's does, which would end the process. They are never called.
  */
 void interrupt_catch(void) {
     pthread_t waiter;
@@ -73,10 +86,12 @@ void interrupt_catch(void) {
     choose_awaited();
     pthread_sigmask(SIG_BLOCK, &awaited, NULL);
     catching = pthread_create(&waiter, NULL, wait_for_signals, NULL) == 0;
-    if (catching)
-        pthread_detach(waiter);
-    else /* a signal ends the process, as any other one */
+    if (!catching) { /* a signal ends the process, as any other one */
         pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return;
+    }
+    pthread_detach(waiter);
+    handle_all();
 }
 
 void interrupt_release(void) {
@@ -84,7 +99,7 @@ void interrupt_release(void) {
         return;
     catching = false;
     for (size_t i = 0; i < SIGNALS; i++)
-        signal(signals[i], ignored[i] ? SIG_IGN : SIG_DFL);
+        handle(signals[i], ignored[i] ? SIG_IGN : SIG_DFL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
@@ -95,9 +110,11 @@ void interrupt_mask(sigset_t *mask) {
         pthread_sigmask(SIG_BLOCK, NULL, mask);
 }
 
-/* One that its thread has not been given yet is seen all the same. */
+/* One that its thread has not been given yet is seen all the same. A compiler's handlers go. */
 int interrupt_signal(void) {
     sigset_t pending;
+    if (catching)
+        handle_all();
     if (catching && caught == 0 && sigpending(&pending) == 0)
         remember_all(&pending);
     return caught;

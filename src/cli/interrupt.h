@@ -7,9 +7,9 @@
 #include <signal.h>
 
 /*
- * From now on SIGINT, SIGTERM and SIGHUP are remembered by a thread of their own, blocked in all
- * others; another one, a second later, ends the process. One that the caller ignores stays ignored.
- * A closed pipe is an error of writing and not the end. Called while there is one thread.
+ * From now on SIGINT, SIGTERM and SIGHUP are remembered by a thread of their own, blocked in this
+ * one and those it begins; another one, a second later, ends the process. One that the caller
+ * ignores stays ignored. A closed pipe is an error of writing and not the end.
  */
 void interrupt_catch(void);
 
