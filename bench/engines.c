@@ -8,13 +8,15 @@
 static const bench_engine forms[] = {
     {"cpu-packed", "cpu", true},
     {"cpu-raw", "cpu", false},
+    {"nv_wgmma-packed", "nv_wgmma", true},
+    {"nv_wgmma-raw", "nv_wgmma", false},
 };
 
 /* The plain kernels that the tests compare with: only by name. */
 static const char plain_engine[] = "ref";
 
 bool engine_has_matrix_units(const bench_engine *engine) {
-    return strcmp(engine->library, "nv_mma") == 0;
+    return strncmp(engine->library, "nv_", 3) == 0;
 }
 
 static void add(engine_list *list, const char *name, const char *library, bool packed) {

@@ -108,6 +108,18 @@ static const routing_policy *policy_of(const clmoe_layer_desc *desc) {
     return router->groups.two_level ? &two_level_policy : policies[router->policy];
 }
 
+gemm_row_weight layer_row_weight(const clmoe_layer_desc *desc) {
+    switch (desc->router.weight_at) {
+    case CLMOE_WEIGHT_AT_INPUT:
+        return GEMM_ROW_WEIGHT_INPUT;
+    case CLMOE_WEIGHT_AT_ACTIVATION:
+        return GEMM_ROW_WEIGHT_OUTPUT;
+    case CLMOE_WEIGHT_AT_OUTPUT:
+        break;
+    }
+    return GEMM_ROW_WEIGHT_NONE;
+}
+
 static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *mlp,
                            uint32_t experts) {
     return (gemm_shape){
@@ -122,6 +134,9 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
         .gate_up_transposed = mlp->gate_up_transposed != 0,
         .down_transposed = mlp->down_transposed != 0,
         .interleaved = mlp->gate_layout == CLMOE_GATE_INTERLEAVED,
+        .activation = mlp->activation,
+        .row_weight = mlp == &desc->experts ? layer_row_weight(desc) : GEMM_ROW_WEIGHT_NONE,
+        .rows_between = desc->training != 0 && mlp->hidden_dropout > 0,
         .training = desc->training != 0,
     };
 }

@@ -151,6 +151,9 @@ struct clmoe_layer {
     cl_kernel kernels[KERNEL_COUNT]; /* NULL where the switches do not need one */
 };
 
+/* Where the router's weights multiply in the experts' first GEMM, if there. */
+gemm_row_weight layer_row_weight(const clmoe_layer_desc *desc);
+
 /* A kernel's place and its name. */
 typedef struct kernel_entry {
     int id; /* kernel_id */

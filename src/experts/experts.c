@@ -1,18 +1,6 @@
 /* Rows of the buckets -> expert outputs, and backward. The shared expert is in shared.c. */
 #include "steps.h"
 
-static gemm_row_weight row_weight(const clmoe_layer *layer) {
-    switch (layer->desc.router.weight_at) {
-    case CLMOE_WEIGHT_AT_INPUT:
-        return GEMM_ROW_WEIGHT_INPUT;
-    case CLMOE_WEIGHT_AT_ACTIVATION:
-        return GEMM_ROW_WEIGHT_OUTPUT;
-    case CLMOE_WEIGHT_AT_OUTPUT:
-        break;
-    }
-    return GEMM_ROW_WEIGHT_NONE;
-}
-
 /* The buckets, with rows of x: gathered, unless they are rows of slots. */
 static gemm_problem expert_rows(const batch *b, clmoe_buf rows, bool gather) {
     const clmoe_plan_layout *plan = &b->ws.plan;
@@ -25,7 +13,7 @@ static gemm_problem expert_rows(const batch *b, clmoe_buf rows, bool gather) {
                           .experts = b->layer->desc.num_experts,
                           .a = rows,
                           .token_of = gather ? PLAN_ARRAY(b, token_of) : none,
-                          .row_weight = row_weight(b->layer),
+                          .row_weight = layer_row_weight(&b->layer->desc),
                           .pair_of = PLAN_ARRAY(b, pair_of),
                           .pair_weights = b->pair_weights};
 }

@@ -11,7 +11,8 @@
 
 typedef struct program_entry program_entry; /* program.c */
 
-/* What experts/gemm/nv_probe.c found out. */
+/* What experts/gemm/nv_probe.c found out, of each of the two. */
+typedef enum nv_probe_kind { NV_PROBE_MMA, NV_PROBE_WGMMA, NV_PROBES } nv_probe_kind;
 typedef enum nv_probe_result { NV_PROBE_NONE, NV_PROBE_PASSED, NV_PROBE_FAILED } nv_probe_result;
 
 /* Whether the compiler of an Intel GPU takes the option for buffers above 4 GiB. */
@@ -32,7 +33,7 @@ struct clmoe_context {
     pthread_mutex_t lock;   /* guards what follows */
     program_entry *programs;
     bool cache_warned;
-    nv_probe_result nv_probe;
+    nv_probe_result nv_probe[NV_PROBES];
     large_buffers large_buffers;
     void (*forget)(void); /* NULL, or what an engine does when the context goes */
 };

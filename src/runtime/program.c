@@ -15,6 +15,12 @@ struct program_entry {
     char key[]; /* "routing/topk.cl -DGROUP=256" */
 };
 
+/* What a program is made of. */
+typedef struct recipe {
+    const char *step, *options;
+    const program_edit *edit; /* NULL: none */
+} recipe;
+
 /* What is said about a program, passed to the callback when the lock is free. */
 typedef struct messages {
     char *build_log;
@@ -127,8 +133,77 @@ static bool is_shortage(cl_int code) {
            code == CL_MEM_OBJECT_ALLOCATION_FAILURE;
 }
 
+/*
+ * The binary of a program built for one device, to be freed, with a 0 behind it. Not every driver
+ * puts it at the device's place. NULL: the driver gives none.
+ */
+static unsigned char *binary_of(cl_program program, size_t *size) {
+    size_t sizes[MAX_DEVICES] = {0}, i = 0;
+    unsigned char *binaries[MAX_DEVICES] = {NULL};
+    cl_int code = clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof sizes, sizes, NULL);
+    while (i < MAX_DEVICES - 1 && sizes[i] == 0)
+        i++;
+    if (code != CL_SUCCESS || sizes[i] == 0)
+        return NULL;
+    unsigned char *binary = calloc(1, sizes[i] + 1);
+    if (!binary)
+        return NULL;
+    binaries[i] = binary;
+    *size = sizes[i];
+    code = clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binaries, binaries, NULL);
+    if (code == CL_SUCCESS && binaries[i])
+        return binary;
+    free(binary);
+    return NULL;
+}
+
+/* A program from a binary of the context's device; NULL with the driver's code where it fails. */
+static cl_program from_binary(const clmoe_context *context, const void *binary, size_t size,
+                              const char *flags, cl_int *code) {
+    const unsigned char *bytes = binary;
+    cl_program program =
+        clCreateProgramWithBinary(context->cl, 1, &context->device, &size, &bytes, NULL, code);
+    if (*code == CL_SUCCESS)
+        *code = clBuildProgram(program, 1, &context->device, flags, NULL, NULL);
+    if (*code == CL_SUCCESS || !program)
+        return program;
+    clReleaseProgram(program);
+    return NULL;
+}
+
+/* Puts the edited program in place of *program. */
+static clmoe_status apply_edit(const clmoe_context *context, const recipe *what, const char *flags,
+                               cl_program *program) {
+    clmoe_status status = CLMOE_SUCCESS;
+    size_t size = 0;
+    cl_int code = CL_SUCCESS;
+    char *edited = NULL;
+    unsigned char *binary = binary_of(*program, &size);
+    if (binary)
+        edited = what->edit->apply((const char *)binary);
+    if (!edited) {
+        status =
+            fail(CLMOE_BUILD_FAILED, "cl/%s: the driver's binary is no text to edit", what->step);
+        goto done;
+    }
+    cl_program other = from_binary(context, edited, strlen(edited) + 1, flags, &code);
+    if (is_shortage(code))
+        TRY(clmoe_cl_check(code, "clBuildProgram"));
+    if (!other) {
+        status = fail(CLMOE_BUILD_FAILED, "cl/%s did not build after its edit: %s (%d)", what->step,
+                      clmoe_status_string(code), (int)code);
+        goto done;
+    }
+    clReleaseProgram(*program);
+    *program = other;
+done:
+    free(binary);
+    free(edited);
+    return status;
+}
+
 /* Compiles; *log gets the compiler's words, if it had any. */
-static clmoe_status compile(const clmoe_context *context, const char *step, const char *flags,
+static clmoe_status compile(const clmoe_context *context, const recipe *what, const char *flags,
                             const text *source, cl_program *out, char **log) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
@@ -140,10 +215,12 @@ static clmoe_status compile(const clmoe_context *context, const char *step, cons
         TRY(clmoe_cl_check(code, "clBuildProgram"));
     TRY(build_log(context, program, log));
     if (code != CL_SUCCESS) {
-        status = fail(CLMOE_BUILD_FAILED, "cl/%s did not build with \"%s\": %s (%d): %.256s", step,
-                      flags, clmoe_status_string(code), (int)code, *log);
+        status = fail(CLMOE_BUILD_FAILED, "cl/%s did not build with \"%s\": %s (%d): %.256s",
+                      what->step, flags, clmoe_status_string(code), (int)code, *log);
         goto done;
     }
+    if (what->edit)
+        TRY(apply_edit(context, what, flags, &program));
     *out = program;
     program = NULL;
 done:
@@ -196,11 +273,12 @@ done:
 }
 
 /* All that a binary depends on, as text. */
-static bool cache_key(const clmoe_context *context, const char *flags, const text *source,
-                      text *key, char problem[CACHE_PROBLEM_SIZE]) {
-    char head[32];
+static bool cache_key(const clmoe_context *context, const recipe *what, const char *flags,
+                      const text *source, text *key, char problem[CACHE_PROBLEM_SIZE]) {
+    char head[64];
     const error_sentence kept = error_keep();
-    const int length = snprintf(head, sizeof head, "clmoe %d\n", CACHE_FORMAT);
+    const int length = snprintf(head, sizeof head, "clmoe %d %.32s\n", CACHE_FORMAT,
+                                what->edit ? what->edit->version : "");
     if (text_add(key, head, (size_t)length) != CLMOE_SUCCESS ||
         add_versions(key, context->device) != CLMOE_SUCCESS) {
         error_put_back(&kept);
@@ -227,35 +305,20 @@ static cl_program load(const clmoe_context *context, const char *flags, const te
     void *binary = cache_read(context->cache_dir, key->chars, key->length, &size, problem);
     if (!binary)
         return NULL;
-    const unsigned char *bytes = binary;
-    cl_program program =
-        clCreateProgramWithBinary(context->cl, 1, &context->device, &size, &bytes, NULL, &code);
-    if (code == CL_SUCCESS)
-        code = clBuildProgram(program, 1, &context->device, flags, NULL, NULL);
+    cl_program program = from_binary(context, binary, size, flags, &code);
     free(binary);
-    if (code == CL_SUCCESS)
-        return program;
-    cache_complain(problem, context->cache_dir, "has a program that the driver refused with %s",
-                   clmoe_status_string(code));
-    if (program)
-        clReleaseProgram(program);
-    return NULL;
+    if (!program)
+        cache_complain(problem, context->cache_dir, "has a program that the driver refused with %s",
+                       clmoe_status_string(code));
+    return program;
 }
 
-/* A program built for one device has one binary; not every driver puts it at the device's place. */
 static void store(const clmoe_context *context, cl_program program, const text *key,
                   char problem[CACHE_PROBLEM_SIZE]) {
-    size_t sizes[MAX_DEVICES] = {0}, i = 0;
-    unsigned char *binaries[MAX_DEVICES] = {NULL}, *binary = NULL;
-    cl_int code = clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof sizes, sizes, NULL);
-    while (i < MAX_DEVICES - 1 && sizes[i] == 0)
-        i++;
-    if (code == CL_SUCCESS && sizes[i] > 0 && (binary = malloc(sizes[i])) != NULL) {
-        binaries[i] = binary;
-        code = clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binaries, binaries, NULL);
-    }
-    if (code == CL_SUCCESS && binaries[i])
-        cache_write(context->cache_dir, key->chars, key->length, binary, sizes[i], problem);
+    size_t size = 0;
+    unsigned char *binary = binary_of(program, &size);
+    if (binary)
+        cache_write(context->cache_dir, key->chars, key->length, binary, size, problem);
     else
         cache_complain(problem, context->cache_dir, "is not used: the driver gives no binary");
     free(binary);
@@ -284,22 +347,22 @@ static const char *large_buffers_flag(clmoe_context *context) {
 }
 
 /* Loads the program from disk, or compiles and stores it. */
-static clmoe_status build(clmoe_context *context, const char *step, const char *options,
-                          cl_program *out, messages *said) {
+static clmoe_status build(clmoe_context *context, const recipe *what, cl_program *out,
+                          messages *said) {
     clmoe_status status = CLMOE_SUCCESS;
     text source = {0}, key = {0};
     char flags[MAX_FLAGS];
-    if (snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s%s", large_buffers_flag(context), options) >=
-        (int)sizeof flags)
-        return fail(CLMOE_BUILD_FAILED, "cl/%s: build options longer than %zu: %s", step,
-                    sizeof flags, options);
-    TRY(add_sources(&source, step));
+    if (snprintf(flags, sizeof flags, "-cl-std=CL1.2 %s%s", large_buffers_flag(context),
+                 what->options) >= (int)sizeof flags)
+        return fail(CLMOE_BUILD_FAILED, "cl/%s: build options longer than %zu: %s", what->step,
+                    sizeof flags, what->options);
+    TRY(add_sources(&source, what->step));
     bool cached =
-        context->cache_dir && cache_key(context, flags, &source, &key, said->cache_problem);
+        context->cache_dir && cache_key(context, what, flags, &source, &key, said->cache_problem);
     if (cached)
         *out = load(context, flags, &key, said->cache_problem);
     if (!*out) {
-        TRY(compile(context, step, flags, &source, out, &said->build_log));
+        TRY(compile(context, what, flags, &source, out, &said->build_log));
         if (cached)
             store(context, *out, &key, said->cache_problem);
     }
@@ -316,21 +379,21 @@ static program_entry *find_program(program_entry *list, const char *key) {
 }
 
 /* Finds or builds under the lock, so that a program is built once however many threads ask. */
-static clmoe_status get_program(clmoe_context *context, const char *step, const char *options,
-                                cl_program *program, messages *said) {
+static clmoe_status get_program(clmoe_context *context, const recipe *what, cl_program *program,
+                                messages *said) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t key_bytes = strlen(step) + strlen(options) + 2;
+    size_t key_bytes = strlen(what->step) + strlen(what->options) + 2;
     program_entry *entry = calloc(1, sizeof *entry + key_bytes);
     if (!entry)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for a program");
-    snprintf(entry->key, key_bytes, "%s %s", step, options);
+    snprintf(entry->key, key_bytes, "%s %s", what->step, what->options);
 
     pthread_mutex_lock(&context->lock);
     program_entry *known = find_program(context->programs, entry->key);
     if (known) {
         *program = known->program;
     } else {
-        status = build(context, step, options, &entry->program, said);
+        status = build(context, what, &entry->program, said);
         if (status == CLMOE_SUCCESS) {
             *program = entry->program;
             entry->next = context->programs;
@@ -385,13 +448,18 @@ done:
 
 clmoe_status program_kernel(clmoe_context *context, const char *step, const char *options,
                             const char *name, cl_kernel *kernel) {
+    return program_kernel_edited(context, step, options, NULL, name, kernel);
+}
+
+clmoe_status program_kernel_edited(clmoe_context *context, const char *step, const char *options,
+                                   const program_edit *edit, const char *name, cl_kernel *kernel) {
     clmoe_status status = CLMOE_SUCCESS;
     cl_int code = CL_SUCCESS;
     cl_program program = NULL;
     messages said = {0};
     char file[64];
     snprintf(file, sizeof file, "%s.cl", step);
-    status = get_program(context, file, options ? options : "", &program, &said);
+    status = get_program(context, &(recipe){file, options ? options : "", edit}, &program, &said);
     pass_on(context, said.cache_problem);
     pass_on(context, said.build_log);
     TRY(status);

@@ -17,6 +17,23 @@
 clmoe_status program_kernel(clmoe_context *context, const char *step, const char *options,
                             const char *name, cl_kernel *kernel);
 
+/*
+ * Turns the text of a compiled program, what the driver gives as its binary, into another that the
+ * driver loads instead. NULL: it is no text that the edit knows, or there is no memory. `version`
+ * stands in the key of the disk cache, which holds the edited text.
+ */
+typedef struct program_edit {
+    const char *version;
+    char *(*apply)(const char *text);
+} program_edit;
+
+/*
+ * The same of an edited program. Errors: CLMOE_BUILD_FAILED too where it cannot be edited, or the
+ * driver refuses what came out.
+ */
+clmoe_status program_kernel_edited(clmoe_context *context, const char *step, const char *options,
+                                   const program_edit *edit, const char *name, cl_kernel *kernel);
+
 /* Releases all programs of the context. */
 void programs_release(clmoe_context *context);
 

@@ -172,7 +172,7 @@ size_t test_forms(uint32_t forms[2]) {
 
 /* The library says so when a layer is created; asked here, so that tests need not try. */
 static bool engine_takes(const char *engine, clmoe_type type, clmoe_type weight_type) {
-    if (strcmp(engine, "nv_mma") == 0)
+    if (strncmp(engine, "nv_", 3) == 0)
         return type != CLMOE_F32 && type == weight_type;
     return strcmp(engine, "clblast") != 0 || (type == CLMOE_F32 && weight_type == CLMOE_F32);
 }

@@ -67,7 +67,9 @@ typedef struct gemm_problem {
     uint32_t k;
     gemm_weight gate; /* form GATED only */
     gemm_weight up;   /* or the only matrix */
-    bool packed;      /* up.buf holds gate and up, or the only matrix, as pack() made it */
+    bool between; /* form GATED or PLAIN: C goes into the LINEAR problem that follows, whose A it
+                     is, and nowhere else: it may be of the engine's own form */
+    bool packed;  /* up.buf holds gate and up, or the only matrix, as pack() made it */
     clmoe_activation activation;
     float limit, alpha, up_shift;
     /* Row weights: pair_weights[pair_of[s]] */
@@ -87,7 +89,10 @@ typedef struct gemm_shape {
     gemm_form form;                               /* of the first GEMM */
     clmoe_type a_type, w_type, bias_type, c_type; /* of A, of weights, of biases, of C */
     bool gate_up_transposed, down_transposed, interleaved;
-    bool training; /* z is kept, and LINEAR problems have W of either order */
+    clmoe_activation activation;
+    gemm_row_weight row_weight; /* of the first GEMM */
+    bool rows_between; /* what is between an MLP's GEMMs must be rows: others change it there */
+    bool training;     /* z is kept, and LINEAR problems have W of either order */
 } gemm_shape;
 
 /* Rows of an operand of a weight gradient. */
@@ -158,6 +163,8 @@ typedef struct gemm_engine {
      * fewer than for 0 rows, nor more than GEMM_MAX_ROW_TILE.
      */
     uint32_t (*row_tile)(const clmoe_context *context, uint32_t rows_per_expert);
+    /* Bytes of C of the first problem of an MLP of the engine's own form; NULL: it has none. */
+    size_t (*between)(const gemm_shape *shape, size_t slots);
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
     /*
@@ -195,7 +202,7 @@ clmoe_status gemm_gradient_create(clmoe_context *context, const char *name,
                                   const gemm_gradient_shape *shape,
                                   const gemm_gradient_engine **engine, void **state);
 
-extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma;
+extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma, gemm_nv_wgmma;
 #ifdef CLMOE_WITH_CLBLAST
 extern const gemm_engine gemm_clblast;
 #endif

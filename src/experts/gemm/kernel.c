@@ -4,6 +4,7 @@
 #include "runtime/program.h"
 
 #include <stdio.h>
+#include <string.h>
 
 _Static_assert((int)CLMOE_ACT_SILU == ACT_SILU, "silu has another number");
 _Static_assert((int)CLMOE_ACT_GELU_ERF == ACT_GELU_ERF, "gelu by erf has another number");
@@ -17,11 +18,18 @@ enum { MAX_COLUMN_GROUP = 64 };
 
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel) {
-    char all[192];
+    return gemm_kernel_create_edited(context, shape, step, options, NULL, name, kernel);
+}
+
+clmoe_status gemm_kernel_create_edited(clmoe_context *context, const gemm_shape *shape,
+                                       const char *step, const char *options,
+                                       const program_edit *edit, const char *name,
+                                       cl_kernel *kernel) {
+    char all[256];
     snprintf(all, sizeof all, "%s -DKEEP_Z=%d -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
              shape->training && shape->form != GEMM_LINEAR, type_name(shape->a_type),
              type_name(shape->w_type), type_name(shape->bias_type), type_name(shape->c_type));
-    return program_kernel(context, step, all, name, kernel);
+    return program_kernel_edited(context, step, all, edit, name, kernel);
 }
 
 static clmoe_status by_column(clmoe_context *context, const gemm_shape *shape, const char *step,
@@ -65,7 +73,8 @@ z_place gemm_z_place(const gemm_z *z) {
                      .up_high = (uint32_t)(z->up >> 32)};
 }
 
-clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile) {
+clmoe_status gemm_kernel_set_more(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile,
+                                  size_t count, const kernel_arg *more) {
     const gemm_weight *up = &problem->up;
     const gemm_weight none = {.row = up->row, .col = up->col, .expert = up->expert};
     const gemm_weight *gate = problem->form == GEMM_GATED ? &problem->gate : &none;
@@ -74,19 +83,44 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
     if (gate->row != up->row || gate->col != up->col || gate->expert != up->expert)
         return fail(CLMOE_UNSUPPORTED, "gate and up have different strides");
     const z_place z_at = gemm_z_place(&problem->z_at);
-    return KERNEL_SET(
-        kernel, ARG_F32(problem->tile_expert), ARG_F32(problem->offsets), ARG_F32(problem->kept),
-        ARG_UINT(problem->slots), ARG_UINT(row_tile), ARG_TYPE(problem->a, problem->a_type),
-        ARG_F32(problem->token_of), ARG_AS(gate, ARG_TYPE(gate->buf, problem->w_type)),
-        ARG_AS(up, ARG_TYPE(up->buf, problem->w_type)), ARG_TYPE(gate->bias, problem->bias_type),
-        ARG_TYPE(up->bias, problem->bias_type), ARG_AS(w_expert, ARG_ULONG(up->expert)),
-        ARG_AS(w_row, ARG_ULONG(up->row)), ARG_AS(w_col, ARG_ULONG(up->col)),
-        ARG_ULONG(up->bias_expert), ARG_ULONG(up->bias_row), ARG_UINT(problem->n),
-        ARG_UINT(problem->k), ARG_UINT((uint32_t)activation), ARG_FLOAT(problem->limit),
-        ARG_FLOAT(problem->alpha), ARG_FLOAT(problem->up_shift),
-        ARG_UINT((uint32_t)problem->row_weight), ARG_F32(problem->pair_of),
-        ARG_F32(problem->pair_weights), ARG_TYPE(problem->c, problem->c_type),
-        ARG_UINT(problem->accumulate), ARG_TYPE(problem->z, problem->c_type), ARG_STRUCT(z_at));
+    const kernel_arg shared[] = {ARG_F32(problem->tile_expert),
+                                 ARG_F32(problem->offsets),
+                                 ARG_F32(problem->kept),
+                                 ARG_UINT(problem->slots),
+                                 ARG_UINT(row_tile),
+                                 ARG_TYPE(problem->a, problem->a_type),
+                                 ARG_F32(problem->token_of),
+                                 ARG_AS(gate, ARG_TYPE(gate->buf, problem->w_type)),
+                                 ARG_AS(up, ARG_TYPE(up->buf, problem->w_type)),
+                                 ARG_TYPE(gate->bias, problem->bias_type),
+                                 ARG_TYPE(up->bias, problem->bias_type),
+                                 ARG_AS(w_expert, ARG_ULONG(up->expert)),
+                                 ARG_AS(w_row, ARG_ULONG(up->row)),
+                                 ARG_AS(w_col, ARG_ULONG(up->col)),
+                                 ARG_ULONG(up->bias_expert),
+                                 ARG_ULONG(up->bias_row),
+                                 ARG_UINT(problem->n),
+                                 ARG_UINT(problem->k),
+                                 ARG_UINT((uint32_t)activation),
+                                 ARG_FLOAT(problem->limit),
+                                 ARG_FLOAT(problem->alpha),
+                                 ARG_FLOAT(problem->up_shift),
+                                 ARG_UINT((uint32_t)problem->row_weight),
+                                 ARG_F32(problem->pair_of),
+                                 ARG_F32(problem->pair_weights),
+                                 ARG_TYPE(problem->c, problem->c_type),
+                                 ARG_UINT(problem->accumulate),
+                                 ARG_TYPE(problem->z, problem->c_type),
+                                 ARG_STRUCT(z_at)};
+    kernel_arg all[sizeof shared / sizeof shared[0] + GEMM_MORE_ARGS];
+    memcpy(all, shared, sizeof shared);
+    for (size_t i = 0; i < count; i++)
+        all[sizeof shared / sizeof shared[0] + i] = more[i];
+    return kernel_set(kernel, sizeof shared / sizeof shared[0] + count, all);
+}
+
+clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile) {
+    return gemm_kernel_set_more(kernel, problem, row_tile, 0, NULL);
 }
 
 clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,

@@ -4,6 +4,7 @@
 
 #include "experts/gemm/gemm.clh"
 #include "gemm.h"
+#include "runtime/program.h"
 
 /* Kernels of one engine by form; the variants of both are compiled as the shape asks. */
 typedef enum gemm_variant { GEMM_UNGATED, GEMM_GATE_AND_UP, GEMM_VARIANTS } gemm_variant;
@@ -15,6 +16,12 @@ static inline gemm_variant gemm_variant_of(gemm_form form) {
 /* Creates kernel `name` of cl/STEP.cl with `options` and the shape's storage types. */
 clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
                                 const char *options, const char *name, cl_kernel *kernel);
+
+/* The same of an edited program; NULL: not edited. */
+clmoe_status gemm_kernel_create_edited(clmoe_context *context, const gemm_shape *shape,
+                                       const char *step, const char *options,
+                                       const program_edit *edit, const char *name,
+                                       cl_kernel *kernel);
 
 /*
  * Kernels with a work-item per element of C, by form: groups of *group columns, as many as the
@@ -30,6 +37,11 @@ z_place gemm_z_place(const gemm_z *z);
 /* Sets the parameters GEMM_PARAMETERS of cl/experts/gemm/gemm.clh, with `row_tile` as the
  * problem's. */
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
+
+/* The same, and behind them `count` arguments, up to GEMM_MORE_ARGS, of the kernel's own. */
+enum { GEMM_MORE_ARGS = 4 };
+clmoe_status gemm_kernel_set_more(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile,
+                                  size_t count, const kernel_arg *more);
 
 /* Multiply-adds of a work-group that computes `rows` by `columns` of C. */
 static inline uint64_t gemm_work(const gemm_problem *problem, uint32_t rows, size_t columns) {

@@ -64,6 +64,7 @@ static mlp_problems problems_of(const gemm_use *use, const clmoe_mlp_desc *mlp,
     p.first.bias_type = use->shape.bias_type;
     p.first.c_type = use->shape.c_type;
     p.first.packed = weights->packed.mem != NULL;
+    p.first.between = !use->shape.rows_between;
     p.second = p.first;
     gemm_mlp_weights(mlp, weights, dim, use->shape.w_type, &p.first.gate, &p.first.up,
                      &p.second.up);
@@ -150,6 +151,7 @@ static gemm_problem back_problem(const mlp_call *call, const gemm_weight *w, uin
                                  uint32_t k) {
     mlp_problems p = bound_problems(call);
     gemm_problem back = p.second;
+    back.between = false;
     back.up = (gemm_weight){.buf = w->buf, .expert = w->expert, .row = w->col, .col = w->row};
     back.n = n;
     back.k = k;
@@ -244,6 +246,16 @@ clmoe_status gemm_mlp_gradients(const mlp_gradient_call *call, launch *chain) {
     TRY(matrix_gradient(call, chain, &down, call->dy, hidden));
 done:
     return status;
+}
+
+size_t gemm_mlp_hidden_bytes(const gemm_use *use, size_t slots) {
+    size_t rows = 0, own = 0;
+    if (!size_mul(slots, use->shape.hidden_dim, &rows) ||
+        !size_mul(rows, type_bytes(use->shape.c_type), &rows))
+        return SIZE_MAX;
+    if (use->engine && use->engine->between && !use->shape.rows_between)
+        own = use->engine->between(&use->shape, slots);
+    return own > rows ? own : rows;
 }
 
 clmoe_status gemm_mlp_first(const mlp_call *call, launch *chain) {

@@ -56,6 +56,9 @@ typedef struct mlp_call {
     clmoe_buf out;
 } mlp_call;
 
+/* Bytes of call->hidden for that many slots; SIZE_MAX: more than size_t holds. */
+size_t gemm_mlp_hidden_bytes(const gemm_use *use, size_t slots);
+
 /* How z of an MLP lies in `rows` rows: as its weights; gate and up apart where those are. */
 gemm_z mlp_z(const clmoe_mlp_desc *mlp, size_t rows, bool by_pair);
 

@@ -25,7 +25,7 @@ static clmoe_status nv_supports(clmoe_context *context) {
             CLMOE_UNSUPPORTED,
             "engine nv_mma needs an NVIDIA GPU of compute capability 8.0, but %.64s is none",
             context->info.name);
-    return nv_probe(context);
+    return nv_probe(context, NV_PROBE_MMA);
 }
 
 static clmoe_status nv_takes(const gemm_shape *shape) {

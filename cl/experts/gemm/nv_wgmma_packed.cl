@@ -1,0 +1,332 @@
+/*
+ * Purpose: Grouped GEMM on Hopper with packed weights: they are the factor in registers, tokens the
+ *          one in local memory, so a tile of C is computed as its transpose. All experts in one
+ *          launch.
+ * Formula: as ref.cl. Gated: 128 columns of C a tile, from 128 of gate and 128 of up; else 256.
+ * Arrays: as in gemm.clh; A, W, C of one type, f16 or bf16. up: weights as nv_wgmma_pack.cl makes
+ *          them. list: of nv_wgmma_list.cl. GATHER 1: a are rows, found through token_of; 0: tiles
+ *          of tokens [slots / COLUMNS, BLOCKS, COLUMNS, 32]. next_blocks: C is such tiles with so
+ *          many blocks, zeros from n on; 0: C is rows.
+ * NDRange: any number of groups of 12 warps; group g computes tiles begin + g, begin + g + groups, ..,
+ *          at most `most` of all groups' together.
+ * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
+ *          problem's; not accumulate; BLOCKS * 32 >= k.
+ * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
+ */
+#include "experts/gemm/act.clh"
+#include "experts/gemm/gemm.clh"
+#define TYPE           A
+#define FAR            (BLOCKS * 4 * 2 * FRAGMENT_ELEMENTS * 2)
+#define NEXT_FRAGMENTS (weights + next->weights + lane_weights(fresh_item()))
+#include "experts/gemm/nv_wgmma_own.clh"
+#include "experts/gemm/nv_wgmma.clh"
+#include "experts/gemm/nv_wgmma_store.clh"
+
+#define OUTPUTS (GATED ? 128 : 256) /* columns of C a tile */
+#define RUN     (GATED ? 4 : 8)     /* neighbouring columns of a lane */
+#if !GATHER
+#define FILLERS 1 /* warps that fill local memory */
+#elif COLUMNS < 8 * LOADERS
+#define FILLERS (COLUMNS / 8)
+#else
+#define FILLERS LOADERS
+#endif
+#define TIMES   ((COLUMNS / 8 + FILLERS - 1) / FILLERS)  /* eight rows, of a slot, of a warp */
+
+#define TASKS 8 /* who tells may be four tiles ahead of who stores, where k is short */
+
+/* What a tile needs, found ahead of time. */
+typedef struct task {
+    ulong weights; /* its first, in elements */
+    int expert, first, count, f;
+} task;
+
+static inline void put_task(__local task *to, slot_tile t, int f, int down) {
+    to->weights = ((ulong)t.expert * down + f) * 256 * BLOCKS * BLOCK;
+    to->expert = t.expert;
+    to->first = t.first;
+    to->count = t.count;
+    to->f = f;
+}
+
+/* A lane's fragments in a tile of weights: [warpgroup][block][warp][16 k][lane][8]. */
+static inline ulong lane_weights(int item) {
+    return ((ulong)(item >> 7) * 8 + (item >> 5 & 3)) * BLOCKS * 2 * FRAGMENT_ELEMENTS + (item & 31) * 8;
+}
+
+/* ---- Filling local memory ----------------------------------------------------------------- */
+
+#if GATHER
+/* Row j of a lane of a loading warp: rows past the last one repeat it. */
+static inline uint row_at(const problem *p, __local const task *t, int warp, int lane, int j) {
+    const int slot = t->first + min((warp + FILLERS * j) * 8 + (lane >> 2), t->count - 1);
+    return (uint)(p->token_of ? p->token_of[slot] : slot);
+}
+
+/* Eight elements of a row of k from `from` on, zeros past its end. */
+static inline uint4 chunk_at(const problem *p, uint row, uint from) {
+    __global const ushort *x = p->a + (ulong)row * p->k;
+    uint words[4];
+    UNROLL for (uint i = 0; i < 4; ++i) {
+        const uint low = from + 2 * i, high = low + 1;
+        words[i] = (low < p->k ? x[low] : 0u) | (high < p->k ? (uint)x[high] << 16 : 0u);
+    }
+    return (uint4)(words[0], words[1], words[2], words[3]);
+}
+#endif
+
+/* ---- Storing ------------------------------------------------------------------------------ */
+
+/* A lane's columns of the tile, the first of RUN. */
+static inline int lane_column(int item) {
+    return GATED ? (item >> 5) * 16 + (item & 3) * 4 : (item >> 5) * 32 + (item & 3) * 8;
+}
+
+/* Before it is transposed, a lane's sum (block, half) is of this column: nv_wgmma_pack.cl. */
+static inline int sum_column(int item, int block, int half_) {
+    const int warp = item >> 5, g = (item & 31) >> 2;
+    return GATED ? warp * 16 + 4 * (g >> 1) + (g & 1) + 2 * half_
+                 : warp * 32 + 8 * (g >> 1) + 2 * (2 * block + half_) + (g & 1);
+}
+
+static inline float tile_bias(const problem *p, __global const STORAGE(BIAS) *bias, int expert,
+                              int column) {
+    return bias_at(p, bias, expert, min((uint)column, p->n - 1));
+}
+
+/* Weights of tokens 2 q and 2 q + 1 of eight, 1 past the last. */
+static inline void token_weights(const problem *p, __local const task *t, int j, float *weight) {
+    UNROLL for (int i = 0; i < 2; ++i) {
+        const int row = 8 * j + (fresh_item() & 3) * 2 + i;
+        weight[i] = row < t->count ? row_weight_of(p, (uint)(t->first + row)) : 1.0f;
+    }
+}
+
+#if GATED
+#define TRANSPOSED_4(v) (uint2)(transpose(pack((v)[0], (v)[1])), transpose(pack((v)[2], (v)[3])))
+#if KEEP_Z
+#define KEEP(j)                                                                                    \
+    if (p.z) {                                                                                     \
+        const uint2 gates = TRANSPOSED_4(gate), ups = TRANSPOSED_4(up);                            \
+        if (8 * j + g < count)                                                                     \
+            store_z_gated(&p, (uint)(me->first + 8 * j + g), column, gates, ups);                  \
+    }
+#else
+#define KEEP(j)
+#endif
+#define STORE_QUAD(b, j)                                                                           \
+    {                                                                                              \
+        float gate[4], up[4], weight[2] = {1.0f, 1.0f};                                            \
+        SUMS(gate, 0, j);                                                                          \
+        SUMS(up, 1, j);                                                                            \
+        if (ROW_WEIGHT)                                                                            \
+            token_weights(&p, me, j, weight);                                                      \
+        UNROLL for (int i = 0; i < 4; ++i) {                                                       \
+            gate[i] = gemm_linear_output(&p, gate[i], bias[i / 2], weight[i % 2]);                 \
+            up[i] = gemm_linear_output(&p, up[i], bias[2 + i / 2], weight[i % 2]);                 \
+        }                                                                                          \
+        KEEP(j)                                                                                    \
+        UNROLL for (int i = 0; i < 4; ++i)                                                         \
+            gate[i] = gemm_activation(&p, gate[i], up[i], weight[i % 2]);                          \
+        const uint2 y = TRANSPOSED_4(gate);                                                        \
+        if (8 * j + g < count)                                                                     \
+            store_four(to + j * step, y, left, whole);                                             \
+    }
+#else
+#define TRANSPOSED_8(v, w)                                                                         \
+    (uint4)(transpose(pack((v)[0], (v)[1])), transpose(pack((v)[2], (v)[3])),                      \
+            transpose(pack((w)[0], (w)[1])), transpose(pack((w)[2], (w)[3])))
+#if KEEP_Z
+#define KEEP(j)                                                                                    \
+    if (p.z) {                                                                                     \
+        const uint4 z = TRANSPOSED_8(up, more);                                                    \
+        if (8 * j + g < count)                                                                     \
+            store_z(&p, (uint)(me->first + 8 * j + g), column, z);                                 \
+    }
+#else
+#define KEEP(j)
+#endif
+#define STORE_QUAD(b, j)                                                                           \
+    {                                                                                              \
+        float up[4], more[4], weight[2] = {1.0f, 1.0f};                                            \
+        SUMS(up, 0, j);                                                                            \
+        SUMS(more, 1, j);                                                                          \
+        if (ROW_WEIGHT)                                                                            \
+            token_weights(&p, me, j, weight);                                                      \
+        UNROLL for (int i = 0; i < 4; ++i) {                                                       \
+            up[i] = gemm_linear_output(&p, up[i], bias[i / 2], weight[i % 2]);                     \
+            more[i] = gemm_linear_output(&p, more[i], bias[2 + i / 2], weight[i % 2]);             \
+        }                                                                                          \
+        KEEP(j)                                                                                    \
+        UNROLL for (int i = 0; i < 4; ++i) {                                                       \
+            up[i] = gemm_activation(&p, 0.0f, up[i], weight[i % 2]);                               \
+            more[i] = gemm_activation(&p, 0.0f, more[i], weight[i % 2]);                           \
+        }                                                                                          \
+        const uint4 y = TRANSPOSED_8(up, more);                                                    \
+        if (8 * j + g < count)                                                                     \
+            store_eight(to + j * step, y, left, whole);                                            \
+    }
+#endif
+
+KERNEL(ITEMS, 1, 1)
+void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), uint next_blocks, uint begin, uint most) {
+    __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
+    __local ulong bars[2 * SLOTS];
+    __local task tasks[TASKS];
+    problem p = GEMM_PROBLEM;
+    p.activation = ACTIVATION;
+    p.row_weight = ROW_WEIGHT;
+    DECLARE;
+    elements weights = p.up;
+    __global const slot_tile *tiles = (__global const slot_tile *)(AT(list) + LIST_HEADER);
+    const int item = (int)get_local_id(0), lane = item & 31;
+    const int group = (int)(begin + get_group_id(0)), groups = (int)get_num_groups(0);
+    const int across = AT(list)[0], down = (int)divide_up(p.n, OUTPUTS);
+    const int products = min(across * down, (int)(begin + most));
+    const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
+    const uint full = empty + 8 * SLOTS;
+    if (item == 0) {
+        for (int s = 0; s < SLOTS; ++s) {
+            bar_init(empty + 8 * s, MULTIPLIERS / WARP);
+            bar_init(full + 8 * s, GATHER ? WARP * FILLERS : 1);
+        }
+        FENCE_LOCAL;
+    }
+    if (item < 2 && products > 0) {
+        const tile_place at = place_number(min(group + item * groups, products - 1), across, down);
+        put_task(&tasks[item], tiles[at.t], at.f, down);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    if (item >= MULTIPLIERS) {
+        FEWER_REGISTERS;
+        const int warp = (item - MULTIPLIERS) >> 5;
+        int slot = 0;
+        uint i = 0;
+        uint phase = 0;
+        if (warp == LOADERS) {
+            /* Tells both warpgroups of full slots, and finds the tiles to come. */
+            if (group < products) {
+                tile_place at =
+                    place_number(min(group + 2 * groups, products - 1), across, down);
+                slot_tile ahead = tiles[at.t];
+                NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                    NOUNROLL for (int b = 0; b < BLOCKS; ++b) {
+                        bar_wait(full + 8 * slot, phase);
+#if GATHER
+                        FENCE_LOCAL;
+#endif
+                        TELL(FULL(slot, 0));
+                        TELL(FULL(slot, 1));
+                        if (++slot == SLOTS) {
+                            slot = 0;
+                            phase ^= 1;
+                        }
+                        if (b == 0) {
+                            if (lane == 0)
+                                put_task(&tasks[(i + 2) % TASKS], ahead, at.f, down);
+                            at = place_number(min(n + 3 * groups, products - 1), across, down);
+                            ahead = tiles[at.t];
+                        }
+                    }
+                }
+            }
+        } else if (warp < FILLERS) {
+#if GATHER
+            const uint chunk = lane & 3;
+            const uint to = tiles_at + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
+            if (p.k % CHUNK == 0 && (ulong)p.a % 16 == 0)
+                NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                    uint rows[TIMES]; /* in chunks, which a uint counts up to 64 GiB */
+                    UNROLL for (int j = 0; j < TIMES; ++j)
+                        rows[j] = row_at(&p, &tasks[i % TASKS], warp, lane, j) * (p.k / CHUNK) + chunk;
+                    elements from = p.a;
+                    NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK, from += BLOCK) {
+                        bar_wait(empty + 8 * slot, phase ^ 1);
+                        UNROLL for (int j = 0; j < TIMES; ++j)
+                            if (warp + FILLERS * j < COLUMNS / 8)
+                                copy_chunk(to + slot * SLOT_BYTES + j * FILLERS * 512,
+                                           from + (ulong)rows[j] * CHUNK, k < p.k ? 16 : 0);
+                        bar_copied(full + 8 * slot);
+                        if (++slot == SLOTS) {
+                            slot = 0;
+                            phase ^= 1;
+                        }
+                    }
+                }
+            else
+                NOUNROLL for (int n = group; n < products; n += groups, ++i)
+                    NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK) {
+                        bar_wait(empty + 8 * slot, phase ^ 1);
+                        NOUNROLL for (int j = 0; warp + FILLERS * j < COLUMNS / 8; ++j)
+                            put_chunk(to + slot * SLOT_BYTES + j * FILLERS * 512,
+                                      chunk_at(&p, row_at(&p, &tasks[i % TASKS], warp, lane, j), k));
+                        FENCE_LOCAL;
+                        bar_arrive(full + 8 * slot);
+                        if (++slot == SLOTS) {
+                            slot = 0;
+                            phase ^= 1;
+                        }
+                    }
+#else
+            if (lane == 0)
+                NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                    __global const uchar *from =
+                        (__global const uchar *)p.a +
+                        (ulong)(tasks[i % TASKS].first / COLUMNS) * BLOCKS * SLOT_BYTES;
+                    NOUNROLL for (int b = 0; b < BLOCKS; ++b, from += SLOT_BYTES) {
+                        bar_wait(empty + 8 * slot, phase ^ 1);
+                        bar_expect(full + 8 * slot, SLOT_BYTES);
+                        copy_bulk(tiles_at + slot * SLOT_BYTES, from, SLOT_BYTES,
+                                  full + 8 * slot);
+                        if (++slot == SLOTS) {
+                            slot = 0;
+                            phase ^= 1;
+                        }
+                    }
+                }
+#endif
+        }
+    } else {
+        MORE_REGISTERS;
+        const int warpgroup = item >> 7;
+        int slot = 0;
+        uint i = 0;
+        CLEAR;
+        elements from = weights;
+        if (group < products)
+            from += tasks[0].weights + lane_weights(item);
+        LOAD_PLACE(0, from, 0);
+        LOAD_PLACE(1, from, 1);
+        LOAD_PLACE(2, from, 2);
+        NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+            __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
+            PRODUCT
+            /* Columns of C are rows of the sums, tokens their columns. */
+            const int t = fresh_item(), g = (t & 31) >> 2;
+            const int column = me->f * OUTPUTS + lane_column(t);
+            const bool own = next_blocks > 0;
+            const int left = (own ? (int)next_blocks * BLOCK : (int)p.n) - column;
+            const int count = left > 0 ? me->count : 0;
+            float bias[4];
+            UNROLL for (int half_ = 0; half_ < 2; ++half_) {
+                const int from_column = me->f * OUTPUTS;
+#if GATED
+                bias[half_] = tile_bias(&p, p.gate_bias, me->expert, from_column + sum_column(t, 0, half_));
+                bias[2 + half_] = tile_bias(&p, p.up_bias, me->expert, from_column + sum_column(t, 0, half_));
+#else
+                bias[half_] = tile_bias(&p, p.up_bias, me->expert, from_column + sum_column(t, 0, half_));
+                bias[2 + half_] = tile_bias(&p, p.up_bias, me->expert, from_column + sum_column(t, 1, half_));
+#endif
+            }
+            __global ushort *to =
+                p.c + (own ? own_place(me->first, column, next_blocks) + g * BLOCK +
+                                 swizzled(g, column >> 3 & 3) * CHUNK + (column & 4)
+                           : (ulong)(me->first + g) * p.n + column);
+            const ulong step = own ? 8 * BLOCK : 8 * p.n;
+            const bool whole = own || (p.n % CHUNK == 0 && (ulong)p.c % 16 == 0);
+            EACH_QUAD(STORE_QUAD, 0)
+            if (own && me->f == down - 1)
+                clear_own(p.c, me->first, down * OUTPUTS, next_blocks, t);
+        }
+    }
+}

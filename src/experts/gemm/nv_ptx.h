@@ -1,0 +1,19 @@
+/* How the PTX of an OpenCL program becomes one for sm_90a. */
+#ifndef CLMOE_NV_PTX_H
+#define CLMOE_NV_PTX_H
+
+#include "runtime/program.h"
+
+/*
+ * NVIDIA's OpenCL compiler writes PTX for sm_90 and knows nothing of wgmma. The edit
+ * - makes lines of comments "//@SM90A ...": cl/experts/gemm/nv_wgmma.clh has them;
+ * - changes the target sm_90 to sm_90a;
+ * - adds .minnctapersm 1 behind each .reqntid: without it setmaxnreg is ignored.
+ * It searches for these words, not for their places. NULL, with nothing freed, where there is no
+ * such target or no such comment, or no memory.
+ */
+char *nv_ptx_edit(const char *text);
+
+extern const program_edit nv_ptx_sm90a;
+
+#endif
