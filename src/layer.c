@@ -134,6 +134,7 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
         .gate_up_transposed = mlp->gate_up_transposed != 0,
         .down_transposed = mlp->down_transposed != 0,
         .interleaved = mlp->gate_layout == CLMOE_GATE_INTERLEAVED,
+        .separate = mlp->gate_layout == CLMOE_GATE_SEPARATE,
         .activation = mlp->activation,
         .row_weight = mlp == &desc->experts ? layer_row_weight(desc) : GEMM_ROW_WEIGHT_NONE,
         .rows_between = desc->training != 0 && mlp->hidden_dropout > 0,

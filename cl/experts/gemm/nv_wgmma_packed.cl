@@ -7,6 +7,7 @@
  *          them. list: of nv_wgmma_list.cl. GATHER 1: a are rows, found through token_of; 0: tiles
  *          of tokens [slots / COLUMNS, BLOCKS, COLUMNS, 32]. next_blocks: C is such tiles with so
  *          many blocks, zeros from n on; 0: C is rows.
+ *          maps: none.
  * NDRange: any number of groups of 12 warps; group g computes tiles begin + g, begin + g + groups, ..,
  *          at most `most` of all groups' together.
  * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
@@ -169,7 +170,8 @@ static inline void token_weights(const problem *p, __local const task *t, int j,
 #endif
 
 KERNEL(ITEMS, 1, 1)
-void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), uint next_blocks, uint begin, uint most) {
+void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks,
+                          uint begin, uint most) {
     __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
     __local ulong bars[2 * SLOTS];
     __local task tasks[TASKS];
@@ -300,7 +302,7 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), uint next_blocks, uint
         LOAD_PLACE(2, from, 2);
         NOUNROLL for (int n = group; n < products; n += groups, ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
-            PRODUCT
+            PRODUCT(2)
             /* Columns of C are rows of the sums, tokens their columns. */
             const int t = fresh_item(), g = (t & 31) >> 2;
             const int column = me->f * OUTPUTS + lane_column(t);

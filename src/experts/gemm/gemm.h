@@ -67,9 +67,8 @@ typedef struct gemm_problem {
     uint32_t k;
     gemm_weight gate; /* form GATED only */
     gemm_weight up;   /* or the only matrix */
-    bool between; /* form GATED or PLAIN: C goes into the LINEAR problem that follows, whose A it
-                     is, and nowhere else: it may be of the engine's own form */
-    bool packed;  /* up.buf holds gate and up, or the only matrix, as pack() made it */
+    bool between;     /* C is A of an MLP's second problem, in the engine's own form: joins() */
+    bool packed;      /* up.buf holds gate and up, or the only matrix, as pack() made it */
     clmoe_activation activation;
     float limit, alpha, up_shift;
     /* Row weights: pair_weights[pair_of[s]] */
@@ -89,6 +88,7 @@ typedef struct gemm_shape {
     gemm_form form;                               /* of the first GEMM */
     clmoe_type a_type, w_type, bias_type, c_type; /* of A, of weights, of biases, of C */
     bool gate_up_transposed, down_transposed, interleaved;
+    bool separate; /* gate and up are two matrices */
     clmoe_activation activation;
     gemm_row_weight row_weight; /* of the first GEMM */
     bool rows_between; /* what is between an MLP's GEMMs must be rows: others change it there */
@@ -163,8 +163,12 @@ typedef struct gemm_engine {
      * fewer than for 0 rows, nor more than GEMM_MAX_ROW_TILE.
      */
     uint32_t (*row_tile)(const clmoe_context *context, uint32_t rows_per_expert);
-    /* Bytes of C of the first problem of an MLP of the engine's own form; NULL: it has none. */
+    /*
+     * Bytes of what goes from an MLP's first problem to its second in the engine's own form, and
+     * whether that of these two does. NULL: it goes in rows of H.
+     */
     size_t (*between)(const gemm_shape *shape, size_t slots);
+    bool (*joins)(const void *state, const gemm_problem *first, const gemm_problem *second);
     /* Bytes of scratch for a problem with that many slots, columns and form. */
     size_t (*scratch)(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form);
     /*

@@ -64,7 +64,6 @@ static mlp_problems problems_of(const gemm_use *use, const clmoe_mlp_desc *mlp,
     p.first.bias_type = use->shape.bias_type;
     p.first.c_type = use->shape.c_type;
     p.first.packed = weights->packed.mem != NULL;
-    p.first.between = !use->shape.rows_between;
     p.second = p.first;
     gemm_mlp_weights(mlp, weights, dim, use->shape.w_type, &p.first.gate, &p.first.up,
                      &p.second.up);
@@ -121,6 +120,9 @@ static mlp_problems bound_problems(const mlp_call *call) {
     p.second.token_of = (clmoe_buf){0};
     p.second.c = call->out;
     p.second.scratch = call->engine;
+    if (call->use->engine->joins && !call->use->shape.rows_between)
+        p.first.between = p.second.between =
+            call->use->engine->joins(call->use->state, &p.first, &p.second);
     return p;
 }
 
@@ -151,10 +153,10 @@ static gemm_problem back_problem(const mlp_call *call, const gemm_weight *w, uin
                                  uint32_t k) {
     mlp_problems p = bound_problems(call);
     gemm_problem back = p.second;
-    back.between = false;
     back.up = (gemm_weight){.buf = w->buf, .expert = w->expert, .row = w->col, .col = w->row};
     back.n = n;
     back.k = k;
+    back.between = false;
     return back;
 }
 

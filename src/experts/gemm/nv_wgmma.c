@@ -1,13 +1,13 @@
 /*
- * The engine for Hopper's tensor cores: packed weights by cl/experts/gemm/nv_wgmma_packed.cl. Raw
- * weights are nv_mma's.
+ * The engine for Hopper's tensor cores: many rows of an expert by wgmma, few too where weights are
+ * packed; what is left is nv_mma's. Its kernels are in cl/experts/gemm/nv_wgmma_*.cl:
+ *   packed weights: list, (rows,) packed; raw weights: list, map, tokens, raw
  */
 #include "experts/gemm/act.clh"
 #include "experts/gemm/nv_wgmma_own.clh"
 #include "kernel.h"
 #include "nv_probe.h"
 #include "nv_ptx.h"
-#include "runtime/program.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,15 +15,15 @@
 /* wgmma is of sm_90a, which later devices do not run. */
 enum { CAPABILITY = 90 };
 
-enum { ITEMS = 384, HELPER_ITEMS = 256, VECTOR = 16 };
+enum { ITEMS = 384, HELPER_ITEMS = 256, CHUNK = 8 };
 
-/* Slots of a tile, as nv_mma has them. */
+/* Slots of a tile of packed weights, as nv_mma has them; raw weights take two of the largest. */
 static const uint32_t tiles[] = {16, 64, WGMMA_TOKENS};
 
-enum { TILES = sizeof tiles / sizeof tiles[0], MANY = TILES - 1 };
+enum { TILES = sizeof tiles / sizeof tiles[0], MANY = TILES - 1, RAW_TOKENS = 2 * WGMMA_TOKENS };
 
-/* Groups that share the k of a tile of rows. */
-enum { ROWS_PARTS = 4 };
+/* Groups that share the k of a tile of rows, and rows of a fragment. */
+enum { ROWS_PARTS = 4, FRAGMENT_ROWS = 16 };
 
 /*
  * Below so many columns of the first product a tile of tokens is read too seldom to pay for a pass
@@ -31,21 +31,36 @@ enum { ROWS_PARTS = 4 };
  */
 enum { GATHER_HIDDEN = 1400 };
 
-/* Immediate offsets of PTX reach so far: FAR of nv_wgmma_packed.cl. */
-enum { MAX_K = 32768 };
+/* Immediate offsets of PTX reach so far: FAR of nv_wgmma_raw.cl. */
+enum { MAX_K = 16384 };
+
+/* Rows of weights in half a slot of local memory. */
+enum { BOX_ROWS = 64 };
 
 /* k in blocks, unrolled in rounds of 4 * fours. */
 typedef struct depth {
     uint32_t blocks, fours;
 } depth;
 
+/* A kernel for raw weights. */
+typedef struct raw_kernel {
+    bool first; /* of an MLP's first problem; else of a LINEAR one */
+    bool transposed;
+    uint32_t k;
+    cl_kernel kernel;
+} raw_kernel;
+
+/* First, second, and of a backward pass back through down and through gate and up. */
+enum { RAW_FIRST, RAW_SECOND, RAW_BACK_DOWN, RAW_BACK_UP, RAW_KERNELS };
+
 typedef struct wgmma_state {
     void *narrow; /* of nv_mma */
     uint32_t units;
-    bool gathers; /* first[MANY] reads rows itself */
+    bool gathers; /* products[0][MANY] reads rows itself */
     depth depths[2];
     cl_kernel products[2][TILES], pack[2]; /* of an MLP's first problem and its second */
-    cl_kernel list, rows;
+    cl_kernel list, rows, tokens, map;
+    raw_kernel raw[RAW_KERNELS]; /* NULL where they are not needed, or cannot be */
 } wgmma_state;
 
 static clmoe_status wgmma_supports(clmoe_context *context) {
@@ -58,9 +73,15 @@ static clmoe_status wgmma_supports(clmoe_context *context) {
 }
 
 static clmoe_status wgmma_takes(const gemm_shape *shape) {
+    if (shape->a_type == CLMOE_F32 || shape->w_type != shape->a_type ||
+        shape->c_type != shape->a_type)
+        return fail(CLMOE_UNSUPPORTED,
+                    "engine nv_wgmma needs f16 or bf16 throughout, but type is %s and weight_type "
+                    "%s",
+                    type_name(shape->a_type), type_name(shape->w_type));
     if (shape->form == GEMM_LINEAR || shape->dim > MAX_K || shape->hidden_dim > MAX_K)
         return fail(CLMOE_UNSUPPORTED, "engine nv_wgmma is for MLPs of up to %d columns", MAX_K);
-    return gemm_nv_mma.takes(shape);
+    return CLMOE_SUCCESS;
 }
 
 static void wgmma_destroy(void *opaque) {
@@ -72,8 +93,12 @@ static void wgmma_destroy(void *opaque) {
             kernel_release(&state->products[second][i]);
         kernel_release(&state->pack[second]);
     }
+    for (int i = 0; i < RAW_KERNELS; i++)
+        kernel_release(&state->raw[i].kernel);
     kernel_release(&state->list);
     kernel_release(&state->rows);
+    kernel_release(&state->tokens);
+    kernel_release(&state->map);
     gemm_nv_mma.destroy(state->narrow);
     free(state);
 }
@@ -97,6 +122,9 @@ static depth depth_of(uint32_t k) {
     }
     return best;
 }
+
+/* ---- Compiling --------------------------------------------------------------------------------
+ */
 
 static clmoe_status product_kernel(clmoe_context *context, const gemm_shape *shape,
                                    wgmma_state *state, bool second, int tile) {
@@ -124,6 +152,51 @@ static clmoe_status pack_kernel(clmoe_context *context, const gemm_shape *shape,
                               "pack_nv_wgmma", &state->pack[second]);
 }
 
+static clmoe_status compile_raw(clmoe_context *context, const gemm_shape *shape, raw_kernel *raw,
+                                bool back) {
+    const depth k = depth_of(raw->k);
+    char options[192];
+    gemm_shape own = *shape;
+    own.training = shape->training && raw->first;
+    snprintf(options, sizeof options,
+             "-DGATED=%d -DTRANSPOSED=%d -DTAILS=1 -DACCUMULATES=%d -DFOURS=%u -DBLOCKS=%u "
+             "-DACTIVATION=%d -DROW_WEIGHT=%d",
+             raw->first && shape->form == GEMM_GATED, raw->transposed, back, k.fours, k.blocks,
+             raw->first ? (int)shape->activation : ACT_NONE,
+             raw->first ? (int)shape->row_weight : (int)GEMM_ROW_WEIGHT_NONE);
+    return gemm_kernel_create_edited(context, &own, "experts/gemm/nv_wgmma_raw", options,
+                                     &nv_ptx_sm90a, "gemm_nv_wgmma_raw", &raw->kernel);
+}
+
+/* Tensor maps need rows of whole chunks; no box has every other element. */
+static bool raw_is_possible(const gemm_shape *shape) {
+    return shape->dim % CHUNK == 0 && shape->hidden_dim % CHUNK == 0 &&
+           !(shape->interleaved && shape->gate_up_transposed);
+}
+
+static clmoe_status raw_kernels(clmoe_context *context, const gemm_shape *shape,
+                                wgmma_state *state) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const bool together = shape->form == GEMM_GATED && !shape->separate;
+    raw_kernel *raw = state->raw;
+    if (!raw_is_possible(shape))
+        return CLMOE_SUCCESS;
+    raw[RAW_FIRST] = (raw_kernel){true, shape->gate_up_transposed, shape->dim, NULL};
+    raw[RAW_SECOND] = (raw_kernel){false, shape->down_transposed, shape->hidden_dim, NULL};
+    raw[RAW_BACK_DOWN] = (raw_kernel){false, !shape->down_transposed, shape->dim, NULL};
+    raw[RAW_BACK_UP] = (raw_kernel){false, !shape->gate_up_transposed,
+                                    (together ? 2 : 1) * shape->hidden_dim, NULL};
+    for (int i = 0; i < RAW_KERNELS; i++)
+        if (i <= RAW_SECOND || (shape->training && raw[i].k <= MAX_K))
+            TRY(compile_raw(context, shape, &raw[i], i > RAW_SECOND));
+    TRY(program_kernel(context, "experts/gemm/nv_wgmma_tokens", NULL, "nv_wgmma_tokens",
+                       &state->tokens));
+    TRY(gemm_kernel_create_edited(context, shape, "experts/gemm/nv_wgmma_map", "", &nv_ptx_sm90a,
+                                  "nv_wgmma_map", &state->map));
+done:
+    return status;
+}
+
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, wgmma_state *state) {
     clmoe_status status = CLMOE_SUCCESS;
     char options[32];
@@ -136,6 +209,7 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, wgm
     TRY(program_kernel(context, "experts/gemm/nv_wgmma_list", options, "nv_wgmma_list",
                        &state->list));
     TRY(program_kernel(context, "experts/gemm/nv_wgmma_rows", NULL, "nv_wgmma_rows", &state->rows));
+    TRY(raw_kernels(context, shape, state));
 done:
     return status;
 }
@@ -145,10 +219,11 @@ static clmoe_status wgmma_create(clmoe_context *context, const gemm_shape *shape
     wgmma_state *state = calloc(1, sizeof *state);
     if (!state)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for the nv_wgmma engine");
+    TRY(wgmma_takes(shape));
     state->units = context->info.compute_units;
     state->depths[0] = depth_of(shape->dim);
     state->depths[1] = depth_of(shape->hidden_dim);
-    state->gathers = shape->hidden_dim < GATHER_HIDDEN && shape->dim % 8 == 0;
+    state->gathers = shape->hidden_dim < GATHER_HIDDEN && shape->dim % CHUNK == 0;
     TRY(compile(context, shape, state));
     TRY(gemm_nv_mma.create(context, shape, &state->narrow));
     *out = state;
@@ -162,40 +237,61 @@ static uint32_t wgmma_row_tile(const clmoe_context *context, uint32_t rows_per_e
     return gemm_nv_mma.row_tile(context, rows_per_expert);
 }
 
-/* ---- Sizes ------------------------------------------------------------------------------------
+/* ---- Scratch ----------------------------------------------------------------------------------
  */
 
 static size_t round_up(size_t value, size_t unit) {
     return gemm_tiles(value, unit) * unit;
 }
 
-/* Scratch and C may begin at any element; vectors of theirs are at multiples of 16 bytes. */
+/* What this engine lays out itself begins at such a multiple, wherever a buffer does. */
+enum { ALIGNMENT = 128 };
+
 static clmoe_buf aligned(clmoe_buf buf) {
-    buf.offset = round_up(buf.offset, VECTOR);
+    buf.offset = round_up(buf.offset, ALIGNMENT);
     return buf;
 }
 
+/* The parts of a problem's scratch. */
+typedef struct scratch_parts {
+    clmoe_buf maps, list, tokens;
+} scratch_parts;
+
+enum { MAPS_BYTES = 2 * MAP_WORDS * sizeof(cl_ulong) };
+
 static size_t list_bytes(size_t slots) {
     const size_t most = gemm_tiles(slots, tiles[0]);
-    return round_up((LIST_HEADER + LIST_TILE * most) * sizeof(cl_int), VECTOR);
+    return round_up((LIST_HEADER + LIST_TILE * most) * sizeof(cl_int), ALIGNMENT);
 }
 
-/* Rows of k in tiles of slots. */
-static size_t tiles_bytes(size_t slots, uint32_t blocks) {
-    return round_up(slots, tiles[MANY]) * blocks * WGMMA_BLOCK * sizeof(cl_ushort);
+static scratch_parts parts_of(const gemm_problem *problem) {
+    scratch_parts parts = {.maps = aligned(problem->scratch)};
+    parts.list = (clmoe_buf){parts.maps.mem, parts.maps.offset + MAPS_BYTES};
+    parts.tokens = (clmoe_buf){parts.maps.mem, parts.list.offset + list_bytes(problem->slots)};
+    return parts;
+}
+
+/* Rows of k in the order of either form; products read up to a tile past the last one. */
+static size_t rows_bytes(size_t slots, uint32_t k) {
+    const size_t rows = round_up(slots, tiles[MANY]) + RAW_TOKENS;
+    return rows * depth_of(k).blocks * WGMMA_BLOCK * sizeof(cl_ushort) + ALIGNMENT;
 }
 
 static size_t wgmma_between(const gemm_shape *shape, size_t slots) {
-    return tiles_bytes(slots, depth_of(shape->hidden_dim).blocks) + VECTOR;
+    return rows_bytes(slots, shape->hidden_dim);
 }
 
-/* A list, and tiles of A: of the first problem, and of the second where that has rows. */
+/* A list, maps, and rows of A: in a backward pass those of dz too. */
 static size_t wgmma_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
-    const uint32_t k = form == GEMM_LINEAR ? shape->hidden_dim : shape->dim;
+    const size_t lists = MAPS_BYTES + list_bytes(slots) + ALIGNMENT;
+    const uint32_t dz = shape->hidden_dim * (shape->form == GEMM_GATED && !shape->separate ? 2 : 1);
+    const size_t first = rows_bytes(slots, shape->dim), back = rows_bytes(slots, dz);
     (void)n;
-    if (form == GEMM_LINEAR && !shape->rows_between)
-        return 0;
-    return list_bytes(slots) + tiles_bytes(slots, depth_of(k).blocks) + VECTOR;
+    if (form != GEMM_LINEAR)
+        return lists + first;
+    if (shape->training)
+        return lists + (first > back ? first : back);
+    return lists + (shape->rows_between ? rows_bytes(slots, shape->hidden_dim) : 0);
 }
 
 /* ---- Running ----------------------------------------------------------------------------------
@@ -211,8 +307,19 @@ static int tile_of(const gemm_problem *problem) {
     return tile;
 }
 
+static uint32_t slots_of_tile(const gemm_problem *problem) {
+    return problem->packed ? tiles[tile_of(problem)] : RAW_TOKENS;
+}
+
+/* The bound of tiles: those of raw weights begin at the plan's. */
+static size_t most_tiles(const gemm_problem *problem) {
+    return gemm_tiles(problem->slots, tiles[tile_of(problem)]);
+}
+
+/* Columns of C of a tile. */
 static uint32_t columns_of(const gemm_problem *problem) {
-    return problem->form == GEMM_GATED ? WGMMA_ROWS / 2 : WGMMA_ROWS;
+    const uint32_t rows = problem->packed ? WGMMA_ROWS : 2 * BOX_ROWS;
+    return problem->form == GEMM_GATED ? rows / 2 : rows;
 }
 
 static clmoe_status make_list(const wgmma_state *state, launch *chain, const gemm_problem *problem,
@@ -220,48 +327,62 @@ static clmoe_status make_list(const wgmma_state *state, launch *chain, const gem
     clmoe_status status = CLMOE_SUCCESS;
     const bool dense = !problem->tile_expert.mem;
     const clmoe_buf none = {0};
-    cl_kernel kernel = state->list;
-    TRY(KERNEL_SET(kernel, ARG_AS(offsets, ARG_F32(dense ? none : problem->offsets)),
+    TRY(KERNEL_SET(state->list, ARG_AS(offsets, ARG_F32(dense ? none : problem->offsets)),
                    ARG_AS(kept, ARG_F32(dense ? none : problem->kept)), ARG_UINT(problem->experts),
-                   ARG_UINT(problem->slots), ARG_AS(rows, ARG_UINT(tiles[tile_of(problem)])),
+                   ARG_UINT(problem->slots), ARG_AS(rows, ARG_UINT(slots_of_tile(problem))),
                    ARG_F32(list)));
-    TRY(launch_1d(chain, kernel, 1, HELPER_ITEMS));
+    TRY(launch_1d(chain, state->list, 1, HELPER_ITEMS));
 done:
     return status;
 }
 
-/* A as tiles, in place of its rows. */
+/* A in tiles, in place of its rows. */
 static clmoe_status make_tiles(const wgmma_state *state, launch *chain, gemm_problem *problem,
-                               clmoe_buf list, clmoe_buf to) {
+                               const scratch_parts *parts) {
     clmoe_status status = CLMOE_SUCCESS;
-    const uint32_t rows = tiles[tile_of(problem)];
-    const uint32_t blocks = state->depths[problem->form == GEMM_LINEAR].blocks;
-    const size_t groups[] = {gemm_tiles(problem->slots, rows), ROWS_PARTS};
-    cl_kernel kernel = state->rows;
-    TRY(KERNEL_SET(kernel, ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
+    const uint32_t rows = slots_of_tile(problem), blocks = depth_of(problem->k).blocks;
+    const size_t groups[] = {most_tiles(problem), ROWS_PARTS};
+    const clmoe_buf list = parts->list;
+    TRY(KERNEL_SET(state->rows, ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
                    ARG_F32(list), ARG_UINT(problem->k), ARG_UINT(blocks), ARG_UINT(rows),
-                   ARG_AS(tiles, ARG_U16(to))));
-    TRY(launch_kernel(chain, kernel, 2, groups, (const size_t[]){HELPER_ITEMS, 1}));
-    problem->a = to;
+                   ARG_AS(tiles, ARG_U16(parts->tokens))));
+    TRY(launch_kernel(chain, state->rows, 2, groups, (const size_t[]){HELPER_ITEMS, 1}));
+    problem->a = parts->tokens;
+done:
+    return status;
+}
+
+/* A in fragments, in place of its rows. */
+static clmoe_status make_fragments(const wgmma_state *state, launch *chain, gemm_problem *problem,
+                                   const scratch_parts *parts) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t blocks = depth_of(problem->k).blocks;
+    const size_t groups[] = {most_tiles(problem), RAW_TOKENS / FRAGMENT_ROWS};
+    const clmoe_buf list = parts->list;
+    TRY(KERNEL_SET(state->tokens, ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
+                   ARG_F32(list), ARG_UINT(problem->k), ARG_UINT(blocks),
+                   ARG_AS(packed, ARG_U16(parts->tokens))));
+    TRY(launch_kernel(chain, state->tokens, 2, groups, (const size_t[]){HELPER_ITEMS, 1}));
+    problem->a = parts->tokens;
 done:
     return status;
 }
 
 /* As many groups as run at once share the tiles; a bounded launch has so many products. */
-static clmoe_status multiply(const wgmma_state *state, launch *chain, const gemm_problem *problem,
-                             clmoe_buf list) {
+static clmoe_status multiply(const wgmma_state *state, launch *chain, cl_kernel kernel,
+                             const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool second = problem->form == GEMM_LINEAR;
-    const int tile = tile_of(problem);
-    const uint32_t rows = tiles[tile], columns = columns_of(problem);
-    const uint64_t products = gemm_tiles(problem->slots, rows) * gemm_tiles(problem->n, columns);
-    const uint64_t share = launch_share(chain, gemm_work(problem, rows, columns));
+    const scratch_parts parts = parts_of(problem);
+    const clmoe_buf list = parts.list, maps = parts.maps;
+    const uint32_t columns = columns_of(problem);
+    const uint64_t products = most_tiles(problem) * gemm_tiles(problem->n, columns);
+    const uint64_t share = launch_share(chain, gemm_work(problem, slots_of_tile(problem), columns));
     const uint64_t most = share < products ? share : products;
-    const uint32_t next_blocks = !second && problem->between ? state->depths[1].blocks : 0;
-    cl_kernel kernel = state->products[second][tile];
+    const bool own = problem->form != GEMM_LINEAR && problem->between;
+    const uint32_t next_blocks = own ? state->depths[1].blocks : 0;
     for (uint64_t begin = 0; begin < products; begin += most) {
-        const kernel_arg more[] = {ARG_F32(list), ARG_UINT(next_blocks), ARG_UINT(begin),
-                                   ARG_UINT(most)};
+        const kernel_arg more[] = {ARG_F32(list), arg_as("maps", arg_buf("maps", maps, 8)),
+                                   ARG_UINT(next_blocks), ARG_UINT(begin), ARG_UINT(most)};
         TRY(gemm_kernel_set_more(kernel, problem, problem->row_tile, sizeof more / sizeof more[0],
                                  more));
         TRY(launch_1d(chain, kernel, most < state->units ? (size_t)most : state->units, ITEMS));
@@ -270,65 +391,119 @@ done:
     return status;
 }
 
-static clmoe_status run_first(const wgmma_state *state, launch *chain, gemm_problem problem) {
+static clmoe_status run_packed(const wgmma_state *state, launch *chain, gemm_problem problem) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_buf list = aligned(problem.scratch);
-    const clmoe_buf to = {list.mem, list.offset + list_bytes(problem.slots)};
-    if (problem.between)
-        problem.c = aligned(problem.c);
-    TRY(make_list(state, chain, &problem, list));
-    if (tile_of(&problem) == MANY && !state->gathers)
-        TRY(make_tiles(state, chain, &problem, list, to));
-    TRY(multiply(state, chain, &problem, list));
+    const bool second = problem.form == GEMM_LINEAR;
+    const int tile = tile_of(&problem);
+    const scratch_parts parts = parts_of(&problem);
+    const bool tiled = second || (tile == MANY && !state->gathers);
+    if (problem.between && second) { /* behind the first, whose list is there, and C in tiles */
+        problem.a = aligned(problem.a);
+    } else {
+        TRY(make_list(state, chain, &problem, parts.list));
+        if (tiled)
+            TRY(make_tiles(state, chain, &problem, &parts));
+        problem.c = problem.between ? aligned(problem.c) : problem.c;
+    }
+    TRY(multiply(state, chain, state->products[second][tile], &problem));
 done:
     return status;
 }
 
-/* Behind the first, whose list is there, and C in tiles. */
-static clmoe_status run_second(const wgmma_state *state, launch *chain, gemm_problem problem) {
+/* ---- Raw weights ------------------------------------------------------------------------------
+ */
+
+/* Whether a tensor map can be made of the matrix. */
+static bool map_fits(const gemm_weight *w, clmoe_type type) {
+    const uint64_t stride = w->col == 1 ? w->row : w->col;
+    return (w->col == 1 || w->row == 1) && stride % CHUNK == 0 && w->expert % CHUNK == 0 &&
+           w->buf.offset % (CHUNK * type_bytes(type)) == 0;
+}
+
+/* The kernel for a problem of raw weights with many rows, or NULL: it is nv_mma's. */
+static cl_kernel raw_kernel_for(const wgmma_state *state, const gemm_problem *problem) {
+    const bool first = problem->form != GEMM_LINEAR, transposed = problem->up.col != 1;
+    if (tile_of(problem) != MANY || !map_fits(&problem->up, problem->w_type) ||
+        (problem->form == GEMM_GATED && !map_fits(&problem->gate, problem->w_type)))
+        return NULL;
+    for (int i = 0; i < RAW_KERNELS; i++) {
+        const raw_kernel *raw = &state->raw[i];
+        if (raw->kernel && raw->first == first && raw->transposed == transposed &&
+            raw->k == problem->k && (i > RAW_SECOND || !problem->accumulate))
+            return raw->kernel;
+    }
+    return NULL;
+}
+
+static clmoe_status make_maps(const wgmma_state *state, launch *chain, const gemm_problem *problem,
+                              clmoe_buf maps) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_buf list = aligned(problem.scratch);
-    const clmoe_buf to = {list.mem, list.offset + list_bytes(problem.slots)};
-    if (problem.between) {
+    const gemm_weight *w = &problem->up;
+    const bool transposed = w->col != 1;
+    const clmoe_buf none = {0}, gate = problem->form == GEMM_GATED ? problem->gate.buf : none;
+    const uint64_t bytes = type_bytes(problem->w_type), rows = transposed ? problem->k : problem->n;
+    const uint64_t y_bytes = (transposed ? w->col : w->row) * bytes;
+    const uint64_t z_bytes = problem->experts > 1 ? w->expert * bytes : y_bytes * rows;
+    TRY(KERNEL_SET(state->map, ARG_U16(gate), ARG_AS(up, ARG_U16(w->buf)),
+                   ARG_AS(x, ARG_UINT(transposed ? problem->n : problem->k)),
+                   ARG_AS(y, ARG_UINT(rows)), ARG_UINT(problem->experts),
+                   ARG_AS(box, ARG_UINT(transposed ? WGMMA_BLOCK : BOX_ROWS)), ARG_ULONG(y_bytes),
+                   ARG_ULONG(z_bytes), arg_as("maps", arg_buf("maps", maps, sizeof(cl_ulong)))));
+    TRY(launch_1d(chain, state->map, 1, 1));
+done:
+    return status;
+}
+
+static clmoe_status run_raw(const wgmma_state *state, launch *chain, cl_kernel kernel,
+                            gemm_problem problem) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const scratch_parts parts = parts_of(&problem);
+    TRY(make_maps(state, chain, &problem, parts.maps));
+    if (problem.between && problem.form == GEMM_LINEAR) {
         problem.a = aligned(problem.a);
     } else {
-        TRY(make_list(state, chain, &problem, list));
-        TRY(make_tiles(state, chain, &problem, list, to));
+        TRY(make_list(state, chain, &problem, parts.list));
+        TRY(make_fragments(state, chain, &problem, &parts));
+        problem.c = problem.between ? aligned(problem.c) : problem.c;
     }
-    TRY(multiply(state, chain, &problem, list));
+    TRY(multiply(state, chain, kernel, &problem));
 done:
     return status;
 }
 
 static clmoe_status wgmma_check(const void *opaque, const gemm_problem *problem) {
     (void)opaque;
-    if (!problem->packed || problem->up.buf.offset % VECTOR == 0)
+    if (!problem->packed || problem->up.buf.offset % (CHUNK * type_bytes(problem->w_type)) == 0)
         return CLMOE_SUCCESS;
     return fail(CLMOE_UNSUPPORTED,
-                "packed weights are at offset %zu, but engine nv_wgmma needs multiples of %d",
-                problem->up.buf.offset, VECTOR);
+                "packed weights are at offset %zu, but engine nv_wgmma needs multiples of %zu",
+                problem->up.buf.offset, CHUNK * type_bytes(problem->w_type));
+}
+
+static bool wgmma_joins(const void *opaque, const gemm_problem *first, const gemm_problem *second) {
+    return first->packed || (raw_kernel_for(opaque, first) && raw_kernel_for(opaque, second));
 }
 
 static clmoe_status wgmma_run(void *opaque, launch *chain, const gemm_problem *problem) {
     const wgmma_state *state = opaque;
-    if (!problem->packed)
-        return gemm_nv_mma.run(state->narrow, chain, problem);
-    return problem->form == GEMM_LINEAR ? run_second(state, chain, *problem)
-                                        : run_first(state, chain, *problem);
+    if (problem->packed)
+        return run_packed(state, chain, *problem);
+    cl_kernel kernel = raw_kernel_for(state, problem);
+    return kernel ? run_raw(state, chain, kernel, *problem)
+                  : gemm_nv_mma.run(state->narrow, chain, problem);
 }
 
 /* ---- Packed weights ---------------------------------------------------------------------------
  */
 
-static uint32_t blocks_of(const wgmma_state *state, const gemm_problem *problem) {
-    return state->depths[problem->form == GEMM_LINEAR].blocks;
-}
-
 static size_t wgmma_packed_elements(const void *opaque, const gemm_problem *problem) {
-    size_t elements = gemm_tiles(problem->n, columns_of(problem));
+    const wgmma_state *state = opaque;
+    gemm_problem packed = *problem;
+    packed.packed = true;
+    size_t elements = gemm_tiles(problem->n, columns_of(&packed));
     if (size_mul(elements, problem->experts, &elements) &&
         size_mul(elements, (size_t)WGMMA_ROWS * WGMMA_BLOCK, &elements) &&
-        size_mul(elements, blocks_of(opaque, problem), &elements))
+        size_mul(elements, state->depths[problem->form == GEMM_LINEAR].blocks, &elements))
         return elements;
     return SIZE_MAX;
 }
@@ -346,8 +521,8 @@ static clmoe_status wgmma_pack(void *opaque, launch *chain, const gemm_problem *
     const gemm_weight *up = &problem->up;
     const clmoe_type type = problem->w_type;
     const clmoe_buf gate = problem->form == GEMM_GATED ? problem->gate.buf : (clmoe_buf){0};
-    const size_t parts = 16 * gemm_tiles(problem->n, columns_of(problem));
-    const size_t groups[] = {parts, problem->experts};
+    const uint32_t columns = problem->form == GEMM_GATED ? WGMMA_ROWS / 2 : WGMMA_ROWS;
+    const size_t groups[] = {16 * gemm_tiles(problem->n, columns), problem->experts};
     cl_kernel kernel = state->pack[problem->form == GEMM_LINEAR];
     TRY(KERNEL_SET(kernel, ARG_TYPE(gate, type), ARG_AS(up, ARG_TYPE(up->buf, type)),
                    ARG_AS(w_expert, ARG_ULONG(up->expert)), ARG_AS(w_row, ARG_ULONG(up->row)),
@@ -367,6 +542,7 @@ const gemm_engine gemm_nv_wgmma = {
     .destroy = wgmma_destroy,
     .row_tile = wgmma_row_tile,
     .between = wgmma_between,
+    .joins = wgmma_joins,
     .scratch = wgmma_scratch,
     .check = wgmma_check,
     .run = wgmma_run,

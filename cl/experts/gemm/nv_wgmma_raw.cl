@@ -1,0 +1,370 @@
+/*
+ * Purpose: Grouped GEMM on Hopper with weights as they lie: tokens are the factor in registers,
+ *          weights the one in local memory, found through tensor maps. All experts in one launch.
+ * Formula: as ref.cl. A tile is up to 256 slots by 128 rows of weights; gated, 64 of gate and of up.
+ * Arrays: as in gemm.clh; A, W, C of one type, f16 or bf16. a: rows of nv_wgmma_tokens.cl. list: of
+ *          nv_wgmma_list.cl. maps: gate's and up's, of nv_wgmma_map.cl. next_blocks: C is in the
+ *          order of a with so many blocks, zeros from n on; 0: C is rows.
+ * NDRange: as nv_wgmma_packed.cl.
+ * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
+ *          problem's; BLOCKS * 32 >= k. TRANSPOSED: whether w_col is not 1; then w_row is 1.
+ *          ACCUMULATES: whether C may be added to.
+ * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
+ */
+#include "experts/gemm/act.clh"
+#include "experts/gemm/gemm.clh"
+#include "experts/gemm/nv_wgmma_own.clh"
+#define TYPE           A
+#define COLUMNS        128
+#define FAR            (BLOCKS * 8 * 2 * FRAGMENT_ELEMENTS * 2)
+#define NEXT_FRAGMENTS (tokens + next->tokens + lane_tokens(fresh_item()))
+#include "experts/gemm/nv_wgmma.clh"
+#include "experts/gemm/nv_wgmma_store.clh"
+
+#define OUTPUTS (GATED ? 64 : 128) /* columns of C a tile */
+#define HALF    128                /* slots of a block of both warpgroups */
+#define TASKS   8                  /* as in nv_wgmma_packed.cl */
+
+/* What a tile needs, found ahead of time. */
+typedef struct task {
+    ulong tokens; /* its first, in elements */
+    int expert, first, count, f;
+} task;
+
+static inline void put_task(__local task *to, slot_tile t, int f) {
+    to->tokens = (ulong)(t.first / 16) * BLOCKS * 2 * FRAGMENT_ELEMENTS;
+    to->expert = t.expert;
+    to->first = t.first;
+    to->count = t.count;
+    to->f = f;
+}
+
+/* A lane's fragments of a tile: [16 slots][16 k][lane][8]; a warp has 16 slots of each half. */
+static inline ulong lane_tokens(int item) {
+    return (ulong)(item >> 5) * BLOCKS * 2 * FRAGMENT_ELEMENTS + (item & 31) * 8;
+}
+
+/* Half a slot of local memory, 64 rows of weights, from `row` on. */
+static inline void copy_half(uint to, __global const void *map, int k, int row, int expert, uint bar) {
+#if TRANSPOSED
+    copy_box(to, map, row, k, expert, bar);
+    copy_box(to + SLOT_BYTES / 4, map, row + BLOCK, k, expert, bar);
+#else
+    copy_box(to, map, k, row, expert, bar);
+#endif
+}
+
+/* ---- Storing ------------------------------------------------------------------------------ */
+
+/* What a lane stores: rows g and g + 8 of 16 slots, of every quad two columns. */
+typedef struct lane_rows {
+    uint slot;      /* the first of both */
+    int count;      /* how many of the 16 rows are in use */
+    float weight[2];
+} lane_rows;
+
+static inline lane_rows rows_of(const problem *p, __local const task *t, int block, int item) {
+    lane_rows r;
+    const int first = HALF * block + (item >> 5) * 16;
+    r.count = t->count - first;
+    r.slot = (uint)(t->first + first + ((item & 31) >> 2));
+    UNROLL for (int i = 0; i < 2; ++i)
+        r.weight[i] = ROW_WEIGHT && ((item & 31) >> 2) + 8 * i < r.count
+                          ? row_weight_of(p, r.slot + 8 * i)
+                          : 1.0f;
+    return r;
+}
+
+/* Words of four quads -> of the lane's own quad all four: eight columns. */
+#define EXCHANGE(x, bit)                                                                           \
+    PTX("shfl.sync.bfly.b32 %0, %0, " #bit ", 31, 0xffffffff;" : "+r"(x))
+static inline uint4 own_quad(const uint *words, int q) {
+    uint a = words[0], b = words[1], c = words[2], d = words[3];
+    uint x = q & 1 ? a : b, y = q & 1 ? c : d;
+    EXCHANGE(x, 1);
+    EXCHANGE(y, 1);
+    a = q & 1 ? x : a;
+    b = q & 1 ? b : x;
+    c = q & 1 ? y : c;
+    d = q & 1 ? d : y;
+    x = q & 2 ? a : c;
+    y = q & 2 ? b : d;
+    EXCHANGE(x, 2);
+    EXCHANGE(y, 2);
+    return (uint4)(q & 2 ? x : a, q & 2 ? y : b, q & 2 ? c : x, q & 2 ? d : y);
+}
+
+/* Linear outputs of a quad, of two rows. */
+static inline void linear_quad(const problem *p, const lane_rows *r,
+                               __global const STORAGE(BIAS) *bias, int expert, int column,
+                               float *v) {
+    UNROLL for (int i = 0; i < 4; ++i)
+        v[i] = gemm_linear_output(
+            p, v[i], bias_at(p, bias, expert, min((uint)(column + i % 2), p->n - 1)),
+            r->weight[i / 2]);
+}
+
+#if ACCUMULATES
+/* What C holds of a quad is added. */
+static inline void add_quad(const problem *p, const lane_rows *r, int g, int column, float *v) {
+    UNROLL for (int i = 0; i < 4; ++i)
+        if (g + i / 2 * 8 < r->count && (uint)(column + i % 2) < p->n)
+            v[i] += LOAD(C, p->c + (ulong)(r->slot + i / 2 * 8) * p->n + column + i % 2);
+}
+#endif
+
+/* 32 columns of both rows, from `column` on, into rows of C. */
+static inline void store_rows(const problem *p, const lane_rows *r, int g, int q, int column,
+                              const uint *low, const uint *high) {
+    const uint4 first = own_quad(low, q), second = own_quad(high, q);
+    const bool whole = p->n % CHUNK == 0 && (ulong)p->c % 16 == 0;
+    const int mine = column + q * CHUNK, left = (int)p->n - mine;
+    __global ushort *to = p->c + (ulong)r->slot * p->n + mine;
+    if (g < r->count)
+        store_eight(to, first, left, whole);
+    if (g + 8 < r->count)
+        store_eight(to + 8 * (ulong)p->n, second, left, whole);
+}
+
+/* The same in the order of a: of 16 columns a lane's words of both quads. */
+static inline void store_own(__global ushort *to, int column, const uint *low, const uint *high) {
+    __global uint4 *at = (__global uint4 *)(to + (ulong)(column / 16) * FRAGMENT_ELEMENTS);
+    at[0] = (uint4)(low[0], high[0], low[1], high[1]);
+    at[FRAGMENT_ELEMENTS / CHUNK] = (uint4)(low[2], high[2], low[3], high[3]);
+}
+
+#if KEEP_Z
+#if GATED
+static inline void keep_rows(const problem *p, const lane_rows *r, int g, int q, int column,
+                             const uint *gates, const uint *ups, int further) {
+    const uint4 gate = own_quad(gates, q), up = own_quad(ups, q);
+    if (g + further < r->count) {
+        store_z_gated(p, r->slot + further, column + q * CHUNK, gate.lo, up.lo);
+        store_z_gated(p, r->slot + further, column + q * CHUNK + 4, gate.hi, up.hi);
+    }
+}
+#else
+static inline void keep_rows(const problem *p, const lane_rows *r, int g, int q, int column,
+                             const uint *ups, int further) {
+    const uint4 up = own_quad(ups, q);
+    if (g + further < r->count)
+        store_z(p, r->slot + further, column + q * CHUNK, up);
+}
+#endif
+#endif
+
+/* Quad i of four: its sums, its z, and its outputs, as words of rows g and g + 8. */
+#if GATED
+#define QUAD_OF(b, i, j, k)                                                                        \
+    {                                                                                              \
+        float gate[4], up[4];                                                                      \
+        SUMS(gate, b, j);                                                                          \
+        SUMS(up, b, k);                                                                            \
+        linear_quad(&p, &r, p.gate_bias, me->expert, from_column + 8 * (i) + 2 * q, gate);         \
+        linear_quad(&p, &r, p.up_bias, me->expert, from_column + 8 * (i) + 2 * q, up);             \
+        KEEP_QUAD(i)                                                                               \
+        UNROLL for (int v = 0; v < 4; ++v)                                                         \
+            gate[v] = gemm_activation(&p, gate[v], up[v], r.weight[v / 2]);                        \
+        low[i] = pack(gate[0], gate[1]);                                                           \
+        high[i] = pack(gate[2], gate[3]);                                                          \
+    }
+#if KEEP_Z
+#define KEEP_QUAD(i)                                                                               \
+    z_low[0][i] = pack(gate[0], gate[1]);                                                          \
+    z_high[0][i] = pack(gate[2], gate[3]);                                                         \
+    z_low[1][i] = pack(up[0], up[1]);                                                              \
+    z_high[1][i] = pack(up[2], up[3]);
+#define KEEP_ROWS                                                                                  \
+    if (p.z) {                                                                                     \
+        keep_rows(&p, &r, g, q, from_column, z_low[0], z_low[1], 0);                               \
+        keep_rows(&p, &r, g, q, from_column, z_high[0], z_high[1], 8);                             \
+    }
+#endif
+#else
+#define QUAD_OF(b, i, j, k)                                                                        \
+    {                                                                                              \
+        float up[4];                                                                               \
+        SUMS(up, b, j);                                                                            \
+        linear_quad(&p, &r, p.up_bias, me->expert, from_column + 8 * (i) + 2 * q, up);             \
+        KEEP_QUAD(i)                                                                               \
+        UNROLL for (int v = 0; v < 4; ++v)                                                         \
+            up[v] = gemm_activation(&p, 0.0f, up[v], r.weight[v / 2]);                             \
+        ADD_QUAD(i)                                                                                \
+        low[i] = pack(up[0], up[1]);                                                               \
+        high[i] = pack(up[2], up[3]);                                                              \
+    }
+#if KEEP_Z
+#define KEEP_QUAD(i)                                                                               \
+    z_low[1][i] = pack(up[0], up[1]);                                                              \
+    z_high[1][i] = pack(up[2], up[3]);
+#define KEEP_ROWS                                                                                  \
+    if (p.z) {                                                                                     \
+        keep_rows(&p, &r, g, q, from_column, z_low[1], 0);                                         \
+        keep_rows(&p, &r, g, q, from_column, z_high[1], 8);                                        \
+    }
+#endif
+#if ACCUMULATES
+#define ADD_QUAD(i)                                                                                \
+    if (p.accumulate)                                                                              \
+        add_quad(&p, &r, g, from_column + 8 * (i) + 2 * q, up);
+#else
+#define ADD_QUAD(i)
+#endif
+#endif
+#if KEEP_Z
+#define Z_WORDS uint z_low[2][4], z_high[2][4];
+#else
+#define Z_WORDS
+#define KEEP_QUAD(i)
+#define KEEP_ROWS
+#endif
+
+/* Four quads: 32 columns of C, the m-th of the tile. */
+#define STORE_32(b, m, j0, j1, j2, j3, k0, k1, k2, k3)                                             \
+    {                                                                                              \
+        const int from_column = me->f * OUTPUTS + 32 * (m);                                        \
+        uint low[4], high[4];                                                                      \
+        Z_WORDS                                                                                    \
+        QUAD_OF(b, 0, j0, k0)                                                                      \
+        QUAD_OF(b, 1, j1, k1)                                                                      \
+        QUAD_OF(b, 2, j2, k2)                                                                      \
+        QUAD_OF(b, 3, j3, k3)                                                                      \
+        KEEP_ROWS                                                                                  \
+        if (!own)                                                                                  \
+            store_rows(&p, &r, g, q, from_column, low, high);                                      \
+        else if (from_column < (int)next_blocks * BLOCK && r.count > 0)                            \
+            store_own(to, from_column, low, high);                                                 \
+    }
+
+#if GATED
+#define STORE_COLUMNS(b)                                                                           \
+    STORE_32(b, 0, 0, 1, 2, 3, 8, 9, 10, 11)                                                       \
+    STORE_32(b, 1, 4, 5, 6, 7, 12, 13, 14, 15)
+#else
+#define STORE_COLUMNS(b)                                                                           \
+    STORE_32(b, 0, 0, 1, 2, 3, 0, 0, 0, 0)                                                         \
+    STORE_32(b, 1, 4, 5, 6, 7, 0, 0, 0, 0)                                                         \
+    STORE_32(b, 2, 8, 9, 10, 11, 0, 0, 0, 0)                                                       \
+    STORE_32(b, 3, 12, 13, 14, 15, 0, 0, 0, 0)
+#endif
+
+/* All of a block of sums; in C's own order zeros behind the last columns. */
+#define STORE_BLOCK(b)                                                                             \
+    {                                                                                              \
+        const int t = fresh_item(), g = (t & 31) >> 2, q = t & 3;                                  \
+        const lane_rows r = rows_of(&p, me, b, t);                                                 \
+        const bool own = next_blocks > 0;                                                          \
+        __global ushort *to = p.c +                                                                \
+                              ((ulong)((me->first + HALF * (b)) / 16 + (t >> 5)) * next_blocks *   \
+                               2 * FRAGMENT_ELEMENTS) +                                            \
+                              (t & 31) * 8;                                                        \
+        STORE_COLUMNS(b)                                                                           \
+        if (own && me->f == down - 1 && r.count > 0)                                               \
+            NOUNROLL for (int k16 = down * (OUTPUTS / 16); k16 < 2 * (int)next_blocks; ++k16)      \
+                *(__global uint4 *)(to + k16 * FRAGMENT_ELEMENTS) = (uint4)(0);                    \
+    }
+
+KERNEL(ITEMS, 1, 1)
+void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks, uint begin,
+                       uint most) {
+    __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
+    __local ulong bars[2 * SLOTS];
+    __local task tasks[TASKS];
+    problem p = GEMM_PROBLEM;
+    p.activation = ACTIVATION;
+    p.row_weight = ROW_WEIGHT;
+    DECLARE;
+    elements tokens = p.a;
+    __global const slot_tile *tiles = (__global const slot_tile *)(AT(list) + LIST_HEADER);
+    const int item = (int)get_local_id(0), lane = item & 31;
+    const int group = (int)(begin + get_group_id(0)), groups = (int)get_num_groups(0);
+    const int across = AT(list)[0], down = (int)divide_up(p.n, OUTPUTS);
+    const int products = min(across * down, (int)(begin + most));
+    const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
+    const uint full = empty + 8 * SLOTS;
+    if (item == 0) {
+        for (int s = 0; s < SLOTS; ++s) {
+            bar_init(empty + 8 * s, MULTIPLIERS / WARP);
+            bar_init(full + 8 * s, 1);
+        }
+        FENCE_LOCAL;
+    }
+    if (item < 2 && products > 0) {
+        const tile_place at = place_number(min(group + item * groups, products - 1), across, down);
+        put_task(&tasks[item], tiles[at.t], at.f);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    if (item >= MULTIPLIERS) {
+        FEWER_REGISTERS;
+        const int warp = (item - MULTIPLIERS) >> 5;
+        int slot = 0;
+        uint i = 0, phase = 0;
+        if (warp == LOADERS && group < products) {
+            /* Tells both warpgroups of full slots, and finds the tiles to come. */
+            tile_place at = place_number(min(group + 2 * groups, products - 1), across, down);
+            slot_tile ahead = tiles[at.t];
+            NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                NOUNROLL for (int b = 0; b < BLOCKS; ++b) {
+                    bar_wait(full + 8 * slot, phase);
+                    TELL(FULL(slot, 0));
+                    TELL(FULL(slot, 1));
+                    if (++slot == SLOTS) {
+                        slot = 0;
+                        phase ^= 1;
+                    }
+                    if (b == 0) {
+                        if (lane == 0)
+                            put_task(&tasks[(i + 2) % TASKS], ahead, at.f);
+                        at = place_number(min(n + 3 * groups, products - 1), across, down);
+                        ahead = tiles[at.t];
+                    }
+                }
+            }
+        } else if (warp == 0 && lane == 0) {
+            __global const ulong *map = AT(maps);
+            FENCE_MAP(map);
+            FENCE_MAP(map + MAP_WORDS);
+            NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                const int row = tasks[i % TASKS].f * OUTPUTS, expert = tasks[i % TASKS].expert;
+                NOUNROLL for (int k = 0; k < BLOCKS * BLOCK; k += BLOCK) {
+                    const uint to = tiles_at + slot * SLOT_BYTES, bar = full + 8 * slot;
+                    bar_wait(empty + 8 * slot, phase ^ 1);
+                    bar_expect(bar, SLOT_BYTES);
+                    copy_half(to, GATED ? map : map + MAP_WORDS, k, row, expert, bar);
+                    copy_half(to + SLOT_BYTES / 2, map + MAP_WORDS, k, GATED ? row : row + 64,
+                              expert, bar);
+                    if (++slot == SLOTS) {
+                        slot = 0;
+                        phase ^= 1;
+                    }
+                }
+            }
+        }
+    } else {
+        MORE_REGISTERS;
+        const int warpgroup = item >> 7;
+        int slot = 0;
+        uint i = 0;
+        CLEAR;
+        elements from = tokens;
+        if (group < products)
+            from += tasks[0].tokens + lane_tokens(item);
+        LOAD_PLACE(0, from, 0);
+        LOAD_PLACE(1, from, 1);
+        LOAD_PLACE(2, from, 2);
+        NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+            __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
+#if TAILS
+            if (me->count <= HALF) {
+                PRODUCT(1)
+                STORE_BLOCK(0)
+            } else
+#endif
+            {
+                PRODUCT(2)
+                STORE_BLOCK(0)
+                STORE_BLOCK(1)
+            }
+        }
+    }
+}
