@@ -33,6 +33,8 @@ const bench_case bench_cases[] = {
     MODEL("qwen3-30b-a3b",   2048, 768,   128, 8),
     MODEL("olmoe",           2048, 1024,  64,  8),
     MODEL("deepseek-v3",     7168, 2048,  256, 8),
+    MODEL("gpt-oss-20b",     2880, 2880,  32,  4),
+    MODEL("glm-4.5-air",     4096, 1408,  128, 8),
 
     BATCH(1024), BATCH(2048), BATCH(4096), BATCH(8192), BATCH(16384), BATCH(32768), BATCH(65536),
     FINE(8), FINE(16), FINE(32), FINE(64), FINE(128), FINE(256), FINE(512),

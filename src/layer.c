@@ -135,6 +135,7 @@ static gemm_shape shape_of(const clmoe_layer_desc *desc, const clmoe_mlp_desc *m
         .down_transposed = mlp->down_transposed != 0,
         .interleaved = mlp->gate_layout == CLMOE_GATE_INTERLEAVED,
         .separate = mlp->gate_layout == CLMOE_GATE_SEPARATE,
+        .biased = {mlp->gate_up_bias != 0, mlp->down_bias != 0},
         .activation = mlp->activation,
         .row_weight = mlp == &desc->experts ? layer_row_weight(desc) : GEMM_ROW_WEIGHT_NONE,
         .rows_between = desc->training != 0 && mlp->hidden_dropout > 0,

@@ -11,14 +11,14 @@
  * NDRange: any number of groups of 12 warps; group g computes tiles begin + g, begin + g + groups, ..,
  *          at most `most` of all groups' together.
  * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
- *          problem's; not accumulate; BLOCKS * 32 >= k.
+ *          problem's; not accumulate; BLOCKS * 32 >= k. BIASED: whether biases may be given.
  * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
 #define TYPE           A
 #define FAR            (BLOCKS * 4 * 2 * FRAGMENT_ELEMENTS * 2)
-#define NEXT_FRAGMENTS (weights + next->weights + lane_weights(fresh_item()))
+#define NEXT_FRAGMENTS (up + (up_off + next->weights + lane_weights(fresh_item())))
 #include "experts/gemm/nv_wgmma_own.clh"
 #include "experts/gemm/nv_wgmma.clh"
 #include "experts/gemm/nv_wgmma_store.clh"
@@ -175,15 +175,11 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
     __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
     __local ulong bars[2 * SLOTS];
     __local task tasks[TASKS];
-    problem p = GEMM_PROBLEM;
-    p.activation = ACTIVATION;
-    p.row_weight = ROW_WEIGHT;
     DECLARE;
-    elements weights = p.up;
     __global const slot_tile *tiles = (__global const slot_tile *)(AT(list) + LIST_HEADER);
     const int item = (int)get_local_id(0), lane = item & 31;
     const int group = (int)(begin + get_group_id(0)), groups = (int)get_num_groups(0);
-    const int across = AT(list)[0], down = (int)divide_up(p.n, OUTPUTS);
+    const int across = AT(list)[0], down = (int)divide_up(n, OUTPUTS);
     const int products = min(across * down, (int)(begin + most));
     const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
     const uint full = empty + 8 * SLOTS;
@@ -211,7 +207,7 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
                 tile_place at =
                     place_number(min(group + 2 * groups, products - 1), across, down);
                 slot_tile ahead = tiles[at.t];
-                NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                NOUNROLL for (int number = group; number < products; number += groups, ++i) {
                     NOUNROLL for (int b = 0; b < BLOCKS; ++b) {
                         bar_wait(full + 8 * slot, phase);
 #if GATHER
@@ -226,7 +222,7 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
                         if (b == 0) {
                             if (lane == 0)
                                 put_task(&tasks[(i + 2) % TASKS], ahead, at.f, down);
-                            at = place_number(min(n + 3 * groups, products - 1), across, down);
+                            at = place_number(min(number + 3 * groups, products - 1), across, down);
                             ahead = tiles[at.t];
                         }
                     }
@@ -234,10 +230,11 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
             }
         } else if (warp < FILLERS) {
 #if GATHER
+            const problem p = GEMM_PROBLEM;
             const uint chunk = lane & 3;
             const uint to = tiles_at + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
             if (p.k % CHUNK == 0 && (ulong)p.a % 16 == 0)
-                NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                NOUNROLL for (int number = group; number < products; number += groups, ++i) {
                     uint rows[TIMES]; /* in chunks, which a uint counts up to 64 GiB */
                     UNROLL for (int j = 0; j < TIMES; ++j)
                         rows[j] = row_at(&p, &tasks[i % TASKS], warp, lane, j) * (p.k / CHUNK) + chunk;
@@ -256,7 +253,7 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
                     }
                 }
             else
-                NOUNROLL for (int n = group; n < products; n += groups, ++i)
+                NOUNROLL for (int number = group; number < products; number += groups, ++i)
                     NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK) {
                         bar_wait(empty + 8 * slot, phase ^ 1);
                         NOUNROLL for (int j = 0; warp + FILLERS * j < COLUMNS / 8; ++j)
@@ -271,9 +268,9 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
                     }
 #else
             if (lane == 0)
-                NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+                NOUNROLL for (int number = group; number < products; number += groups, ++i) {
                     __global const uchar *from =
-                        (__global const uchar *)p.a +
+                        (__global const uchar *)AT(a) +
                         (ulong)(tasks[i % TASKS].first / COLUMNS) * BLOCKS * SLOT_BYTES;
                     NOUNROLL for (int b = 0; b < BLOCKS; ++b, from += SLOT_BYTES) {
                         bar_wait(empty + 8 * slot, phase ^ 1);
@@ -294,32 +291,29 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
         int slot = 0;
         uint i = 0;
         CLEAR;
-        elements from = weights;
+        elements from = AT(up);
         if (group < products)
             from += tasks[0].weights + lane_weights(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+        NOUNROLL for (int number = group; number < products; number += groups, ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
             PRODUCT(2)
+            PROBLEM_LATE
             /* Columns of C are rows of the sums, tokens their columns. */
             const int t = fresh_item(), g = (t & 31) >> 2;
             const int column = me->f * OUTPUTS + lane_column(t);
             const bool own = next_blocks > 0;
             const int left = (own ? (int)next_blocks * BLOCK : (int)p.n) - column;
             const int count = left > 0 ? me->count : 0;
-            float bias[4];
-            UNROLL for (int half_ = 0; half_ < 2; ++half_) {
-                const int from_column = me->f * OUTPUTS;
-#if GATED
-                bias[half_] = tile_bias(&p, p.gate_bias, me->expert, from_column + sum_column(t, 0, half_));
-                bias[2 + half_] = tile_bias(&p, p.up_bias, me->expert, from_column + sum_column(t, 0, half_));
-#else
-                bias[half_] = tile_bias(&p, p.up_bias, me->expert, from_column + sum_column(t, 0, half_));
-                bias[2 + half_] = tile_bias(&p, p.up_bias, me->expert, from_column + sum_column(t, 1, half_));
-#endif
+            float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#if BIASED
+            UNROLL for (int i = 0; i < 4; ++i) {
+                const int of = me->f * OUTPUTS + sum_column(t, GATED ? 0 : i / 2, i % 2);
+                bias[i] = tile_bias(&p, GATED && i < 2 ? p.gate_bias : p.up_bias, me->expert, of);
             }
+#endif
             __global ushort *to =
                 p.c + (own ? own_place(me->first, column, next_blocks) + g * BLOCK +
                                  swizzled(g, column >> 3 & 3) * CHUNK + (column & 4)

@@ -8,7 +8,7 @@
  * NDRange: as nv_wgmma_packed.cl.
  * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
  *          problem's; BLOCKS * 32 >= k. TRANSPOSED: whether w_col is not 1; then w_row is 1.
- *          ACCUMULATES: whether C may be added to.
+ *          ACCUMULATES: whether C may be added to. BIASED: whether biases may be given.
  * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
 #include "experts/gemm/act.clh"
@@ -17,7 +17,7 @@
 #define TYPE           A
 #define COLUMNS        128
 #define FAR            (BLOCKS * 8 * 2 * FRAGMENT_ELEMENTS * 2)
-#define NEXT_FRAGMENTS (tokens + next->tokens + lane_tokens(fresh_item()))
+#define NEXT_FRAGMENTS (a + (a_off + next->tokens + lane_tokens(fresh_item())))
 #include "experts/gemm/nv_wgmma.clh"
 #include "experts/gemm/nv_wgmma_store.clh"
 
@@ -75,33 +75,17 @@ static inline lane_rows rows_of(const problem *p, __local const task *t, int blo
     return r;
 }
 
-/* Words of four quads -> of the lane's own quad all four: eight columns. */
-#define EXCHANGE(x, bit)                                                                           \
-    PTX("shfl.sync.bfly.b32 %0, %0, " #bit ", 31, 0xffffffff;" : "+r"(x))
-static inline uint4 own_quad(const uint *words, int q) {
-    uint a = words[0], b = words[1], c = words[2], d = words[3];
-    uint x = q & 1 ? a : b, y = q & 1 ? c : d;
-    EXCHANGE(x, 1);
-    EXCHANGE(y, 1);
-    a = q & 1 ? x : a;
-    b = q & 1 ? b : x;
-    c = q & 1 ? y : c;
-    d = q & 1 ? d : y;
-    x = q & 2 ? a : c;
-    y = q & 2 ? b : d;
-    EXCHANGE(x, 2);
-    EXCHANGE(y, 2);
-    return (uint4)(q & 2 ? x : a, q & 2 ? y : b, q & 2 ? c : x, q & 2 ? d : y);
-}
-
 /* Linear outputs of a quad, of two rows. */
 static inline void linear_quad(const problem *p, const lane_rows *r,
                                __global const STORAGE(BIAS) *bias, int expert, int column,
                                float *v) {
+    float b[2] = {0.0f, 0.0f};
+#if BIASED
+    UNROLL for (int i = 0; i < 2; ++i)
+        b[i] = bias_at(p, bias, expert, min((uint)(column + i), p->n - 1));
+#endif
     UNROLL for (int i = 0; i < 4; ++i)
-        v[i] = gemm_linear_output(
-            p, v[i], bias_at(p, bias, expert, min((uint)(column + i % 2), p->n - 1)),
-            r->weight[i / 2]);
+        v[i] = gemm_linear_output(p, v[i], b[i % 2], r->weight[i / 2]);
 }
 
 #if ACCUMULATES
@@ -134,26 +118,48 @@ static inline void store_own(__global ushort *to, int column, const uint *low, c
 }
 
 #if KEEP_Z
-#if GATED
-static inline void keep_rows(const problem *p, const lane_rows *r, int g, int q, int column,
-                             const uint *gates, const uint *ups, int further) {
-    const uint4 gate = own_quad(gates, q), up = own_quad(ups, q);
-    if (g + further < r->count) {
-        store_z_gated(p, r->slot + further, column + q * CHUNK, gate.lo, up.lo);
-        store_z_gated(p, r->slot + further, column + q * CHUNK + 4, gate.hi, up.hi);
+/* Linear outputs of four quads, as words of rows g and g + 8. */
+#define Z_QUAD(i, j, b, bias)                                                                      \
+    {                                                                                              \
+        float v[4];                                                                                \
+        SUMS(v, b, j);                                                                             \
+        linear_quad(&p, &r, bias, me->expert, from_column + 8 * (i) + 2 * q, v);                   \
+        low[i] = pack(v[0], v[1]);                                                                 \
+        high[i] = pack(v[2], v[3]);                                                                \
     }
-}
+#define Z_QUADS(b, j0, j1, j2, j3, bias)                                                           \
+    Z_QUAD(0, j0, b, bias) Z_QUAD(1, j1, b, bias) Z_QUAD(2, j2, b, bias) Z_QUAD(3, j3, b, bias)
+#if GATED
+#define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)                                               \
+    if (p.z) {                                                                                     \
+        uint low[4], high[4];                                                                      \
+        Z_QUADS(b, j0, j1, j2, j3, p.gate_bias)                                                    \
+        const uint4 gates[2] = {own_quad(low, q), own_quad(high, q)};                              \
+        Z_QUADS(b, k0, k1, k2, k3, p.up_bias)                                                      \
+        const uint4 ups[2] = {own_quad(low, q), own_quad(high, q)};                                \
+        UNROLL for (int i = 0; i < 2; ++i)                                                         \
+            if (g + 8 * i < r.count) {                                                             \
+                store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK, gates[i].lo, ups[i].lo); \
+                store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK + 4, gates[i].hi,        \
+                              ups[i].hi);                                                          \
+            }                                                                                      \
+    }
 #else
-static inline void keep_rows(const problem *p, const lane_rows *r, int g, int q, int column,
-                             const uint *ups, int further) {
-    const uint4 up = own_quad(ups, q);
-    if (g + further < r->count)
-        store_z(p, r->slot + further, column + q * CHUNK, up);
-}
+#define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)                                               \
+    if (p.z) {                                                                                     \
+        uint low[4], high[4];                                                                      \
+        Z_QUADS(b, j0, j1, j2, j3, p.up_bias)                                                      \
+        const uint4 ups[2] = {own_quad(low, q), own_quad(high, q)};                                \
+        UNROLL for (int i = 0; i < 2; ++i)                                                         \
+            if (g + 8 * i < r.count)                                                               \
+                store_z(&p, r.slot + 8 * i, from_column + q * CHUNK, ups[i]);                      \
+    }
 #endif
+#else
+#define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)
 #endif
 
-/* Quad i of four: its sums, its z, and its outputs, as words of rows g and g + 8. */
+/* Outputs of quad i of four, as words of rows g and g + 8. */
 #if GATED
 #define QUAD_OF(b, i, j, k)                                                                        \
     {                                                                                              \
@@ -162,47 +168,23 @@ static inline void keep_rows(const problem *p, const lane_rows *r, int g, int q,
         SUMS(up, b, k);                                                                            \
         linear_quad(&p, &r, p.gate_bias, me->expert, from_column + 8 * (i) + 2 * q, gate);         \
         linear_quad(&p, &r, p.up_bias, me->expert, from_column + 8 * (i) + 2 * q, up);             \
-        KEEP_QUAD(i)                                                                               \
         UNROLL for (int v = 0; v < 4; ++v)                                                         \
             gate[v] = gemm_activation(&p, gate[v], up[v], r.weight[v / 2]);                        \
         low[i] = pack(gate[0], gate[1]);                                                           \
         high[i] = pack(gate[2], gate[3]);                                                          \
     }
-#if KEEP_Z
-#define KEEP_QUAD(i)                                                                               \
-    z_low[0][i] = pack(gate[0], gate[1]);                                                          \
-    z_high[0][i] = pack(gate[2], gate[3]);                                                         \
-    z_low[1][i] = pack(up[0], up[1]);                                                              \
-    z_high[1][i] = pack(up[2], up[3]);
-#define KEEP_ROWS                                                                                  \
-    if (p.z) {                                                                                     \
-        keep_rows(&p, &r, g, q, from_column, z_low[0], z_low[1], 0);                               \
-        keep_rows(&p, &r, g, q, from_column, z_high[0], z_high[1], 8);                             \
-    }
-#endif
 #else
 #define QUAD_OF(b, i, j, k)                                                                        \
     {                                                                                              \
         float up[4];                                                                               \
         SUMS(up, b, j);                                                                            \
         linear_quad(&p, &r, p.up_bias, me->expert, from_column + 8 * (i) + 2 * q, up);             \
-        KEEP_QUAD(i)                                                                               \
         UNROLL for (int v = 0; v < 4; ++v)                                                         \
             up[v] = gemm_activation(&p, 0.0f, up[v], r.weight[v / 2]);                             \
         ADD_QUAD(i)                                                                                \
         low[i] = pack(up[0], up[1]);                                                               \
         high[i] = pack(up[2], up[3]);                                                              \
     }
-#if KEEP_Z
-#define KEEP_QUAD(i)                                                                               \
-    z_low[1][i] = pack(up[0], up[1]);                                                              \
-    z_high[1][i] = pack(up[2], up[3]);
-#define KEEP_ROWS                                                                                  \
-    if (p.z) {                                                                                     \
-        keep_rows(&p, &r, g, q, from_column, z_low[1], 0);                                         \
-        keep_rows(&p, &r, g, q, from_column, z_high[1], 8);                                        \
-    }
-#endif
 #if ACCUMULATES
 #define ADD_QUAD(i)                                                                                \
     if (p.accumulate)                                                                              \
@@ -211,25 +193,16 @@ static inline void keep_rows(const problem *p, const lane_rows *r, int g, int q,
 #define ADD_QUAD(i)
 #endif
 #endif
-#if KEEP_Z
-#define Z_WORDS uint z_low[2][4], z_high[2][4];
-#else
-#define Z_WORDS
-#define KEEP_QUAD(i)
-#define KEEP_ROWS
-#endif
-
 /* Four quads: 32 columns of C, the m-th of the tile. */
 #define STORE_32(b, m, j0, j1, j2, j3, k0, k1, k2, k3)                                             \
     {                                                                                              \
         const int from_column = me->f * OUTPUTS + 32 * (m);                                        \
+        KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)                                               \
         uint low[4], high[4];                                                                      \
-        Z_WORDS                                                                                    \
         QUAD_OF(b, 0, j0, k0)                                                                      \
         QUAD_OF(b, 1, j1, k1)                                                                      \
         QUAD_OF(b, 2, j2, k2)                                                                      \
         QUAD_OF(b, 3, j3, k3)                                                                      \
-        KEEP_ROWS                                                                                  \
         if (!own)                                                                                  \
             store_rows(&p, &r, g, q, from_column, low, high);                                      \
         else if (from_column < (int)next_blocks * BLOCK && r.count > 0)                            \
@@ -270,15 +243,11 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
     __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
     __local ulong bars[2 * SLOTS];
     __local task tasks[TASKS];
-    problem p = GEMM_PROBLEM;
-    p.activation = ACTIVATION;
-    p.row_weight = ROW_WEIGHT;
     DECLARE;
-    elements tokens = p.a;
     __global const slot_tile *tiles = (__global const slot_tile *)(AT(list) + LIST_HEADER);
     const int item = (int)get_local_id(0), lane = item & 31;
     const int group = (int)(begin + get_group_id(0)), groups = (int)get_num_groups(0);
-    const int across = AT(list)[0], down = (int)divide_up(p.n, OUTPUTS);
+    const int across = AT(list)[0], down = (int)divide_up(n, OUTPUTS);
     const int products = min(across * down, (int)(begin + most));
     const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
     const uint full = empty + 8 * SLOTS;
@@ -303,7 +272,7 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
             /* Tells both warpgroups of full slots, and finds the tiles to come. */
             tile_place at = place_number(min(group + 2 * groups, products - 1), across, down);
             slot_tile ahead = tiles[at.t];
-            NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+            NOUNROLL for (int number = group; number < products; number += groups, ++i) {
                 NOUNROLL for (int b = 0; b < BLOCKS; ++b) {
                     bar_wait(full + 8 * slot, phase);
                     TELL(FULL(slot, 0));
@@ -315,7 +284,7 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
                     if (b == 0) {
                         if (lane == 0)
                             put_task(&tasks[(i + 2) % TASKS], ahead, at.f);
-                        at = place_number(min(n + 3 * groups, products - 1), across, down);
+                        at = place_number(min(number + 3 * groups, products - 1), across, down);
                         ahead = tiles[at.t];
                     }
                 }
@@ -324,7 +293,7 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
             __global const ulong *map = AT(maps);
             FENCE_MAP(map);
             FENCE_MAP(map + MAP_WORDS);
-            NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+            NOUNROLL for (int number = group; number < products; number += groups, ++i) {
                 const int row = tasks[i % TASKS].f * OUTPUTS, expert = tasks[i % TASKS].expert;
                 NOUNROLL for (int k = 0; k < BLOCKS * BLOCK; k += BLOCK) {
                     const uint to = tiles_at + slot * SLOT_BYTES, bar = full + 8 * slot;
@@ -346,22 +315,24 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
         int slot = 0;
         uint i = 0;
         CLEAR;
-        elements from = tokens;
+        elements from = AT(a);
         if (group < products)
             from += tasks[0].tokens + lane_tokens(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int n = group; n < products; n += groups, ++i) {
+        NOUNROLL for (int number = group; number < products; number += groups, ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
 #if TAILS
             if (me->count <= HALF) {
                 PRODUCT(1)
+                PROBLEM_LATE
                 STORE_BLOCK(0)
             } else
 #endif
             {
                 PRODUCT(2)
+                PROBLEM_LATE
                 STORE_BLOCK(0)
                 STORE_BLOCK(1)
             }

@@ -11,14 +11,31 @@
  */
 #include "experts/gemm/nv_wgmma_own.clh"
 
-#define GROUP_ITEMS 256
-#define WARP        32
+#define TYPE    f16
+#define COLUMNS 128
+#define FOURS   1
+#define BLOCKS  4
+#define FAR     0
+#include "experts/gemm/nv_wgmma.clh"
 
-/* Two elements of a row from `at` on, zeros past its end. */
-static inline uint two_of(__global const ushort *row, uint at, uint k, bool whole) {
-    if (whole && at + 1 < k)
-        return *(__global const uint *)(row + at);
-    return (at < k ? row[at] : 0u) | (at + 1 < k ? (uint)row[at + 1] << 16 : 0u);
+#define GROUP_ITEMS 256
+
+/* Eight elements of a row from `at` on, zeros past its end. */
+static inline uint4 chunk_of(__global const ushort *row, uint at, uint k, bool whole) {
+    uint words[4];
+    if (whole)
+        return at < k ? *(__global const uint4 *)(row + at) : (uint4)(0);
+    UNROLL for (uint i = 0; i < 4; ++i) {
+        const uint low = at + 2 * i, high = low + 1;
+        words[i] = (low < k ? row[low] : 0u) | (high < k ? (uint)row[high] << 16 : 0u);
+    }
+    return (uint4)(words[0], words[1], words[2], words[3]);
+}
+
+/* A lane's chunk of a line of four -> its two columns of each. */
+static inline uint4 spread(uint4 chunk, int q) {
+    const uint words[4] = {chunk.s0, chunk.s1, chunk.s2, chunk.s3};
+    return own_quad(words, q);
 }
 
 KERNEL(GROUP_ITEMS, 1, 1)
@@ -30,17 +47,19 @@ void nv_wgmma_tokens(IN(ushort, a), IN(int, token_of), IN(int, list), uint k, ui
     if ((int)get_group_id(0) >= AT(list)[0] || part >= tile[2])
         return;
     const uint item = (uint)get_local_id(0), lane = item % WARP, g = lane / 4, q = lane % 4;
-    const bool whole = ((ulong)AT(a) % 4 | k % 2) == 0;
+    const bool whole = (ulong)AT(a) % 16 == 0 && k % CHUNK == 0;
     __global const ushort *rows[2];
     for (int i = 0; i < 2; ++i) {
         const int slot = tile[1] + min(part + (int)g + 8 * i, tile[2] - 1);
         rows[i] = AT(a) + (ulong)(uint)(tokens ? tokens[slot] : slot) * k;
     }
-    __global uint4 *to = (__global uint4 *)(AT(packed) + (ulong)((tile[1] + part) / 16) * blocks * 512) + lane;
-    for (uint k16 = item / WARP; k16 < 2 * blocks; k16 += GROUP_ITEMS / WARP) {
-        const uint at = k16 * 16 + q * 2;
-        to[k16 * WARP] = (uint4)(two_of(rows[0], at, k, whole), two_of(rows[1], at, k, whole),
-                                 two_of(rows[0], at + 8, k, whole),
-                                 two_of(rows[1], at + 8, k, whole));
+    __global uint4 *to =
+        (__global uint4 *)(AT(packed) + (ulong)((tile[1] + part) / 16) * blocks * 512) + lane;
+    for (uint b = item / WARP; b < blocks; b += GROUP_ITEMS / WARP) {
+        const uint at = b * BLOCK + q * CHUNK;
+        const uint4 low = spread(chunk_of(rows[0], at, k, whole), q);
+        const uint4 high = spread(chunk_of(rows[1], at, k, whole), q);
+        to[2 * b * WARP] = (uint4)(low.s0, high.s0, low.s1, high.s1);
+        to[(2 * b + 1) * WARP] = (uint4)(low.s2, high.s2, low.s3, high.s3);
     }
 }

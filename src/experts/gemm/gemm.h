@@ -88,7 +88,8 @@ typedef struct gemm_shape {
     gemm_form form;                               /* of the first GEMM */
     clmoe_type a_type, w_type, bias_type, c_type; /* of A, of weights, of biases, of C */
     bool gate_up_transposed, down_transposed, interleaved;
-    bool separate; /* gate and up are two matrices */
+    bool separate;  /* gate and up are two matrices */
+    bool biased[2]; /* whether the first GEMM, and the second, may have biases */
     clmoe_activation activation;
     gemm_row_weight row_weight; /* of the first GEMM */
     bool rows_between; /* what is between an MLP's GEMMs must be rows: others change it there */

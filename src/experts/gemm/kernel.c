@@ -25,7 +25,7 @@ clmoe_status gemm_kernel_create_edited(clmoe_context *context, const gemm_shape 
                                        const char *step, const char *options,
                                        const program_edit *edit, const char *name,
                                        cl_kernel *kernel) {
-    char all[256];
+    char all[320];
     snprintf(all, sizeof all, "%s -DKEEP_Z=%d -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
              shape->training && shape->form != GEMM_LINEAR, type_name(shape->a_type),
              type_name(shape->w_type), type_name(shape->bias_type), type_name(shape->c_type));
