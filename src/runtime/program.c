@@ -12,7 +12,7 @@ enum { MAX_FLAGS = 512, MAX_DEVICES = 64 };
 struct program_entry {
     program_entry *next;
     cl_program program;
-    char key[]; /* "routing/topk.cl -DGROUP=256" */
+    char key[]; /* "routing/topk.cl -DGROUP=256", with the version of its edit in front */
 };
 
 /* What a program is made of. */
@@ -137,24 +137,28 @@ static bool is_shortage(cl_int code) {
  * The binary of a program built for one device, to be freed, with a 0 behind it. Not every driver
  * puts it at the device's place. NULL: the driver gives none.
  */
-static unsigned char *binary_of(cl_program program, size_t *size) {
+static clmoe_status binary_of(cl_program program, unsigned char **binary, size_t *size) {
+    clmoe_status status = CLMOE_SUCCESS;
     size_t sizes[MAX_DEVICES] = {0}, i = 0;
     unsigned char *binaries[MAX_DEVICES] = {NULL};
-    cl_int code = clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof sizes, sizes, NULL);
+    *binary = NULL;
+    TRY(CL(clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof sizes, sizes, NULL)));
     while (i < MAX_DEVICES - 1 && sizes[i] == 0)
         i++;
-    if (code != CL_SUCCESS || sizes[i] == 0)
-        return NULL;
-    unsigned char *binary = calloc(1, sizes[i] + 1);
-    if (!binary)
-        return NULL;
-    binaries[i] = binary;
+    if (sizes[i] == 0)
+        return CLMOE_SUCCESS;
+    binaries[i] = calloc(1, sizes[i] + 1);
+    if (!binaries[i])
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for a program's binary");
+    *binary = binaries[i];
     *size = sizes[i];
-    code = clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binaries, binaries, NULL);
-    if (code == CL_SUCCESS && binaries[i])
-        return binary;
-    free(binary);
-    return NULL;
+    TRY(CL(clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binaries, binaries, NULL)));
+done:
+    if (status != CLMOE_SUCCESS || !binaries[i]) {
+        free(*binary);
+        *binary = NULL;
+    }
+    return status;
 }
 
 /* A program from a binary of the context's device; NULL with the driver's code where it fails. */
@@ -178,9 +182,12 @@ static clmoe_status apply_edit(const clmoe_context *context, const recipe *what,
     size_t size = 0;
     cl_int code = CL_SUCCESS;
     char *edited = NULL;
-    unsigned char *binary = binary_of(*program, &size);
+    unsigned char *binary = NULL;
+    status = binary_of(*program, &binary, &size);
+    if (status == CLMOE_OUT_OF_MEMORY || is_shortage(status))
+        goto done;
     if (binary)
-        edited = what->edit->apply((const char *)binary);
+        TRY(what->edit->apply((const char *)binary, &edited));
     if (!edited) {
         status =
             fail(CLMOE_BUILD_FAILED, "cl/%s: the driver's binary is no text to edit", what->step);
@@ -316,7 +323,10 @@ static cl_program load(const clmoe_context *context, const char *flags, const te
 static void store(const clmoe_context *context, cl_program program, const text *key,
                   char problem[CACHE_PROBLEM_SIZE]) {
     size_t size = 0;
-    unsigned char *binary = binary_of(program, &size);
+    unsigned char *binary = NULL;
+    const error_sentence kept = error_keep();
+    if (binary_of(program, &binary, &size) != CLMOE_SUCCESS)
+        error_put_back(&kept);
     if (binary)
         cache_write(context->cache_dir, key->chars, key->length, binary, size, problem);
     else
@@ -382,11 +392,12 @@ static program_entry *find_program(program_entry *list, const char *key) {
 static clmoe_status get_program(clmoe_context *context, const recipe *what, cl_program *program,
                                 messages *said) {
     clmoe_status status = CLMOE_SUCCESS;
-    size_t key_bytes = strlen(what->step) + strlen(what->options) + 2;
+    const char *version = what->edit ? what->edit->version : "";
+    size_t key_bytes = strlen(version) + strlen(what->step) + strlen(what->options) + 3;
     program_entry *entry = calloc(1, sizeof *entry + key_bytes);
     if (!entry)
         return fail(CLMOE_OUT_OF_MEMORY, "out of memory for a program");
-    snprintf(entry->key, key_bytes, "%s %s", what->step, what->options);
+    snprintf(entry->key, key_bytes, "%s %s %s", version, what->step, what->options);
 
     pthread_mutex_lock(&context->lock);
     program_entry *known = find_program(context->programs, entry->key);

@@ -19,12 +19,12 @@ clmoe_status program_kernel(clmoe_context *context, const char *step, const char
 
 /*
  * Turns the text of a compiled program, what the driver gives as its binary, into another that the
- * driver loads instead. NULL: it is no text that the edit knows, or there is no memory. `version`
- * stands in the key of the disk cache, which holds the edited text.
+ * driver loads instead, to be freed; NULL: it is no text that the edit knows. The one error is
+ * CLMOE_OUT_OF_MEMORY. `version` stands in the key of the disk cache, which holds the edited text.
  */
 typedef struct program_edit {
     const char *version;
-    char *(*apply)(const char *text);
+    clmoe_status (*apply)(const char *text, char **edited);
 } program_edit;
 
 /*

@@ -24,20 +24,27 @@ static size_t occurrences(const char *text, const char *word) {
     return count;
 }
 
+/* In the line alone: a search to the text's end for each line takes a time that grows by squares.
+ */
+static const char *find(const char *line, size_t length, const char *word) {
+    const char *end = line + length, *at = line;
+    while ((at = memchr(at, word[0], (size_t)(end - at))) != NULL) {
+        if (strncmp(at, word, strlen(word)) == 0)
+            return at;
+        at++;
+    }
+    return NULL;
+}
+
 /* Where the line's target sm_90 ends, or NULL: sm_90a is another. */
 static const char *target_end(const char *line, size_t length) {
     if (strncmp(line, target, sizeof target - 1) != 0)
         return NULL;
-    const char *at = strstr(line, plain);
-    if (!at || (size_t)(at - line) >= length)
+    const char *at = find(line, length, plain);
+    if (!at)
         return NULL;
     at += sizeof plain - 1;
     return *at == ',' || *at == '\n' || *at == ' ' || *at == '\r' ? at : NULL;
-}
-
-static const char *find(const char *line, size_t length, const char *word) {
-    const char *at = strstr(line, word);
-    return at && (size_t)(at - line) < length ? at : NULL;
 }
 
 /* Writes a line; whether its target was changed, or a comment made a line. */
@@ -60,14 +67,15 @@ static void edit_line(writer *to, const char *line, size_t length, bool *targete
     }
 }
 
-char *nv_ptx_edit(const char *text) {
+clmoe_status nv_ptx_edit(const char *text, char **edited) {
     bool targeted = false, marked = false;
     const size_t added =
         occurrences(text, target) + occurrences(text, group) * (sizeof more - 1) + 1;
-    char *edited = malloc(strlen(text) + added);
-    writer to = {edited};
-    if (!edited)
-        return NULL;
+    char *made = malloc(strlen(text) + added);
+    writer to = {made};
+    *edited = NULL;
+    if (!made)
+        return fail(CLMOE_OUT_OF_MEMORY, "out of memory for an edited program");
     while (*text) {
         size_t length = strcspn(text, "\n");
         length += text[length] == '\n';
@@ -76,9 +84,10 @@ char *nv_ptx_edit(const char *text) {
     }
     *to.at = '\0';
     if (targeted && marked)
-        return edited;
-    free(edited);
-    return NULL;
+        *edited = made;
+    else
+        free(made);
+    return CLMOE_SUCCESS;
 }
 
 const program_edit nv_ptx_sm90a = {"sm_90a, 1", nv_ptx_edit};
