@@ -109,6 +109,7 @@ static const variant variants[] = {
     {"rebalance", rebalance, LOSSES(any_layer), NULL},
     {"between steps", between_steps, NULL, 0, NULL},
     {"tensor cores", tensor_cores, LOSSES(by_device), "nv_mma"},
+    {"tensor cores", tensor_cores, LOSSES(by_device), "nv_wgmma"},
 };
 
 /* ---- What is done --------------------------------------------------------------------------- */

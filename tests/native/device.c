@@ -47,9 +47,10 @@ struct _cl_program {
     object_head head;
     cl_context context;
     native_program *native;
-    char *source;
-    bool loaded; /* from a binary */
-    int bf16;    /* of the probe of tensor cores */
+    char *text; /* the binary behind its mark: a line of the target, if NVIDIA's, and the source */
+    char *source; /* in the text */
+    bool loaded;  /* from a binary */
+    int bf16;     /* of the probes of tensor cores */
     char log[4096];
 };
 
@@ -159,11 +160,16 @@ static int is_nvidia(void) {
     return getenv("CLMOE_NATIVE_NVIDIA") != NULL;
 }
 
+static int is_hopper(void) {
+    const char *capability = getenv("CLMOE_NATIVE_NVIDIA");
+    return capability && strcmp(capability, "9.0") == 0;
+}
+
 static cl_int device_number(cl_device_info name, size_t size, void *value, size_t *bytes) {
     const cl_ulong local = 48 << 10, memory = (cl_ulong)1 << 46;
     const size_t group = 1024, items[] = {1024, 1024, 64};
-    const cl_uint vendor = is_nvidia() ? 0x10DE : 0, major = 8, minor = 0, vector = 8, units = 2,
-                  align = 1024;
+    const cl_uint vendor = is_nvidia() ? 0x10DE : 0, major = is_hopper() ? 9 : 8, minor = 0;
+    const cl_uint vector = 8, units = 2, align = 1024;
     const cl_bool yes = CL_TRUE;
     const cl_device_type type = device_type();
     const cl_command_queue_properties queue =
@@ -350,23 +356,45 @@ static cl_int CL_API_CALL buffer_info(cl_mem buffer, cl_mem_info name, size_t si
 
 /* ---- Programs and kernels ------------------------------------------------------------------- */
 
+/* A program of NVIDIA's is text, whose target is named; src/experts/gemm/nv_ptx.c changes it. */
+static const char target_line[] = ".target sm_90\n", edited_line[] = ".target sm_90a\n";
+
+static const char *behind(const char *text, const char *line) {
+    return strncmp(text, line, strlen(line)) == 0 ? text + strlen(line) : text;
+}
+
+/* The program of a text, which it frees. */
+static cl_program program_of(cl_context context, char *text, cl_int *code_ret) {
+    cl_program program = make(sizeof *program, code_ret);
+    if (!program) {
+        free(text);
+        return NULL;
+    }
+    program->context = context;
+    retain_context(context);
+    program->text = text;
+    program->source = text + (behind(behind(text, target_line), edited_line) - text);
+    return program;
+}
+
 static cl_program CL_API_CALL create_program(cl_context context, cl_uint count,
                                              const char **strings, const size_t *lengths,
                                              cl_int *code_ret) {
-    cl_program program = make(sizeof *program, code_ret);
+    const char *line = is_hopper() ? target_line : "";
+    const size_t bytes = strlen(line) + strlen(strings[0]) + 1;
+    char *text = count == 1 ? malloc(bytes) : NULL;
     (void)lengths;
-    if (!program)
-        return NULL;
-    program->context = context;
-    retain_context(context);
-    program->source = count == 1 ? strdup(strings[0]) : NULL;
-    return program;
+    if (text)
+        snprintf(text, bytes, "%s%s", line, strings[0]);
+    else if (code_ret)
+        *code_ret = CL_OUT_OF_HOST_MEMORY;
+    return text ? program_of(context, text, code_ret) : NULL;
 }
 
 static void destroy_program(cl_program program) {
     release_context(program->context);
     native_free(program->native);
-    free(program->source);
+    free(program->text);
 }
 
 REFERENCES(cl_program, retain_program, release_program, destroy_program)
@@ -379,7 +407,8 @@ static cl_int CL_API_CALL build_program(cl_program program, cl_uint count,
     (void)notify;
     (void)user;
     program->bf16 = strstr(options, "-DX=bf16") != NULL;
-    program->native = native_build(program->source, options, program->log, sizeof program->log);
+    program->native =
+        native_build(program->source, options, program->loaded, program->log, sizeof program->log);
     return program->native ? CL_SUCCESS : CL_BUILD_PROGRAM_FAILURE;
 }
 
@@ -391,18 +420,18 @@ static cl_int CL_API_CALL build_info(cl_program program, cl_device_id on,
                                         : CL_INVALID_VALUE;
 }
 
-/* A program's binary is this and its source. */
+/* A program's binary is this and its text. */
 static const char binary_mark[] = "clmoe native code\n";
 enum { MARK = sizeof binary_mark - 1 };
 
 static void write_binary(cl_program program, char *binary) {
     memcpy(binary, binary_mark, MARK);
-    memcpy(binary + MARK, program->source, strlen(program->source));
+    memcpy(binary + MARK, program->text, strlen(program->text));
 }
 
 static cl_int CL_API_CALL program_info(cl_program program, cl_program_info name, size_t size,
                                        void *value, size_t *bytes) {
-    const size_t length = MARK + strlen(program->source);
+    const size_t length = MARK + strlen(program->text);
     switch (name) {
     case CL_PROGRAM_SOURCE:
         return give_text(program->loaded ? "" : program->source, size, value, bytes);
@@ -424,7 +453,7 @@ static cl_program CL_API_CALL create_from_binary(cl_context context, cl_uint cou
                                                  const unsigned char **binaries, cl_int *states,
                                                  cl_int *code_ret) {
     const char *binary = (const char *)binaries[0];
-    const bool right = lengths[0] >= MARK && memcmp(binary, binary_mark, MARK) == 0;
+    const bool right = count == 1 && lengths[0] >= MARK && memcmp(binary, binary_mark, MARK) == 0;
     (void)devices;
     if (states)
         states[0] = right ? CL_SUCCESS : CL_INVALID_BINARY;
@@ -433,11 +462,9 @@ static cl_program CL_API_CALL create_from_binary(cl_context context, cl_uint cou
             *code_ret = CL_INVALID_BINARY;
         return NULL;
     }
-    char *source = strndup(binary + MARK, lengths[0] - MARK);
-    cl_program program = create_program(context, count, (const char *[]){source}, NULL, code_ret);
+    cl_program program = program_of(context, strndup(binary + MARK, lengths[0] - MARK), code_ret);
     if (program)
         program->loaded = true;
-    free(source);
     return program;
 }
 
@@ -543,6 +570,8 @@ static cl_int CL_API_CALL launch(cl_command_queue queue, cl_kernel kernel, cl_ui
         arguments[i] = kernel->values[i];
     if (is_nvidia() && strcmp(kernel->name, "nv_mma_probe") == 0)
         native_nv_probe(arguments, kernel->program->bf16);
+    if (is_hopper() && strcmp(kernel->name, "nv_wgmma_probe") == 0)
+        native_wgmma_probe(arguments, kernel->program->bf16);
     native_launch(kernel->program->native, kernel->name, arguments, groups, items, offsets);
     return finish(queue, event);
 }

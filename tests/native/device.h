@@ -8,9 +8,10 @@
  * Environment:
  *   CLMOE_NATIVE_RUN      a directory for compiled kernels; without it launches do nothing
  *   CLMOE_NATIVE_COMPILE  the command that compiles: COMMAND SOURCE.cl LIBRARY.so OPTIONS
- *   CLMOE_NATIVE_SOURCES  a directory that gets the source of every program that is built
+ *   CLMOE_NATIVE_SOURCES  a directory that gets the source of every program that is compiled
  *   CLMOE_NATIVE_TYPE     "gpu" or "cpu" (default): what the device says it is
- *   CLMOE_NATIVE_NVIDIA   the device says it is NVIDIA's, and passes the probe of tensor cores
+ *   CLMOE_NATIVE_NVIDIA   the device says it is NVIDIA's, and passes the probes of tensor cores;
+ *                         "9.0": of compute capability 9.0, else 8.0
  */
 #ifndef NATIVE_DEVICE_H
 #define NATIVE_DEVICE_H
@@ -24,8 +25,12 @@ enum { MAX_ARGUMENTS = 96, MAX_ARGUMENT = 1024 };
 
 typedef struct native_program native_program;
 
-/* Writes and compiles as the environment says; NULL and a log on failure. */
-native_program *native_build(const char *source, const char *options, char *log, size_t log_bytes);
+/*
+ * Writes and compiles as the environment says; NULL and a log on failure. `loaded`: from a binary,
+ * whose source CLMOE_NATIVE_SOURCES has already.
+ */
+native_program *native_build(const char *source, const char *options, int loaded, char *log,
+                             size_t log_bytes);
 void native_free(native_program *program);
 
 /* Whether the program has the kernel; any name is right where nothing is compiled. */
@@ -35,7 +40,8 @@ int native_has_kernel(const native_program *program, const char *name);
 void native_launch(const native_program *program, const char *name, void **arguments,
                    const size_t groups[3], const size_t local[3], const size_t offset[3]);
 
-/* Computes cl/experts/gemm/nv_probe.cl, of f16 unless `bf16`. */
+/* Compute cl/experts/gemm/nv_probe.cl and nv_wgmma_probe.cl, of f16 unless `bf16`. */
 void native_nv_probe(void **arguments, int bf16);
+void native_wgmma_probe(void **arguments, int bf16);
 
 #endif

@@ -1,10 +1,11 @@
-/* What a device that says it is NVIDIA's must compute: the probe of its tensor cores. */
+/* What a device that says it is NVIDIA's must compute: the probes of its tensor cores. */
 #include "device.h"
 
 #include <stdint.h>
 #include <string.h>
 
 enum { SIDE = 16 };
+enum { ROWS = 64, COLUMNS = 16, DEPTH = 32, CHUNK = 8 }; /* of wgmma's */
 
 /* Of small integers only. */
 static float value_of(uint16_t code, int bf16) {
@@ -25,7 +26,7 @@ static uint16_t code_of(float value, int bf16) {
     return (uint16_t)(bits >> 16 & 0x8000) | (uint16_t)rest;
 }
 
-/* Arguments of cl/experts/gemm/nv_probe.cl: a buffer and its offset in turn. */
+/* Arguments of both probes: a buffer and its offset in turn. */
 static uint16_t *elements(void **arguments, int buffer) {
     uint16_t *p;
     uint64_t offset;
@@ -49,5 +50,23 @@ void native_nv_probe(void **arguments, int bf16) {
             }
             c[row * SIDE + column] = code_of(sums[0], bf16);
             c[(SIDE + row) * SIDE + column] = code_of(sums[1], bf16);
+        }
+}
+
+/* The factor in local memory: chunks of a row are swizzled by its number. */
+static uint16_t in_tile(const uint16_t *tile, int row, int k) {
+    const int chunk = (k / CHUNK) ^ (row / 2 % 4);
+    return tile[row * DEPTH + chunk * CHUNK + k % CHUNK];
+}
+
+void native_wgmma_probe(void **arguments, int bf16) {
+    const uint16_t *a = elements(arguments, 0), *b = elements(arguments, 1);
+    uint16_t *c = elements(arguments, 2), *transposed = elements(arguments, 3);
+    for (int row = 0; row < ROWS; row++)
+        for (int column = 0; column < COLUMNS; column++) {
+            float sum = 0.0f;
+            for (int k = 0; k < DEPTH; k++)
+                sum += value_of(a[row * DEPTH + k], bf16) * value_of(in_tile(b, column, k), bf16);
+            c[row * COLUMNS + column] = transposed[column * ROWS + row] = code_of(sum, bf16);
         }
 }

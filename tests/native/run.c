@@ -94,11 +94,12 @@ static void drop_names(const char *options, char *kept, size_t bytes) {
     snprintf(kept, bytes, "%.*s%s", (int)front, options, at ? at + strlen(names) : "");
 }
 
-native_program *native_build(const char *source, const char *options, char *log, size_t log_bytes) {
+native_program *native_build(const char *source, const char *options, int loaded, char *log,
+                             size_t log_bytes) {
     const char *run = getenv("CLMOE_NATIVE_RUN"), *keep = getenv("CLMOE_NATIVE_SOURCES");
     char name[256], path[1024], kept[2048];
     native_program *program = calloc(1, sizeof *program);
-    if (!program || (!run && !keep))
+    if (!program || (!run && (!keep || loaded)))
         return program;
     drop_names(options, kept, sizeof kept);
     name_of(source, kept, name, sizeof name);

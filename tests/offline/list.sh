@@ -17,7 +17,7 @@ done
 # Kernels in NVIDIA's assembly are for its devices alone.
 mkdir -p "$directory/nvidia"
 rm -f "$directory/nvidia/"*
-CLMOE_NATIVE_NVIDIA=1 CLMOE_NATIVE_TYPE=gpu CLMOE_NATIVE_SOURCES=$directory/nvidia "$list_kernels"
+CLMOE_NATIVE_NVIDIA=9.0 CLMOE_NATIVE_TYPE=gpu CLMOE_NATIVE_SOURCES=$directory/nvidia "$list_kernels"
 find "$directory/nvidia" -name '*.cl' ! -name 'nv_*' -exec rm {} +
 missing() { # kernels in no program
     find "$kernels" -name '*.cl' | sort | while read -r file; do

@@ -41,6 +41,22 @@ static void weights_alone(clmoe_layer_desc *d, uint32_t i) {
     d->weight_type = i ? CLMOE_BF16 : CLMOE_F16;
 }
 
+/*
+ * Sizes of models, which are compiled into kernels of the engine nv_wgmma: from 4 to 32 steps
+ * unrolled, tokens gathered and in tiles; activations and row weights take turns.
+ */
+static void models(clmoe_layer_desc *d, uint32_t i) {
+    static const uint32_t dims[] = {2048, 4096, 2880, 7168, 1032, 640};
+    static const uint32_t hidden[] = {768, 14336, 2880, 2048, 1500, 1408};
+    d->type = d->weight_type = i % 2 ? CLMOE_F16 : CLMOE_BF16;
+    d->dim = dims[i];
+    d->experts.hidden_dim = hidden[i];
+    d->experts.activation = (clmoe_activation)(i % (CLMOE_ACT_RELU2 + 1));
+    d->experts.gate_layout = i == 4 ? CLMOE_GATE_NONE : CLMOE_GATE_CONCAT;
+    d->router.weight_at = (clmoe_weight_at)(i % 3);
+    d->training = i >= 4;
+}
+
 /* Of every layout and of every storage type. */
 static void training(clmoe_layer_desc *d, uint32_t i) {
     static const clmoe_type types[] = {CLMOE_F32, CLMOE_F16, CLMOE_BF16, CLMOE_F32};
@@ -81,7 +97,8 @@ static const struct {
     void (*set)(clmoe_layer_desc *desc, uint32_t i);
     uint32_t count;
 } variants[] = {{keep_rules, 4}, {groups, 2},        {sizes, 5},    {layouts, 4},
-                {types, 4},      {weights_alone, 2}, {training, 4}, {training_policies, 3}};
+                {types, 4},      {weights_alone, 2}, {training, 4}, {training_policies, 3},
+                {models, 6}};
 
 static void every_kernel(void **state) {
     (void)state;
