@@ -28,7 +28,7 @@ static double number(const json_t *object, size_t row, const char *field) {
 
 /* % of peak; GEMMs on matrix units have none. */
 static double share(const json_t *object, size_t row) {
-    const bool none = strcmp(text(object, row, "engine"), "nv_mma") == 0;
+    const bool none = strncmp(text(object, row, "engine"), "nv_", 3) == 0;
     if (none && json_is_null(json_object_get(object, "percent_of_peak")))
         return 1;
     return number(object, row, "percent_of_peak");

@@ -12,6 +12,10 @@
 #define SUM_ROUNDINGS 3.0
 #define ACT_ROUNDINGS 10.0
 
+bool gemm_is_nv(const gemm_engine *engine) {
+    return engine == &gemm_nv_mma || engine == &gemm_nv_wgmma;
+}
+
 static bool gated(const gemm_case *c) {
     return !c->store->down && c->store->layout != CLMOE_GATE_NONE;
 }
@@ -268,6 +272,9 @@ static gemm_shape shape_of(const gemm_case *c) {
         .gate_up_transposed = transposed && (!down || c->for_gradient),
         .down_transposed = transposed && (down || c->for_gradient),
         .interleaved = c->store->layout == CLMOE_GATE_INTERLEAVED,
+        .activation = c->activation,
+        .row_weight = c->row_weight,
+        .rows_between = true, /* each problem stands alone */
         .training = c->training,
     };
 }
@@ -277,7 +284,10 @@ static void pack(const gemm_case *c, gemm_run *run) {
     gemm_problem *p = &run->problem;
     launch chain;
     cl_event event = NULL;
+    const bool aligned = support_aligned;
+    support_aligned = aligned || c->engine == &gemm_nv_wgmma; /* which wants multiples of 16 */
     clmoe_buf packed = buf_new(4 * c->engine->packed_elements(run->state, p));
+    support_aligned = aligned;
     OK(launch_begin(&chain, test_context(0), test.queue, 0, NULL));
     clmoe_status status = c->engine->pack(run->state, &chain, p, packed);
     OK(launch_end(&chain, status, &event));
@@ -335,6 +345,8 @@ void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run) {
     clean_later(c->engine->destroy, run->state);
     if (c->packed)
         pack(c, run);
+    if (c->engine->check)
+        OK(c->engine->check(run->state, p));
 }
 
 float *gemm_run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue) {
@@ -430,6 +442,16 @@ static void check_z(const gemm_case *c, const gemm_data *d, const gemm_run *run)
     check_tally("z", &off);
 }
 
+/* A router's problem is no layer's of nv_wgmma, which else takes what nv_mma does. */
+static bool is_taken(const gemm_case *c) {
+    const gemm_shape layer = shape_of(c);
+    const clmoe_status status = c->engine->takes ? c->engine->takes(&layer) : CLMOE_SUCCESS;
+    if (status == CLMOE_UNSUPPORTED && c->engine == &gemm_nv_wgmma && layer.form == GEMM_LINEAR)
+        return false;
+    OK(status);
+    return true;
+}
+
 void gemm_check_case(const gemm_case *c, uint64_t seed) {
     gemm_data d;
     gemm_run run;
@@ -439,6 +461,8 @@ void gemm_check_case(const gemm_case *c, uint64_t seed) {
         c->engine->name, c->store->name, c->experts, c->rows, c->n, c->k, c->type, c->spread,
         c->activation, c->bias, c->gather, c->row_weight, c->packed, c->training, c->z,
         c->accumulate, c->for_gradient);
+    if (!is_taken(c))
+        return;
     seed_set(seed);
     support_aligned = seed % 2;
     gemm_make_data(c, &d);

@@ -51,6 +51,9 @@ typedef struct gemm_run {
     clmoe_buf before; /* C, where the case accumulates */
 } gemm_run;
 
+/* The engine is one for devices with NVIDIA's matrix instructions: no f32. */
+bool gemm_is_nv(const gemm_engine *engine);
+
 /* Random data for a case, from the current seed. */
 void gemm_make_data(const gemm_case *c, gemm_data *d);
 
@@ -60,7 +63,10 @@ void gemm_prepare(const gemm_case *c, const gemm_data *d, gemm_run *run);
 /* Runs it; C as floats. z is poisoned before. */
 float *gemm_run_on(const gemm_case *c, gemm_run *run, cl_command_queue queue);
 
-/* All of it: C against sums in double, and the padding. */
+/*
+ * All of it: C against sums in double, and the padding. Nothing where the engine has no kernels for
+ * the layer's shape.
+ */
 void gemm_check_case(const gemm_case *c, uint64_t seed);
 
 #endif

@@ -32,16 +32,16 @@ static uint32_t pick(const uint32_t *from, size_t count) {
 
 #define PICK(array) pick((array), COUNT_OF(array))
 
-/* Types an engine can be asked for: nv_mma has no f32, clblast nothing else. */
+/* Types an engine can be asked for: NVIDIA's have no f32, clblast nothing else. */
 static clmoe_type only_type(const gemm_engine *engine) {
-    return engine == &gemm_nv_mma ? CLMOE_BF16 : CLMOE_F32;
+    return gemm_is_nv(engine) ? CLMOE_BF16 : CLMOE_F32;
 }
 
 static clmoe_type random_type(const gemm_engine *engine) {
     static const uint32_t all[] = {CLMOE_F32, CLMOE_F32, CLMOE_BF16, CLMOE_F16};
     if (engine->blocks)
         return CLMOE_F32;
-    return (clmoe_type)(engine == &gemm_nv_mma ? pick(all + 2, 2) : PICK(all));
+    return (clmoe_type)(gemm_is_nv(engine) ? pick(all + 2, 2) : PICK(all));
 }
 
 /* Everything random but the engine and the storage. */
@@ -77,10 +77,20 @@ static bool runs_here(const gemm_engine *engine) {
     return engine->supports(test_context(0)) == CLMOE_SUCCESS;
 }
 
+/* A shape's kernels are compiled for it alone, and for long. */
+static bool is_slow(const gemm_engine *engine) {
+    return engine == &gemm_nv_wgmma;
+}
+
+/* All but those whose kernels take long to compile: few_cases() has these. */
+static bool has_all_cases(const gemm_engine *engine) {
+    return !is_slow(engine) && runs_here(engine);
+}
+
 static void random_cases(uint64_t count, uint32_t most) {
     uint64_t seed = 1;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(storages) && runs_here(gemm_engines[i]); s++)
+        for (size_t s = 0; s < COUNT_OF(storages) && has_all_cases(gemm_engines[i]); s++)
             for (uint64_t n = 0; n < count; n++) {
                 seed_set(seed * 1000);
                 const gemm_case c = random_case(gemm_engines[i], &storages[s], most);
@@ -128,8 +138,42 @@ static void check_training(const gemm_engine *engine, const storage *store) {
 static void training(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(storages) && runs_here(gemm_engines[i]); s++)
+        for (size_t s = 0; s < COUNT_OF(storages) && has_all_cases(gemm_engines[i]); s++)
             check_training(gemm_engines[i], &storages[s]);
+}
+
+/*
+ * Every form, activation, row weight and tile of slots; k a multiple of 8 and not, in one block and
+ * in several rounds; one dense problem, one of raw weights. Down is packed, without what a layer's
+ * second GEMM has not: row weights, and sums that are added to.
+ */
+static gemm_case slow_case(const gemm_engine *engine, uint32_t n, bool train) {
+    static const uint32_t rows[] = {9, 70, 257}, depths[] = {104, 63, 257, 96, 8, 160};
+    const storage *store = &storages[n * 3 % COUNT_OF(storages)];
+    gemm_case c = train ? training_case(engine, store, n) : random_case(engine, store, 1000);
+    c.spread = n == 4 ? SPREAD_DENSE : SPREAD_RANDOM;
+    c.experts = n == 4 ? 1 : 3;
+    c.rows = rows[(n + train) % COUNT_OF(rows)];
+    c.k = depths[n];
+    c.activation = (clmoe_activation)((n + train) % (CLMOE_ACT_RELU2 + 1));
+    c.row_weight = store->down ? GEMM_ROW_WEIGHT_NONE : (gemm_row_weight)((n + train) % 3);
+    c.packed = n != 5;
+    c.for_gradient = false; /* nv_mma's kernels */
+    c.accumulate = false;
+    return c;
+}
+
+static void few_cases(void **state) {
+    (void)state;
+    enum { CASES = 6 };
+    for (size_t i = 0; gemm_engines[i]; i++)
+        for (uint32_t n = 0; n < 2 * CASES && is_slow(gemm_engines[i]); n++) {
+            if (!runs_here(gemm_engines[i]))
+                break;
+            seed_set(n * 31 + 5);
+            const gemm_case c = slow_case(gemm_engines[i], n % CASES, n >= CASES);
+            gemm_check_case(&c, n);
+        }
 }
 
 /* Small enough for tools that interpret kernels, who are given buffers without a spare byte. */
@@ -181,7 +225,7 @@ static void exact_values(void **state) {
                            .exact = true};
             gemm_check_case(&c, s);
             c.training = true;
-            c.accumulate = storages[s].down;
+            c.accumulate = storages[s].down && !is_slow(c.engine); /* of which packed ones do not */
             c.z = storages[s].down ? Z_NOT_KEPT : Z_BY_SLOT;
             gemm_check_case(&c, s);
             c.packed = c.engine->pack;
@@ -311,10 +355,11 @@ static void nan_stays_in_its_row(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
         for (int act = 0; act <= CLMOE_ACT_RELU2 && runs_here(gemm_engines[i]); act++)
-            for (int packed = 0; packed <= (gemm_engines[i]->pack != NULL); packed++) {
-                check_nan(gemm_engines[i], &storages[0], (clmoe_activation)act, packed);
-                check_nan(gemm_engines[i], &storages[6], (clmoe_activation)act, packed);
-            }
+            for (int packed = 0; packed <= (gemm_engines[i]->pack != NULL); packed++)
+                for (int plain = 0; plain < 2; plain++)
+                    if (!is_slow(gemm_engines[i]) || (act % 2 == plain && packed))
+                        check_nan(gemm_engines[i], &storages[plain ? 6 : 0], (clmoe_activation)act,
+                                  packed);
 }
 
 static void no_rows(void **state) {
@@ -348,6 +393,17 @@ static clmoe_status pick_engine(clmoe_context *context, const char *name, const 
     return status;
 }
 
+/* Of columns that nv_wgmma does not reach nv_mma has the layer. */
+static void check_widest(const gemm_shape *of) {
+    const gemm_engine *engine = NULL;
+    gemm_shape wide = *of;
+    wide.hidden_dim = 32769;
+    OK(pick_engine(test_context(0), NULL, &wide, &engine));
+    assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
+    assert_int_equal(pick_engine(test_context(0), "nv_wgmma", &wide, &engine), CLMOE_UNSUPPORTED);
+    assert_non_null(strstr(clmoe_last_error(), "32768"));
+}
+
 static void choice_of_engine(void **state) {
     (void)state;
     const gemm_engine *engine = NULL;
@@ -358,7 +414,14 @@ static void choice_of_engine(void **state) {
     bf16.a_type = bf16.w_type = bf16.c_type = CLMOE_BF16;
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_TYPE, sizeof type, &type, NULL));
     OK(pick_engine(test_context(0), NULL, &bf16, &engine));
-    assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
+    assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma)); /* a router's */
+    bf16.form = GEMM_GATED;
+    OK(pick_engine(test_context(0), NULL, &bf16, &engine));
+    if (runs_here(&gemm_nv_wgmma))
+        assert_ptr_equal(engine, &gemm_nv_wgmma);
+    else
+        assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
+    check_widest(&bf16);
     OK(pick_engine(test_context(0), NULL, &f32, &engine));
     if (type & CL_DEVICE_TYPE_CPU)
         assert_ptr_equal(engine, &gemm_cpu);
@@ -368,7 +431,7 @@ static void choice_of_engine(void **state) {
     assert_ptr_equal(engine, &gemm_ref);
     assert_int_equal(pick_engine(test_context(0), "fast", &f32, &engine), CLMOE_INVALID_DESC);
     assert_non_null(strstr(clmoe_last_error(), "fast"));
-    assert_non_null(strstr(clmoe_last_error(), "cpu, nv_mma, tiled, ref"));
+    assert_non_null(strstr(clmoe_last_error(), "cpu, nv_wgmma, nv_mma, tiled, ref"));
     assert_null(engine);
 }
 
@@ -527,6 +590,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         TEST(every_storage),
         TEST(training),
+        TEST(few_cases),
         TEST(small_training),
         TEST(exact_values),
         TEST(repeatable),

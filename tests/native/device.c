@@ -156,19 +156,10 @@ static cl_device_type device_type(void) {
     return type && strcmp(type, "gpu") == 0 ? CL_DEVICE_TYPE_GPU : CL_DEVICE_TYPE_CPU;
 }
 
-static int is_nvidia(void) {
-    return getenv("CLMOE_NATIVE_NVIDIA") != NULL;
-}
-
-static int is_hopper(void) {
-    const char *capability = getenv("CLMOE_NATIVE_NVIDIA");
-    return capability && strcmp(capability, "9.0") == 0;
-}
-
 static cl_int device_number(cl_device_info name, size_t size, void *value, size_t *bytes) {
     const cl_ulong local = 48 << 10, memory = (cl_ulong)1 << 46;
     const size_t group = 1024, items[] = {1024, 1024, 64};
-    const cl_uint vendor = is_nvidia() ? 0x10DE : 0, major = is_hopper() ? 9 : 8, minor = 0;
+    const cl_uint major = (cl_uint)nvidia_major(), minor = 0, vendor = major ? 0x10DE : 0;
     const cl_uint vector = 8, units = 2, align = 1024;
     const cl_bool yes = CL_TRUE;
     const cl_device_type type = device_type();
@@ -229,7 +220,7 @@ static cl_int CL_API_CALL device_info(cl_device_id of, cl_device_info name, size
     case CL_DEVICE_PROFILE:
         return give_text("FULL_PROFILE", size, value, bytes);
     case CL_DEVICE_EXTENSIONS:
-        return give_text(is_nvidia() ? "cl_nv_device_attribute_query" : "", size, value, bytes);
+        return give_text(nvidia_major() ? "cl_nv_device_attribute_query" : "", size, value, bytes);
     default:
         return device_number(name, size, value, bytes);
     }
@@ -356,39 +347,30 @@ static cl_int CL_API_CALL buffer_info(cl_mem buffer, cl_mem_info name, size_t si
 
 /* ---- Programs and kernels ------------------------------------------------------------------- */
 
-/* A program of NVIDIA's is text, whose target is named; src/experts/gemm/nv_ptx.c changes it. */
-static const char target_line[] = ".target sm_90\n", edited_line[] = ".target sm_90a\n";
-
-static const char *behind(const char *text, const char *line) {
-    return strncmp(text, line, strlen(line)) == 0 ? text + strlen(line) : text;
-}
-
-/* The program of a text, which it frees. */
-static cl_program program_of(cl_context context, char *text, cl_int *code_ret) {
+/* The program of a text, which is its own. */
+static cl_program program_of(cl_context context, char *text, bool loaded, cl_int *code_ret) {
     cl_program program = make(sizeof *program, code_ret);
-    if (!program) {
-        free(text);
+    if (!program)
         return NULL;
-    }
     program->context = context;
     retain_context(context);
     program->text = text;
-    program->source = text + (behind(behind(text, target_line), edited_line) - text);
+    program->source = text + nvidia_head(text);
+    program->loaded = loaded;
     return program;
 }
 
 static cl_program CL_API_CALL create_program(cl_context context, cl_uint count,
                                              const char **strings, const size_t *lengths,
                                              cl_int *code_ret) {
-    const char *line = is_hopper() ? target_line : "";
+    const char *line = nvidia_target();
     const size_t bytes = strlen(line) + strlen(strings[0]) + 1;
     char *text = count == 1 ? malloc(bytes) : NULL;
     (void)lengths;
-    if (text)
-        snprintf(text, bytes, "%s%s", line, strings[0]);
-    else if (code_ret)
-        *code_ret = CL_OUT_OF_HOST_MEMORY;
-    return text ? program_of(context, text, code_ret) : NULL;
+    if (!text)
+        return NULL;
+    snprintf(text, bytes, "%s%s", line, strings[0]);
+    return program_of(context, text, false, code_ret);
 }
 
 static void destroy_program(cl_program program) {
@@ -462,10 +444,7 @@ static cl_program CL_API_CALL create_from_binary(cl_context context, cl_uint cou
             *code_ret = CL_INVALID_BINARY;
         return NULL;
     }
-    cl_program program = program_of(context, strndup(binary + MARK, lengths[0] - MARK), code_ret);
-    if (program)
-        program->loaded = true;
-    return program;
+    return program_of(context, strndup(binary + MARK, lengths[0] - MARK), true, code_ret);
 }
 
 static cl_kernel CL_API_CALL create_kernel(cl_program program, const char *name, cl_int *code_ret) {
@@ -568,10 +547,7 @@ static cl_int CL_API_CALL launch(cl_command_queue queue, cl_kernel kernel, cl_ui
     }
     for (size_t i = 0; i < MAX_ARGUMENTS; i++)
         arguments[i] = kernel->values[i];
-    if (is_nvidia() && strcmp(kernel->name, "nv_mma_probe") == 0)
-        native_nv_probe(arguments, kernel->program->bf16);
-    if (is_hopper() && strcmp(kernel->name, "nv_wgmma_probe") == 0)
-        native_wgmma_probe(arguments, kernel->program->bf16);
+    nvidia_probe(kernel->name, arguments, kernel->program->bf16);
     native_launch(kernel->program->native, kernel->name, arguments, groups, items, offsets);
     return finish(queue, event);
 }

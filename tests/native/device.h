@@ -40,8 +40,14 @@ int native_has_kernel(const native_program *program, const char *name);
 void native_launch(const native_program *program, const char *name, void **arguments,
                    const size_t groups[3], const size_t local[3], const size_t offset[3]);
 
-/* Compute cl/experts/gemm/nv_probe.cl and nv_wgmma_probe.cl, of f16 unless `bf16`. */
-void native_nv_probe(void **arguments, int bf16);
-void native_wgmma_probe(void **arguments, int bf16);
+/* The compute capability's first number, 0: the device is none of NVIDIA's. */
+int nvidia_major(void);
+
+/* The line of a binary that names its target, where there is one; and how long it is in a text. */
+const char *nvidia_target(void);
+size_t nvidia_head(const char *text);
+
+/* Computes a probe, cl/experts/gemm/nv_probe.cl or nv_wgmma_probe.cl, of f16 unless `bf16`. */
+void nvidia_probe(const char *kernel, void **arguments, int bf16);
 
 #endif

@@ -1,11 +1,34 @@
-/* What a device that says it is NVIDIA's must compute: the probes of its tensor cores. */
+/* A device that says it is NVIDIA's: what it is, and the probes of its tensor cores. */
 #include "device.h"
 
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { SIDE = 16 };
 enum { ROWS = 64, COLUMNS = 16, DEPTH = 32, CHUNK = 8 }; /* of wgmma's */
+
+int nvidia_major(void) {
+    const char *capability = getenv("CLMOE_NATIVE_NVIDIA");
+    if (!capability)
+        return 0;
+    return strcmp(capability, "9.0") == 0 ? 9 : 8;
+}
+
+/* src/experts/gemm/nv_ptx.c makes the second of the first. */
+static const char target_line[] = ".target sm_90\n", edited_line[] = ".target sm_90a\n";
+
+const char *nvidia_target(void) {
+    return nvidia_major() == 9 ? target_line : "";
+}
+
+size_t nvidia_head(const char *text) {
+    const char *const lines[] = {target_line, edited_line};
+    for (int i = 0; i < 2; i++)
+        if (strncmp(text, lines[i], strlen(lines[i])) == 0)
+            return strlen(lines[i]);
+    return 0;
+}
 
 /* Of small integers only. */
 static float value_of(uint16_t code, int bf16) {
@@ -35,7 +58,7 @@ static uint16_t *elements(void **arguments, int buffer) {
     return p + offset;
 }
 
-void native_nv_probe(void **arguments, int bf16) {
+static void mma_probe(void **arguments, int bf16) {
     const uint16_t *a = elements(arguments, 0), *b = elements(arguments, 1);
     const uint16_t *bt = elements(arguments, 2);
     uint16_t *c = elements(arguments, 3);
@@ -59,7 +82,7 @@ static uint16_t in_tile(const uint16_t *tile, int row, int k) {
     return tile[row * DEPTH + chunk * CHUNK + k % CHUNK];
 }
 
-void native_wgmma_probe(void **arguments, int bf16) {
+static void wgmma_probe(void **arguments, int bf16) {
     const uint16_t *a = elements(arguments, 0), *b = elements(arguments, 1);
     uint16_t *c = elements(arguments, 2), *transposed = elements(arguments, 3);
     for (int row = 0; row < ROWS; row++)
@@ -69,4 +92,11 @@ void native_wgmma_probe(void **arguments, int bf16) {
                 sum += value_of(a[row * DEPTH + k], bf16) * value_of(in_tile(b, column, k), bf16);
             c[row * COLUMNS + column] = transposed[column * ROWS + row] = code_of(sum, bf16);
         }
+}
+
+void nvidia_probe(const char *kernel, void **arguments, int bf16) {
+    if (nvidia_major() >= 8 && strcmp(kernel, "nv_mma_probe") == 0)
+        mma_probe(arguments, bf16);
+    if (nvidia_major() == 9 && strcmp(kernel, "nv_wgmma_probe") == 0)
+        wgmma_probe(arguments, bf16);
 }

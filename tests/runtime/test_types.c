@@ -139,16 +139,20 @@ static void clblast_refuses(void **state) {
     }
 }
 
-static void nv_mma_refuses(void **state) {
+static void matrix_units_refuse(void **state) {
     (void)state;
-    clmoe_layer *layer = NULL;
-    clmoe_layer_desc desc = desc_of(&small);
-    test_case("nv_mma and f32");
-    desc.engine = "nv_mma";
-    desc.type = CLMOE_BF16;
-    CHECK(clmoe_layer_create(test_context(0), &desc, &layer) == CLMOE_UNSUPPORTED, "weights f32\n");
-    CHECK(strstr(clmoe_last_error(), "nv_mma") != NULL, "%s\n", clmoe_last_error());
-    CHECK(strstr(clmoe_last_error(), "f32") != NULL, "%s\n", clmoe_last_error());
+    static const char *const engines[] = {"nv_mma", "nv_wgmma"};
+    for (size_t i = 0; i < COUNT_OF(engines); i++) {
+        clmoe_layer *layer = NULL;
+        clmoe_layer_desc desc = desc_of(&small);
+        test_case("%s and f32", engines[i]);
+        desc.engine = engines[i];
+        desc.type = CLMOE_BF16;
+        CHECK(clmoe_layer_create(test_context(0), &desc, &layer) == CLMOE_UNSUPPORTED,
+              "weights f32\n");
+        CHECK(strstr(clmoe_last_error(), engines[i]) != NULL, "%s\n", clmoe_last_error());
+        CHECK(strstr(clmoe_last_error(), "f32") != NULL, "%s\n", clmoe_last_error());
+    }
 }
 
 /* Every code of both types there and back, and the floats half-way between neighbours. */
@@ -175,6 +179,6 @@ static void host_conversions(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(host_conversions), TEST(every_type_and_engine),
                                        TEST(rows_at_every_place), TEST(clblast_refuses),
-                                       TEST(nv_mma_refuses)};
+                                       TEST(matrix_units_refuse)};
     return RUN(tests);
 }

@@ -272,7 +272,10 @@ void batch_run(clmoe_layer *layer, const batch *b, device_batch *d) {
 void weights_pack(clmoe_layer *layer, clmoe_mlp mlp, clmoe_mlp_weights *weights) {
     size_t bytes = 0;
     OK(clmoe_packed_size(layer, mlp, &bytes));
+    support_aligned =
+        true; /* nv_wgmma wants multiples of 16; test_gemm has the others' elsewhere */
     clmoe_buf packed = buf_new(bytes);
+    support_aligned = false;
     const clmoe_pack_args args = {
         .struct_size = sizeof args, .mlp = mlp, .raw = weights, .packed = packed};
     OK(clmoe_pack_weights(layer, test.queue, &args, 0, NULL, NULL));
