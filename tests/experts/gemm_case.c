@@ -275,6 +275,8 @@ static gemm_shape shape_of(const gemm_case *c) {
         .activation = c->activation,
         .row_weight = c->row_weight,
         .rows_between = true, /* each problem stands alone */
+        .separate = c->store->layout == CLMOE_GATE_SEPARATE,
+        .biased = {true, true},
         .training = c->training,
     };
 }
