@@ -60,60 +60,41 @@ static buckets dense_buckets(uint32_t rows) {
     return (buckets){.experts = 1, .rows = rows, .slots = random_below(4 * rows)};
 }
 
-/* A list [HEADER + PER_TILE * tiles]: the padding behind the count is nobody's. */
-typedef struct tile_list {
-    int32_t *ints;
-    size_t count; /* of ints */
-} tile_list;
-
-static void list_add(tile_list *list, uint32_t expert, uint32_t first, uint32_t count) {
-    int32_t *to = list->ints + list->count;
-    to[0] = (int32_t)expert;
-    to[1] = (int32_t)first;
-    to[2] = (int32_t)count;
-    list->ints[0]++;
-    list->count += PER_TILE;
-}
-
-/* lists[1] has the last tiles of buckets with `tail` rows or fewer, lists[0] the others. */
-static void lists_of(const buckets *b, uint32_t tail, tile_list lists[2]) {
-    const size_t most = b->slots / b->rows + b->experts + 1;
-    for (size_t i = 0; i < 2; i++)
-        lists[i] = (tile_list){HOST(int32_t, HEADER + PER_TILE * most), HEADER};
+/* The list [HEADER + PER_TILE * tiles] that should come out; where nothing is written, -1. */
+static int32_t *list_of(const buckets *b, size_t *ints) {
+    const size_t most = b->slots / b->rows + 1;
+    int32_t *list = HOST(int32_t, HEADER + PER_TILE * most), *to = list + HEADER;
     for (uint32_t e = 0; e < b->experts; e++) {
         const uint32_t first = b->kept ? b->offsets[e] : 0, count = b->kept ? b->kept[e] : b->slots;
-        for (uint32_t done = 0; done < count; done += b->rows) {
-            const uint32_t left = count - done, in_tile = left < b->rows ? left : b->rows;
-            list_add(&lists[in_tile <= tail], e, first + done, in_tile);
+        for (uint32_t done = 0; done < count; done += b->rows, to += PER_TILE) {
+            to[0] = (int32_t)e;
+            to[1] = (int32_t)(first + done);
+            to[2] = (int32_t)(count - done < b->rows ? count - done : b->rows);
+            list[0]++;
         }
     }
+    list[1] = list[2] = list[3] = -1;
+    *ints = (size_t)(to - list);
+    return list;
 }
 
-static void compare_list(const char *name, const tile_list *want, clmoe_buf list,
-                         const int32_t *before) {
-    const int32_t *got = buf_get(list);
-    assert_int_equal(got[0], want->ints[0]);
-    compare_ints("padding", got + 1, before + 1, HEADER - 1);
-    compare_ints(name, got + HEADER, want->ints + HEADER, want->count - HEADER);
-}
-
-static void check_lists(const buckets *b, uint32_t tail, uint32_t group) {
+static void check_list(const buckets *b, uint32_t group) {
     char options[32];
-    tile_list want[2];
-    lists_of(b, tail, want);
-    const clmoe_buf list = buf_new(want[0].count * 4), tails = buf_new(want[1].count * 4);
+    size_t ints = 0;
+    const int32_t *want = list_of(b, &ints);
+    const clmoe_buf list = buf_new(ints * 4);
     const clmoe_buf offsets = buf_of(b->offsets, 4 * ((size_t)b->experts + 1));
-    const clmoe_buf kept = buf_of(b->kept, 4 * (size_t)b->experts), none = {0};
-    const int32_t *before[] = {buf_get(list), buf_get(tails)};
+    const clmoe_buf kept = buf_of(b->kept, 4 * (size_t)b->experts);
     snprintf(options, sizeof options, "-DGROUP=%u", group);
     cl_kernel kernel = kernel_of("experts/gemm/nv_wgmma_list", options, "nv_wgmma_list");
+    const int32_t *before = buf_get(list);
     OK(KERNEL_SET(kernel, ARG_F32(offsets), ARG_F32(kept), ARG_UINT(b->experts), ARG_UINT(b->slots),
-                  ARG_UINT(b->rows), ARG_UINT(tail), ARG_F32(list),
-                  ARG_AS(tails, ARG_F32(tail ? tails : none))));
+                  ARG_UINT(b->rows), ARG_F32(list)));
     run(kernel, 1, 1, group);
-    compare_list("list", &want[0], list, before[0]);
-    if (tail)
-        compare_list("tails", &want[1], tails, before[1]);
+    const int32_t *got = buf_get(list);
+    assert_int_equal(got[0], want[0]);
+    compare_ints("padding", got + 1, before + 1, HEADER - 1);
+    compare_ints("list", got + HEADER, want + HEADER, ints - HEADER);
 }
 
 static const uint32_t tile_rows[] = {16, 64, 128};
@@ -129,7 +110,7 @@ static void some_lists(uint64_t seeds) {
             seed % 5 == 0 ? dense_buckets(rows) : random_buckets(1 + random_below(70), rows);
         test_note("%u experts, tiles of %u, %u slots, groups of %u", b.experts, rows, b.slots,
                   group);
-        check_lists(&b, seed % 2 ? rows / 2 : 0, group);
+        check_list(&b, group);
     }
 }
 
@@ -198,9 +179,8 @@ static void put_tile(const rows_case *c, const int32_t *tile, const int32_t *tok
 }
 
 static void check_rows(const rows_case *c) {
-    tile_list lists[2];
-    lists_of(&c->b, 0, lists);
-    const int32_t *host_list = lists[0].ints;
+    size_t ints = 0;
+    const int32_t *host_list = list_of(&c->b, &ints);
     const int32_t *tokens = c->gather ? random_tokens(c, host_list) : NULL;
     const size_t all = (size_t)c->tokens * c->k;
     const size_t groups = (c->b.slots + c->b.rows - 1) / c->b.rows;
@@ -208,8 +188,7 @@ static void check_rows(const rows_case *c) {
     const uint16_t *host_a = random_codes(all);
     const clmoe_buf a = codes_on_device(host_a, all, c->aligned);
     const clmoe_buf token_of = buf_of(tokens, 4 * (size_t)c->b.slots);
-    const clmoe_buf list = buf_of(host_list, lists[0].count * 4),
-                    tiles = codes_on_device(NULL, room, true);
+    const clmoe_buf list = buf_of(host_list, ints * 4), tiles = codes_on_device(NULL, room, true);
     cl_kernel kernel = kernel_of("experts/gemm/nv_wgmma_rows", NULL, "nv_wgmma_rows");
     uint16_t *want = buf_get(tiles);
     OK(KERNEL_SET(kernel, ARG_U16(a), ARG_F32(token_of), ARG_F32(list), ARG_UINT(c->k),

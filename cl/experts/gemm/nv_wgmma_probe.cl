@@ -10,7 +10,6 @@
 #define TYPE    X
 #define COLUMNS 16
 #define FOURS   1
-#define REST    0
 #define BLOCKS  4
 #define FAR     0
 #include "experts/gemm/nv_wgmma.clh"

@@ -14,7 +14,6 @@
 #define TYPE    f16
 #define COLUMNS 128
 #define FOURS   1
-#define REST    0
 #define BLOCKS  4
 #define FAR     0
 #include "experts/gemm/nv_wgmma.clh"

@@ -20,8 +20,7 @@ enum { ITEMS = 384, HELPER_ITEMS = 256, CHUNK = 8 };
 /* Slots of a tile of packed weights, as nv_mma has them; raw weights take two of the largest. */
 static const uint32_t tiles[] = {16, 64, WGMMA_TOKENS};
 
-enum { TILES = sizeof tiles / sizeof tiles[0], MANY = TILES - 1, TAIL = MANY - 1 };
-enum { RAW_TOKENS = 2 * WGMMA_TOKENS };
+enum { TILES = sizeof tiles / sizeof tiles[0], MANY = TILES - 1, RAW_TOKENS = 2 * WGMMA_TOKENS };
 
 /* Groups that share the k of a tile of rows, and rows of a fragment. */
 enum { ROWS_PARTS = 4, FRAGMENT_ROWS = 16 };
@@ -38,9 +37,9 @@ enum { MAX_K = 16384 };
 /* Rows of weights in half a slot of local memory. */
 enum { BOX_ROWS = 64 };
 
-/* k in blocks: rounds of 4 * fours that are unrolled, then one of 4 * rest, if any. */
+/* k in blocks, unrolled in rounds of 4 * fours. */
 typedef struct depth {
-    uint32_t blocks, fours, rest;
+    uint32_t blocks, fours;
 } depth;
 
 /* A kernel for raw weights. */
@@ -104,12 +103,24 @@ static void wgmma_destroy(void *opaque) {
     free(state);
 }
 
-/* A round costs a wait at its end: as few as steps fit into the program, and about as long. */
+/*
+ * Rounds are of up to 32 steps. The least padding of k, but a round costs a wait at its end: of 4
+ * steps a quarter of the time, of 16 next to nothing.
+ */
 static depth depth_of(uint32_t k) {
-    enum { STEPS = 4, MOST_FOURS = 8 };
-    const uint32_t all = divide_up(divide_up(k, WGMMA_BLOCK), STEPS);
-    const uint32_t fours = divide_up(all, divide_up(all, MOST_FOURS));
-    return (depth){all * STEPS, fours, all % fours};
+    static const uint32_t cost[] = {0, 126, 118, 106, 100, 99, 99, 99, 98};
+    const uint32_t blocks = divide_up(k, WGMMA_BLOCK);
+    depth best = {0};
+    uint64_t least = UINT64_MAX;
+    for (uint32_t fours = 1; fours < sizeof cost / sizeof cost[0]; fours++) {
+        const uint32_t padded = divide_up(blocks, 4 * fours) * 4 * fours;
+        const uint64_t time = (uint64_t)padded * cost[fours];
+        if (time <= least) {
+            least = time;
+            best = (depth){padded, fours};
+        }
+    }
+    return best;
 }
 
 /* ---- Compiling --------------------------------------------------------------------------------
@@ -118,14 +129,14 @@ static depth depth_of(uint32_t k) {
 static clmoe_status product_kernel(clmoe_context *context, const gemm_shape *shape,
                                    wgmma_state *state, bool second, int tile) {
     const depth k = state->depths[second];
-    char options[256];
+    char options[224];
     gemm_shape own = *shape;
     own.training = shape->training && !second;
     snprintf(options, sizeof options,
-             "-DGATED=%d -DGATHER=%d -DCOLUMNS=%u -DFOURS=%u -DREST=%u -DBLOCKS=%u -DACTIVATION=%d "
+             "-DGATED=%d -DGATHER=%d -DCOLUMNS=%u -DFOURS=%u -DBLOCKS=%u -DACTIVATION=%d "
              "-DROW_WEIGHT=%d -DBIASED=%d",
              !second && shape->form == GEMM_GATED, !second && (tile != MANY || state->gathers),
-             tiles[tile], k.fours, k.rest, k.blocks, second ? ACT_NONE : (int)shape->activation,
+             tiles[tile], k.fours, k.blocks, second ? ACT_NONE : (int)shape->activation,
              second ? (int)GEMM_ROW_WEIGHT_NONE : (int)shape->row_weight, shape->biased[second]);
     return gemm_kernel_create_edited(context, &own, "experts/gemm/nv_wgmma_packed", options,
                                      &nv_ptx_sm90a, "gemm_nv_wgmma_packed",
@@ -144,17 +155,16 @@ static clmoe_status pack_kernel(clmoe_context *context, const gemm_shape *shape,
 static clmoe_status compile_raw(clmoe_context *context, const gemm_shape *shape, raw_kernel *raw,
                                 bool back) {
     const depth k = depth_of(raw->k);
-    char options[256];
+    char options[224];
     gemm_shape own = *shape;
     own.training = shape->training && raw->first;
-    snprintf(
-        options, sizeof options,
-        "-DGATED=%d -DTRANSPOSED=%d -DTAILS=1 -DACCUMULATES=%d -DFOURS=%u -DREST=%u -DBLOCKS=%u "
-        "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d",
-        raw->first && shape->form == GEMM_GATED, raw->transposed, back, k.fours, k.rest, k.blocks,
-        raw->first ? (int)shape->activation : ACT_NONE,
-        raw->first ? (int)shape->row_weight : (int)GEMM_ROW_WEIGHT_NONE,
-        !back && shape->biased[!raw->first]);
+    snprintf(options, sizeof options,
+             "-DGATED=%d -DTRANSPOSED=%d -DTAILS=1 -DACCUMULATES=%d -DFOURS=%u -DBLOCKS=%u "
+             "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d",
+             raw->first && shape->form == GEMM_GATED, raw->transposed, back, k.fours, k.blocks,
+             raw->first ? (int)shape->activation : ACT_NONE,
+             raw->first ? (int)shape->row_weight : (int)GEMM_ROW_WEIGHT_NONE,
+             !back && shape->biased[!raw->first]);
     return gemm_kernel_create_edited(context, &own, "experts/gemm/nv_wgmma_raw", options,
                                      &nv_ptx_sm90a, "gemm_nv_wgmma_raw", &raw->kernel);
 }
@@ -245,7 +255,7 @@ static clmoe_buf aligned(clmoe_buf buf) {
 
 /* The parts of a problem's scratch. */
 typedef struct scratch_parts {
-    clmoe_buf maps, list, tails, tokens;
+    clmoe_buf maps, list, tokens;
 } scratch_parts;
 
 enum { MAPS_BYTES = 2 * MAP_WORDS * sizeof(cl_ulong) };
@@ -258,8 +268,7 @@ static size_t list_bytes(size_t slots) {
 static scratch_parts parts_of(const gemm_problem *problem) {
     scratch_parts parts = {.maps = aligned(problem->scratch)};
     parts.list = (clmoe_buf){parts.maps.mem, parts.maps.offset + MAPS_BYTES};
-    parts.tails = (clmoe_buf){parts.maps.mem, parts.list.offset + list_bytes(problem->slots)};
-    parts.tokens = (clmoe_buf){parts.maps.mem, parts.tails.offset + list_bytes(problem->slots)};
+    parts.tokens = (clmoe_buf){parts.maps.mem, parts.list.offset + list_bytes(problem->slots)};
     return parts;
 }
 
@@ -275,7 +284,7 @@ static size_t wgmma_between(const gemm_shape *shape, size_t slots) {
 
 /* A list, maps, and rows of A: in a backward pass those of dz too. */
 static size_t wgmma_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
-    const size_t lists = MAPS_BYTES + 2 * list_bytes(slots) + ALIGNMENT;
+    const size_t lists = MAPS_BYTES + list_bytes(slots) + ALIGNMENT;
     const uint32_t dz = shape->hidden_dim * (shape->form == GEMM_GATED && !shape->separate ? 2 : 1);
     const size_t first = rows_bytes(slots, shape->dim), back = rows_bytes(slots, dz);
     (void)n;
@@ -314,16 +323,15 @@ static uint32_t columns_of(const gemm_problem *problem) {
     return problem->form == GEMM_GATED ? rows / 2 : rows;
 }
 
-/* `tail`: last tiles of so many slots or fewer are in a list of their own. */
-static clmoe_status make_lists(const wgmma_state *state, launch *chain, const gemm_problem *problem,
-                               const scratch_parts *parts, uint32_t tail) {
+static clmoe_status make_list(const wgmma_state *state, launch *chain, const gemm_problem *problem,
+                              clmoe_buf list) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool dense = !problem->tile_expert.mem;
-    const clmoe_buf none = {0}, list = parts->list, tails = tail ? parts->tails : none;
+    const clmoe_buf none = {0};
     TRY(KERNEL_SET(state->list, ARG_AS(offsets, ARG_F32(dense ? none : problem->offsets)),
                    ARG_AS(kept, ARG_F32(dense ? none : problem->kept)), ARG_UINT(problem->experts),
                    ARG_UINT(problem->slots), ARG_AS(rows, ARG_UINT(slots_of_tile(problem))),
-                   ARG_UINT(tail), ARG_F32(list), ARG_F32(tails)));
+                   ARG_F32(list)));
     TRY(launch_1d(chain, state->list, 1, HELPER_ITEMS));
 done:
     return status;
@@ -361,31 +369,20 @@ done:
     return status;
 }
 
-/* Tiles of slots of a product. */
-typedef struct slot_tiles {
-    clmoe_buf list;
-    size_t most; /* their bound */
-    uint32_t slots;
-} slot_tiles;
-
-static slot_tiles all_tiles(const gemm_problem *problem) {
-    return (slot_tiles){parts_of(problem).list, most_tiles(problem), slots_of_tile(problem)};
-}
-
 /* As many groups as run at once share the tiles; a bounded launch has so many products. */
 static clmoe_status multiply(const wgmma_state *state, launch *chain, cl_kernel kernel,
-                             const gemm_problem *problem, slot_tiles of) {
+                             const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
-    const clmoe_buf list = of.list, maps = parts_of(problem).maps;
+    const scratch_parts parts = parts_of(problem);
+    const clmoe_buf list = parts.list, maps = parts.maps;
     const uint32_t columns = columns_of(problem);
-    const uint64_t products = of.most * gemm_tiles(problem->n, columns);
-    const uint64_t share = launch_share(chain, gemm_work(problem, of.slots, columns));
+    const uint64_t products = most_tiles(problem) * gemm_tiles(problem->n, columns);
+    const uint64_t share = launch_share(chain, gemm_work(problem, slots_of_tile(problem), columns));
     const uint64_t most = share < products ? share : products;
     const bool own = problem->form != GEMM_LINEAR && problem->between;
     const uint32_t next_blocks = own ? state->depths[1].blocks : 0;
     for (uint64_t begin = 0; begin < products; begin += most) {
-        const kernel_arg more[] = {ARG_F32(list),
-                                   arg_as("maps", arg_buf("maps", maps, sizeof(cl_ulong))),
+        const kernel_arg more[] = {ARG_F32(list), arg_as("maps", arg_buf("maps", maps, 8)),
                                    ARG_UINT(next_blocks), ARG_UINT(begin), ARG_UINT(most)};
         TRY(gemm_kernel_set_more(kernel, problem, problem->row_tile, sizeof more / sizeof more[0],
                                  more));
@@ -395,38 +392,21 @@ done:
     return status;
 }
 
-/* Last tiles of a bucket that half a tile holds, which read rows where the others may read tiles.
- */
-static clmoe_status multiply_tails(const wgmma_state *state, launch *chain,
-                                   const gemm_problem *problem) {
-    const bool second = problem->form == GEMM_LINEAR;
-    const slot_tiles tails = {parts_of(problem).tails, problem->experts, tiles[TAIL]};
-    return multiply(state, chain, state->products[second][TAIL], problem, tails);
-}
-
-/*
- * The second problem behind its first finds its lists in scratch, and A in tiles. Tails are apart
- * where both problems know them: rows of A of a second problem alone become tiles of one size.
- */
 static clmoe_status run_packed(const wgmma_state *state, launch *chain, gemm_problem problem) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool second = problem.form == GEMM_LINEAR;
     const int tile = tile_of(&problem);
-    const bool tails = tile == MANY && problem.between;
     const scratch_parts parts = parts_of(&problem);
-    gemm_problem whole = problem;
-    if (problem.between)
-        problem.c = whole.c = second ? problem.c : aligned(problem.c);
-    if (problem.between && second) {
-        problem.a = whole.a = aligned(problem.a);
+    const bool tiled = second || (tile == MANY && !state->gathers);
+    if (problem.between && second) { /* behind the first, whose list is there, and C in tiles */
+        problem.a = aligned(problem.a);
     } else {
-        TRY(make_lists(state, chain, &problem, &parts, tails ? tiles[TAIL] : 0));
-        if (second || (tile == MANY && !state->gathers))
-            TRY(make_tiles(state, chain, &whole, &parts));
+        TRY(make_list(state, chain, &problem, parts.list));
+        if (tiled)
+            TRY(make_tiles(state, chain, &problem, &parts));
+        problem.c = problem.between ? aligned(problem.c) : problem.c;
     }
-    TRY(multiply(state, chain, state->products[second][tile], &whole, all_tiles(&problem)));
-    if (tails)
-        TRY(multiply_tails(state, chain, &problem));
+    TRY(multiply(state, chain, state->products[second][tile], &problem));
 done:
     return status;
 }
@@ -483,11 +463,11 @@ static clmoe_status run_raw(const wgmma_state *state, launch *chain, cl_kernel k
     if (problem.between && problem.form == GEMM_LINEAR) {
         problem.a = aligned(problem.a);
     } else {
-        TRY(make_lists(state, chain, &problem, &parts, 0));
+        TRY(make_list(state, chain, &problem, parts.list));
         TRY(make_fragments(state, chain, &problem, &parts));
         problem.c = problem.between ? aligned(problem.c) : problem.c;
     }
-    TRY(multiply(state, chain, kernel, &problem, all_tiles(&problem)));
+    TRY(multiply(state, chain, kernel, &problem));
 done:
     return status;
 }
