@@ -14,6 +14,8 @@
  *          problem's; not accumulate; BLOCKS * 32 >= k. BIASED: whether biases may be given.
  * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
+#define ACT_EXP(v)       native_exp(v)
+#define ACT_DIVIDE(a, b) native_divide(a, b)
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
 #define TYPE           A

@@ -104,18 +104,18 @@ static void wgmma_destroy(void *opaque) {
 }
 
 /*
- * Rounds are of up to 32 steps. The least padding of k, but a round costs a wait at its end: of 4
- * steps a quarter of the time, of 16 next to nothing.
+ * Rounds are of up to 48 steps. The least padding of k, but a round costs a wait at its end: of 4
+ * steps a quarter of the time, of 16 next to nothing; and a long one costs time to compile.
  */
 static depth depth_of(uint32_t k) {
-    static const uint32_t cost[] = {0, 126, 118, 106, 100, 99, 99, 99, 98};
+    static const uint32_t cost[] = {0, 126, 118, 106, 100, 99, 99, 99, 98, 99, 99, 99, 99};
     const uint32_t blocks = divide_up(k, WGMMA_BLOCK);
     depth best = {0};
     uint64_t least = UINT64_MAX;
     for (uint32_t fours = 1; fours < sizeof cost / sizeof cost[0]; fours++) {
         const uint32_t padded = divide_up(blocks, 4 * fours) * 4 * fours;
         const uint64_t time = (uint64_t)padded * cost[fours];
-        if (time <= least) {
+        if (time < least || (time == least && fours <= 8)) {
             least = time;
             best = (depth){padded, fours};
         }
