@@ -120,6 +120,24 @@ static clmoe_status run_forward(rig *r) {
     return event_is_right(status, event);
 }
 
+/* Packs, and runs on what came out; where the engine has such a form. */
+static clmoe_status run_packed(rig *r) {
+    clmoe_status status = CLMOE_SUCCESS;
+    cl_event last = NULL;
+    if (!r->packed.mem)
+        return CLMOE_SUCCESS;
+    const clmoe_pack_args pack = {.struct_size = sizeof pack,
+                                  .mlp = CLMOE_MLP_EXPERTS,
+                                  .raw = &r->weights.experts,
+                                  .packed = r->packed};
+    STEP(clmoe_pack_weights, &pack);
+    clReleaseEvent(last);
+    r->weights.experts.packed = r->packed;
+    status = run_forward(r);
+    r->weights.experts.packed = (clmoe_buf){NULL, 0};
+    return status;
+}
+
 static clmoe_status run_backward(rig *r) {
     cl_event event = (cl_event)(void *)r;
     clmoe_status status = clmoe_backward(r->layer, r->queue, &r->back, 0, NULL, &event);
@@ -229,6 +247,7 @@ static const phase phases[] = {
     {"layer", NO_QUEUE, fresh_context, run_layer, NULL, undo_layer, NULL},
     {"forward", NO_BLOCKS | LIGHT, reset_outputs, run_forward, compare_outputs, NULL,
      reset_outputs},
+    {"packed", 0, reset_outputs, run_packed, NULL, NULL, reset_outputs},
     {"backward", NO_BLOCKS | LIGHT, poison_dx, run_backward, compare_dx, NULL, NULL},
     {"calls", NO_BLOCKS | LIGHT, reset_outputs, run_calls, NULL, NULL, reset_outputs},
     {"state_init", NO_BLOCKS | LIGHT, NULL, run_state_init, compare_first_state, NULL, NULL},
@@ -389,6 +408,16 @@ static void make_backward(rig *r) {
     r->back.gradients = &r->gradients;
 }
 
+/* At a multiple of what any engine asks for. */
+static void make_packed(rig *r) {
+    size_t bytes = 0;
+    if (clmoe_packed_size(r->layer, CLMOE_MLP_EXPERTS, &bytes) != CLMOE_SUCCESS)
+        return;
+    support_aligned = true;
+    r->packed = buf_new(bytes);
+    support_aligned = false;
+}
+
 static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
     batch b;
     device_batch d;
@@ -410,6 +439,7 @@ static void make_rig(rig *r, const variant *v, cl_command_queue queue) {
     r->weights.noise_router = d.weights.router;
     r->args = d.args;
     r->args.weights = &r->weights;
+    make_packed(r);
     make_balance(r, v);
     make_backward(r);
     make_outputs(r);
