@@ -60,10 +60,26 @@ done:
     return status;
 }
 
+/* Both in one launch behind the logits; its time is the choice's. */
+static clmoe_status route_and_place_few(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf noisy;
+    launch_step(chain, "score");
+    TRY(step_logits(b, chain, &noisy));
+    launch_step(chain, "topk");
+    TRY(step_few(b, chain, noisy));
+done:
+    return status;
+}
+
 static clmoe_status run_routed(const batch *b, launch *chain) {
     clmoe_status status = CLMOE_SUCCESS;
-    TRY(route(b, chain));
-    TRY(place(b, chain));
+    if (few_takes(b)) {
+        TRY(route_and_place_few(b, chain));
+    } else {
+        TRY(route(b, chain));
+        TRY(place(b, chain));
+    }
     TRY(run_experts(b, chain));
 done:
     return status;

@@ -272,9 +272,9 @@ static void release_kernels(clmoe_layer *layer) {
 
 /* Each has its kernels made, where the switches need them; the policy's is its own. */
 static step_constructor *const constructors[] = {
-    score_create,   noise_create,    rebalance_create,    sort_create, plan_create,
-    reroute_create, dispatch_create, normalize_create,    pack_create, combine_create,
-    state_create,   dropout_create,  orthogonality_create};
+    score_create,   few_create,     noise_create,    rebalance_create,    sort_create,
+    plan_create,    reroute_create, dispatch_create, normalize_create,    pack_create,
+    combine_create, state_create,   dropout_create,  orthogonality_create};
 
 /* ... of layers that go backward. */
 static step_constructor *const training[] = {weights_create, activation_create, bias_create,

@@ -19,6 +19,7 @@ typedef enum kernel_id {
     KERNEL_NOISE_EXPERTS,
     KERNEL_NOISE,
     KERNEL_TOPK,
+    KERNEL_FEW,
     KERNEL_POLICY, /* those of the layer's policy, named in its file */
     KERNEL_POLICY_LAST = KERNEL_POLICY + 14,
     KERNEL_SELECT_COUNTS, /* of policies that list pairs by expert */
@@ -33,6 +34,7 @@ typedef enum kernel_id {
     KERNEL_PLAN_SCAN_SEQUENCES,
     KERNEL_PLAN_OFFSETS,
     KERNEL_PLAN_SCATTER,
+    KERNEL_PLAN_FEW,
     KERNEL_PLAN_RENORM,
     KERNEL_PLAN_REPLICATE,
     KERNEL_REBALANCE_BEGIN,
@@ -92,7 +94,7 @@ typedef enum kernel_id {
 
 /* Creates a step's kernels where the switches need them; in the step's file. */
 typedef clmoe_status step_constructor(clmoe_layer *layer);
-step_constructor score_create, noise_create, topk_create, rebalance_create, sort_create,
+step_constructor score_create, few_create, noise_create, topk_create, rebalance_create, sort_create,
     plan_create, reroute_create, dispatch_create, normalize_create, pack_create, combine_create,
     dropout_create, weights_create, activation_create, bias_create, shared_create, unmasked_create,
     sums_create, stats_create, loss_create, joint_create, orthogonality_create, state_create,

@@ -12,6 +12,8 @@
 
 /* x -> logits, unless they are given -> scores. */
 clmoe_status step_score(const batch *b, launch *chain);
+/* Its first part: *noisy gets the logits that scores are made of. */
+clmoe_status step_logits(const batch *b, launch *chain, clmoe_buf *noisy);
 /* Noisy logits [T,R] -> scores [T,R], as topk chooses by them; of two levels l. */
 clmoe_status step_score_rows(const batch *b, launch *chain, clmoe_buf noisy, clmoe_buf scores);
 /* *x: what the router sees, jittered where the layer has jitter and there is a state. */
@@ -31,6 +33,11 @@ clmoe_status step_noise(const batch *b, launch *chain, bool jittered);
 
 /* scores -> ids, pair_weights, live: by the step of the layer's policy, then rebalanced. */
 clmoe_status step_topk(const batch *b, launch *chain);
+/* The options of topk_bitonic, for other kernels with its choice; its bytes of local memory. */
+size_t topk_options(const clmoe_layer *layer, char *options, size_t size);
+/* Whether few.cl does for the batch what score, top-k and plan do; and that, from the logits. */
+bool few_takes(const batch *b);
+clmoe_status step_few(const batch *b, launch *chain, clmoe_buf noisy);
 /* The K largest of scores [T,R]. */
 clmoe_status step_topk_scores(const batch *b, launch *chain);
 /* The (K+1)-th largest of scores [T,E] + the state's bias of each token -> cutoffs [T] f32. */
@@ -69,6 +76,22 @@ clmoe_status step_soft_moe_gradients(const batch *b, launch *chain);
 
 /* ids -> plan; with overflow reroute and scores, ids and pair_weights are changed. */
 clmoe_status step_plan(const batch *b, launch *chain);
+/* The arguments of kernels that make a plan in one group, as PLAN_ARRAYS and behind, of plan.clh.
+ */
+#define PLAN_ARRAYS(b)                                                                             \
+    ARG_F32(PLAN_ARRAY(b, load)), ARG_F32(PLAN_ARRAY(b, kept)), ARG_F32(PLAN_ARRAY(b, offsets)),   \
+        ARG_F32(PLAN_ARRAY(b, rerouted_in)), ARG_F32(PLAN_ARRAY(b, rerouted_out)),                 \
+        ARG_F32(PLAN_ARRAY(b, slot_of)), ARG_F32(PLAN_ARRAY(b, pair_of)),                          \
+        ARG_F32(PLAN_ARRAY(b, token_of)), ARG_F32(PLAN_ARRAY(b, tile_expert))
+#define PLAN_SIZES(b)                                                                              \
+    ARG_AS(experts, ARG_UINT((b)->layer->desc.num_experts)),                                       \
+        ARG_UINT(layer_is_dropless((b)->layer)), ARG_UINT((b)->ws.plan.capacity),                  \
+        ARG_AS(bucket, ARG_UINT(plan_bucket(b))), ARG_UINT((b)->ws.plan.slots),                    \
+        ARG_UINT((b)->ws.plan.row_tile)
+/* Rows of a bucket before they are rounded; of dropless layers 0. */
+static inline uint32_t plan_bucket(const batch *b) {
+    return layer_sequences(b->layer, b->tokens) * b->ws.plan.capacity;
+}
 /* For layers that sort (layer_sorts()): the order of plan.cl's walk, in a region of scratch. */
 clmoe_status step_sort(const batch *b, launch *chain, clmoe_buf *order);
 /* Overflow reroute: the end of step_plan(). The choice is kept; where there are scores, moved. */

@@ -25,7 +25,7 @@ FNR == 1 { inside = depth = returned = lone_if = 0; head = "" }
 { line = $0; sub(/\/\*.*\*\//, "", line); sub(/ *\\$/, "", line) }
 
 # Functions that a macro of group.clh makes.
-!inside && line ~ /^GROUP_(TREE|INTEGER)\(/ {
+!inside && line ~ /^(GROUP_(TREE|INTEGER)|TEAM_TREE)\(/ {
     name = line
     sub(/^[A-Z_]*\(/, "", name)
     sub(/,.*/, "", name)

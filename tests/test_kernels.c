@@ -396,6 +396,7 @@ static void kernels_on_small_shapes(void **state) {
 static void run_replicate(uint32_t form) {
     ref_plan_in in;
     clmoe_plan_layout layout;
+    const uint32_t tokens = 700; /* of more pairs than one group plans */
     const clmoe_layer_desc desc = desc_of(&small);
     const uint32_t E = desc.num_experts, Z = desc.num_identity_experts;
     clmoe_layer *layer = test_layer(form, &desc);
@@ -406,10 +407,10 @@ static void run_replicate(uint32_t form) {
         slots[2 * e + 1] = (int32_t)(E + e);
     }
     seed_set(3);
-    route_random(&desc, small.tokens, PATTERN_ZIPF, &in);
+    route_random(&desc, tokens, PATTERN_ZIPF, &in);
     const clmoe_buf plan = plan_run(layer, &desc, &in, &layout);
     const clmoe_replicate_args args = {.struct_size = sizeof args,
-                                       .tokens = small.tokens,
+                                       .tokens = tokens,
                                        .replicas = 2 * E,
                                        .max_copies = 2,
                                        .ids = buf_of(in.ids, layout.pairs * 4),

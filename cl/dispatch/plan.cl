@@ -11,77 +11,20 @@
  *          plan_replicate: ids [pairs], slot_of [pairs], offsets [E+1], copies [E],
  *          logical_to_physical [E, max_copies] -> physical_ids [pairs].
  * NDRange: plan_histogram, plan_scatter: a group per block of block_size grid entries (t, k).
- *          plan_scan, plan_scan_sequences: a group per column. plan_offsets: one group.
- *          plan_renorm: a work-item per token. plan_replicate: a work-item per pair.
- * Limits: T*K <= 2^30; KEEP is the keep rule. With PAIR_GRID, for expert choice, the grid entries
+ *          plan_scan, plan_scan_sequences: a group per column. plan_offsets, plan_few: one
+ *          group. plan_renorm: a work-item per token. plan_replicate: a work-item per pair.
+ * Limits: T*K <= 2^30; KEEP_RULE is a KEEP_. With PAIR_GRID, for expert choice, the grid entries
  *          are the pairs themselves, and token_offsets says whose they are: KEEP_POSITION only, no
  *          SEQUENCES.
  * Repeatability: integers only, no atomics; each counter is moved by one lane at a time.
  */
-#include "routing/router.clh"
-#include "dispatch/pairs.clh"
-#include "balance/state.clh"
-
-/* 1: the batch is sequences of tokens, walked one after the other, each in keep order. */
-#ifndef SEQUENCES
-#define SEQUENCES 0
-#endif
-
-/* The grid of (token, choice) and the order in which it is walked. */
-typedef struct pair_walk {
-    token_owner owner;
-    __global const int *ids;
-    __global const uint *order;
-    uint tokens; /* of this sequence */
-    uint first;  /* token of this sequence */
-    int columns;
-} pair_walk;
-
-typedef struct walked_pair {
-    long pair; /* -1: none */
-    uint token;
-    int expert; /* -1: takes no place and is no load */
-} walked_pair;
-
-/* Entry i of the batch's grid; an order's entries are those of its own sequence. */
-static inline walked_pair walk(const pair_walk *w, uint i) {
-    bool choice_major = (KEEP == KEEP_CHOICE_MAJOR) | (KEEP == KEEP_PRIORITY);
-    uint entry = ((KEEP == KEEP_WEIGHT) | (KEEP == KEEP_RANDOM)) ? w->order[i] : i;
-    uint row = choice_major ? w->tokens : (uint)w->owner.top_k;
-    if (SEQUENCES && choice_major)
-        entry -= w->first * (uint)w->owner.top_k;
-    uint high = entry / row, low = entry - high * row;
-    uint token = choice_major ? low : high;
-    int k = (int)(choice_major ? high : low);
-    if (SEQUENCES && choice_major)
-        token += w->first;
-    if (KEEP == KEEP_PRIORITY)
-        token = w->order[token];
-    if (PAIR_GRID) {
-        token = pair_owner(&w->owner, w->tokens, i);
-        k = (int)i - (int)token_pairs(&w->owner, token).x;
-    }
-    walked_pair at = {owned_pair(&w->owner, token, k), token, -1};
-    if (at.pair >= 0) {
-        int id = w->ids[at.pair];
-        at.expert = id >= 0 && id < w->columns ? id : -1;
-    }
-    return at;
-}
+#include "dispatch/plan.clh"
 
 /* The arguments that both walks share. */
 #define WALK_ARGS                                                                                  \
     IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets), IN(uint, order),   \
         OUT(uint, histogram), uint tokens, int top_k, int columns, uint block_size, uint pairs,    \
         uint sequence_tokens, uint sequence_blocks
-
-#define WALK_INIT                                                                                  \
-    {OWNER_INIT(top_k, pairs, PAIR_GRID ? columns : top_k),                                        \
-     AT(ids),                                                                                      \
-     GIVEN(order),                                                                                 \
-     tokens,                                                                                       \
-     0,                                                                                            \
-     columns}
 
 typedef struct walk_block {
     uint sequence, begin, end; /* entries */
@@ -205,10 +148,6 @@ void plan_scan_sequences(OUT(uint, histogram), OUT(uint, load), OUT(uint, kept),
     }
 }
 
-static inline uint round_up(uint rows, uint tile) {
-    return divide_up(rows, tile) * tile;
-}
-
 KERNEL(GROUP, 1, 1)
 void plan_offsets(IN(uint, load), OUT(uint, offsets), uint experts, int dropless, uint capacity,
                   uint row_tile) {
@@ -275,6 +214,21 @@ void plan_scatter(WALK_ARGS, IN(uint, kept), IN(uint, offsets), IN(uint, sequenc
             histogram[at.expert] = place + 1;
         group_barrier(CLK_GLOBAL_MEM_FENCE);
     }
+}
+
+/* All of it by one group, without SEQUENCES. */
+KERNEL(GROUP, 1, 1)
+void plan_few(IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
+              IN(uint, order), IN(uint, state), PLAN_ARRAYS, uint tokens, int top_k, int columns,
+              uint pairs, int experts, int dropless, uint capacity, uint bucket, uint slots,
+              uint row_tile) {
+    __local uint counts[FEW_COLUMNS], places[FEW_PAIRS], tmp[GROUP];
+    const pair_walk w = WALK_INIT;
+    const plan_arrays to = PLAN_ARRAYS_INIT;
+    const uint room = effective_capacity(STATE_OF(state), capacity);
+    const plan_sizes s = {columns, experts, dropless, dropless ? UINT_MAX : room,
+                          bucket,  slots,   row_tile};
+    plan_in_group(&w, PAIR_GRID ? pairs : tokens * (uint)top_k, &to, &s, counts, places, tmp);
 }
 
 /* pair_weights [T,K]: dropped pairs become 0, the rest are renormalised among them and scaled. */

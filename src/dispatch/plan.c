@@ -1,4 +1,5 @@
 /* ids -> the routing plan. */
+#include "dispatch/plan.clh"
 #include "steps.h"
 
 #include <stdio.h>
@@ -9,12 +10,13 @@ clmoe_status plan_create(clmoe_layer *layer) {
         {KERNEL_PLAN_SCAN, "plan_scan"},
         {KERNEL_PLAN_OFFSETS, "plan_offsets"},
         {KERNEL_PLAN_SCATTER, "plan_scatter"},
+        {KERNEL_PLAN_FEW, "plan_few"},
         {KERNEL_PLAN_RENORM, "plan_renorm"},
         {KERNEL_PLAN_REPLICATE, "plan_replicate"},
         {KERNEL_PLAN_SCAN_SEQUENCES, "plan_scan_sequences"},
     };
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
+    snprintf(options, sizeof options, "-DGROUP=%u -DKEEP_RULE=%d -DPAIR_GRID=%d -DSEQUENCES=%d",
              layer->group, (int)layer_keep(layer), layer_lists_pairs(layer),
              layer_has_sequences(layer));
     return layer_kernels(layer, "dispatch/plan", options, kernels,
@@ -58,14 +60,37 @@ done:
     return status;
 }
 
-clmoe_status step_plan(const batch *b, launch *chain) {
+/* Entries of the grid that plan.cl walks. */
+static uint32_t grid_entries(const batch *b) {
+    return layer_lists_pairs(b->layer) ? b->ws.plan.pairs : b->tokens * b->layer->desc.top_k;
+}
+
+/* Whether one group makes the plan in one launch. */
+static bool is_few(const batch *b) {
+    return !layer_has_sequences(b->layer) && b->layer->columns <= FEW_COLUMNS &&
+           grid_entries(b) <= FEW_PAIRS && b->ws.plan.slots <= FEW_SLOTS;
+}
+
+static clmoe_status plan_few(const batch *b, launch *chain, clmoe_buf order) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    cl_kernel kernel = layer->kernels[KERNEL_PLAN_FEW];
+    TRY(KERNEL_SET(kernel, ARG_F32(b->ids), ARG_F32(b->live), ARG_U8(b->token_mask),
+                   ARG_F32(b->token_offsets), ARG_F32(order), ARG_F32(b->state), PLAN_ARRAYS(b),
+                   ARG_UINT(b->tokens), ARG_UINT(layer->desc.top_k), ARG_UINT(layer->columns),
+                   ARG_UINT(b->ws.plan.pairs), PLAN_SIZES(b)));
+    TRY(launch_1d(chain, kernel, 1, layer->group));
+done:
+    return status;
+}
+
+/* The same by blocks, each step of the counting sort a launch. */
+static clmoe_status plan_many(const batch *b, launch *chain, clmoe_buf order) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, experts = layer->desc.num_experts;
-    uint32_t dropless = layer_is_dropless(layer);
     const clmoe_plan_layout *plan = &b->ws.plan;
-    clmoe_buf order = {0};
     clmoe_buf histogram = region(b, REGION_HISTOGRAM);
     clmoe_buf load = PLAN_ARRAY(b, load), kept = PLAN_ARRAY(b, kept);
     clmoe_buf offsets = PLAN_ARRAY(b, offsets);
@@ -74,11 +99,8 @@ clmoe_status step_plan(const batch *b, launch *chain) {
     clmoe_buf token_of = PLAN_ARRAY(b, token_of);
     clmoe_buf tile_expert = PLAN_ARRAY(b, tile_expert);
     clmoe_buf bases = region(b, REGION_SEQUENCES);
-    uint32_t bucket = layer_sequences(layer, b->tokens) * plan->capacity;
     walk_split walk = workspace_walk(layer, b->tokens);
 
-    if (layer_sorts(layer) && b->tokens > 0)
-        TRY(step_sort(b, chain, &order));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_HISTOGRAM], WALK_ARGS(b, order, histogram, walk),
                    ARG_F32(slot_of), ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert),
                    ARG_F32(PLAN_ARRAY(b, rerouted_in)), ARG_F32(PLAN_ARRAY(b, rerouted_out)),
@@ -86,7 +108,7 @@ clmoe_status step_plan(const batch *b, launch *chain) {
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_HISTOGRAM], walk.blocks.count, group));
     TRY(scan(b, chain, &walk));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_OFFSETS], ARG_F32(load), ARG_F32(offsets), ARG_UINT(experts),
-                   ARG_UINT(dropless), ARG_AS(capacity, ARG_UINT(bucket)),
+                   ARG_UINT(layer_is_dropless(layer)), ARG_AS(capacity, ARG_UINT(plan_bucket(b))),
                    ARG_UINT(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_OFFSETS], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_PLAN_SCATTER], WALK_ARGS(b, order, histogram, walk),
@@ -94,6 +116,17 @@ clmoe_status step_plan(const batch *b, launch *chain) {
                    ARG_F32(slot_of), ARG_F32(pair_of), ARG_F32(token_of), ARG_F32(tile_expert),
                    ARG_UINT(experts), ARG_UINT(plan->row_tile)));
     TRY(launch_1d(chain, kernels[KERNEL_PLAN_SCATTER], walk.blocks.count, group));
+done:
+    return status;
+}
+
+clmoe_status step_plan(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    clmoe_buf order = {0};
+    if (layer_sorts(layer) && b->tokens > 0)
+        TRY(step_sort(b, chain, &order));
+    TRY((is_few(b) ? plan_few : plan_many)(b, chain, order));
     if (layer_reroutes(layer))
         TRY(step_reroute_begin(b, chain));
     if (layer_reroutes(layer) && b->scores.mem)

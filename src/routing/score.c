@@ -57,15 +57,23 @@ done:
     return status;
 }
 
-clmoe_status step_score(const batch *b, launch *chain) {
+clmoe_status step_logits(const batch *b, launch *chain, clmoe_buf *noisy) {
     clmoe_status status = CLMOE_SUCCESS;
-    clmoe_buf noisy = b->logits;
+    *noisy = b->logits;
     if (!b->logits_given)
         TRY(make_logits(b, chain));
     if (b->state.mem && layer_is_noisy(b->layer)) {
         TRY(step_noise(b, chain, !b->logits_given));
-        noisy = region(b, REGION_NOISY);
+        *noisy = region(b, REGION_NOISY);
     }
+done:
+    return status;
+}
+
+clmoe_status step_score(const batch *b, launch *chain) {
+    clmoe_status status = CLMOE_SUCCESS;
+    clmoe_buf noisy;
+    TRY(step_logits(b, chain, &noisy));
     TRY(step_score_rows(b, chain, noisy, b->scores));
     if (b->layer->desc.router.groups.two_level)
         TRY(step_two_level_scores(b, chain));

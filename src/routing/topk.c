@@ -45,6 +45,7 @@ static topk_split split_topk(uint32_t group, uint32_t columns, uint32_t keep, ui
 typedef struct topk_program {
     char options[128];
     uint32_t tokens; /* per group */
+    size_t local_bytes;
 } topk_program;
 
 static topk_program bitonic_program(const clmoe_layer *layer, uint32_t best) {
@@ -53,6 +54,7 @@ static topk_program bitonic_program(const clmoe_layer *layer, uint32_t best) {
     const uint32_t keep = power_of_two(best, MAX_TOPK_CHUNK);
     const topk_split split = split_topk(group, layer->columns, keep, groups);
     program.tokens = split.tokens;
+    program.local_bytes = topk_bytes(&split, keep, groups);
     snprintf(program.options, sizeof program.options,
              "-DBITONIC -DGROUP=%u -DKEEP=%u -DGROUPS=%u -DTOKENS=%u -D%s=%u", group, keep, groups,
              split.tokens, split.lanes ? "LANES" : "CHUNK",
@@ -72,6 +74,12 @@ static topk_program select_program(const clmoe_layer *layer, uint32_t best) {
     snprintf(program.options, sizeof program.options, "-DGROUP=1 -DKEEP=%u -DCOLUMNS=%u",
              power_of_two(best > 4 ? best : 4, MAX_TOPK_CHUNK), select_columns(layer->columns));
     return program;
+}
+
+size_t topk_options(const clmoe_layer *layer, char *options, size_t size) {
+    const topk_program program = bitonic_program(layer, layer->desc.top_k);
+    snprintf(options, size, "%s", program.options);
+    return program.local_bytes;
 }
 
 clmoe_status topk_create(clmoe_layer *layer) {

@@ -101,22 +101,24 @@ static void every_engine(void **state) {
 /* Tokens with any number of pairs up to K, none included. */
 static void token_offsets(void **state) {
     (void)state;
-    const shape s = {200, 5, 12, 2, 5, 3};
+    const shape s = {500, 5, 12, 2, 5, 3};
     for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
         for (int keep = CLMOE_KEEP_POSITION; keep <= CLMOE_KEEP_WEIGHT; keep++) {
             clmoe_layer_desc desc = desc_of(&s);
+            const uint32_t tokens =
+                (g + (size_t)keep) % 2 ? 200 : s.tokens; /* one group, or more */
             desc.capacity.rows = keep == CLMOE_KEEP_POSITION && g == 0 ? 0 : 30;
             desc.capacity.keep = (clmoe_keep)keep;
             test_case("group size %u, keep %d", group_sizes[g], keep);
             seed_set((uint64_t)keep + 1);
             ref_plan_in in;
-            route_random(&desc, s.tokens, PATTERN_UNIFORM, &in);
-            int32_t *offsets = HOST(int32_t, s.tokens + 1);
-            for (uint32_t t = 0; t < s.tokens; t++)
+            route_random(&desc, tokens, PATTERN_UNIFORM, &in);
+            int32_t *offsets = HOST(int32_t, tokens + 1);
+            for (uint32_t t = 0; t < tokens; t++)
                 offsets[t + 1] = offsets[t] + (int32_t)random_below(s.top_k + 1);
             in.token_offsets = offsets;
             in.live = NULL;
-            in.token_mask = g == 1 ? random_mask(s.tokens) : NULL;
+            in.token_mask = g == 1 ? random_mask(tokens) : NULL;
             check_plan(test_layer(group_sizes[g], &desc), &desc, &in);
         }
 }

@@ -1,6 +1,7 @@
 /* The bound of a launch's work: the same bits in more launches, each within it, and none where
  * there is no bound. */
 #include "layer.h" /* before cmocka, whose fail is a macro */
+#include "workspace.h"
 
 #include "gemm_case.h"
 #include "support.h"
@@ -344,6 +345,88 @@ static void reroute_in_parts(void **state) {
     }
 }
 
+/* ---- Few tokens --------------------------------------------------------------------------------
+ */
+
+/* Every way to score, choose and keep that few.cl has. */
+static const struct {
+    const char *variant;
+    uint32_t experts, top_k, group;
+} few_layers[] = {{"softmax, renorm, separate", 128, 8, 256},
+                  {"softmax", 12, 3, 64},
+                  {"sigmoid, groups, shared", 24, 3, 64},
+                  {"top-k then softmax, interleaved, biases", 12, 3, 64},
+                  {"sparsemixer", 12, 3, 64},
+                  {"p-norm, expert scale", 12, 3, 64},
+                  {"keep choice-major", 12, 3, 64},
+                  {"no room at all", 12, 3, 64},
+                  {"identity experts", 12, 3, 64},
+                  {"learned noise", 300, 5, 64}};
+
+/* Routing's arrays, where they lie in scratch. */
+typedef struct routed {
+    char *bytes[5];
+    size_t sizes[5];
+} routed;
+
+static routed run_routed(clmoe_layer *layer, const batch *b, device_batch *d) {
+    static const region_id ids[] = {REGION_SCORES, REGION_IDS, REGION_WEIGHTS, REGION_LIVE,
+                                    REGION_PLAN};
+    workspace_layout ws;
+    routed r;
+    buf_poison(d->args.scratch);
+    forget_launches();
+    OK(clmoe_forward(layer, test.queue, &d->args, 0, NULL, NULL));
+    CL_OK(clFinish(test.queue));
+    OK(workspace_layout_get(layer, b->in.tokens, &ws));
+    char *all = buf_get(d->args.scratch);
+    for (size_t i = 0; i < COUNT_OF(ids); i++) {
+        r.bytes[i] = all + ws.offset[ids[i]];
+        r.sizes[i] = ws.bytes[ids[i]];
+    }
+    return r;
+}
+
+/* One launch for three steps, and the same bits without it. */
+static void check_few(clmoe_layer *layer, const batch *b, bool takes) {
+    static const char *const names[] = {"scores", "ids", "weights", "live", "plan"};
+    device_batch d;
+    batch_upload(layer, b, &d);
+    const cl_kernel few = layer->kernels[KERNEL_FEW];
+    const routed got = run_routed(layer, b, &d);
+    batch_compare(b, &d, batch_reference(b));
+    CHECK(launches_of("route_few") == takes, "few.cl %s\n", takes ? "is not used" : "is used");
+    CHECK(launches_of("score_rows") == !takes && launches_of("topk_") == !takes &&
+              launches_of("plan_") == !takes,
+          "other launches than for %s\n", takes ? "few tokens" : "some");
+    layer->kernels[KERNEL_FEW] = NULL;
+    const routed want = run_routed(layer, b, &d);
+    layer->kernels[KERNEL_FEW] = few;
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        compare_bits(names[i], got.bytes[i], want.bytes[i], want.sizes[i]);
+}
+
+static void few_tokens(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(few_layers); i++)
+        for (uint32_t n = 0; n < 3; n++) {
+            const shape s = {1, 20, few_layers[i].experts, 0, few_layers[i].top_k, 9};
+            batch b;
+            test_case("%s, %s", few_layers[i].variant,
+                      n == 0 ? "a token" : (n == 1 ? "the most" : "more"));
+            clmoe_layer_desc desc = desc_of(&s);
+            variant_set(&desc, few_layers[i].variant, NULL);
+            clmoe_layer *layer = test_layer(few_layers[i].group, &desc);
+            const uint32_t most = layer->kernels[KERNEL_FEW] ? layer->topk_tokens : 0;
+            CHECK(most > 0 || layer->group == 1, "there is no few.cl\n");
+            seed_set(i + 1);
+            batch_make(&b, &desc, n == 0 ? 1 : most + n - 1);
+            if (n > 0)
+                b.in.token_mask = random_mask(b.in.tokens);
+            check_few(layer, &b, b.in.tokens > 0 && b.in.tokens <= most);
+        }
+}
+
 /* ---- The option and the profile -------------------------------------------------------------- */
 
 static void destroy_context(void *context) {
@@ -416,7 +499,7 @@ static void option_and_profile(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(gemms_in_parts), TEST(dense_in_parts),
-                                       TEST(every_policy), TEST(reroute_in_parts),
-                                       TEST(option_and_profile)};
+                                       TEST(every_policy),   TEST(reroute_in_parts),
+                                       TEST(few_tokens),     TEST(option_and_profile)};
     return RUN(tests);
 }

@@ -42,9 +42,10 @@ typedef struct clmoe_profile_step {
     /*
      * In this order: "score", "topk", "plan", "dispatch", "experts", "mix" (the end of Soft MoE),
      * "shared", "combine", "copy" (of logits, ids and weights that were asked for), "measure"
-     * (statistics and losses, from one pass). Of clmoe_backward(): "prepare", "experts", "combine",
-     * "shared", "topk", "score", "dispatch", and of the weights "experts gradients", "shared
-     * gradients", "other gradients". A static string.
+     * (statistics and losses, from one pass). A few tokens may be chosen and planned in one
+     * command, of "topk"; there is no "plan" then. Of clmoe_backward(): "prepare", "experts",
+     * "combine", "shared", "topk", "score", "dispatch", and of the weights "experts gradients",
+     * "shared gradients", "other gradients". A static string.
      */
     const char *name;
     cl_event first, last; /* owned by the profile */
