@@ -68,13 +68,11 @@ typedef enum kernel_id {
     KERNEL_COMBINE,
     KERNEL_COMBINE_BACKWARD,
     KERNEL_SUMS_ROWS,
-    KERNEL_SUMS_COLUMNS,
-    KERNEL_SUMS_PAIRS,
-    KERNEL_SUMS_TOKENS,
+    KERNEL_SUMS_BLOCKS,
     KERNEL_SUMS_REDUCE,
     KERNEL_STATS,
     KERNEL_LOSS_VALUES,
-    KERNEL_LOSS_MEAN,
+    KERNEL_LOSS_GATHER,
     KERNEL_LOSS_GRADIENT,
     KERNEL_LOSS_WEIGHTS,
     KERNEL_JOINT_ROWS,
@@ -342,5 +340,9 @@ static inline uint32_t layer_router_rows(const clmoe_layer *layer) {
 
 /* A kernel of sums.cl, stats.cl or loss_*.cl: built with balance_group. */
 clmoe_status balance_kernel(clmoe_layer *layer, kernel_id id, const char *step, const char *name);
+/* One with teams for tokens, see balance.clh; and its launch for `tokens` of them. */
+clmoe_status balance_team_kernel(clmoe_layer *layer, kernel_id id, const char *step,
+                                 const char *name);
+clmoe_status launch_teams(launch *chain, const clmoe_layer *layer, kernel_id id, uint32_t tokens);
 
 #endif

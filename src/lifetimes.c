@@ -97,6 +97,7 @@ static const lifetime lifetimes[] = {
     {REGION_SUMS, AT_MEASURE, AT_MEASURE},
     {REGION_LOSS_GRADS, AT_MEASURE, AT_MEASURE},
     {REGION_LOSS_VALUES, AT_MEASURE, AT_MEASURE},
+    {REGION_LOSS_PARTS, AT_MEASURE, AT_MEASURE},
     {REGION_JOINT, AT_MEASURE, AT_MEASURE},
     {REGION_JOINT_GRADIENT, AT_MEASURE, AT_MEASURE},
     /* Backward. What the gradients of the weights read lives to the end. */

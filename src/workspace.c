@@ -415,6 +415,7 @@ static void balance_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_SUMS] = words(rows_if(measures, Q + 1), record);
     shapes[REGION_LOSS_GRADS] = words(Q, (size_t)layer->columns * GRAD_SOURCES);
     shapes[REGION_LOSS_VALUES] = words(Q, MAX_LOSSES);
+    shapes[REGION_LOSS_PARTS] = words(Q, (size_t)layer->columns * MAX_LOSSES);
     shapes[REGION_JOINT] = words(rows_if(layer->desc.router.groups.two_level, T), layer->columns);
     shapes[REGION_JOINT_GRADIENT] = shapes[REGION_JOINT];
 }

@@ -60,6 +60,7 @@ typedef enum region_id {
     REGION_SUMS,           /* [Q + 1] records: sequences, batch */
     REGION_LOSS_GRADS,     /* [GRAD_SOURCES, Q, R] f32 */
     REGION_LOSS_VALUES,    /* [MAX_LOSSES, Q] f32 */
+    REGION_LOSS_PARTS,     /* [MAX_LOSSES, Q, R] f32: the gradient's starts by loss */
     REGION_JOINT,          /* [T,R] f32, with two levels; as the next */
     REGION_JOINT_GRADIENT, /* [T,R] f32 */
     /* Of the backward pass. */

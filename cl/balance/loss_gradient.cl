@@ -4,11 +4,12 @@
  *          learned noise to x Wn^T; for P = combine weights see loss_weights.cl.
  * Arrays: logits [T,R] noisy, clean [T,R], noise_raw [T,R] or NULL, state or NULL, rows [T]
  *          token_row, grads [GRAD_SOURCES,Q,R] f32 -> dlogits, dnoise [T,R] f32 or NULL, added to.
- * NDRange: one group per token, V columns a work-item.
- * Limits: GROUP a power of two; with GROUP 1 V is 16.
- * Repeatability: sums over columns depend on GROUP alone.
+ * NDRange: a token per team of TEAM work-items, GROUP / TEAM teams a group.
+ * Limits: GROUP and TEAM powers of two; with GROUP 1 V is 16.
+ * Repeatability: sums over columns depend on TEAM * V alone, or with GROUP 1 on V.
  */
 #include "balance/gradient.clh"
+#include "balance/team.clh"
 
 /* Gradients by source of one token's sequence; NULL where no loss has it. */
 typedef struct gradient_view {
@@ -86,9 +87,11 @@ void loss_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN
     __local float tmp[GROUP];
     __global const state_header *header = STATE_OF(state);
     float temperature = temperature_of(&r, header);
-    uint token = get_group_id(0), R = s.columns;
+    uint at = get_group_id(0) * (GROUP / TEAM) + get_local_id(0) / TEAM, R = s.columns;
+    bool there = at < s.tokens;
+    uint token = there ? at : 0;
     token_row t = ((__global const token_row *)AT(rows))[token];
-    uint columns = (t.flags & TOKEN_UNMASKED) && t.best != -INFINITY ? R : 0;
+    uint columns = there && (t.flags & TOKEN_UNMASKED) && t.best != -INFINITY ? R : 0;
     gradient_row row;
     row_at(AT(logits), AT(clean), GIVEN(noise_raw), GIVEN(dlogits), GIVEN(dnoise), token, R, &row);
     gradient_view g;
@@ -97,19 +100,19 @@ void loss_gradient(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN
                       ? AT(grads) + ((ulong)i * s.sequences + token / s.sequence) * R
                       : 0;
 
-    float dot_p = 0.0f, dot_softmax = 0.0f;
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+    column_sums p_sums = 0.0f, softmax_sums = 0.0f;
+    for (uint e = FIRST_COLUMN; e < columns; e += NEXT_COLUMNS) {
         FLOATV l = prepared_columns(&r, temperature, load_columns(row.logits, e, R, -INFINITY));
         if (g.of[SUM_NORMALISED] && t.scores != 0.0f)
-            dot_p += sum_columns(score_columns(&r, t.best, l) / t.scores *
-                                 relative_grad(g.of[SUM_NORMALISED], &t, e, R));
+            ADD_COLUMNS(p_sums, score_columns(&r, t.best, l) / t.scores *
+                                    relative_grad(g.of[SUM_NORMALISED], &t, e, R));
         if (g.of[SUM_SOFTMAX])
-            dot_softmax += sum_columns((l == -INFINITY ? (FLOATV)(0.0f) : exp(l - t.best)) /
-                                       t.total * relative_grad(g.of[SUM_SOFTMAX], &t, e, R));
+            ADD_COLUMNS(softmax_sums, (l == -INFINITY ? (FLOATV)(0.0f) : exp(l - t.best)) /
+                                          t.total * relative_grad(g.of[SUM_SOFTMAX], &t, e, R));
     }
-    dot_p = group_sum(dot_p, tmp);
-    dot_softmax = group_sum(dot_softmax, tmp);
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
+    const float dot_p = team_sum(fold_columns(p_sums), tmp);
+    const float dot_softmax = team_sum(fold_columns(softmax_sums), tmp);
+    for (uint e = FIRST_COLUMN; e < columns; e += NEXT_COLUMNS) {
         FLOATV noisy = load_columns(row.logits, e, R, -INFINITY);
         FLOATV d = chain(&r, &t, &g, temperature, dot_p, dot_softmax, e, R, noisy);
         FLOATV d_clean = (FLOATV)(0.0f), d_raw = (FLOATV)(0.0f);

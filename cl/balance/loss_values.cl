@@ -1,11 +1,13 @@
 /*
  * Purpose: balancing losses: their values, and where their gradient starts.
  * Formula: see balance.h and loss_function.clh. loss_values: each loss, and g = dL/dF (or dL/dP),
- *          with weight / T folded in, added up by source of P. loss_mean: over the sequences.
+ *          with weight / T folded in. loss_gather: those added up by source of P, in the order of
+ *          losses, and the values' mean over the sequences.
  * Arrays: sums [Q, batch] records, load [R] u32 of the plan, state, load_target [E], load_supplied
- *          [E] or NULL -> values [losses,Q] f32, grads [GRAD_SOURCES,Q,R] f32; then values and sums
- *          -> out [losses] f32.
- * NDRange: loss_values: one group per sequence. loss_mean: one group.
+ *          [E] or NULL -> values [losses,Q], parts [losses,Q,R] f32; then values, parts and sums ->
+ *          grads [GRAD_SOURCES,Q,R], out [losses] f32 or NULL.
+ * NDRange: loss_values: one group per (sequence, loss). loss_gather: one group per sequence, and
+ *          one for the values.
  * Limits: at most MAX_LOSSES losses; E a multiple of the device groups.
  * Repeatability: fixed orders; sums over experts and columns depend on GROUP alone.
  */
@@ -238,70 +240,90 @@ static inline float whole_value(const cells *c, __global const uint *scalars, fl
     }
 }
 
+/* Where an index may vary: of a value, the table would fill the registers and spill. */
+void copy_items(const loss_table *table, __local loss_item *items) {
+    if (get_local_id(0) == 0)
+        UNROLL for (uint i = 0; i < MAX_LOSSES; i++) items[i] = table->items[i];
+    group_barrier(CLK_LOCAL_MEM_FENCE);
+}
+
 KERNEL(GROUP, 1, 1)
 void loss_values(IN(uint, sums), IN(uint, load), IN(uint, state), IN(float, load_target),
-                 IN(float, load_supplied), OUT(float, values), OUT(float, grads), sums_shape s,
-                 loss_table table, uint count) {
+                 IN(float, load_supplied), OUT(float, values), OUT(float, parts), sums_shape s,
+                 loss_table table) {
     __local float tmp[GROUP];
     __local uint uint_tmp[GROUP];
-    /* Where an index may vary: of a value, the table would fill the registers and spill. */
     __local loss_item items[MAX_LOSSES];
     __global const state_header *header = STATE_OF(state);
-    uint q = get_group_id(0), R = s.columns;
-    if (get_local_id(0) == 0)
-        UNROLL for (uint i = 0; i < MAX_LOSSES; i++) items[i] = table.items[i];
-    group_barrier(CLK_LOCAL_MEM_FENCE);
+    const uint q = get_group_id(0), i = get_group_id(1), R = s.columns;
+    copy_items(&table, items);
     sums = AT(sums);
-    values = AT(values);
-    grads = AT(grads);
     __global const uint *batch = sums + (ulong)batch_record(&s) * record_words(&s);
-    for (uint i = 0; i < count; i++) {
-        const loss_item item = items[i];
-        /* The capacity is each sequence's; what passes it adds up to the batch's. */
-        bool whole = (!item.per_sequence && item.kind != LOSS_OVERFLOW) || s.sequences == 1;
-        __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
-        __global const uint *scalars = (item.per_sequence ? record : batch) + scalars_at(&s);
-        float tokens = (float)scalars[SCALAR_TOKENS];
-        cells c;
-        cells_of(&s, &item, record, whole, tokens, AT(load), header,
-                 GIVEN(load_target),
-                 GIVEN(load_supplied), &c);
-        float sequences =
-            whole || !item.per_sequence ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
-        measure_totals(&c, tmp, uint_tmp);
-        bool known = is_known(&c, tokens);
-        measure_terms(&c, known, tmp);
-        float factor = known ? item.weight : 0.0f;
-        if (item.controlled)
-            factor *= header->loss_weight;
-        factor /= (item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);
-        if (get_local_id(0) == 0)
-            values[(ulong)i * s.sequences + q] = known ? whole_value(&c, scalars, tokens) : 0.0f;
-        __global float *to = grads + ((ulong)item.source * s.sequences + q) * R;
-        uint written = item.source >= GRAD_Z ? 1 : R;
-        for (uint e = get_local_id(0); e < written; e += GROUP) {
-            float g = item.source >= GRAD_Z ? 1.0f : 0.0f;
-            if (item.source < GRAD_Z && e < s.experts && known)
-                g = cell_gradient(&c, e / c.span);
-            g = known ? g * factor : 0.0f;
-            to[e] = item.adds ? to[e] + g : g;
-        }
+    const loss_item item = items[i];
+    /* The capacity is each sequence's; what passes it adds up to the batch's. */
+    bool whole = (!item.per_sequence && item.kind != LOSS_OVERFLOW) || s.sequences == 1;
+    __global const uint *record = whole ? batch : sums + (ulong)q * record_words(&s);
+    __global const uint *scalars = (item.per_sequence ? record : batch) + scalars_at(&s);
+    float tokens = (float)scalars[SCALAR_TOKENS];
+    cells c;
+    cells_of(&s, &item, record, whole, tokens, AT(load), header, GIVEN(load_target),
+             GIVEN(load_supplied), &c);
+    float sequences =
+        whole || !item.per_sequence ? 1.0f : (float)batch[scalars_at(&s) + SCALAR_SEQUENCES];
+    measure_totals(&c, tmp, uint_tmp);
+    bool known = is_known(&c, tokens);
+    measure_terms(&c, known, tmp);
+    float factor = known ? item.weight : 0.0f;
+    if (item.controlled)
+        factor *= header->loss_weight;
+    factor /= (item.source == SUM_SMOOTH ? 1.0f : fmax(tokens, 1.0f)) * fmax(sequences, 1.0f);
+    if (get_local_id(0) == 0)
+        AT(values)[(ulong)i * s.sequences + q] = known ? whole_value(&c, scalars, tokens) : 0.0f;
+    __global float *to = AT(parts) + ((ulong)i * s.sequences + q) * R;
+    uint written = item.source >= GRAD_Z ? 1 : R;
+    for (uint e = get_local_id(0); e < written; e += GROUP) {
+        float g = item.source >= GRAD_Z ? 1.0f : 0.0f;
+        if (item.source < GRAD_Z && e < s.experts && known)
+            g = cell_gradient(&c, e / c.span);
+        to[e] = known ? g * factor : 0.0f;
     }
 }
 
-/* values [losses,Q] -> [losses]: the mean over the live sequences, their sum, or the batch's. */
-KERNEL(GROUP, 1, 1)
-void loss_mean(IN(float, values), IN(uint, sums), OUT(float, out), sums_shape s, uint count,
-               uint per_sequence, uint summed) {
-    uint live = AT(sums)[(ulong)batch_record(&s) * record_words(&s) + scalars_at(&s) +
-                         SCALAR_SEQUENCES];
+/* values [losses,Q] -> out [losses]: means over the live sequences, their sum, or the batch's. */
+static inline void mean_values(__global const float *values, __global const uint *sums,
+                               const sums_shape *s, uint count, uint per_sequence, uint summed,
+                               __global float *out) {
+    uint live = sums[(ulong)batch_record(s) * record_words(s) + scalars_at(s) + SCALAR_SEQUENCES];
     for (uint i = get_local_id(0); i < count; i += GROUP) {
-        __global const float *of = AT(values) + (ulong)i * s.sequences;
+        __global const float *of = values + (ulong)i * s->sequences;
         float sum = 0.0f, lost = 0.0f;
-        for (uint q = 0; q < s.sequences; q++)
+        for (uint q = 0; q < s->sequences; q++)
             ADD_CAREFULLY(float, sum, lost, of[q]);
         if (per_sequence >> i & 1u)
             sum /= fmax((float)live, 1.0f);
-        AT(out)[i] = ((per_sequence | summed) >> i & 1u) ? sum : of[0];
+        out[i] = ((per_sequence | summed) >> i & 1u) ? sum : of[0];
+    }
+}
+
+KERNEL(GROUP, 1, 1)
+void loss_gather(IN(float, values), IN(float, parts), IN(uint, sums), OUT(float, grads),
+                 OUT(float, out), sums_shape s, loss_table table, uint count, uint per_sequence,
+                 uint summed) {
+    __local loss_item items[MAX_LOSSES];
+    const uint q = get_group_id(0), R = s.columns;
+    copy_items(&table, items);
+    if (q == s.sequences) {
+        mean_values(AT(values), AT(sums), &s, out ? count : 0, per_sequence, summed, AT(out));
+        return;
+    }
+    parts = AT(parts);
+    grads = AT(grads);
+    for (uint i = 0; i < count; i++) {
+        const uint source = (uint)items[i].source, written = source >= GRAD_Z ? 1 : R;
+        for (uint e = get_local_id(0); e < written; e += GROUP) {
+            __global float *to = grads + ((ulong)source * s.sequences + q) * R + e;
+            const float g = parts[((ulong)i * s.sequences + q) * R + e];
+            *to = items[i].adds ? *to + g : g;
+        }
     }
 }

@@ -6,296 +6,23 @@
  * Arrays: logits [T,R] that p is made of, noisy [T,R] (the same but for two levels), ranks [T,R]
  *          or NULL: what fresh and first choices are the best of, clean [T,R], noise_raw [T,R] (the
  *          last two for the smooth load alone), token_mask, live, token_offsets, state or NULL;
- *          ids, weight_ids, pair_weights [pairs] -> rows [T] token_row; partial [blocks] and sums
- *          [Q, and one of the batch if Q > 1] records, see balance.clh.
- * NDRange: sums_rows: one group per token. sums_columns, sums_pairs: (columns, blocks), V columns a
- *          work-item. sums_tokens: one group per (device group, one more for invalid ids, one for
- *          the scalars; block). sums_reduce: (words of a record, records), a word a work-item.
+ *          ids, weight_ids, pair_weights [pairs], rows [T] token_row, see sums_rows.cl -> partial
+ *          [blocks] and sums [Q, and one of the batch if Q > 1] records, see balance.clh.
+ * NDRange: sums_blocks: (groups by what they sum, blocks), V columns a work-item, or of the tokens
+ *          one group per device group, one for invalid ids, one for the scalars. sums_reduce:
+ *          (words of a record, records), a word a work-item.
  * Limits: GROUP a power of two; with GROUP 1 V is 16.
  * Repeatability: a work-item owns what it sums, and adds in the order of tokens and blocks, with
- *          the rounding error carried along; only sums within a token depend on GROUP.
+ *          the rounding error carried along; blocks follow from the tokens alone.
  * Structs come back through pointers: of returned ones LLVM makes what Oclgrind does not know.
  */
 #include "balance/balance.clh"
 #include "dispatch/pairs.clh"
 
-/* Largest order with at least `rank` columns at or above it, 0 if there are fewer. */
-uint kth_order(__global const float *logits, uint columns, uint rank, __local uint *tmp) {
-    uint kth = 0;
-    for (uint bit = 32; bit > 0; bit--) {
-        uint at = kth | (1u << (bit - 1)), above = 0;
-        for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-            UINTV order = ordered_columns(load_columns(logits, e, columns, -INFINITY));
-            above += total_columns(order >= at ? (UINTV)(1u) : (UINTV)(0u));
-        }
-        above = group_total(above, tmp);
-        kth = above >= rank ? at : kth;
-    }
-    return kth;
-}
-
-/* The K-th and (K+1)-th best of a row, and the last of those equal to the K-th that is chosen. */
-typedef struct choice_bounds {
-    uint kth, next, last_tie;
-} choice_bounds;
-
-void find_bounds(__global const float *row, uint columns, uint top_k, choice_bounds *bounds,
-                 __local uint *tmp) {
-    uint at_least = 0, above = 0, next = 0, kth = kth_order(row, columns, top_k, tmp);
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        UINTV order = ordered_columns(load_columns(row, e, columns, -INFINITY));
-        at_least += total_columns(order >= kth ? (UINTV)(1u) : (UINTV)(0u));
-        above += total_columns(order > kth ? (UINTV)(1u) : (UINTV)(0u));
-        next = max(next, largest_columns(order < kth ? order : (UINTV)(0u)));
-    }
-    at_least = group_total(at_least, tmp);
-    above = group_total(above, tmp);
-    next = group_largest(next, tmp);
-    bounds->kth = kth;
-    bounds->next = at_least > top_k ? kth : next;
-    bounds->last_tie = columns;
-    if (at_least > top_k)
-        for (uint e = 0, left = top_k - above; e < columns && left > 0; e++)
-            if (isfinite(row[e]) && ordered_bits(row[e]) == kth) {
-                bounds->last_tie = e;
-                left--;
-            }
-}
-
 /* Whether columns e ... e + V - 1 are among the chosen, from their ordered values. */
 static inline INTV is_chosen(UINTV order, uint kth, uint last_tie, uint e) {
     INTV first_ties = AS_INTV((UINTV)(e)) + LANE_COLUMNS <= (INTV)((int)last_tie);
     return ((order > kth) | ((order == kth) & first_ties)) & (order > 0u);
-}
-
-/*
- * The id of the first choice: of the token's pairs the one whose column ranks highest, ties to the
- * lower id; without ranks, the first pair.
- */
-int first_choice(__global const int *ids, pair_range pairs, __global const float *ranks,
-                 uint columns, __local uint *tmp) {
-    uint best = 0, from_end = 0;
-    for (uint pair = pairs.begin + get_local_id(0); ranks && pair < pairs.end; pair += GROUP)
-        best = max(best, (uint)ids[pair] < columns ? ordered_bits(ranks[ids[pair]]) : 0);
-    best = group_largest(best, tmp);
-    for (uint pair = pairs.begin + get_local_id(0); ranks && pair < pairs.end; pair += GROUP)
-        if ((uint)ids[pair] < columns && ordered_bits(ranks[ids[pair]]) == best)
-            from_end = max(from_end, columns - (uint)ids[pair]);
-    from_end = group_largest(from_end, tmp);
-    if (ranks)
-        return from_end > 0 ? (int)(columns - from_end) : -1;
-    return pairs.begin < pairs.end ? ids[pairs.begin] : -1;
-}
-
-/*
- * Sums over this lane's columns of one token. Those of exp and of scores leave out what equals the
- * largest, so that the entropy of a token that is almost sure keeps its digits.
- */
-typedef struct lane_sums {
-    float power, power_weighted, score, score_weighted, raw;
-    uint ties; /* columns equal to the largest */
-    uint first_best;
-} lane_sums;
-
-#define LANE_SUMS 6
-
-/*
- * The floats and the ties of all lanes, in one tree: tmp is [LANE_SUMS,GROUP]. A count of columns
- * is exact in a float.
- */
-void fold_lanes(lane_sums *sums, __local float *tmp) {
-    int lane = get_local_id(0);
-    tmp[lane] = sums->power;
-    tmp[GROUP + lane] = sums->power_weighted;
-    tmp[2 * GROUP + lane] = sums->score;
-    tmp[3 * GROUP + lane] = sums->score_weighted;
-    tmp[4 * GROUP + lane] = sums->raw;
-    tmp[5 * GROUP + lane] = (float)sums->ties;
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-    for (int width = GROUP / 2; width > 0; width /= 2) {
-        for (int at = lane; lane < width && at < LANE_SUMS * GROUP; at += GROUP)
-            tmp[at] += tmp[at + width];
-        group_barrier(CLK_LOCAL_MEM_FENCE);
-    }
-    sums->power = READ_ONCE(__local float, tmp[0]);
-    sums->power_weighted = READ_ONCE(__local float, tmp[GROUP]);
-    sums->score = READ_ONCE(__local float, tmp[2 * GROUP]);
-    sums->score_weighted = READ_ONCE(__local float, tmp[3 * GROUP]);
-    sums->raw = READ_ONCE(__local float, tmp[4 * GROUP]);
-    sums->ties = (uint)READ_ONCE(__local float, tmp[5 * GROUP]);
-    group_barrier(CLK_LOCAL_MEM_FENCE);
-}
-
-/* This lane's part of sum exp(l - top). */
-static inline float sum_powers(__global const float *noisy, uint columns, float top) {
-    float sum = 0.0f;
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV raw = load_columns(noisy, e, columns, -INFINITY);
-        sum += sum_columns(isfinite(raw) ? exp(raw - top) : (FLOATV)(0.0f));
-    }
-    return sum;
-}
-
-static inline void sum_row(const router_switches *r, float temperature, float best,
-                           __global const float *logits, uint columns, lane_sums *lane) {
-    lane_sums sums = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0, 0};
-    const FLOATV gone = (FLOATV)(0.0f);
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
-        FLOATV l = prepared_columns(r, temperature, raw);
-        INTV other = (l < best) & (l > -INFINITY);
-        FLOATV below = below_best(l, best), power = other ? exp(below) : gone;
-        UINTV from_end = (UINTV)(columns - e) - AS_UINTV((INTV)LANE_COLUMNS);
-        sums.power += sum_columns(power);
-        sums.power_weighted += sum_columns(other ? power * below : gone);
-        sums.ties += total_columns(l == best ? (UINTV)(1u) : (UINTV)(0u));
-        sums.first_best = max(sums.first_best, largest_columns(l == best ? from_end : (UINTV)(0u)));
-        if (!is_softmax(r) && r->score != SCORE_IDENTITY) {
-            FLOATV s = score_columns(r, best, l);
-            sums.score += sum_columns(other ? s : gone);
-            sums.score_weighted += sum_columns((other & (s > 0.0f)) ? s * log(s) : gone);
-        }
-    }
-    *lane = sums;
-}
-
-/* p of scores that all are positive, from its sums without the `ties` largest. */
-void positive_scores(const router_switches *r, float rest, float weighted, uint ties,
-                     token_row *row) {
-    float most = max_columns(score_columns(r, row->best, (FLOATV)(row->best)));
-    if (most == 0.0f)
-        return;
-    float extra = (float)(ties - 1) * most;
-    rest += extra;
-    weighted += extra * log(most);
-    float sure = log1p(rest / most);
-    row->scores = most + rest;
-    row->log_scores = log(most) + sure;
-    row->entropy = (most * sure + rest * row->log_scores - weighted) / row->scores;
-    row->confidence = most / row->scores;
-}
-
-/* Entropy, largest and positive p of scores of either sign, s(l') = l'. */
-typedef struct signed_sums {
-    float entropy, positive, largest;
-} signed_sums;
-
-static inline float sum_identity(const router_switches *r, float temperature,
-                                 __global const float *logits, uint columns) {
-    float sum = 0.0f;
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
-        sum += sum_columns(isfinite(raw) ? prepared_columns(r, temperature, raw) : (FLOATV)(0.0f));
-    }
-    return sum;
-}
-
-static inline void sum_signed(const router_switches *r, float temperature, float scores,
-                              __global const float *logits, uint columns, signed_sums *lane) {
-    signed_sums sums = {0.0f, 0.0f, 0.0f};
-    const FLOATV gone = (FLOATV)(0.0f);
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV raw = load_columns(logits, e, columns, -INFINITY);
-        FLOATV l = prepared_columns(r, temperature, raw);
-        FLOATV p = l == -INFINITY ? gone : l / scores;
-        sums.entropy -= sum_columns(p > 0.0f ? p * log(p) : gone);
-        sums.positive += sum_columns(fmax(p, gone));
-        sums.largest = fmax(sums.largest, max_columns(p));
-    }
-    *lane = sums;
-}
-
-/* ... of the scores themselves, which may have either sign. */
-void signed_scores(const router_switches *r, float temperature, __global const float *logits,
-                   uint columns, token_row *row, __local float *tmp) {
-    float scores = group_sum(sum_identity(r, temperature, logits, columns), tmp);
-    signed_sums own;
-    sum_signed(r, temperature, scores, logits, scores == 0.0f ? 0 : columns, &own);
-    row->scores = scores;
-    row->entropy = group_sum(own.entropy, tmp);
-    row->positive = group_sum(own.positive, tmp);
-    row->confidence = group_max(own.largest, tmp);
-}
-
-/* p of a token, whatever the score; `columns` is 0 where nothing is known. */
-void probabilities(const router_switches *r, float temperature, __global const float *logits,
-                   __global const float *noisy, uint columns, float top, token_row *row,
-                   __local float *tmp) {
-    lane_sums sums;
-    sum_row(r, temperature, row->best, logits, columns, &sums);
-    sums.raw = sum_powers(noisy, columns, top);
-    fold_lanes(&sums, tmp);
-    uint from_end = group_largest(sums.first_best, (__local uint *)tmp);
-    if (columns == 0)
-        return;
-    float rest = sums.power + (float)(sums.ties - 1);
-    row->first_best = columns - from_end;
-    row->lse = top + log(sums.raw);
-    row->total = 1.0f + rest;
-    row->log_total = log1p(rest);
-    row->soft_entropy = row->log_total - sums.power_weighted / row->total;
-    if (is_softmax(r)) {
-        row->scores = row->total;
-        row->log_scores = row->log_total;
-        row->entropy = row->soft_entropy;
-        row->confidence = 1.0f / row->total;
-    } else if (r->score != SCORE_IDENTITY) {
-        positive_scores(r, sums.score, sums.score_weighted, sums.ties, row);
-    }
-}
-
-KERNEL(GROUP, 1, 1)
-void sums_rows(IN(float, logits), IN(float, noisy), IN(float, ranks), IN(int, ids), IN(int, live),
-               IN(uchar, token_mask), IN(int, token_offsets), IN(uint, state), OUT(float, rows),
-               sums_shape s, router_switches r, int best_first) {
-    __local float tmp[LANE_SUMS * GROUP];
-    __local uint uint_tmp[GROUP];
-    float temperature = temperature_of(&r, STATE_OF(state));
-    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
-    uint token = get_group_id(0), R = s.columns;
-    ulong at = (ulong)token * R;
-    bool masked = token_mask && !AT(token_mask)[token];
-    uint columns = masked || !logits ? 0 : R;
-    token_row row = {.best = -INFINITY, .positive = 1.0f, .flags = masked ? 0 : TOKEN_UNMASKED};
-    if (!masked && live && AT(live)[token] < (int)s.top_k)
-        row.flags |= TOKEN_NONFINITE;
-    logits = logits ? AT(logits) + at : 0;
-    noisy = noisy ? AT(noisy) + at : 0;
-    ranks = ranks ? AT(ranks) + at : 0;
-
-    float top = -INFINITY;
-    for (uint e = get_local_id(0) * V; e < columns; e += GROUP * V) {
-        FLOATV l = load_columns(logits, e, columns, -INFINITY);
-        FLOATV raw = load_columns(noisy, e, columns, -INFINITY);
-        row.best = fmax(row.best, max_columns(prepared_columns(&r, temperature, l)));
-        top = fmax(top, max_columns(isfinite(raw) ? raw : (FLOATV)(-INFINITY)));
-    }
-    row.best = group_max(row.best, tmp);
-    top = group_max(top, tmp);
-    if (row.best == -INFINITY)
-        columns = 0;
-    probabilities(&r, temperature, logits, noisy, columns, top, &row, tmp);
-    /* Loops, not conditions, around barriers: see types.clh. */
-    for (int times = r.score == SCORE_IDENTITY; times > 0; times--)
-        signed_scores(&r, temperature, logits, columns, &row, tmp);
-    /* The smooth load and the fresh choice in one call: Intel's compiler crashes on two. */
-    row.last_tie = row.fresh_last_tie = R;
-    const int begin = s.asked & SUM_BIT(SUM_SMOOTH) ? 0 : 1;
-    const int end = s.asked & COUNT_BIT(COUNT_FRESH) ? 2 : 1;
-    for (int fresh = begin; fresh < end; fresh++) {
-        choice_bounds found;
-        find_bounds(fresh ? ranks : noisy, columns, s.top_k, &found, uint_tmp);
-        row.kth = fresh ? row.kth : found.kth;
-        row.next = fresh ? row.next : found.next;
-        row.last_tie = fresh ? row.last_tie : found.last_tie;
-        row.fresh_kth = found.kth;
-        row.fresh_last_tie = found.last_tie;
-    }
-    for (int times = (s.asked & COUNT_BIT(COUNT_FIRST)) != 0; times > 0; times--)
-        row.first = first_choice(AT(ids), owned_pairs(&owner, token), best_first ? 0 : ranks,
-                                 R, uint_tmp);
-    if (get_local_id(0) == 0)
-        ((__global token_row *)AT(rows))[token] = row;
 }
 
 typedef struct token_range {
@@ -318,97 +45,180 @@ static inline FLOATV smooth_load(FLOATV clean, FLOATV threshold, FLOATV sigma) {
     return sigma > 0.0f ? 0.5f * erfc(-0.70710678118654752f * z) : hard;
 }
 
-KERNEL(GROUP, 1, 1)
-void sums_columns(IN(float, logits), IN(float, noisy), IN(float, clean), IN(float, noise_raw),
-                  IN(float, ranks), IN(uint, state), IN(float, rows), OUT(uint, partial),
-                  sums_shape s, router_switches r) {
-    __global const token_row *row = (__global const token_row *)AT(rows);
-    __global const state_header *header = STATE_OF(state);
-    float temperature = temperature_of(&r, header);
-    uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
-    token_range range = block_tokens(&s, get_group_id(1));
-    const FLOATV none = (FLOATV)(0.0f);
-    FLOATV normalised = none, normalised_lost = none, raw = none, raw_lost = none;
-    FLOATV softmax = none, softmax_lost = none, smooth = none, smooth_lost = none;
-    UINTV fresh = (UINTV)(0u);
-    if (e >= R)
-        return;
-    for (uint token = range.begin; token < range.end; token++) {
-        token_row t = row[token];
-        ulong at = (ulong)token * R;
-        if (!(t.flags & TOKEN_UNMASKED) || t.best == -INFINITY)
-            continue;
-        FLOATV l = prepared_columns(&r, temperature,
-                                    load_columns(AT(logits) + at, e, R, -INFINITY));
-        FLOATV score = score_columns(&r, t.best, l);
-        if (s.asked & SUM_BIT(SUM_NORMALISED) && t.scores != 0.0f)
-            ADD_CAREFULLY(FLOATV, normalised, normalised_lost, score / t.scores);
-        if (s.asked & SUM_BIT(SUM_RAW)) {
-            FLOATV value = is_softmax(&r) ? l : score;
-            ADD_CAREFULLY(FLOATV, raw, raw_lost, l == -INFINITY ? none : value * s.raw_scale);
-        }
-        if (s.asked & SUM_BIT(SUM_SOFTMAX))
-            ADD_CAREFULLY(FLOATV, softmax, softmax_lost,
-                          l == -INFINITY ? none : exp(l - t.best) / t.total);
-        if (s.asked & COUNT_BIT(COUNT_FRESH)) {
-            UINTV order = ordered_columns(load_columns(AT(ranks) + at, e, R, -INFINITY));
-            INTV in = is_chosen(order, t.fresh_kth, t.fresh_last_tie, e);
-            fresh += in ? (UINTV)(1u) : (UINTV)(0u);
-        }
-        if (s.asked & SUM_BIT(SUM_SMOOTH)) {
-            UINTV order = ordered_columns(load_columns(AT(noisy) + at, e, R, -INFINITY));
-            FLOATV threshold = is_chosen(order, t.kth, t.last_tie, e)
-                                   ? (FLOATV)(float_of_order(t.next))
-                                   : (FLOATV)(float_of_order(t.kth));
-            FLOATV value = smooth_load(
-                load_columns(AT(clean) + at, e, R, -INFINITY), threshold,
-                noise_deviation(&s, header, noise_raw ? AT(noise_raw) + at : 0, e));
-            ADD_CAREFULLY(FLOATV, smooth, smooth_lost, order > 0u ? value : none);
-        }
+/* Tokens, and pairs of a token, that are read before the first of them is added. */
+#if GROUP == 1
+#define AHEAD 1
+#else
+#define AHEAD 8
+#endif
+
+/* What sums over the columns are made of. */
+typedef struct column_view {
+    __global const float *logits, *noisy, *clean, *noise_raw, *ranks;
+    __global const token_row *rows;
+    __global const state_header *state;
+    float temperature;
+} column_view;
+
+/* Sums over the tokens of a block, of one work-item's columns. */
+typedef struct block_sums {
+    FLOATV normalised, raw, softmax, smooth;                     /* by source */
+    FLOATV normalised_lost, raw_lost, softmax_lost, smooth_lost; /* see ADD_CAREFULLY */
+    UINTV fresh;
+} block_sums;
+
+/* The smooth loads of AHEAD tokens from `first` on, up to `last`. */
+static inline void add_smooth(const sums_shape *s, const column_view *in, uint first, uint last,
+                              const bool *known, uint e, block_sums *b) {
+    const uint R = s->columns;
+    FLOATV noisy[AHEAD], clean[AHEAD];
+    UNROLL for (uint i = 0; i < AHEAD; i++) {
+        const ulong at = (ulong)min(first + i, last) * R;
+        noisy[i] = load_columns(in->noisy + at, e, R, -INFINITY);
+        clean[i] = load_columns(in->clean + at, e, R, -INFINITY);
     }
-    __global uint *record = AT(partial) + (ulong)get_group_id(1) * record_words(&s);
-    __global float *sums = (__global float *)record;
-    store_columns(sums + SUM_NORMALISED * R, e, R, normalised);
-    store_columns(sums + SUM_RAW * R, e, R, raw);
-    store_columns(sums + SUM_SOFTMAX * R, e, R, softmax);
-    store_columns(sums + SUM_SMOOTH * R, e, R, smooth);
-    store_counts(record + count_at(&s, COUNT_FRESH), e, R, fresh);
+    UNROLL for (uint i = 0; i < AHEAD; i++) {
+        const uint token = min(first + i, last);
+        __global const token_row *t = in->rows + token;
+        const UINTV order = ordered_columns(noisy[i]);
+        const FLOATV threshold = is_chosen(order, t->kth, t->last_tie, e)
+                                     ? (FLOATV)(float_of_order(t->next))
+                                     : (FLOATV)(float_of_order(t->kth));
+        __global const float *raw = in->noise_raw ? in->noise_raw + (ulong)token * R : 0;
+        const FLOATV value =
+            smooth_load(clean[i], threshold, noise_deviation(s, in->state, raw, e));
+        if (known[i])
+            ADD_CAREFULLY(FLOATV, b->smooth, b->smooth_lost,
+                          order > 0u ? value : (FLOATV)(0.0f));
+    }
 }
 
-KERNEL(GROUP, 1, 1)
-void sums_pairs(IN(int, ids), IN(int, weight_ids), IN(float, pair_weights), IN(int, live),
-                IN(uchar, token_mask), IN(int, token_offsets), IN(float, rows), OUT(uint, partial),
-                sums_shape s) {
-    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
-    uint e = (get_group_id(0) * GROUP + get_local_id(0)) * V, R = s.columns;
-    token_range range = block_tokens(&s, get_group_id(1));
-    __global const token_row *row = (__global const token_row *)AT(rows);
-    const INTV column = (INTV)((int)e) + LANE_COLUMNS;
+static inline void add_fresh(const sums_shape *s, const column_view *in, uint first, uint last,
+                             const bool *known, uint e, block_sums *b) {
+    const uint R = s->columns;
+    UNROLL for (uint i = 0; i < AHEAD; i++) {
+        const uint token = min(first + i, last);
+        __global const token_row *t = in->rows + token;
+        const UINTV order =
+            ordered_columns(load_columns(in->ranks + (ulong)token * R, e, R, -INFINITY));
+        const INTV chosen = is_chosen(order, t->fresh_kth, t->fresh_last_tie, e);
+        if (known[i])
+            b->fresh += chosen ? (UINTV)(1u) : (UINTV)(0u);
+    }
+}
+
+/* The same of what is made of l'. */
+static inline void add_probabilities(const sums_shape *s, const router_switches *r,
+                                     const column_view *in, uint first, uint last,
+                                     const bool *known, uint e, block_sums *b) {
+    const uint R = s->columns;
     const FLOATV none = (FLOATV)(0.0f);
-    FLOATV sum = none, lost = none;
-    UINTV assigned = (UINTV)(0u), first = (UINTV)(0u);
+    FLOATV l[AHEAD], score[AHEAD];
+    float best[AHEAD], scores[AHEAD], total[AHEAD];
+    UNROLL for (uint i = 0; i < AHEAD; i++) {
+        const uint token = min(first + i, last);
+        best[i] = in->rows[token].best;
+        scores[i] = in->rows[token].scores;
+        total[i] = in->rows[token].total;
+        l[i] = load_columns(in->logits + (ulong)token * R, e, R, -INFINITY);
+    }
+    UNROLL for (uint i = 0; i < AHEAD; i++) {
+        l[i] = prepared_columns(r, in->temperature, l[i]);
+        score[i] = score_columns(r, best[i], l[i]);
+    }
+    if (s->asked & SUM_BIT(SUM_NORMALISED))
+        UNROLL for (uint i = 0; i < AHEAD; i++)
+            if (known[i] && scores[i] != 0.0f)
+                ADD_CAREFULLY(FLOATV, b->normalised, b->normalised_lost, score[i] / scores[i]);
+    if (s->asked & SUM_BIT(SUM_RAW))
+        UNROLL for (uint i = 0; i < AHEAD; i++) {
+            const FLOATV value = is_softmax(r) ? l[i] : score[i];
+            if (known[i])
+                ADD_CAREFULLY(FLOATV, b->raw, b->raw_lost,
+                              l[i] == -INFINITY ? none : value * s->raw_scale);
+        }
+    if (s->asked & SUM_BIT(SUM_SOFTMAX))
+        UNROLL for (uint i = 0; i < AHEAD; i++)
+            if (known[i])
+                ADD_CAREFULLY(FLOATV, b->softmax, b->softmax_lost,
+                              l[i] == -INFINITY ? none : exp(l[i] - best[i]) / total[i]);
+}
+
+/* The sums over a block's tokens of columns e ... e + V - 1 -> its record. */
+static inline void sum_block_columns(const sums_shape *s, const router_switches *r,
+                                     const column_view *in, token_range range, uint e,
+                                     __global uint *record) {
+    const uint R = s->columns;
+    const FLOATV none = (FLOATV)(0.0f);
+    __global float *sums = (__global float *)record;
+    block_sums b = {none, none, none, none, none, none, none, none, (UINTV)(0u)};
     if (e >= R)
         return;
-    ids = AT(ids);
-    weight_ids = AT(weight_ids);
-    pair_weights = AT(pair_weights);
+    for (uint first = range.begin; first < range.end; first += AHEAD) {
+        const uint last = range.end - 1;
+        bool known[AHEAD];
+        UNROLL for (uint i = 0; i < AHEAD; i++) {
+            __global const token_row *t = in->rows + min(first + i, last);
+            known[i] = first + i <= last && (t->flags & TOKEN_UNMASKED) && t->best != -INFINITY;
+        }
+        add_probabilities(s, r, in, first, last, known, e, &b);
+        if (s->asked & COUNT_BIT(COUNT_FRESH))
+            add_fresh(s, in, first, last, known, e, &b);
+        if (s->asked & SUM_BIT(SUM_SMOOTH))
+            add_smooth(s, in, first, last, known, e, &b);
+    }
+    store_columns(sums + SUM_NORMALISED * R, e, R, b.normalised);
+    store_columns(sums + SUM_RAW * R, e, R, b.raw);
+    store_columns(sums + SUM_SOFTMAX * R, e, R, b.softmax);
+    store_columns(sums + SUM_SMOOTH * R, e, R, b.smooth);
+    store_counts(record + count_at(s, COUNT_FRESH), e, R, b.fresh);
+}
+
+/* What sums over the pairs are made of. */
+typedef struct pair_view {
+    __global const int *ids, *weight_ids;
+    __global const float *pair_weights;
+    __global const token_row *rows;
+} pair_view;
+
+/* The same of the pairs. */
+static inline void sum_block_pairs(const sums_shape *s, const token_owner *owner,
+                                   const pair_view *in, token_range range, uint e,
+                                   __global uint *record) {
+    const uint R = s->columns;
+    const INTV column = (INTV)((int)e) + LANE_COLUMNS;
+    const FLOATV none = (FLOATV)(0.0f);
+    const bool weighs = s->asked & SUM_BIT(SUM_WEIGHTS);
+    FLOATV sum = none, lost = none;
+    UINTV assigned = (UINTV)(0u), firsts = (UINTV)(0u);
+    if (e >= R)
+        return;
     for (uint token = range.begin; token < range.end; token++) {
-        pair_range pairs = owned_pairs(&owner, token);
-        for (uint pair = pairs.begin; pair < pairs.end; pair++) {
-            INTV match = column == (INTV)(ids[pair]);
-            assigned += match ? (UINTV)(1u) : (UINTV)(0u);
-            if (s.asked & SUM_BIT(SUM_WEIGHTS)) {
-                match = column == (INTV)(weight_ids[pair]);
-                ADD_CAREFULLY(FLOATV, sum, lost, match ? (FLOATV)(pair_weights[pair]) : none);
+        const pair_range pairs = owned_pairs(owner, token);
+        for (uint first = pairs.begin; first < pairs.end; first += AHEAD) {
+            int ids[AHEAD], weight_ids[AHEAD];
+            float weights[AHEAD];
+            UNROLL for (uint i = 0; i < AHEAD; i++) {
+                const uint pair = min(first + i, pairs.end - 1);
+                ids[i] = in->ids[pair];
+                weight_ids[i] = weighs ? in->weight_ids[pair] : 0;
+                weights[i] = weighs ? in->pair_weights[pair] : 0.0f;
+            }
+            UNROLL for (uint i = 0; i < AHEAD; i++) {
+                const INTV match = column == (INTV)(ids[i]);
+                const INTV weighed = column == (INTV)(weight_ids[i]);
+                if (first + i < pairs.end)
+                    assigned += match ? (UINTV)(1u) : (UINTV)(0u);
+                if (first + i < pairs.end && weighs)
+                    ADD_CAREFULLY(FLOATV, sum, lost, weighed ? (FLOATV)(weights[i]) : none);
             }
         }
-        if (s.asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)
-            first += column == (INTV)(row[token].first) ? (UINTV)(1u) : (UINTV)(0u);
+        if (s->asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)
+            firsts += column == (INTV)(in->rows[token].first) ? (UINTV)(1u) : (UINTV)(0u);
     }
-    __global uint *record = AT(partial) + (ulong)get_group_id(1) * record_words(&s);
     store_columns((__global float *)record + SUM_WEIGHTS * R, e, R, sum);
-    store_counts(record + count_at(&s, COUNT_ASSIGNED), e, R, assigned);
-    store_counts(record + count_at(&s, COUNT_FIRST), e, R, first);
+    store_counts(record + count_at(s, COUNT_ASSIGNED), e, R, assigned);
+    store_counts(record + count_at(s, COUNT_FIRST), e, R, firsts);
 }
 
 /* This lane's part of the tokens of the range with a pair in device group [low, high). */
@@ -483,30 +293,56 @@ void sum_scalars(__global const token_row *rows, token_range range, __local floa
     scalars[SCALAR_LSE_SQUARED] = as_uint(sum.w);
 }
 
-KERNEL(GROUP, 1, 1)
-void sums_tokens(IN(int, ids), IN(int, live), IN(uchar, token_mask), IN(int, token_offsets),
-                 IN(float, rows), OUT(uint, partial), sums_shape s) {
-    __local float fetched[SCALAR_TERMS * GROUP];
-    __local uint tmp[GROUP];
-    token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
-    uint group = get_group_id(0), block = get_group_id(1);
-    uint groups = s.asked & DEVICE_BIT ? s.device_groups : 0;
-    token_range range = block_tokens(&s, block);
-    __global uint *record = AT(partial) + (ulong)block * record_words(&s);
-    token_range mine = {range.begin, group == groups + 1 ? range.end : range.begin};
-    uint count = 0, place = scalars_at(&s) + SCALAR_INVALID;
-    if (group < groups) {
-        int each = (int)(s.experts / groups), low = (int)group * each;
-        count = tokens_in_group(&owner, AT(ids), range, low, low + each);
-        place = devices_at(&s) + group;
-    } else if (group == groups && s.asked & INVALID_BIT) {
-        count = invalid_ids(&owner, AT(ids), range, s.columns);
+/* The part of a group: a count of a device group or of invalid ids, or the scalars; or none. */
+void sum_block_tokens(const sums_shape *s, const token_owner *owner, __global const int *ids,
+                      __global const token_row *rows, token_range range, uint part,
+                      __local float *fetched, __local uint *tmp, __global uint *record) {
+    const uint groups = s->asked & DEVICE_BIT ? s->device_groups : 0;
+    const token_range mine = {range.begin, part == groups + 1 ? range.end : range.begin};
+    uint count = 0, place = scalars_at(s) + SCALAR_INVALID;
+    if (part < groups) {
+        int each = (int)(s->experts / groups), low = (int)part * each;
+        count = tokens_in_group(owner, ids, range, low, low + each);
+        place = devices_at(s) + part;
+    } else if (part == groups && s->asked & INVALID_BIT) {
+        count = invalid_ids(owner, ids, range, s->columns);
     }
     count = group_total(count, tmp);
-    if (get_local_id(0) == 0 && group <= groups)
+    if (get_local_id(0) == 0 && part <= groups)
         record[place] = count;
-    sum_scalars((__global const token_row *)AT(rows), mine, fetched, tmp,
-                group == groups + 1 ? record + scalars_at(&s) : 0);
+    __global uint *scalars = part == groups + 1 ? record + scalars_at(s) : 0;
+    sum_scalars(rows, mine, fetched, tmp, scalars);
+}
+
+/*
+ * Groups along a block's columns, first column_groups for what is made of logits, then pair_groups
+ * for pairs, then those of the tokens. All at once, as each alone waits for memory.
+ */
+KERNEL(GROUP, 1, 1)
+void sums_blocks(IN(float, logits), IN(float, noisy), IN(float, clean), IN(float, noise_raw),
+                 IN(float, ranks), IN(int, ids), IN(int, weight_ids), IN(float, pair_weights),
+                 IN(int, live), IN(uchar, token_mask), IN(int, token_offsets), IN(uint, state),
+                 IN(float, rows), OUT(uint, partial), sums_shape s, router_switches r,
+                 uint column_groups, uint pair_groups) {
+    __local float fetched[SCALAR_TERMS * GROUP];
+    __local uint tmp[GROUP];
+    __global const token_row *row = (__global const token_row *)AT(rows);
+    __global const state_header *header = STATE_OF(state);
+    const token_owner owner = OWNER_INIT(s.top_k, s.pairs, s.token_pairs);
+    const uint group = get_group_id(0), behind = column_groups + pair_groups;
+    const uint first = group < column_groups ? group : group - column_groups;
+    const uint e = (first * GROUP + get_local_id(0)) * V;
+    const token_range range = block_tokens(&s, get_group_id(1));
+    __global uint *record = AT(partial) + (ulong)get_group_id(1) * record_words(&s);
+    const column_view columns = {AT(logits), AT(noisy), AT(clean), GIVEN(noise_raw), AT(ranks),
+                                 row,        header,    temperature_of(&r, header)};
+    const pair_view pairs = {AT(ids), AT(weight_ids), AT(pair_weights), row};
+    if (group < column_groups)
+        sum_block_columns(&s, &r, &columns, range, e, record);
+    else if (group < behind)
+        sum_block_pairs(&s, &owner, &pairs, range, e, record);
+    sum_block_tokens(&s, &owner, AT(ids), row, range, group < behind ? UINT_MAX : group - behind,
+                     fetched, tmp, record);
 }
 
 /* Sequences of [first, end) with an unmasked token. */
@@ -515,7 +351,7 @@ static inline uint unmasked_sequences(const sums_shape *s, __global const uint *
     uint count = 0;
     for (uint sequence = first; sequence < end; sequence++) {
         uint tokens = 0;
-        for (uint i = 0; i < s->blocks_each; i++)
+        UNROLL_8 for (uint i = 0; i < s->blocks_each; i++)
             tokens += partial[(ulong)(sequence * s->blocks_each + i) * record_words(s) +
                               scalars_at(s) + SCALAR_TOKENS];
         count += tokens > 0;
@@ -533,15 +369,19 @@ void sums_reduce(IN(uint, partial), OUT(uint, sums), sums_shape s) {
     uint kind = min(word / s.columns, (uint)(SUM_SOURCES + COUNT_SOURCES));
     bool asked = word >= scalars_at(&s) || (s.asked & (1u << kind));
     bool is_float = word < SUM_SOURCES * s.columns || word >= scalars_at(&s) + SCALAR_ENTROPY;
-    uint count = 0;
+    uint count = 0, last = end * s.blocks_each;
     float sum = 0.0f, lost = 0.0f;
     partial = AT(partial);
-    for (uint block = first * s.blocks_each; asked && block < end * s.blocks_each; block++) {
-        uint value = partial[(ulong)block * words + word];
-        if (is_float)
-            ADD_CAREFULLY(float, sum, lost, as_float(value));
-        else
-            count += value;
+    for (uint block = first * s.blocks_each; asked && block < last; block += AHEAD) {
+        uint values[AHEAD];
+        UNROLL for (uint i = 0; i < AHEAD; i++)
+            values[i] = partial[(ulong)min(block + i, last - 1) * words + word];
+        UNROLL for (uint i = 0; i < AHEAD; i++) {
+            if (block + i < last && is_float)
+                ADD_CAREFULLY(float, sum, lost, as_float(values[i]));
+            else if (block + i < last)
+                count += values[i];
+        }
     }
     if (word == scalars_at(&s) + SCALAR_SEQUENCES)
         count = unmasked_sequences(&s, partial, first, end);

@@ -26,8 +26,8 @@ const char *clmoe_loss_name(clmoe_loss_kind kind) {
 clmoe_status loss_create(clmoe_layer *layer) {
     clmoe_status status = CLMOE_SUCCESS;
     TRY(balance_kernel(layer, KERNEL_LOSS_VALUES, "balance/loss_values", "loss_values"));
-    TRY(balance_kernel(layer, KERNEL_LOSS_MEAN, "balance/loss_values", "loss_mean"));
-    TRY(balance_kernel(layer, KERNEL_LOSS_GRADIENT, "balance/loss_gradient", "loss_gradient"));
+    TRY(balance_kernel(layer, KERNEL_LOSS_GATHER, "balance/loss_values", "loss_gather"));
+    TRY(balance_team_kernel(layer, KERNEL_LOSS_GRADIENT, "balance/loss_gradient", "loss_gradient"));
     TRY(balance_kernel(layer, KERNEL_LOSS_WEIGHTS, "balance/loss_weights", "loss_weights"));
 done:
     return status;
@@ -154,7 +154,7 @@ static clmoe_status pass(const batch *b, launch *chain, const sums *in, const gr
                    ARG_F32(in->noise_raw), ARG_F32(p->state), ARG_F32(rows), ARG_F32(grads),
                    ARG_F32(p->dlogits), ARG_F32(p->dnoise), ARG_STRUCT(*shape),
                    ARG_STRUCT(p->router), ARG_UINT(p->sources)));
-    TRY(launch_1d(chain, kernel, b->tokens, layer->balance_group));
+    TRY(launch_teams(chain, layer, KERNEL_LOSS_GRADIENT, b->tokens));
 done:
     return status;
 }
@@ -188,36 +188,46 @@ done:
     return status;
 }
 
-clmoe_status loss_finish(const batch *b, launch *chain, const sums *in) {
+/* Each loss by itself, then all of them: values, and where gradients start. */
+static clmoe_status values(const batch *b, launch *chain, const sums *in, const loss_table *table) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const sums_shape *shape = &in->shape;
     cl_kernel kernel = layer->kernels[KERNEL_LOSS_VALUES];
-    clmoe_buf records = region(b, REGION_SUMS);
-    clmoe_buf values = region(b, REGION_LOSS_VALUES);
-    clmoe_buf load = PLAN_ARRAY(b, load);
-    clmoe_buf grads = region(b, REGION_LOSS_GRADS);
-    uint32_t sources = 0, per_sequence = 0, summed = 0;
+    const clmoe_buf records = region(b, REGION_SUMS), of = region(b, REGION_LOSS_VALUES);
+    const clmoe_buf parts = region(b, REGION_LOSS_PARTS), grads = region(b, REGION_LOSS_GRADS);
+    const size_t groups[2] = {shape->sequences, b->num_losses};
+    const size_t local[2] = {layer->balance_group, 1};
+    uint32_t per_sequence = 0, summed = 0;
+    for (uint32_t i = 0; i < b->num_losses; i++) {
+        per_sequence |= (uint32_t)(table->items[i].per_sequence != 0) << i;
+        summed |= (uint32_t)(table->items[i].kind == LOSS_OVERFLOW) << i;
+    }
+    TRY(KERNEL_SET(kernel, ARG_AS(sums, ARG_F32(records)), ARG_F32(PLAN_ARRAY(b, load)),
+                   ARG_F32(b->state), ARG_F32(b->load_target), ARG_F32(b->load_supplied),
+                   ARG_AS(values, ARG_F32(of)), ARG_F32(parts), ARG_STRUCT(*shape),
+                   ARG_STRUCT(*table)));
+    TRY(launch_kernel(chain, kernel, 2, groups, local));
+    kernel = layer->kernels[KERNEL_LOSS_GATHER];
+    TRY(KERNEL_SET(kernel, ARG_AS(values, ARG_F32(of)), ARG_F32(parts),
+                   ARG_AS(sums, ARG_F32(records)), ARG_F32(grads),
+                   ARG_AS(out, ARG_F32(b->loss_values)), ARG_STRUCT(*shape), ARG_STRUCT(*table),
+                   ARG_AS(count, ARG_UINT(b->num_losses)), ARG_UINT(per_sequence),
+                   ARG_UINT(summed)));
+    TRY(launch_1d(chain, kernel, (size_t)shape->sequences + 1, layer->balance_group));
+done:
+    return status;
+}
+
+clmoe_status loss_finish(const batch *b, launch *chain, const sums *in) {
+    clmoe_status status = CLMOE_SUCCESS;
+    uint32_t sources = 0;
     loss_table table = {0};
     for (uint32_t i = 0; i < b->num_losses; i++) {
-        table.items[i] = item_of(layer, &b->losses[i], b->ws.plan.capacity, sources, b->routed);
+        table.items[i] = item_of(b->layer, &b->losses[i], b->ws.plan.capacity, sources, b->routed);
         sources |= 1U << table.items[i].source;
-        per_sequence |= (uint32_t)(table.items[i].per_sequence != 0) << i;
-        summed |= (uint32_t)(table.items[i].kind == LOSS_OVERFLOW) << i;
     }
-    TRY(KERNEL_SET(kernel, ARG_AS(sums, ARG_F32(records)), ARG_F32(load), ARG_F32(b->state),
-                   ARG_F32(b->load_target), ARG_F32(b->load_supplied), ARG_F32(values),
-                   ARG_F32(grads), ARG_STRUCT(*shape), ARG_STRUCT(table),
-                   ARG_AS(count, ARG_UINT(b->num_losses))));
-    TRY(launch_1d(chain, kernel, shape->sequences, layer->balance_group));
-    kernel = layer->kernels[KERNEL_LOSS_MEAN];
-    if (b->loss_values.mem) {
-        TRY(KERNEL_SET(kernel, ARG_F32(values), ARG_AS(sums, ARG_F32(records)),
-                       ARG_AS(out, ARG_F32(b->loss_values)), ARG_STRUCT(*shape),
-                       ARG_AS(count, ARG_UINT(b->num_losses)), ARG_UINT(per_sequence),
-                       ARG_UINT(summed)));
-        TRY(launch_1d(chain, kernel, 1, layer->balance_group));
-    }
+    TRY(values(b, chain, in, &table));
     TRY(gradient(b, chain, in, sources));
 done:
     return status;
