@@ -368,8 +368,8 @@ static void routing_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_ROUNDING_CHOSEN] = words(rows_if(rounds, R), CHOSEN_WORDS(T));
     shapes[REGION_TOPS] = words(rows_if(sinkhorn || soft_moe, T), 2);
     shapes[REGION_SINKHORN_CHOICES] = words(rows_if(sinkhorn, T), R);
-    shapes[REGION_SINKHORN_D1] = words(rows_if(sinkhorn, R + 2), 1);
-    shapes[REGION_SINKHORN_PARTIALS] = words(rows_if(sinkhorn, blocks), R);
+    shapes[REGION_SINKHORN_D1] = words(rows_if(sinkhorn, blocks), R + 2);
+    shapes[REGION_SINKHORN_PARTIALS] = words(rows_if(sinkhorn, 2 * blocks), R);
     shapes[REGION_SOFT_MOE_X] = shapes[REGION_MIXED] = elements(rows_if(soft_moe, T), D, x);
     shapes[REGION_TOKEN_NORMS] = words(rows_if(soft_moe, T), 1);
     shapes[REGION_SLOT_NORMS] = words(rows_if(soft_moe, N), 1);

@@ -25,8 +25,8 @@ typedef enum region_id {
     REGION_ROUNDING_CHOSEN,  /* [R,T/32] u32 */
     REGION_TOPS,             /* [T,2] f32, with Sinkhorn or Soft MoE */
     REGION_SINKHORN_CHOICES, /* [T,R] f32, with Sinkhorn; as the next two */
-    REGION_SINKHORN_D1,      /* [R+2] f32 */
-    REGION_SINKHORN_PARTIALS, /* [blocks,R] f32 */
+    REGION_SINKHORN_D1,      /* [blocks,R+2] f32 */
+    REGION_SINKHORN_PARTIALS, /* [2,blocks,R] f32 */
     REGION_SOFT_MOE_X,        /* [T,D] X, with Soft MoE; as the next seven; N = E p */
     REGION_TOKEN_NORMS,       /* [T] f32 */
     REGION_SLOT_NORMS,        /* [N] f32 */

@@ -30,12 +30,11 @@ typedef struct token_range {
 } token_range;
 
 /* The tokens of a block. */
-static inline token_range block_tokens(const sums_shape *s, uint block) {
+static inline void block_tokens(const sums_shape *s, uint block, token_range *range) {
     uint sequence = block / s->blocks_each;
     uint begin = sequence * s->sequence + (block - sequence * s->blocks_each) * s->block;
-    uint end = min(min(begin + s->block, (sequence + 1) * s->sequence), s->tokens);
-    token_range range = {begin, end};
-    return range;
+    range->begin = begin;
+    range->end = min(min(begin + s->block, (sequence + 1) * s->sequence), s->tokens);
 }
 
 /* Phi((l - thr) / sigma), sigma 0 included: the smooth load of a token. */
@@ -194,12 +193,12 @@ static inline void sum_block_pairs(const sums_shape *s, const token_owner *owner
     if (e >= R)
         return;
     for (uint token = range.begin; token < range.end; token++) {
-        const pair_range pairs = owned_pairs(owner, token);
-        for (uint first = pairs.begin; first < pairs.end; first += AHEAD) {
+        const uint2 pairs = real_pairs(owner, token);
+        for (uint first = pairs.x; first < pairs.y; first += AHEAD) {
             int ids[AHEAD], weight_ids[AHEAD];
             float weights[AHEAD];
             UNROLL for (uint i = 0; i < AHEAD; i++) {
-                const uint pair = min(first + i, pairs.end - 1);
+                const uint pair = min(first + i, pairs.y - 1);
                 ids[i] = in->ids[pair];
                 weight_ids[i] = weighs ? in->weight_ids[pair] : 0;
                 weights[i] = weighs ? in->pair_weights[pair] : 0.0f;
@@ -207,13 +206,13 @@ static inline void sum_block_pairs(const sums_shape *s, const token_owner *owner
             UNROLL for (uint i = 0; i < AHEAD; i++) {
                 const INTV match = column == (INTV)(ids[i]);
                 const INTV weighed = column == (INTV)(weight_ids[i]);
-                if (first + i < pairs.end)
+                if (first + i < pairs.y)
                     assigned += match ? (UINTV)(1u) : (UINTV)(0u);
-                if (first + i < pairs.end && weighs)
+                if (first + i < pairs.y && weighs)
                     ADD_CAREFULLY(FLOATV, sum, lost, weighed ? (FLOATV)(weights[i]) : none);
             }
         }
-        if (s->asked & COUNT_BIT(COUNT_FIRST) && pairs.begin < pairs.end)
+        if (s->asked & COUNT_BIT(COUNT_FIRST) && pairs.x < pairs.y)
             firsts += column == (INTV)(in->rows[token].first) ? (UINTV)(1u) : (UINTV)(0u);
     }
     store_columns((__global float *)record + SUM_WEIGHTS * R, e, R, sum);
@@ -226,9 +225,9 @@ static inline uint tokens_in_group(const token_owner *owner, __global const int 
                                    token_range range, int low, int high) {
     uint count = 0;
     for (uint token = range.begin + get_local_id(0); token < range.end; token += GROUP) {
-        pair_range pairs = owned_pairs(owner, token);
+        uint2 pairs = real_pairs(owner, token);
         bool in = false;
-        for (uint pair = pairs.begin; pair < pairs.end; pair++)
+        for (uint pair = pairs.x; pair < pairs.y; pair++)
             in = in || (ids[pair] >= low && ids[pair] < high);
         count += in;
     }
@@ -240,8 +239,8 @@ static inline uint invalid_ids(const token_owner *owner, __global const int *ids
                                uint columns) {
     uint count = 0;
     for (uint token = range.begin + get_local_id(0); token < range.end; token += GROUP) {
-        pair_range pairs = owned_pairs(owner, token);
-        for (uint pair = pairs.begin; pair < pairs.end; pair++)
+        uint2 pairs = real_pairs(owner, token);
+        for (uint pair = pairs.x; pair < pairs.y; pair++)
             count += (uint)ids[pair] >= columns;
     }
     return count;
@@ -332,11 +331,12 @@ void sums_blocks(IN(float, logits), IN(float, noisy), IN(float, clean), IN(float
     const uint group = get_group_id(0), behind = column_groups + pair_groups;
     const uint first = group < column_groups ? group : group - column_groups;
     const uint e = (first * GROUP + get_local_id(0)) * V;
-    const token_range range = block_tokens(&s, get_group_id(1));
+    token_range range;
     __global uint *record = AT(partial) + (ulong)get_group_id(1) * record_words(&s);
     const column_view columns = {AT(logits), AT(noisy), AT(clean), GIVEN(noise_raw), AT(ranks),
                                  row,        header,    temperature_of(&r, header)};
     const pair_view pairs = {AT(ids), AT(weight_ids), AT(pair_weights), row};
+    block_tokens(&s, get_group_id(1), &range);
     if (group < column_groups)
         sum_block_columns(&s, &r, &columns, range, e, record);
     else if (group < behind)

@@ -261,7 +261,7 @@ void reroute_finish(REROUTE_ARGS, OUT(uint, waiting_count), int makes_list, int 
                 token = READ_ONCE(__global uint, r.waiting[chunk + lane]);
                 expert = READ_ONCE(__global int, r.asked[token]);
             }
-            uint rank = group_rank(expert, &last, bins);
+            uint rank = group_rank_of(expert, (int)min((uint)GROUP, count - chunk), &last, bins);
             if (expert != DONE)
                 place = READ_ONCE(__global uint, r.kept[expert]) + rank;
             group_barrier(CLK_GLOBAL_MEM_FENCE);

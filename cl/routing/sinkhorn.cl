@@ -6,12 +6,15 @@
  *          same for a whole row. With T = 1, where d1 C is 1/R but for its rounding, it is l.
  *          Weights are s(l), softmax over the whole row.
  * Arrays: logits [T,R], l of every column, token_mask [T] or NULL -> choices [T,R], first C; tops
- *          [T,2]: the row's largest logit and sum of C. d1 [R+2]: itself, whether the iteration is
- *          done, 1/T. partials [blocks,R]: sums over a block's tokens. ids [T,K], live [T] ->
- *          pair_weights [T,K]. All f32 but token_mask u8, ids and live i32.
- * NDRange: sinkhorn_start, sinkhorn_columns: one group. sinkhorn_exp, sinkhorn_choices: a group per
- *          token. sinkhorn_rows: a group per block of block_size tokens. sinkhorn_weights: a
- *          work-item per token.
+ *          [T,2]: the row's largest logit and sum of C. d1 [copies,R+2]: itself, whether the
+ *          iteration is done, 1/T. partials [blocks,R], of sinkhorn_rounds [2,blocks,R]: sums over
+ *          a block's tokens. ids [T,K], live [T] -> pair_weights [T,K]. All f32 but token_mask u8,
+ *          ids and live i32.
+ * NDRange: sinkhorn_start: one group. sinkhorn_exp, sinkhorn_choices: a group per token.
+ *          sinkhorn_weights: a work-item per token. An iteration is sinkhorn_rows, a group per
+ *          block of block_size tokens, and sinkhorn_columns, one group; or it is one launch of
+ *          sinkhorn_rounds, a group per block, that begins with the end of the iteration before:
+ *          each group makes d1 of all partials for itself, in a copy of its own.
  * Limits: GROUP a power of two. Once the iteration is done, later rounds change nothing.
  * Repeatability: every sum has a fixed order that depends on GROUP alone.
  */
@@ -61,18 +64,17 @@ static inline float largest_of(FLOATV v) {
 }
 
 KERNEL(GROUP, 1, 1)
-void sinkhorn_start(IN(uchar, token_mask), OUT(float, d1), uint tokens, uint columns) {
+void sinkhorn_start(IN(uchar, token_mask), OUT(float, d1), uint tokens, uint columns, uint copies) {
     __local uint tmp[GROUP];
     uint count = 0, all;
     d1 = AT(d1);
     for (uint t = get_local_id(0); t < tokens; t += GROUP)
         count += !token_mask || AT(token_mask)[t];
     group_scan(count, &all, tmp);
-    for (uint e = get_local_id(0); e < columns; e += GROUP)
-        d1[e] = 1.0f;
-    if (get_local_id(0) == 0) {
-        d1[columns] = 0.0f;
-        d1[columns + 1] = 1.0f / (float)max(all, 1u);
+    for (uint i = get_local_id(0); i < copies * (columns + 2); i += GROUP) {
+        const uint e = i % (columns + 2);
+        const float per_token = 1.0f / (float)max(all, 1u);
+        d1[i] = e < columns ? 1.0f : (e == columns ? 0.0f : per_token);
     }
 }
 
@@ -141,18 +143,15 @@ static inline void add_columns(__global const float *c, __local const float *d0,
     }
 }
 
-KERNEL(GROUP, 1, 1)
-void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, d1), OUT(float, partials),
-                   uint tokens, uint columns, uint block_size) {
-    __local float parts[GROUP], d0[TILE];
+/* The tokens of a block -> its partials [R]; nothing where the iteration is done. */
+void sum_block(__global const float *c, __global const uchar *token_mask,
+               __global const float *d1, __global float *partials, uint tokens, uint columns,
+               uint block_size, __local float *parts, __local float *d0) {
     uint lane = get_local_id(0);
-    d1 = AT(d1);
     bool done = d1[columns] != 0.0f;
     float per_token = d1[columns + 1];
     uint begin = get_group_id(0) * block_size;
     uint end = done ? begin : min(begin + block_size, tokens);
-    c = AT(c);
-    partials = AT(partials) + (ulong)get_group_id(0) * columns;
 
     /* The same owners as in add_columns(). */
     uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
@@ -173,7 +172,7 @@ void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, d1), OUT(float
                 float sum = 0.0f;
                 for (uint i = 0; i < LANES; i++)
                     sum += parts[lane + i];
-                bool in = row < rows && (!token_mask || AT(token_mask)[tile + row]);
+                bool in = row < rows && (!token_mask || token_mask[tile + row]);
                 d0[row] = in ? per_token / (sum + EPSILON) : 0.0f;
             }
             group_barrier(CLK_LOCAL_MEM_FENCE);
@@ -183,36 +182,107 @@ void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, d1), OUT(float
     }
 }
 
-KERNEL(GROUP, 1, 1)
-void sinkhorn_columns(IN(float, partials), OUT(float, d1), uint blocks, uint columns,
-                      float tolerance) {
-    __local float tmp[GROUP];
-    uint lane = get_local_id(0);
-    d1 = AT(d1);
-    partials = AT(partials);
-    bool done = d1[columns] != 0.0f;
-    uint whole = done ? 0 : columns / V * V, last = done ? 0 : columns;
-    float per_column = 1.0f / (float)columns, change = 0.0f;
+/*
+ * The sums of columns e on over all blocks, for work-items by vectors or, where many wait for
+ * memory at once, one column each and AHEAD blocks before the first is added.
+ */
+#if GROUP == 1
+#define AHEAD         1
+#define SUM_V         V
+#define SUMS          FLOATV
+#define LOAD_V(p)     LOADN(f32, V, p)
+#define STORE_V(v, p) STOREN(f32, V, v, p)
+#else
+#define AHEAD         32
+#define SUM_V         1
+#define SUMS          float
+#define LOAD_V(p)     (*(p))
+#define STORE_V(v, p) (*(p) = (v))
+#endif
+
+#define DEFINE_COLUMN_SUM(name, type, load)                                                        \
+    static inline type name(__global const float *partials, uint blocks, uint columns, uint e) {   \
+        type sum = 0.0f;                                                                           \
+        for (uint block = 0; block < blocks; block += AHEAD) {                                     \
+            type values[AHEAD];                                                                    \
+            UNROLL for (uint i = 0; i < AHEAD; i++)                                                \
+                values[i] = load(partials + (ulong)min(block + i, blocks - 1) * columns + e);      \
+            UNROLL for (uint i = 0; i < AHEAD; i++)                                                \
+                sum = block + i < blocks ? sum + values[i] : sum;                                  \
+        }                                                                                          \
+        return sum;                                                                                \
+    }
+#define LOAD_1(p) (*(p))
+DEFINE_COLUMN_SUM(column_sums, SUMS, LOAD_V)
+DEFINE_COLUMN_SUM(column_sum, float, LOAD_1)
+
+/*
+ * partials [blocks,R] -> d1 [R], and whether it is done; nothing where it was, or without blocks.
+ * next [R] is scratch, or the first of the partials.
+ */
+void next_columns(__global const float *partials, __global float *d1, __global float *next,
+                  uint blocks, uint columns, float tolerance, __local float *tmp) {
+    const uint lane = get_local_id(0);
+    const bool done = d1[columns] != 0.0f || blocks == 0;
+    const uint last = done ? 0 : columns, summed = last / SUM_V * SUM_V, whole = last / V * V;
+    const float per_column = 1.0f / (float)columns;
+    float change = 0.0f;
+    for (uint e = lane * SUM_V; e < summed; e += GROUP * SUM_V) {
+        const SUMS d = per_column / (column_sums(partials, blocks, columns, e) + EPSILON);
+        STORE_V(d, next + e);
+    }
+    for (uint e = summed + lane; e < last; e += GROUP)
+        next[e] = per_column / (column_sum(partials, blocks, columns, e) + EPSILON);
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
     for (uint e = lane * V; e < whole; e += GROUP * V) {
-        FLOATV sums = 0.0f;
-        for (uint block = 0; block < blocks; block++)
-            sums += LOADN(f32, V, partials + (ulong)block * columns + e);
-        FLOATV next = per_column / (sums + EPSILON);
-        change += sum_of(fabs(next - LOADN(f32, V, d1 + e)));
-        STOREN(f32, V, next, d1 + e);
+        const FLOATV d = LOADN(f32, V, next + e);
+        change += sum_of(fabs(d - LOADN(f32, V, d1 + e)));
+        STOREN(f32, V, d, d1 + e);
     }
     for (uint e = whole + lane; e < last; e += GROUP) {
-        float sum = 0.0f;
-        for (uint block = 0; block < blocks; block++)
-            sum += partials[(ulong)block * columns + e];
-        float next = per_column / (sum + EPSILON);
-        change += fabs(next - d1[e]);
-        d1[e] = next;
+        change += fabs(next[e] - d1[e]);
+        d1[e] = next[e];
     }
     change = group_sum(change, tmp);
-    group_barrier(CLK_GLOBAL_MEM_FENCE);
     if (lane == 0 && !done)
         d1[columns] = change / (float)columns <= tolerance ? 1.0f : 0.0f;
+    group_barrier(CLK_GLOBAL_MEM_FENCE);
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_rows(IN(float, c), IN(uchar, token_mask), IN(float, d1), OUT(float, partials),
+                   uint tokens, uint columns, uint block_size) {
+    __local float parts[GROUP], d0[TILE];
+    partials = AT(partials) + (ulong)get_group_id(0) * columns;
+    sum_block(AT(c), GIVEN(token_mask), AT(d1), partials, tokens, columns, block_size, parts, d0);
+}
+
+KERNEL(GROUP, 1, 1)
+void sinkhorn_columns(OUT(float, partials), OUT(float, d1), uint blocks, uint columns,
+                      float tolerance) {
+    __local float tmp[GROUP];
+    next_columns(AT(partials), AT(d1), AT(partials), blocks, columns, tolerance, tmp);
+}
+
+/*
+ * Rounds first ... first + rounds - 1, several of one block alone. Even and odd ones have partials
+ * of their own, as groups of a round still read those of the round before.
+ */
+KERNEL(GROUP, 1, 1)
+void sinkhorn_rounds(IN(float, c), IN(uchar, token_mask), OUT(float, d1), OUT(float, partials),
+                     uint tokens, uint columns, uint block_size, uint blocks, float tolerance,
+                     uint first, uint rounds) {
+    __local float parts[GROUP], d0[TILE];
+    const ulong all = (ulong)blocks * columns, mine = (ulong)get_group_id(0) * columns;
+    d1 = AT(d1) + (ulong)get_group_id(0) * (columns + 2);
+    partials = AT(partials);
+    for (uint round = first; round < first + rounds; round++) {
+        __global const float *before = partials + (round % 2 ? 0 : all);
+        __global float *to = partials + (round % 2 ? all : 0) + mine;
+        next_columns(before, d1, to, round > 0 ? blocks : 0, columns, tolerance, parts);
+        sum_block(AT(c), GIVEN(token_mask), d1, to, tokens, columns, block_size, parts, d0);
+        group_barrier(CLK_GLOBAL_MEM_FENCE);
+    }
 }
 
 KERNEL(GROUP, 1, 1)

@@ -7,6 +7,10 @@
  */
 enum { WIDE_ROUNDS = 16 };
 
+/* The largest batch that one group does from the beginning: so few tokens are faster than launches.
+ */
+enum { ALONE_TOKENS = 1024, ALONE_EXPERTS = 1024 };
+
 clmoe_status reroute_create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
         {KERNEL_REROUTE_BEGIN, "reroute_begin"},     {KERNEL_REROUTE_ASK, "reroute_ask"},
@@ -49,9 +53,11 @@ static uint32_t most_rounds(const clmoe_layer *layer) {
 }
 
 /* Work-groups of one work-item run serially: one group of them needs no help. */
-static uint32_t wide_rounds(const clmoe_layer *layer) {
+static uint32_t wide_rounds(const batch *b) {
+    const clmoe_layer *layer = b->layer;
     uint32_t bound = most_rounds(layer);
-    if (layer->group == 1)
+    if (layer->group == 1 ||
+        (b->tokens <= ALONE_TOKENS && layer->desc.num_experts <= ALONE_EXPERTS))
         return 0;
     return bound < WIDE_ROUNDS ? bound : WIDE_ROUNDS;
 }
@@ -61,7 +67,7 @@ static clmoe_status finish_pairs(const batch *b, launch *chain, const reroute_sc
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     cl_kernel finish = layer->kernels[KERNEL_REROUTE_FINISH];
-    const uint32_t begin = wide_rounds(layer), end = most_rounds(layer);
+    const uint32_t begin = wide_rounds(b), end = most_rounds(layer);
     const uint64_t share = launch_share(chain, (uint64_t)b->tokens * layer->desc.num_experts);
     const uint32_t most = share < end ? (uint32_t)share : end;
     for (uint32_t round = begin; round < end; round += most) {
@@ -79,7 +85,7 @@ static clmoe_status reroute_pairs(const batch *b, launch *chain, const reroute_s
     const clmoe_layer *layer = b->layer;
     cl_kernel ask = layer->kernels[KERNEL_REROUTE_ASK];
     cl_kernel accept = layer->kernels[KERNEL_REROUTE_ACCEPT];
-    uint32_t group = layer->group, tokens = b->tokens, rounds = wide_rounds(layer);
+    uint32_t group = layer->group, tokens = b->tokens, rounds = wide_rounds(b);
     uint32_t groups = divide_up(tokens, group);
     if (rounds > 0)
         TRY(KERNEL_SET(accept, REROUTE_ARGS(b, *scratch)));

@@ -6,6 +6,7 @@ enum {
     KERNEL_EXP,
     KERNEL_ROWS,
     KERNEL_COLUMNS,
+    KERNEL_ROUNDS,
     KERNEL_CHOICES,
     KERNEL_WEIGHTS,
 };
@@ -15,7 +16,8 @@ static clmoe_status create(clmoe_layer *layer) {
     static const kernel_entry kernels[] = {
         {KERNEL_START, "sinkhorn_start"},     {KERNEL_EXP, "sinkhorn_exp"},
         {KERNEL_ROWS, "sinkhorn_rows"},       {KERNEL_COLUMNS, "sinkhorn_columns"},
-        {KERNEL_CHOICES, "sinkhorn_choices"}, {KERNEL_WEIGHTS, "sinkhorn_weights"},
+        {KERNEL_ROUNDS, "sinkhorn_rounds"},   {KERNEL_CHOICES, "sinkhorn_choices"},
+        {KERNEL_WEIGHTS, "sinkhorn_weights"},
     };
     TRY(GROUP_KERNELS(layer, "routing/sinkhorn", kernels));
     TRY(topk_create(layer));
@@ -28,7 +30,8 @@ typedef struct sinkhorn_buffers {
     clmoe_buf choices, tops, d1, partials;
 } sinkhorn_buffers;
 
-static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffers *at) {
+/* By serial groups: each would make d1 for itself at the cost of all. */
+static clmoe_status iterate_serially(const batch *b, launch *chain, const sinkhorn_buffers *at) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const clmoe_router_desc *router = &layer->desc.router;
@@ -49,13 +52,46 @@ done:
     return status;
 }
 
+/* Rounds `first` and behind, over the first `tokens`. */
+static clmoe_status launch_rounds(const batch *b, launch *chain, const sinkhorn_buffers *at,
+                                  uint32_t tokens, uint32_t first, uint32_t rounds) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_layer *layer = b->layer;
+    cl_kernel kernel = layer->kernels[KERNEL_ROUNDS];
+    const block_split blocks = workspace_token_blocks(layer->group, b->tokens);
+    TRY(KERNEL_SET(
+        kernel, ARG_AS(c, ARG_F32(at->choices)), ARG_U8(b->token_mask), ARG_F32(at->d1),
+        ARG_F32(at->partials), ARG_UINT(tokens), ARG_UINT(layer->columns),
+        ARG_AS(block_size, ARG_UINT(blocks.size)), ARG_AS(blocks, ARG_UINT(blocks.count)),
+        ARG_FLOAT(layer->desc.router.sinkhorn.tolerance), ARG_UINT(first), ARG_UINT(rounds)));
+    TRY(launch_1d(chain, kernel, tokens > 0 ? blocks.count : 1, layer->group));
+done:
+    return status;
+}
+
+/* The end of the last round is the beginning of one without tokens. */
+static clmoe_status iterate(const batch *b, launch *chain, const sinkhorn_buffers *at) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const uint32_t iterations = b->layer->desc.router.sinkhorn.iterations;
+    const bool alone = workspace_token_blocks(b->layer->group, b->tokens).count == 1;
+    const uint32_t each = alone ? iterations : 1;
+    if (b->layer->group == 1)
+        return iterate_serially(b, chain, at);
+    for (uint32_t i = 0; i < iterations; i += each)
+        TRY(launch_rounds(b, chain, at, b->tokens, i, each));
+    TRY(launch_rounds(b, chain, at, 0, iterations, 1));
+done:
+    return status;
+}
+
 static clmoe_status find_d1(const batch *b, launch *chain, const sinkhorn_buffers *at) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
     const cl_kernel *kernels = layer->kernels;
     uint32_t group = layer->group, columns = layer->columns;
     TRY(KERNEL_SET(kernels[KERNEL_START], ARG_U8(b->token_mask), ARG_F32(at->d1),
-                   ARG_UINT(b->tokens), ARG_UINT(columns)));
+                   ARG_UINT(b->tokens), ARG_UINT(columns),
+                   ARG_AS(copies, ARG_UINT(workspace_token_blocks(group, b->tokens).count))));
     TRY(launch_1d(chain, kernels[KERNEL_START], 1, group));
     TRY(KERNEL_SET(kernels[KERNEL_EXP], ARG_AS(logits, ARG_F32(b->scores)), ARG_F32(at->choices),
                    ARG_F32(at->tops), ARG_UINT(columns)));
