@@ -10,8 +10,9 @@
  *     saved, scratch and outputs; weights may be shared.
  *   - A layer holds no weights: one layer serves all blocks of a model with the same descriptor,
  *     with other weights in each call.
- *   - The event belongs to the last command of the call, so its profiling info does not cover the
- *     whole call. A profile has the events of every step:
+ *   - The event belongs to the last command of the call, on an in-order queue a marker behind the
+ *     others, so its profiling info does not cover the whole call. A profile has the events of
+ *     every step:
  *
  *   clmoe_profile profile = {.struct_size = sizeof profile};
  *   args.profile = &profile;

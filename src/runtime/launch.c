@@ -133,7 +133,7 @@ void launch_step(launch *chain, const char *name) {
 
 /* What the next command waits for: the caller's list first, then on any queue the one before. */
 static cl_uint wait_count(const launch *chain) {
-    if (!chain->last)
+    if (!chain->begun)
         return chain->num_wait;
     return chain->out_of_order ? 1 : 0;
 }
@@ -141,13 +141,19 @@ static cl_uint wait_count(const launch *chain) {
 static const cl_event *wait_list(const launch *chain) {
     if (wait_count(chain) == 0)
         return NULL;
-    return chain->last ? &chain->last : chain->wait;
+    return chain->begun ? &chain->last : chain->wait;
+}
+
+/* Where a command puts its event; NULL: nobody asks for it. */
+static cl_event *event_of_command(const launch *chain, cl_event *event) {
+    return chain->out_of_order || chain->profile ? event : NULL;
 }
 
 static void advance(launch *chain, cl_event event) {
     if (chain->last)
         clReleaseEvent(chain->last);
     chain->last = event;
+    chain->begun = true;
     if (!chain->profile || !chain->step)
         return;
     profile_add(chain->profile, chain->step, chain->step_begins, event);
@@ -170,7 +176,8 @@ static clmoe_status enqueue_part(launch *chain, cl_kernel kernel, cl_uint dims,
         global[i] = smaller(most[i], groups[i] - first[i]) * local[i];
     }
     TRY(CL(clEnqueueNDRangeKernel(chain->queue, kernel, dims, offset, global, local,
-                                  wait_count(chain), wait_list(chain), &event)));
+                                  wait_count(chain), wait_list(chain),
+                                  event_of_command(chain, &event))));
     advance(chain, event);
 done:
     return status;
@@ -225,7 +232,8 @@ clmoe_status launch_copy(launch *chain, clmoe_buf from, clmoe_buf to, size_t byt
     if (!to.mem || bytes == 0)
         return CLMOE_SUCCESS;
     TRY(CL(clEnqueueCopyBuffer(chain->queue, from.mem, to.mem, from.offset, to.offset, bytes,
-                               wait_count(chain), wait_list(chain), &event)));
+                               wait_count(chain), wait_list(chain),
+                               event_of_command(chain, &event))));
     advance(chain, event);
 done:
     return status;
@@ -238,7 +246,8 @@ clmoe_status launch_zero(launch *chain, clmoe_buf to, size_t bytes) {
     if (bytes == 0)
         return CLMOE_SUCCESS;
     TRY(CL(clEnqueueFillBuffer(chain->queue, to.mem, &zero, sizeof zero, to.offset, bytes,
-                               wait_count(chain), wait_list(chain), &event)));
+                               wait_count(chain), wait_list(chain),
+                               event_of_command(chain, &event))));
     advance(chain, event);
 done:
     return status;
@@ -261,7 +270,7 @@ done:
 clmoe_status launch_leave(launch *chain, cl_command_queue queue) {
     clmoe_status status = CLMOE_SUCCESS;
     const bool profiled = chain->profile && chain->step_begins;
-    if (!chain->last || profiled)
+    if (!chain->begun || profiled || (queue != chain->queue && !chain->last))
         TRY(launch_marker(chain));
     if (queue == chain->queue)
         return CLMOE_SUCCESS;
@@ -289,7 +298,7 @@ clmoe_status launch_end(launch *chain, clmoe_status status, cl_event *event) {
     if (event)
         *event = NULL;
     chain->step = NULL;
-    if (status == CLMOE_SUCCESS && !chain->last)
+    if (status == CLMOE_SUCCESS && (!chain->begun || (event && !chain->last)))
         status = launch_marker(chain);
     if (status != CLMOE_SUCCESS)
         clmoe_profile_release(chain->profile);

@@ -6,14 +6,18 @@
 
 #include "context.h"
 
-/* A chain of commands. On an out-of-order queue each command waits for the one before. */
+/*
+ * A chain of commands. On an out-of-order queue each command waits for the one before. On another
+ * one only a profile needs events of the commands: each costs time between them.
+ */
 typedef struct launch {
     cl_command_queue queue;
     bool out_of_order;
     uint64_t max_work; /* clmoe_context_options.max_launch_work */
     cl_uint num_wait;  /* the caller's wait list, for the first command */
     const cl_event *wait;
-    cl_event last;          /* of the newest command, or NULL before the first */
+    bool begun;             /* there is a command */
+    cl_event last;          /* of the newest command, if it has one */
     clmoe_profile *profile; /* the caller's, or NULL */
     const char *step;       /* of the profile, that the next command belongs to, or NULL */
     bool step_begins;       /* it has no command yet */
@@ -129,7 +133,8 @@ clmoe_status launch_return(launch *chain, cl_command_queue queue);
 
 /*
  * Ends a chain: on success *event (if asked for) completes with the chain, also when nothing was
- * enqueued; on an error it is NULL. Passes `status` on.
+ * enqueued, by a marker where the newest command has none; on an error it is NULL. Passes `status`
+ * on.
  */
 clmoe_status launch_end(launch *chain, clmoe_status status, cl_event *event);
 

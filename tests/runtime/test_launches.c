@@ -22,7 +22,7 @@ typedef struct seen_launch {
 
 static struct {
     seen_launch launches[MAX_LAUNCHES];
-    size_t count;
+    size_t count, events; /* that were asked for */
 } seen;
 
 cl_int __real_clEnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, cl_uint dims,
@@ -38,22 +38,26 @@ cl_int __wrap_clEnqueueNDRangeKernel(cl_command_queue queue, cl_kernel kernel, c
                                      const size_t *offset, const size_t *global,
                                      const size_t *local, cl_uint num_wait, const cl_event *wait,
                                      cl_event *event) {
+    cl_event own = NULL;
     const cl_int code = __real_clEnqueueNDRangeKernel(queue, kernel, dims, offset, global, local,
-                                                      num_wait, wait, event);
+                                                      num_wait, wait, event ? event : &own);
     CHECK(seen.count < MAX_LAUNCHES, "too many launches\n");
     seen_launch *l = &seen.launches[seen.count++];
     CL_OK(clGetKernelInfo(kernel, CL_KERNEL_FUNCTION_NAME, sizeof l->kernel, l->kernel, NULL));
     l->groups = 1;
     for (cl_uint i = 0; i < dims; i++)
         l->groups *= global[i] / local[i];
-    l->event = *event;
-    CL_OK(clRetainEvent(l->event));
+    l->event = event ? *event : own;
+    if (event)
+        CL_OK(clRetainEvent(l->event));
+    seen.events += event != NULL;
     return code;
 }
 
 static void forget_launches(void) {
     while (seen.count > 0)
         clReleaseEvent(seen.launches[--seen.count].event);
+    seen.events = 0;
 }
 
 /* Of the kernels that begin with `prefix`, the next launch from *at on; NULL: no more. */
@@ -422,6 +426,7 @@ static void check_few(clmoe_layer *layer, const batch *b, bool takes) {
     const cl_kernel few = layer->kernels[KERNEL_FEW];
     const routed got = run_routed(layer, b, &d);
     batch_compare(b, &d, batch_reference(b));
+    CHECK(seen.events == 0, "%zu events that nobody asked for\n", seen.events);
     CHECK(launches_of("route_few") == takes, "few.cl %s\n", takes ? "is not used" : "is used");
     CHECK(launches_of("score_rows") == !takes && launches_of("topk_") == !takes &&
               launches_of("plan_") == !takes,
@@ -518,6 +523,7 @@ static void option_and_profile(void **state) {
     CL_OK(clFinish(queue));
     batch_compare(&b, &d, batch_reference(&b));
     CHECK(launches_of("gemm_") > 3, "only %zu launches\n", launches_of("gemm_"));
+    CHECK(seen.events == seen.count, "%zu launches have no event\n", seen.count - seen.events);
     check_profile(&profile);
     clmoe_profile_release(&profile);
     forget_launches();
