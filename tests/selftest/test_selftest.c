@@ -240,7 +240,8 @@ static const defect defects[] = {
     {"0xFFFFFFFFu - ", "", "sigmoid", NULL, "ids"}, /* ties to the higher id */
     {"total += l > -INFINITY ? exp(l - best)", "total += l > -INFINITY ? 1.5f * exp(l - best)",
      "all of 6", NULL, "dx"},
-    {"place < s->capacity", "place + 1 < s->capacity", "sigmoid", NULL, "y"},
+    {"uint room = effective_capacity(STATE_OF(state), capacity);",
+     "uint room = effective_capacity(STATE_OF(state), capacity) - 1;", "sigmoid", NULL, "y"},
     {"-share * log(share)", "-share", "gaussian", NULL, "stats"},
     {"2.0f * t->lse * exp", "t->lse * exp", "gaussian", NULL, "dx"},
     {"LOAD(W, w + i * p->w_col), sum);", "LOAD(W, w + i * p->w_col), sum) + 1e-3f;",
