@@ -68,19 +68,18 @@ static unsigned most_panels(const cpu_state *state, weights order) {
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu_state *state,
                             gemm_variant variant, weights order) {
     clmoe_status status = CLMOE_SUCCESS;
-    const bool gated = variant == GEMM_GATE_AND_UP;
     char options[96];
-    snprintf(options, sizeof options,
-             "-DGATED=%d -DWIDTH=%u -DPACKED=%d -DPANELS=%u -DMAX_ROWS=%u -DDEPTH=%u", gated,
+    snprintf(options, sizeof options, "-DWIDTH=%u -DPACKED=%d -DPANELS=%u -DMAX_ROWS=%u -DDEPTH=%u",
              state->width, (int)order, most_panels(state, order), state->max_rows,
              order == PACKED ? depth(context) : RAW_DEPTH);
-    TRY(gemm_kernel_create(context, shape, "experts/gemm/cpu", options, "gemm_cpu",
+    TRY(gemm_kernel_create(context, shape, variant, "experts/gemm/cpu", options, "gemm_cpu",
                            &state->kernels[variant][order]));
     if (order != PACKED)
         return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u", gated, state->width);
-    TRY(gemm_kernel_create(context, shape, "experts/gemm/cpu_pack", options, "pack_panels",
-                           &state->pack[variant]));
+    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DW=%s", variant == GEMM_GATE_AND_UP,
+             state->width, type_name(shape->w_type));
+    TRY(program_kernel(context, "experts/gemm/cpu_pack", options, "pack_panels",
+                       &state->pack[variant]));
 done:
     return status;
 }

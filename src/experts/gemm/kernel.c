@@ -16,9 +16,18 @@ _Static_assert((int)GEMM_ROW_WEIGHT_OUTPUT == ROW_WEIGHT_OUTPUT, "row weights di
 
 enum { MAX_COLUMN_GROUP = 64 };
 
-clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
-                                const char *options, const char *name, cl_kernel *kernel) {
-    return gemm_kernel_create_edited(context, shape, step, options, NULL, name, kernel);
+/* z is of the first product of an MLP: the second shares a program with layers that keep none. */
+static bool keeps_z(const gemm_shape *shape, gemm_variant variant) {
+    return shape->training && shape->form != GEMM_LINEAR && variant == gemm_variant_of(shape->form);
+}
+
+clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape,
+                                gemm_variant variant, const char *step, const char *options,
+                                const char *name, cl_kernel *kernel) {
+    char more[128];
+    snprintf(more, sizeof more, "%s -DGATED=%d -DKEEP_Z=%d", options, variant == GEMM_GATE_AND_UP,
+             keeps_z(shape, variant));
+    return gemm_kernel_create_edited(context, shape, step, more, NULL, name, kernel);
 }
 
 clmoe_status gemm_kernel_create_edited(clmoe_context *context, const gemm_shape *shape,
@@ -26,9 +35,9 @@ clmoe_status gemm_kernel_create_edited(clmoe_context *context, const gemm_shape 
                                        const program_edit *edit, const char *name,
                                        cl_kernel *kernel) {
     char all[320];
-    snprintf(all, sizeof all, "%s -DKEEP_Z=%d -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
-             shape->training && shape->form != GEMM_LINEAR, type_name(shape->a_type),
-             type_name(shape->w_type), type_name(shape->bias_type), type_name(shape->c_type));
+    snprintf(all, sizeof all, "%s -DA=%s -DW=%s -DBIAS=%s -DC=%s", options,
+             type_name(shape->a_type), type_name(shape->w_type), type_name(shape->bias_type),
+             type_name(shape->c_type));
     return program_kernel_edited(context, step, all, edit, name, kernel);
 }
 
@@ -38,10 +47,10 @@ static clmoe_status by_column(clmoe_context *context, const gemm_shape *shape, c
     const int last = shape->form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
     for (int variant = GEMM_UNGATED; variant <= last; variant++) {
         char options[64];
-        snprintf(options, sizeof options, "-DGATED=%d -DGROUP=%zu", variant == GEMM_GATE_AND_UP,
-                 group);
+        snprintf(options, sizeof options, "-DGROUP=%zu", group);
         kernel_release(&kernels[variant]);
-        TRY(gemm_kernel_create(context, shape, step, options, name, &kernels[variant]));
+        TRY(gemm_kernel_create(context, shape, (gemm_variant)variant, step, options, name,
+                               &kernels[variant]));
     }
 done:
     return status;

@@ -13,11 +13,13 @@ static inline gemm_variant gemm_variant_of(gemm_form form) {
     return form == GEMM_GATED ? GEMM_GATE_AND_UP : GEMM_UNGATED;
 }
 
-/* Creates kernel `name` of cl/STEP.cl with `options` and the shape's storage types. */
-clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape, const char *step,
-                                const char *options, const char *name, cl_kernel *kernel);
+/* Creates kernel `name` of cl/STEP.cl for a variant, with `options` and the shape's storage types.
+ */
+clmoe_status gemm_kernel_create(clmoe_context *context, const gemm_shape *shape,
+                                gemm_variant variant, const char *step, const char *options,
+                                const char *name, cl_kernel *kernel);
 
-/* The same of an edited program; NULL: not edited. */
+/* With `options` and the shape's storage types alone; of an edited program, NULL: not edited. */
 clmoe_status gemm_kernel_create_edited(clmoe_context *context, const gemm_shape *shape,
                                        const char *step, const char *options,
                                        const program_edit *edit, const char *name,

@@ -54,11 +54,10 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, gem
     clmoe_status status = CLMOE_SUCCESS;
     for (int i = 0; i < TILES && !kernels[i]; i++) {
         char options[64];
-        snprintf(options, sizeof options, "-DGATED=%d -DTRANSPOSED=%d -DROWS=%u -DACCUMULATES=%d",
-                 variant == GEMM_GATE_AND_UP, transposed, tiles[i].rows,
-                 shape->training && variant == GEMM_UNGATED);
-        TRY(gemm_kernel_create(context, shape, "experts/gemm/nv_mma", options, "gemm_nv_mma",
-                               &kernels[i]));
+        snprintf(options, sizeof options, "-DTRANSPOSED=%d -DROWS=%u -DACCUMULATES=%d", transposed,
+                 tiles[i].rows, shape->training && variant == GEMM_UNGATED);
+        TRY(gemm_kernel_create(context, shape, variant, "experts/gemm/nv_mma", options,
+                               "gemm_nv_mma", &kernels[i]));
     }
 done:
     return status;

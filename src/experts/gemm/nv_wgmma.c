@@ -130,15 +130,14 @@ static clmoe_status product_kernel(clmoe_context *context, const gemm_shape *sha
                                    wgmma_state *state, bool second, int tile) {
     const depth k = state->depths[second];
     char options[224];
-    gemm_shape own = *shape;
-    own.training = shape->training && !second;
     snprintf(options, sizeof options,
              "-DGATED=%d -DGATHER=%d -DCOLUMNS=%u -DFOURS=%u -DBLOCKS=%u -DACTIVATION=%d "
-             "-DROW_WEIGHT=%d -DBIASED=%d",
+             "-DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d",
              !second && shape->form == GEMM_GATED, !second && (tile != MANY || state->gathers),
              tiles[tile], k.fours, k.blocks, second ? ACT_NONE : (int)shape->activation,
-             second ? (int)GEMM_ROW_WEIGHT_NONE : (int)shape->row_weight, shape->biased[second]);
-    return gemm_kernel_create_edited(context, &own, "experts/gemm/nv_wgmma_packed", options,
+             second ? (int)GEMM_ROW_WEIGHT_NONE : (int)shape->row_weight, shape->biased[second],
+             shape->training && !second);
+    return gemm_kernel_create_edited(context, shape, "experts/gemm/nv_wgmma_packed", options,
                                      &nv_ptx_sm90a, "gemm_nv_wgmma_packed",
                                      &state->products[second][tile]);
 }
@@ -148,24 +147,22 @@ static clmoe_status pack_kernel(clmoe_context *context, const gemm_shape *shape,
     char options[64];
     snprintf(options, sizeof options, "-DGATED=%d -DBLOCKS=%u",
              !second && shape->form == GEMM_GATED, state->depths[second].blocks);
-    return gemm_kernel_create(context, shape, "experts/gemm/nv_wgmma_pack", options,
-                              "pack_nv_wgmma", &state->pack[second]);
+    return gemm_kernel_create_edited(context, shape, "experts/gemm/nv_wgmma_pack", options, NULL,
+                                     "pack_nv_wgmma", &state->pack[second]);
 }
 
 static clmoe_status compile_raw(clmoe_context *context, const gemm_shape *shape, raw_kernel *raw,
                                 bool back) {
     const depth k = depth_of(raw->k);
     char options[224];
-    gemm_shape own = *shape;
-    own.training = shape->training && raw->first;
     snprintf(options, sizeof options,
              "-DGATED=%d -DTRANSPOSED=%d -DTAILS=1 -DACCUMULATES=%d -DFOURS=%u -DBLOCKS=%u "
-             "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d",
+             "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d",
              raw->first && shape->form == GEMM_GATED, raw->transposed, back, k.fours, k.blocks,
              raw->first ? (int)shape->activation : ACT_NONE,
              raw->first ? (int)shape->row_weight : (int)GEMM_ROW_WEIGHT_NONE,
-             !back && shape->biased[!raw->first]);
-    return gemm_kernel_create_edited(context, &own, "experts/gemm/nv_wgmma_raw", options,
+             !back && shape->biased[!raw->first], shape->training && raw->first);
+    return gemm_kernel_create_edited(context, shape, "experts/gemm/nv_wgmma_raw", options,
                                      &nv_ptx_sm90a, "gemm_nv_wgmma_raw", &raw->kernel);
 }
 

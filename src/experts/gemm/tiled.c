@@ -95,11 +95,9 @@ static clmoe_status compile_tiles(clmoe_context *context, const gemm_shape *shap
     for (int size = 0; size < TILE_SIZES; size++) {
         char options[96];
         kernel_release(&state->kernels[variant][size]);
-        snprintf(options, sizeof options,
-                 "-DGATED=%d -DLINEAR=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
-                 variant == GEMM_GATE_AND_UP, state->slices, state->rows[size], state->columns,
-                 state->depth);
-        TRY(gemm_kernel_create(context, shape, "experts/gemm/tiled", options, "gemm_tiled",
+        snprintf(options, sizeof options, "-DLINEAR=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
+                 state->slices, state->rows[size], state->columns, state->depth);
+        TRY(gemm_kernel_create(context, shape, variant, "experts/gemm/tiled", options, "gemm_tiled",
                                &state->kernels[variant][size]));
     }
 done:
@@ -144,10 +142,10 @@ static clmoe_status compile_linear(clmoe_context *context, const gemm_shape *sha
                                 LINEAR_SLICES) ||
             context->info.local_mem_bytes < linear_local_bytes(size))
             continue;
-        snprintf(options, sizeof options, "-DGATED=0 -DROWS=%u -DCOLUMNS=%u -DTILE=%u -DDEPTH=%u",
-                 size->rows, size->columns, size->tile, size->depth);
-        status = gemm_kernel_create(context, shape, "experts/gemm/tiled_linear", options,
-                                    "gemm_linear", &state->linear[i]);
+        snprintf(options, sizeof options, "-DROWS=%u -DCOLUMNS=%u -DTILE=%u -DDEPTH=%u", size->rows,
+                 size->columns, size->tile, size->depth);
+        status = gemm_kernel_create(context, shape, GEMM_UNGATED, "experts/gemm/tiled_linear",
+                                    options, "gemm_linear", &state->linear[i]);
         if (status != CLMOE_UNSUPPORTED)
             TRY(status);
     }
