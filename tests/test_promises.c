@@ -382,13 +382,13 @@ static void twenty_runs(void **state) {
     const char *const *engines = test_engines();
     const uint32_t tokens[] = {1, 65, 700};
     for (size_t n = 0; engines[n] != NULL; n++)
-        for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+        for (size_t i = 0; i < COUNT_OF(tokens); i++) {
             batch b;
             device_batch d;
-            uint32_t T = tokens[g];
-            test_case("engine %s, group size %u, T %u", engines[n], group_sizes[g], T);
+            const uint32_t T = tokens[i], group_size = group_sizes[(i + 1) % COUNT_OF(group_sizes)];
+            test_case("engine %s, group size %u, T %u", engines[n], group_size, T);
             rich_batch(&b, engines[n], T, 1);
-            clmoe_layer *layer = test_layer(group_sizes[g], &b.desc);
+            clmoe_layer *layer = test_layer(group_size, &b.desc);
             batch_run(layer, &b, &d);
             outputs first = outputs_of(&d);
             for (int run = 1; run < 20; run++) {

@@ -109,8 +109,9 @@ static void every_pair(void **state) {
     (void)state;
     static const shape shapes[] = {
         {1, 5, 3, 0, 1, 3}, {64, 5, 8, 2, 3, 3}, {1000, 5, 60, 4, 4, 3}, {333, 5, 205, 0, 16, 3}};
-    for (uint32_t n = 0; n < 3 * COUNT_OF(group_sizes) * COUNT_OF(shapes); n++) {
-        const uint32_t group_size = group_sizes[n % 3], i = n / 3 % COUNT_OF(shapes);
+    for (uint32_t n = 0; n < 9 * COUNT_OF(shapes); n++) {
+        const uint32_t group_size = group_sizes[n % COUNT_OF(group_sizes)];
+        const uint32_t i = n / 3 % COUNT_OF(shapes);
         const pattern kind = (pattern)((n + n / 12) % PATTERN_COUNT);
         rig r = {.desc = desc_of(&shapes[i])};
         test_case("group size %u, T %u, E %u, %s", group_size, shapes[i].tokens, shapes[i].experts,

@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+static const uint32_t every_group[] = {0, 64, 256};
+
 static void check_topk(uint32_t group_size, const clmoe_layer_desc *desc, uint32_t tokens,
                        const float *scores, const ref_weights *w) {
     size_t R = ref_columns(desc), T = tokens, pairs = T * desc->top_k;
@@ -52,7 +54,7 @@ static bool takes_turn(size_t group, size_t i) {
 
 static void every_size(void **state) {
     (void)state;
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+    for (size_t g = 0; g < COUNT_OF(every_group); g++)
         for (size_t i = 0; i < COUNT_OF(routing_shapes); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++) {
                 const shape *s = &routing_shapes[i];
@@ -60,26 +62,26 @@ static void every_size(void **state) {
                     continue;
                 clmoe_layer_desc desc = desc_of(s);
                 ref_weights none = {0};
-                test_case("group size %u, T %u, R %u, K %u, %s", group_sizes[g], s->tokens,
+                test_case("group size %u, T %u, R %u, K %u, %s", every_group[g], s->tokens,
                           s->experts + s->identity, s->top_k, pattern_name(kind));
                 seed_set(i + 1);
-                check_topk(group_sizes[g], &desc, s->tokens, scores_of(&desc, s->tokens, kind),
+                check_topk(every_group[g], &desc, s->tokens, scores_of(&desc, s->tokens, kind),
                            &none);
             }
 }
 
 static void every_small_top_k(void **state) {
     (void)state;
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+    for (size_t g = 0; g < COUNT_OF(every_group); g++)
         for (size_t i = 0; i < COUNT_OF(small_top_k); i++) {
             const shape s = {64, 5, 60, 0, small_top_k[i], 3};
             clmoe_layer_desc desc = desc_of(&s);
             ref_weights none = {0};
             if (!takes_turn(g, i))
                 continue;
-            test_case("group size %u, K %u", group_sizes[g], s.top_k);
+            test_case("group size %u, K %u", every_group[g], s.top_k);
             seed_set(i + 1);
-            check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, PATTERN_TIES),
+            check_topk(every_group[g], &desc, s.tokens, scores_of(&desc, s.tokens, PATTERN_TIES),
                        &none);
         }
 }
@@ -143,12 +145,12 @@ static void check_weights(uint32_t group_size, clmoe_score_function score, clmoe
 
 static void every_weight_rule(void **state) {
     (void)state;
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+    for (size_t g = 0; g < COUNT_OF(every_group); g++)
         for (size_t i = 0; i < COUNT_OF(weight_cases); i++) {
             for (int f = CLMOE_SCORE_SOFTMAX; f < SCORE_COUNT; f++)
-                check_weights(group_sizes[g], (clmoe_score_function)f, CLMOE_ORDER_TOPK_THEN_SCORE,
+                check_weights(every_group[g], (clmoe_score_function)f, CLMOE_ORDER_TOPK_THEN_SCORE,
                               &weight_cases[i]);
-            check_weights(group_sizes[g], CLMOE_SCORE_SIGMOID, CLMOE_ORDER_SCORE_THEN_TOPK,
+            check_weights(every_group[g], CLMOE_SCORE_SIGMOID, CLMOE_ORDER_SCORE_THEN_TOPK,
                           &weight_cases[i]);
         }
 }
@@ -160,7 +162,7 @@ static void group_limits(void **state) {
     } cases[] = {{8, 4, 2, 3, 1},    {8, 8, 5, 5, 0},    {60, 6, 3, 8, 1},     {256, 8, 4, 8, 0},
                  {205, 5, 1, 41, 1}, {384, 2, 1, 10, 0}, {512, 256, 9, 16, 1}, {4096, 64, 8, 16, 0},
                  {64, 1, 1, 6, 1},   {64, 8, 8, 6, 0},   {160, 8, 3, 6, 1}};
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+    for (size_t g = 0; g < COUNT_OF(every_group); g++)
         for (size_t i = 0; i < COUNT_OF(cases); i++)
             for (pattern kind = 0; kind < PATTERN_COUNT; kind++)
                 for (int top2 = 0; top2 < 2; top2++) {
@@ -175,11 +177,11 @@ static void group_limits(void **state) {
                     desc.router.select_bias = cases[i].select_bias;
                     desc.router.renorm.kind = CLMOE_RENORM_SUM;
                     test_case("group size %u, E %u, %u of %u groups by %s, bias %u, %s",
-                              group_sizes[g], s.experts, cases[i].topk_groups, cases[i].groups,
+                              every_group[g], s.experts, cases[i].topk_groups, cases[i].groups,
                               top2 ? "top 2" : "max", cases[i].select_bias, pattern_name(kind));
                     seed_set(i + 1);
                     ref_weights w = weights_make(&desc);
-                    check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, kind),
+                    check_topk(every_group[g], &desc, s.tokens, scores_of(&desc, s.tokens, kind),
                                &w);
                 }
 }
@@ -188,17 +190,17 @@ static void group_limits(void **state) {
 static void experts_biased_out(void **state) {
     (void)state;
     const shape s = {64, 5, 12, 0, 5, 3};
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++) {
+    for (size_t g = 0; g < COUNT_OF(every_group); g++) {
         clmoe_layer_desc desc = desc_of(&s);
         desc.router.score = CLMOE_SCORE_SIGMOID;
         desc.router.select_bias = 1;
-        test_case("group size %u", group_sizes[g]);
+        test_case("group size %u", every_group[g]);
         seed_set(3);
         float *bias = random_floats(s.experts, 1.0);
         for (uint32_t e = 0; e < s.experts; e++)
             bias[e] = e % 3 == 0 ? bias[e] : e % 3 == 1 ? -INFINITY : NAN;
         ref_weights w = {.select_bias = bias};
-        check_topk(group_sizes[g], &desc, s.tokens, scores_of(&desc, s.tokens, PATTERN_UNIFORM),
+        check_topk(every_group[g], &desc, s.tokens, scores_of(&desc, s.tokens, PATTERN_UNIFORM),
                    &w);
     }
 }
@@ -225,20 +227,20 @@ static void norms_of_any_size(void **state) {
         {.kind = PNORM, .p = 1000.0f}};
     static const double sizes[] = {1.0, 1e-3, 1e-12, 1e-36, 1e12, 1e38};
     const shape s = {16, 5, 12, 0, 4, 3};
-    for (size_t g = 0; g < COUNT_OF(group_sizes); g++)
+    for (size_t g = 0; g < COUNT_OF(every_group); g++)
         for (size_t i = 0; i < COUNT_OF(sizes); i++)
             for (size_t p = 0; p < COUNT_OF(norms); p++) {
                 clmoe_layer_desc desc = desc_of(&s);
                 desc.router.score = CLMOE_SCORE_IDENTITY;
                 desc.router.renorm = norms[p];
-                test_case("group size %u, renorm %d, p %g, size %g", group_sizes[g], norms[p].kind,
+                test_case("group size %u, renorm %d, p %g, size %g", every_group[g], norms[p].kind,
                           (double)norms[p].p, sizes[i]);
                 seed_set(i + p + 1);
                 float *scores = HOST(float, s.tokens *s.experts);
                 for (size_t j = 0; j < (size_t)s.tokens * s.experts; j++)
                     scores[j] = (float)(sizes[i] * (0.5 + 2.5 * random_unit()));
                 ref_weights none = {0};
-                check_topk(group_sizes[g], &desc, s.tokens, scores, &none);
+                check_topk(every_group[g], &desc, s.tokens, scores, &none);
             }
 }
 

@@ -114,12 +114,18 @@ void support_filter(void) {
     cmocka_set_test_filter(getenv("CLMOE_TEST_FILTER"));
 }
 
+uint32_t group_sizes[2];
+
 int support_setup(void **state) {
     (void)state;
+    cl_device_type type = 0;
     if (!find_device())
         return -1;
     fflush(stdout);
-    cl_int code = CL_SUCCESS;
+    cl_int code = clGetDeviceInfo(test.device, CL_DEVICE_TYPE, sizeof type, &type, NULL);
+    if (code != CL_SUCCESS)
+        return -1;
+    group_sizes[1] = type & CL_DEVICE_TYPE_CPU ? 256 : 64;
     test.context = clCreateContext(NULL, 1, &test.device, NULL, NULL, &code);
     if (code == CL_SUCCESS)
         test.queue = clCreateCommandQueue(test.context, test.device, 0, &code);
