@@ -21,6 +21,7 @@ typedef struct defect {
 static const defect *broken; /* those that are in; `broken_sources` has the sources of each */
 static size_t num_broken;
 static unsigned broken_sources[32];
+static cl_program broken_program; /* the last */
 
 static struct {
     unsigned calls, nth; /* 0: none */
@@ -31,6 +32,12 @@ cl_program __real_clCreateProgramWithSource(cl_context context, cl_uint count, c
                                             const size_t *lengths, cl_int *code);
 cl_program __wrap_clCreateProgramWithSource(cl_context context, cl_uint count, const char **strings,
                                             const size_t *lengths, cl_int *code);
+cl_int __real_clBuildProgram(cl_program program, cl_uint count, const cl_device_id *devices,
+                             const char *options,
+                             void(CL_CALLBACK *notify)(cl_program program, void *user), void *user);
+cl_int __wrap_clBuildProgram(cl_program program, cl_uint count, const cl_device_id *devices,
+                             const char *options,
+                             void(CL_CALLBACK *notify)(cl_program program, void *user), void *user);
 cl_int __real_clEnqueueReadBuffer(cl_command_queue queue, cl_mem from, cl_bool blocks,
                                   size_t offset, size_t bytes, void *to, cl_uint num_wait,
                                   const cl_event *wait, cl_event *event);
@@ -65,8 +72,19 @@ cl_program __wrap_clCreateProgramWithSource(cl_context context, cl_uint count, c
     const char *used = source;
     cl_program program = __real_clCreateProgramWithSource(
         context, source ? 1 : count, source ? &used : strings, source ? NULL : lengths, code);
+    broken_program = source ? program : NULL;
     free(source);
     return program;
+}
+
+/* What is wrong on purpose is wrong without optimization too, and compiles in half the time. */
+cl_int __wrap_clBuildProgram(cl_program program, cl_uint count, const cl_device_id *devices,
+                             const char *options,
+                             void(CL_CALLBACK *notify)(cl_program program, void *user),
+                             void *user) {
+    char all[1024];
+    snprintf(all, sizeof all, "%s%s", options, program == broken_program ? " -cl-opt-disable" : "");
+    return __real_clBuildProgram(program, count, devices, all, notify, user);
 }
 
 static void break_kernels(const defect *defects, size_t count) {
