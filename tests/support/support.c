@@ -176,6 +176,12 @@ size_t test_forms(uint32_t forms[2]) {
     return own ? 1 : 2;
 }
 
+bool on_oclgrind(void) {
+    char name[64] = "";
+    CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_NAME, sizeof name, name, NULL));
+    return strstr(name, "Oclgrind") != NULL;
+}
+
 /* The library says so when a layer is created; asked here, so that tests need not try. */
 static bool engine_takes(const char *engine, clmoe_type type, clmoe_type weight_type) {
     if (strncmp(engine, "nv_", 3) == 0)

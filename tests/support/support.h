@@ -87,6 +87,9 @@ clmoe_context *test_context(uint32_t group_size);
  */
 size_t test_forms(uint32_t forms[2]);
 
+/* Whether the device is Oclgrind's, which takes its time. */
+bool on_oclgrind(void);
+
 /*
  * Group sizes that most tests run with: the library's choice, and 256 on a CPU, where that is 1, or
  * 64 elsewhere. Steps but top-k ask only whether a group is of one; test_topk has every size, and
