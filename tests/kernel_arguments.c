@@ -27,7 +27,8 @@ cl_int __wrap_clBuildProgram(cl_program program, cl_uint count, const cl_device_
                              void(CL_CALLBACK *notify)(cl_program program, void *user),
                              void *user) {
     char all[MAX_OPTIONS];
-    int length = snprintf(all, sizeof all, "%s -cl-kernel-arg-info", options ? options : "");
+    int length = snprintf(all, sizeof all, "%s -cl-kernel-arg-info%s", options ? options : "",
+                          build_quickly(options));
     CHECK(length < MAX_OPTIONS, "options too long: %s\n", options);
     return __real_clBuildProgram(program, count, devices, all, notify, user);
 }

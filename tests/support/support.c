@@ -176,6 +176,24 @@ size_t test_forms(uint32_t forms[2]) {
     return own ? 1 : 2;
 }
 
+static bool is_pocl(void) {
+    char name[64] = "";
+    return clGetPlatformInfo(test.platform, CL_PLATFORM_NAME, sizeof name, name, NULL) ==
+               CL_SUCCESS &&
+           strcmp(name, "Portable Computing Language") == 0;
+}
+
+/* Whether the options ask for groups of more than one. Engine tiled has ROWS, all others GROUP. */
+static bool has_groups(const char *options) {
+    static const char group[] = "-DGROUP=";
+    const char *at = strstr(options, group);
+    return strstr(options, "-DROWS=") || (at && atoi(at + sizeof group - 1) > 1);
+}
+
+const char *build_quickly(const char *options) {
+    return options && has_groups(options) && is_pocl() ? " -cl-opt-disable" : "";
+}
+
 bool on_oclgrind(void) {
     char name[64] = "";
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_NAME, sizeof name, name, NULL));

@@ -87,14 +87,20 @@ clmoe_context *test_context(uint32_t group_size);
  */
 size_t test_forms(uint32_t forms[2]);
 
+/*
+ * More options for a program: PoCL is to build those for groups of more than one work-item without
+ * optimization. On a CPU the library makes no such groups by itself: they stand for other devices,
+ * which have compilers of their own.
+ */
+const char *build_quickly(const char *options);
+
 /* Whether the device is Oclgrind's, which takes its time. */
 bool on_oclgrind(void);
 
 /*
  * Group sizes that most tests run with: the library's choice, and 256 on a CPU, where that is 1, or
  * 64 elsewhere. Steps but top-k ask only whether a group is of one; test_topk has every size, and
- * Oclgrind's tests have groups of 16 and of 64. PoCL compiles programs for groups of more than one,
- * which it is not asked for elsewhere, without optimization: in half the time.
+ * Oclgrind's tests have groups of 16 and of 64.
  */
 extern uint32_t group_sizes[2];
 
