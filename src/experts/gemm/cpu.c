@@ -17,7 +17,7 @@ typedef struct cpu_state {
     unsigned width;                                  /* floats per vector */
     uint32_t max_rows;                               /* of a tile */
     cl_kernel kernels[GEMM_VARIANTS][WEIGHTS_COUNT]; /* NULL where not asked for */
-    cl_kernel pack[GEMM_VARIANTS];
+    cl_kernel pack;
 } cpu_state;
 
 static clmoe_status cpu_supports(clmoe_context *context) {
@@ -41,11 +41,10 @@ static void cpu_destroy(void *opaque) {
     cpu_state *state = opaque;
     if (!state)
         return;
-    for (int i = 0; i < GEMM_VARIANTS; i++) {
+    for (int i = 0; i < GEMM_VARIANTS; i++)
         for (int j = 0; j < WEIGHTS_COUNT; j++)
             kernel_release(&state->kernels[i][j]);
-        kernel_release(&state->pack[i]);
-    }
+    kernel_release(&state->pack);
     free(state);
 }
 
@@ -74,14 +73,17 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, cpu
              order == PACKED ? depth(context) : RAW_DEPTH);
     TRY(gemm_kernel_create(context, shape, variant, "experts/gemm/cpu", options, "gemm_cpu",
                            &state->kernels[variant][order]));
-    if (order != PACKED)
-        return CLMOE_SUCCESS;
-    snprintf(options, sizeof options, "-DGATED=%d -DWIDTH=%u -DW=%s", variant == GEMM_GATE_AND_UP,
-             state->width, type_name(shape->w_type));
-    TRY(program_kernel(context, "experts/gemm/cpu_pack", options, "pack_panels",
-                       &state->pack[variant]));
 done:
     return status;
+}
+
+static clmoe_status compile_pack(clmoe_context *context, const gemm_shape *shape,
+                                 cpu_state *state) {
+    char options[32];
+    if (shape->form == GEMM_LINEAR)
+        return CLMOE_SUCCESS;
+    snprintf(options, sizeof options, "-DWIDTH=%u -DW=%s", state->width, type_name(shape->w_type));
+    return program_kernel(context, "experts/gemm/cpu_pack", options, "pack_panels", &state->pack);
 }
 
 static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, void **out) {
@@ -95,6 +97,7 @@ static clmoe_status cpu_create(clmoe_context *context, const gemm_shape *shape, 
         for (int order = 0; order < WEIGHTS_COUNT; order++)
             if (needs(shape, (gemm_variant)variant, (weights)order))
                 TRY(compile(context, shape, state, (gemm_variant)variant, (weights)order));
+    TRY(compile_pack(context, shape, state));
     *out = state;
     state = NULL;
 done:
@@ -183,14 +186,13 @@ static clmoe_status cpu_pack(void *opaque, launch *chain, const gemm_problem *pr
     const gemm_weight *up = &problem->up;
     const clmoe_type type = problem->w_type;
     const clmoe_buf gate = problem->form == GEMM_GATED ? problem->gate.buf : (clmoe_buf){0};
-    cl_kernel kernel = state->pack[gemm_variant_of(problem->form)];
     const size_t groups[] = {panels_of(state, problem->form, problem->n), problem->experts};
     const size_t local[] = {1, 1};
-    TRY(KERNEL_SET(kernel, ARG_TYPE(gate, type), ARG_AS(up, ARG_TYPE(up->buf, type)),
+    TRY(KERNEL_SET(state->pack, ARG_TYPE(gate, type), ARG_AS(up, ARG_TYPE(up->buf, type)),
                    ARG_AS(w_expert, ARG_ULONG(up->expert)), ARG_AS(w_row, ARG_ULONG(up->row)),
                    ARG_AS(w_col, ARG_ULONG(up->col)), ARG_UINT(problem->n), ARG_UINT(problem->k),
                    ARG_TYPE(packed, type)));
-    TRY(launch_kernel(chain, kernel, 2, groups, local));
+    TRY(launch_kernel(chain, state->pack, 2, groups, local));
 done:
     return status;
 }
