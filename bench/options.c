@@ -18,7 +18,7 @@ static const char usage[] =
     "\n"
     "  --case NAME     cases (default all: those meant for the device's type)\n"
     "  --engine NAME   engines: cpu-packed, cpu-raw, nv_wgmma-packed, nv_wgmma-raw, nv_mma, tiled,\n"
-  "                  clblast, ref,\n"
+    "                  clblast, ref,\n"
     "                  peer:openblas, peer:clblast\n"
     "                  (default all: every one that runs here but ref)\n"
     "  --peer NAME     adds a peer to the engines: openblas, clblast\n"

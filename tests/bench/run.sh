@@ -40,7 +40,7 @@ says() {
     }
 }
 
-# quiet: standard error has no words but those of nv_mma's, which has no f32, and of PoCL's compiler.
+# quiet: standard error has no words but of nv_mma and nv_wgmma, which have no f32, and PoCL's compiler.
 quiet() {
     ! grep -v -e "skipped .*, nv_.*mma[a-z-]*: " -e '^[0-9]* warnings* generated\.$' "$tmp/err" >&2 ||
         fail "unexpected words on standard error"

@@ -2,7 +2,8 @@
  * Purpose: The tiles of slots of all experts, close together: what the persistent work-groups of
  *          nv_wgmma_*.cl share among them.
  * Formula: expert e's bucket [offsets[e], offsets[e] + kept[e]) in tiles of `rows` slots, experts
- *          ascending; the last tile of a bucket may be shorter. Without offsets one bucket, `slots`.
+ *          ascending; the last tile of a bucket may be shorter. Without offsets: one bucket of
+ *          `slots`.
  * Arrays: offsets [E+1], kept [E] u32 -> list [LIST_HEADER + LIST_TILE * tiles] i32.
  * NDRange: one group of GROUP work-items, an expert each at a time.
  * Limits: none.

@@ -19,7 +19,8 @@
 #define SWIZZLE_64   2
 
 #define REPLACE(field, bits, value)                                                                \
-    __asm__ volatile(SM90A "tensormap.replace.tile." field ".global.b1024." bits " [%0], " value "%1;" \
+    __asm__ volatile(SM90A "tensormap.replace.tile." field ".global.b1024." bits " [%0], " value   \
+                           "%1;"                                                                   \
                      :
 
 #define REPLACE_32(field, at, value)                                                               \

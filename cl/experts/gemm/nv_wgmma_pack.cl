@@ -5,8 +5,8 @@
  *          lane / 4 + 8 half of the 16, k 8 h + lane % 4 * 2 + j. Which column of W that row is:
  *          row_of(), so that after a transposition a lane has neighbouring columns of C. Gated,
  *          block 0 is gate's, block 1 up's. Zeros past the last column and k.
- * Arrays: gate, up as in gemm.clh, gate NULL if ungated -> packed W, 256 columns and BLOCKS * 32 k a
- *         tile.
+ * Arrays: gate, up as in gemm.clh, gate NULL if ungated -> packed W, 256 columns and BLOCKS * 32 k
+ *         a tile.
  * NDRange: (tiles * 16, E) groups of 256.
  * Limits: W is f16 or bf16.
  * Repeatability: a copy.
@@ -19,9 +19,9 @@
 
 /* Column within the tile. */
 static inline uint row_of(uint warpgroup, uint block, uint warp, uint row) {
-    const uint g = row % 8, half_ = row / 8;
-    return GATED ? warpgroup * 64 + warp * 16 + 4 * (g / 2) + g % 2 + 2 * half_
-                 : warpgroup * 128 + warp * 32 + 8 * (g / 2) + 2 * (2 * block + half_) + g % 2;
+    const uint g = row % 8, side = row / 8;
+    return GATED ? warpgroup * 64 + warp * 16 + 4 * (g / 2) + g % 2 + 2 * side
+                 : warpgroup * 128 + warp * 32 + 8 * (g / 2) + 2 * (2 * block + side) + g % 2;
 }
 
 KERNEL(GROUP_ITEMS, 1, 1)

@@ -8,24 +8,30 @@
  *          of tokens [slots / COLUMNS, BLOCKS, COLUMNS, 32]. next_blocks: C is such tiles with so
  *          many blocks, zeros from n on; 0: C is rows.
  *          maps: none.
- * NDRange: any number of groups of 12 warps; group g computes tiles begin + g, begin + g + groups, ..,
- *          at most `most` of all groups' together.
+ * NDRange: any number of groups of 12 warps; group g computes tiles begin + g, begin + g + groups,
+ *          .., all groups together at most `most`.
  * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
  *          problem's; not accumulate; BLOCKS * 32 >= k. BIASED: whether biases may be given.
  * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
-#define ACT_EXP(v)       native_exp(v)
-#define ACT_DIVIDE(a, b) native_divide(a, b)
+#include "experts/gemm/nv_fast.clh"
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
 #define TYPE           A
 #define FAR            (BLOCKS * 4 * 2 * FRAGMENT_ELEMENTS * 2)
-#define NEXT_FRAGMENTS (up + (up_off + next->weights + lane_weights(fresh_item())))
+#define NEXT_FRAGMENTS (up + (up_off + next->start + lane_weights(fresh_item())))
+#define OUTPUTS        (GATED ? 128 : 256) /* columns of C a tile */
 #include "experts/gemm/nv_wgmma_own.clh"
+
+/* The first element of a tile of weights. */
+static inline ulong fragments_of(int expert, int first, int f, int down) {
+    (void)first;
+    return ((ulong)expert * down + f) * WGMMA_ROWS * BLOCKS * WGMMA_BLOCK;
+}
+
 #include "experts/gemm/nv_wgmma.clh"
 #include "experts/gemm/nv_wgmma_store.clh"
 
-#define OUTPUTS (GATED ? 128 : 256) /* columns of C a tile */
 #define RUN     (GATED ? 4 : 8)     /* neighbouring columns of a lane */
 #if !GATHER
 #define FILLERS 1 /* warps that fill local memory */
@@ -36,45 +42,96 @@
 #endif
 #define TIMES   ((COLUMNS / 8 + FILLERS - 1) / FILLERS)  /* eight rows, of a slot, of a warp */
 
-#define TASKS 8 /* who tells may be four tiles ahead of who stores, where k is short */
-
-/* What a tile needs, found ahead of time. */
-typedef struct task {
-    ulong weights; /* its first, in elements */
-    int expert, first, count, f;
-} task;
-
-static inline void put_task(__local task *to, slot_tile t, int f, int down) {
-    to->weights = ((ulong)t.expert * down + f) * 256 * BLOCKS * BLOCK;
-    to->expert = t.expert;
-    to->first = t.first;
-    to->count = t.count;
-    to->f = f;
-}
-
 /* A lane's fragments in a tile of weights: [warpgroup][block][warp][16 k][lane][8]. */
 static inline ulong lane_weights(int item) {
-    return ((ulong)(item >> 7) * 8 + (item >> 5 & 3)) * BLOCKS * 2 * FRAGMENT_ELEMENTS + (item & 31) * 8;
+    return ((ulong)(item >> 7) * 8 + (item >> 5 & 3)) * BLOCKS * 2 * FRAGMENT_ELEMENTS +
+           (item & 31) * 8;
 }
 
 /* ---- Filling local memory ----------------------------------------------------------------- */
 
 #if GATHER
+/* Rows of k, and which of them a slot has; NULL: its own number. */
+typedef struct gathered {
+    elements a;
+    __global const int *token_of;
+    uint k;
+} gathered;
+
 /* Row j of a lane of a loading warp: rows past the last one repeat it. */
-static inline uint row_at(const problem *p, __local const task *t, int warp, int lane, int j) {
+static inline uint row_at(const gathered *x, __local const task *t, int warp, int lane, int j) {
     const int slot = t->first + min((warp + FILLERS * j) * 8 + (lane >> 2), t->count - 1);
-    return (uint)(p->token_of ? p->token_of[slot] : slot);
+    return (uint)(x->token_of ? x->token_of[slot] : slot);
 }
 
 /* Eight elements of a row of k from `from` on, zeros past its end. */
-static inline uint4 chunk_at(const problem *p, uint row, uint from) {
-    __global const ushort *x = p->a + (ulong)row * p->k;
+static inline uint4 chunk_at(const gathered *x, uint row, uint from) {
+    __global const ushort *from_row = x->a + (ulong)row * x->k;
     uint words[4];
     UNROLL for (uint i = 0; i < 4; ++i) {
         const uint low = from + 2 * i, high = low + 1;
-        words[i] = (low < p->k ? x[low] : 0u) | (high < p->k ? (uint)x[high] << 16 : 0u);
+        words[i] = (low < x->k ? from_row[low] : 0u) |
+                   (high < x->k ? (uint)from_row[high] << 16 : 0u);
     }
     return (uint4)(words[0], words[1], words[2], words[3]);
+}
+
+/* A warp's rows of every slot, copied as they lie in memory. */
+static inline void gather_chunks(const work *w, const gathered *x, int warp, int lane) {
+    const uint chunk = lane & 3;
+    const uint to = w->slots + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
+    ring r = {0, 0};
+    uint i = 0;
+    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+        uint rows[TIMES]; /* in chunks, which a uint counts up to 64 GiB */
+        UNROLL for (int j = 0; j < TIMES; ++j)
+            rows[j] = row_at(x, &w->tasks[i % TASKS], warp, lane, j) * (x->k / CHUNK) + chunk;
+        elements from = x->a;
+        NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK, from += BLOCK) {
+            bar_wait(w->empty + 8 * r.slot, r.phase ^ 1);
+            UNROLL for (int j = 0; j < TIMES; ++j)
+                if (warp + FILLERS * j < COLUMNS / 8)
+                    copy_chunk(to + r.slot * SLOT_BYTES + j * FILLERS * 512,
+                               from + (ulong)rows[j] * CHUNK, k < x->k ? 16 : 0);
+            bar_copied(w->full + 8 * r.slot);
+            ring_next(&r);
+        }
+    }
+}
+
+/* The same of rows that are not whole chunks at multiples of 16 bytes. */
+static inline void gather_elements(const work *w, const gathered *x, int warp, int lane) {
+    const uint chunk = lane & 3;
+    const uint to = w->slots + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
+    ring r = {0, 0};
+    uint i = 0;
+    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i)
+        NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK) {
+            bar_wait(w->empty + 8 * r.slot, r.phase ^ 1);
+            NOUNROLL for (int j = 0; warp + FILLERS * j < COLUMNS / 8; ++j)
+                put_chunk(to + r.slot * SLOT_BYTES + j * FILLERS * 512,
+                          chunk_at(x, row_at(x, &w->tasks[i % TASKS], warp, lane, j), k));
+            FENCE_LOCAL;
+            bar_arrive(w->full + 8 * r.slot);
+            ring_next(&r);
+        }
+}
+#else
+/* Slots as they are in tiles of tokens, by one work-item. */
+static inline void copy_tiles(const work *w, elements a) {
+    ring r = {0, 0};
+    uint i = 0;
+    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+        __global const uchar *from =
+            (__global const uchar *)a +
+            (ulong)(w->tasks[i % TASKS].first / COLUMNS) * BLOCKS * SLOT_BYTES;
+        NOUNROLL for (int b = 0; b < BLOCKS; ++b, from += SLOT_BYTES) {
+            bar_wait(w->empty + 8 * r.slot, r.phase ^ 1);
+            bar_expect(w->full + 8 * r.slot, SLOT_BYTES);
+            copy_bulk(w->slots + r.slot * SLOT_BYTES, from, SLOT_BYTES, w->full + 8 * r.slot);
+            ring_next(&r);
+        }
+    }
 }
 #endif
 
@@ -86,15 +143,21 @@ static inline int lane_column(int item) {
 }
 
 /* Before it is transposed, a lane's sum (block, half) is of this column: nv_wgmma_pack.cl. */
-static inline int sum_column(int item, int block, int half_) {
+static inline int sum_column(int item, int block, int side) {
     const int warp = item >> 5, g = (item & 31) >> 2;
-    return GATED ? warp * 16 + 4 * (g >> 1) + (g & 1) + 2 * half_
-                 : warp * 32 + 8 * (g >> 1) + 2 * (2 * block + half_) + (g & 1);
+    return GATED ? warp * 16 + 4 * (g >> 1) + (g & 1) + 2 * side
+                 : warp * 32 + 8 * (g >> 1) + 2 * (2 * block + side) + (g & 1);
 }
 
-static inline float tile_bias(const problem *p, __global const STORAGE(BIAS) *bias, int expert,
-                              int column) {
-    return bias_at(p, bias, expert, min((uint)column, p->n - 1));
+/* Biases of a lane's sums: [block or matrix][side]. */
+static inline void load_biases(const problem *p, __local const task *t, int item, float *bias) {
+#if BIASED
+    UNROLL for (int i = 0; i < 4; ++i) {
+        const int of = t->f * OUTPUTS + sum_column(item, GATED ? 0 : i / 2, i % 2);
+        bias[i] = bias_at(p, GATED && i < 2 ? p->gate_bias : p->up_bias, t->expert,
+                          min((uint)of, p->n - 1));
+    }
+#endif
 }
 
 /* Weights of tokens 2 q and 2 q + 1 of eight, 1 past the last. */
@@ -171,6 +234,28 @@ static inline void token_weights(const problem *p, __local const task *t, int j,
     }
 #endif
 
+/* Ends a tile: columns of C are rows of the sums, tokens their columns. */
+#define STORE_TILE                                                                                 \
+    {                                                                                              \
+        PROBLEM_LATE                                                                               \
+        const int t = fresh_item(), g = (t & 31) >> 2;                                             \
+        const int column = me->f * OUTPUTS + lane_column(t);                                       \
+        const bool own = next_blocks > 0;                                                          \
+        const int left = (own ? (int)next_blocks * BLOCK : (int)p.n) - column;                     \
+        const int count = left > 0 ? me->count : 0;                                                \
+        float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};                                                  \
+        load_biases(&p, me, t, bias);                                                              \
+        __global ushort *to =                                                                      \
+            p.c + (own ? own_place(me->first, column, next_blocks) + g * BLOCK +                   \
+                             swizzled(g, column >> 3 & 3) * CHUNK + (column & 4)                   \
+                       : (ulong)(me->first + g) * p.n + column);                                   \
+        const ulong step = own ? 8 * BLOCK : 8 * p.n;                                              \
+        const bool whole = own || (p.n % CHUNK == 0 && (ulong)p.c % 16 == 0);                      \
+        EACH_QUAD(STORE_QUAD, 0)                                                                   \
+        if (own && me->f == w.down - 1)                                                            \
+            clear_own(p.c, me->first, w.down * OUTPUTS, next_blocks, t);                           \
+    }
+
 KERNEL(ITEMS, 1, 1)
 void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks,
                           uint begin, uint most) {
@@ -178,113 +263,35 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
     __local ulong bars[2 * SLOTS];
     __local task tasks[TASKS];
     DECLARE;
-    __global const slot_tile *tiles = (__global const slot_tile *)(AT(list) + LIST_HEADER);
-    const int item = (int)get_local_id(0), lane = item & 31;
-    const int group = (int)(begin + get_group_id(0)), groups = (int)get_num_groups(0);
-    const int across = AT(list)[0], down = (int)divide_up(n, OUTPUTS);
-    const int products = min(across * down, (int)(begin + most));
+    const int item = (int)get_local_id(0), lane = item & 31, down = (int)divide_up(n, OUTPUTS);
     const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
-    const uint full = empty + 8 * SLOTS;
-    if (item == 0) {
-        for (int s = 0; s < SLOTS; ++s) {
-            bar_init(empty + 8 * s, MULTIPLIERS / WARP);
-            bar_init(full + 8 * s, GATHER ? WARP * FILLERS : 1);
-        }
-        FENCE_LOCAL;
-    }
-    if (item < 2 && products > 0) {
-        const tile_place at = place_number(min(group + item * groups, products - 1), across, down);
-        put_task(&tasks[item], tiles[at.t], at.f, down);
-    }
+    const work w = {(__global const slot_tile *)(AT(list) + LIST_HEADER),
+                    tasks,
+                    (int)(begin + get_group_id(0)),
+                    (int)get_num_groups(0),
+                    min(AT(list)[0] * down, (int)(begin + most)),
+                    AT(list)[0],
+                    down,
+                    tiles_at,
+                    empty,
+                    empty + 8 * SLOTS};
+    begin_work(&w, item, GATHER ? WARP * FILLERS : 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {
         FEWER_REGISTERS;
         const int warp = (item - MULTIPLIERS) >> 5;
-        int slot = 0;
-        uint i = 0;
-        uint phase = 0;
         if (warp == LOADERS) {
-            /* Tells both warpgroups of full slots, and finds the tiles to come. */
-            if (group < products) {
-                tile_place at =
-                    place_number(min(group + 2 * groups, products - 1), across, down);
-                slot_tile ahead = tiles[at.t];
-                NOUNROLL for (int number = group; number < products; number += groups, ++i) {
-                    NOUNROLL for (int b = 0; b < BLOCKS; ++b) {
-                        bar_wait(full + 8 * slot, phase);
-#if GATHER
-                        FENCE_LOCAL;
-#endif
-                        TELL(FULL(slot, 0));
-                        TELL(FULL(slot, 1));
-                        if (++slot == SLOTS) {
-                            slot = 0;
-                            phase ^= 1;
-                        }
-                        if (b == 0) {
-                            if (lane == 0)
-                                put_task(&tasks[(i + 2) % TASKS], ahead, at.f, down);
-                            at = place_number(min(number + 3 * groups, products - 1), across, down);
-                            ahead = tiles[at.t];
-                        }
-                    }
-                }
-            }
+            tell(&w, lane, GATHER);
         } else if (warp < FILLERS) {
 #if GATHER
-            const problem p = GEMM_PROBLEM;
-            const uint chunk = lane & 3;
-            const uint to = tiles_at + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
-            if (p.k % CHUNK == 0 && (ulong)p.a % 16 == 0)
-                NOUNROLL for (int number = group; number < products; number += groups, ++i) {
-                    uint rows[TIMES]; /* in chunks, which a uint counts up to 64 GiB */
-                    UNROLL for (int j = 0; j < TIMES; ++j)
-                        rows[j] = row_at(&p, &tasks[i % TASKS], warp, lane, j) * (p.k / CHUNK) + chunk;
-                    elements from = p.a;
-                    NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK, from += BLOCK) {
-                        bar_wait(empty + 8 * slot, phase ^ 1);
-                        UNROLL for (int j = 0; j < TIMES; ++j)
-                            if (warp + FILLERS * j < COLUMNS / 8)
-                                copy_chunk(to + slot * SLOT_BYTES + j * FILLERS * 512,
-                                           from + (ulong)rows[j] * CHUNK, k < p.k ? 16 : 0);
-                        bar_copied(full + 8 * slot);
-                        if (++slot == SLOTS) {
-                            slot = 0;
-                            phase ^= 1;
-                        }
-                    }
-                }
+            const gathered x = {AT(a), GIVEN(token_of), k};
+            if (k % CHUNK == 0 && (ulong)x.a % 16 == 0)
+                gather_chunks(&w, &x, warp, lane);
             else
-                NOUNROLL for (int number = group; number < products; number += groups, ++i)
-                    NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK) {
-                        bar_wait(empty + 8 * slot, phase ^ 1);
-                        NOUNROLL for (int j = 0; warp + FILLERS * j < COLUMNS / 8; ++j)
-                            put_chunk(to + slot * SLOT_BYTES + j * FILLERS * 512,
-                                      chunk_at(&p, row_at(&p, &tasks[i % TASKS], warp, lane, j), k));
-                        FENCE_LOCAL;
-                        bar_arrive(full + 8 * slot);
-                        if (++slot == SLOTS) {
-                            slot = 0;
-                            phase ^= 1;
-                        }
-                    }
+                gather_elements(&w, &x, warp, lane);
 #else
             if (lane == 0)
-                NOUNROLL for (int number = group; number < products; number += groups, ++i) {
-                    __global const uchar *from =
-                        (__global const uchar *)AT(a) +
-                        (ulong)(tasks[i % TASKS].first / COLUMNS) * BLOCKS * SLOT_BYTES;
-                    NOUNROLL for (int b = 0; b < BLOCKS; ++b, from += SLOT_BYTES) {
-                        bar_wait(empty + 8 * slot, phase ^ 1);
-                        bar_expect(full + 8 * slot, SLOT_BYTES);
-                        copy_bulk(tiles_at + slot * SLOT_BYTES, from, SLOT_BYTES,
-                                  full + 8 * slot);
-                        if (++slot == SLOTS) {
-                            slot = 0;
-                            phase ^= 1;
-                        }
-                    }
-                }
+                copy_tiles(&w, AT(a));
 #endif
         }
     } else {
@@ -294,37 +301,15 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
         uint i = 0;
         CLEAR;
         elements from = AT(up);
-        if (group < products)
-            from += tasks[0].weights + lane_weights(item);
+        if (w.number < w.end)
+            from += tasks[0].start + lane_weights(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int number = group; number < products; number += groups, ++i) {
+        NOUNROLL for (int number = w.number; number < w.end; number += w.step, ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
             PRODUCT(2)
-            PROBLEM_LATE
-            /* Columns of C are rows of the sums, tokens their columns. */
-            const int t = fresh_item(), g = (t & 31) >> 2;
-            const int column = me->f * OUTPUTS + lane_column(t);
-            const bool own = next_blocks > 0;
-            const int left = (own ? (int)next_blocks * BLOCK : (int)p.n) - column;
-            const int count = left > 0 ? me->count : 0;
-            float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#if BIASED
-            UNROLL for (int i = 0; i < 4; ++i) {
-                const int of = me->f * OUTPUTS + sum_column(t, GATED ? 0 : i / 2, i % 2);
-                bias[i] = tile_bias(&p, GATED && i < 2 ? p.gate_bias : p.up_bias, me->expert, of);
-            }
-#endif
-            __global ushort *to =
-                p.c + (own ? own_place(me->first, column, next_blocks) + g * BLOCK +
-                                 swizzled(g, column >> 3 & 3) * CHUNK + (column & 4)
-                           : (ulong)(me->first + g) * p.n + column);
-            const ulong step = own ? 8 * BLOCK : 8 * p.n;
-            const bool whole = own || (p.n % CHUNK == 0 && (ulong)p.c % 16 == 0);
-            EACH_QUAD(STORE_QUAD, 0)
-            if (own && me->f == down - 1)
-                clear_own(p.c, me->first, down * OUTPUTS, next_blocks, t);
+            STORE_TILE
         }
     }
 }

@@ -1,8 +1,8 @@
 /*
  * Purpose: whether a device, its driver and the edit of its PTX do what nv_wgmma.clh says.
  * Formula: c = a b^T.
- * Arrays: a [64,32], b [16,32] in one slot of local memory, as nv_wgmma_rows.cl makes it, c [64,16] and
- *         c transposed. All X.
+ * Arrays: a [64,32], b [16,32] in one slot of local memory, as nv_wgmma_rows.cl makes it, c [64,16]
+ *         and c transposed. All X.
  * NDRange: one group, a warpgroup.
  * Limits: X is f16 or bf16.
  * Repeatability: as nv_wgmma_packed.cl.
@@ -12,6 +12,7 @@
 #define FOURS   1
 #define BLOCKS  4
 #define FAR     0
+#define fragments_of(expert, first, f, down) ((ulong)0) /* no product */
 #include "experts/gemm/nv_wgmma.clh"
 
 #define ROWS 64
@@ -58,10 +59,10 @@ void nv_wgmma_probe(IN(ushort, a), IN(ushort, b), OUT(ushort, c), OUT(ushort, tr
         :
         : "memory");
     UNROLL for (uint j = 0; j < 2; ++j)
-        UNROLL for (uint half_ = 0; half_ < 2; ++half_) {
-            const uint both = pack(sums[4 * j + 2 * half_], sums[4 * j + 2 * half_ + 1]);
-            *(__global uint *)(AT(c) + (row + half_ * 8) * COLUMNS + j * 8 + q * 2) = both;
-            *(__global uint *)(AT(transposed) + (j * 8 + g) * ROWS + (row - g) + half_ * 8 +
+        UNROLL for (uint side = 0; side < 2; ++side) {
+            const uint both = pack(sums[4 * j + 2 * side], sums[4 * j + 2 * side + 1]);
+            *(__global uint *)(AT(c) + (row + side * 8) * COLUMNS + j * 8 + q * 2) = both;
+            *(__global uint *)(AT(transposed) + (j * 8 + g) * ROWS + (row - g) + side * 8 +
                                q * 2) = transpose(both);
         }
 }

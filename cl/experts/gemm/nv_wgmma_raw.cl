@@ -1,7 +1,8 @@
 /*
  * Purpose: Grouped GEMM on Hopper with weights as they lie: tokens are the factor in registers,
  *          weights the one in local memory, found through tensor maps. All experts in one launch.
- * Formula: as ref.cl. A tile is up to 256 slots by 128 rows of weights; gated, 64 of gate and of up.
+ * Formula: as ref.cl. A tile is up to 256 slots by 128 rows of weights; gated, 64 of gate and 64 of
+ *          up.
  * Arrays: as in gemm.clh; A, W, C of one type, f16 or bf16. a: rows of nv_wgmma_tokens.cl. list: of
  *          nv_wgmma_list.cl. maps: gate's and up's, of nv_wgmma_map.cl. next_blocks: C is in the
  *          order of a with so many blocks, zeros from n on; 0: C is rows.
@@ -11,35 +12,28 @@
  *          ACCUMULATES: whether C may be added to. BIASED: whether biases may be given.
  * Repeatability: every sum runs over k in steps of 16 in ascending order, whatever the tile.
  */
-#define ACT_EXP(v)       native_exp(v)
-#define ACT_DIVIDE(a, b) native_divide(a, b)
+#include "experts/gemm/nv_fast.clh"
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
 #include "experts/gemm/nv_wgmma_own.clh"
 #define TYPE           A
 #define COLUMNS        128
 #define FAR            (BLOCKS * 8 * 2 * FRAGMENT_ELEMENTS * 2)
-#define NEXT_FRAGMENTS (a + (a_off + next->tokens + lane_tokens(fresh_item())))
+#define NEXT_FRAGMENTS (a + (a_off + next->start + lane_tokens(fresh_item())))
+
+/* The first element of a tile of tokens. */
+static inline ulong fragments_of(int expert, int first, int f, int down) {
+    (void)expert;
+    (void)f;
+    (void)down;
+    return (ulong)(first / 16) * BLOCKS * 2 * 256;
+}
+
 #include "experts/gemm/nv_wgmma.clh"
 #include "experts/gemm/nv_wgmma_store.clh"
 
 #define OUTPUTS (GATED ? 64 : 128) /* columns of C a tile */
 #define HALF    128                /* slots of a block of both warpgroups */
-#define TASKS   8                  /* as in nv_wgmma_packed.cl */
-
-/* What a tile needs, found ahead of time. */
-typedef struct task {
-    ulong tokens; /* its first, in elements */
-    int expert, first, count, f;
-} task;
-
-static inline void put_task(__local task *to, slot_tile t, int f) {
-    to->tokens = (ulong)(t.first / 16) * BLOCKS * 2 * FRAGMENT_ELEMENTS;
-    to->expert = t.expert;
-    to->first = t.first;
-    to->count = t.count;
-    to->f = f;
-}
 
 /* A lane's fragments of a tile: [16 slots][16 k][lane][8]; a warp has 16 slots of each half. */
 static inline ulong lane_tokens(int item) {
@@ -47,13 +41,34 @@ static inline ulong lane_tokens(int item) {
 }
 
 /* Half a slot of local memory, 64 rows of weights, from `row` on. */
-static inline void copy_half(uint to, __global const void *map, int k, int row, int expert, uint bar) {
+static inline void copy_half(uint to, __global const ulong *map, int k, int row, int expert,
+                             uint bar) {
 #if TRANSPOSED
     copy_box(to, map, row, k, expert, bar);
     copy_box(to + SLOT_BYTES / 4, map, row + BLOCK, k, expert, bar);
 #else
     copy_box(to, map, k, row, expert, bar);
 #endif
+}
+
+/* Slots of weights, by one work-item. */
+static inline void copy_weights(const work *w, __global const ulong *maps) {
+    __global const ulong *up = maps + MAP_WORDS, *first = GATED ? maps : up;
+    ring r = {0, 0};
+    uint i = 0;
+    FENCE_MAP(first);
+    FENCE_MAP(up);
+    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+        const int row = w->tasks[i % TASKS].f * OUTPUTS, expert = w->tasks[i % TASKS].expert;
+        NOUNROLL for (int k = 0; k < BLOCKS * BLOCK; k += BLOCK) {
+            const uint to = w->slots + r.slot * SLOT_BYTES, bar = w->full + 8 * r.slot;
+            bar_wait(w->empty + 8 * r.slot, r.phase ^ 1);
+            bar_expect(bar, SLOT_BYTES);
+            copy_half(to, first, k, row, expert, bar);
+            copy_half(to + SLOT_BYTES / 2, up, k, GATED ? row : row + 64, expert, bar);
+            ring_next(&r);
+        }
+    }
 }
 
 /* ---- Storing ------------------------------------------------------------------------------ */
@@ -141,7 +156,8 @@ static inline void store_own(__global ushort *to, int column, const uint *low, c
         const uint4 ups[2] = {own_quad(low, q), own_quad(high, q)};                                \
         UNROLL for (int i = 0; i < 2; ++i)                                                         \
             if (g + 8 * i < r.count) {                                                             \
-                store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK, gates[i].lo, ups[i].lo); \
+                store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK, gates[i].lo,            \
+                              ups[i].lo);                                                          \
                 store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK + 4, gates[i].hi,        \
                               ups[i].hi);                                                          \
             }                                                                                      \
@@ -240,77 +256,33 @@ static inline void store_own(__global ushort *to, int column, const uint *low, c
     }
 
 KERNEL(ITEMS, 1, 1)
-void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks, uint begin,
-                       uint most) {
+void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks,
+                       uint begin, uint most) {
     __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
     __local ulong bars[2 * SLOTS];
     __local task tasks[TASKS];
     DECLARE;
-    __global const slot_tile *tiles = (__global const slot_tile *)(AT(list) + LIST_HEADER);
-    const int item = (int)get_local_id(0), lane = item & 31;
-    const int group = (int)(begin + get_group_id(0)), groups = (int)get_num_groups(0);
-    const int across = AT(list)[0], down = (int)divide_up(n, OUTPUTS);
-    const int products = min(across * down, (int)(begin + most));
+    const int item = (int)get_local_id(0), lane = item & 31, down = (int)divide_up(n, OUTPUTS);
     const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
-    const uint full = empty + 8 * SLOTS;
-    if (item == 0) {
-        for (int s = 0; s < SLOTS; ++s) {
-            bar_init(empty + 8 * s, MULTIPLIERS / WARP);
-            bar_init(full + 8 * s, 1);
-        }
-        FENCE_LOCAL;
-    }
-    if (item < 2 && products > 0) {
-        const tile_place at = place_number(min(group + item * groups, products - 1), across, down);
-        put_task(&tasks[item], tiles[at.t], at.f);
-    }
+    const work w = {(__global const slot_tile *)(AT(list) + LIST_HEADER),
+                    tasks,
+                    (int)(begin + get_group_id(0)),
+                    (int)get_num_groups(0),
+                    min(AT(list)[0] * down, (int)(begin + most)),
+                    AT(list)[0],
+                    down,
+                    tiles_at,
+                    empty,
+                    empty + 8 * SLOTS};
+    begin_work(&w, item, 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {
         FEWER_REGISTERS;
         const int warp = (item - MULTIPLIERS) >> 5;
-        int slot = 0;
-        uint i = 0, phase = 0;
-        if (warp == LOADERS && group < products) {
-            /* Tells both warpgroups of full slots, and finds the tiles to come. */
-            tile_place at = place_number(min(group + 2 * groups, products - 1), across, down);
-            slot_tile ahead = tiles[at.t];
-            NOUNROLL for (int number = group; number < products; number += groups, ++i) {
-                NOUNROLL for (int b = 0; b < BLOCKS; ++b) {
-                    bar_wait(full + 8 * slot, phase);
-                    TELL(FULL(slot, 0));
-                    TELL(FULL(slot, 1));
-                    if (++slot == SLOTS) {
-                        slot = 0;
-                        phase ^= 1;
-                    }
-                    if (b == 0) {
-                        if (lane == 0)
-                            put_task(&tasks[(i + 2) % TASKS], ahead, at.f);
-                        at = place_number(min(number + 3 * groups, products - 1), across, down);
-                        ahead = tiles[at.t];
-                    }
-                }
-            }
-        } else if (warp == 0 && lane == 0) {
-            __global const ulong *map = AT(maps);
-            FENCE_MAP(map);
-            FENCE_MAP(map + MAP_WORDS);
-            NOUNROLL for (int number = group; number < products; number += groups, ++i) {
-                const int row = tasks[i % TASKS].f * OUTPUTS, expert = tasks[i % TASKS].expert;
-                NOUNROLL for (int k = 0; k < BLOCKS * BLOCK; k += BLOCK) {
-                    const uint to = tiles_at + slot * SLOT_BYTES, bar = full + 8 * slot;
-                    bar_wait(empty + 8 * slot, phase ^ 1);
-                    bar_expect(bar, SLOT_BYTES);
-                    copy_half(to, GATED ? map : map + MAP_WORDS, k, row, expert, bar);
-                    copy_half(to + SLOT_BYTES / 2, map + MAP_WORDS, k, GATED ? row : row + 64,
-                              expert, bar);
-                    if (++slot == SLOTS) {
-                        slot = 0;
-                        phase ^= 1;
-                    }
-                }
-            }
-        }
+        if (warp == LOADERS)
+            tell(&w, lane, false);
+        else if (warp == 0 && lane == 0)
+            copy_weights(&w, AT(maps));
     } else {
         MORE_REGISTERS;
         const int warpgroup = item >> 7;
@@ -318,12 +290,12 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
         uint i = 0;
         CLEAR;
         elements from = AT(a);
-        if (group < products)
-            from += tasks[0].tokens + lane_tokens(item);
+        if (w.number < w.end)
+            from += tasks[0].start + lane_tokens(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int number = group; number < products; number += groups, ++i) {
+        NOUNROLL for (int number = w.number; number < w.end; number += w.step, ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
 #if TAILS
             if (me->count <= HALF) {

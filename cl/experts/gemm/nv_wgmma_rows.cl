@@ -38,9 +38,11 @@ void nv_wgmma_rows(IN(ushort, a), IN(int, token_of), IN(int, list), uint k, uint
         const uint slot = first + min(row, count - 1);
         __global const ushort *from = AT(a) + (ulong)(tokens ? (uint)tokens[slot] : slot) * k;
         const uint place = chunk % 4 ^ row / 2 % 4;
-        for (uint b = 2 * (uint)get_group_id(1) + chunk / 4; b < blocks; b += 2 * (uint)get_num_groups(1)) {
+        for (uint b = 2 * (uint)get_group_id(1) + chunk / 4; b < blocks;
+             b += 2 * (uint)get_num_groups(1)) {
             const uint at = b * WGMMA_BLOCK + chunk % 4 * CHUNK;
-            __global ushort *to = AT(tiles) + (((ulong)(first / rows) * blocks + b) * rows + row) * WGMMA_BLOCK;
+            __global ushort *to =
+                AT(tiles) + (((ulong)(first / rows) * blocks + b) * rows + row) * WGMMA_BLOCK;
             *(__global uint4 *)(to + place * CHUNK) = chunk_of(from + at, (int)k - (int)at, whole);
         }
     }

@@ -1,11 +1,12 @@
 /*
- * Purpose: Rows of tokens in the order in which nv_wgmma_raw.cl reads them: a lane's 16 bytes are its
- *          part of wgmma's factor of 16 rows by 16 k.
+ * Purpose: Rows of tokens in the order in which nv_wgmma_raw.cl reads them: a lane's 16 bytes are
+ *          its part of wgmma's factor of 16 rows by 16 k.
  * Formula: packed[slot / 16][16 k][lane][8]; element 4 h + 2 half + j is row lane / 4 + 8 half of
  *          the 16, k 8 h + lane % 4 * 2 + j. Rows past a tile's last repeat it; zeros past k.
  * Arrays: a [., k] X, token_of [slots] or NULL, list of nv_wgmma_list.cl -> packed [slots / 16, 2 *
  *         blocks, 32, 8] X.
- * NDRange: (tiles, slots of a tile / 16) groups of 256; those past a tile's or the list's end return.
+ * NDRange: (tiles, slots of a tile / 16) groups of 256; those past a tile's end, or the list's,
+ *          return.
  * Limits: X is f16 or bf16.
  * Repeatability: a copy.
  */
@@ -16,6 +17,7 @@
 #define FOURS   1
 #define BLOCKS  4
 #define FAR     0
+#define fragments_of(expert, first, f, down) ((ulong)0) /* no product */
 #include "experts/gemm/nv_wgmma.clh"
 
 #define GROUP_ITEMS 256
