@@ -59,13 +59,13 @@ typedef struct gathered {
 } gathered;
 
 /* Row j of a lane of a loading warp: rows past the last one repeat it. */
-static inline uint row_at(const gathered *x, __local const task *t, int warp, int lane, int j) {
+INLINE uint row_at(const gathered *x, __local const task *t, int warp, int lane, int j) {
     const int slot = t->first + min((warp + FILLERS * j) * 8 + (lane >> 2), t->count - 1);
     return (uint)(x->token_of ? x->token_of[slot] : slot);
 }
 
 /* Eight elements of a row of k from `from` on, zeros past its end. */
-static inline uint4 chunk_at(const gathered *x, uint row, uint from) {
+INLINE uint4 chunk_at(const gathered *x, uint row, uint from) {
     __global const ushort *from_row = x->a + (ulong)row * x->k;
     uint words[4];
     UNROLL for (uint i = 0; i < 4; ++i) {
@@ -77,7 +77,7 @@ static inline uint4 chunk_at(const gathered *x, uint row, uint from) {
 }
 
 /* A warp's rows of every slot, copied as they lie in memory. */
-static inline void gather_chunks(const work *w, const gathered *x, int warp, int lane) {
+INLINE void gather_chunks(const work *w, const gathered *x, int warp, int lane) {
     const uint chunk = lane & 3;
     const uint to = w->slots + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
     ring r = {0, 0};
@@ -100,7 +100,7 @@ static inline void gather_chunks(const work *w, const gathered *x, int warp, int
 }
 
 /* The same of rows that are not whole chunks at multiples of 16 bytes. */
-static inline void gather_elements(const work *w, const gathered *x, int warp, int lane) {
+INLINE void gather_elements(const work *w, const gathered *x, int warp, int lane) {
     const uint chunk = lane & 3;
     const uint to = w->slots + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
     ring r = {0, 0};
@@ -118,7 +118,7 @@ static inline void gather_elements(const work *w, const gathered *x, int warp, i
 }
 #else
 /* Slots as they are in tiles of tokens, by one work-item. */
-static inline void copy_tiles(const work *w, elements a) {
+INLINE void copy_tiles(const work *w, elements a) {
     ring r = {0, 0};
     uint i = 0;
     NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {

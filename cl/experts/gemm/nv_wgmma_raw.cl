@@ -41,7 +41,7 @@ static inline ulong lane_tokens(int item) {
 }
 
 /* Half a slot of local memory, 64 rows of weights, from `row` on. */
-static inline void copy_half(uint to, __global const ulong *map, int k, int row, int expert,
+INLINE void copy_half(uint to, __global const ulong *map, int k, int row, int expert,
                              uint bar) {
 #if TRANSPOSED
     copy_box(to, map, row, k, expert, bar);
@@ -52,7 +52,7 @@ static inline void copy_half(uint to, __global const ulong *map, int k, int row,
 }
 
 /* Slots of weights, by one work-item. */
-static inline void copy_weights(const work *w, __global const ulong *maps) {
+INLINE void copy_weights(const work *w, __global const ulong *maps) {
     __global const ulong *up = maps + MAP_WORDS, *first = GATED ? maps : up;
     ring r = {0, 0};
     uint i = 0;
