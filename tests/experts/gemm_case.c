@@ -444,8 +444,7 @@ static void check_z(const gemm_case *c, const gemm_data *d, const gemm_run *run)
     check_tally("z", &off);
 }
 
-/* A router's problem is no layer's of nv_wgmma, which else takes what nv_mma does. */
-static bool is_taken(const gemm_case *c) {
+bool gemm_is_taken(const gemm_case *c) {
     const gemm_shape layer = shape_of(c);
     const clmoe_status status = c->engine->takes ? c->engine->takes(&layer) : CLMOE_SUCCESS;
     if (status == CLMOE_UNSUPPORTED && c->engine == &gemm_nv_wgmma && layer.form == GEMM_LINEAR)
@@ -463,7 +462,7 @@ void gemm_check_case(const gemm_case *c, uint64_t seed) {
         c->engine->name, c->store->name, c->experts, c->rows, c->n, c->k, c->type, c->spread,
         c->activation, c->bias, c->gather, c->row_weight, c->packed, c->training, c->z,
         c->accumulate, c->for_gradient);
-    if (!is_taken(c))
+    if (!gemm_is_taken(c))
         return;
     seed_set(seed);
     support_aligned = seed % 2;

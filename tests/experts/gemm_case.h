@@ -54,6 +54,9 @@ typedef struct gemm_run {
 /* The engine is one for devices with NVIDIA's matrix instructions: no f32. */
 bool gemm_is_nv(const gemm_engine *engine);
 
+/* False of a router's problem where the engine is nv_wgmma, which is for MLPs alone. */
+bool gemm_is_taken(const gemm_case *c);
+
 /* Random data for a case, from the current seed. */
 void gemm_make_data(const gemm_case *c, gemm_data *d);
 

@@ -265,19 +265,21 @@ static void repeatable(void **state) {
                 check_repeatable(gemm_engines[i], &storages[s], packed);
 }
 
+static gemm_case dense_case(const gemm_engine *engine, const storage *store, bool packed) {
+    return (gemm_case){.engine = engine,
+                       .store = store,
+                       .type = only_type(engine),
+                       .spread = SPREAD_DENSE,
+                       .experts = 1,
+                       .n = 67,
+                       .k = 283,
+                       .alpha = 1.0F,
+                       .packed = packed};
+}
+
 /* Rows of a dense problem that are all the same one. */
-static const float *equal_rows(const gemm_engine *engine, const storage *store, bool packed,
-                               uint32_t rows) {
-    const gemm_case c = {.engine = engine,
-                         .store = store,
-                         .type = only_type(engine),
-                         .spread = SPREAD_DENSE,
-                         .experts = 1,
-                         .rows = rows,
-                         .n = 67,
-                         .k = 283,
-                         .alpha = 1.0F,
-                         .packed = packed};
+static const float *equal_rows(gemm_case c, uint32_t rows) {
+    c.rows = rows;
     gemm_data d;
     gemm_run run;
     seed_set(11);
@@ -313,9 +315,12 @@ static void rows_are_independent(void **state) {
             const gemm_engine *engine = gemm_engines[i];
             for (int packed = 0; packed <= (engine->pack != NULL) && !engine->blocks; packed++) {
                 test_case("%s: %s, packed %d", engine->name, kinds[s].name, packed);
-                const float *one = equal_rows(engine, &kinds[s], packed, 1);
+                const gemm_case c = dense_case(engine, &kinds[s], packed);
+                if (!gemm_is_taken(&c))
+                    continue;
+                const float *one = equal_rows(c, 1);
                 for (uint32_t rows = 140; rows <= 192; rows += 52) {
-                    const float *many = equal_rows(engine, &kinds[s], packed, rows);
+                    const float *many = equal_rows(c, rows);
                     for (size_t row = 0; row < rows; row++)
                         compare_bits("row", many + row * 67, one, 4 * 67);
                 }

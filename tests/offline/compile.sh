@@ -81,7 +81,7 @@ assembled_well() {
 # Clang knows no OpenCL for sm_90a either: PTX of an older target is edited as the library does it.
 hopper() {
     to_ptx "$older" "$@" || return 1
-    if grep -q '//@SM90A' "$1"; then
+    if grep -q '//@SM90A' "$output.ptx"; then
         like_nvidia "$@" >"$output.sm_90.ptx" || return 1
         "$edit_ptx" <"$output.sm_90.ptx" >"$output.ptx" || return 1
     fi
