@@ -4,9 +4,9 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * Packing: weights that change rarely, in the order in which the layer's engine reads them fastest.
- * Today the engine "cpu" has such a form. It pays for weights that do not change, with many
- * tokens and with few: memory is then read in one stream. Raw weights that change every
- * step are better used as they are.
+ * The engines "cpu" and "nv_wgmma" have such a form. It pays for weights that do not change, with
+ * many tokens and with few: memory is then read in one stream. Raw weights that change every step
+ * are better used as they are.
  *
  *   clmoe_packed_size(layer, CLMOE_MLP_EXPERTS, &bytes);
  *   packed.mem = clCreateBuffer(context, CL_MEM_READ_WRITE, bytes, NULL, &code);
@@ -16,12 +16,14 @@
  *   weights.experts.packed = packed;
  *
  * The content is opaque: a header of 256 bytes, then the values of the raw weights unchanged,
- * padded to whole vectors, so that it is hardly larger than they are where hidden_dim and dim are
- * multiples of 32. It is good for layers with the same num_experts, dim, hidden_dim, weight_type,
- * engine and kind of MLP (gated or plain; raw layouts do not matter) on a like device with a
- * library that writes the same version of it, and for nothing else. clmoe_forward() reads nothing
- * back, so it takes packed weights of another layer for its own, if there are enough of them, and y
- * is meaningless: after packed weights were stored and loaded, ask clmoe_packed_check().
+ * padded to whole vectors (cpu: hidden_dim and dim to multiples of 32) or tiles (nv_wgmma: 256
+ * columns of a product, of gate and up 128 each, by a multiple of 128 k); for nv_wgmma at an offset
+ * that is a multiple of 16 bytes. It is good for layers with the same num_experts, dim, hidden_dim,
+ * weight_type, engine and kind of MLP (gated or plain; raw layouts do not matter) on a like device
+ * with a library that writes the same version of it, and for nothing else. clmoe_forward() reads
+ * nothing back, so it takes packed weights of another layer for its own, if there are enough of
+ * them, and y is meaningless: after packed weights were stored and loaded, ask
+ * clmoe_packed_check().
  */
 #ifndef CLMOE_PACK_H
 #define CLMOE_PACK_H
