@@ -144,9 +144,10 @@ static inline void add_columns(__global const float *c, __local const float *d0,
 }
 
 /* The tokens of a block -> its partials [R]; nothing where the iteration is done. */
-void sum_block(__global const float *c, __global const uchar *token_mask,
-               __global const float *d1, __global float *partials, uint tokens, uint columns,
-               uint block_size, __local float *parts, __local float *d0) {
+ALWAYS_INLINE void sum_block(__global const float *c, __global const uchar *token_mask,
+                             __global const float *d1, __global float *partials, uint tokens,
+                             uint columns, uint block_size, __local float *parts,
+                             __local float *d0) {
     uint lane = get_local_id(0);
     bool done = d1[columns] != 0.0f;
     float per_token = d1[columns + 1];
@@ -220,8 +221,9 @@ DEFINE_COLUMN_SUM(column_sum, float, LOAD_1)
  * partials [blocks,R] -> d1 [R], and whether it is done; nothing where it was, or without blocks.
  * next [R] is scratch, or the first of the partials.
  */
-void next_columns(__global const float *partials, __global float *d1, __global float *next,
-                  uint blocks, uint columns, float tolerance, __local float *tmp) {
+ALWAYS_INLINE void next_columns(__global const float *partials, __global float *d1,
+                                __global float *next, uint blocks, uint columns, float tolerance,
+                                __local float *tmp) {
     const uint lane = get_local_id(0);
     const bool done = d1[columns] != 0.0f || blocks == 0;
     const uint last = done ? 0 : columns, summed = last / SUM_V * SUM_V, whole = last / V * V;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 /* TEAM_COLUMNS: of a work-item of a team, see cl/balance/balance.clh. */
-enum { MAX_SUM_GROUP = 64, SERIAL_COLUMNS = 16, TEAM_COLUMNS = 8 };
+enum { MAX_SUM_GROUP = 64, SERIAL_COLUMNS = 16, TEAM_COLUMNS = 4 };
 
 /* Columns a group of the balance kernels takes at once. */
 static uint32_t columns_at_once(const clmoe_layer *layer) {

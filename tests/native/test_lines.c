@@ -93,6 +93,22 @@ static void every_storage_type(void **state) {
     }
 }
 
+/* More tokens than one group reroutes alone. */
+static void rerouted_tokens(void **state) {
+    (void)state;
+    const shape many = {1030, 5, 8, 0, 2, 3};
+    clmoe_layer_desc desc = desc_of(&many);
+    batch b;
+    device_batch d;
+    desc.capacity.factor = 0.6;
+    desc.capacity.overflow = CLMOE_OVERFLOW_REROUTE;
+    test_case("rerouting");
+    seed_set(7);
+    batch_make(&b, &desc, many.tokens);
+    batch_run(test_layer(0, &desc), &b, &d);
+    batch_compare(&b, &d, batch_reference(&b));
+}
+
 /* Also more than one step of the tiled engine. */
 static void nonfinite_logits(void **state) {
     (void)state;
@@ -318,6 +334,7 @@ static void fresh_ties(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {TEST(every_score_and_activation),
                                        TEST(every_storage_type),
+                                       TEST(rerouted_tokens),
                                        TEST(nonfinite_logits),
                                        TEST(token_offsets),
                                        TEST(two_levels),

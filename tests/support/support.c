@@ -116,11 +116,21 @@ void support_filter(void) {
 
 uint32_t group_sizes[2];
 
+/* Asked once, by support_setup(): not while a test makes calls fail. */
+static bool is_pocl;
+
+static void ask_platform(void) {
+    char name[64] = "";
+    CL_OK(clGetPlatformInfo(test.platform, CL_PLATFORM_NAME, sizeof name, name, NULL));
+    is_pocl = strcmp(name, "Portable Computing Language") == 0;
+}
+
 int support_setup(void **state) {
     (void)state;
     cl_device_type type = 0;
     if (!find_device())
         return -1;
+    ask_platform();
     fflush(stdout);
     cl_int code = clGetDeviceInfo(test.device, CL_DEVICE_TYPE, sizeof type, &type, NULL);
     if (code != CL_SUCCESS)
@@ -176,13 +186,6 @@ size_t test_forms(uint32_t forms[2]) {
     return own ? 1 : 2;
 }
 
-static bool is_pocl(void) {
-    char name[64] = "";
-    return clGetPlatformInfo(test.platform, CL_PLATFORM_NAME, sizeof name, name, NULL) ==
-               CL_SUCCESS &&
-           strcmp(name, "Portable Computing Language") == 0;
-}
-
 /* Whether the options ask for groups of more than one. Engine tiled has ROWS, all others GROUP. */
 static bool has_groups(const char *options) {
     static const char group[] = "-DGROUP=";
@@ -191,7 +194,7 @@ static bool has_groups(const char *options) {
 }
 
 const char *build_quickly(const char *options) {
-    return options && has_groups(options) && is_pocl() ? " -cl-opt-disable" : "";
+    return options && has_groups(options) && is_pocl ? " -cl-opt-disable" : "";
 }
 
 bool on_oclgrind(void) {

@@ -41,8 +41,7 @@ static inline ulong lane_tokens(int item) {
 }
 
 /* Half a slot of local memory, 64 rows of weights, from `row` on. */
-INLINE void copy_half(uint to, __global const ulong *map, int k, int row, int expert,
-                             uint bar) {
+INLINE void copy_half(uint to, __global const ulong *map, int k, int row, int expert, uint bar) {
 #if TRANSPOSED
     copy_box(to, map, row, k, expert, bar);
     copy_box(to + SLOT_BYTES / 4, map, row + BLOCK, k, expert, bar);
@@ -75,8 +74,8 @@ INLINE void copy_weights(const work *w, __global const ulong *maps) {
 
 /* What a lane stores: rows g and g + 8 of 16 slots, of every quad two columns. */
 typedef struct lane_rows {
-    uint slot;      /* the first of both */
-    int count;      /* how many of the 16 rows are in use */
+    uint slot; /* the first of both */
+    int count; /* how many of the 16 rows are in use */
     float weight[2];
 } lane_rows;
 
