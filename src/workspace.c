@@ -396,10 +396,12 @@ static void expert_shapes(const batch *b, region_shape *shapes) {
     const size_t x = type_bytes(desc->type);
     const size_t engine = larger(engine_bytes(&layer->experts, S), engine_bytes(&layer->shared, T));
     shapes[REGION_XE] = elements(rows_if(layer_dispatches(layer), S), D, x);
-    shapes[REGION_HIDDEN] = elements(1, gemm_mlp_hidden_bytes(&layer->experts, S), 1);
+    shapes[REGION_HIDDEN] =
+        elements(1, gemm_mlp_hidden_bytes(&layer->experts, &desc->experts, S), 1);
     shapes[REGION_YE] = elements(S, D, x);
     shapes[REGION_ENGINE] = elements(1, engine, 1);
-    shapes[REGION_SHARED_HIDDEN] = elements(1, gemm_mlp_hidden_bytes(&layer->shared, T), 1);
+    shapes[REGION_SHARED_HIDDEN] =
+        elements(1, gemm_mlp_hidden_bytes(&layer->shared, &desc->shared, T), 1);
     shapes[REGION_SHARED_Y] = elements(rows_if(has_shared, T), D, x);
     shapes[REGION_SHARED_GATE] = words(rows_if(desc->shared_gate, T), 1);
 }
@@ -482,11 +484,12 @@ static void back_shapes(const batch *b, region_shape *shapes) {
     shapes[REGION_X_ROWS] = elements(rows_if(weighted || soft_moe || !engine->gathers, S), D, x);
     shapes[REGION_DY_ROWS] =
         elements(rows_if(rows || !layer->experts.engine->gathers || !engine->gathers, S), D, x);
-    shapes[REGION_DH] = elements(1, gemm_mlp_hidden_bytes(&layer->experts, S), 1);
+    shapes[REGION_DH] = elements(1, gemm_mlp_hidden_bytes(&layer->experts, &desc->experts, S), 1);
     shapes[REGION_DZ] = elements(S, z, z_row);
     shapes[REGION_DOTS] = words(S, 1);
     shapes[REGION_DXE] = elements(S, D, x);
-    shapes[REGION_SHARED_DH] = elements(1, gemm_mlp_hidden_bytes(&layer->shared, shared), 1);
+    shapes[REGION_SHARED_DH] =
+        elements(1, gemm_mlp_hidden_bytes(&layer->shared, &desc->shared, shared), 1);
     shapes[REGION_SHARED_DZ] = elements(shared, shared_z, shared_z_row);
     shapes[REGION_SHARED_DOTS] = shapes[REGION_DGATE] = words(shared, 1);
     shapes[REGION_SHARED_DX] = elements(shared, D, x);

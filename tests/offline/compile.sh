@@ -5,7 +5,7 @@ set -eu
 target=$1
 directory=$2
 which=$3
-edit_ptx=$4
+edit_ptx=${4:-} # needed for sm_90a alone
 # shellcheck source=tests/clangs.sh
 . "$(dirname "$0")/../clangs.sh"
 output=$directory/$target.$which

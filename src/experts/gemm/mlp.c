@@ -250,9 +250,9 @@ done:
     return status;
 }
 
-size_t gemm_mlp_hidden_bytes(const gemm_use *use, size_t slots) {
+size_t gemm_mlp_hidden_bytes(const gemm_use *use, const clmoe_mlp_desc *mlp, size_t slots) {
     size_t rows = 0, own = 0;
-    if (!size_mul(slots, use->shape.hidden_dim, &rows) ||
+    if (!size_mul(slots, mlp->hidden_dim, &rows) ||
         !size_mul(rows, type_bytes(use->shape.c_type), &rows))
         return SIZE_MAX;
     if (use->engine && use->engine->between && !use->shape.rows_between)

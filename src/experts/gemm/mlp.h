@@ -57,7 +57,7 @@ typedef struct mlp_call {
 } mlp_call;
 
 /* Bytes of call->hidden for that many slots; SIZE_MAX: more than size_t holds. */
-size_t gemm_mlp_hidden_bytes(const gemm_use *use, size_t slots);
+size_t gemm_mlp_hidden_bytes(const gemm_use *use, const clmoe_mlp_desc *mlp, size_t slots);
 
 /* How z of an MLP lies in `rows` rows: as its weights; gate and up apart where those are. */
 gemm_z mlp_z(const clmoe_mlp_desc *mlp, size_t rows, bool by_pair);
