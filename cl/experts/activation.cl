@@ -8,31 +8,30 @@
  *          [pairs] or NULL (w = 1), token_mask [S] or NULL -> dz [S,H or 2H], dots [S] f32 or NULL.
  *          state is read with DROPOUT. With `gates` w is the sigmoid of what pair_weights has. Rows
  *          of padding, pair_of -1, are left alone, masked ones become 0. z, dh and dz are X.
- * NDRange: one group per slot, its work-items along H, V columns each at a time.
- * Limits: GROUP a power of two; V is 4, 8 or 16; GATED, INTERLEAVED and DROPOUT are 0 or 1; X
- *         is a storage type.
+ * NDRange: one group per GROUP / LANES slots; LANES work-items along H of each, V columns at a
+ *          time.
+ * Limits: GROUP and LANES powers of two; V columns are 16 bytes, or 16; ACTIVATION is one of
+ *         act.clh; GATED, INTERLEAVED and DROPOUT are 0 or 1; X is a storage type.
  * Repeatability: dots are summed in lane order, then by a tree.
  */
 #define FLOATV JOIN(float, V)
 #define ACT_T FLOATV
+/* The slope has that reciprocal. */
+#define ACT_EXP(v)       exp(v)
+#define ACT_DIVIDE(a, b) ((a) * (1.0f / (b)))
 #include "experts/dropout.clh"
 #include "experts/gemm/act.clh"
 #include "experts/gemm/z.clh"
 
-/* Columns [0, count) of V, then zeros; count may be below 0. */
-static inline FLOATV load_some(__global const STORAGE(X) *from, int count) {
-    float part[V];
-    if (count >= V)
-        return LOADN(X, V, from);
-    UNROLL for (int i = 0; i < V; ++i)
-        part[i] = i < count ? LOAD(X, from + i) : 0.0f;
-    return JOIN(vload, V)(0, part);
-}
+TEAM_TREE(team_sum, float, LANES, ADD)
 
-static inline void store_some(FLOATV v, __global STORAGE(X) *to, int count) {
+/* `aligned` is ALIGNED() of the row. */
+DEFINE_LOAD_SOME(load_some, X, V)
+
+static inline void store_some(bool aligned, FLOATV v, __global STORAGE(X) *to, int count) {
     float part[V];
-    if (count >= V) {
-        STOREN(X, V, v, to);
+    if (aligned && count >= V) {
+        STOREA(X, V, v, to);
         return;
     }
     JOIN(vstore, V)(v, 0, part);
@@ -50,10 +49,11 @@ static inline float sum_lanes(FLOATV v) {
 }
 
 /* Both of V columns that take turns in memory: 2 count elements from `from` on. */
-static inline FLOATV load_turns(__global const STORAGE(X) *from, int count, FLOATV *odd) {
+static inline FLOATV load_turns(bool aligned, __global const STORAGE(X) *from, int count,
+                                FLOATV *odd) {
     float part[2 * V], evens[V], odds[V];
-    JOIN(vstore, V)(load_some(from, 2 * count), 0, part);
-    JOIN(vstore, V)(load_some(from + V, 2 * count - V), 1, part);
+    JOIN(vstore, V)(load_some(aligned, from, 2 * count), 0, part);
+    JOIN(vstore, V)(load_some(aligned, from + V, 2 * count - V), 1, part);
     UNROLL for (uint i = 0; i < V; ++i) {
         evens[i] = part[2 * i];
         odds[i] = part[2 * i + 1];
@@ -62,7 +62,8 @@ static inline FLOATV load_turns(__global const STORAGE(X) *from, int count, FLOA
     return JOIN(vload, V)(0, evens);
 }
 
-static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to, int count) {
+static inline void store_turns(bool aligned, FLOATV even, FLOATV odd, __global STORAGE(X) *to,
+                               int count) {
     float part[2 * V];
     UNROLL for (uint i = 0; i < V; ++i) {
         float lanes[V];
@@ -71,8 +72,8 @@ static inline void store_turns(FLOATV even, FLOATV odd, __global STORAGE(X) *to,
         JOIN(vstore, V)(odd, 0, lanes);
         part[2 * i + 1] = lanes[i];
     }
-    store_some(JOIN(vload, V)(0, part), to, 2 * count);
-    store_some(JOIN(vload, V)(1, part), to + V, 2 * count - V);
+    store_some(aligned, JOIN(vload, V)(0, part), to, 2 * count);
+    store_some(aligned, JOIN(vload, V)(1, part), to + V, 2 * count - V);
 }
 
 #if DROPOUT
@@ -90,12 +91,14 @@ KERNEL(GROUP, 1, 1)
 void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of),
                          IN(float, pair_weights), IN(uchar, token_mask), OUT(STORAGE(X), dz),
                          OUT(float, dots), IN(uint, state), z_place z_at, z_place dz_at,
-                         uint hidden_dim, uint gates, int activation, float limit, float alpha,
+                         uint slots, uint hidden_dim, uint gates, float limit, float alpha,
                          float up_shift, uint use, float p) {
     __local float tmp[GROUP];
-    const ulong slot = get_group_id(0);
-    const int pair = pair_of ? AT(pair_of)[slot] : (int)slot;
-    const bool masked = token_mask && !AT(token_mask)[slot];
+    const uint lane = get_local_id(0) % LANES;
+    const ulong slot = get_group_id(0) * (GROUP / LANES) + get_local_id(0) / LANES;
+    const bool is_slot = slot < slots; /* the last group may have more rows */
+    const int pair = !is_slot ? -1 : pair_of ? AT(pair_of)[slot] : (int)slot;
+    const bool masked = is_slot && token_mask && !AT(token_mask)[slot];
     const uint columns = pair < 0 ? 0 : hidden_dim;
     const FLOATV none = (FLOATV)(0.0f);
     const float given = pair_weights && pair >= 0 ? AT(pair_weights)[pair] : 1.0f;
@@ -104,44 +107,52 @@ void activation_backward(IN(STORAGE(X), z), OUT(STORAGE(X), dh), IN(int, pair_of
     z = AT(z) + (ulong)(z_at.by_pair ? (uint)max(pair, 0) : slot) * z_at.row;
     dz = AT(dz) + slot * dz_at.row;
     dh = AT(dh) + slot * hidden_dim;
-    for (uint j = get_local_id(0) * V; j < columns; j += GROUP * V) {
+    const bool aligned = ALIGNED(X, V, dh) && ALIGNED(X, V, z) && ALIGNED(X, V, z + z_up(&z_at)) &&
+                         ALIGNED(X, V, dz) && ALIGNED(X, V, dz + z_up(&dz_at));
+    for (uint j = lane * V; j < columns; j += LANES * V) {
         const int count = (int)min((uint)V, columns - j);
-        const FLOATV d = load_some(dh + j, count);
-        FLOATV factors = (FLOATV)(1.0f);
-        FLOATV up, d_up, h;
+        FLOATV d_up = none, h = none;
+#if GATED
+        FLOATV d_gate = none;
+#endif
+        if (!masked) {
+            const FLOATV d = load_some(aligned, dh + j, count);
+            FLOATV up, factors = (FLOATV)(1.0f);
 #if DROPOUT
-        factors = factors_of(STATE_OF(state), (uint)pair, j, use, p);
+            factors = factors_of(STATE_OF(state), (uint)pair, j, use, p);
 #endif
 #if GATED
-        FLOATV gate, d_gate;
+            FLOATV gate;
 #if INTERLEAVED
-        gate = load_turns(z + 2 * j, count, &up);
+            gate = load_turns(aligned, z + 2 * j, count, &up);
 #else
-        gate = load_some(z + j, count);
-        up = load_some(z + z_up(&z_at) + j, count);
+            gate = load_some(aligned, z + j, count);
+            up = load_some(aligned, z + z_up(&z_at) + j, count);
 #endif
-        d_gate = act_gated_slope(activation, gate, up, limit, alpha, up_shift, &h);
-        d_gate = masked ? none : weight * d * factors * d_gate;
-        d_up = act_up_slope(h, up, limit);
-        h *= clamp_up(up, limit) + up_shift;
+            d_gate = act_gated_slope(ACTIVATION, gate, up, limit, alpha, up_shift, &h);
+            d_gate = weight * d * factors * d_gate;
+            d_up = act_up_slope(h, up, limit);
+            h *= clamp_up(up, limit) + up_shift;
 #else
-        up = load_some(z + j, count);
-        h = act_with_slope(activation, up, alpha, &d_up);
+            up = load_some(aligned, z + j, count);
+            h = act_with_slope(ACTIVATION, up, alpha, &d_up);
 #endif
-        d_up = masked ? none : weight * d * factors * d_up;
-        h *= factors;
-        products += masked ? none : d * h;
+            d_up = weight * d * factors * d_up;
+            h *= factors;
+            products += d * h;
+            h *= weight;
+        }
 #if GATED && INTERLEAVED
-        store_turns(d_gate, d_up, dz + 2 * j, count);
+        store_turns(aligned, d_gate, d_up, dz + 2 * j, count);
 #elif GATED
-        store_some(d_gate, dz + j, count);
-        store_some(d_up, dz + z_up(&dz_at) + j, count);
+        store_some(aligned, d_gate, dz + j, count);
+        store_some(aligned, d_up, dz + z_up(&dz_at) + j, count);
 #else
-        store_some(d_up, dz + j, count);
+        store_some(aligned, d_up, dz + j, count);
 #endif
-        store_some(masked ? none : weight * h, dh + j, count);
+        store_some(aligned, h, dh + j, count);
     }
-    const float dot_product = group_sum(sum_lanes(products), tmp);
-    if (get_local_id(0) == 0 && dots && columns > 0)
+    const float dot_product = team_sum(sum_lanes(products), tmp);
+    if (lane == 0 && dots && columns > 0)
         AT(dots)[slot] = dot_product;
 }
