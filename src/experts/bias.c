@@ -4,10 +4,15 @@
 
 #include <stdio.h>
 
+/* Columns of a work-item: 16 bytes, or of one that is a group by itself a vector. */
+static uint32_t width_of(const clmoe_layer *layer, clmoe_type rows) {
+    return layer->group == 1 ? 16 : 16 / (uint32_t)type_bytes(rows);
+}
+
 static clmoe_status create(clmoe_layer *layer, kernel_id id, clmoe_type rows, clmoe_type gradient) {
     char options[64];
-    snprintf(options, sizeof options, "-DGROUP=%u -DQ=%s -DC=%s", layer->group, type_name(rows),
-             type_name(gradient));
+    snprintf(options, sizeof options, "-DGROUP=%u -DV=%u -DQ=%s -DC=%s", layer->group,
+             width_of(layer, rows), type_name(rows), type_name(gradient));
     return program_kernel(layer->context, "experts/bias", options, "bias_gradient",
                           &layer->kernels[id]);
 }
@@ -26,8 +31,7 @@ clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id,
                                 const bias_call *call) {
     clmoe_status status = CLMOE_SUCCESS;
     const clmoe_layer *layer = b->layer;
-    const uint32_t group = layer->group, across = group < 16 ? group : 16;
-    const uint32_t columns = group == 1 ? 16 : across;
+    const uint32_t group = layer->group, across = group < 4 ? group : 4;
     const clmoe_buf none = {0};
     const bool router = id == KERNEL_ROUTER_BIAS_GRADIENT;
     const clmoe_type row_type = router ? CLMOE_F32 : layer->desc.type;
@@ -45,7 +49,7 @@ clmoe_status step_bias_gradient(const batch *b, launch *chain, kernel_id id,
                    ARG_AS(c_expert, ARG_ULONG(call->n)), ARG_AS(c_row, ARG_ULONG(call->n)),
                    ARG_AS(accumulate, ARG_UINT(b->accumulate)), ARG_F32(call->pair_of),
                    ARG_F32(call->pair_weights), ARG_U8(call->token_mask), ARG_UINT(call->gates)));
-    const size_t groups[] = {divide_up(call->n, columns), call->experts};
+    const size_t groups[] = {divide_up(call->n, across * width_of(layer, row_type)), call->experts};
     TRY(launch_kernel(chain, kernel, 2, groups, (const size_t[]){group, 1}));
 done:
     return status;
