@@ -8,8 +8,8 @@
  *          [D] or NULL, residual [T,D] or NULL -> y [T,D]. weights and shared_gate are f32,
  *          output_bias is W, the others X.
  * NDRange: (segments of SEGMENT columns, T); GROUP work-items along D, V columns each at a time.
- * Limits: V is 4, 8 or 16; X and W are storage types. token_offsets may hold anything: no pair lies
- *         past `pairs`, and a token has no more than `most`.
+ * Limits: V columns of X are 16 bytes, or 16; X and W are storage types. token_offsets may hold
+ *         anything: no pair lies past `pairs`, and a token has no more than `most`.
  * Repeatability: one work-item adds an element's terms, in the order above.
  */
 #include "dispatch/pairs.clh"
@@ -26,28 +26,45 @@ typedef struct token_row {
     float gate;
 } token_row;
 
+/* Pairs that a work-item waits for at once. */
+#define TURNS (GROUP == 1 ? 1 : 4)
+
+/* The row of choice k and its weight; NULL: it has none. */
+static inline __global const STORAGE(X) *row_of_choice(const token_row *row, int k, float *weight) {
+    const int slot = k < row->pairs ? row->slot_of[k] : SLOT_NONE;
+    *weight = 1.0f;
+    if (slot == SLOT_IDENTITY || (slot >= 0 && !row->weight_in_expert))
+        *weight = row->weights[k];
+    return slot >= 0 ? row->ye + (ulong)slot * row->dim : slot == SLOT_IDENTITY ? row->x : 0;
+}
+
 /* V, or one, columns from d on. */
-#define DEFINE_COMBINE(name, type, load)                                                           \
+#define DEFINE_COMBINE(name, type, load, load_bias)                                                \
     static inline type name(const token_row *row, uint d) {                                        \
         type sum = row->residual ? load(X, row->residual + d) : (type)(0.0f);                      \
         if (row->output_bias)                                                                      \
-            sum += load(W, row->output_bias + d);                                                  \
+            sum += load_bias(W, row->output_bias + d);                                             \
         if (row->shared)                                                                           \
             sum += row->gate * load(X, row->shared + d);                                           \
-        for (int k = 0; k < row->pairs; k++) {                                                     \
-            int slot = row->slot_of[k];                                                            \
-            if (slot >= 0)                                                                         \
-                sum += (row->weight_in_expert ? 1.0f : row->weights[k]) *                          \
-                       load(X, row->ye + (ulong)slot * row->dim + d);                              \
-            else if (slot == SLOT_IDENTITY)                                                        \
-                sum += row->weights[k] * load(X, row->x + d);                                      \
+        for (int first = 0; first < row->pairs; first += TURNS) {                                  \
+            __global const STORAGE(X) *from[TURNS];                                                \
+            float weights[TURNS];                                                                  \
+            type parts[TURNS];                                                                     \
+            UNROLL for (int i = 0; i < TURNS; i++)                                                 \
+                from[i] = row_of_choice(row, first + i, &weights[i]);                              \
+            UNROLL for (int i = 0; i < TURNS; i++)                                                 \
+                parts[i] = from[i] ? load(X, from[i] + d) : (type)(0.0f);                          \
+            UNROLL for (int i = 0; i < TURNS; i++)                                                 \
+                if (from[i])                                                                       \
+                    sum += weights[i] * parts[i];                                                  \
         }                                                                                          \
         return sum;                                                                                \
     }
 
-#define LOADV(type, p) LOADN(type, V, p)
-DEFINE_COMBINE(combine_columns, FLOATV, LOADV)
-DEFINE_COMBINE(combine_column, float, LOAD)
+#define LOAD_V(type, p)      LOADA(type, V, p)
+#define LOAD_BIAS_V(type, p) LOADN(type, V, p)
+DEFINE_COMBINE(combine_columns, FLOATV, LOAD_V, LOAD_BIAS_V)
+DEFINE_COMBINE(combine_column, float, LOAD, LOAD)
 
 KERNEL(GROUP, 1, 1)
 void combine_rows(IN(STORAGE(X), ye), IN(float, pair_weights), IN(int, slot_of), IN(STORAGE(X), x),
@@ -81,9 +98,12 @@ void combine_rows(IN(STORAGE(X), ye), IN(float, pair_weights), IN(int, slot_of),
     }
     y = AT(y) + token * dim;
 
-    uint whole = begin + (end - begin) / V * V;
+    const bool aligned = ALIGNED(X, V, row.ye) && ALIGNED(X, V, row.ye + dim) &&
+                         ALIGNED(X, V, row.x) && ALIGNED(X, V, row.shared) &&
+                         ALIGNED(X, V, row.residual) && ALIGNED(X, V, y);
+    uint whole = aligned ? begin + (end - begin) / V * V : begin;
     for (uint d = begin + get_local_id(0) * V; d < whole; d += GROUP * V)
-        STOREN(X, V, combine_columns(&row, d), y + d);
+        STOREA(X, V, combine_columns(&row, d), y + d);
     for (uint d = whole + get_local_id(0); d < end; d += GROUP)
         STORE(X, combine_column(&row, d), y + d);
 }
@@ -93,9 +113,9 @@ float group_dot(__global const STORAGE(X) *a, __global const STORAGE(X) *b, uint
                 __local float *tmp) {
     FLOATV products = (FLOATV)(0.0f);
     float lanes[V], sum = 0.0f;
-    uint whole = columns / V * V;
+    uint whole = ALIGNED(X, V, a) && ALIGNED(X, V, b) ? columns / V * V : 0;
     for (uint d = get_local_id(0) * V; d < whole; d += GROUP * V)
-        products += LOADN(X, V, a + d) * LOADN(X, V, b + d);
+        products += LOADA(X, V, a + d) * LOADA(X, V, b + d);
     JOIN(vstore, V)(products, 0, lanes);
     UNROLL for (uint i = 0; i < V; i++)
         sum += lanes[i];

@@ -77,7 +77,8 @@ refused 'given twice' --layer a --layer b
 # A kernel with a wrong number, and one that does not build.
 if [ -n "${1-}" ] && OPENCL_LAYERS=$1 CLMOE_BREAK_LOG=$tmp/loaded "$CLMOE" devices >/dev/null &&
     [ -e "$tmp/loaded" ]; then
-    export OPENCL_LAYERS="$1" CLMOE_BREAK='row->weights[k]) *' CLMOE_BROKEN='row->weights[k] * 1.5f) *'
+    export OPENCL_LAYERS="$1" CLMOE_BREAK='weight = row->weights[k];'
+    export CLMOE_BROKEN='weight = 1.5f * row->weights[k];'
     # shellcheck disable=SC2086
     run_exit 1 selftest $device $layer --no-cache
     has DIFFERS "$tmp/out"
@@ -85,7 +86,7 @@ if [ -n "${1-}" ] && OPENCL_LAYERS=$1 CLMOE_BREAK_LOG=$tmp/loaded "$CLMOE" devic
     # shellcheck disable=SC2086
     run_exit 1 selftest $device $layer --no-cache --json -
     has '"status": "differs"' "$tmp/out"
-    export CLMOE_BROKEN='this_is_no_name) *'
+    export CLMOE_BROKEN='weight = this_is_no_name;'
     # shellcheck disable=SC2086
     run_exit 1 selftest $device $layer --no-cache
     has FAILED "$tmp/out"

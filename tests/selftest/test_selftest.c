@@ -254,7 +254,7 @@ static const defect of_one_layer[] = {
  * Then only batches count that are given logits, as the router has the device's best engine.
  */
 static const defect defects[] = {
-    {"1.0f : row->weights[k]) *", "1.0f : row->weights[k] * 1.5f) *", "two levels", NULL, "y"},
+    {"*weight = row->weights[k];", "*weight = 1.5f * row->weights[k];", "two levels", NULL, "y"},
     {"0xFFFFFFFFu - ", "", "sigmoid", NULL, "ids"}, /* ties to the higher id */
     {"total += l > -INFINITY ? exp(l - best)", "total += l > -INFINITY ? 1.5f * exp(l - best)",
      "all of 6", NULL, "dx"},
