@@ -49,7 +49,7 @@ void loss_weights(IN(float, logits), IN(float, clean), IN(float, noise_raw), IN(
     renorm_sums sums;
     renorm_back(&r, &v, t.total, &sums);
 
-    float dot = weights_dot(&r, &v, &sums, t.total);
+    float dot = weights_dot(&r, &v, &sums, t.total, 0, 1);
     for (uint e = get_local_id(0); e < R && over_row && v.count > 0; e += GROUP)
         if (isfinite(row.logits[e]))
             add_one(&row, &r, v.temperature, e, row_gradient(&r, &v, t.total, dot, e));

@@ -22,7 +22,8 @@
 #include "routing/weights.clh"
 
 /* Of softmax over the row: the sum; v->best is set. Columns are 0 where there is none. */
-float row_softmax(const router_switches *r, weight_view *v, uint columns, __local float *tmp) {
+ALWAYS_INLINE float row_softmax(const router_switches *r, weight_view *v, uint columns,
+                                __local float *tmp) {
     float highest = -INFINITY, total = 0.0f;
     for (uint e = get_local_id(0); e < columns; e += GROUP)
         highest = fmax(highest, prepared_logit(r, v->temperature, v->logits[e]));
@@ -33,6 +34,16 @@ float row_softmax(const router_switches *r, weight_view *v, uint columns, __loca
     }
     v->best = best;
     return group_sum(total, tmp);
+}
+
+/* renorm_back(), by the group. */
+ALWAYS_INLINE void group_renorm_back(const router_switches *r, const weight_view *v, float total,
+                                     renorm_sums *sums, __local float *tmp) {
+    const uint lane = get_local_id(0);
+    sums->unit = renorm_unit_of(r, group_max(renorm_largest(r, v, total, lane, GROUP), tmp));
+    const float2 terms = renorm_terms(r, v, &sums->unit, total, lane, GROUP);
+    const float sum = group_sum(terms.x, tmp), dot = group_sum(terms.y, tmp);
+    renorm_end(r, sums, sum, dot);
 }
 
 KERNEL(GROUP, 1, 1)
@@ -78,8 +89,9 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
     group_barrier(CLK_GLOBAL_MEM_FENCE);
     v.raw = raw;
     renorm_sums sums;
-    renorm_back(&r, &v, total, &sums);
-    const float dot = weights_dot(&r, &v, &sums, total);
+    group_renorm_back(&r, &v, total, &sums, tmp);
+    const float dot = group_sum(
+        weights_dot(&r, &v, &sums, total, get_local_id(0), GROUP), tmp);
 
     for (uint e = get_local_id(0); e < R; e += GROUP) {
         row.dlogits[e] = dlogits && !masked ? AT(dlogits)[at + e] : 0.0f;
@@ -132,7 +144,7 @@ void chosen_weights(IN(float, logits), IN(uint, state), IN(int, ids), IN(int, li
     const float total = row_softmax(&r, &v, over_row && v.count > 0 ? R : 0, tmp);
     renorm_sums sums;
     chosen_softmax(&r, &v);
-    renorm_back(&r, &v, total, &sums);
+    group_renorm_back(&r, &v, total, &sums, tmp);
     for (uint pair = all.x + get_local_id(0); pair < all.y; pair += GROUP)
         AT(chosen)[pair] = pair < range.end
                                ? chosen_weight(&r, &v, &sums, total, pair - range.begin)
