@@ -86,6 +86,7 @@ clmoe_status backward_create(const bench_device *device, const inputs *in, const
     clmoe_status status = CLMOE_SUCCESS;
     clmoe_layer_desc desc = inputs_desc(in, engine);
     desc.training = 1;
+    desc.gradient_type = in->gradient_type;
     *b = (bench_backward){.device = device, .in = in};
     TRY(LIB(clmoe_layer_create(device->clmoe, &desc, &b->layer)));
     TRY(create_buffers(b));

@@ -21,7 +21,7 @@ typedef struct bench_backward {
     const bench_device *device;
     const inputs *in;
     clmoe_layer *layer;
-    clmoe_gradients gradients; /* f32 */
+    clmoe_gradients gradients;
     cl_mem buffers[BACKWARD_BUFFERS];
     gradient_samples samples; /* of the check; made by the first one */
 } bench_backward;

@@ -105,6 +105,10 @@ bool step_is_by_name(bench_step step) {
            step == STEP_BIAS_COUNTS || step_is_backward(step);
 }
 
+bool step_makes_gradients(bench_step step) {
+    return step == STEP_BACKWARD || step == STEP_BACKWARD_WEIGHTS || step == STEP_FORWARD_BACKWARD;
+}
+
 bool step_runs_experts(bench_step step) {
     return step == STEP_LAYER || step == STEP_EXPERTS || step == STEP_TRAIN ||
            step == STEP_TRAIN_BALANCE || step_is_backward(step);
@@ -175,7 +179,7 @@ double case_bytes(const bench_case *c, bench_step step, const case_sizes *sizes)
     const double counts = (double)c->experts * CLMOE_BIAS_BINS * word;
     const double stats = 8.0 * c->experts * word;                        /* its arrays */
     const double z = pairs * 2 * c->hidden_dim * (double)sizes->element; /* what was saved */
-    const double gradients = case_weight_bytes(c, sizeof(float)) + router;
+    const double gradients = case_weight_bytes(c, sizes->gradient) + router;
     switch (step) {
     case STEP_LAYER:
     case STEP_TRAIN:

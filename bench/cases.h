@@ -91,8 +91,12 @@ bool pattern_has_step(case_pattern pattern, bench_step step);
 typedef struct case_sizes {
     size_t element;   /* bytes of an element of x, y, xe, ye */
     size_t weight;    /* bytes of an element of the expert weights */
+    size_t gradient;  /* bytes of an element of their gradients */
     uint32_t touched; /* experts that got a token */
 } case_sizes;
+
+/* Whether the step makes gradients of weights. */
+bool step_makes_gradients(bench_step step);
 
 /* Whether the step reads all weights of the experts. */
 bool step_runs_experts(bench_step step);

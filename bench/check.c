@@ -94,6 +94,11 @@ static float from_half(uint16_t half, clmoe_type type) {
     return value;
 }
 
+void check_widen(clmoe_type type, const uint16_t *halves, size_t n, float *to) {
+    for (size_t i = 0; i < n; i++)
+        to[i] = from_half(halves[i], type);
+}
+
 clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem buffer, size_t row,
                             size_t n, float *to) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -103,8 +108,8 @@ clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem 
         TRY(bench_no_memory("a row"));
     TRY(CL(clEnqueueReadBuffer(device->queue, buffer, CL_TRUE, row * bytes, bytes,
                                type == CLMOE_F32 ? (void *)to : halves, 0, NULL, NULL)));
-    for (size_t i = 0; type != CLMOE_F32 && i < n; i++)
-        to[i] = from_half(halves[i], type);
+    if (type != CLMOE_F32)
+        check_widen(type, halves, n, to);
 done:
     free(halves);
     return status;

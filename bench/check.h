@@ -49,6 +49,9 @@ clmoe_status check_balance(const measured *m, check_result *result);
 /* Keeps the first complaint. */
 void complain(check_result *result, const char *format, ...) CLI_PRINTF(2);
 
+/* f16 or bf16 to floats. */
+void check_widen(clmoe_type type, const uint16_t *halves, size_t n, float *to);
+
 /* Row `row` of [.., n] elements of `type`, as floats. */
 clmoe_status check_read_row(const bench_device *device, clmoe_type type, cl_mem buffer, size_t row,
                             size_t n, float *to);

@@ -70,12 +70,22 @@ done:
 /* Column `unit` of the expert's [D,H]. */
 static clmoe_status read_column(const bench_backward *b, uint32_t expert, uint32_t unit,
                                 float *to) {
-    const size_t dim = b->in->of.dim, pitch = b->in->of.hidden_dim * sizeof *to;
-    const size_t from[3] = {unit * sizeof *to, expert * dim, 0}, origin[3] = {0};
-    const size_t region[3] = {sizeof *to, dim, 1};
-    return CL(clEnqueueReadBufferRect(b->device->queue, b->gradients.experts.down.mem, CL_TRUE,
-                                      from, origin, region, pitch, 0, sizeof *to, 0, to, 0, NULL,
-                                      NULL));
+    clmoe_status status = CLMOE_SUCCESS;
+    const clmoe_type type = inputs_gradient_type(b->in);
+    const size_t dim = b->in->of.dim, bytes = type_bytes(type);
+    const size_t from[3] = {unit * bytes, expert * dim, 0}, origin[3] = {0};
+    const size_t region[3] = {bytes, dim, 1}, pitch = b->in->of.hidden_dim * bytes;
+    uint16_t *halves = calloc(dim, sizeof *halves);
+    if (!halves)
+        TRY(bench_no_memory("a column"));
+    TRY(CL(clEnqueueReadBufferRect(b->device->queue, b->gradients.experts.down.mem, CL_TRUE, from,
+                                   origin, region, pitch, 0, bytes, 0,
+                                   type == CLMOE_F32 ? (void *)to : halves, 0, NULL, NULL)));
+    if (type != CLMOE_F32)
+        check_widen(type, halves, dim, to);
+done:
+    free(halves);
+    return status;
 }
 
 void check_sample(const char *what, size_t dim, const gradient_samples *samples, uint32_t i,
@@ -96,6 +106,7 @@ static clmoe_status check_samples(const bench_backward *b, const reference *ref,
     clmoe_status status = CLMOE_SUCCESS;
     const size_t dim = b->in->of.dim, hidden = b->in->of.hidden_dim;
     const cl_mem gate = b->gradients.experts.gate.mem;
+    const clmoe_type type = inputs_gradient_type(b->in);
     float *rows = calloc(3 * dim, sizeof *rows);
     if (!rows)
         TRY(bench_no_memory("rows of gradients"));
@@ -103,8 +114,8 @@ static clmoe_status check_samples(const bench_backward *b, const reference *ref,
         const uint32_t expert = b->samples.expert[i], unit = b->samples.unit[i];
         const size_t row = expert * 2 * hidden + unit;
         const float *const parts[3] = {rows, rows + dim, rows + 2 * dim};
-        TRY(check_read_row(b->device, CLMOE_F32, gate, row, dim, rows));
-        TRY(check_read_row(b->device, CLMOE_F32, gate, row + hidden, dim, rows + dim));
+        TRY(check_read_row(b->device, type, gate, row, dim, rows));
+        TRY(check_read_row(b->device, type, gate, row + hidden, dim, rows + dim));
         TRY(read_column(b, expert, unit, rows + 2 * dim));
         check_sample("", dim, &b->samples, i, parts, ref->tolerance + b->samples.blur[i], result);
     }

@@ -10,6 +10,7 @@ enum { FILL_GROUP = 64, FILL_GROUPS = 4096 };
 #define WEIGHTS_SHARE 0.9
 
 const char *const type_names[3] = {"f32", "f16", "bf16"};
+const char *const gradient_names[2] = {"f32", "weights"};
 
 size_t type_bytes(clmoe_type type) {
     return type == CLMOE_F32 ? 4 : 2;
@@ -123,6 +124,10 @@ void inputs_release(inputs *in) {
     buffer_release(&in->x_buf.mem);
     clmoe_weights_release(&in->weights);
     *in = (inputs){0};
+}
+
+clmoe_type inputs_gradient_type(const inputs *in) {
+    return in->gradient_type == CLMOE_GRADIENT_F32 ? CLMOE_F32 : in->type;
 }
 
 clmoe_layer_desc inputs_desc(const inputs *in, const char *engine) {

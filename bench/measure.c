@@ -70,6 +70,7 @@ static clmoe_status read_choices(contest *t, const subject *s) {
     TRY(subject_read(s, SUBJECT_WEIGHTS, 0, pairs * sizeof *t->weights, t->weights));
     t->sizes = (case_sizes){.element = type_bytes(t->m->inputs.type),
                             .weight = type_bytes(t->m->inputs.type),
+                            .gradient = type_bytes(inputs_gradient_type(&t->m->inputs)),
                             .touched = count_load(t->ids, pairs, t->of->experts, load)};
 done:
     free(load);
@@ -162,6 +163,8 @@ static bench_row row_of(const contest *t, const contender *c, bench_step step) {
     snprintf(row.engine, sizeof row.engine, "%s", c->engine->name);
     snprintf(row.device, sizeof row.device, "%s", m->device->name);
     snprintf(row.driver, sizeof row.driver, "%s", m->device->driver);
+    if (step_makes_gradients(step))
+        row.gradient_type = gradient_names[m->inputs.gradient_type];
     if (strcmp(c->engine->name, PEER_OPENBLAS) == 0)
         peer_openblas_name(row.driver, sizeof row.driver);
     return row;
@@ -364,6 +367,7 @@ clmoe_status measure_case(measurement *m, const bench_case *c) {
     progress_show(&m->progress, c->name, c->tokens, "inputs");
     TRY(bench_go_on());
     status = inputs_set(&m->inputs, m->device, c, m->options->pattern, m->options->type);
+    m->inputs.gradient_type = m->options->gradient_type;
     if (refused(status)) {
         skip(m, c, "");
         status = CLMOE_SUCCESS;

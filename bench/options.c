@@ -33,6 +33,9 @@ static const char usage[] =
     "                  weights), backward:data and backward:weights (its two parts), train\n"
     "                  (forward and backward); packed weights take no part\n"
     "  --dtype TYPE    f32, f16 or bf16, of x and the expert weights (default f32)\n"
+    "  --gradient-type G\n"
+    "                  f32, or weights: the gradients of the experts' weights are of that\n"
+    "                  type, or of the weights' (default f32)\n"
     "  --pattern NAME  how tokens choose: uniform, zipf, one-expert (default uniform); or not at\n"
     "                  all: round-robin gives the pairs to the experts by turns, for the steps\n"
     "                  layer, plan, dispatch, experts, combine and stats\n"
@@ -210,6 +213,7 @@ enum {
     OPT_PEER,
     OPT_STEP,
     OPT_DTYPE,
+    OPT_GRADIENT_TYPE,
     OPT_PATTERN,
     OPT_TOKENS,
     OPT_DEVICE,
@@ -228,6 +232,9 @@ static const cli_option table[] = {
     [OPT_PEER] = {.name = "peer", .has_value = true, .excludes = "cold memory tune"},
     [OPT_STEP] = {.name = "step", .has_value = true, .excludes = "cold memory tune"},
     [OPT_DTYPE] = {.name = "dtype", .has_value = true},
+    [OPT_GRADIENT_TYPE] = {.name = "gradient-type",
+                           .has_value = true,
+                           .excludes = "cold memory tune"},
     [OPT_PATTERN] = {.name = "pattern", .has_value = true, .excludes = "cold memory"},
     [OPT_TOKENS] = {.name = "tokens", .has_value = true},
     [OPT_DEVICE] = {.name = "device", .has_value = true},
@@ -247,6 +254,10 @@ static clmoe_status set_named(bench_options *o, int option, const char *text) {
     case OPT_DTYPE:
         TRY(parse_name("--dtype", text, type_names, COUNT_OF(type_names), &index));
         o->type = (clmoe_type)index;
+        break;
+    case OPT_GRADIENT_TYPE:
+        TRY(parse_name("--gradient-type", text, gradient_names, COUNT_OF(gradient_names), &index));
+        o->gradient_type = (clmoe_gradient_type)index;
         break;
     case OPT_PATTERN:
         TRY(parse_name("--pattern", text, pattern_names, COUNT_OF(pattern_names), &index));

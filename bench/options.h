@@ -12,6 +12,7 @@ typedef struct bench_options {
     const char *peer;                    /* NULL: none but those that `engines` names */
     const char *device;                  /* NULL: the first GPU, else the first device */
     clmoe_type type;
+    clmoe_gradient_type gradient_type; /* of the weights */
     case_pattern pattern;
     uint32_t tokens; /* 0: any */
     uint32_t repeat;

@@ -91,6 +91,8 @@ static json_t *row_json(const bench_row *row, const char *date) {
     set_string(object, "device", row->device);
     set_string(object, "driver", row->driver);
     set_string(object, "dtype", row->dtype);
+    if (row->gradient_type)
+        set_string(object, "gradient_type", row->gradient_type);
     set_shape(object, row);
     set_string(object, "pattern", row->pattern);
     set_string(object, "step", row->step);

@@ -13,6 +13,7 @@
 
 typedef struct bench_row {
     const char *case_name, *pattern, *dtype, *step;
+    const char *gradient_type; /* gradient_names, of a step that makes some; else NULL */
     char engine[32], device[128], driver[128];
     uint32_t tokens, dim, hidden_dim, experts, top_k; /* T D H E K */
     uint32_t repeat;

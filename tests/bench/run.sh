@@ -111,7 +111,8 @@ done
 echo "== storage types"
 for type in f16 bf16; do
     run 0 --case tiny --tokens 37 --engine ref --step layer,experts,train --dtype $type --repeat 1 \
-        --force --json "$tmp/rows.json"
+        --gradient-type weights --force --json "$tmp/rows.json"
+    [ "$(grep -c '"gradient_type": "weights"' "$tmp/rows.json")" = 1 ] || fail "not one row of gradients"
     "$rows" "$tmp/rows.json" >/dev/null
 done
 
@@ -138,6 +139,7 @@ run 2 --case huge && says "--case 'huge' is unknown"
 run 2 --case tiny,, && says "--case '' is unknown"
 run 2 --step gemm && says "--step 'gemm' is unknown"
 run 2 --dtype f64 && says "--dtype 'f64' is unknown"
+run 2 --gradient-type f16 && says "--gradient-type 'f16' is unknown"
 run 2 --pattern round-robin --step plan,topk && says "--step topk does not go with --pattern round-robin"
 run 2 --pattern random && says "--pattern 'random' is unknown"
 run 2 --peer mkl && says "--peer 'mkl' is unknown"

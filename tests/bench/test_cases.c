@@ -76,8 +76,8 @@ static void test_steps_of_cases(void **state) {
 
 static void test_costs(void **state) {
     const bench_case *c = find("olmoe-cpu", 512);
-    const case_sizes f32 = {.element = 4, .weight = 4, .touched = 64};
-    const case_sizes half = {.element = 2, .weight = 2, .touched = 32};
+    const case_sizes f32 = {.element = 4, .weight = 4, .gradient = 4, .touched = 64};
+    const case_sizes half = {.element = 2, .weight = 2, .gradient = 2, .touched = 32};
     const double pairs = 512 * 8, weights = 3.0 * 64 * 512 * 1024, rows = 512 * 1024;
     (void)state;
     CHECK(case_flops(c, STEP_EXPERTS) == pairs * 3 * 2 * 512 * 1024, "flops of experts\n");
@@ -95,6 +95,9 @@ static void test_costs(void **state) {
     CHECK(case_bytes(c, STEP_BACKWARD_WEIGHTS, &f32) ==
               4 * (2 * rows + pairs * 2 * 512 + weights + 64 * 1024),
           "bytes of backward:weights\n");
+    CHECK(case_bytes(c, STEP_BACKWARD_WEIGHTS, &half) ==
+              2 * (2 * rows + pairs * 2 * 512 + weights) + 4 * 64 * 1024,
+          "bytes of backward:weights in 16 bits\n");
     CHECK(case_bytes(c, STEP_EXPERTS, &f32) == 4 * (weights + rows + pairs * 1024),
           "bytes of experts\n");
     CHECK(case_bytes(c, STEP_EXPERTS, &half) == 2 * (weights / 2 + rows + pairs * 1024),
