@@ -111,7 +111,8 @@ static void expected_row(const gradient_case *c, const gradient_data *d, size_t 
 static double tolerance(const gradient_case *c) {
     if (c->types.c_type != CLMOE_F32)
         return type_tolerance(c->types.c_type);
-    return c->engine == &gemm_nv_mma && c->rows > 512 ? TOLERANCE * c->rows / 512 : TOLERANCE;
+    const bool units = c->engine == &gemm_nv_mma || c->engine == &gemm_nv_wgmma;
+    return units && c->rows > 512 ? TOLERANCE * c->rows / 512 : TOLERANCE;
 }
 
 static void check_gradient(const gradient_case *c, const gradient_data *d, const float *got) {

@@ -402,11 +402,11 @@ static clmoe_status pick_engine(clmoe_context *context, const char *name, const 
 static void check_widest(const gemm_shape *of) {
     const gemm_engine *engine = NULL;
     gemm_shape wide = *of;
-    wide.hidden_dim = 16385;
+    wide.hidden_dim = 30721;
     OK(pick_engine(test_context(0), NULL, &wide, &engine));
     assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
     assert_int_equal(pick_engine(test_context(0), "nv_wgmma", &wide, &engine), CLMOE_UNSUPPORTED);
-    assert_non_null(strstr(clmoe_last_error(), "16384"));
+    assert_non_null(strstr(clmoe_last_error(), "30720"));
 }
 
 static void choice_of_engine(void **state) {

@@ -115,6 +115,32 @@ static void many_rows(void **state) {
     for_all(check_many_rows);
 }
 
+/* More than one tile of the widest kernels, and of their rounds of slots, with parts of all. */
+static void check_wide(const gemm_engine *engine, const gemm_gradient_shape *types) {
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        const bool gathers = engine->gradient->gathers;
+        const gradient_case c = {.engine = engine,
+                                 .types = *types,
+                                 .spread = seed == 2 ? SPREAD_ONE_EXPERT : SPREAD_RANDOM,
+                                 .experts = 7,
+                                 .rows = 800,
+                                 .m = seed % 2 ? 296 : 131,
+                                 .n = seed % 2 ? 136 : 258,
+                                 .row_tile = seed % 2 ? 128 : 9,
+                                 .gather_p = gathers && seed == 3,
+                                 .gather_q = gathers && seed != 3,
+                                 .parts = seed == 0,
+                                 .accumulate = seed >= 2,
+                                 .exact = seed != 3};
+        gradient_check_case(&c, 20 + seed);
+    }
+}
+
+static void wide_cases(void **state) {
+    (void)state;
+    for_all(check_wide);
+}
+
 /* No slots at all: zeros, or C as it was. */
 static void check_no_rows(const gemm_engine *engine, const gemm_gradient_shape *types) {
     for (uint64_t accumulate = 0; accumulate < 2; accumulate++) {
@@ -180,7 +206,7 @@ static gradient_case full_case(const gemm_engine *engine, const gemm_gradient_sh
                            .spread = SPREAD_RANDOM,
                            .experts = 5,
                            .rows = 400,
-                           .m = 37,
+                           .m = 141,
                            .n = 75,
                            .row_tile = 8,
                            .gather_p = engine->gradient->gathers};
@@ -357,15 +383,11 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(random_cases),
-        TEST(exact_values),
-        TEST(many_rows),
-        TEST(no_rows),
-        TEST(small_shapes),
-        TEST(repeatable),
-        TEST(experts_are_independent),
-        TEST(bounded_launches),
-        TEST(variants_of_other_devices),
+        TEST(random_cases),      TEST(exact_values),
+        TEST(many_rows),         TEST(wide_cases),
+        TEST(no_rows),           TEST(small_shapes),
+        TEST(repeatable),        TEST(experts_are_independent),
+        TEST(bounded_launches),  TEST(variants_of_other_devices),
 #ifdef CLMOE_WITH_CLBLAST
         TEST(limits_of_clblast),
 #endif

@@ -78,23 +78,48 @@ static int32_t *list_of(const buckets *b, size_t *ints) {
     return list;
 }
 
-static void check_list(const buckets *b, uint32_t group) {
+/* Buckets that have slots: expert, first tile of the list, tiles, slots. */
+static int32_t *buckets_of(const buckets *b, size_t *ints) {
+    int32_t *want = HOST(int32_t, HEADER + PER_TILE * (size_t)b->experts), *to = want + HEADER;
+    int32_t tile = 0;
+    for (uint32_t e = 0; e < b->experts; e++) {
+        const uint32_t count = b->kept ? b->kept[e] : b->slots;
+        const int32_t tiles = (int32_t)((count + b->rows - 1) / b->rows);
+        if (count == 0)
+            continue;
+        memcpy(to, (const int32_t[]){(int32_t)e, tile, tiles, (int32_t)count}, PER_TILE * 4);
+        to += PER_TILE;
+        tile += tiles;
+        want[0]++;
+    }
+    *ints = (size_t)(to - want);
+    return want;
+}
+
+static void compare_lists(const char *what, const int32_t *got, const int32_t *before,
+                          const int32_t *want, size_t ints) {
+    assert_int_equal(got[0], want[0]);
+    compare_ints("padding", got + 1, before + 1, HEADER - 1);
+    compare_ints(what, got + HEADER, want + HEADER, ints - HEADER);
+}
+
+static void check_list(const buckets *b, uint32_t group, bool with_buckets) {
     char options[32];
-    size_t ints = 0;
-    const int32_t *want = list_of(b, &ints);
-    const clmoe_buf list = buf_new(ints * 4);
+    size_t ints = 0, bucket_ints = 0;
+    const int32_t *want = list_of(b, &ints), *want_buckets = buckets_of(b, &bucket_ints);
+    const clmoe_buf list = buf_new(ints * 4), none = {0};
+    const clmoe_buf in_use = with_buckets ? buf_new(bucket_ints * 4) : none;
     const clmoe_buf offsets = buf_of(b->offsets, 4 * ((size_t)b->experts + 1));
     const clmoe_buf kept = buf_of(b->kept, 4 * (size_t)b->experts);
     snprintf(options, sizeof options, "-DGROUP=%u", group);
     cl_kernel kernel = kernel_of("experts/gemm/nv_wgmma_list", options, "nv_wgmma_list");
-    const int32_t *before = buf_get(list);
+    const int32_t *before = buf_get(list), *before_buckets = with_buckets ? buf_get(in_use) : NULL;
     OK(KERNEL_SET(kernel, ARG_F32(offsets), ARG_F32(kept), ARG_UINT(b->experts), ARG_UINT(b->slots),
-                  ARG_UINT(b->rows), ARG_F32(list)));
+                  ARG_UINT(b->rows), ARG_F32(list), ARG_AS(buckets, ARG_F32(in_use))));
     run(kernel, 1, 1, group);
-    const int32_t *got = buf_get(list);
-    assert_int_equal(got[0], want[0]);
-    compare_ints("padding", got + 1, before + 1, HEADER - 1);
-    compare_ints("list", got + HEADER, want + HEADER, ints - HEADER);
+    compare_lists("list", buf_get(list), before, want, ints);
+    if (with_buckets)
+        compare_lists("buckets", buf_get(in_use), before_buckets, want_buckets, bucket_ints);
 }
 
 static const uint32_t tile_rows[] = {16, 64, 128};
@@ -110,7 +135,7 @@ static void some_lists(uint64_t seeds) {
             seed % 5 == 0 ? dense_buckets(rows) : random_buckets(1 + random_below(70), rows);
         test_note("%u experts, tiles of %u, %u slots, groups of %u", b.experts, rows, b.slots,
                   group);
-        check_list(&b, group);
+        check_list(&b, group, seed % 2 == 0);
     }
 }
 
@@ -209,6 +234,120 @@ static void some_rows(uint64_t seeds) {
         if (c.b.slots > 0)
             check_rows(&c);
     }
+}
+
+/* ---- Factors of gradients ---------------------------------------------------------------------
+ */
+
+enum { SLOT_TILE = 128, FACTOR_WIDTH = 256, TILE_COLUMNS = 128 };
+
+typedef struct factor_case {
+    buckets b;
+    uint32_t columns, row, tokens;
+    bool gather, aligned, fragments;
+} factor_case;
+
+static factor_case random_factor_case(uint64_t seed) {
+    static const uint32_t widths[] = {1, 7, 8, 40, 127, 128, 129, 136, 255, 256, 257, 264, 300};
+    factor_case c = {.columns = widths[random_below(COUNT_OF(widths))],
+                     .gather = random_below(2) == 0,
+                     .aligned = random_below(3) != 0,
+                     .fragments = seed % 2 == 0};
+    c.row = c.columns + (random_below(2) == 0 ? 0 : 1 + random_below(16));
+    c.b = seed % 5 == 0 ? dense_buckets(SLOT_TILE) : random_buckets(1 + random_below(4), SLOT_TILE);
+    for (uint32_t e = 0; c.b.kept && e <= c.b.experts; e++)
+        c.b.offsets[e] = c.b.offsets[e] / 8 * 3; /* buckets at any slot, which may overlap */
+    c.tokens = c.gather ? 1 + random_below(50) : c.b.slots + SLOT_TILE;
+    return c;
+}
+
+/* Element (slot, column) of a factor, of 32 * `blocks` slots. */
+static size_t factor_at(const factor_case *c, uint32_t blocks, uint32_t slot, uint32_t column) {
+    const uint32_t s = slot % BLOCK, in = column % FACTOR_WIDTH;
+    if (c->fragments) { /* [256 columns][32 slots][16 columns][16 slots][lane][8] */
+        const size_t unit = (size_t)(column / FACTOR_WIDTH) * blocks + slot / BLOCK;
+        const uint32_t lane = in % 8 * 4 + s % 8 / 2;
+        const uint32_t element = s % 16 / 8 * 4 + in % 16 / 8 * 2 + s % 2;
+        return unit * FACTOR_WIDTH * BLOCK + ((in / 16 * 2 + s / 16) * 32 + lane) * 8 + element;
+    }
+    /* [32 slots][128 columns][32 columns][slot][32], chunks swizzled */
+    const uint32_t across = (c->columns + TILE_COLUMNS - 1) / TILE_COLUMNS, of = column % BLOCK;
+    const size_t unit = (size_t)(slot / BLOCK) * across + column / TILE_COLUMNS;
+    const uint32_t chunk = (of / CHUNK) ^ (s / 2 % 4);
+    return unit * TILE_COLUMNS * BLOCK + (column % TILE_COLUMNS / BLOCK * BLOCK + s) * BLOCK +
+           chunk * CHUNK + of % CHUNK;
+}
+
+/* All that the list's tiles have over what was there, zeros where a tile has no slot or column. */
+static void put_factor(const factor_case *c, const int32_t *list, uint32_t blocks,
+                       const int32_t *tokens, const uint16_t *rows, uint16_t *to) {
+    const uint32_t unit = c->fragments ? FACTOR_WIDTH : TILE_COLUMNS;
+    const uint32_t width = (c->columns + unit - 1) / unit * unit;
+    for (uint32_t slot = 0; slot < (uint32_t)list[0] * SLOT_TILE; slot++) {
+        const int32_t *tile = list + HEADER + slot / SLOT_TILE * PER_TILE;
+        const int32_t in = (int32_t)(slot % SLOT_TILE), place = tile[1] + in;
+        const size_t from = in < tile[2] ? (size_t)(tokens ? tokens[place] : place) * c->row : 0;
+        for (uint32_t column = 0; column < width; column++)
+            to[factor_at(c, blocks, slot, column)] =
+                in < tile[2] && column < c->columns ? rows[from + column] : 0;
+    }
+}
+
+static void check_factor(const factor_case *c) {
+    size_t ints = 0;
+    const int32_t *host_list = list_of(&c->b, &ints);
+    const uint32_t blocks = ((uint32_t)host_list[0] + random_below(2)) * (SLOT_TILE / BLOCK);
+    const uint32_t across = (c->columns + FACTOR_WIDTH - 1) / FACTOR_WIDTH;
+    const size_t all = (size_t)c->tokens * c->row - (c->row - c->columns);
+    const size_t room = (size_t)blocks * BLOCK * across * FACTOR_WIDTH;
+    int32_t *tokens = c->gather ? HOST(int32_t, c->b.slots + SLOT_TILE) : NULL;
+    for (uint32_t s = 0; c->gather && s < c->b.slots + SLOT_TILE; s++)
+        tokens[s] = (int32_t)random_below(c->tokens);
+    const uint16_t *host_rows = random_codes(all);
+    const clmoe_buf rows = codes_on_device(host_rows, all, c->aligned);
+    const clmoe_buf token_of = buf_of(tokens, 4 * ((size_t)c->b.slots + SLOT_TILE));
+    const clmoe_buf list = buf_of(host_list, ints * 4), to = codes_on_device(NULL, room, true);
+    cl_kernel kernel =
+        kernel_of("experts/gemm/nv_wgmma_factor", c->fragments ? "-DFRAGMENTS=1" : "-DFRAGMENTS=0",
+                  "nv_wgmma_factor");
+    uint16_t *want = buf_get(to);
+    OK(KERNEL_SET(kernel, ARG_U16(rows), ARG_F32(token_of), ARG_F32(list), ARG_UINT(c->row),
+                  ARG_AS(gathered, ARG_UINT(c->gather)), ARG_UINT(c->columns), ARG_UINT(blocks),
+                  ARG_U16(to)));
+    run(kernel, blocks, across, GROUP_ITEMS);
+    put_factor(c, host_list, blocks, tokens, host_rows, want);
+    compare_bits("factor", buf_get(to), want, 2 * room);
+}
+
+static void some_factors(uint64_t seeds) {
+    for (uint64_t seed = 1; seed <= seeds; seed++) {
+        seed_set(seed);
+        test_case("factors");
+        const factor_case c = random_factor_case(seed);
+        test_note("fragments %d, %u columns of %u, %u slots, gather %d, aligned %d", c.fragments,
+                  c.columns, c.row, c.b.slots, c.gather, c.aligned);
+        if (c.b.slots > 0)
+            check_factor(&c);
+    }
+}
+
+/* Experts without slots get zeros, the others and what lies between keep theirs. */
+static void check_empty(bool dense, uint32_t slots) {
+    enum { EXPERTS = 5, ROWS = 21, COLUMNS = 300, ROW = 303, EXPERT = ROWS * ROW + 2, PARTS = 4 };
+    const uint32_t host_kept[EXPERTS] = {0, 3, 0, 0, 1}, experts = dense ? 1 : EXPERTS;
+    const uint64_t expert = EXPERT, row = ROW;
+    const clmoe_buf kept = buf_of(dense ? NULL : host_kept, sizeof host_kept);
+    const clmoe_buf c = codes_on_device(NULL, (size_t)experts * EXPERT, false);
+    uint16_t *want = buf_get(c);
+    cl_kernel kernel = kernel_of("experts/gemm/nv_wgmma_empty", "-DC=bf16", "nv_wgmma_empty");
+    OK(KERNEL_SET(kernel, ARG_F32(kept), ARG_UINT(slots), ARG_AS(m, ARG_UINT(ROWS)),
+                  ARG_AS(n, ARG_UINT(COLUMNS)), ARG_U16(c), ARG_AS(c_expert, ARG_ULONG(expert)),
+                  ARG_AS(c_row, ARG_ULONG(row))));
+    run(kernel, PARTS, experts, GROUP_ITEMS);
+    for (size_t e = 0; e < experts; e++)
+        for (size_t i = 0; (dense ? slots : host_kept[e]) == 0 && i < ROWS; i++)
+            memset(want + e * EXPERT + i * ROW, 0, 2 * (size_t)COLUMNS);
+    compare_bits("C", buf_get(c), want, 2 * (size_t)experts * EXPERT);
 }
 
 /* ---- Packed weights ------------------------------------------------------------------------- */
@@ -326,6 +465,19 @@ static void rows_in_tiles(void **state) {
     some_rows(40);
 }
 
+static void factors_of_gradients(void **state) {
+    (void)state;
+    some_factors(40);
+}
+
+static void experts_without_slots(void **state) {
+    (void)state;
+    test_case("experts without slots");
+    check_empty(false, 4);
+    check_empty(true, 0);
+    check_empty(true, 2);
+}
+
 static void packed_weights(void **state) {
     (void)state;
     some_packed(24);
@@ -339,12 +491,16 @@ static void small_cases(void **state) {
     support_bare = strstr(name, "Oclgrind") != NULL;
     some_lists(6);
     some_rows(5);
+    some_factors(4);
+    check_empty(false, 4);
     some_packed(2);
     support_bare = false;
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {TEST(lists), TEST(rows_in_tiles), TEST(packed_weights),
-                                       TEST(small_cases)};
+    const struct CMUnitTest tests[] = {
+        TEST(lists),          TEST(rows_in_tiles),         TEST(factors_of_gradients),
+        TEST(packed_weights), TEST(experts_without_slots), TEST(small_cases),
+    };
     return RUN(tests);
 }

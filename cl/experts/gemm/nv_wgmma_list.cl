@@ -4,7 +4,9 @@
  * Formula: expert e's bucket [offsets[e], offsets[e] + kept[e]) in tiles of `rows` slots, experts
  *          ascending; the last tile of a bucket may be shorter. Without offsets: one bucket of
  *          `slots`.
- * Arrays: offsets [E+1], kept [E] u32 -> list [LIST_HEADER + LIST_TILE * tiles] i32.
+ *          buckets, where given: those with slots, close together, each with its first tile, how
+ *          many, and its slots.
+ * Arrays: offsets [E+1], kept [E] u32 -> list, buckets [LIST_HEADER + LIST_TILE * tiles] i32.
  * NDRange: one group of GROUP work-items, an expert each at a time.
  * Limits: none.
  * Repeatability: integers.
@@ -13,11 +15,11 @@
 
 KERNEL(GROUP, 1, 1)
 void nv_wgmma_list(IN(uint, offsets), IN(uint, kept), uint experts, uint slots, uint rows,
-                   OUT(int, list)) {
+                   OUT(int, list), OUT(int, buckets)) {
     __local uint tmp[GROUP];
     __global const uint *starts = GIVEN(offsets), *counts = GIVEN(kept);
     __global int *to = AT(list);
-    uint done = 0;
+    uint done = 0, done_buckets = 0;
     for (uint begin = 0; begin < experts; begin += GROUP) {
         const uint e = begin + (uint)get_local_id(0);
         const uint count = e >= experts ? 0 : counts ? counts[e] : slots;
@@ -32,7 +34,19 @@ void nv_wgmma_list(IN(uint, offsets), IN(uint, kept), uint experts, uint slots, 
             tile[3] = 0;
         }
         done += all;
+        const uint bucket = done_buckets + group_scan(count > 0, &all, tmp);
+        if (buckets && count > 0) {
+            __global int *to_bucket = AT(buckets) + LIST_HEADER + bucket * LIST_TILE;
+            to_bucket[0] = (int)e;
+            to_bucket[1] = (int)before;
+            to_bucket[2] = (int)tiles;
+            to_bucket[3] = (int)count;
+        }
+        done_buckets += all;
     }
-    if (get_local_id(0) == 0)
+    if (get_local_id(0) == 0) {
         to[0] = (int)done;
+        if (buckets)
+            AT(buckets)[0] = (int)done_buckets;
+    }
 }

@@ -22,12 +22,8 @@
 #define NEXT_FRAGMENTS (up + (up_off + next->start + lane_weights(fresh_item())))
 #define OUTPUTS        (GATED ? 128 : 256) /* columns of C a tile */
 #include "experts/gemm/nv_wgmma_own.clh"
-
-/* The first element of a tile of weights. */
-static inline ulong fragments_of(int expert, int first, int f, int down) {
-    (void)first;
-    return ((ulong)expert * down + f) * WGMMA_ROWS * BLOCKS * WGMMA_BLOCK;
-}
+#define FRAGMENTS_OF(w, t, f) \
+    (((ulong)(t).expert * (w)->down + (f)) * WGMMA_ROWS * BLOCKS * WGMMA_BLOCK)
 
 #include "experts/gemm/nv_wgmma.clh"
 #include "experts/gemm/nv_wgmma_store.clh"
@@ -170,12 +166,23 @@ static inline void token_weights(const problem *p, __local const task *t, int j,
 
 #if GATED
 #define TRANSPOSED_4(v) (uint2)(transpose(pack((v)[0], (v)[1])), transpose(pack((v)[2], (v)[3])))
-#if KEEP_Z
+#if KEEP_Z && INTERLEAVED
 #define KEEP(j)                                                                                    \
     if (p.z) {                                                                                     \
         const uint2 gates = TRANSPOSED_4(gate), ups = TRANSPOSED_4(up);                            \
         if (8 * j + g < count)                                                                     \
-            store_z_gated(&p, (uint)(me->first + 8 * j + g), column, gates, ups);                  \
+            store_turns(&p, z_row_of(&p, (uint)(me->first + 8 * j + g)), column, gates, ups);      \
+    }
+#elif KEEP_Z
+#define KEEP(j)                                                                                    \
+    if (p.z) {                                                                                     \
+        const uint2 gates = TRANSPOSED_4(gate), ups = TRANSPOSED_4(up);                            \
+        const uint row = 8 * j + g < count ? z_row_of(&p, (uint)(me->first + 8 * j + g)) : 0;      \
+        __global ushort *z = p.z + (ulong)row * p.z_at.row + column;                               \
+        if (8 * j + g < count) {                                                                   \
+            store_four(z, gates, (int)p.n - column, z_is_whole(&p));                               \
+            store_four(z + z_up(&p.z_at), ups, (int)p.n - column, z_is_whole(&p));                 \
+        }                                                                                          \
     }
 #else
 #define KEEP(j)
@@ -207,7 +214,8 @@ static inline void token_weights(const problem *p, __local const task *t, int j,
     if (p.z) {                                                                                     \
         const uint4 z = TRANSPOSED_8(up, more);                                                    \
         if (8 * j + g < count)                                                                     \
-            store_z(&p, (uint)(me->first + 8 * j + g), column, z);                                 \
+            store_z(&p, z_row_of(&p, (uint)(me->first + 8 * j + g)), column, z,                    \
+                    (int)p.n - column);                                                            \
     }
 #else
 #define KEEP(j)

@@ -12,7 +12,7 @@
 #define FOURS   1
 #define BLOCKS  4
 #define FAR     0
-#define fragments_of(expert, first, f, down) ((ulong)0) /* no product */
+#define FRAGMENTS_OF(w, t, f) ((ulong)0) /* no product */
 #include "experts/gemm/nv_wgmma.clh"
 
 #define ROWS 64

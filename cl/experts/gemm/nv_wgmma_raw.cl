@@ -20,15 +20,7 @@
 #define COLUMNS        128
 #define FAR            (BLOCKS * 8 * 2 * FRAGMENT_ELEMENTS * 2)
 #define NEXT_FRAGMENTS (a + (a_off + next->start + lane_tokens(fresh_item())))
-
-/* The first element of a tile of tokens. */
-static inline ulong fragments_of(int expert, int first, int f, int down) {
-    (void)expert;
-    (void)f;
-    (void)down;
-    return (ulong)(first / 16) * BLOCKS * 2 * 256;
-}
-
+#define FRAGMENTS_OF(w, t, f) ((ulong)((t).first / 16) * BLOCKS * 2 * FRAGMENT_ELEMENTS)
 #include "experts/gemm/nv_wgmma.clh"
 #include "experts/gemm/nv_wgmma_store.clh"
 
@@ -77,6 +69,9 @@ typedef struct lane_rows {
     uint slot; /* the first of both */
     int count; /* how many of the 16 rows are in use */
     float weight[2];
+#if KEEP_Z
+    uint z[2]; /* rows of z */
+#endif
 } lane_rows;
 
 static inline lane_rows rows_of(const problem *p, __local const task *t, int block, int item) {
@@ -88,6 +83,10 @@ static inline lane_rows rows_of(const problem *p, __local const task *t, int blo
         r.weight[i] = ROW_WEIGHT && ((item & 31) >> 2) + 8 * i < r.count
                           ? row_weight_of(p, r.slot + 8 * i)
                           : 1.0f;
+#if KEEP_Z
+    UNROLL for (int i = 0; i < 2; ++i)
+        r.z[i] = ((item & 31) >> 2) + 8 * i < r.count ? z_row_of(p, r.slot + 8 * i) : 0;
+#endif
     return r;
 }
 
@@ -145,32 +144,45 @@ static inline void store_own(__global ushort *to, int column, const uint *low, c
     }
 #define Z_QUADS(b, j0, j1, j2, j3, bias)                                                           \
     Z_QUAD(0, j0, b, bias) Z_QUAD(1, j1, b, bias) Z_QUAD(2, j2, b, bias) Z_QUAD(3, j3, b, bias)
-#if GATED
+#if GATED && INTERLEAVED
 #define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)                                               \
     if (p.z) {                                                                                     \
         uint low[4], high[4];                                                                      \
+        const int column = from_column + q * CHUNK;                                                \
         Z_QUADS(b, j0, j1, j2, j3, p.gate_bias)                                                    \
         const uint4 gates[2] = {own_quad(low, q), own_quad(high, q)};                              \
         Z_QUADS(b, k0, k1, k2, k3, p.up_bias)                                                      \
         const uint4 ups[2] = {own_quad(low, q), own_quad(high, q)};                                \
         UNROLL for (int i = 0; i < 2; ++i)                                                         \
             if (g + 8 * i < r.count) {                                                             \
-                store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK, gates[i].lo,            \
-                              ups[i].lo);                                                          \
-                store_z_gated(&p, r.slot + 8 * i, from_column + q * CHUNK + 4, gates[i].hi,        \
-                              ups[i].hi);                                                          \
+                store_turns(&p, r.z[i], column, gates[i].lo, ups[i].lo);                           \
+                store_turns(&p, r.z[i], column + 4, gates[i].hi, ups[i].hi);                       \
             }                                                                                      \
     }
 #else
+/* Four quads of gate or up, whose row begins `from` behind the row of z. */
+#define KEEP_SIDE(b, j0, j1, j2, j3, bias, from)                                                   \
+    {                                                                                              \
+        uint low[4], high[4];                                                                      \
+        const int column = from_column + q * CHUNK;                                                \
+        Z_QUADS(b, j0, j1, j2, j3, bias)                                                           \
+        const uint4 first = own_quad(low, q), second = own_quad(high, q);                          \
+        if (g < r.count)                                                                           \
+            store_z(&p, r.z[0], (from) + column, first, (int)p.n - column);                        \
+        if (g + 8 < r.count)                                                                       \
+            store_z(&p, r.z[1], (from) + column, second, (int)p.n - column);                       \
+    }
+#if GATED
 #define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)                                               \
     if (p.z) {                                                                                     \
-        uint low[4], high[4];                                                                      \
-        Z_QUADS(b, j0, j1, j2, j3, p.up_bias)                                                      \
-        const uint4 ups[2] = {own_quad(low, q), own_quad(high, q)};                                \
-        UNROLL for (int i = 0; i < 2; ++i)                                                         \
-            if (g + 8 * i < r.count)                                                               \
-                store_z(&p, r.slot + 8 * i, from_column + q * CHUNK, ups[i]);                      \
+        KEEP_SIDE(b, j0, j1, j2, j3, p.gate_bias, 0)                                               \
+        KEEP_SIDE(b, k0, k1, k2, k3, p.up_bias, z_up(&p.z_at))                                     \
     }
+#else
+#define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)                                               \
+    if (p.z)                                                                                       \
+        KEEP_SIDE(b, j0, j1, j2, j3, p.up_bias, 0)
+#endif
 #endif
 #else
 #define KEEP_Z_32(b, j0, j1, j2, j3, k0, k1, k2, k3)

@@ -9,21 +9,11 @@
  * Repeatability: a copy.
  */
 #include "experts/gemm/nv_wgmma_own.clh"
+#include "experts/gemm/nv_wgmma_chunk.clh"
 
 #define GROUP_ITEMS 256
 #define CHUNK       8
 #define PAIR        (2 * WGMMA_BLOCK / CHUNK) /* chunks of a line of 128 bytes: two blocks */
-
-/* Eight elements from `from` on, the first `left` of them. */
-static inline uint4 chunk_of(__global const ushort *from, int left, bool whole) {
-    uint words[4];
-    if (whole && left >= CHUNK)
-        return *(__global const uint4 *)from;
-    for (int i = 0; i < 4; ++i)
-        words[i] = (2 * i < left ? from[2 * i] : 0u) |
-                   (2 * i + 1 < left ? (uint)from[2 * i + 1] << 16 : 0u);
-    return (uint4)(words[0], words[1], words[2], words[3]);
-}
 
 KERNEL(GROUP_ITEMS, 1, 1)
 void nv_wgmma_rows(IN(ushort, a), IN(int, token_of), IN(int, list), uint k, uint blocks, uint rows,

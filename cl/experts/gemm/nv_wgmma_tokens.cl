@@ -17,22 +17,11 @@
 #define FOURS   1
 #define BLOCKS  4
 #define FAR     0
-#define fragments_of(expert, first, f, down) ((ulong)0) /* no product */
+#define FRAGMENTS_OF(w, t, f) ((ulong)0) /* no product */
 #include "experts/gemm/nv_wgmma.clh"
+#include "experts/gemm/nv_wgmma_chunk.clh"
 
 #define GROUP_ITEMS 256
-
-/* Eight elements of a row from `at` on, zeros past its end. */
-static inline uint4 chunk_of(__global const ushort *row, uint at, uint k, bool whole) {
-    uint words[4];
-    if (whole)
-        return at < k ? *(__global const uint4 *)(row + at) : (uint4)(0);
-    UNROLL for (uint i = 0; i < 4; ++i) {
-        const uint low = at + 2 * i, high = low + 1;
-        words[i] = (low < k ? row[low] : 0u) | (high < k ? (uint)row[high] << 16 : 0u);
-    }
-    return (uint4)(words[0], words[1], words[2], words[3]);
-}
 
 /* A lane's chunk of a line of four -> its two columns of each. */
 static inline uint4 spread(uint4 chunk, int q) {
@@ -59,8 +48,9 @@ void nv_wgmma_tokens(IN(ushort, a), IN(int, token_of), IN(int, list), uint k, ui
         (__global uint4 *)(AT(packed) + (ulong)((tile[1] + part) / 16) * blocks * 512) + lane;
     for (uint b = item / WARP; b < blocks; b += GROUP_ITEMS / WARP) {
         const uint at = b * BLOCK + q * CHUNK;
-        const uint4 low = spread(chunk_of(rows[0], at, k, whole), q);
-        const uint4 high = spread(chunk_of(rows[1], at, k, whole), q);
+        const int left = (int)k - (int)at;
+        const uint4 low = spread(chunk_of(rows[0] + at, left, whole), q);
+        const uint4 high = spread(chunk_of(rows[1] + at, left, whole), q);
         to[2 * b * WARP] = (uint4)(low.s0, high.s0, low.s1, high.s1);
         to[(2 * b + 1) * WARP] = (uint4)(low.s2, high.s2, low.s3, high.s3);
     }

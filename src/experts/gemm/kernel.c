@@ -132,13 +132,20 @@ clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint
     return gemm_kernel_set_more(kernel, problem, row_tile, 0, NULL);
 }
 
-clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,
-                                  const char *step, const char *options, const char *name,
-                                  cl_kernel *kernel) {
+clmoe_status gemm_gradient_kernel_edited(clmoe_context *context, const gemm_gradient_shape *shape,
+                                         const char *step, const char *options,
+                                         const program_edit *edit, const char *name,
+                                         cl_kernel *kernel) {
     char all[192];
     snprintf(all, sizeof all, "%s -DP=%s -DQ=%s -DC=%s", options, type_name(shape->p_type),
              type_name(shape->q_type), type_name(shape->c_type));
-    return program_kernel(context, step, all, name, kernel);
+    return program_kernel_edited(context, step, all, edit, name, kernel);
+}
+
+clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,
+                                  const char *step, const char *options, const char *name,
+                                  cl_kernel *kernel) {
+    return gemm_gradient_kernel_edited(context, shape, step, options, NULL, name, kernel);
 }
 
 clmoe_status gemm_gradient_by_column(clmoe_context *context, const gemm_gradient_shape *shape,

@@ -56,6 +56,10 @@ static inline size_t gemm_tiles(size_t count, size_t tile) {
 }
 
 /* The same for gradients of weights: cl/experts/gemm/gradient.clh. */
+clmoe_status gemm_gradient_kernel_edited(clmoe_context *context, const gemm_gradient_shape *shape,
+                                         const char *step, const char *options,
+                                         const program_edit *edit, const char *name,
+                                         cl_kernel *kernel);
 clmoe_status gemm_gradient_kernel(clmoe_context *context, const gemm_gradient_shape *shape,
                                   const char *step, const char *options, const char *name,
                                   cl_kernel *kernel);

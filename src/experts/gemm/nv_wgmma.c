@@ -3,9 +3,8 @@
  * packed; what is left is nv_mma's. Its kernels are in cl/experts/gemm/nv_wgmma_*.cl:
  *   packed weights: list, (rows,) packed; raw weights: list, map, tokens, raw
  */
+#include "nv_wgmma.h"
 #include "experts/gemm/act.clh"
-#include "experts/gemm/nv_wgmma_own.clh"
-#include "kernel.h"
 #include "nv_probe.h"
 #include "nv_ptx.h"
 
@@ -15,7 +14,7 @@
 /* wgmma is of sm_90a, which later devices do not run. */
 enum { CAPABILITY = 90 };
 
-enum { ITEMS = 384, HELPER_ITEMS = 256, CHUNK = 8 };
+enum { CHUNK = 8 };
 
 /* Slots of a tile of packed weights, as nv_mma has them; raw weights take two of the largest. */
 static const uint32_t tiles[] = {16, 64, WGMMA_TOKENS};
@@ -31,8 +30,8 @@ enum { ROWS_PARTS = 4, FRAGMENT_ROWS = 16 };
  */
 enum { GATHER_HIDDEN = 1400 };
 
-/* Immediate offsets of PTX reach so far: FAR of nv_wgmma_raw.cl. */
-enum { MAX_K = 16384 };
+/* Immediate offsets of 24 bits reach so far, and a round further: FAR of nv_wgmma_raw.cl. */
+enum { MAX_K = 30720 };
 
 /* Rows of weights in half a slot of local memory. */
 enum { BOX_ROWS = 64 };
@@ -132,11 +131,11 @@ static clmoe_status product_kernel(clmoe_context *context, const gemm_shape *sha
     char options[224];
     snprintf(options, sizeof options,
              "-DGATED=%d -DGATHER=%d -DCOLUMNS=%u -DFOURS=%u -DBLOCKS=%u -DACTIVATION=%d "
-             "-DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d",
+             "-DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d -DINTERLEAVED=%d",
              !second && shape->form == GEMM_GATED, !second && (tile != MANY || state->gathers),
              tiles[tile], k.fours, k.blocks, second ? ACT_NONE : (int)shape->activation,
              second ? (int)GEMM_ROW_WEIGHT_NONE : (int)shape->row_weight, shape->biased[second],
-             shape->training && !second);
+             shape->training && !second, shape->interleaved);
     return gemm_kernel_create_edited(context, shape, "experts/gemm/nv_wgmma_packed", options,
                                      &nv_ptx_sm90a, "gemm_nv_wgmma_packed",
                                      &state->products[second][tile]);
@@ -157,11 +156,12 @@ static clmoe_status compile_raw(clmoe_context *context, const gemm_shape *shape,
     char options[224];
     snprintf(options, sizeof options,
              "-DGATED=%d -DTRANSPOSED=%d -DTAILS=1 -DACCUMULATES=%d -DFOURS=%u -DBLOCKS=%u "
-             "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d",
+             "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d -DINTERLEAVED=%d",
              raw->first && shape->form == GEMM_GATED, raw->transposed, back, k.fours, k.blocks,
              raw->first ? (int)shape->activation : ACT_NONE,
              raw->first ? (int)shape->row_weight : (int)GEMM_ROW_WEIGHT_NONE,
-             !back && shape->biased[!raw->first], shape->training && raw->first);
+             !back && shape->biased[!raw->first], shape->training && raw->first,
+             shape->interleaved);
     return gemm_kernel_create_edited(context, shape, "experts/gemm/nv_wgmma_raw", options,
                                      &nv_ptx_sm90a, "gemm_nv_wgmma_raw", &raw->kernel);
 }
@@ -198,7 +198,7 @@ done:
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, wgmma_state *state) {
     clmoe_status status = CLMOE_SUCCESS;
     char options[32];
-    snprintf(options, sizeof options, "-DGROUP=%d", HELPER_ITEMS);
+    snprintf(options, sizeof options, "-DGROUP=%d", WGMMA_HELPER_ITEMS);
     for (int second = 0; second < 2; second++) {
         for (int tile = 0; tile < TILES; tile++)
             TRY(product_kernel(context, shape, state, second != 0, tile));
@@ -238,18 +238,6 @@ static uint32_t wgmma_row_tile(const clmoe_context *context, uint32_t rows_per_e
 /* ---- Scratch ----------------------------------------------------------------------------------
  */
 
-static size_t round_up(size_t value, size_t unit) {
-    return gemm_tiles(value, unit) * unit;
-}
-
-/* What this engine lays out itself begins at such a multiple, wherever a buffer does. */
-enum { ALIGNMENT = 128 };
-
-static clmoe_buf aligned(clmoe_buf buf) {
-    buf.offset = round_up(buf.offset, ALIGNMENT);
-    return buf;
-}
-
 /* The parts of a problem's scratch. */
 typedef struct scratch_parts {
     clmoe_buf maps, list, tokens;
@@ -258,12 +246,11 @@ typedef struct scratch_parts {
 enum { MAPS_BYTES = 2 * MAP_WORDS * sizeof(cl_ulong) };
 
 static size_t list_bytes(size_t slots) {
-    const size_t most = gemm_tiles(slots, tiles[0]);
-    return round_up((LIST_HEADER + LIST_TILE * most) * sizeof(cl_int), ALIGNMENT);
+    return wgmma_list_bytes(gemm_tiles(slots, tiles[0]));
 }
 
 static scratch_parts parts_of(const gemm_problem *problem) {
-    scratch_parts parts = {.maps = aligned(problem->scratch)};
+    scratch_parts parts = {.maps = wgmma_aligned(problem->scratch)};
     parts.list = (clmoe_buf){parts.maps.mem, parts.maps.offset + MAPS_BYTES};
     parts.tokens = (clmoe_buf){parts.maps.mem, parts.list.offset + list_bytes(problem->slots)};
     return parts;
@@ -271,8 +258,8 @@ static scratch_parts parts_of(const gemm_problem *problem) {
 
 /* Rows of k in the order of either form; products read up to a tile past the last one. */
 static size_t rows_bytes(size_t slots, uint32_t k) {
-    const size_t rows = round_up(slots, tiles[MANY]) + RAW_TOKENS;
-    return rows * depth_of(k).blocks * WGMMA_BLOCK * sizeof(cl_ushort) + ALIGNMENT;
+    const size_t rows = wgmma_round_up(slots, tiles[MANY]) + RAW_TOKENS;
+    return rows * depth_of(k).blocks * WGMMA_BLOCK * sizeof(cl_ushort) + WGMMA_ALIGNMENT;
 }
 
 static size_t wgmma_between(const gemm_shape *shape, size_t slots) {
@@ -281,7 +268,7 @@ static size_t wgmma_between(const gemm_shape *shape, size_t slots) {
 
 /* A list, maps, and rows of A: in a backward pass those of dz too. */
 static size_t wgmma_scratch(const gemm_shape *shape, size_t slots, uint32_t n, gemm_form form) {
-    const size_t lists = MAPS_BYTES + list_bytes(slots) + ALIGNMENT;
+    const size_t lists = MAPS_BYTES + list_bytes(slots) + WGMMA_ALIGNMENT;
     const uint32_t dz = shape->hidden_dim * (shape->form == GEMM_GATED && !shape->separate ? 2 : 1);
     const size_t first = rows_bytes(slots, shape->dim), back = rows_bytes(slots, dz);
     (void)n;
@@ -328,8 +315,8 @@ static clmoe_status make_list(const wgmma_state *state, launch *chain, const gem
     TRY(KERNEL_SET(state->list, ARG_AS(offsets, ARG_F32(dense ? none : problem->offsets)),
                    ARG_AS(kept, ARG_F32(dense ? none : problem->kept)), ARG_UINT(problem->experts),
                    ARG_UINT(problem->slots), ARG_AS(rows, ARG_UINT(slots_of_tile(problem))),
-                   ARG_F32(list)));
-    TRY(launch_1d(chain, state->list, 1, HELPER_ITEMS));
+                   ARG_F32(list), ARG_AS(buckets, ARG_F32(none))));
+    TRY(launch_1d(chain, state->list, 1, WGMMA_HELPER_ITEMS));
 done:
     return status;
 }
@@ -344,7 +331,7 @@ static clmoe_status make_tiles(const wgmma_state *state, launch *chain, gemm_pro
     TRY(KERNEL_SET(state->rows, ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
                    ARG_F32(list), ARG_UINT(problem->k), ARG_UINT(blocks), ARG_UINT(rows),
                    ARG_AS(tiles, ARG_U16(parts->tokens))));
-    TRY(launch_kernel(chain, state->rows, 2, groups, (const size_t[]){HELPER_ITEMS, 1}));
+    TRY(launch_kernel(chain, state->rows, 2, groups, (const size_t[]){WGMMA_HELPER_ITEMS, 1}));
     problem->a = parts->tokens;
 done:
     return status;
@@ -360,7 +347,7 @@ static clmoe_status make_fragments(const wgmma_state *state, launch *chain, gemm
     TRY(KERNEL_SET(state->tokens, ARG_TYPE(problem->a, problem->a_type), ARG_F32(problem->token_of),
                    ARG_F32(list), ARG_UINT(problem->k), ARG_UINT(blocks),
                    ARG_AS(packed, ARG_U16(parts->tokens))));
-    TRY(launch_kernel(chain, state->tokens, 2, groups, (const size_t[]){HELPER_ITEMS, 1}));
+    TRY(launch_kernel(chain, state->tokens, 2, groups, (const size_t[]){WGMMA_HELPER_ITEMS, 1}));
     problem->a = parts->tokens;
 done:
     return status;
@@ -383,7 +370,7 @@ static clmoe_status multiply(const wgmma_state *state, launch *chain, cl_kernel 
                                    ARG_UINT(next_blocks), ARG_UINT(begin), ARG_UINT(most)};
         TRY(gemm_kernel_set_more(kernel, problem, problem->row_tile, sizeof more / sizeof more[0],
                                  more));
-        TRY(launch_1d(chain, kernel, most < state->units ? (size_t)most : state->units, ITEMS));
+        TRY(launch_1d(chain, kernel, wgmma_groups(most, state->units), WGMMA_ITEMS));
     }
 done:
     return status;
@@ -396,12 +383,12 @@ static clmoe_status run_packed(const wgmma_state *state, launch *chain, gemm_pro
     const scratch_parts parts = parts_of(&problem);
     const bool tiled = second || (tile == MANY && !state->gathers);
     if (problem.between && second) { /* behind the first, whose list is there, and C in tiles */
-        problem.a = aligned(problem.a);
+        problem.a = wgmma_aligned(problem.a);
     } else {
         TRY(make_list(state, chain, &problem, parts.list));
         if (tiled)
             TRY(make_tiles(state, chain, &problem, &parts));
-        problem.c = problem.between ? aligned(problem.c) : problem.c;
+        problem.c = problem.between ? wgmma_aligned(problem.c) : problem.c;
     }
     TRY(multiply(state, chain, state->products[second][tile], &problem));
 done:
@@ -458,11 +445,11 @@ static clmoe_status run_raw(const wgmma_state *state, launch *chain, cl_kernel k
     const scratch_parts parts = parts_of(&problem);
     TRY(make_maps(state, chain, &problem, parts.maps));
     if (problem.between && problem.form == GEMM_LINEAR) {
-        problem.a = aligned(problem.a);
+        problem.a = wgmma_aligned(problem.a);
     } else {
         TRY(make_list(state, chain, &problem, parts.list));
         TRY(make_fragments(state, chain, &problem, &parts));
-        problem.c = problem.between ? aligned(problem.c) : problem.c;
+        problem.c = problem.between ? wgmma_aligned(problem.c) : problem.c;
     }
     TRY(multiply(state, chain, kernel, &problem));
 done:
@@ -526,7 +513,7 @@ static clmoe_status wgmma_pack(void *opaque, launch *chain, const gemm_problem *
                    ARG_AS(w_expert, ARG_ULONG(up->expert)), ARG_AS(w_row, ARG_ULONG(up->row)),
                    ARG_AS(w_col, ARG_ULONG(up->col)), ARG_UINT(problem->n), ARG_UINT(problem->k),
                    ARG_TYPE(packed, type)));
-    TRY(launch_kernel(chain, kernel, 2, groups, (const size_t[]){HELPER_ITEMS, 1}));
+    TRY(launch_kernel(chain, kernel, 2, groups, (const size_t[]){WGMMA_HELPER_ITEMS, 1}));
 done:
     return status;
 }
@@ -547,4 +534,5 @@ const gemm_engine gemm_nv_wgmma = {
     .packed_elements = wgmma_packed_elements,
     .packed_layout = wgmma_packed_layout,
     .pack = wgmma_pack,
+    .gradient = &nv_wgmma_gradient_engine,
 };
