@@ -24,6 +24,7 @@ typedef struct roofline {
     size_t group, groups, vector; /* work-items; groups; floats per vector */
     size_t bytes;                 /* of each array */
     double rate_ms;               /* that a rate is measured for */
+    int least_runs;               /* however long they take */
     cl_mem in, out;
     cl_kernel copy, read, fma;
 } roofline;
@@ -51,7 +52,7 @@ done:
 
 static clmoe_status create(roofline *r) {
     clmoe_status status = CLMOE_SUCCESS;
-    const cl_uint zero = 0;
+    const cl_float16 zero = {{0}}; /* a short pattern takes PoCL long */
     char options[64];
     TRY(choose_sizes(r));
     snprintf(options, sizeof options, "-DGROUP=%zu -DV=%zu", r->group, r->vector);
@@ -106,7 +107,7 @@ static clmoe_status best_rate(roofline *r, cl_kernel kernel, double work, double
     const int launches = r->device->cpu ? 1 : GPU_LAUNCHES;
     const double start = host_ms();
     *rate = 0;
-    for (int i = 0; i <= LEAST_RUNS || host_ms() - start < r->rate_ms; i++) {
+    for (int i = 0; i <= r->least_runs || host_ms() - start < r->rate_ms; i++) {
         TRY(CL(clFinish(r->device->queue)));
         const double begin = host_ms();
         for (int j = 0; j < launches; j++)
@@ -123,7 +124,9 @@ done:
 clmoe_status roofline_measure(bench_device *device, uint32_t repeat) {
     clmoe_status status = CLMOE_SUCCESS;
     const double runs = repeat < RATE_RUNS ? repeat : RATE_RUNS;
-    roofline r = {.device = device, .rate_ms = RATE_MS * runs / RATE_RUNS};
+    roofline r = {.device = device,
+                  .rate_ms = RATE_MS * runs / RATE_RUNS,
+                  .least_runs = repeat < LEAST_RUNS ? (int)repeat : LEAST_RUNS};
     const cl_uint count = device->cpu ? FMA_COUNT_CPU : FMA_COUNT;
     TRY(create(&r));
     TRY(set_stream(&r, r.copy));

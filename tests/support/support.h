@@ -93,6 +93,8 @@ size_t test_forms(uint32_t forms[2]);
  * which have compilers of their own.
  */
 const char *build_quickly(const char *options);
+/* Of the program created last, set by --wrap: its kernels take longer than to optimize them. */
+extern _Thread_local bool program_runs_long;
 
 /* Whether the device is Oclgrind's, which takes its time. */
 bool on_oclgrind(void);
