@@ -5,37 +5,42 @@ set -eu
 directory=$1
 kernels=$2
 
-# FILE LINE COUNT of one program, by the #line directives of its source.
-lines_of() {
-    "$LLVM_PROFDATA" merge -o "$1.profdata" "$1".*.profraw
-    "$LLVM_COV" export -format=lcov -instr-profile="$1.profdata" "$1" >"$1.lcov" 2>"$1.lcov-log" ||
-        echo "$1" >>"$directory/unreadable"
-    awk -v source="$1.cl" '
-        BEGIN {
-            while ((getline text < source) > 0) {
-                number++
-                if (split(text, word, " ") == 3 && word[1] == "#line") {
-                    file = substr(word[3], 2, length(word[3]) - 2)
-                    line = word[2]
-                    continue
-                }
-                if (text !~ /^#/)
-                    place[number] = file " " line
-                line++
-            }
-        }
-        /^SF:/ { ours = $0 == "SF:" source }
-        /^DA:/ && ours { split(substr($0, 4), at, ","); print place[at[1]], at[2] }' "$1.lcov"
-}
-
+# All programs at once: a function of one name and one shape in two of them has the counts of both,
+# which are added up below anyway.
+"$LLVM_PROFDATA" merge -o "$directory/all.profdata" "$directory"/*.profraw
+set --
 for program in "$directory"/*.so; do
-    lines_of "$program"
-done >"$directory/lines"
+    [ $# = 0 ] || set -- "$@" -object
+    set -- "$@" "$program"
+done
 # clang 21 writes functions without a name, which its own llvm-cov refuses.
-if [ -e "$directory/unreadable" ]; then
-    echo "$LLVM_COV reads no coverage of $(wc -l <"$directory/unreadable") programs: the lines are not counted"
+"$LLVM_COV" export -format=lcov -instr-profile="$directory/all.profdata" "$@" >"$directory/all.lcov" \
+    2>"$directory/lcov-log" || {
+    echo "$LLVM_COV reads no coverage of these programs: the lines are not counted"
     exit 0
-fi
+}
+# FILE LINE COUNT, by the #line directives of the programs' sources.
+awk '
+    /^SF:/ {
+        source = substr($0, 4)
+        ours = source ~ /\.so\.cl$/
+        number = line = 0
+        split("", place)
+        while (ours && (getline text < source) > 0) {
+            number++
+            if (split(text, word, " ") == 3 && word[1] == "#line") {
+                file = substr(word[3], 2, length(word[3]) - 2)
+                line = word[2]
+                continue
+            }
+            if (text !~ /^#/)
+                place[number] = file " " line
+            line++
+        }
+        close(source)
+    }
+    /^DA:/ && ours { split(substr($0, 4), at, ","); print place[at[1]], at[2] }' \
+    "$directory/all.lcov" >"$directory/lines"
 awk -v kernels="$kernels" '
     $1 ~ /^cl\// { ran[$1 " " $2] += $3; files[$1] }
     END {
