@@ -458,7 +458,9 @@ static bool is_canary(const guarded *g, const char *place, const unsigned char *
 /* How many buffers have damaged canaries, or cannot be read. */
 static int count_damage(void) {
     int damage = 0;
-    edges *all = calloc(buffers.count + 1, sizeof *all);
+    if (buffers.count == 0) /* and perhaps no device */
+        return 0;
+    edges *all = calloc(buffers.count, sizeof *all);
     assert_non_null(all);
     for (size_t i = 0; i < buffers.count; i++)
         if (buffer_at(i)->front > 0 && read_edges(buffer_at(i), &all[i]) != CL_SUCCESS)
