@@ -41,9 +41,9 @@ ALWAYS_INLINE void group_renorm_back(const router_switches *r, const weight_view
                                      renorm_sums *sums, __local float *tmp) {
     const uint lane = get_local_id(0);
     sums->unit = renorm_unit_of(r, group_max(renorm_largest(r, v, total, lane, GROUP), tmp));
-    const float2 terms = renorm_terms(r, v, &sums->unit, total, lane, GROUP);
-    const float sum = group_sum(terms.x, tmp), dot = group_sum(terms.y, tmp);
-    renorm_end(r, sums, sum, dot);
+    const float sum = group_sum(renorm_sum(r, v, &sums->unit, total, lane, GROUP), tmp);
+    sums->norm = renorm_norm_of(r, &sums->unit, sum);
+    sums->dot = group_sum(renorm_dot(r, v, sums, total, lane, GROUP), tmp);
 }
 
 KERNEL(GROUP, 1, 1)
@@ -90,8 +90,8 @@ void weights_backward(IN(float, logits), IN(float, clean), IN(float, noise_raw),
     v.raw = raw;
     renorm_sums sums;
     group_renorm_back(&r, &v, total, &sums, tmp);
-    const float dot = group_sum(
-        weights_dot(&r, &v, &sums, total, get_local_id(0), GROUP), tmp);
+    const float own = weights_dot(&r, &v, &sums, total, get_local_id(0), GROUP);
+    const float dot = group_sum(own, tmp);
 
     for (uint e = get_local_id(0); e < R; e += GROUP) {
         row.dlogits[e] = dlogits && !masked ? AT(dlogits)[at + e] : 0.0f;
