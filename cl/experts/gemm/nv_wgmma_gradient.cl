@@ -182,24 +182,11 @@ KERNEL(ITEMS, 1, 1)
 void gradient_nv_wgmma(IN(int, buckets), IN(ushort, p), IN(ushort, q), uint blocks, uint m, uint n,
                        OUT(STORAGE(C), c), ulong c_expert, ulong c_row, uint accumulate, uint begin,
                        uint most) {
-    __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
-    __local ulong bars[2 * SLOTS];
-    __local task tasks[TASKS];
+    LOCAL_MEMORY
     DECLARE;
     const int item = (int)get_local_id(0), lane = item & 31;
     const int down = (int)divide_up(n, COLUMNS), across = (int)divide_up(m, GRADIENT_ROWS);
-    const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
-    const work w = {(__global const slot_tile *)(AT(buckets) + LIST_HEADER),
-                    tasks,
-                    (int)(begin + get_group_id(0)),
-                    (int)get_num_groups(0),
-                    min(AT(buckets)[0] * across * down, (int)(begin + most)),
-                    across,
-                    down,
-                    tiles_at,
-                    empty,
-                    empty + 8 * SLOTS,
-                    blocks};
+    const work w = WORK(AT(buckets), across * down, across, down, blocks);
     begin_work(&w, item, 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {

@@ -267,22 +267,10 @@ static inline void token_weights(const problem *p, __local const task *t, int j,
 KERNEL(ITEMS, 1, 1)
 void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks,
                           uint begin, uint most) {
-    __local uchar slots_of_k[SLOTS * SLOT_BYTES] __attribute__((aligned(1024)));
-    __local ulong bars[2 * SLOTS];
-    __local task tasks[TASKS];
+    LOCAL_MEMORY
     DECLARE;
     const int item = (int)get_local_id(0), lane = item & 31, down = (int)divide_up(n, OUTPUTS);
-    const uint tiles_at = place_of(slots_of_k), empty = place_of((__local uchar *)bars);
-    const work w = {(__global const slot_tile *)(AT(list) + LIST_HEADER),
-                    tasks,
-                    (int)(begin + get_group_id(0)),
-                    (int)get_num_groups(0),
-                    min(AT(list)[0] * down, (int)(begin + most)),
-                    AT(list)[0],
-                    down,
-                    tiles_at,
-                    empty,
-                    empty + 8 * SLOTS};
+    const work w = WORK(AT(list), down, AT(list)[0], down, 0);
     begin_work(&w, item, GATHER ? WARP * FILLERS : 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {
