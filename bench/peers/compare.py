@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Times clmoe next to its peers on one NVIDIA GPU, in one run and by turns.
+
+experts: a fused MoE in Triton in the way of vLLM and SGLang. train: forward and backward in
+ScatterMoE's way. Both are written here, checked in double precision, and tuned for each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import pathlib
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import clmoe
+from clmoe import BenchError, Case
+from table import Step, Times, table
+
+PEERS = {"experts": "triton fused moe", "train": "triton scattermoe"}
+REST_S = 0.5  # between the two sides: a card at its power limit is slower after a burst
+EXIT_WRONG, EXIT_MISSING = 1, 2
+
+
+class Wrong(Exception):
+    """A result that is not timed."""
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--bench", default="clmoe-bench", help="the program (default: of PATH)")
+    parser.add_argument("--case", default="mixtral-8x7b,qwen3-30b-a3b,olmoe", metavar="LIST",
+                        help="cases of clmoe-bench --help (default %(default)s)")  # fmt: skip
+    parser.add_argument("--tokens", type=count, default=8192, metavar="N",
+                        help="tokens of the cases (default %(default)s)")  # fmt: skip
+    parser.add_argument("--what", type=steps, default="experts,train", metavar="LIST",
+                        help="experts, train (default both)")  # fmt: skip
+    parser.add_argument("--repeat", type=count, default=15, metavar="N",
+                        help="a median is of N runs (default %(default)s)")  # fmt: skip
+    parser.add_argument("--rounds", type=count, default=3, metavar="N",
+                        help="turns of clmoe and its peers (default %(default)s)")  # fmt: skip
+    parser.add_argument("--device", metavar="D", help="clmoe-bench --device")
+    parser.add_argument("--tiles", type=pathlib.Path, metavar="FILE",
+                        help="keeps the chosen tiles: what FILE has is not tuned")  # fmt: skip
+    return parser.parse_args()
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
+    return int(text)
+
+
+def steps(text: str) -> list[str]:
+    for name in text.split(","):
+        if name not in PEERS:
+            raise argparse.ArgumentTypeError(f"'{name}' is not experts or train")
+    return text.split(",")
+
+
+def require_gpu() -> str:
+    """The GPU's name."""
+    for package in ("torch", "triton"):
+        if importlib.util.find_spec(package) is None:
+            raise BenchError(f"the peers need {package}, which this python3 does not have")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BenchError("the peers need an NVIDIA GPU, and PyTorch finds none")
+    return torch.cuda.get_device_name()
+
+
+def load_tiles(file: pathlib.Path | None, gpu: str) -> dict[str, dict]:
+    if file is None or not file.exists():
+        return {}
+    return json.loads(file.read_text()).get(gpu, {})
+
+
+def save_tiles(file: pathlib.Path | None, gpu: str, tiles: dict[str, dict]) -> None:
+    if file is not None:
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(known | {gpu: tiles}, indent=1) + "\n")
+
+
+def make_peers(case: Case, what: list[str], tuner) -> dict[str, Callable[[], None]]:
+    """What runs each step; a peer that is wrong runs none."""
+    import peers
+    import reference
+    import timing
+
+    kinds = {
+        "experts": (peers.Experts, reference.check_experts),
+        "train": (peers.Training, reference.check_training),
+    }
+    inputs, runs = peers.Inputs(case), {}
+    for step in what:
+        make, check = kinds[step]
+        peer = make(inputs, tuner)
+        wrong = check(peer)
+        if wrong:
+            raise Wrong(f"{case}, {PEERS[step]}: {'; '.join(wrong)}")
+        runs[step] = timing.capture(peer.run)
+    return runs
+
+
+def compare_case(case: Case, o: argparse.Namespace, tuner) -> tuple[list[Step], list[dict]]:
+    """The steps of a case, and clmoe-bench's rows of the last round."""
+    runs = make_peers(case, o.what, tuner)
+    found = {
+        step: Step(case.name, case.tokens, case.experts, step, Times(PEERS[step])) for step in o.what
+    }
+    for _ in range(o.rounds):
+        rows = clmoe.measure(o.bench, o.device, case, ",".join(o.what), o.repeat)
+        for row in rows:
+            if not row["checked"]:
+                raise Wrong(f"{case}, {row['engine']}, {row['step']}: {row['error']}")
+            found[row["step"]].add(row)
+        for step, run in runs.items():
+            time.sleep(REST_S)
+            found[step].peer.medians.append(statistics.median(tuner.timer.samples(run, o.repeat)))
+    return list(found.values()), rows
+
+
+def print_head(rows: list[dict], o: argparse.Namespace) -> None:
+    import torch
+    import triton
+
+    row, today = rows[0], datetime.datetime.now(datetime.timezone.utc)
+    words = " ".join(["bench/peers/compare.py", *sys.argv[1:]])
+    print(f"\n## {row['device']}, {today:%Y-%m-%d}, peers\n\n    {words}\n")
+    print(f"{row['device']}, driver {row['driver']}; clmoe {row['clmoe']}, commit {row['commit']};")
+    print(f"PyTorch {torch.__version__}, Triton {triton.__version__}. bf16, gradients of the weights")
+    print(f"too; medians of {o.repeat}, of which the median of {o.rounds} rounds by turns.\n")
+
+
+def compare(o: argparse.Namespace) -> int:
+    cases = clmoe.choose_cases(clmoe.list_cases(o.bench), o.case, o.tokens)
+    gpu = require_gpu()
+    import timing
+    import torch
+
+    tuner = timing.Tuner(timing.Timer(), load_tiles(o.tiles, gpu))
+    done, rows, code = [], [], 0
+    for case in cases:
+        try:
+            found, rows = compare_case(case, o, tuner)
+            done += found
+        except Wrong as wrong:
+            print(f"compare.py: wrong, not timed: {wrong}", file=sys.stderr)
+            code = EXIT_WRONG
+        save_tiles(o.tiles, gpu, tuner.chosen())
+        torch.cuda.empty_cache()
+    if done:
+        print_head(rows, o)
+        print(table(done))
+    return code
+
+
+def main() -> int:
+    o = options()
+    o.bench = shutil.which(o.bench) or o.bench
+    try:
+        return compare(o)
+    except BenchError as error:
+        print(f"compare.py: {error}", file=sys.stderr)
+        return EXIT_MISSING
+
+
+if __name__ == "__main__":
+    sys.exit(main())
