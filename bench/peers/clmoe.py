@@ -67,7 +67,7 @@ def parse_rows(text: str, case: Case) -> list[dict]:
         rows = [row for row in json.loads(text) if row["case"] == case.name]
         for row in rows:
             shape = Case(row["case"], *(row[key] for key in ("tokens", "dim", "hidden_dim")),
-                         row["experts"], row["top_k"])  # fmt: skip
+                         row["experts"], row["top_k"])
             if shape != case:
                 raise BenchError(f"clmoe-bench measured {shape}, not {case}")
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -35,18 +35,18 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--bench", default="clmoe-bench", help="the program (default: of PATH)")
     parser.add_argument("--case", default="mixtral-8x7b,qwen3-30b-a3b,olmoe", metavar="LIST",
-                        help="cases of clmoe-bench --help (default %(default)s)")  # fmt: skip
+                        help="cases of clmoe-bench --help (default %(default)s)")
     parser.add_argument("--tokens", type=count, default=8192, metavar="N",
-                        help="tokens of the cases (default %(default)s)")  # fmt: skip
+                        help="tokens of the cases (default %(default)s)")
     parser.add_argument("--what", type=steps, default="experts,train", metavar="LIST",
-                        help="experts, train (default both)")  # fmt: skip
+                        help="experts, train (default both)")
     parser.add_argument("--repeat", type=count, default=15, metavar="N",
-                        help="a median is of N runs (default %(default)s)")  # fmt: skip
+                        help="a median is of N runs (default %(default)s)")
     parser.add_argument("--rounds", type=count, default=3, metavar="N",
-                        help="turns of clmoe and its peers (default %(default)s)")  # fmt: skip
+                        help="turns of clmoe and its peers (default %(default)s)")
     parser.add_argument("--device", metavar="D", help="clmoe-bench --device")
     parser.add_argument("--tiles", type=pathlib.Path, metavar="FILE",
-                        help="keeps the chosen tiles: what FILE has is not tuned")  # fmt: skip
+                        help="keeps the chosen tiles: what FILE has is not tuned")
     return parser.parse_args()
 
 
@@ -111,9 +111,8 @@ def make_peers(case: Case, what: list[str], tuner) -> dict[str, Callable[[], Non
 def compare_case(case: Case, o: argparse.Namespace, tuner) -> tuple[list[Step], list[dict]]:
     """The steps of a case, and clmoe-bench's rows of the last round."""
     runs = make_peers(case, o.what, tuner)
-    found = {
-        step: Step(case.name, case.tokens, case.experts, step, Times(PEERS[step])) for step in o.what
-    }
+    shape = case.name, case.tokens, case.experts
+    found = {step: Step(*shape, step, Times(PEERS[step])) for step in o.what}
     for _ in range(o.rounds):
         rows = clmoe.measure(o.bench, o.device, case, ",".join(o.what), o.repeat)
         for row in rows:
@@ -122,7 +121,8 @@ def compare_case(case: Case, o: argparse.Namespace, tuner) -> tuple[list[Step], 
             found[row["step"]].add(row)
         for step, run in runs.items():
             time.sleep(REST_S)
-            found[step].peer.medians.append(statistics.median(tuner.timer.samples(run, o.repeat)))
+            samples = tuner.timer.samples(run, o.repeat)
+            found[step].peer.medians.append(statistics.median(samples))
     return list(found.values()), rows
 
 
@@ -133,9 +133,10 @@ def print_head(rows: list[dict], o: argparse.Namespace) -> None:
     row, today = rows[0], datetime.datetime.now(datetime.timezone.utc)
     words = " ".join(["bench/peers/compare.py", *sys.argv[1:]])
     print(f"\n## {row['device']}, {today:%Y-%m-%d}, peers\n\n    {words}\n")
-    print(f"{row['device']}, driver {row['driver']}; clmoe {row['clmoe']}, commit {row['commit']};")
-    print(f"PyTorch {torch.__version__}, Triton {triton.__version__}. bf16, gradients of the weights")
-    print(f"too; medians of {o.repeat}, of which the median of {o.rounds} rounds by turns.\n")
+    print(f"{row['device']}, driver {row['driver']}")
+    print(f"clmoe {row['clmoe']}, commit {row['commit']}; ", end="")
+    print(f"PyTorch {torch.__version__}, Triton {triton.__version__}.")
+    print(f"bf16. Medians of {o.repeat}, in {o.rounds} rounds by turns: their median and range.\n")
 
 
 def compare(o: argparse.Namespace) -> int:

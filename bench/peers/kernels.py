@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def list_blocks(ends, owners, slots, experts, S, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
-    """Of block b: owners[b], its expert, or -1 behind the last one; slots[b, BLOCK_M], S is none."""
+    """Block b is of expert owners[b], or -1 behind the last; slots[b, BLOCK_M], S where none is."""
     block = tl.program_id(0)
     e = tl.arange(0, WIDTH)
     end = tl.load(ends + e, mask=e < experts, other=0)
@@ -42,7 +42,7 @@ def grouped_gemm(
     a, b, c, a_rows, c_rows, owners, slots, blocks, S, N, K, b_expert, b_n, b_k, together,
     GATED: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     """c[c_rows[s], n] = sum over k of a[a_rows[s], k] b[expert of s, n, k], for each slot s.
 
     Of b, b_expert, b_n and b_k are the strides. GATED: b has 2 N rows, those of the gate first, and
@@ -93,7 +93,7 @@ def grouped_gemm(
 def grouped_outer(
     a, b, c, ends, M, N, together,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     """c[e, m, n] = sum over the slots s of expert e of a[s, m] b[s, n]."""
     expert = tl.program_id(1)
     i, j = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), together)
@@ -145,7 +145,10 @@ def swiglu_backward(z, dh, dz, H, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def group_rows(x, to, pairs, weights, D, TOP_K: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr):
+def group_rows(
+    x, to, pairs, weights, D,
+    TOP_K: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
+):
     """to[s] = x[token of slot s], times the weight of its pair if SCALED."""
     s = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -157,7 +160,10 @@ def group_rows(x, to, pairs, weights, D, TOP_K: tl.constexpr, SCALED: tl.constex
 
 
 @triton.jit
-def combine(rows, weights, more, y, D, TOP_K: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr):
+def combine(
+    rows, weights, more, y, D,
+    TOP_K: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
+):
     """y[t] = sum over k of rows[t, k], times weights[t, k] if SCALED, else plus more[t]."""
     t = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -48,9 +48,11 @@ def values(shape: tuple[int, ...], deviation: float, dtype: torch.dtype, device:
 
 
 class Inputs:
-    """x, dy [T,D]; router [E,D] in f32; gate_up [E,2H,D], of which the gate is first; down [E,D,H]."""
+    """x, dy [T,D]; router [E,D] in f32; gate_up [E,2H,D], the gate's rows first; down [E,D,H]."""
 
-    def __init__(self, case: Case, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> None:
+    def __init__(
+        self, case: Case, dtype: torch.dtype = torch.bfloat16, device: str = "cuda"
+    ) -> None:
         of, d, h = case, case.dim**-0.5, case.hidden_dim**-0.5
         self.case = case
         self.x = values((of.tokens, of.dim), 1, dtype, device)
@@ -70,7 +72,7 @@ class Inputs:
 
 @dataclass
 class Routing:
-    """The choice: probabilities [T,E], ids and weights [T,K], which have the sum 1, and `total`, their sum before."""
+    """The choice: probabilities [T,E]; ids [T,K]; weights [T,K], which were divided by total."""
 
     probabilities: Tensor
     ids: Tensor
@@ -123,7 +125,7 @@ def gemm(
         GATED=tile.gated, EVEN_K=depth % tile.k == 0,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k,
         num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    )
 
 
 def outer(plan: Plan, tile: Tile, a: Tensor, b: Tensor, c: Tensor) -> None:
@@ -134,7 +136,7 @@ def outer(plan: Plan, tile: Tile, a: Tensor, b: Tensor, c: Tensor) -> None:
         a, b, c, plan.ends, height, width, tile.together,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k,
         num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    )
 
 
 def by_rows(rows: Tensor, width: int) -> tuple[int, int]:
@@ -143,7 +145,7 @@ def by_rows(rows: Tensor, width: int) -> tuple[int, int]:
 
 
 class Experts:
-    """x and the choice to y [S,D], sorted by expert; who goes where is known before, as in clmoe-bench."""
+    """x to y [S,D], sorted by expert; who goes where is known before, as for clmoe-bench's step."""
 
     def __init__(self, inputs: Inputs, tuner: Tuner) -> None:
         of, self.inputs = inputs.case, inputs
@@ -228,7 +230,7 @@ class Training:
         kernels.combine[by_rows(self.y, of.dim)](
             self.y_pairs, self.routing.weights, None, self.y, of.dim,
             TOP_K=of.top_k, SCALED=True, BLOCK=BLOCK,
-        )  # fmt: skip
+        )
 
     def backward(self) -> None:
         of = self.inputs.case
@@ -249,14 +251,14 @@ class Training:
         kernels.combine[by_rows(self.dx, of.dim)](
             self.dx_pairs, None, dlogits @ self.inputs.router, self.dx, of.dim,
             TOP_K=of.top_k, SCALED=False, BLOCK=BLOCK,
-        )  # fmt: skip
+        )
 
     def group(self, rows: Tensor, to: Tensor, scaled: bool) -> None:
         of = self.inputs.case
         kernels.group_rows[by_rows(to, of.dim)](
             rows, to, self.plan.pairs, self.routing.weights, of.dim,
             TOP_K=of.top_k, SCALED=scaled, BLOCK=BLOCK,
-        )  # fmt: skip
+        )
 
     def dlogits(self) -> Tensor:
         """Of a softmax, and of weights divided by their sum."""

@@ -34,7 +34,7 @@ class Tile:
 
 
 class Timer:
-    """The caches are filled with other data; a short kernel covers the time that launching takes."""
+    """Caches are filled with other data; a short kernel covers the time that launching takes."""
 
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties().L2_cache_size

@@ -91,6 +91,7 @@ skips() { # REASON COMMAND...
     grep -q "^skipped: .*$reason" "$tmp/out" || fail "$* does not say why: $(cat "$tmp/out")"
 }
 skips "Oclgrind" "$source/tests/oclgrind.sh" "$tmp/log" true
+skips "python3" "$source/tests/bench/peers.sh" clmoe-bench
 skips "clang" "$source/tests/native/native.sh" "$tmp" "$source"
 skips "compiler for spirv" "$source/tests/offline/compile.sh" spirv "$tmp" all
 skips "compiler for intel" "$source/tests/offline/compile.sh" intel "$tmp" all
