@@ -50,6 +50,10 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def say(text: str) -> None:
+    print(f"compare.py: {text}", file=sys.stderr, flush=True)
+
+
 def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 on")
@@ -101,19 +105,21 @@ def make_peers(case: Case, what: list[str], tuner) -> dict[str, Callable[[], Non
     for step in what:
         make, check = kinds[step]
         peer = make(inputs, tuner)
-        wrong = check(peer)
+        runs[step] = timing.Captured(peer.run)
+        wrong = check(peer, runs[step])
         if wrong:
             raise Wrong(f"{case}, {PEERS[step]}: {'; '.join(wrong)}")
-        runs[step] = timing.capture(peer.run)
     return runs
 
 
 def compare_case(case: Case, o: argparse.Namespace, tuner) -> tuple[list[Step], list[dict]]:
     """The steps of a case, and clmoe-bench's rows of the last round."""
+    say(f"{case}, tuning and checking the peers")
     runs = make_peers(case, o.what, tuner)
     shape = case.name, case.tokens, case.experts
     found = {step: Step(*shape, step, Times(PEERS[step])) for step in o.what}
-    for _ in range(o.rounds):
+    for turn in range(o.rounds):
+        say(f"{case}, round {turn + 1} of {o.rounds}")
         rows = clmoe.measure(o.bench, o.device, case, ",".join(o.what), o.repeat)
         for row in rows:
             if not row["checked"]:
@@ -152,7 +158,7 @@ def compare(o: argparse.Namespace) -> int:
             found, rows = compare_case(case, o, tuner)
             done += found
         except Wrong as wrong:
-            print(f"compare.py: wrong, not timed: {wrong}", file=sys.stderr)
+            say(f"wrong, not timed: {wrong}")
             code = EXIT_WRONG
         save_tiles(o.tiles, gpu, tuner.chosen())
         torch.cuda.empty_cache()
@@ -168,7 +174,7 @@ def main() -> int:
     try:
         return compare(o)
     except BenchError as error:
-        print(f"compare.py: {error}", file=sys.stderr)
+        say(str(error))
         return EXIT_MISSING
 
 

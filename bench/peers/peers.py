@@ -19,6 +19,7 @@ BLOCK = 1024  # of kernels without a GEMM
 ROW_TILES = [
     Tile(128, 256, 64, 8, 3),
     Tile(128, 256, 64, 8, 4),
+    Tile(256, 128, 64, 8, 4),
     Tile(128, 128, 64, 8, 4),
     Tile(128, 128, 64, 4, 4),
     Tile(64, 256, 64, 4, 4),
@@ -33,6 +34,7 @@ GATED_TILES = [
 ]
 OUTER_TILES = [
     Tile(128, 256, 64, 8, 3),
+    Tile(128, 256, 64, 8, 4),
     Tile(256, 128, 64, 8, 3),
     Tile(128, 128, 64, 8, 4),
     Tile(128, 128, 64, 4, 4),
@@ -211,6 +213,7 @@ class Training:
         self.dweights = torch.empty_like(self.y_pairs[:, 0], dtype=torch.float32)
         self.dgate_up = torch.full_like(inputs.gate_up, float("nan"))
         self.ddown = torch.full_like(inputs.down, float("nan"))
+        self.drouter = torch.empty_like(inputs.router)
 
     def run(self) -> None:
         self.route()
@@ -247,7 +250,7 @@ class Training:
         self.run_dgate_up(self.outer_up)
         self.run_dx(self.back_up)
         dlogits = self.dlogits()
-        self.drouter = dlogits.T @ self.x
+        torch.mm(dlogits.T, self.x, out=self.drouter)
         kernels.combine[by_rows(self.dx, of.dim)](
             self.dx_pairs, None, dlogits @ self.inputs.router, self.dx, of.dim,
             TOP_K=of.top_k, SCALED=False, BLOCK=BLOCK,

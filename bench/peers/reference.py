@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from peers import Experts, Inputs, Plan, Training
 from torch import Tensor
@@ -29,9 +31,9 @@ def slots_of(plan: Plan) -> list[slice]:
     return [slice(begin, end) for begin, end in zip([0] + ends, ends)]
 
 
-def check_experts(step: Experts) -> list[str]:
+def check_experts(step: Experts, run: Callable[[], None]) -> list[str]:
     step.y.fill_(float("nan"))
-    step.run()
+    run()
     errors = []
     for expert, slots in enumerate(slots_of(step.plan)):
         rows = step.inputs.x[step.plan.tokens[slots].long()].double()
@@ -89,10 +91,10 @@ def check_choice(step: Training) -> list[str]:
     return [] if ((best - chosen).abs() <= 1e-5 * best).all() else ["the choice is not the best"]
 
 
-def check_training(step: Training) -> list[str]:
-    for output in (step.y, step.dx, step.dgate_up, step.ddown):
+def check_training(step: Training, run: Callable[[], None]) -> list[str]:
+    for output in (step.y, step.dx, step.dgate_up, step.ddown, step.drouter):
         output.fill_(float("nan"))
-    step.run()
+    run()
     sums = Sums(step.inputs)
     weights = [add_expert(step, e, slots, sums) for e, slots in enumerate(slots_of(step.plan))]
     dx, drouter = router_gradients(step, sums)

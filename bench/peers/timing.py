@@ -86,11 +86,16 @@ class Tuner:
             return float("inf")
 
 
-def capture(run: Callable[[], None]) -> Callable[[], None]:
-    """The step as a graph: Python's launches are not what is compared."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+class Captured:
+    """A step as a graph: Python's launches are not what is compared."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.step = run  # keeps what the graph reads and writes
+        self.graph = torch.cuda.CUDAGraph()
         run()
-    return graph.replay
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self.graph):
+            run()
+
+    def __call__(self) -> None:
+        self.graph.replay()

@@ -111,13 +111,13 @@ class Turns(unittest.TestCase):
             "torch": types.SimpleNamespace(__version__="2.11.0", cuda=cuda),
             "triton": types.SimpleNamespace(__version__="3.6.0"),
             "timing": types.SimpleNamespace(
-                Timer=lambda: timer, Tuner=lambda *_: tuner, capture=lambda run: run),
+                Timer=lambda: timer, Tuner=lambda *_: tuner, Captured=lambda run: run),
             "peers": types.SimpleNamespace(
                 Inputs=lambda case: case,
                 Experts=self.peer("experts"),
                 Training=self.peer("train")),
             "reference": types.SimpleNamespace(
-                check_experts=lambda peer: [], check_training=lambda peer: self.wrong),
+                check_experts=lambda peer, run: [], check_training=lambda peer, run: self.wrong),
         }
         for patch in (
             mock.patch.dict(sys.modules, stand_ins),
@@ -219,19 +219,21 @@ class Kernels(unittest.TestCase):
                     inputs = self.inputs(*shape)
                     step = self.peers.Experts(inputs, tuner)
                     self.assertEqual(step.up.gated, wanted == -1)
-                    self.assertEqual(self.reference.check_experts(step), [])
+                    self.assertEqual(self.reference.check_experts(step, step.run), [])
                     step = self.peers.Training(inputs, tuner)
-                    self.assertEqual(self.reference.check_training(step), [])
+                    self.assertEqual(self.reference.check_training(step, step.run), [])
 
     def test_what_is_wrong_is_seen(self):
         tuner = types.SimpleNamespace(choose=lambda name, tiles, run: tiles[0])
         inputs = self.inputs(37, 48, 32, 6, 2)
         step = self.peers.Experts(inputs, tuner)
         step.run_down = lambda tile: None
-        self.assertRegex(self.reference.check_experts(step)[0], "y of an expert is off by nan")
+        wrong = self.reference.check_experts(step, step.run)
+        self.assertRegex(wrong[0], "y of an expert is off by nan")
         step = self.peers.Training(inputs, tuner)
         step.run_ddown = lambda tile: step.ddown.fill_(0)
-        self.assertRegex(self.reference.check_training(step)[0], "ddown of an expert is off by 1")
+        wrong = self.reference.check_training(step, step.run)
+        self.assertRegex(wrong[0], "ddown of an expert is off by 1")
 
 
 class Missing(unittest.TestCase):
