@@ -7,7 +7,6 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-ENGINES = "nv_wgmma-packed,nv_wgmma-raw"
 CASE_LINE = re.compile(r"  (\S+) +T (\d+) +D (\d+) +H (\d+) +E (\d+) +K (\d+) +(.*)")
 
 
@@ -75,11 +74,9 @@ def parse_rows(text: str, case: Case) -> list[dict]:
     return rows
 
 
-def measure(bench: str, device: str | None, case: Case, steps: str, repeat: int) -> list[dict]:
-    command = [bench, "--case", case.name, "--tokens", str(case.tokens), "--dtype", "bf16"]
-    command += ["--engine", ENGINES, "--step", steps, "--repeat", str(repeat)]
-    command += ["--gradient-type", "weights", "--json", "-"]
-    command += ["--device", device] if device else []
+def measure(command: list[str], case: Case) -> list[dict]:
+    """The command is of the program and of options but those of the case and of the output."""
+    command = [*command, "--case", case.name, "--tokens", str(case.tokens), "--json", "-"]
     done = call(command)
     if done.returncode not in (0, 1):  # 1: a row says what is wrong
         raise BenchError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr.strip()}")

@@ -22,7 +22,7 @@ import clmoe
 from clmoe import BenchError, Case
 from table import Step, Times, table
 
-PEERS = {"experts": "triton fused moe", "train": "triton scattermoe"}
+STEPS = ("experts", "train")
 REST_S = 0.5  # between the two sides: a card at its power limit is slower after a burst
 EXIT_WRONG, EXIT_MISSING = 1, 2
 
@@ -44,6 +44,8 @@ def options() -> argparse.Namespace:
                         help="a median is of N runs (default %(default)s)")
     parser.add_argument("--rounds", type=count, default=3, metavar="N",
                         help="turns of clmoe and its peers (default %(default)s)")
+    parser.add_argument("--engine", default="nv_wgmma-packed,nv_wgmma-raw", metavar="LIST",
+                        help="clmoe's engines (default %(default)s)")
     parser.add_argument("--device", metavar="D", help="clmoe-bench --device")
     parser.add_argument("--tiles", type=pathlib.Path, metavar="FILE",
                         help="keeps the chosen tiles: what FILE has is not tuned")
@@ -62,7 +64,7 @@ def count(text: str) -> int:
 
 def steps(text: str) -> list[str]:
     for name in text.split(","):
-        if name not in PEERS:
+        if name not in STEPS:
             raise argparse.ArgumentTypeError(f"'{name}' is not experts or train")
     return text.split(",")
 
@@ -91,8 +93,8 @@ def save_tiles(file: pathlib.Path | None, gpu: str, tiles: dict[str, dict]) -> N
         file.write_text(json.dumps(known | {gpu: tiles}, indent=1) + "\n")
 
 
-def make_peers(case: Case, what: list[str], tuner) -> dict[str, Callable[[], None]]:
-    """What runs each step; a peer that is wrong runs none."""
+def make_peers(case: Case, what: list[str], tuner) -> list[tuple[Step, Callable[[], None]]]:
+    """Each step with each peer that has it, and what runs it: once it was seen to be right."""
     import peers
     import reference
     import timing
@@ -101,35 +103,40 @@ def make_peers(case: Case, what: list[str], tuner) -> dict[str, Callable[[], Non
         "experts": (peers.Experts, reference.check_experts),
         "train": (peers.Training, reference.check_training),
     }
-    inputs, runs = peers.Inputs(case), {}
+    inputs, runs = peers.Inputs(case), []
     for step in what:
         make, check = kinds[step]
         peer = make(inputs, tuner)
-        runs[step] = timing.Captured(peer.run)
-        wrong = check(peer, runs[step])
-        if wrong:
-            raise Wrong(f"{case}, {PEERS[step]}: {'; '.join(wrong)}")
+        for name, peer.tiles in peer.variants.items():
+            run = timing.Captured(peer.run)
+            wrong = check(peer, run)
+            if wrong:
+                raise Wrong(f"{case}, {name}: {'; '.join(wrong)}")
+            runs.append((Step(case.name, case.tokens, case.experts, step, Times(name)), run))
     return runs
+
+
+def bench_command(o: argparse.Namespace) -> list[str]:
+    command = [o.bench, "--engine", o.engine, "--step", ",".join(o.what), "--dtype", "bf16"]
+    command += ["--gradient-type", "weights", "--repeat", str(o.repeat)]
+    return command + (["--device", o.device] if o.device else [])
 
 
 def compare_case(case: Case, o: argparse.Namespace, tuner) -> tuple[list[Step], list[dict]]:
     """The steps of a case, and clmoe-bench's rows of the last round."""
     say(f"{case}, tuning and checking the peers")
     runs = make_peers(case, o.what, tuner)
-    shape = case.name, case.tokens, case.experts
-    found = {step: Step(*shape, step, Times(PEERS[step])) for step in o.what}
     for turn in range(o.rounds):
         say(f"{case}, round {turn + 1} of {o.rounds}")
-        rows = clmoe.measure(o.bench, o.device, case, ",".join(o.what), o.repeat)
+        rows = clmoe.measure(bench_command(o), case)
         for row in rows:
             if not row["checked"]:
                 raise Wrong(f"{case}, {row['engine']}, {row['step']}: {row['error']}")
-            found[row["step"]].add(row)
-        for step, run in runs.items():
+        for step, run in runs:
+            step.add(rows)
             time.sleep(REST_S)
-            samples = tuner.timer.samples(run, o.repeat)
-            found[step].peer.medians.append(statistics.median(samples))
-    return list(found.values()), rows
+            step.peer.medians.append(statistics.median(tuner.timer.samples(run, o.repeat)))
+    return [step for step, _ in runs], rows
 
 
 def print_head(rows: list[dict], o: argparse.Namespace) -> None:
@@ -160,6 +167,9 @@ def compare(o: argparse.Namespace) -> int:
         except Wrong as wrong:
             say(f"wrong, not timed: {wrong}")
             code = EXIT_WRONG
+        except BenchError as error:
+            say(str(error))
+            code = EXIT_MISSING
         save_tiles(o.tiles, gpu, tuner.chosen())
         torch.cuda.empty_cache()
     if done:

@@ -32,6 +32,7 @@ GATED_TILES = [
     Tile(64, 128, 64, 4, 4, gated=True),
     Tile(16, 128, 128, 4, 3, gated=True),
 ]
+SCATTERMOE_TILE = Tile(128, 128, 32, 4, 4, together=1)  # all of its GEMMs have this one
 OUTER_TILES = [
     Tile(128, 256, 64, 8, 3),
     Tile(128, 256, 64, 8, 4),
@@ -156,10 +157,13 @@ class Experts:
         self.z = inputs.rows(slots, 2 * of.hidden_dim)
         self.h = inputs.rows(slots, of.hidden_dim)
         self.y = inputs.rows(slots, of.dim)
-        tiles = [t for t in ROW_TILES + GATED_TILES if t.m <= inputs.most_rows()]
-        self.up = tuner.choose(f"{of}, experts, gate and up", tiles, self.run_up)
-        tiles = [t for t in ROW_TILES if t.m <= inputs.most_rows()]
-        self.down = tuner.choose(f"{of}, experts, down", tiles, self.run_down)
+        plain = [tile for tile in ROW_TILES if tile.m <= inputs.most_rows()]
+        gated = [tile for tile in GATED_TILES if tile.m <= inputs.most_rows()]
+        self.tiles = {
+            "up": tuner.choose(f"{of}, experts, up", plain + gated, self.run_up),
+            "down": tuner.choose(f"{of}, experts, down", plain, self.run_down),
+        }
+        self.variants = {"triton fused moe": self.tiles}
 
     def run_up(self, tile: Tile) -> None:
         weights = self.inputs.gate_up
@@ -174,33 +178,40 @@ class Experts:
         gemm(self.plan, tile, self.h, slots, self.inputs.down, self.y, slots)
 
     def run(self) -> None:
-        self.run_up(self.up)
-        self.run_down(self.down)
+        self.run_up(self.tiles["up"])
+        self.run_down(self.tiles["down"])
 
 
 class Training:
     """x and dy to y, dx and the gradients of all weights, in ScatterMoE's way.
 
     GEMMs scatter what they write or gather what they read; the backward pass first groups copies
-    of x and of dy times the pairs' weights, then multiplies them.
+    of x and of dy times the pairs' weights, then multiplies them. With tuned tiles, and with those
+    that ScatterMoE has.
     """
 
     def __init__(self, inputs: Inputs, tuner: Tuner) -> None:
         of, self.inputs = inputs.case, inputs
-        self.block = 128 if inputs.most_rows() >= 256 else 64
         self.make_buffers()
         self.route()
-        tiles = [t for t in ROW_TILES if t.m == self.block]
-
-        def choose(name: str, among: list[Tile], run) -> Tile:
-            return tuner.choose(f"{of}, train, {name}", among, run)
-
-        self.up = choose("gate and up", tiles, self.run_up)
-        self.down = choose("down", tiles, self.run_down)
-        self.back_down = choose("dh", tiles, self.run_dh)
-        self.back_up = choose("dx", tiles, self.run_dx)
-        self.outer_down = choose("gradient of down", OUTER_TILES, self.run_ddown)
-        self.outer_up = choose("gradient of gate and up", OUTER_TILES, self.run_dgate_up)
+        block = 128 if inputs.most_rows() >= 256 else 64
+        rows = [tile for tile in ROW_TILES if tile.m == block]
+        gemms = {
+            "up": (rows, self.run_up),
+            "down": (rows, self.run_down),
+            "dh": (rows, self.run_dh),
+            "dx": (rows, self.run_dx),
+            "ddown": (OUTER_TILES, self.run_ddown),
+            "dgate_up": (OUTER_TILES, self.run_dgate_up),
+        }
+        self.tiles = {
+            name: tuner.choose(f"{of}, train, {name}", tiles, run)
+            for name, (tiles, run) in gemms.items()
+        }
+        self.variants = {
+            "triton scattermoe": self.tiles,
+            "scattermoe's tiles": dict.fromkeys(gemms, SCATTERMOE_TILE),
+        }
 
     def make_buffers(self) -> None:
         inputs, of = self.inputs, self.inputs.case
@@ -227,9 +238,9 @@ class Training:
 
     def forward(self) -> None:
         of = self.inputs.case
-        self.run_up(self.up)
+        self.run_up(self.tiles["up"])
         kernels.swiglu[by_rows(self.z, of.hidden_dim)](self.z, self.h, of.hidden_dim, BLOCK=BLOCK)
-        self.run_down(self.down)
+        self.run_down(self.tiles["down"])
         kernels.combine[by_rows(self.y, of.dim)](
             self.y_pairs, self.routing.weights, None, self.y, of.dim,
             TOP_K=of.top_k, SCALED=True, BLOCK=BLOCK,
@@ -241,14 +252,14 @@ class Training:
             self.y_pairs, self.inputs.dy, self.dweights, of.dim, TOP_K=of.top_k, BLOCK=BLOCK
         )
         self.group(self.inputs.dy, self.dy_slots, scaled=True)
-        self.run_ddown(self.outer_down)
-        self.run_dh(self.back_down)
+        self.run_ddown(self.tiles["ddown"])
+        self.run_dh(self.tiles["dh"])
         kernels.swiglu_backward[by_rows(self.z, of.hidden_dim)](
             self.z, self.dh, self.dz, of.hidden_dim, BLOCK=BLOCK
         )
         self.group(self.inputs.x, self.x_slots, scaled=False)
-        self.run_dgate_up(self.outer_up)
-        self.run_dx(self.back_up)
+        self.run_dgate_up(self.tiles["dgate_up"])
+        self.run_dx(self.tiles["dx"])
         dlogits = self.dlogits()
         torch.mm(dlogits.T, self.x, out=self.drouter)
         kernels.combine[by_rows(self.dx, of.dim)](

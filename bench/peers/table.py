@@ -35,10 +35,12 @@ class Step:
     peer: Times
     engines: dict[str, Times] = field(default_factory=dict)
 
-    def add(self, row: dict) -> None:
-        """A row of clmoe-bench."""
-        times = self.engines.setdefault(row["engine"], Times(row["engine"]))
-        times.medians.append(row["median_ms"])
+    def add(self, rows: list[dict]) -> None:
+        """What clmoe-bench has of this step."""
+        for row in rows:
+            if row["step"] == self.step:
+                times = self.engines.setdefault(row["engine"], Times(row["engine"]))
+                times.medians.append(row["median_ms"])
 
 
 def lines_of(step: Step) -> list[str]:

@@ -80,8 +80,10 @@ class Rows(unittest.TestCase):
 
     def test_the_program_itself(self):
         tiny = next(case for case in clmoe.list_cases(BENCH) if case.name == "tiny")
-        with mock.patch.object(clmoe, "ENGINES", "ref"):
-            rows = clmoe.measure(BENCH, os.environ.get("CLMOE_TEST_DEVICE"), tiny, "experts", 1)
+        command = [BENCH, "--engine", "ref", "--step", "experts", "--repeat", "1"]
+        if "CLMOE_TEST_DEVICE" in os.environ:
+            command += ["--device", os.environ["CLMOE_TEST_DEVICE"]]
+        rows = clmoe.measure(command, tiny)
         self.assertEqual([r["engine"] for r in rows], ["ref"])
 
 
@@ -89,7 +91,8 @@ class Table(unittest.TestCase):
     def test_ratio_of_medians(self):
         step = Step("olmoe", 8192, 64, "experts", Times("triton fused moe", [1.6, 1.8, 1.5]))
         for median in (1.25, 1.2, 1.28):
-            step.add({"engine": "nv_wgmma-packed", "median_ms": median})
+            rows = [row("nv_wgmma-packed", "experts", median), row("nv_wgmma-raw", "train", 9)]
+            step.add(rows)
         self.assertEqual(
             table([step]).splitlines()[2],
             "| olmoe | 8192 | 64 | experts | triton fused moe | 1.600 | 1.500 .. 1.800 "
@@ -130,7 +133,8 @@ class Turns(unittest.TestCase):
             self.addCleanup(patch.stop)
 
     def peer(self, name):
-        return lambda inputs, tuner: types.SimpleNamespace(run=lambda: self.log.append(name))
+        return lambda inputs, tuner: types.SimpleNamespace(
+            run=lambda: self.log.append(name), variants={f"peer of {name}": {}})
 
     def samples(self, run, count):
         run()
@@ -218,10 +222,11 @@ class Kernels(unittest.TestCase):
                 with self.subTest(shape=shape, tile=wanted):
                     inputs = self.inputs(*shape)
                     step = self.peers.Experts(inputs, tuner)
-                    self.assertEqual(step.up.gated, wanted == -1)
+                    self.assertEqual(step.tiles["up"].gated, wanted == -1)
                     self.assertEqual(self.reference.check_experts(step, step.run), [])
                     step = self.peers.Training(inputs, tuner)
-                    self.assertEqual(self.reference.check_training(step, step.run), [])
+                    for step.tiles in step.variants.values():
+                        self.assertEqual(self.reference.check_training(step, step.run), [])
 
     def test_what_is_wrong_is_seen(self):
         tuner = types.SimpleNamespace(choose=lambda name, tiles, run: tiles[0])
