@@ -13,6 +13,7 @@ import importlib.util
 import json
 import pathlib
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -31,6 +32,10 @@ class Wrong(Exception):
     """A result that is not timed."""
 
 
+class Stopped(Exception):
+    """By the signal of this number."""
+
+
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--bench", default="clmoe-bench", help="the program (default: of PATH)")
@@ -38,12 +43,12 @@ def options() -> argparse.Namespace:
                         help="cases of clmoe-bench --help (default %(default)s)")
     parser.add_argument("--tokens", type=count, default=8192, metavar="N",
                         help="tokens of the cases (default %(default)s)")
-    parser.add_argument("--what", type=steps, default="experts,train", metavar="LIST",
+    parser.add_argument("--what", type=step_names, default="experts,train", metavar="LIST",
                         help="experts, train (default both)")
     parser.add_argument("--repeat", type=count, default=15, metavar="N",
                         help="a median is of N runs (default %(default)s)")
     parser.add_argument("--rounds", type=count, default=3, metavar="N",
-                        help="turns of clmoe and its peers (default %(default)s)")
+                        help="runs of clmoe-bench, between its peers' (default %(default)s)")
     parser.add_argument("--engine", default="nv_wgmma-packed,nv_wgmma-raw", metavar="LIST",
                         help="clmoe's engines (default %(default)s)")
     parser.add_argument("--device", metavar="D", help="clmoe-bench --device")
@@ -62,7 +67,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def steps(text: str) -> list[str]:
+def step_names(text: str) -> list[str]:
     for name in text.split(","):
         if name not in STEPS:
             raise argparse.ArgumentTypeError(f"'{name}' is not experts or train")
@@ -122,34 +127,41 @@ def bench_command(o: argparse.Namespace) -> list[str]:
     return command + (["--device", o.device] if o.device else [])
 
 
-def compare_case(case: Case, o: argparse.Namespace, tuner) -> tuple[list[Step], list[dict]]:
-    """The steps of a case, and clmoe-bench's rows of the last round."""
+def time_peers(runs: list[tuple[Step, Callable[[], None]]], o: argparse.Namespace, tuner) -> None:
+    for step, run in runs:
+        time.sleep(REST_S)
+        step.peer.medians.append(statistics.median(tuner.timer.samples(run, o.repeat)))
+
+
+def compare_case(case: Case, o: argparse.Namespace, tuner, found: list[Step]) -> None:
+    """Adds the steps of a case."""
     say(f"{case}, tuning and checking the peers")
     runs = make_peers(case, o.what, tuner)
+    time_peers(runs, o, tuner)
     for turn in range(o.rounds):
         say(f"{case}, round {turn + 1} of {o.rounds}")
         rows = clmoe.measure(bench_command(o), case)
         for row in rows:
             if not row["checked"]:
                 raise Wrong(f"{case}, {row['engine']}, {row['step']}: {row['error']}")
-        for step, run in runs:
+        time_peers(runs, o, tuner)
+        for step, _ in runs:
             step.add(rows)
-            time.sleep(REST_S)
-            step.peer.medians.append(statistics.median(tuner.timer.samples(run, o.repeat)))
-    return [step for step, _ in runs], rows
+        found += [step for step, _ in runs if turn == 0]
 
 
-def print_head(rows: list[dict], o: argparse.Namespace) -> None:
+def print_head(row: dict, o: argparse.Namespace) -> None:
+    """The row is any of clmoe-bench."""
     import torch
     import triton
 
-    row, today = rows[0], datetime.datetime.now(datetime.timezone.utc)
+    today = datetime.datetime.now(datetime.timezone.utc)
     words = " ".join(["bench/peers/compare.py", *sys.argv[1:]])
     print(f"\n## {row['device']}, {today:%Y-%m-%d}, peers\n\n    {words}\n")
     print(f"{row['device']}, driver {row['driver']}")
     print(f"clmoe {row['clmoe']}, commit {row['commit']}; ", end="")
     print(f"PyTorch {torch.__version__}, Triton {triton.__version__}.")
-    print(f"bf16. Medians of {o.repeat}, in {o.rounds} rounds by turns: their median and range.\n")
+    print(f"bf16. Medians of {o.repeat}, both sides by turns: their median and range.\n")
 
 
 def compare(o: argparse.Namespace) -> int:
@@ -159,26 +171,37 @@ def compare(o: argparse.Namespace) -> int:
     import torch
 
     tuner = timing.Tuner(timing.Timer(), load_tiles(o.tiles, gpu))
-    done, rows, code = [], [], 0
+    found: list[Step] = []
+    code = 0
     for case in cases:
         try:
-            found, rows = compare_case(case, o, tuner)
-            done += found
+            compare_case(case, o, tuner, found)
+        except Stopped as stopped:
+            code = 128 + stopped.args[0]
+            break
         except Wrong as wrong:
-            say(f"wrong, not timed: {wrong}")
+            say(f"wrong, left out: {wrong}")
+            found = [step for step in found if step.case != case.name]
             code = EXIT_WRONG
         except BenchError as error:
             say(str(error))
             code = EXIT_MISSING
         save_tiles(o.tiles, gpu, tuner.chosen())
         torch.cuda.empty_cache()
-    if done:
-        print_head(rows, o)
-        print(table(done))
+    steps = [step for step in found if step.engines]
+    if steps:
+        print_head(steps[0].row, o)
+        print(table(steps))
     return code
 
 
+def stop(number: int, frame: object) -> None:
+    raise Stopped(number)
+
+
 def main() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     o = options()
     o.bench = shutil.which(o.bench) or o.bench
     try:
@@ -186,6 +209,8 @@ def main() -> int:
     except BenchError as error:
         say(str(error))
         return EXIT_MISSING
+    except Stopped as stopped:
+        return 128 + stopped.args[0]
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Step:
     step: str
     peer: Times
     engines: dict[str, Times] = field(default_factory=dict)
+    row: dict = field(default_factory=dict)  # the last one added
 
     def add(self, rows: list[dict]) -> None:
         """What clmoe-bench has of this step."""
@@ -41,6 +42,7 @@ class Step:
             if row["step"] == self.step:
                 times = self.engines.setdefault(row["engine"], Times(row["engine"]))
                 times.medians.append(row["median_ms"])
+                self.row = row
 
 
 def lines_of(step: Step) -> list[str]:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,7 +161,8 @@ class Turns(unittest.TestCase):
             tiles = pathlib.Path(folder) / "tiles.json"
             self.assertEqual(self.run_main("--rounds", "2", "--tiles", str(tiles)), 0)
             self.assertEqual(json.loads(tiles.read_text()), {"NVIDIA H200": {"what": {"m": 128}}})
-        self.assertEqual(self.log, ["clmoe", "experts", "train"] * 2)
+        peers = ["experts", "train"]
+        self.assertEqual(self.log, [*peers, "clmoe", *peers, "clmoe", *peers])
         for word in ("nv_wgmma-packed,nv_wgmma-raw", "experts,train", "bf16", "weights", "3"):
             self.assertIn(word, self.command)
         lines = self.out.getvalue().splitlines()
@@ -177,7 +179,19 @@ class Turns(unittest.TestCase):
         self.rows = WRONG
         self.assertEqual(self.run_main(), 1)
         self.assertEqual(self.out.getvalue(), "")
+        self.assertEqual(self.log, ["experts", "train", "clmoe"])
         self.assertIn("dx of token 3 is nan", self.err.getvalue())
+
+    def test_a_signal_leaves_what_was_measured(self):
+        def call(command):
+            if "clmoe" in self.log:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return self.call(command)
+
+        with mock.patch.object(clmoe, "call", call):
+            self.assertEqual(self.run_main(), 128 + signal.SIGTERM)
+        self.assertEqual(self.log.count("clmoe"), 1)
+        self.assertIn("| nv_wgmma-raw | 5.500 | 5.500 .. 5.500 | 0.36 |", self.out.getvalue())
 
     def test_clmoe_bench_fails(self):
         bad = subprocess.CompletedProcess([], 2, "", "clmoe-bench: nothing to time")
