@@ -186,6 +186,9 @@ def compare(o: argparse.Namespace) -> int:
         except BenchError as error:
             say(str(error))
             code = EXIT_MISSING
+        except torch.OutOfMemoryError:
+            say(f"{case}: the GPU's memory does not hold the peers")
+            code = EXIT_MISSING
         save_tiles(o.tiles, gpu, tuner.chosen())
         torch.cuda.empty_cache()
     steps = [step for step in found if step.engines]
