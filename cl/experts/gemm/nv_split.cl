@@ -6,9 +6,10 @@
  * Arrays: as in gemm.clh.
  * NDRange: (ceil(slots / ROWS), ceil(n / OUTPUTS)) groups of four warps.
  * Limits: compute capability 8.0; row_tile is a multiple of ROWS, 16 or 64; 48 KiB of local memory.
- *         TRANSPOSED says whether w_col is not 1.
- * Repeatability: a sum over k is cut into slices as in gemm.clh; in each, steps of 32 are summed
- *                apart and added in order, and then slices are, whatever the tile.
+ *         TRANSPOSED says whether w_col is not 1, ONLY_LINEAR whether all problems are linear,
+ *         LINEAR whether they share bits with nv_split_slices.cl.
+ * Repeatability: steps of 32 of k are summed apart and added in ascending order, whatever the tile;
+ *                if LINEAR, in slices as in gemm.clh, which are then added in order.
  */
 #include "experts/gemm/act.clh"
 #include "experts/gemm/gemm.clh"
@@ -47,10 +48,11 @@ static inline __global const STORAGE(W) *column_at(const problem *p, int expert,
 
 /* Work-items side by side read neighbouring addresses: along k, or along n for transposed W. */
 static inline carrier carrier_of(const problem *p, const rows *r, uint first, uint item) {
+    const uint k = p->k;
     carrier c;
     c.w_step = p->w_col;
-    c.a_whole = are_whole((ulong)p->a, p->k, p->k);
-    c.w_whole = !TRANSPOSED && are_whole((ulong)p->gate | (ulong)p->up, p->w_row | p->w_expert, p->k);
+    c.a_whole = are_whole((ulong)p->a, k, k);
+    c.w_whole = !TRANSPOSED && are_whole((ulong)p->gate | (ulong)p->up, p->w_row | p->w_expert, k);
     UNROLL for (uint i = 0; i < F_CARRIED; ++i) {
         const uint at = item + i * ITEMS, row = at / ROW_CHUNKS, chunk = at % ROW_CHUNKS;
         const uint slot = min(r->first + row, max(r->end, 1u) - 1);
@@ -72,7 +74,8 @@ static inline carrier carrier_of(const problem *p, const rows *r, uint first, ui
 static inline void load(const problem *p, const carrier *c, uint k, carried *next) {
     UNROLL for (uint i = 0; i < F_CARRIED; ++i)
         if (c->a[i])
-            next->a[i] = LOAD_EIGHT(A, c->a_whole, c->a[i] + k, 1, (int)p->k - (int)(k + c->a_chunk[i]));
+            next->a[i] = LOAD_EIGHT(A, c->a_whole, c->a[i] + k, 1,
+                                    (int)p->k - (int)(k + c->a_chunk[i]));
     UNROLL for (uint i = 0; i < S_CARRIED; ++i)
         next->w[i] = LOAD_EIGHT(W, c->w_whole, c->w[i] + k * c->w_step, c->w_step,
                                 (int)p->k - (int)(k + c->w_chunk[i]));
@@ -86,6 +89,32 @@ static inline void keep(__local uchar *tiles, const carrier *c, const carried *n
         KEEP_PARTS(W, S_PARTS, tiles, c->w_to[i], S_PLANE, next->w[i]);
 }
 
+#if ONLY_LINEAR
+/* Two neighbouring columns of C from their sums over k; the second may be past the last. */
+static inline void store_pair(const problem *p, const rows *r, uint slot, uint column,
+                              const float *sums) {
+    const float weight = row_weight_of(p, slot);
+    UNROLL for (uint n = 0; n < 2; ++n)
+        if (column + n < p->n) {
+            __global STORAGE(C) *const c = p->c + (ulong)slot * p->n + column + n;
+            const float bias = bias_at(p, p->up_bias, r->expert, column + n);
+            const float y = gemm_linear_output(p, sums[n], bias, weight);
+            STORE(C, p->accumulate ? LOAD(C, c) + y : y, c);
+        }
+}
+
+/* Each lane stores what it has. */
+static inline void store_all(const problem *p, const rows *r, uint first, const warp_part *at,
+                             float (*sums)[BLOCKS_ACROSS][4]) {
+    UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
+        UNROLL for (uint n = 0; n < 4; n += 2) {
+            const uint slot = r->first + row_of_sum(at, i, n);
+            UNROLL for (uint j = 0; j < BLOCKS_ACROSS; ++j)
+                if (slot < r->end)
+                    store_pair(p, r, slot, first + column_of_sum(at, j, n), &sums[i][j][n]);
+        }
+}
+#else
 static inline void keep_sums(__local float *kept, const warp_part *at,
                              float (*sums)[BLOCKS_ACROSS][4]) {
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)
@@ -96,7 +125,7 @@ static inline void keep_sums(__local float *kept, const warp_part *at,
                     (float2)(sums[i][j][n], sums[i][j][n + 1]);
 }
 
-/* Work-items side by side store neighbouring columns. */
+/* Work-items side by side store neighbouring columns; activations are long, and stand once. */
 static inline void store(const problem *p, const rows *r, uint first, uint item,
                          __local const float *kept) {
     _Pragma("unroll 1") for (uint i = item; i < ROWS * OUTPUTS; i += ITEMS) {
@@ -107,6 +136,18 @@ static inline void store(const problem *p, const rows *r, uint first, uint item,
             gemm_store(p, r->expert, slot, first + column, sums[0], sums[GATED ? 8 : 0]);
     }
 }
+#endif
+
+/* A slice whose end is `step` is added to those before it. */
+#if LINEAR
+#define END_SLICE(step)                                                                            \
+    if ((step) % slice == 0 || (step) >= k) {                                                      \
+        add_step(totals, sums);                                                                    \
+        clear(sums);                                                                               \
+    }
+#else
+#define END_SLICE(step)
+#endif
 
 KERNEL(ITEMS, 1, 1)
 void gemm_nv_split(GEMM_PARAMETERS) {
@@ -117,29 +158,40 @@ void gemm_nv_split(GEMM_PARAMETERS) {
     const rows r = rows_in_use(&p, GROUP_INDEX(0, ITEMS) * ROWS, ROWS);
     const uint first = GROUP_INDEX(1, 1) * OUTPUTS;
     /* A tile without rows begins where k ends: it passes by the barriers and stores nothing. */
-    const uint begin = r.first < r.end ? 0 : k, slice = linear_slice(k);
+    const uint begin = r.first < r.end ? 0 : k;
     const carrier mine = carrier_of(&p, &r, first, item);
     const warp_part at = warp_part_of(item);
-    float sums[BLOCKS_DOWN][BLOCKS_ACROSS][4], totals[BLOCKS_DOWN][BLOCKS_ACROSS][4];
-    carried next;
-    uint half_at = 0;
+    float sums[BLOCKS_DOWN][BLOCKS_ACROSS][4];
+    carried even, odd; /* of steps that are loaded: the one that is next, and the one behind it */
     clear(sums);
+#if LINEAR
+    const uint slice = linear_slice(k);
+    float totals[BLOCKS_DOWN][BLOCKS_ACROSS][4];
     clear(totals);
-    load(&p, &mine, begin, &next);
-    keep(tiles, &mine, &next);
+#endif
+    load(&p, &mine, begin, &even);
+    load(&p, &mine, begin + DEPTH, &odd);
+    keep(tiles, &mine, &even);
     barrier(CLK_LOCAL_MEM_FENCE);
-    _Pragma("unroll 1") for (uint step = begin; step < k; step += DEPTH) {
-        load(&p, &mine, step + DEPTH, &next);
-        multiply(tiles + half_at, &at, sums);
-        if ((step + DEPTH) % slice == 0 || step + DEPTH >= k) {
-            add_up(totals, sums);
-            clear(sums);
-        }
-        half_at = HALF_BYTES - half_at;
-        keep(tiles + half_at, &mine, &next);
+    _Pragma("unroll 1") for (uint step = begin; step < k; step += 2 * DEPTH) {
+        load(&p, &mine, step + 2 * DEPTH, &even);
+        multiply(tiles, &at, sums);
+        END_SLICE(step + DEPTH);
+        keep(tiles + STAGE_BYTES, &mine, &odd);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        load(&p, &mine, step + 3 * DEPTH, &odd);
+        multiply(tiles + STAGE_BYTES, &at, sums); /* zeros, past the last step */
+        END_SLICE(step + 2 * DEPTH);
+        keep(tiles, &mine, &even);
         barrier(CLK_LOCAL_MEM_FENCE);
     }
-    keep_sums((__local float *)tiles, &at, totals);
+#if LINEAR
+    store_all(&p, &r, first, &at, totals);
+#elif ONLY_LINEAR
+    store_all(&p, &r, first, &at, sums);
+#else
+    keep_sums((__local float *)tiles, &at, sums);
     barrier(CLK_LOCAL_MEM_FENCE);
     store(&p, &r, first, item, (__local const float *)tiles);
+#endif
 }

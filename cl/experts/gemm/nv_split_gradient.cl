@@ -1,8 +1,8 @@
 /*
  * Purpose: Gradients of weights of factors of any type on NVIDIA's tensor cores, as exact as in
  *          f32: a work-group computes ROWS rows by COLUMNS columns of an expert's gradient.
- * Formula: as ref_gradient.cl, from parts of factors: nv_split.clh. SLICED: one dense problem, whose
- *          slots are cut into slices of gradient_slice(slots); the partial sum of slice i is
+ * Formula: as ref_gradient.cl, from parts of factors: nv_split.clh. SLICED: one dense problem,
+ *          whose slots are cut into slices of gradient_slice(slots); the partial sum of slice i is
  *          "expert" i of C, to be added by slices_add.cl.
  * Arrays: as in gradient.clh. SLICED: no offsets.
  * NDRange: (ceil(n / COLUMNS), ceil(m / ROWS), E, or slices) groups of four warps.
@@ -25,24 +25,26 @@ typedef ushort2 pair_f16, pair_bf16;
 #define IS_PAIR(type, from, row) ((ulong)(from) % sizeof(PAIR(type)) == 0 && (row) % 2 == 0)
 
 /*
- * name(g, pairs, slot, left, column, columns, to): CHUNK slots of columns `column` and the next of a
- * factor; 0 for what is not among the `left` slots or the `columns`.
+ * name(g, pairs, slot, left, column, columns, to): CHUNK slots of columns `column` and the next of
+ * a factor; 0 for what is not among the `left` slots or the `columns`.
  */
 #define LOAD_COLUMNS(name, type, row_of)                                                           \
     static inline void name(const gradient *g, bool pairs, uint slot, int left, uint column,       \
                             uint columns, EIGHT(type) *to) {                                       \
         STORAGE(type) elements[2][CHUNK];                                                          \
-        UNROLL for (int s = 0; s < CHUNK; ++s) {                                                   \
-            PAIR(type) both = (PAIR(type))(0);                                                     \
-            if (s < left && pairs) {                                                               \
-                both = *(__global const PAIR(type) *)(row_of(g, slot + s) + column);               \
-            } else if (s < left && column < columns) {                                             \
-                both.x = row_of(g, slot + s)[column];                                              \
-                if (column + 1 < columns)                                                          \
-                    both.y = row_of(g, slot + s)[column + 1];                                      \
+        if (pairs && left >= CHUNK) {                                                              \
+            UNROLL for (int s = 0; s < CHUNK; ++s) {                                               \
+                const PAIR(type) both =                                                            \
+                    *(__global const PAIR(type) *)(row_of(g, slot + s) + column);                  \
+                elements[0][s] = both.x;                                                           \
+                elements[1][s] = both.y;                                                           \
             }                                                                                      \
-            elements[0][s] = both.x;                                                               \
-            elements[1][s] = both.y;                                                               \
+        } else {                                                                                   \
+            UNROLL for (int s = 0; s < CHUNK; ++s)                                                 \
+                UNROLL for (uint i = 0; i < 2; ++i)                                                \
+                    elements[i][s] = s < left && column + i < columns                              \
+                                         ? row_of(g, slot + s)[column + i]                         \
+                                         : (STORAGE(type))0;                                       \
         }                                                                                          \
         to[0] = vload8(0, elements[0]);                                                            \
         to[1] = vload8(0, elements[1]);                                                            \
@@ -86,10 +88,10 @@ static inline void load(const gradient *g, const carrier *c, uint slot, uint end
     load_q(g, c->q_pairs, slot + c->slot, left, c->q_column, g->n, next->q);
 }
 
-static inline void keep(__local uchar *half_tile, const carrier *c, const carried *next) {
+static inline void keep(__local uchar *stage, const carrier *c, const carried *next) {
     UNROLL for (uint i = 0; i < 2; ++i) {
-        KEEP_PARTS(P, F_PARTS, half_tile, c->to[i], F_PLANE, next->p[i]);
-        KEEP_PARTS(Q, S_PARTS, half_tile, S_AT + c->to[i], S_PLANE, next->q[i]);
+        KEEP_PARTS(P, F_PARTS, stage, c->to[i], F_PLANE, next->p[i]);
+        KEEP_PARTS(Q, S_PARTS, stage, S_AT + c->to[i], S_PLANE, next->q[i]);
     }
 }
 
@@ -111,16 +113,16 @@ void gradient_nv_split(GRADIENT_PARAMETERS) {
     const warp_part at = warp_part_of(item);
     float totals[BLOCKS_DOWN][BLOCKS_ACROSS][4];
     carried next;
-    uint half_at = 0;
+    uint stage_at = 0;
     clear(totals);
     load(&g, &mine, begin, end, &next);
     keep(tiles, &mine, &next);
     barrier(CLK_LOCAL_MEM_FENCE);
     _Pragma("unroll 1") for (uint step = begin; step < end; step += DEPTH) {
         load(&g, &mine, step + DEPTH, end, &next);
-        multiply(tiles + half_at, &at, totals);
-        half_at = HALF_BYTES - half_at;
-        keep(tiles + half_at, &mine, &next);
+        multiply(tiles + stage_at, &at, totals);
+        stage_at = STAGE_BYTES - stage_at;
+        keep(tiles + stage_at, &mine, &next);
         barrier(CLK_LOCAL_MEM_FENCE);
     }
     UNROLL for (uint i = 0; i < BLOCKS_DOWN; ++i)

@@ -74,6 +74,7 @@ void gemm_nv_slices(GEMM_PARAMETERS) {
     const uint lane = (uint)get_local_id(0), slice = (uint)get_local_id(1);
     const uint row = GROUP_INDEX(0, WARP) * SIDE, column = GROUP_INDEX(1, LINEAR_SLICES) * SIDE;
     const uint length = linear_slice(k), begin = slice * length, end = min(begin + length, k);
+    const int left = (int)end - (int)(lane % 4 * CHUNK); /* this lane's, from k 0 on */
     const reader at = reader_of(&p, row + lane / 4, column + lane / 4, lane % 4 * CHUNK);
     float sums[BLOCKS][4];
     UNROLL for (uint j = 0; j < BLOCKS; ++j)
@@ -82,7 +83,7 @@ void gemm_nv_slices(GEMM_PARAMETERS) {
     _Pragma("unroll 1") for (uint step = begin; step < end; step += AHEAD * DEPTH) {
         factors f[AHEAD];
         UNROLL for (uint i = 0; i < AHEAD; ++i)
-            load(&at, step + i * DEPTH, (int)end - (int)(step + i * DEPTH + lane % 4 * CHUNK), &f[i]);
+            load(&at, step + i * DEPTH, left - (int)(step + i * DEPTH), &f[i]);
         UNROLL for (uint i = 0; i < AHEAD; ++i)
             multiply(&f[i], sums);
     }

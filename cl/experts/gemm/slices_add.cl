@@ -1,6 +1,6 @@
 /*
- * Purpose: The partial sums of a gradient of weights, as an engine made them of slices of the slots,
- *          become the gradient.
+ * Purpose: The partial sums of a gradient of weights, as an engine made them of slices of the
+ *          slots, become the gradient.
  * Formula: C[m,n] = (slice 0 + slice 1) + ..., or that added to C.
  * Arrays: partials [slices,m,n] of gradient_slice(slots) slots each -> C, rows of c_row elements.
  * NDRange: (m, ceil(n / GROUP) * GROUP): one work-item per element of C.

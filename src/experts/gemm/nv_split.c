@@ -55,8 +55,10 @@ static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, gem
     clmoe_status status = CLMOE_SUCCESS;
     cl_kernel *kernels = state->kernels[variant][transposed];
     for (int i = 0; i < TILES && !kernels[i]; i++) {
-        char options[64];
-        snprintf(options, sizeof options, "-DTRANSPOSED=%d -DROWS=%u", transposed, tile_rows[i]);
+        const bool linear = shape->form == GEMM_LINEAR;
+        char options[96];
+        snprintf(options, sizeof options, "-DTRANSPOSED=%d -DROWS=%u -DONLY_LINEAR=%d -DLINEAR=%d",
+                 transposed, tile_rows[i], linear, linear && !transposed);
         TRY(gemm_kernel_create(context, shape, variant, "experts/gemm/nv_split", options,
                                "gemm_nv_split", &kernels[i]));
     }
@@ -115,7 +117,7 @@ static bool takes_slices(const split_state *state, const gemm_problem *problem) 
         gemm_tiles(problem->slots, tile_rows[TILES - 1]) * gemm_tiles(problem->n, COLUMNS);
     return state->slices && problem->form == GEMM_LINEAR && !problem->tile_expert.mem &&
            !problem->token_of.mem && problem->up.col == 1 &&
-           (problem->n <= SIDE || tiles * IDLE < state->compute_units);
+           (problem->slots <= SIDE || problem->n <= SIDE || tiles * IDLE < state->compute_units);
 }
 
 static clmoe_status run_slices(const split_state *state, launch *chain,
