@@ -431,12 +431,12 @@ static void choice_of_engine(void **state) {
     if (type & CL_DEVICE_TYPE_CPU)
         assert_ptr_equal(engine, &gemm_cpu);
     if (type & CL_DEVICE_TYPE_GPU)
-        assert_ptr_equal(engine, &gemm_tiled);
+        assert_ptr_equal(engine, runs_here(&gemm_nv_split) ? &gemm_nv_split : &gemm_tiled);
     OK(pick_engine(test_context(0), "ref", &f32, &engine));
     assert_ptr_equal(engine, &gemm_ref);
     assert_int_equal(pick_engine(test_context(0), "fast", &f32, &engine), CLMOE_INVALID_DESC);
     assert_non_null(strstr(clmoe_last_error(), "fast"));
-    assert_non_null(strstr(clmoe_last_error(), "cpu, nv_wgmma, nv_mma, tiled, ref"));
+    assert_non_null(strstr(clmoe_last_error(), "cpu, nv_wgmma, nv_mma, nv_split, tiled, ref"));
     assert_null(engine);
 }
 

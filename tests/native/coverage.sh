@@ -55,7 +55,7 @@ awk -v kernels="$kernels" '
         while ((list | getline name) > 0) {
             sub(/^\.\//, "", name)
             # Assembly of one vendor is not for any device: it comes from these headers, or is marked.
-            assembly = system("grep -qE '\''#include .*/nv_(mma|wgmma)\\.clh|//@SM90A'\'' " kernels "/" name) == 0
+            assembly = system("grep -qE '\''#include .*/nv_(mma|wgmma|split|split_tile)\\.clh|//@SM90A'\'' " kernels "/" name) == 0
             if (!assembly && !(("cl/" name) in files)) {
                 print "cl/" name ": not in any program"
                 failed = 1

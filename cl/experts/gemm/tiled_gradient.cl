@@ -3,7 +3,7 @@
  *          an expert's gradient through local memory. All experts in one launch.
  * Formula: as ref_gradient.cl. SPLIT: one dense problem, whose slots are cut into slices of
  *          gradient_slice(slots); the partial sum of slice i is "expert" i of C, to be added by
- *          tiled_slices.cl.
+ *          slices_add.cl.
  * Arrays: as in gradient.clh. SPLIT: no offsets.
  * NDRange: (ceil(n / (2 * COLUMNS)), ceil(m / ROWS), E, or slices) groups of (COLUMNS / 4) x
  *          (ROWS / 4) work-items; each owns 4 rows by 2 x 4 columns.
@@ -12,6 +12,7 @@
  * Repeatability: one work-item sums over an expert's slots, or a slice, in ascending order.
  */
 #include "experts/gemm/gradient.clh"
+#include "experts/gemm/slices.clh"
 #include "experts/gemm/tiled.clh"
 
 #define ITEMS_X (COLUMNS / TILED_ITEM)

@@ -5,7 +5,7 @@
 #include <string.h>
 
 const gemm_engine *const gemm_engines[] = {
-    &gemm_cpu,     &gemm_nv_wgmma, &gemm_nv_mma, &gemm_tiled, &gemm_ref,
+    &gemm_cpu,     &gemm_nv_wgmma, &gemm_nv_mma, &gemm_nv_split, &gemm_tiled, &gemm_ref,
 #ifdef CLMOE_WITH_CLBLAST
     &gemm_clblast,
 #endif

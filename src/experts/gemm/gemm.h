@@ -207,7 +207,7 @@ clmoe_status gemm_gradient_create(clmoe_context *context, const char *name,
                                   const gemm_gradient_shape *shape,
                                   const gemm_gradient_engine **engine, void **state);
 
-extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma, gemm_nv_wgmma;
+extern const gemm_engine gemm_ref, gemm_tiled, gemm_cpu, gemm_nv_mma, gemm_nv_wgmma, gemm_nv_split;
 #ifdef CLMOE_WITH_CLBLAST
 extern const gemm_engine gemm_clblast;
 #endif

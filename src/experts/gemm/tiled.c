@@ -3,6 +3,7 @@
 #include "experts/gemm/gemm.clh"
 #include "kernel.h"
 #include "runtime/program.h"
+#include "slices.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -266,8 +267,8 @@ done:
 /* In tiles, or, dense ones of few elements, in tiles of slices that are then added. */
 typedef struct tiled_gradient {
     uint32_t rows; /* of a tile; its columns are those of `usual` */
-    cl_kernel tiles, slices, add;
-    size_t group; /* work-items per group of add */
+    cl_kernel tiles, slices;
+    gradient_slices added;
 } tiled_gradient;
 
 static void gradient_destroy(void *opaque) {
@@ -276,7 +277,7 @@ static void gradient_destroy(void *opaque) {
         return;
     kernel_release(&state->tiles);
     kernel_release(&state->slices);
-    kernel_release(&state->add);
+    slices_release(&state->added);
     free(state);
 }
 
@@ -312,29 +313,13 @@ static clmoe_status gradient_create(clmoe_context *context, const gemm_gradient_
         if (fits(&context->info, &usual, rows))
             status = compile_gradients(context, shape, state, rows);
     TRY(status);
-    TRY(gemm_gradient_by_column(context, shape, "experts/gemm/tiled_slices", "add_slices",
-                                &state->add, &state->group));
+    TRY(slices_create(context, shape, &state->added));
     error_put_back(&kept);
     *out = state;
     state = NULL;
 done:
     gradient_destroy(state);
     return status;
-}
-
-static bool can_split(uint64_t m, uint64_t n, size_t slots) {
-    return m * n <= GRADIENT_MAX_SPLIT && slots > GRADIENT_MIN_SLICE;
-}
-
-/* Of dense problems: the partial sums, [slices, m, n]. */
-static size_t gradient_scratch(const void *opaque, uint32_t experts, size_t slots, uint32_t m,
-                               uint32_t n) {
-    (void)opaque;
-    const uint64_t elements = (uint64_t)m * n;
-    if (experts > 1 || slots <= GRADIENT_MIN_SLICE)
-        return 0;
-    return sizeof(float) * GRADIENT_SLICES *
-           (size_t)(elements < GRADIENT_MAX_SPLIT ? elements : GRADIENT_MAX_SPLIT);
 }
 
 static clmoe_status run_gradient_tiles(const tiled_gradient *state, launch *chain, cl_kernel kernel,
@@ -352,28 +337,16 @@ done:
 
 static clmoe_status run_slices(const tiled_gradient *state, launch *chain, const gemm_gradient *g) {
     clmoe_status status = CLMOE_SUCCESS;
-    const size_t groups[] = {g->m, gemm_tiles(g->n, state->group)};
-    const size_t local[] = {1, state->group};
-    const uint32_t slice = gradient_slice(g->slots);
-    gemm_gradient partial = *g;
-    partial.experts = (uint32_t)gemm_tiles(g->slots, slice);
-    partial.c = g->scratch;
-    partial.types.c_type = CLMOE_F32;
-    partial.expert = (uint64_t)g->m * g->n;
-    partial.row = g->n;
-    partial.accumulate = false;
+    const gemm_gradient partial = slices_of(g);
     TRY(run_gradient_tiles(state, chain, state->slices, &partial));
-    TRY(KERNEL_SET(state->add, ARG_AS(partials, ARG_F32(g->scratch)), ARG_UINT(g->slots),
-                   ARG_UINT(g->m), ARG_UINT(g->n), ARG_TYPE(g->c, g->types.c_type),
-                   ARG_AS(c_row, ARG_ULONG(g->row)), ARG_UINT(g->accumulate)));
-    TRY(launch_kernel(chain, state->add, 2, groups, local));
+    TRY(slices_add(&state->added, chain, g));
 done:
     return status;
 }
 
 static clmoe_status gradient_run(void *opaque, launch *chain, const gemm_gradient *g) {
     const tiled_gradient *state = opaque;
-    if (!g->offsets.mem && can_split(g->m, g->n, g->slots))
+    if (slices_take(g))
         return run_slices(state, chain, g);
     return run_gradient_tiles(state, chain, state->tiles, g);
 }
@@ -382,7 +355,7 @@ static const gemm_gradient_engine tiled_gradient_engine = {
     .gathers = true,
     .create = gradient_create,
     .destroy = gradient_destroy,
-    .scratch = gradient_scratch,
+    .scratch = slices_scratch,
     .run = gradient_run,
 };
 

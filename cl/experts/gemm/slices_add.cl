@@ -1,13 +1,13 @@
 /*
- * Purpose: The partial sums of a gradient of weights, as tiled_gradient.cl made them of slices of
- *          the slots, become the gradient.
+ * Purpose: The partial sums of a gradient of weights, as an engine made them of slices of the
+ *          slots, become the gradient.
  * Formula: C[m,n] = (slice 0 + slice 1) + ..., or that added to C.
  * Arrays: partials [slices,m,n] of gradient_slice(slots) slots each -> C, rows of c_row elements.
  * NDRange: (m, ceil(n / GROUP) * GROUP): one work-item per element of C.
  * Limits: none.
  * Repeatability: one work-item adds the slices in ascending order.
  */
-#include "experts/gemm/tiled.clh"
+#include "experts/gemm/slices.clh"
 
 KERNEL(1, GROUP, 1)
 void add_slices(IN(float, partials), uint slots, uint m, uint n, OUT(STORAGE(C), c), ulong c_row,
