@@ -46,12 +46,25 @@ void nv_wgmma_tokens(IN(ushort, a), IN(int, token_of), IN(int, list), uint k, ui
     }
     __global uint4 *to =
         (__global uint4 *)(AT(packed) + (ulong)((tile[1] + part) / 16) * blocks * 512) + lane;
-    for (uint b = item / WARP; b < blocks; b += GROUP_ITEMS / WARP) {
+    for (uint b = item / WARP * 2; b < blocks; b += GROUP_ITEMS / WARP * 2) {
         const uint at = b * BLOCK + q * CHUNK;
-        const int left = (int)k - (int)at;
-        const uint4 low = spread(chunk_of(rows[0] + at, left, whole), q);
-        const uint4 high = spread(chunk_of(rows[1] + at, left, whole), q);
-        to[2 * b * WARP] = (uint4)(low.s0, high.s0, low.s1, high.s1);
-        to[(2 * b + 1) * WARP] = (uint4)(low.s2, high.s2, low.s3, high.s3);
+        uint4 low[2], high[2];
+        if (whole && (b + 2) * BLOCK <= k) { /* no branch between the loads */
+            UNROLL for (int i = 0; i < 2; ++i) {
+                low[i] = *(__global const uint4 *)(rows[0] + at + i * BLOCK);
+                high[i] = *(__global const uint4 *)(rows[1] + at + i * BLOCK);
+            }
+        } else {
+            UNROLL for (int i = 0; i < 2; ++i) {
+                const int left = (int)k - (int)at - i * BLOCK;
+                low[i] = chunk_of(rows[0] + at + i * BLOCK, left, whole);
+                high[i] = chunk_of(rows[1] + at + i * BLOCK, left, whole);
+            }
+        }
+        UNROLL for (int i = 0; i < 2; ++i) {
+            const uint4 x = spread(low[i], q), y = spread(high[i], q);
+            to[2 * (b + i) * WARP] = (uint4)(x.s0, y.s0, x.s1, y.s1);
+            to[(2 * (b + i) + 1) * WARP] = (uint4)(x.s2, y.s2, x.s3, y.s3);
+        }
     }
 }
