@@ -113,7 +113,8 @@ static void check_list(const buckets *b, uint32_t group, bool with_buckets) {
     const clmoe_buf kept = buf_of(b->kept, 4 * (size_t)b->experts);
     snprintf(options, sizeof options, "-DGROUP=%u", group);
     cl_kernel kernel = kernel_of("experts/gemm/nv_wgmma_list", options, "nv_wgmma_list");
-    const int32_t *before = buf_get(list), *before_buckets = with_buckets ? buf_get(in_use) : NULL;
+    int32_t *before = buf_get(list), *before_buckets = with_buckets ? buf_get(in_use) : NULL;
+    before[1] = before[2] = 0; /* tiles that groups took */
     OK(KERNEL_SET(kernel, ARG_F32(offsets), ARG_F32(kept), ARG_UINT(b->experts), ARG_UINT(b->slots),
                   ARG_UINT(b->rows), ARG_F32(list), ARG_AS(buckets, ARG_F32(in_use))));
     run(kernel, 1, 1, group);

@@ -39,8 +39,7 @@ static inline ulong lane_columns(int item) {
 /* Slots of Q, by one work-item. */
 INLINE void copy_columns(const work *w, elements q) {
     ring r = {0, 0};
-    uint i = 0;
-    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+    NOUNROLL for (uint i = 0; w->tasks[i % TASKS].count > 0; ++i) {
         const task t = w->tasks[i % TASKS];
         elements from =
             q + ((ulong)(t.first * PARTS) * w->down + t.f % w->down) * (SLOT_BYTES / 2);
@@ -186,7 +185,7 @@ void gradient_nv_wgmma(IN(int, buckets), IN(ushort, p), IN(ushort, q), uint bloc
     DECLARE;
     const int item = (int)get_local_id(0), lane = item & 31;
     const int down = (int)divide_up(n, COLUMNS), across = (int)divide_up(m, GRADIENT_ROWS);
-    const work w = WORK(AT(buckets), across * down, across, down, blocks);
+    const work w = WORK(AT(buckets), NULL, across * down, across, down, blocks);
     begin_work(&w, item, 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {
@@ -200,15 +199,14 @@ void gradient_nv_wgmma(IN(int, buckets), IN(ushort, p), IN(ushort, q), uint bloc
         MORE_REGISTERS;
         const int warpgroup = item >> 7;
         int slot = 0;
-        uint i = 0;
         CLEAR;
         elements from = AT(p);
-        if (w.number < w.end)
+        if (tasks[0].count > 0)
             from += tasks[0].start + lane_columns(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int number = w.number; number < w.end; number += w.step, ++i) {
+        NOUNROLL for (uint i = 0; tasks[i % TASKS].count > 0; ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
             const int blocks_of_tile = TASK_BLOCKS(*me);
             PRODUCT(2)

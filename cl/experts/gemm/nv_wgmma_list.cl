@@ -46,6 +46,7 @@ void nv_wgmma_list(IN(uint, offsets), IN(uint, kept), uint experts, uint slots, 
     }
     if (get_local_id(0) == 0) {
         to[0] = (int)done;
+        to[LIST_TAKEN_FIRST] = to[LIST_TAKEN_SECOND] = 0;
         if (buckets)
             AT(buckets)[0] = (int)done_buckets;
     }

@@ -77,8 +77,7 @@ INLINE void gather_chunks(const work *w, const gathered *x, int warp, int lane) 
     const uint chunk = lane & 3;
     const uint to = w->slots + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
     ring r = {0, 0};
-    uint i = 0;
-    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+    NOUNROLL for (uint i = 0; w->tasks[i % TASKS].count > 0; ++i) {
         uint rows[TIMES]; /* in chunks, which a uint counts up to 64 GiB */
         UNROLL for (int j = 0; j < TIMES; ++j)
             rows[j] = row_at(x, &w->tasks[i % TASKS], warp, lane, j) * (x->k / CHUNK) + chunk;
@@ -100,8 +99,7 @@ INLINE void gather_elements(const work *w, const gathered *x, int warp, int lane
     const uint chunk = lane & 3;
     const uint to = w->slots + warp * 512 + (lane >> 2) * 64 + (swizzled(lane >> 2, chunk) << 4);
     ring r = {0, 0};
-    uint i = 0;
-    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i)
+    NOUNROLL for (uint i = 0; w->tasks[i % TASKS].count > 0; ++i)
         NOUNROLL for (uint k = chunk * CHUNK; k < BLOCKS * BLOCK; k += BLOCK) {
             bar_wait(w->empty + 8 * r.slot, r.phase ^ 1);
             NOUNROLL for (int j = 0; warp + FILLERS * j < COLUMNS / 8; ++j)
@@ -116,8 +114,7 @@ INLINE void gather_elements(const work *w, const gathered *x, int warp, int lane
 /* Slots as they are in tiles of tokens, by one work-item. */
 INLINE void copy_tiles(const work *w, elements a) {
     ring r = {0, 0};
-    uint i = 0;
-    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+    NOUNROLL for (uint i = 0; w->tasks[i % TASKS].count > 0; ++i) {
         __global const uchar *from =
             (__global const uchar *)a +
             (ulong)(w->tasks[i % TASKS].first / COLUMNS) * BLOCKS * SLOT_BYTES;
@@ -270,7 +267,7 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
     LOCAL_MEMORY
     DECLARE;
     const int item = (int)get_local_id(0), lane = item & 31, down = (int)divide_up(n, OUTPUTS);
-    const work w = WORK(AT(list), down, AT(list)[0], down, 0);
+    const work w = WORK(AT(list), NULL, down, AT(list)[0], down, 0);
     begin_work(&w, item, GATHER ? WARP * FILLERS : 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {
@@ -294,15 +291,14 @@ void gemm_nv_wgmma_packed(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint 
         MORE_REGISTERS;
         const int warpgroup = item >> 7;
         int slot = 0;
-        uint i = 0;
         CLEAR;
         elements from = AT(up);
-        if (w.number < w.end)
+        if (tasks[0].count > 0)
             from += tasks[0].start + lane_weights(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int number = w.number; number < w.end; number += w.step, ++i) {
+        NOUNROLL for (uint i = 0; tasks[i % TASKS].count > 0; ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
             PRODUCT(2)
             STORE_TILE

@@ -6,7 +6,9 @@
  * Arrays: as in gemm.clh; A, W, C of one type, f16 or bf16. a: rows of nv_wgmma_tokens.cl. list: of
  *          nv_wgmma_list.cl. maps: gate's and up's, of nv_wgmma_map.cl. next_blocks: C is in the
  *          order of a with so many blocks, zeros from n on; 0: C is rows.
- * NDRange: as nv_wgmma_packed.cl.
+ *          taken: where in list the tiles are counted that groups take as they get free, 0 before;
+ *          0: nowhere.
+ * NDRange: as nv_wgmma_packed.cl; one launch for all tiles where `taken` is not 0.
  * Limits: compute capability 9.0; 48 KiB of local memory; ACTIVATION and ROW_WEIGHT are the
  *          problem's; BLOCKS * 32 >= k. TRANSPOSED: whether w_col is not 1; then w_row is 1.
  *          ACCUMULATES: whether C may be added to. BIASED: whether biases may be given.
@@ -18,6 +20,7 @@
 #include "experts/gemm/nv_wgmma_own.clh"
 #define TYPE           A
 #define COLUMNS        128
+#define SIDE           4 /* more rows side by side than the cache holds are read again and again */
 #define FAR            (BLOCKS * 8 * 2 * FRAGMENT_ELEMENTS * 2)
 #define NEXT_FRAGMENTS (a + (a_off + next->start + lane_tokens(fresh_item())))
 #define FRAGMENTS_OF(w, t, f) ((ulong)((t).first / 16) * BLOCKS * 2 * FRAGMENT_ELEMENTS)
@@ -46,10 +49,9 @@ INLINE void copy_half(uint to, __global const ulong *map, int k, int row, int ex
 INLINE void copy_weights(const work *w, __global const ulong *maps) {
     __global const ulong *up = maps + MAP_WORDS, *first = GATED ? maps : up;
     ring r = {0, 0};
-    uint i = 0;
     FENCE_MAP(first);
     FENCE_MAP(up);
-    NOUNROLL for (int n = w->number; n < w->end; n += w->step, ++i) {
+    NOUNROLL for (uint i = 0; w->tasks[i % TASKS].count > 0; ++i) {
         const int row = w->tasks[i % TASKS].f * OUTPUTS, expert = w->tasks[i % TASKS].expert;
         NOUNROLL for (int k = 0; k < BLOCKS * BLOCK; k += BLOCK) {
             const uint to = w->slots + r.slot * SLOT_BYTES, bar = w->full + 8 * r.slot;
@@ -266,13 +268,28 @@ static inline void store_own(__global ushort *to, int column, const uint *low, c
                 *(__global uint4 *)(to + k16 * FRAGMENT_ELEMENTS) = (uint4)(0);                    \
     }
 
+/* A tile of which a warpgroup has no row: it only lets its slots go. */
+#define PASS_BY                                                                                    \
+    NOUNROLL for (int b = 0; b < BLOCKS; ++b) {                                                    \
+        WAIT(FULL(slot, warpgroup));                                                               \
+        if (lane == 0)                                                                             \
+            bar_arrive(empty + 8 * slot);                                                          \
+        if (++slot == SLOTS)                                                                       \
+            slot = 0;                                                                              \
+    }                                                                                              \
+    from = NEXT_FRAGMENTS;                                                                         \
+    LOAD_PLACE(0, from, 0);                                                                        \
+    LOAD_PLACE(1, from, 1);                                                                        \
+    LOAD_PLACE(2, from, 2);
+
 KERNEL(ITEMS, 1, 1)
-void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint next_blocks,
-                       uint begin, uint most) {
+void gemm_nv_wgmma_raw(GEMM_PARAMETERS, OUT(int, list), IN(ulong, maps), uint next_blocks,
+                       uint begin, uint most, uint taken) {
     LOCAL_MEMORY
     DECLARE;
     const int item = (int)get_local_id(0), lane = item & 31, down = (int)divide_up(n, OUTPUTS);
-    const work w = WORK(AT(list), down, AT(list)[0], down, 0);
+    const work w =
+        WORK(AT(list), taken ? AT(list) + taken : NULL, down, AT(list)[0], down, 0);
     begin_work(&w, item, 1);
     barrier(CLK_LOCAL_MEM_FENCE);
     if (item >= MULTIPLIERS) {
@@ -286,24 +303,23 @@ void gemm_nv_wgmma_raw(GEMM_PARAMETERS, IN(int, list), IN(ulong, maps), uint nex
         MORE_REGISTERS;
         const int warpgroup = item >> 7;
         int slot = 0;
-        uint i = 0;
         CLEAR;
         elements from = AT(a);
-        if (w.number < w.end)
+        if (tasks[0].count > 0)
             from += tasks[0].start + lane_tokens(item);
         LOAD_PLACE(0, from, 0);
         LOAD_PLACE(1, from, 1);
         LOAD_PLACE(2, from, 2);
-        NOUNROLL for (int number = w.number; number < w.end; number += w.step, ++i) {
+        NOUNROLL for (uint i = 0; tasks[i % TASKS].count > 0; ++i) {
             __local const task *me = &tasks[i % TASKS], *next = &tasks[(i + 1) % TASKS];
-#if TAILS
-            if (me->count <= HALF) {
+            const int mine = me->count - HALF / 2 * warpgroup; /* behind its first row */
+            if (mine <= 0) {
+                PASS_BY
+            } else if (mine <= HALF) {
                 PRODUCT(1)
                 PROBLEM_LATE
                 STORE_BLOCK(0)
-            } else
-#endif
-            {
+            } else {
                 PRODUCT(2)
                 PROBLEM_LATE
                 STORE_BLOCK(0)

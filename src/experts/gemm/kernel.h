@@ -41,7 +41,7 @@ z_place gemm_z_place(const gemm_z *z);
 clmoe_status gemm_kernel_set(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile);
 
 /* The same, and behind them `count` arguments, up to GEMM_MORE_ARGS, of the kernel's own. */
-enum { GEMM_MORE_ARGS = 5 };
+enum { GEMM_MORE_ARGS = 6 };
 clmoe_status gemm_kernel_set_more(cl_kernel kernel, const gemm_problem *problem, uint32_t row_tile,
                                   size_t count, const kernel_arg *more);
 

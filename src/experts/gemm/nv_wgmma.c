@@ -155,7 +155,7 @@ static clmoe_status compile_raw(clmoe_context *context, const gemm_shape *shape,
     const depth k = depth_of(raw->k);
     char options[224];
     snprintf(options, sizeof options,
-             "-DGATED=%d -DTRANSPOSED=%d -DTAILS=1 -DACCUMULATES=%d -DFOURS=%u -DBLOCKS=%u "
+             "-DGATED=%d -DTRANSPOSED=%d -DACCUMULATES=%d -DFOURS=%u -DBLOCKS=%u "
              "-DACTIVATION=%d -DROW_WEIGHT=%d -DBIASED=%d -DKEEP_Z=%d -DINTERLEAVED=%d",
              raw->first && shape->form == GEMM_GATED, raw->transposed, back, k.fours, k.blocks,
              raw->first ? (int)shape->activation : ACT_NONE,
@@ -353,7 +353,10 @@ done:
     return status;
 }
 
-/* As many groups as run at once share the tiles; a bounded launch has so many products. */
+/*
+ * As many groups as run at once share the tiles; a bounded launch has so many products. Tiles of
+ * raw weights take different times: groups take them as they get free, where one launch has all.
+ */
 static clmoe_status multiply(const wgmma_state *state, launch *chain, cl_kernel kernel,
                              const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
@@ -363,13 +366,16 @@ static clmoe_status multiply(const wgmma_state *state, launch *chain, cl_kernel 
     const uint64_t products = most_tiles(problem) * gemm_tiles(problem->n, columns);
     const uint64_t share = launch_share(chain, gemm_work(problem, slots_of_tile(problem), columns));
     const uint64_t most = share < products ? share : products;
-    const bool own = problem->form != GEMM_LINEAR && problem->between;
+    const bool second = problem->form == GEMM_LINEAR, own = !second && problem->between;
     const uint32_t next_blocks = own ? state->depths[1].blocks : 0;
+    const uint32_t counter = second ? LIST_TAKEN_SECOND : LIST_TAKEN_FIRST;
+    const uint32_t taken = most == products ? counter : 0;
     for (uint64_t begin = 0; begin < products; begin += most) {
-        const kernel_arg more[] = {ARG_F32(list), arg_as("maps", arg_buf("maps", maps, 8)),
-                                   ARG_UINT(next_blocks), ARG_UINT(begin), ARG_UINT(most)};
-        TRY(gemm_kernel_set_more(kernel, problem, problem->row_tile, sizeof more / sizeof more[0],
-                                 more));
+        const kernel_arg more[] = {ARG_F32(list),         arg_as("maps", arg_buf("maps", maps, 8)),
+                                   ARG_UINT(next_blocks), ARG_UINT(begin),
+                                   ARG_UINT(most),        ARG_UINT(taken)};
+        const size_t count = sizeof more / sizeof more[0] - (problem->packed ? 1 : 0);
+        TRY(gemm_kernel_set_more(kernel, problem, problem->row_tile, count, more));
         TRY(launch_1d(chain, kernel, wgmma_groups(most, state->units), WGMMA_ITEMS));
     }
 done:
