@@ -376,6 +376,66 @@ static void rows_are_independent(void **state) {
     *info = real;
 }
 
+/* Large tiles where there are few compute units; buffers that begin anywhere, or not. */
+static const float *in_tiles(const gemm_case *c, const gemm_data *d, cl_uint units, bool aligned) {
+    const bool before = support_aligned;
+    gemm_run run;
+    test_context(0)->info.compute_units = units;
+    support_aligned = aligned;
+    gemm_prepare(c, d, &run);
+    support_aligned = before;
+    return gemm_run_on(c, &run, test.queue);
+}
+
+static void check_large(const storage *store, clmoe_type type, spread how) {
+    const gemm_case c = {.engine = &gemm_tiled,
+                         .store = store,
+                         .type = type,
+                         .spread = how,
+                         .experts = how == SPREAD_DENSE ? 1 : 2,
+                         .rows = 520,
+                         .n = 132,
+                         .k = 44,
+                         .alpha = 1.0F,
+                         .bias = true,
+                         .gather = store->transposed,
+                         .training = !store->transposed,
+                         .z = store->down || store->transposed ? Z_NOT_KEPT : Z_BY_SLOT,
+                         .row_weight = GEMM_ROW_WEIGHT_OUTPUT};
+    gemm_data d;
+    const uint64_t seed = (uint64_t)(store - storages);
+    test_case("large tiles: %s, type %d, spread %d", store->name, type, how);
+    test_context(0)->info.compute_units = 1;
+    seed_set(seed);
+    gemm_check_case(&c, seed);
+    seed_set(seed);
+    gemm_make_data(&c, &d);
+    assert_int_equal(d.row_tile, 128);
+    const float *want = in_tiles(&c, &d, UINT32_MAX, true);
+    for (int aligned = 0; aligned < 2; aligned++)
+        compare_bits("C", in_tiles(&c, &d, 1, aligned), want, 4 * (size_t)d.slots * c.n);
+}
+
+/* As on a large GPU: tiled's large tiles have the same bits as those for problems of few groups. */
+static void large_tiles(void **state) {
+    (void)state;
+    clmoe_context *context = test_context(0);
+    const device_info real = context->info;
+    const tuning tuned = context->tuning;
+    test_case("large tiles");
+    if (real.max_group < 1024 || real.local_mem_bytes < 20000)
+        skip();
+    context->info.type = CL_DEVICE_TYPE_GPU;
+    context->tuning = (tuning){0};
+    assert_int_equal(gemm_tiled.row_tile(context, 1000), 128);
+    assert_int_equal(gemm_tiled.row_tile(context, 100), 64);
+    for (size_t s = 0; s < COUNT_OF(storages); s++)
+        check_large(&storages[s], s % 3 ? CLMOE_F32 : CLMOE_BF16, SPREAD_RANDOM);
+    check_large(&storages[1], CLMOE_F16, SPREAD_DENSE);
+    context->info = real;
+    context->tuning = tuned;
+}
+
 static void check_nan(const gemm_engine *engine, const storage *store, clmoe_activation act,
                       bool packed) {
     const gemm_case c = {.engine = engine,
@@ -652,6 +712,7 @@ int main(int argc, char **argv) {
         TEST(nan_stays_in_its_row),
         TEST(no_rows),
         TEST(choice_of_engine),
+        TEST(large_tiles),
         TEST(devices_with_less),
         TEST(variants_of_other_devices),
 #ifdef CLMOE_WITH_CLBLAST

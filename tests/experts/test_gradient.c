@@ -331,6 +331,55 @@ static void variants_of_other_devices(void **state) {
     *info = real;
 }
 
+/* Large tiles where there are few compute units; buffers that begin anywhere, or not. */
+static const void *in_tiles(const gradient_case *c, const gradient_data *d, cl_uint units,
+                            bool aligned) {
+    gradient_run run;
+    test_context(0)->info.compute_units = units;
+    support_aligned = aligned;
+    gradient_prepare(c, d, &run);
+    support_aligned = false;
+    return gradient_run_on(c, &run, test.queue);
+}
+
+static void check_large(const gemm_gradient_shape *types, bool dense) {
+    gradient_case c = full_case(&gemm_tiled, types);
+    gradient_data d;
+    c.m = 252;
+    c.n = 132;
+    c.gather_p = c.gather_q = !dense;
+    if (dense) {
+        c.spread = SPREAD_DENSE;
+        c.experts = 1;
+        c.rows = 1500;
+    }
+    test_case("large tiles: dense %d", dense);
+    test_context(0)->info.compute_units = 1;
+    seed_set(3);
+    gradient_check_case(&c, 3);
+    seed_set(3);
+    gradient_make_data(&c, &d);
+    const void *want = in_tiles(&c, &d, UINT32_MAX, true);
+    for (int aligned = 0; aligned < 2; aligned++)
+        compare_bits("C", in_tiles(&c, &d, 1, aligned), want,
+                     d.c_elements * type_size(types->c_type));
+}
+
+/* As on a large GPU: tiled's large tiles have the same bits as those for problems of few groups. */
+static void large_tiles(void **state) {
+    (void)state;
+    device_info *info = &test_context(0)->info;
+    const device_info real = *info;
+    test_case("large tiles");
+    if (real.max_group < 1024 || real.local_mem_bytes < 20000)
+        skip();
+    info->type = CL_DEVICE_TYPE_GPU;
+    for (size_t t = 0; t < COUNT_OF(type_mixes); t++)
+        if (gradient_takes(&gemm_tiled, &type_mixes[t]))
+            check_large(&type_mixes[t], t % 2);
+    *info = real;
+}
+
 #ifdef CLMOE_WITH_CLBLAST
 static void check_refused(void *engine, const gemm_gradient *problem, const char *says) {
     launch chain;
@@ -389,6 +438,7 @@ int main(void) {
         TEST(no_rows),           TEST(small_shapes),
         TEST(repeatable),        TEST(experts_are_independent),
         TEST(bounded_launches),  TEST(variants_of_other_devices),
+        TEST(large_tiles),
 #ifdef CLMOE_WITH_CLBLAST
         TEST(limits_of_clblast),
 #endif

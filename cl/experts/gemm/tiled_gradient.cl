@@ -6,66 +6,131 @@
  *          slices_add.cl.
  * Arrays: as in gradient.clh. SPLIT: no offsets.
  * NDRange: (ceil(n / (2 * COLUMNS)), ceil(m / ROWS), E, or slices) groups of (COLUMNS / 4) x
- *          (ROWS / 4) work-items; each owns 4 rows by 2 x 4 columns.
- * Limits: ROWS is a multiple of 16; COLUMNS and DEPTH, of slots per step, are powers of two, DEPTH
- *         at least ROWS / 16 and COLUMNS / 4; local memory 4 * DEPTH * (ROWS + 2 * COLUMNS) bytes.
+ *          (ROWS / ITEM_ROWS) work-items; each owns ITEM_ROWS rows, 4, or 8 if LARGE, by 2 x 4
+ *          columns.
+ * Limits: ROWS, COLUMNS and DEPTH, of slots per step, are powers of two, ROWS at least 16, DEPTH at
+ *         least ROWS / 16 and COLUMNS / 16; local memory 4 * DEPTH * (ROWS + 2 * COLUMNS) bytes.
+ *         LARGE: twice that; ROWS and COLUMNS are at least 32; m and n are multiples of 4.
  * Repeatability: one work-item sums over an expert's slots, or a slice, in ascending order.
  */
 #include "experts/gemm/gradient.clh"
 #include "experts/gemm/slices.clh"
 #include "experts/gemm/tiled.clh"
+#include "experts/gemm/tiled_items.clh"
 
-#define ITEMS_X (COLUMNS / TILED_ITEM)
-#define ITEMS_Y (ROWS / TILED_ITEM)
-#define ITEMS   (ITEMS_X * ITEMS_Y)
+#define LINE (ROWS + 2 * COLUMNS) /* floats of a slot in local memory: P, then Q */
 
-/* Float4s of a slot in local memory. */
-#define P_STRIDE (ROWS / TILED_ITEM)
-#define Q_STRIDE (COLUMNS / TILED_ITEM)
+/* Parts of WIDTH elements that a work-item carries to local memory per step: work-items side by
+ * side have neighbours of a slot, the next part is STEP slots on. */
+#define P_ALL   (ROWS * DEPTH)
+#define Q_ALL   (2 * COLUMNS * DEPTH)
+#define P_WIDTH WIDTH_OF(P_ALL)
+#define Q_WIDTH WIDTH_OF(Q_ALL)
+#define P_LANES (ROWS / P_WIDTH)
+#define Q_LANES (2 * COLUMNS / Q_WIDTH)
+#define P_STEP  (ITEMS / P_LANES)
+#define Q_STEP  (ITEMS / Q_LANES)
+#define P_PARTS (DEPTH / P_STEP)
+#define Q_PARTS (DEPTH / Q_STEP)
 
-/* Work-items side by side read neighbouring elements of a slot, and those of the slots so far apart
- * in each of several loads. */
-#define P_STEP  (ITEMS / ROWS)
-#define Q_STEP  (ITEMS / COLUMNS)
-#define P_LOADS (DEPTH / P_STEP)
-#define Q_LOADS (DEPTH / Q_STEP)
+/* What a work-item carries of P, and of Q. */
+typedef struct p_parts {
+    __global const STORAGE(P) *from; /* its columns in row 0; past the last one some others */
+    uint rows[P_PARTS];
+    float values[P_PARTS][P_WIDTH];
+    uint slot;    /* of the first part in the step */
+    uint last;    /* the element of a part that is the last column */
+    bool aligned; /* each part is one access */
+} p_parts;
 
-/* What a work-item carries to local memory per step. */
-typedef struct carried {
-    float p[P_LOADS], q0[Q_LOADS], q1[Q_LOADS];
-} carried;
+typedef struct q_parts {
+    __global const STORAGE(Q) *from;
+    uint rows[Q_PARTS];
+    float values[Q_PARTS][Q_WIDTH];
+    uint slot, last;
+    bool aligned;
+} q_parts;
 
-/* Elements behind the last slot, row or column are 0. */
-static inline void load_p(const gradient *g, uint slot, uint end, uint row, float *values) {
-    UNROLL for (uint i = 0; i < P_LOADS; ++i) {
-        const uint from = slot + i * P_STEP;
-        values[i] = from < end && row < g->m ? LOAD(P, row_of_p(g, from) + row) : 0.0f;
+static inline void find_p(const gradient *g, uint first, uint item, p_parts *p) {
+    const uint column = min(first + item % P_LANES * P_WIDTH, (g->m - 1) / P_WIDTH * P_WIDTH);
+    p->from = g->p + column;
+    p->slot = item / P_LANES;
+    p->last = g->m - 1 - column;
+    p->aligned = ALIGNED_FOURS(P, g->p, g->p_row | g->m);
+}
+
+static inline void find_q(const gradient *g, uint first, uint item, q_parts *q) {
+    const uint column = min(first + item % Q_LANES * Q_WIDTH, (g->n - 1) / Q_WIDTH * Q_WIDTH);
+    q->from = g->q + column;
+    q->slot = item / Q_LANES;
+    q->last = g->n - 1 - column;
+    q->aligned = ALIGNED_FOURS(Q, g->q, g->q_row | g->n);
+}
+
+/* The rows of the step that begins with `slot`: before its elements, which wait for them. */
+static inline void find_rows(const gradient *g, uint slot, uint end, p_parts *p, q_parts *q) {
+    UNROLL for (uint i = 0; i < P_PARTS; ++i) {
+        const uint at = slot + p->slot + i * P_STEP;
+        p->rows[i] = g->p_gathered && at < end ? (uint)g->token_of[at] : at;
+    }
+    UNROLL for (uint i = 0; i < Q_PARTS; ++i) {
+        const uint at = slot + q->slot + i * Q_STEP;
+        q->rows[i] = g->q_gathered && at < end ? (uint)g->token_of[at] : at;
     }
 }
 
-static inline void load_q(const gradient *g, uint slot, uint end, uint column, float *values) {
-    UNROLL for (uint i = 0; i < Q_LOADS; ++i) {
-        const uint from = slot + i * Q_STEP;
-        values[i] = from < end && column < g->n ? LOAD(Q, row_of_q(g, from) + column) : 0.0f;
+/* The step's elements; 0 behind the last slot. */
+static inline void load_p(const gradient *g, uint slot, uint end, p_parts *p) {
+    UNROLL for (uint i = 0; i < P_PARTS; ++i) {
+        __global const STORAGE(P) *const from = p->from + (ulong)p->rows[i] * g->p_row;
+        const bool in = slot + p->slot + i * P_STEP < end;
+        UNROLL for (uint j = 0; j < P_WIDTH; ++j)
+            p->values[i][j] = 0.0f;
+#if HAS_FOURS(P_ALL)
+        if (p->aligned && in)
+            vstore4(LOADA(P, 4, from), 0, p->values[i]);
+        else
+#endif
+        if (in) {
+            UNROLL for (uint j = 0; j < P_WIDTH; ++j)
+                p->values[i][j] = LOAD(P, from + (LARGE ? j : min(j, p->last)));
+        }
     }
 }
 
-static inline void keep(__local float *tile, const carried *next, uint item) {
-    __local float *const q0 = tile + ROWS * DEPTH, *const q1 = q0 + COLUMNS * DEPTH;
-    UNROLL for (uint i = 0; i < P_LOADS; ++i)
-        tile[item + i * ITEMS] = next->p[i];
-    UNROLL for (uint i = 0; i < Q_LOADS; ++i) {
-        q0[item + i * ITEMS] = next->q0[i];
-        q1[item + i * ITEMS] = next->q1[i];
+static inline void load_q(const gradient *g, uint slot, uint end, q_parts *q) {
+    UNROLL for (uint i = 0; i < Q_PARTS; ++i) {
+        __global const STORAGE(Q) *const from = q->from + (ulong)q->rows[i] * g->q_row;
+        const bool in = slot + q->slot + i * Q_STEP < end;
+        UNROLL for (uint j = 0; j < Q_WIDTH; ++j)
+            q->values[i][j] = 0.0f;
+#if HAS_FOURS(Q_ALL)
+        if (q->aligned && in)
+            vstore4(LOADA(Q, 4, from), 0, q->values[i]);
+        else
+#endif
+        if (in) {
+            UNROLL for (uint j = 0; j < Q_WIDTH; ++j)
+                q->values[i][j] = LOAD(Q, from + (LARGE ? j : min(j, q->last)));
+        }
     }
 }
 
-/* Sums of 4 rows by 4 columns, one slot further. */
-static inline void add_products(float4 *sum, float4 p, float4 q) {
-    sum[0] = fma((float4)p.x, q, sum[0]);
-    sum[1] = fma((float4)p.y, q, sum[1]);
-    sum[2] = fma((float4)p.z, q, sum[2]);
-    sum[3] = fma((float4)p.w, q, sum[3]);
+static inline void keep(__local float *tile, uint item, const p_parts *p, const q_parts *q) {
+    __local float *const p_to = tile + p->slot * LINE + item % P_LANES * P_WIDTH;
+    __local float *const q_to = tile + q->slot * LINE + ROWS + item % Q_LANES * Q_WIDTH;
+    UNROLL for (uint i = 0; i < P_PARTS; ++i)
+#if HAS_FOURS(P_ALL)
+        *(__local float4 *)(p_to + i * P_STEP * LINE) = vload4(0, p->values[i]);
+#else
+        p_to[i * P_STEP * LINE] = p->values[i][0];
+#endif
+    UNROLL for (uint i = 0; i < Q_PARTS; ++i)
+#if HAS_FOURS(Q_ALL)
+        *(__local float4 *)(q_to + i * Q_STEP * LINE) = vload4(0, q->values[i]);
+#else
+        q_to[i * Q_STEP * LINE] = q->values[i][0];
+#endif
 }
 
 /* Stores TILED_ITEM columns of one row of C. */
@@ -78,9 +143,10 @@ static inline void store(const gradient *g, uint matrix, uint row, uint column, 
 
 KERNEL(ITEMS_X, ITEMS_Y, 1)
 void gradient_tiled(GRADIENT_PARAMETERS) {
-    __local float4 tile[DEPTH * (P_STRIDE + 2 * Q_STRIDE)];
+    __local float4 tile[BUFFERS * DEPTH * LINE / TILED_ITEM];
     const gradient g = GRADIENT_PROBLEM;
-    const uint x = (uint)get_local_id(0), y = (uint)get_local_id(1), item = y * ITEMS_X + x;
+    const uint item = (uint)get_local_id(1) * ITEMS_X + (uint)get_local_id(0);
+    const uint2 place = place_of(item);
     const uint matrix = (uint)get_global_id(2);
     const uint first_row = (uint)get_global_id(1) / ITEMS_Y * ROWS;
     const uint first_column = (uint)get_global_id(0) / ITEMS_X * (2 * COLUMNS);
@@ -91,39 +157,41 @@ void gradient_tiled(GRADIENT_PARAMETERS) {
     const uint2 slots_in_use = slots_of(&g, matrix);
     const uint begin = slots_in_use.x, end = slots_in_use.y;
 #endif
-    const uint p_slot = item / ROWS, p_row_here = first_row + item % ROWS;
-    const uint q_slot = item / COLUMNS, q0_column = first_column + item % COLUMNS;
-
-    __local const float4 *const p_tile = tile;
-    __local const float4 *const q0_tile = tile + DEPTH * P_STRIDE;
-    __local const float4 *const q1_tile = q0_tile + DEPTH * Q_STRIDE;
-    carried next;
-    float4 sum0[TILED_ITEM], sum1[TILED_ITEM];
-    UNROLL for (uint i = 0; i < TILED_ITEM; ++i)
-        sum0[i] = sum1[i] = 0.0f;
-    load_p(&g, begin + p_slot, end, p_row_here, next.p);
-    load_q(&g, begin + q_slot, end, q0_column, next.q0);
-    load_q(&g, begin + q_slot, end, q0_column + COLUMNS, next.q1);
-    for (uint step = begin; step < end; step += DEPTH) {
-        keep((__local float *)tile, &next, item);
-        barrier(CLK_LOCAL_MEM_FENCE);
-        load_p(&g, step + DEPTH + p_slot, end, p_row_here, next.p);
-        load_q(&g, step + DEPTH + q_slot, end, q0_column, next.q0);
-        load_q(&g, step + DEPTH + q_slot, end, q0_column + COLUMNS, next.q1);
-        UNROLL_8 for (uint depth = 0; depth < DEPTH; ++depth) {
-            const float4 p_now = p_tile[depth * P_STRIDE + y];
-            add_products(sum0, p_now, q0_tile[depth * Q_STRIDE + x]);
-            add_products(sum1, p_now, q1_tile[depth * Q_STRIDE + x]);
+    /* A step's elements are loaded while those of the one before are used. */
+    const uint behind = begin < end ? end + DEPTH : begin;
+    p_parts next_p;
+    q_parts next_q;
+    sums s;
+    find_p(&g, first_row, item, &next_p);
+    find_q(&g, first_column, item, &next_q);
+    find_rows(&g, begin, end, &next_p, &next_q);
+    clear(&s);
+    uint now = 0; /* first float of the step's buffer */
+    for (uint step = begin; step < behind; step += DEPTH) {
+        load_p(&g, step, end, &next_p);
+        load_q(&g, step, end, &next_q);
+        find_rows(&g, step + DEPTH, end, &next_p, &next_q);
+        if (step > begin) {
+            __local const float4 *const lines = tile + now / TILED_ITEM;
+            UNROLL_8 for (uint depth = 0; depth < DEPTH; ++depth)
+                add_line(lines + depth * (LINE / TILED_ITEM) + place.y,
+                         lines + (depth * LINE + ROWS) / TILED_ITEM + place.x, &s);
         }
+#if BUFFERS == 2
+        now = now ? 0 : DEPTH * LINE;
+#else
+        barrier(CLK_LOCAL_MEM_FENCE);
+#endif
+        keep((__local float *)tile + now, item, &next_p, &next_q);
         barrier(CLK_LOCAL_MEM_FENCE);
     }
 
-    UNROLL for (uint i = 0; i < TILED_ITEM; ++i) {
-        const uint row = first_row + y * TILED_ITEM + i;
-        const uint column = first_column + x * TILED_ITEM;
+    UNROLL for (uint i = 0; i < ITEM_ROWS; ++i) {
+        const uint row = first_row + row_in_tile(place.y, i);
+        const uint column = first_column + place.x * TILED_ITEM;
         if (row >= m)
             continue;
-        store(&g, matrix, row, column, sum0[i]);
-        store(&g, matrix, row, column + COLUMNS, sum1[i]);
+        store(&g, matrix, row, column, s.of[0][i]);
+        store(&g, matrix, row, column + COLUMNS, s.of[1][i]);
     }
 }
