@@ -12,6 +12,23 @@
 #define SUM_ROUNDINGS 3.0
 #define ACT_ROUNDINGS 10.0
 
+const storage gemm_storages[GEMM_STORAGES] = {
+    {"concatenated", CLMOE_GATE_CONCAT, false, false},
+    {"concatenated, transposed", CLMOE_GATE_CONCAT, true, false},
+    {"interleaved", CLMOE_GATE_INTERLEAVED, false, false},
+    {"interleaved, transposed", CLMOE_GATE_INTERLEAVED, true, false},
+    {"separate", CLMOE_GATE_SEPARATE, false, false},
+    {"separate, transposed", CLMOE_GATE_SEPARATE, true, false},
+    {"plain", CLMOE_GATE_NONE, false, false},
+    {"plain, transposed", CLMOE_GATE_NONE, true, false},
+    {"down", CLMOE_GATE_NONE, false, true},
+    {"down, transposed", CLMOE_GATE_NONE, true, true},
+};
+
+bool gemm_runs_here(const gemm_engine *engine) {
+    return engine->supports(test_context(0)) == CLMOE_SUCCESS;
+}
+
 bool gemm_is_nv(const gemm_engine *engine) {
     return engine == &gemm_nv_mma || engine == &gemm_nv_wgmma;
 }

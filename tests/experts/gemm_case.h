@@ -51,6 +51,12 @@ typedef struct gemm_run {
     clmoe_buf before; /* C, where the case accumulates */
 } gemm_run;
 
+/* Every layout of the weights, gated and plain, and down last. */
+enum { GEMM_STORAGES = 10 };
+extern const storage gemm_storages[GEMM_STORAGES];
+
+bool gemm_runs_here(const gemm_engine *engine);
+
 /* The engine is one for devices with NVIDIA's matrix instructions: no f32. */
 bool gemm_is_nv(const gemm_engine *engine);
 

@@ -11,19 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static const storage storages[] = {
-    {"concatenated", CLMOE_GATE_CONCAT, false, false},
-    {"concatenated, transposed", CLMOE_GATE_CONCAT, true, false},
-    {"interleaved", CLMOE_GATE_INTERLEAVED, false, false},
-    {"interleaved, transposed", CLMOE_GATE_INTERLEAVED, true, false},
-    {"separate", CLMOE_GATE_SEPARATE, false, false},
-    {"separate, transposed", CLMOE_GATE_SEPARATE, true, false},
-    {"plain", CLMOE_GATE_NONE, false, false},
-    {"plain, transposed", CLMOE_GATE_NONE, true, false},
-    {"down", CLMOE_GATE_NONE, false, true},
-    {"down, transposed", CLMOE_GATE_NONE, true, true},
-};
-
 /* ---- Cases --------------------------------------------------------------------------------- */
 
 static uint32_t pick(const uint32_t *from, size_t count) {
@@ -73,10 +60,6 @@ static gemm_case random_case(const gemm_engine *engine, const storage *store, ui
     return c;
 }
 
-static bool runs_here(const gemm_engine *engine) {
-    return engine->supports(test_context(0)) == CLMOE_SUCCESS;
-}
-
 /* A shape's kernels are compiled for it alone, and for long. */
 static bool is_slow(const gemm_engine *engine) {
     return engine == &gemm_nv_wgmma;
@@ -84,16 +67,16 @@ static bool is_slow(const gemm_engine *engine) {
 
 /* All but those whose kernels take long to compile: few_cases() has these. */
 static bool has_all_cases(const gemm_engine *engine) {
-    return !is_slow(engine) && runs_here(engine);
+    return !is_slow(engine) && gemm_runs_here(engine);
 }
 
 static void random_cases(uint64_t count, uint32_t most) {
     uint64_t seed = 1;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(storages) && has_all_cases(gemm_engines[i]); s++)
+        for (size_t s = 0; s < GEMM_STORAGES && has_all_cases(gemm_engines[i]); s++)
             for (uint64_t n = 0; n < count; n++) {
                 seed_set(seed * 1000);
-                const gemm_case c = random_case(gemm_engines[i], &storages[s], most);
+                const gemm_case c = random_case(gemm_engines[i], &gemm_storages[s], most);
                 gemm_check_case(&c, seed++);
             }
 }
@@ -129,7 +112,7 @@ static gemm_case training_case(const gemm_engine *engine, const storage *store, 
 
 static void check_training(const gemm_engine *engine, const storage *store) {
     for (uint64_t n = 0; n < 12; n++) {
-        seed_set(n * 777 + (uint64_t)(store - storages));
+        seed_set(n * 777 + (uint64_t)(store - gemm_storages));
         const gemm_case c = training_case(engine, store, n);
         gemm_check_case(&c, n);
     }
@@ -138,8 +121,8 @@ static void check_training(const gemm_engine *engine, const storage *store) {
 static void training(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(storages) && has_all_cases(gemm_engines[i]); s++)
-            check_training(gemm_engines[i], &storages[s]);
+        for (size_t s = 0; s < GEMM_STORAGES && has_all_cases(gemm_engines[i]); s++)
+            check_training(gemm_engines[i], &gemm_storages[s]);
 }
 
 /*
@@ -149,7 +132,7 @@ static void training(void **state) {
  */
 static gemm_case slow_case(const gemm_engine *engine, uint32_t n, bool train) {
     static const uint32_t rows[] = {9, 70, 257}, depths[] = {104, 63, 257, 96, 8, 160};
-    const storage *store = &storages[n * 3 % COUNT_OF(storages)];
+    const storage *store = &gemm_storages[n * 3 % GEMM_STORAGES];
     gemm_case c = train ? training_case(engine, store, n) : random_case(engine, store, 1000);
     c.spread = n == 4 ? SPREAD_DENSE : SPREAD_RANDOM;
     c.experts = n == 4 ? 1 : 3;
@@ -168,7 +151,7 @@ static void few_cases(void **state) {
     enum { CASES = 6 };
     for (size_t i = 0; gemm_engines[i]; i++)
         for (uint32_t n = 0; n < 2 * CASES && is_slow(gemm_engines[i]); n++) {
-            if (!runs_here(gemm_engines[i]))
+            if (!gemm_runs_here(gemm_engines[i]))
                 break;
             seed_set(n * 31 + 5);
             const gemm_case c = slow_case(gemm_engines[i], n % CASES, n >= CASES);
@@ -184,10 +167,10 @@ static void small_training(void **state) {
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_NAME, sizeof name, name, NULL));
     support_bare = strstr(name, "Oclgrind") != NULL;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(kinds) && runs_here(gemm_engines[i]); s++) {
-            const bool down = storages[kinds[s]].down;
+        for (size_t s = 0; s < COUNT_OF(kinds) && gemm_runs_here(gemm_engines[i]); s++) {
+            const bool down = gemm_storages[kinds[s]].down;
             const gemm_case c = {.engine = gemm_engines[i],
-                                 .store = &storages[kinds[s]],
+                                 .store = &gemm_storages[kinds[s]],
                                  .type = only_type(gemm_engines[i]),
                                  .experts = 2,
                                  .rows = 5,
@@ -212,9 +195,9 @@ static void small_training(void **state) {
 static void exact_values(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(storages) && runs_here(gemm_engines[i]); s++) {
+        for (size_t s = 0; s < GEMM_STORAGES && gemm_runs_here(gemm_engines[i]); s++) {
             gemm_case c = {.engine = gemm_engines[i],
-                           .store = &storages[s],
+                           .store = &gemm_storages[s],
                            .type = only_type(gemm_engines[i]),
                            .experts = 3,
                            .rows = 70,
@@ -225,8 +208,9 @@ static void exact_values(void **state) {
                            .exact = true};
             gemm_check_case(&c, s);
             c.training = true;
-            c.accumulate = storages[s].down && !is_slow(c.engine); /* of which packed ones do not */
-            c.z = storages[s].down ? Z_NOT_KEPT : Z_BY_SLOT;
+            c.accumulate =
+                gemm_storages[s].down && !is_slow(c.engine); /* of which packed ones do not */
+            c.z = gemm_storages[s].down ? Z_NOT_KEPT : Z_BY_SLOT;
             gemm_check_case(&c, s);
             c.packed = c.engine->pack;
             if (c.packed)
@@ -260,56 +244,9 @@ static void check_repeatable(const gemm_engine *engine, const storage *store, bo
 static void repeatable(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < 2 && runs_here(gemm_engines[i]); s++)
+        for (size_t s = 0; s < 2 && gemm_runs_here(gemm_engines[i]); s++)
             for (int packed = 0; packed <= (gemm_engines[i]->pack != NULL); packed++)
-                check_repeatable(gemm_engines[i], &storages[s], packed);
-}
-
-static const float *run_once(gemm_case c, bool packed, gemm_data *d) {
-    gemm_run run;
-    c.packed = packed;
-    seed_set(c.rows);
-    gemm_make_data(&c, d);
-    gemm_prepare(&c, d, &run);
-    return gemm_run_on(&c, &run, test.queue);
-}
-
-static void compare_packed_and_raw(size_t kind, uint32_t rows) {
-    const gemm_case c = {.engine = &gemm_nv_wgmma,
-                         .store = &storages[kind],
-                         .type = CLMOE_BF16,
-                         .experts = 5,
-                         .rows = rows,
-                         .n = 200,
-                         .k = 296,
-                         .alpha = 1.0F};
-    gemm_data d;
-    test_case("%s, %u rows", c.store->name, c.rows);
-    const float *packed = run_once(c, true, &d), *raw = run_once(c, false, &d);
-    for (uint32_t e = 0; e < c.experts; e++)
-        compare_bits("C", raw + (size_t)d.offsets[e] * c.n, packed + (size_t)d.offsets[e] * c.n,
-                     4 * (size_t)d.kept[e] * c.n);
-}
-
-/*
- * The engine whose packed weights and raw ones are other factors of the products: the same bits,
- * for experts of one tile, of several and of none. k is a multiple of 8, as raw weights want it.
- */
-static void packed_as_raw(void **state) {
-    (void)state;
-    for (int i = 0; i < 2 && runs_here(&gemm_nv_wgmma); i++) {
-        compare_packed_and_raw(i ? 8 : 0, 300);
-        compare_packed_and_raw(i ? 8 : 0, 700);
-    }
-}
-
-/* The same with so few rows an expert that nv_mma has the raw ones. */
-static void packed_as_raw_of_few_rows(void **state) {
-    (void)state;
-    for (int i = 0; i < 2 && runs_here(&gemm_nv_wgmma); i++) {
-        compare_packed_and_raw(i ? 8 : 0, 9);
-        compare_packed_and_raw(i ? 8 : 0, 100);
-    }
+                check_repeatable(gemm_engines[i], &gemm_storages[s], packed);
 }
 
 static gemm_case dense_case(const gemm_engine *engine, const storage *store, bool packed) {
@@ -358,7 +295,7 @@ static void rows_are_independent(void **state) {
     const device_info real = *info;
     info->compute_units = 1;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (size_t s = 0; s < COUNT_OF(kinds) && runs_here(gemm_engines[i]); s++) {
+        for (size_t s = 0; s < COUNT_OF(kinds) && gemm_runs_here(gemm_engines[i]); s++) {
             const gemm_engine *engine = gemm_engines[i];
             for (int packed = 0; packed <= (engine->pack != NULL) && !engine->blocks; packed++) {
                 test_case("%s: %s, packed %d", engine->name, kinds[s].name, packed);
@@ -374,66 +311,6 @@ static void rows_are_independent(void **state) {
             }
         }
     *info = real;
-}
-
-/* Large tiles where there are few compute units; buffers that begin anywhere, or not. */
-static const float *in_tiles(const gemm_case *c, const gemm_data *d, cl_uint units, bool aligned) {
-    const bool before = support_aligned;
-    gemm_run run;
-    test_context(0)->info.compute_units = units;
-    support_aligned = aligned;
-    gemm_prepare(c, d, &run);
-    support_aligned = before;
-    return gemm_run_on(c, &run, test.queue);
-}
-
-static void check_large(const storage *store, clmoe_type type, spread how) {
-    const gemm_case c = {.engine = &gemm_tiled,
-                         .store = store,
-                         .type = type,
-                         .spread = how,
-                         .experts = how == SPREAD_DENSE ? 1 : 2,
-                         .rows = 520,
-                         .n = 132,
-                         .k = 44,
-                         .alpha = 1.0F,
-                         .bias = true,
-                         .gather = store->transposed,
-                         .training = !store->transposed,
-                         .z = store->down || store->transposed ? Z_NOT_KEPT : Z_BY_SLOT,
-                         .row_weight = GEMM_ROW_WEIGHT_OUTPUT};
-    gemm_data d;
-    const uint64_t seed = (uint64_t)(store - storages);
-    test_case("large tiles: %s, type %d, spread %d", store->name, type, how);
-    test_context(0)->info.compute_units = 1;
-    seed_set(seed);
-    gemm_check_case(&c, seed);
-    seed_set(seed);
-    gemm_make_data(&c, &d);
-    assert_int_equal(d.row_tile, 128);
-    const float *want = in_tiles(&c, &d, UINT32_MAX, true);
-    for (int aligned = 0; aligned < 2; aligned++)
-        compare_bits("C", in_tiles(&c, &d, 1, aligned), want, 4 * (size_t)d.slots * c.n);
-}
-
-/* As on a large GPU: tiled's large tiles have the same bits as those for problems of few groups. */
-static void large_tiles(void **state) {
-    (void)state;
-    clmoe_context *context = test_context(0);
-    const device_info real = context->info;
-    const tuning tuned = context->tuning;
-    test_case("large tiles");
-    if (real.max_group < 1024 || real.local_mem_bytes < 20000)
-        skip();
-    context->info.type = CL_DEVICE_TYPE_GPU;
-    context->tuning = (tuning){0};
-    assert_int_equal(gemm_tiled.row_tile(context, 1000), 128);
-    assert_int_equal(gemm_tiled.row_tile(context, 100), 64);
-    for (size_t s = 0; s < COUNT_OF(storages); s++)
-        check_large(&storages[s], s % 3 ? CLMOE_F32 : CLMOE_BF16, SPREAD_RANDOM);
-    check_large(&storages[1], CLMOE_F16, SPREAD_DENSE);
-    context->info = real;
-    context->tuning = tuned;
 }
 
 static void check_nan(const gemm_engine *engine, const storage *store, clmoe_activation act,
@@ -466,21 +343,21 @@ static void check_nan(const gemm_engine *engine, const storage *store, clmoe_act
 static void nan_stays_in_its_row(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++)
-        for (int act = 0; act <= CLMOE_ACT_RELU2 && runs_here(gemm_engines[i]); act++)
+        for (int act = 0; act <= CLMOE_ACT_RELU2 && gemm_runs_here(gemm_engines[i]); act++)
             for (int packed = 0; packed <= (gemm_engines[i]->pack != NULL); packed++)
                 for (int plain = 0; plain < 2; plain++)
                     if (!is_slow(gemm_engines[i]) || (act % 2 == plain && packed))
-                        check_nan(gemm_engines[i], &storages[plain ? 6 : 0], (clmoe_activation)act,
-                                  packed);
+                        check_nan(gemm_engines[i], &gemm_storages[plain ? 6 : 0],
+                                  (clmoe_activation)act, packed);
 }
 
 static void no_rows(void **state) {
     (void)state;
     for (size_t i = 0; gemm_engines[i]; i++) {
-        if (!runs_here(gemm_engines[i]))
+        if (!gemm_runs_here(gemm_engines[i]))
             continue;
         const gemm_case c = {.engine = gemm_engines[i],
-                             .store = &storages[0],
+                             .store = &gemm_storages[0],
                              .type = only_type(gemm_engines[i]),
                              .spread = SPREAD_DENSE,
                              .experts = 1,
@@ -511,7 +388,7 @@ static void check_widest(const gemm_shape *of) {
     gemm_shape wide = *of;
     wide.hidden_dim = 30721;
     OK(pick_engine(test_context(0), NULL, &wide, &engine));
-    assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
+    assert_true((engine == &gemm_nv_mma) == gemm_runs_here(&gemm_nv_mma));
     assert_int_equal(pick_engine(test_context(0), "nv_wgmma", &wide, &engine), CLMOE_UNSUPPORTED);
     assert_non_null(strstr(clmoe_last_error(), "30720"));
 }
@@ -526,19 +403,19 @@ static void choice_of_engine(void **state) {
     bf16.a_type = bf16.w_type = bf16.c_type = CLMOE_BF16;
     CL_OK(clGetDeviceInfo(test.device, CL_DEVICE_TYPE, sizeof type, &type, NULL));
     OK(pick_engine(test_context(0), NULL, &bf16, &engine));
-    assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma)); /* a router's */
+    assert_true((engine == &gemm_nv_mma) == gemm_runs_here(&gemm_nv_mma)); /* a router's */
     bf16.form = GEMM_GATED;
     OK(pick_engine(test_context(0), NULL, &bf16, &engine));
-    if (runs_here(&gemm_nv_wgmma))
+    if (gemm_runs_here(&gemm_nv_wgmma))
         assert_ptr_equal(engine, &gemm_nv_wgmma);
     else
-        assert_true((engine == &gemm_nv_mma) == runs_here(&gemm_nv_mma));
+        assert_true((engine == &gemm_nv_mma) == gemm_runs_here(&gemm_nv_mma));
     check_widest(&bf16);
     OK(pick_engine(test_context(0), NULL, &f32, &engine));
     if (type & CL_DEVICE_TYPE_CPU)
         assert_ptr_equal(engine, &gemm_cpu);
     if (type & CL_DEVICE_TYPE_GPU)
-        assert_ptr_equal(engine, runs_here(&gemm_nv_split) ? &gemm_nv_split : &gemm_tiled);
+        assert_ptr_equal(engine, gemm_runs_here(&gemm_nv_split) ? &gemm_nv_split : &gemm_tiled);
     OK(pick_engine(test_context(0), "ref", &f32, &engine));
     assert_ptr_equal(engine, &gemm_ref);
     assert_int_equal(pick_engine(test_context(0), "fast", &f32, &engine), CLMOE_INVALID_DESC);
@@ -578,9 +455,9 @@ static void devices_with_less(void **state) {
 }
 
 static void check_storages(const gemm_engine *engine) {
-    for (size_t s = 0; s < COUNT_OF(storages) && runs_here(engine); s++) {
+    for (size_t s = 0; s < GEMM_STORAGES && gemm_runs_here(engine); s++) {
         gemm_case c = {.engine = engine,
-                       .store = &storages[s],
+                       .store = &gemm_storages[s],
                        .experts = 3,
                        .rows = 70,
                        .n = 75,
@@ -706,13 +583,10 @@ int main(int argc, char **argv) {
         TEST(small_training),
         TEST(exact_values),
         TEST(repeatable),
-        TEST(packed_as_raw),
-        TEST(packed_as_raw_of_few_rows),
         TEST(rows_are_independent),
         TEST(nan_stays_in_its_row),
         TEST(no_rows),
         TEST(choice_of_engine),
-        TEST(large_tiles),
         TEST(devices_with_less),
         TEST(variants_of_other_devices),
 #ifdef CLMOE_WITH_CLBLAST
