@@ -106,7 +106,7 @@ def finish(root, name, config, tensors, decoded, x, y):
     save(os.path.join(directory, "expected.safetensors"), kept)
 
 
-def numbered(root, name, model, H, code, quantization):
+def numbered(root, name, model, H, code, quantization, more={}):
     """A model with tensors for each expert. code(w) -> ({end: tensor}, decoded)."""
     mixtral_names = model in ("mixtral", "minimax_m2")
     prefix = "model.layers.0.block_sparse_moe." if mixtral_names else "model.layers.0.mlp."
@@ -128,7 +128,7 @@ def numbered(root, name, model, H, code, quantization):
     x = normal(T, D)
     logits = x.astype(np.float64) @ router.astype(np.float64).T
     config = {"model_type": model, "hidden_size": D, "num_experts_per_tok": K, "hidden_act": "silu",
-              "num_hidden_layers": 1, "quantization_config": quantization}
+              "num_hidden_layers": 1, "quantization_config": quantization, **more}
     config["moe_intermediate_size" if not mixtral_names else "intermediate_size"] = H
     if model in ("mixtral", "qwen3_moe"):
         config["num_local_experts" if mixtral_names else "num_experts"] = E
@@ -240,7 +240,7 @@ def main(root):
     numbered(root, "fp8_tensor", "mixtral", 32, whole, {"quant_method": "fp8", "activation_scheme": "static"})
     numbered(root, "mxfp4_packed", "minimax_m2", 64, packed,
              {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "config_groups": {"group_0": four}})
-    numbered(root, "mxfp4_pairs", "minimax_m2", 64, pairs, dict(ue8m0, expert_dtype="fp4"))
+    numbered(root, "mxfp4_pairs", "minimax_m2", 64, pairs, ue8m0, {"expert_dtype": "fp4"})
     gpt_oss(root)
 
 
