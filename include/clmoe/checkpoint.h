@@ -25,6 +25,18 @@ typedef struct clmoe_checkpoint clmoe_checkpoint;
 
 struct clmoe_gradients; /* see backward.h */
 
+/*
+ * Whether coded matrices of experts (FP8, MXFP4) may be decoded at upload, and to what. A layer
+ * that has some is then described with that weight_type; one that has none is as without.
+ */
+typedef uint32_t clmoe_decode;
+enum {
+    CLMOE_DECODE_NO = 0, /* such a layer is refused, by the name of the tensor */
+    CLMOE_DECODE_F32 = 1,
+    CLMOE_DECODE_F16 = 2,
+    CLMOE_DECODE_BF16 = 3,
+};
+
 typedef struct clmoe_checkpoint_options {
     size_t struct_size; /* set by clmoe_checkpoint_options_init() */
     /*
@@ -32,6 +44,8 @@ typedef struct clmoe_checkpoint_options {
      * or "pattern": those that the names of tensors and fields point to. NULL (default): none.
      */
     const char *assume;
+    clmoe_decode decode; /* default CLMOE_DECODE_NO */
+    uint32_t reserved;   /* 0 */
 } clmoe_checkpoint_options;
 
 /* Sets the defaults, all of which are 0, and struct_size. */
@@ -43,7 +57,7 @@ static inline void clmoe_checkpoint_options_init(clmoe_checkpoint_options *optio
 /*
  * Opens a directory; reads config.json and all headers, no tensor data. `options` may be NULL.
  * Errors: CLMOE_IO, CLMOE_BAD_FILE, with a sentence that names the file and the field;
- * CLMOE_UNSUPPORTED for a model_type that is not known, or a quantised model;
+ * CLMOE_UNSUPPORTED for a model_type that is not known;
  * CLMOE_INVALID_ARGUMENT for an assumption that names no family, or another than a known one, and
  * for a directory of no name.
  */
@@ -63,6 +77,12 @@ CLMOE_API const char *clmoe_checkpoint_model_type(const clmoe_checkpoint *checkp
 CLMOE_API const char *clmoe_checkpoint_assumed(const clmoe_checkpoint *checkpoint, uint32_t layer);
 
 /*
+ * How matrices of layer `layer` are coded in the files: "FP8" or "MXFP4", that of the first. NULL
+ * if none is, or the layer cannot be described with the checkpoint's options.
+ */
+CLMOE_API const char *clmoe_checkpoint_coded(const clmoe_checkpoint *checkpoint, uint32_t layer);
+
+/*
  * clmoe_checkpoint_layer() for a struct of `struct_size` bytes; CLMOE_UNSUPPORTED too if the block
  * needs a field that it does not have.
  */
@@ -72,8 +92,9 @@ CLMOE_API clmoe_status clmoe_checkpoint_layer_sized(const clmoe_checkpoint *chec
 
 /*
  * Fills `desc` with the MoE block of layer `layer` (0-based). Callers may then set engine,
- * capacity, training and the storage types. Errors: CLMOE_BAD_FILE, CLMOE_UNSUPPORTED for a feature
- * clmoe lacks, by name.
+ * capacity, training and the storage types, but for the weight_type of a coded layer. Errors:
+ * CLMOE_BAD_FILE, CLMOE_UNSUPPORTED for a feature clmoe lacks, by name, and for coded weights
+ * unless options.decode allows to decode them.
  */
 static inline clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkpoint,
                                                   uint32_t layer, clmoe_layer_desc *desc) {
@@ -82,12 +103,13 @@ static inline clmoe_status clmoe_checkpoint_layer(const clmoe_checkpoint *checkp
 
 /*
  * Creates the weight buffers of the block in `context` and writes them through `queue`; returns
- * when they are written, rounded to desc's types. `desc` is what clmoe_checkpoint_layer() filled.
- * The buffers are yours: release them with clmoe_weights_release(). On error nothing is left
- * allocated.
+ * when they are written, decoded and rounded to desc's types. `desc` is what
+ * clmoe_checkpoint_layer() filled. The buffers are yours: release them with
+ * clmoe_weights_release(). On error nothing is left allocated.
  *
- * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes, layouts or biases, and for a queue of
- * another context than `context`; CLMOE_INVALID_DESC for types that do not exist; those of
+ * Errors: CLMOE_INVALID_ARGUMENT for a desc of other sizes, layouts or biases, for coded weights
+ * with another weight_type than options.decode allows, and for a queue of another context than
+ * `context`; CLMOE_INVALID_DESC for types that do not exist; those of
  * clmoe_checkpoint_layer(); CLMOE_IO; and, before any buffer is made, CLMOE_UNSUPPORTED with
  * weight, size and limit where one is more than the queue's device allows per buffer
  * (CL_DEVICE_MAX_MEM_ALLOC_SIZE), or all of them more than it has. A field of clmoe_weights is one
@@ -101,7 +123,7 @@ CLMOE_API clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoin
 typedef struct clmoe_parameter {
     const char *name; /* in the model's files; valid as long as the checkpoint */
     uint32_t rank;
-    const uint64_t *shape; /* [rank], as in the file */
+    const uint64_t *shape; /* [rank], as in the file; of a coded matrix that of its numbers */
     uint64_t elements;     /* the product of the shape */
     /* Elements [first, first + count) of the gradient, row-major; NULL: no values were asked for.
      */

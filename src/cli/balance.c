@@ -289,7 +289,7 @@ static clmoe_buf place(const balance_session *s, buffer_id id) {
 static clmoe_status read_files(const balance_options *o, balance_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     problem why;
-    TRY(open_model(o->model, o->assume, &s->checkpoint));
+    TRY(open_model(o->model, o->assume, CLMOE_DECODE_NO, &s->checkpoint));
     TRY(checked(model_is_spared(o->model, &o->csv, "--csv", &why), &why));
     TRY(checked(model_is_spared(o->model, &o->place.plan, "--plan", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));

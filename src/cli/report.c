@@ -90,6 +90,8 @@ static void print_head(const run_report *r) {
     if (desc->shared.hidden_dim > 0)
         printf(", shared expert of %u", (unsigned)desc->shared.hidden_dim);
     printf("\ndevice    %s\nengine    %s, %s\n", r->device, r->engine, dtype_name(desc->type));
+    if (r->coded != NULL)
+        printf("weights   %s, decoded to %s\n", r->coded, dtype_name(desc->weight_type));
     printf("batch     %u tokens, ", (unsigned)r->tokens);
     if (r->capacity > 0)
         printf("capacity %u rows per expert\n", (unsigned)r->capacity);
@@ -244,6 +246,9 @@ static void set_layer(json_t *object, const run_report *r) {
     const clmoe_layer_desc *desc = r->desc;
     json_object_set_new(object, "model_type", json_string(r->model_type));
     json_object_set_new(object, "assumed", r->assumed ? json_string(r->assumed) : json_null());
+    json_object_set_new(object, "coded", r->coded ? json_string(r->coded) : json_null());
+    json_object_set_new(object, "decoded_to",
+                        r->coded ? json_string(dtype_name(desc->weight_type)) : json_null());
     json_object_set_new(object, "layer", json_integer(r->layer));
     json_object_set_new(object, "device", json_string(r->device));
     json_object_set_new(object, "engine", json_string(r->engine));

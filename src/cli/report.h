@@ -8,6 +8,7 @@
 typedef struct run_report {
     const char *model_type;
     const char *assumed; /* what it was taken for, or NULL */
+    const char *coded;   /* how the experts' weights are coded in the files, or NULL */
     uint32_t layer;
     char device[256];
     const char *engine;

@@ -27,6 +27,8 @@ static const char usage[] =
     "Options:\n"
     "  --assume FAMILY      for a model_type that clmoe does not know: the one whose rules it\n"
     "                       follows, or pattern: what the names of its tensors point to\n"
+    "  --decode T           allows coded weights of experts, FP8 or MXFP4, which are decoded to f32,\n"
+    "                       f16 or bf16; without it such a layer is refused. Changes no others\n"
     "  --output FILE        writes the result to a safetensors file as tensor y [T,D]; - is\n"
     "                       standard output, instead of the report\n"
     "  --force              overwrites the files of --output and --gradients if there are any;\n"
@@ -42,7 +44,7 @@ static const char usage[] =
     "                       compares them with the tensors of those names in a safetensors file\n"
     "  --recompute          keeps less for the backward pass, which computes it again\n"
     "  --tolerance R        most ||y - expect|| / ||expect|| that passes (default 1e-5, for\n"
-    "                       gradients 2e-5; f16 2e-3, bf16 2e-2)\n"
+    "                       gradients 2e-5; f16 2e-3, bf16 2e-2, also for --decode)\n"
     "  --dtype T            f32 (default), f16 or bf16: x and the expert weights are rounded to it\n"
     "  --device D           the device: its number in clmoe devices, or part of its name or its\n"
     "                       platform's (default: the first GPU, else 0)\n"
@@ -75,6 +77,7 @@ typedef struct run_options {
     uint32_t layer, repeat;
     forced_routing forced;
     clmoe_type dtype;
+    clmoe_decode decode;
     double tolerance, gradient_tolerance, capacity_factor;
     clmoe_loss_desc losses[MAX_RUN_LOSSES];
     uint32_t num_losses;
@@ -100,6 +103,7 @@ typedef struct run_session {
 enum {
     OPT_LAYER,
     OPT_ASSUME,
+    OPT_DECODE,
     OPT_INPUT,
     OPT_TENSOR,
     OPT_OUTPUT,
@@ -127,6 +131,7 @@ enum {
 static const cli_option table[] = {
     [OPT_LAYER] = {.name = "layer", .has_value = true},
     [OPT_ASSUME] = {.name = "assume", .has_value = true},
+    [OPT_DECODE] = {.name = "decode", .has_value = true},
     [OPT_INPUT] = {.name = "input", .has_value = true},
     [OPT_TENSOR] = {.name = "tensor", .has_value = true},
     [OPT_OUTPUT] = {.name = "output", .has_value = true},
@@ -153,14 +158,24 @@ static const cli_option table[] = {
     [OPT_NO_CACHE] = {.name = "no-cache"},
 };
 
-static bool parse_type(const char *text, clmoe_type *type, problem *why) {
+static bool parse_type(const char *option, const char *text, clmoe_type *type, problem *why) {
     const clmoe_type types[] = {CLMOE_F32, CLMOE_F16, CLMOE_BF16};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (strcmp(text, dtype_name(types[i])) == 0) {
             *type = types[i];
             return true;
         }
-    return problem_set(why, "--dtype is '%s', but must be f32, f16 or bf16", text);
+    return problem_set(why, "%s is '%s', but must be f32, f16 or bf16", option, text);
+}
+
+static bool parse_decode(const char *text, clmoe_decode *decode, problem *why) {
+    clmoe_type type = CLMOE_F32;
+    if (!parse_type("--decode", text, &type, why))
+        return false;
+    *decode = type == CLMOE_F32   ? CLMOE_DECODE_F32
+              : type == CLMOE_F16 ? CLMOE_DECODE_F16
+                                  : CLMOE_DECODE_BF16;
+    return true;
 }
 
 /* NAME[:WEIGHT] */
@@ -188,8 +203,10 @@ static bool parse_loss(run_options *o, const char *text, problem *why) {
 }
 
 /* What rounding x and the weights costs, with room. */
-static double default_tolerance(clmoe_type type) {
-    return type == CLMOE_F32 ? 1e-5 : type == CLMOE_F16 ? 2e-3 : 2e-2;
+static double default_tolerance(const run_options *o) {
+    if (o->dtype == CLMOE_BF16 || o->decode == CLMOE_DECODE_BF16)
+        return 2e-2;
+    return o->dtype == CLMOE_F16 || o->decode == CLMOE_DECODE_F16 ? 2e-3 : 1e-5;
 }
 
 static bool set_value(void *to, int option, const char *text, problem *why) {
@@ -208,7 +225,9 @@ static bool set_value(void *to, int option, const char *text, problem *why) {
     case OPT_SEED:
         return cli_u32("--seed", text, 0, UINT32_MAX, &o->forced.seed, why);
     case OPT_DTYPE:
-        return parse_type(text, &o->dtype, why);
+        return parse_type("--dtype", text, &o->dtype, why);
+    case OPT_DECODE:
+        return parse_decode(text, &o->decode, why);
     case OPT_LOSS:
         return parse_loss(o, text, why);
     default: { /* a text */
@@ -274,9 +293,10 @@ static bool check_options(run_options *o, const cli_parser *parser, problem *why
     o->capacity_given = parser->given[OPT_CAPACITY] > 0;
     o->recompute = parser->given[OPT_RECOMPUTE] > 0;
     if (!parser->given[OPT_TOLERANCE])
-        o->tolerance = default_tolerance(o->dtype);
-    o->gradient_tolerance =
-        parser->given[OPT_TOLERANCE] || o->dtype != CLMOE_F32 ? o->tolerance : GRADIENT_TOLERANCE;
+        o->tolerance = default_tolerance(o);
+    o->gradient_tolerance = o->tolerance;
+    if (!parser->given[OPT_TOLERANCE] && o->tolerance < GRADIENT_TOLERANCE)
+        o->gradient_tolerance = GRADIENT_TOLERANCE;
     return check_outputs(o, parser->given[OPT_FORCE] > 0, why);
 }
 
@@ -296,10 +316,13 @@ done:
     return status;
 }
 
-static void set_desc(const run_options *o, clmoe_layer_desc *desc) {
+/* Of a layer that is coded, the weights' type is what they are decoded to. */
+static void set_desc(const run_options *o, bool coded, clmoe_layer_desc *desc) {
     desc->engine = o->engine;
     desc->balance.enabled = 1;
-    desc->type = desc->weight_type = o->dtype;
+    desc->type = o->dtype;
+    if (!coded)
+        desc->weight_type = o->dtype;
     desc->training = o->dy != NULL;
     desc->recompute = o->recompute;
     if (o->capacity_given) {
@@ -324,11 +347,12 @@ done:
 static clmoe_status read_files(const run_options *o, run_session *s) {
     clmoe_status status = CLMOE_SUCCESS;
     problem why;
-    TRY(open_model(o->model, o->assume, &s->checkpoint));
+    TRY(open_model(o->model, o->assume, o->decode, &s->checkpoint));
     TRY(checked(model_is_spared(o->model, &o->output, "--output", &why), &why));
     TRY(checked(model_is_spared(o->model, &o->gradients, "--gradients", &why), &why));
     TRY(LIB(clmoe_checkpoint_layer(s->checkpoint, o->layer, &s->desc)));
-    set_desc(o, &s->desc);
+    s->report.coded = clmoe_checkpoint_coded(s->checkpoint, o->layer);
+    set_desc(o, s->report.coded != NULL, &s->desc);
     TRY(input_open(o->input, &s->input));
     TRY(rows_read(s->input, o->tensor, s->desc.dim, &s->batch.tokens, &s->x));
     if (o->expect != NULL)

@@ -12,10 +12,12 @@ static void keep_log(const char *message, void *user) {
     *log = strdup(message);
 }
 
-clmoe_status open_model(const char *directory, const char *assume, clmoe_checkpoint **out) {
+clmoe_status open_model(const char *directory, const char *assume, clmoe_decode decode,
+                        clmoe_checkpoint **out) {
     clmoe_checkpoint_options options;
     clmoe_checkpoint_options_init(&options);
     options.assume = assume;
+    options.decode = decode;
     return LIB(clmoe_checkpoint_open(directory, &options, out));
 }
 

@@ -21,7 +21,11 @@ clmoe_status session_open(device_session *s, const char *wanted, bool cache);
 /* Allowed on what session_open() left after an error. */
 void session_close(device_session *s);
 
-/* Opens a model directory; `assume` is the value of --assume, or NULL. */
-clmoe_status open_model(const char *directory, const char *assume, clmoe_checkpoint **out);
+/*
+ * Opens a model directory; `assume` is the value of --assume, or NULL, and `decode` what coded
+ * weights may be decoded to.
+ */
+clmoe_status open_model(const char *directory, const char *assume, clmoe_decode decode,
+                        clmoe_checkpoint **out);
 
 #endif

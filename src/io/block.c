@@ -1,4 +1,4 @@
-#include "checkpoint.h"
+#include "coded.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -169,12 +169,33 @@ static clmoe_status begin_role(const block *b, block_role *role, const name_patt
     return CLMOE_SUCCESS;
 }
 
-/* Enters one tensor of the block. */
-static clmoe_status collect(block *b, const file_tensor *t, const char *name) {
-    uint32_t expert;
-    const name_pattern *pattern = pattern_find(name, b->family->model_type, &expert);
-    if (pattern == NULL)
-        return fail_unused(b, t, name);
+/* Whether a role is of a matrix of the experts or the shared expert, which may be coded. */
+static bool may_be_coded(int role) {
+    return role >= ROLE_EXPERTS && (role - ROLE_EXPERTS) % PART_COUNT < PART_GATE_BIAS;
+}
+
+/* Makes the block's own entry of a matrix of codes. */
+static clmoe_status accept_coded(block *b, const file_tensor *t, int role, coded *matrix,
+                                 file_tensor *entry) {
+    clmoe_status status = CLMOE_SUCCESS;
+    if (!may_be_coded(role))
+        return fail(CLMOE_UNSUPPORTED, "%s: tensor '%s' is %s; clmoe takes only experts so coded",
+                    safetensors_path(t->file), t->tensor->name, matrix->format->name);
+    TRY(coded_accept(b->checkpoint, matrix));
+    entry->coded = malloc(sizeof *matrix);
+    if (entry->coded == NULL)
+        return fail(CLMOE_OUT_OF_MEMORY, "no memory for tensor '%s'", t->tensor->name);
+    *entry->coded = *matrix;
+    entry->tensor = &entry->coded->plain;
+    b->coded = b->coded ? b->coded : matrix->format->name;
+done:
+    return status;
+}
+
+/* Enters one tensor of the block, as the role of `pattern`; `matrix` NULL: it is not coded. */
+static clmoe_status enter(block *b, const file_tensor *t, const name_pattern *pattern,
+                          uint32_t expert, coded *matrix) {
+    clmoe_status status = CLMOE_SUCCESS;
     block_role *role = &b->roles[pattern->role];
     bool numbered = strchr(pattern->name, '#') != NULL;
     /* Some frameworks also store matrices for identity experts, which nothing reads. */
@@ -184,16 +205,40 @@ static clmoe_status collect(block *b, const file_tensor *t, const char *name) {
         return fail(CLMOE_BAD_FILE, "%s: tensor '%s' is of expert %u, but %s is %u",
                     safetensors_path(t->file), t->tensor->name, expert,
                     config_name(b->checkpoint->config, FIELD_EXPERTS), b->experts);
-    if (t->tensor->type > ST_BF16)
+    if (matrix == NULL && t->tensor->type > ST_BF16)
         return fail(CLMOE_UNSUPPORTED,
                     "%s: tensor '%s' has dtype %s; clmoe takes F32, F16, BF16 and F64",
                     safetensors_path(t->file), t->tensor->name, t->tensor->type_name);
-    if (role->pattern != NULL && role->pattern != pattern)
+    if (role->pattern != NULL && (role->pattern != pattern || role->tensors[expert].tensor != NULL))
         return fail(CLMOE_BAD_FILE, "%s: tensor '%s' has the role that '%s' has already",
                     safetensors_path(t->file), t->tensor->name, role->pattern->name);
-    clmoe_status status = role->pattern ? CLMOE_SUCCESS : begin_role(b, role, pattern);
-    if (status == CLMOE_SUCCESS)
-        role->tensors[expert] = *t;
+    if (role->pattern == NULL)
+        TRY(begin_role(b, role, pattern));
+    role->tensors[expert] = *t;
+    if (matrix != NULL)
+        TRY(accept_coded(b, t, pattern->role, matrix, &role->tensors[expert]));
+done:
+    return status;
+}
+
+/* Finds what one tensor of the block is for; `name` is its name below the prefix. */
+static clmoe_status collect(block *b, const file_tensor *t, const char *name) {
+    clmoe_status status = CLMOE_SUCCESS;
+    const size_t prefix = (size_t)(name - t->tensor->name);
+    char plain[2 * MAX_PREFIX];
+    coded_kind kind;
+    coded matrix;
+    uint32_t expert;
+    TRY(coded_find(b->checkpoint, t, &kind, &matrix, plain));
+    if (kind == CODED_BESIDE)
+        return CLMOE_SUCCESS;
+    const bool is_coded = kind == CODED_MATRIX;
+    const name_pattern *pattern =
+        pattern_find(is_coded ? plain + prefix : name, b->family->model_type, &expert);
+    if (pattern == NULL)
+        return fail_unused(b, t, name);
+    TRY(enter(b, t, pattern, expert, is_coded ? &matrix : NULL));
+done:
     return status;
 }
 
@@ -222,7 +267,13 @@ clmoe_status block_collect(block *b) {
         if (status != CLMOE_SUCCESS)
             return status;
     }
-    return CLMOE_SUCCESS;
+    return b->coded ? CLMOE_SUCCESS : coded_check_none(b);
+}
+
+clmoe_status block_read_f32(const file_tensor *t, uint64_t first, size_t count, float *out) {
+    if (t->coded != NULL)
+        return coded_read_f32(t->coded, first, count, out);
+    return safetensors_read_f32(t->file, t->tensor, first, count, out);
 }
 
 clmoe_status block_refuse(const block *b, const file_tensor *t, const char *why) {
@@ -232,7 +283,10 @@ clmoe_status block_refuse(const block *b, const file_tensor *t, const char *why)
 }
 
 void block_release(block *b) {
-    for (int r = 0; r < ROLE_COUNT; r++)
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        for (uint32_t e = 0; e < b->roles[r].count && b->roles[r].tensors != NULL; e++)
+            free(b->roles[r].tensors[e].coded);
         free(b->roles[r].tensors);
+    }
     memset(b, 0, sizeof *b);
 }

@@ -117,7 +117,7 @@ static clmoe_status add_tensor(clmoe_checkpoint *c, const char *index, const cha
     if (found == NULL)
         TRY(fail(CLMOE_BAD_FILE, "%s: tensor '%s' is missing, which %s says it has",
                  safetensors_path(file), tensor, index));
-    c->tensors[c->num_tensors++] = (file_tensor){file, found};
+    c->tensors[c->num_tensors++] = (file_tensor){.file = file, .tensor = found};
 done:
     return status;
 }
@@ -148,7 +148,8 @@ static clmoe_status open_single(clmoe_checkpoint *c, const char *path) {
     size_t count = safetensors_count(c->files[0]);
     TRY(reserve(c, count));
     for (size_t i = 0; i < count; i++)
-        c->tensors[c->num_tensors++] = (file_tensor){c->files[0], safetensors_at(c->files[0], i)};
+        c->tensors[c->num_tensors++] =
+            (file_tensor){.file = c->files[0], .tensor = safetensors_at(c->files[0], i)};
 done:
     return status;
 }
@@ -202,10 +203,15 @@ clmoe_status clmoe_checkpoint_open(const char *directory, const clmoe_checkpoint
     clmoe_checkpoint_options_init(&own);
     if (options != NULL)
         TRY(struct_take(CLMOE_INVALID_ARGUMENT, "options", options, &own, sizeof own));
+    if (own.decode > CLMOE_DECODE_BF16 || own.reserved != 0)
+        TRY(fail(CLMOE_INVALID_ARGUMENT, "options.%s is %u, which is %s",
+                 own.reserved ? "reserved" : "decode", own.reserved ? own.reserved : own.decode,
+                 own.reserved ? "not 0" : "no clmoe_decode"));
     c = calloc(1, sizeof *c);
     if (c == NULL || (c->directory = malloc(strlen(directory) + 1)) == NULL)
         TRY(fail(CLMOE_OUT_OF_MEMORY, "%s: no memory to open it", directory));
     strcpy(c->directory, directory);
+    c->decode = own.decode;
     path = join(directory, "config.json");
     if (path == NULL)
         TRY(CLMOE_OUT_OF_MEMORY);

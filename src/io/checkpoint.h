@@ -6,9 +6,12 @@
 #include "families.h"
 #include "safetensors.h"
 
+struct coded;
+
 typedef struct file_tensor {
     const safetensors *file;
     const st_tensor *tensor;
+    struct coded *coded; /* of a block's matrix that is coded, whose `plain` is `tensor`; or NULL */
 } file_tensor;
 
 struct clmoe_checkpoint {
@@ -16,6 +19,7 @@ struct clmoe_checkpoint {
     config *config;
     const family *family; /* whose rules hold; NULL: each block's own tensors tell */
     bool assumed;         /* `family` is an assumption of the caller's */
+    uint32_t decode;      /* clmoe_decode */
     safetensors **files;
     size_t num_files;
     file_tensor *tensors; /* of all files, sorted by name */
@@ -53,6 +57,7 @@ typedef struct block {
     const family *family;
     uint32_t experts, identity_experts;
     block_role roles[ROLE_COUNT];
+    const char *coded; /* the format of the first matrix that is coded, or NULL */
 } block;
 
 /* Finds the block of a layer and whose rules hold. CLMOE_BAD_FILE: the layer has none. */
@@ -66,6 +71,9 @@ clmoe_status block_collect(block *b);
 
 /* CLMOE_BAD_FILE: the block has a tensor, but `why` it should not. */
 clmoe_status block_refuse(const block *b, const file_tensor *t, const char *why);
+
+/* Numbers [first, first + count) of a tensor of the block as f32, decoded if it is coded. */
+clmoe_status block_read_f32(const file_tensor *t, uint64_t first, size_t count, float *out);
 
 void block_release(block *b);
 

@@ -554,20 +554,33 @@ static clmoe_status check_one_text(const config *c) {
     return CLMOE_SUCCESS;
 }
 
-/* CLMOE_UNSUPPORTED for a model whose weights are coded. */
-static clmoe_status check_quantization(const config *c) {
+/* The nth object that says how the weights are coded; NULL when there are fewer. */
+static const json_t *find_quantization(const config *c, size_t nth, const char **name) {
     const json_t *places[MAX_AROUND + 1] = {c->text, c->around[0], c->around[1]};
     for (size_t p = 0; p < 1 + c->num_around; p++)
         for (size_t i = 0; i < COUNT(quantizations); i++) {
             const json_t *found = json_object_get(places[p], quantizations[i]);
-            if (found == NULL || json_is_null(found))
+            if (found == NULL || json_is_null(found) || nth-- > 0)
                 continue;
-            const char *method = json_string_value(json_object_get(found, "quant_method"));
-            return fail(CLMOE_UNSUPPORTED,
-                        "%s: %s has quant_method '%.60s': clmoe can't read it yet; it takes "
-                        "F32, F16, BF16 and F64 weights",
-                        c->path, quantizations[i], method ? method : "not given");
+            *name = quantizations[i];
+            return found;
         }
+    return NULL;
+}
+
+const json_t *config_quantization(const config *c, const char **name) {
+    return find_quantization(c, 0, name);
+}
+
+/* CLMOE_UNSUPPORTED for two that differ. */
+static clmoe_status check_quantization(const config *c) {
+    const char *name = NULL, *other = NULL;
+    const json_t *first = find_quantization(c, 0, &name), *next;
+    for (size_t i = 1; (next = find_quantization(c, i, &other)) != NULL; i++)
+        if (!json_equal(first, next))
+            return fail(CLMOE_UNSUPPORTED,
+                        "%s: has %s twice, or %s beside it, and they differ; which is the model's?",
+                        c->path, name, other);
     return CLMOE_SUCCESS;
 }
 

@@ -9,9 +9,11 @@
 
 typedef struct config config;
 
+struct json_t;
+
 /*
- * Reads and parses `path`. Errors: CLMOE_IO, CLMOE_BAD_FILE; CLMOE_UNSUPPORTED for a quantised
- * model, which names the method.
+ * Reads and parses `path`. Errors: CLMOE_IO, CLMOE_BAD_FILE; CLMOE_UNSUPPORTED for two text
+ * models, or two sentences of how the weights are coded, that differ.
  */
 clmoe_status config_open(const char *path, config **out);
 void config_close(config *c);
@@ -26,6 +28,9 @@ bool config_has_name(const config *c, const char *name);
 
 /* The name the field has in this file, or its most usual one. */
 const char *config_name(const config *c, config_field field);
+
+/* The object that says how the weights are coded, and its name; NULL if there is none. */
+const struct json_t *config_quantization(const config *c, const char **name);
 
 /* CLMOE_BAD_FILE: the file lacks the field; the sentence lists its names. */
 clmoe_status config_missing(const config *c, config_field field);

@@ -650,8 +650,23 @@ clmoe_status checkpoint_describe(const clmoe_checkpoint *c, uint32_t layer, clmo
     TRY(read_activation(b, desc));
     TRY(read_router_switches(b, desc));
     TRY(config_check_unread(&b->config));
+    if (b->coded != NULL)
+        desc->weight_type = c->decode - 1; /* clmoe_decode counts from clmoe_type + 1 */
 done:
     return status;
+}
+
+const char *clmoe_checkpoint_coded(const clmoe_checkpoint *checkpoint, uint32_t layer) {
+    clmoe_layer_desc desc;
+    block b;
+    if (checkpoint == NULL)
+        return NULL;
+    const error_sentence kept = error_keep();
+    clmoe_status status = checkpoint_describe(checkpoint, layer, &desc, &b);
+    const char *name = status == CLMOE_SUCCESS ? b.coded : NULL;
+    error_put_back(&kept);
+    block_release(&b);
+    return name;
 }
 
 clmoe_status clmoe_checkpoint_layer_sized(const clmoe_checkpoint *checkpoint, uint32_t layer,

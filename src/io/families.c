@@ -231,12 +231,12 @@ static const name_pattern patterns[] = {
 static const struct {
     const char *end, *feature;
 } unsupported_tensors[] = {
-    {"_blocks", "MXFP4 weights"},
-    {"_scales", "MXFP4 weights"},
-    {"_scale_inv", "FP8 weights with block scales"},
-    {"weight_scale", "quantised weights"},
-    {"input_scale", "quantised weights"},
-    {"weight_packed", "quantised weights"},
+    {"_blocks", "MXFP4 weights of another dtype"},
+    {"_scales", "MXFP4 weights that are not beside it"},
+    {"_scale_inv", "FP8 weights that are not beside it"},
+    {"weight_scale", "coded weights that are not beside it"},
+    {"input_scale", "coded weights that are not beside it"},
+    {"weight_packed", "quantised weights of another dtype than U8"},
     {"qweight", "quantised weights"},
     {"qzeros", "quantised weights"},
     {"scales", "quantised weights"},

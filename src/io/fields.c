@@ -117,6 +117,8 @@ static const other_field others[] = {
     {"router_dtype", NULL, "\"float32\" \"fp32\"", NULL},
     {"moe_router_dtype", NULL, "\"float32\" \"fp32\"", NULL},
 
+    {"expert_dtype", NULL, "\"fp4\" \"fp8\"", NULL}, /* the tensors tell */
+
     {"temperature", NULL, "1 1.0", NULL}, /* of sampling, in old files */
     {"norm_eps", NULL, ELSEWHERE},
     {"norm_epsilon", NULL, ELSEWHERE},

@@ -154,6 +154,22 @@ done:
     return status;
 }
 
+clmoe_status safetensors_read_bytes(const safetensors *file, const st_tensor *tensor,
+                                    uint64_t first, size_t count, void *out) {
+    if (first > tensor->bytes || count > tensor->bytes - first)
+        return fail(CLMOE_INVALID_ARGUMENT,
+                    "%s: tensor '%s' has %" PRIu64 " bytes, but %zu were asked for from %" PRIu64,
+                    file->path, tensor->name, tensor->bytes, count, first);
+    clmoe_status status = CLMOE_SUCCESS;
+    int fd;
+    TRY(open_again(file, &fd));
+    TRY(read_at(file, fd, tensor->begin + first, count, out));
+done:
+    if (fd >= 0)
+        close(fd);
+    return status;
+}
+
 /* ---- The header ---------------------------------------------------------------------------- */
 
 /* A non-negative integer of the header; -1 for anything else. */

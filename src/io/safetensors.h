@@ -42,4 +42,8 @@ void safetensors_names(const safetensors *file, char *text, size_t size);
 clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tensor, uint64_t first,
                                   size_t count, float *out);
 
+/* Bytes [first, first + count) of a tensor of any type. */
+clmoe_status safetensors_read_bytes(const safetensors *file, const st_tensor *tensor,
+                                    uint64_t first, size_t count, void *out);
+
 #endif

@@ -99,7 +99,7 @@ static clmoe_status copy_tensor(void *user, const tensor_place *place) {
     for (uint64_t done = 0; done < count;) {
         uint64_t left = count - done;
         size_t now = left < STAGING_FLOATS ? (size_t)left : STAGING_FLOATS;
-        TRY(safetensors_read_f32(t->file, t->tensor, done, now, u->staging));
+        TRY(block_read_f32(t, done, now, u->staging));
         clmoe_type_encode(place->type, u->staging, now, u->staging);
         TRY(CL(clEnqueueWriteBuffer(u->queue, place->buf->mem, CL_TRUE,
                                     (size_t)(place->at + done) * element, now * element, u->staging,
@@ -139,6 +139,12 @@ clmoe_status clmoe_checkpoint_upload(const clmoe_checkpoint *checkpoint, uint32_
     memset(&b, 0, sizeof b);
     TRY(check_queue(&u));
     TRY(block_open(checkpoint, layer, desc, &own, &b));
+    if (b.coded != NULL && own.weight_type + 1 != checkpoint->decode)
+        TRY(fail(
+            CLMOE_INVALID_ARGUMENT,
+            "desc.weight_type is %s, but layer %u is %s, which options.decode allows to decode "
+            "to %s",
+            type_name(own.weight_type), layer, b.coded, type_name(checkpoint->decode - 1)));
     TRY(read_limits(&u));
     TRY(upload_all(&u, &own, weights));
 done:

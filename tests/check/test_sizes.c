@@ -499,7 +499,7 @@ static void no_padding_at_the_end(void **state) {
           #type)
     test_case("padding");
     ENDS_WITH(clmoe_context_options, max_launch_work);
-    ENDS_WITH(clmoe_checkpoint_options, assume);
+    ENDS_WITH(clmoe_checkpoint_options, reserved);
     ENDS_WITH(clmoe_layer_desc, reserved);
     ENDS_WITH(clmoe_forward_args, bias_counts);
     ENDS_WITH(clmoe_score_args, reserved);

@@ -18,7 +18,7 @@ with_value() {
     replicas | devices | nodes | groups | max-moves) value=1 ;;
     output | csv | tune | gradients | plan | report) value=- ;;
     previous | text | input | tensor | expect | assume | dy | expect-gradients) value=some ;;
-    dtype | gradient-type) value=f32 ;;
+    dtype | decode | gradient-type) value=f32 ;;
     engine) value=ref ;;
     loss) value=z ;;
     controller) value=bias ;;

@@ -68,7 +68,8 @@ void fuzz_copy(const char *seed, const char *name) {
 static void describe(const char *assume) {
     clmoe_checkpoint *checkpoint = NULL;
     clmoe_layer_desc desc;
-    const clmoe_checkpoint_options options = {.struct_size = sizeof options, .assume = assume};
+    const clmoe_checkpoint_options options = {
+        .struct_size = sizeof options, .assume = assume, .decode = CLMOE_DECODE_F32};
     if (clmoe_checkpoint_open(fuzz_directory(), &options, &checkpoint) != CLMOE_SUCCESS)
         return;
     for (uint32_t layer = 0; layer < LAYERS; layer++)

@@ -9,7 +9,8 @@ static void append_tensor(char *header, size_t size, const char *spec, size_t le
     char name[160], type[16], dims[48];
     CHECK(length < 220 && sscanf(spec, "%159s %15s %47[0-9,]", name, type, dims) == 3, "%s\n",
           spec);
-    size_t bytes = strcmp(type, "U8") == 0 ? 1 : strcmp(type, "BF16") == 0 ? 2 : 4;
+    const bool one = strchr(type, '8') != NULL; /* U8, I8, F8_E4M3 */
+    size_t bytes = one ? 1 : strcmp(type, "BF16") == 0 ? 2 : 4;
     for (const char *dim = dims; dim != NULL; dim = strchr(dim, ',')) {
         dim += *dim == ',';
         bytes *= strtoul(dim, NULL, 10);
