@@ -83,17 +83,10 @@ bool code_list_has(const char *list, const char *word) {
 
 /* ---- Shapes --------------------------------------------------------------------------------- */
 
-static void print_shape(uint32_t rank, const uint64_t *shape, char *text, size_t size) {
-    size_t used = 0;
-    text[0] = '\0';
-    for (uint32_t i = 0; i < rank && used < size; i++)
-        used += (size_t)snprintf(text + used, size - used, "%s%" PRIu64, i ? ", " : "", shape[i]);
-}
-
 static clmoe_status fail_shape(const coded *c, const safetensors *file, const st_tensor *t,
                                const char *should) {
     char is[192];
-    print_shape(t->rank, t->shape, is, sizeof is);
+    safetensors_print_shape(t->rank, t->shape, is, sizeof is);
     return fail(CLMOE_BAD_FILE, "%s: tensor '%s' of %s has shape [%s], but must have %s",
                 safetensors_path(file), t->name, c->format->name, is, should);
 }
@@ -165,7 +158,7 @@ static clmoe_status check_scales(coded *c, const uint32_t block[2]) {
     want[c->plain.rank - 1] = blocks_of(c->columns, c->block_columns);
     if (s->rank == c->plain.rank && memcmp(s->shape, want, s->rank * sizeof want[0]) == 0)
         return CLMOE_SUCCESS;
-    print_shape(c->plain.rank, want, shape, sizeof shape);
+    safetensors_print_shape(c->plain.rank, want, shape, sizeof shape);
     snprintf(should, sizeof should, "[%s], a scale for %" PRIu64 " x %" PRIu64 " weights%s", shape,
              c->block_rows, c->block_columns,
              grid == GRID_ANY ? ", or one for each row, or one for all" : "");

@@ -50,21 +50,14 @@ done:
 
 /* ---- Shapes --------------------------------------------------------------------------------- */
 
-static void print_shape(uint32_t rank, const uint64_t *shape, char *text, size_t size) {
-    size_t used = 0;
-    text[0] = '\0';
-    for (uint32_t i = 0; i < rank && used < size; i++)
-        used += (size_t)snprintf(text + used, size - used, "%s%" PRIu64, i ? ", " : "", shape[i]);
-}
-
 static bool same_shape(const st_tensor *t, uint32_t rank, const uint64_t *shape) {
     return t->rank == rank && memcmp(t->shape, shape, rank * sizeof shape[0]) == 0;
 }
 
 static clmoe_status fail_shape(const file_tensor *t, uint32_t rank, const uint64_t *shape) {
     char is[192], should[192];
-    print_shape(t->tensor->rank, t->tensor->shape, is, sizeof is);
-    print_shape(rank, shape, should, sizeof should);
+    safetensors_print_shape(t->tensor->rank, t->tensor->shape, is, sizeof is);
+    safetensors_print_shape(rank, shape, should, sizeof should);
     return fail(CLMOE_BAD_FILE, "%s: tensor '%s' has shape [%s], but must have [%s]",
                 safetensors_path(t->file), t->tensor->name, is, should);
 }
@@ -104,7 +97,7 @@ static clmoe_status check_dimension(block *b, const file_tensor *t, config_field
     if (status != CLMOE_SUCCESS)
         return status;
     char is[192];
-    print_shape(t->tensor->rank, t->tensor->shape, is, sizeof is);
+    safetensors_print_shape(t->tensor->rank, t->tensor->shape, is, sizeof is);
     return fail(CLMOE_BAD_FILE, "%s: tensor '%s' has shape [%s], but %s is %u",
                 safetensors_path(t->file), t->tensor->name, is, config_name(c, field), said);
 }

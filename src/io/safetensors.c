@@ -433,3 +433,10 @@ void safetensors_names(const safetensors *file, char *text, size_t size) {
         snprintf(text + used, size - used, "%s%zu %s", i ? " and " : "", file->count - i,
                  i ? "more" : "tensors");
 }
+
+void safetensors_print_shape(uint32_t rank, const uint64_t *shape, char *text, size_t size) {
+    size_t used = 0;
+    text[0] = '\0';
+    for (uint32_t i = 0; i < rank && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%s%" PRIu64, i ? ", " : "", shape[i]);
+}

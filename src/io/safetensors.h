@@ -46,4 +46,7 @@ clmoe_status safetensors_read_f32(const safetensors *file, const st_tensor *tens
 clmoe_status safetensors_read_bytes(const safetensors *file, const st_tensor *tensor,
                                     uint64_t first, size_t count, void *out);
 
+/* "2, 3" of [2,3], as far as `size` bytes hold it. */
+void safetensors_print_shape(uint32_t rank, const uint64_t *shape, char *text, size_t size);
+
 #endif

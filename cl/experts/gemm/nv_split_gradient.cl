@@ -103,12 +103,11 @@ void gradient_nv_split(GRADIENT_PARAMETERS) {
     const uint first_row = (uint)get_global_id(1) * ROWS;
     const uint first_column = (uint)get_global_id(0) / ITEMS * COLUMNS;
 #if SLICED
-    const uint begin = matrix * gradient_slice(slots);
-    const uint end = min(begin + gradient_slice(slots), slots);
+    const uint2 slots_in_use = slots_of_slice(slots, matrix);
 #else
     const uint2 slots_in_use = slots_of(&g, matrix);
-    const uint begin = slots_in_use.x, end = slots_in_use.y;
 #endif
+    const uint begin = slots_in_use.x, end = slots_in_use.y;
     const carrier mine = carrier_of(&g, first_row, first_column, item);
     const warp_part at = warp_part_of(item);
     float totals[BLOCKS_DOWN][BLOCKS_ACROSS][4];

@@ -1,10 +1,10 @@
 /*
  * Purpose: Gradients of weights for GPUs: a work-group computes ROWS rows by 2 * COLUMNS columns of
  *          an expert's gradient through local memory. All experts in one launch.
- * Formula: as ref_gradient.cl. SPLIT: one dense problem, whose slots are cut into slices of
+ * Formula: as ref_gradient.cl. SLICED: one dense problem, whose slots are cut into slices of
  *          gradient_slice(slots); the partial sum of slice i is "expert" i of C, to be added by
  *          slices_add.cl.
- * Arrays: as in gradient.clh. SPLIT: no offsets.
+ * Arrays: as in gradient.clh. SLICED: no offsets.
  * NDRange: (ceil(n / (2 * COLUMNS)), ceil(m / ROWS), E, or slices) groups of (COLUMNS / 4) x
  *          (ROWS / ITEM_ROWS) work-items; each owns ITEM_ROWS rows, 4, or 8 if LARGE, by 2 x 4
  *          columns.
@@ -150,13 +150,12 @@ void gradient_tiled(GRADIENT_PARAMETERS) {
     const uint matrix = (uint)get_global_id(2);
     const uint first_row = (uint)get_global_id(1) / ITEMS_Y * ROWS;
     const uint first_column = (uint)get_global_id(0) / ITEMS_X * (2 * COLUMNS);
-#if SPLIT
-    const uint begin = matrix * gradient_slice(slots);
-    const uint end = min(begin + gradient_slice(slots), slots);
+#if SLICED
+    const uint2 slots_in_use = slots_of_slice(slots, matrix);
 #else
     const uint2 slots_in_use = slots_of(&g, matrix);
-    const uint begin = slots_in_use.x, end = slots_in_use.y;
 #endif
+    const uint begin = slots_in_use.x, end = slots_in_use.y;
     /* A step's elements are loaded while those of the one before are used. */
     const uint behind = begin < end ? end + DEPTH : begin;
     p_parts next_p;

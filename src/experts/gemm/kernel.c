@@ -74,6 +74,22 @@ clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *sh
     return status;
 }
 
+void gemm_tile_kernels_release(gemm_tile_kernels *kernels) {
+    for (int variant = 0; variant < GEMM_VARIANTS; variant++)
+        for (int tile = 0; tile < GEMM_TILES; tile++) {
+            kernel_release(&kernels->of[variant][0][tile]);
+            kernel_release(&kernels->of[variant][1][tile]);
+        }
+}
+
+cl_kernel gemm_tile_kernel(const gemm_tile_kernels *kernels, const gemm_problem *problem,
+                           int tile) {
+    const bool transposed = problem->up.col != 1;
+    const gemm_variant variant = gemm_variant_of(problem->form);
+    cl_kernel kernel = kernels->of[variant][transposed][tile];
+    return kernel ? kernel : kernels->of[variant][!transposed][tile];
+}
+
 z_place gemm_z_place(const gemm_z *z) {
     return (z_place){.row = z->row,
                      .step = z->step,

@@ -33,6 +33,17 @@ clmoe_status gemm_kernels_by_column(clmoe_context *context, const gemm_shape *sh
                                     const char *step, const char *name,
                                     cl_kernel kernels[GEMM_VARIANTS], size_t *group);
 
+/* Kernels by form, by whether W lies transposed, and by tile; NULL: the shape asks for none. */
+enum { GEMM_TILES = 3 };
+typedef struct gemm_tile_kernels {
+    cl_kernel of[GEMM_VARIANTS][2][GEMM_TILES];
+} gemm_tile_kernels;
+
+void gemm_tile_kernels_release(gemm_tile_kernels *kernels);
+
+/* The one for a problem; where W has one element along a dimension, either order may be there. */
+cl_kernel gemm_tile_kernel(const gemm_tile_kernels *kernels, const gemm_problem *problem, int tile);
+
 /* As kernels take it. */
 z_place gemm_z_place(const gemm_z *z);
 

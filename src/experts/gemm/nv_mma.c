@@ -13,10 +13,10 @@ enum { ITEMS = 128, MIN_CAPABILITY = 80 };
 static const struct { uint32_t rows, columns; } tiles[] = {{16, 64}, {64, 128}, {128, 128}};
 
 enum { TILES = sizeof tiles / sizeof tiles[0] };
+_Static_assert((int)TILES <= (int)GEMM_TILES, "more tiles than kernels have room for");
 
-/* By gated, by whether W lies transposed, and by tile; those that the shape asks for. */
 typedef struct nv_state {
-    cl_kernel kernels[GEMM_VARIANTS][2][TILES];
+    gemm_tile_kernels kernels;
 } nv_state;
 
 static clmoe_status nv_supports(clmoe_context *context) {
@@ -41,11 +41,7 @@ static void nv_destroy(void *opaque) {
     nv_state *state = opaque;
     if (!state)
         return;
-    for (int i = 0; i < GEMM_VARIANTS; i++)
-        for (int j = 0; j < TILES; j++) {
-            kernel_release(&state->kernels[i][0][j]);
-            kernel_release(&state->kernels[i][1][j]);
-        }
+    gemm_tile_kernels_release(&state->kernels);
     free(state);
 }
 
@@ -67,11 +63,11 @@ static clmoe_status compile_all(clmoe_context *context, const gemm_shape *shape,
     clmoe_status status = CLMOE_SUCCESS;
     const gemm_variant first = gemm_variant_of(shape->form);
     const bool orders[] = {shape->gate_up_transposed, shape->down_transposed};
-    TRY(compile(context, shape, first, orders[0], state->kernels[first][orders[0]]));
+    TRY(compile(context, shape, first, orders[0], state->kernels.of[first][orders[0]]));
     for (int transposed = 0; transposed < 2; transposed++)
         if (shape->training || transposed == orders[1])
             TRY(compile(context, shape, GEMM_UNGATED, transposed != 0,
-                        state->kernels[GEMM_UNGATED][transposed]));
+                        state->kernels.of[GEMM_UNGATED][transposed]));
 done:
     return status;
 }
@@ -107,14 +103,6 @@ static clmoe_status choose_tile(const gemm_problem *problem, int *tile) {
                 rows, tiles[0].rows);
 }
 
-/* Where W has one element along a dimension, either order may be the one that was compiled. */
-static cl_kernel kernel_for(const nv_state *state, const gemm_problem *problem, int tile) {
-    const bool transposed = problem->up.col != 1;
-    const gemm_variant variant = gemm_variant_of(problem->form);
-    cl_kernel kernel = state->kernels[variant][transposed][tile];
-    return kernel ? kernel : state->kernels[variant][!transposed][tile];
-}
-
 static clmoe_status nv_run(void *opaque, launch *chain, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
     int tile = 0;
@@ -122,7 +110,8 @@ static clmoe_status nv_run(void *opaque, launch *chain, const gemm_problem *prob
     const uint32_t columns = tiles[tile].columns / (problem->form == GEMM_GATED ? 2 : 1);
     const size_t groups =
         gemm_tiles(problem->slots, tiles[tile].rows) * gemm_tiles(problem->n, columns);
-    cl_kernel kernel = kernel_for(opaque, problem, tile);
+    const nv_state *state = opaque;
+    cl_kernel kernel = gemm_tile_kernel(&state->kernels, problem, tile);
     TRY(gemm_kernel_set(kernel, problem, problem->row_tile));
     TRY(launch_bounded(chain, kernel, 1, &groups, (const size_t[]){ITEMS},
                        gemm_work(problem, tiles[tile].rows, columns)));

@@ -17,13 +17,13 @@ enum { WARP = 32, ITEMS = 4 * WARP, SIDE = 16, MIN_CAPABILITY = 80 };
 static const uint32_t tile_rows[] = {16, 64};
 /* COLUMNS: gate's and up's together. */
 enum { TILES = sizeof tile_rows / sizeof tile_rows[0], COLUMNS = 64 };
+_Static_assert((int)TILES <= (int)GEMM_TILES, "more tiles than kernels have room for");
 
 /* Slices side by side as long as tiles would leave so much of the device idle. */
 enum { IDLE = 4 };
 
-/* By gated, by whether W lies transposed, and by tile; those that the shape asks for. */
 typedef struct split_state {
-    cl_kernel kernels[GEMM_VARIANTS][2][TILES];
+    gemm_tile_kernels kernels;
     cl_kernel slices; /* NULL where not asked for */
     uint32_t compute_units;
 } split_state;
@@ -41,11 +41,7 @@ static void split_destroy(void *opaque) {
     split_state *state = opaque;
     if (!state)
         return;
-    for (int i = 0; i < GEMM_VARIANTS; i++)
-        for (int j = 0; j < TILES; j++) {
-            kernel_release(&state->kernels[i][0][j]);
-            kernel_release(&state->kernels[i][1][j]);
-        }
+    gemm_tile_kernels_release(&state->kernels);
     kernel_release(&state->slices);
     free(state);
 }
@@ -53,7 +49,7 @@ static void split_destroy(void *opaque) {
 static clmoe_status compile(clmoe_context *context, const gemm_shape *shape, gemm_variant variant,
                             bool transposed, split_state *state) {
     clmoe_status status = CLMOE_SUCCESS;
-    cl_kernel *kernels = state->kernels[variant][transposed];
+    cl_kernel *kernels = state->kernels.of[variant][transposed];
     for (int i = 0; i < TILES && !kernels[i]; i++) {
         const bool linear = shape->form == GEMM_LINEAR;
         char options[96];
@@ -131,14 +127,6 @@ done:
     return status;
 }
 
-/* Where W has one element along a dimension, either order may be the one that was compiled. */
-static cl_kernel kernel_for(const split_state *state, const gemm_problem *problem, int tile) {
-    const bool transposed = problem->up.col != 1;
-    const gemm_variant variant = gemm_variant_of(problem->form);
-    cl_kernel kernel = state->kernels[variant][transposed][tile];
-    return kernel ? kernel : state->kernels[variant][!transposed][tile];
-}
-
 static clmoe_status split_run(void *opaque, launch *chain, const gemm_problem *problem) {
     clmoe_status status = CLMOE_SUCCESS;
     const split_state *state = opaque;
@@ -149,7 +137,7 @@ static clmoe_status split_run(void *opaque, launch *chain, const gemm_problem *p
     const uint32_t columns = problem->form == GEMM_GATED ? COLUMNS / 2 : COLUMNS;
     const size_t groups[] = {gemm_tiles(problem->slots, tile_rows[tile]),
                              gemm_tiles(problem->n, columns)};
-    cl_kernel kernel = kernel_for(state, problem, tile);
+    cl_kernel kernel = gemm_tile_kernel(&state->kernels, problem, tile);
     TRY(gemm_kernel_set(kernel, problem, problem->row_tile));
     TRY(launch_bounded(chain, kernel, 2, groups, (const size_t[]){ITEMS, 1},
                        gemm_work(problem, tile_rows[tile], columns)));

@@ -367,13 +367,14 @@ static clmoe_status compile_gradients(clmoe_context *context, const gemm_gradien
     gemm_gradient_shape partial = *shape;
     partial.c_type = CLMOE_F32;
     kernels_release(kernels);
-    for (int split = 0; split < 2; split++) {
+    for (int sliced = 0; sliced < 2; sliced++) {
         char options[96];
-        snprintf(options, sizeof options, "-DSPLIT=%d -DLARGE=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u",
-                 split, large, tile->rows, tile->columns, tile->depth);
-        TRY(gemm_gradient_kernel(context, split ? &partial : shape, "experts/gemm/tiled_gradient",
+        snprintf(options, sizeof options,
+                 "-DSLICED=%d -DLARGE=%d -DROWS=%u -DCOLUMNS=%u -DDEPTH=%u", sliced, large,
+                 tile->rows, tile->columns, tile->depth);
+        TRY(gemm_gradient_kernel(context, sliced ? &partial : shape, "experts/gemm/tiled_gradient",
                                  options, "gradient_tiled",
-                                 split ? &kernels->slices : &kernels->tiles));
+                                 sliced ? &kernels->slices : &kernels->tiles));
     }
     kernels->tile = *tile;
 done:
@@ -425,7 +426,7 @@ static const gradient_kernels *choose_gradient(const tiled_gradient *state,
                : many;
 }
 
-static clmoe_status run_gradient_tiles(const tiled_gradient *state, launch *chain, bool split,
+static clmoe_status run_gradient_tiles(const tiled_gradient *state, launch *chain, bool sliced,
                                        const gemm_gradient *g) {
     clmoe_status status = CLMOE_SUCCESS;
     const gradient_kernels *kernels = choose_gradient(state, g);
@@ -435,7 +436,7 @@ static clmoe_status run_gradient_tiles(const tiled_gradient *state, launch *chai
     const size_t local[] = {tile->columns / TILED_ITEM,
                             tile->rows / (kernels == &state->large ? TILED_LARGE_ROWS : TILED_ITEM),
                             1};
-    const cl_kernel kernel = split ? kernels->slices : kernels->tiles;
+    const cl_kernel kernel = sliced ? kernels->slices : kernels->tiles;
     TRY(gemm_gradient_set(kernel, g));
     TRY(launch_bounded(chain, kernel, 3, groups, local, (uint64_t)g->slots * tile->rows * columns));
 done:
